@@ -1,0 +1,1 @@
+"""Slides in, patch stores out. Knows nothing of models; never imports torch or wsi_pipeline."""

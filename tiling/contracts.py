@@ -1,0 +1,164 @@
+"""What crosses a boundary of `tiling`: frozen values, each field with its shape, unit and frame.
+
+Frames: a position is (x, y), the top-left corner, in level-0 pixels of OpenSlide's frame;
+arrays are (row, column). Lengths say their unit: `_l0` level-0 px, `_px` px at `target_mpp`,
+`_um` microns.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+SCHEMA = "wsi-pipeline/patch-store/1"
+
+LabelRule = Literal["inner", "centre", "fraction"]
+EdgeRule = Literal["drop", "pad"]
+StoreKind = Literal["patches", "coords"]
+
+
+@dataclass(frozen=True)
+class SlideInfo:
+    """What is known of a slide without reading its pixels; holds nothing that identifies a patient."""
+
+    slide_id: str
+    file_name: str  # no folder
+    vendor: str
+    size: tuple[int, int]  # (width, height), level-0 px
+    mpp: tuple[float, float]  # (x, y), µm per level-0 px
+    level_sizes: tuple[tuple[int, int], ...]  # (width, height) of each level
+    level_downsamples: tuple[float, ...]  # level-0 px per px of each level, >= 1
+    bounds: tuple[int, int, int, int] | None  # (x, y, width, height) l0 of the scanned part, if told
+    objective_power: float | None  # shown, never computed with
+    fingerprint: str  # of the file's bytes (size, head and tail), not of its path or date
+
+
+class Slide(Protocol):
+    """An open slide. Every reader passes the same contract test, with OpenSlide as the oracle."""
+
+    @property
+    def vendor(self) -> str:
+        """Name of the scanner's maker as OpenSlide spells it, e.g. ``aperio``."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height), level-0 px."""
+
+    @property
+    def mpp(self) -> tuple[float, float] | None:
+        """(x, y) µm per level-0 px, None where the file does not say."""
+
+    @property
+    def level_sizes(self) -> tuple[tuple[int, int], ...]:
+        """(width, height) of each stored level, the finest first."""
+
+    @property
+    def level_downsamples(self) -> tuple[float, ...]:
+        """Level-0 px per px of each stored level."""
+
+    @property
+    def bounds(self) -> tuple[int, int, int, int] | None:
+        """(x, y, width, height) level-0 px of the scanned part, if the file says."""
+
+    @property
+    def objective_power(self) -> float | None:
+        """What the scanner says (40 for 40x), if anything."""
+
+    def read_region(
+        self, location: tuple[int, int], level: int, size: tuple[int, int]
+    ) -> NDArray[np.uint8]:
+        """Read pixels.
+
+        Parameters
+        ----------
+        location : (x, y), level-0 px
+            Top-left corner; may lie outside the slide.
+        level : int
+            Index into the stored pyramid.
+        size : (width, height), px at that level
+
+        Returns
+        -------
+        region : (height, width, 3) uint8
+            RGB; transparent, missing and outside pixels are white.
+
+        Raises
+        ------
+        SlideError
+            If the file's pixels cannot be decoded there. The slide stays usable for other regions.
+        """
+
+    def close(self) -> None:
+        """Release the file."""
+
+    def __enter__(self) -> Self: ...
+    def __exit__(self, *exception: object) -> None: ...
+
+
+@dataclass(frozen=True)
+class TissueConfig:
+    """How tissue is told from glass on a thumbnail."""
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012  read by pydantic on the class
+
+    mpp: float = 8.0  # µm per px of the thumbnail the mask is made on
+    min_saturation: float = 0.05  # HSV saturation floor under Otsu's threshold: glass is not tissue
+    min_object_um2: float = 10_000.0  # smaller specks are dirt (a square of 100 µm)
+    max_hole_um2: float = 40_000.0  # smaller holes (lumina, vessels) are filled
+    min_fraction: float = 0.1  # a tile is kept if at least this share of it is tissue
+
+
+@dataclass(frozen=True)
+class TileConfig:
+    """How a slide is cut into labelled patches."""
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
+
+    target_mpp: float = 0.5  # µm per px of a patch
+    patch_px: int = 512  # side of a patch, px at target_mpp (lecture: 512)
+    stride_px: int | None = None  # step, px at target_mpp; None: patch_px (no overlap)
+    inner_px: int | None = None  # side of the centred inner square; None: half of patch_px (lecture)
+    label_rule: LabelRule = "inner"
+    positive_fraction: float = 0.5  # label_rule fraction: positive iff share >= this
+    negative_fraction: float = 0.0  # label_rule fraction: negative iff share <= this; between: -1
+    edge: EdgeRule = "drop"  # tiles that hang over the slide's right or lower edge
+    store: StoreKind = "patches"  # "coords" keeps no pixels; later stages read the slide
+    max_unreadable: float = 0.5  # a slide with a larger share of unreadable patches fails
+    tissue: TissueConfig = field(default_factory=TissueConfig)
+
+
+@dataclass(frozen=True)
+class TileGeometry:
+    """A `TileConfig` resolved for one slide; all lengths in level-0 px unless named otherwise."""
+
+    patch_px: int
+    inner_px: int
+    target_mpp: float
+    patch_l0: int  # side of a tile, level-0 px along x, rounded to whole pixels
+    patch_l0_y: int  # along y; differs where mpp x and y differ
+    stride_l0: int
+    stride_l0_y: int
+    scale: tuple[float, float]  # exact level-0 px per patch px (x, y): target_mpp / slide mpp
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """What a person drew, as shapely geometry in level-0 px.
+
+    `tumour` is the union of the tumour polygons with exclusions and holes cut out. Its parts,
+    polygons that touch being one, are the lesions, in the order of `lesions`.
+    """
+
+    tumour: Any  # shapely MultiPolygon, valid, maybe empty
+    lesions: tuple[Any, ...]  # shapely Polygons; the parts of `tumour`, ids "1", "2", ... in this order
+    notes: tuple[str, ...] = ()  # what was mended or left out, one sentence each
+
+
+@dataclass(frozen=True)
+class PatchLabels:
+    """Labels of the tiles of one slide."""
+
+    label: NDArray[np.int8]  # (N,) 1, 0, -1 unlabelled or ignored
+    tumour: NDArray[np.float32]  # (N,) share of the inner square inside the annotation
+    lesion_pairs: NDArray[np.int64]  # (M, 2) row of the tile, index into `Annotation.lesions`
