@@ -1,0 +1,72 @@
+"""What crosses a boundary of `wsi_pipeline`: frozen values, each field with its shape and unit."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Split = Literal["train", "val", "test"]
+SPLITS: tuple[Split, ...] = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class SlideEntry:
+    """One row of the manifest."""
+
+    slide_id: str
+    path: Path
+    patient: str  # group for splits; the slide_id where the manifest has none
+    label: int | None = None  # 1 tumour, 0 normal, None unknown
+    annotation: Path | None = None
+    split: Split | None = None
+    mpp: float | None = None  # overrides or supplies the file's own, µm per level-0 px
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a model said of one slide's patches; the content of a score file."""
+
+    coords: NDArray[np.int64]  # (N, 2) x, y, level-0 px
+    scores: NDArray[np.float32]  # (N,) in [0, 1], higher is more suspicious; NaN = unreadable
+    attributes: dict[str, Any]  # file attributes: model, checkpoint digest, precision, settings
+    coords_attributes: dict[str, Any]  # CLAM's: patch_size, patch_level, downsample, ...
+
+
+@dataclass(frozen=True)
+class Heatmap:
+    """Scores laid over a slide."""
+
+    values: NDArray[np.float32]  # (H, W); NaN = not scored
+    pixel_l0: tuple[int, int]  # (x, y) level-0 px that one heatmap pixel stands for
+    slide_size: tuple[int, int]  # (width, height), level-0 px
+
+
+@dataclass(frozen=True)
+class Detections:
+    """Points a method proposes on one slide, in the order it proposes them."""
+
+    x: NDArray[np.int64]  # (N,) level-0 px
+    y: NDArray[np.int64]  # (N,)
+    scores: NDArray[np.float64]  # (N,)
+
+
+@dataclass(frozen=True)
+class FrocCurve:
+    """An FROC curve and what it was counted on; the content of ``froc.json`` (contract 7)."""
+
+    definition: Literal["camelyon16", "patch"]
+    fp_denominator: Literal["all", "normal"]
+    at_rate: Literal["linear", "step"]
+    n_slides: int
+    n_normal: int
+    n_lesions: int  # ITC left out
+    n_itc: int
+    thresholds: NDArray[np.float64]  # (K,) descending; the first is +inf (null in JSON)
+    avg_fps: NDArray[np.float64]  # (K,) mean false positives per slide; NaN where undefined
+    sensitivity: NDArray[np.float64]  # (K,)
+    sensitivity_at: dict[str, float | None]  # by rate, "0.25" ... "8"
+    score: float | None
+    score_ci95: tuple[float, float] | None = None
+    undefined: dict[str, str] = field(default_factory=dict)  # figure -> reason
