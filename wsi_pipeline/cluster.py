@@ -1,0 +1,251 @@
+"""One way to run work: a stage is a function of one slide, mapped over slides.
+
+In this process, on a Dask ``LocalCluster``, on any Dask scheduler, on Slurm through
+dask-jobqueue, or as one shard of a job array. Which slides a shard holds follows from the data
+set alone, so shards need not talk to each other.
+"""
+
+import heapq
+import logging
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from wsi_pipeline.errors import ConfigError, StageError
+
+log = logging.getLogger(__name__)
+
+Task = TypeVar("Task")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One part of a data set: number `index` of `count`, from 0."""
+
+    index: int
+    count: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.index < self.count:
+            raise ConfigError(
+                f"--shard {self.index}/{self.count}: the index counts from 0, "
+                f"so it must be in 0 to {self.count - 1}"
+            )
+
+
+@dataclass(frozen=True)
+class ArrayVariables:
+    """How a scheduler tells a task its place in a job array."""
+
+    scheduler: str
+    index: str
+    first: str
+    last: str
+    step: str
+
+
+# Manuals: sbatch(1) "OUTPUT ENVIRONMENT VARIABLES"; qsub(1) of Grid Engine; bsub of LSF.
+# LSF tells the last index and the step; its arrays start at 1 unless told otherwise.
+ARRAYS = (
+    ArrayVariables(
+        "Slurm",
+        "SLURM_ARRAY_TASK_ID",
+        "SLURM_ARRAY_TASK_MIN",
+        "SLURM_ARRAY_TASK_MAX",
+        "SLURM_ARRAY_TASK_STEP",
+    ),
+    ArrayVariables("Grid Engine", "SGE_TASK_ID", "SGE_TASK_FIRST", "SGE_TASK_LAST", "SGE_TASK_STEPSIZE"),
+    ArrayVariables("LSF", "LSB_JOBINDEX", "LSB_JOBINDEX_START", "LSB_JOBINDEX_END", "LSB_JOBINDEX_STEP"),
+    ArrayVariables("PBS", "PBS_ARRAY_INDEX", "PBS_ARRAY_FIRST", "PBS_ARRAY_LAST", "PBS_ARRAY_STEP"),
+)
+
+
+def parse_shard(text: str, environ: Mapping[str, str] = os.environ) -> Shard:
+    """Read ``I/N``, ``auto`` or ``auto/N``.
+
+    ``auto`` takes the place in the job array from the scheduler's environment variables.
+    ``auto/N`` states the number of tasks where the scheduler does not tell it (PBS).
+
+    Examples
+    --------
+    >>> parse_shard("2/8", {})
+    Shard(index=2, count=8)
+    >>> parse_shard("auto", {"SLURM_ARRAY_TASK_ID": "5", "SLURM_ARRAY_TASK_MIN": "1",
+    ...                      "SLURM_ARRAY_TASK_MAX": "8", "SLURM_ARRAY_TASK_COUNT": "8"})
+    Shard(index=4, count=8)
+    """
+    head, _, tail = text.partition("/")
+    try:
+        if head == "auto":
+            return _shard_from_array(environ, int(tail) if tail else None)
+        return Shard(int(head), int(tail))
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(
+            f"--shard '{text}' is none of I/N (0-based, e.g. 0/8), auto, auto/N"
+        ) from error
+
+
+def _shard_from_array(environ: Mapping[str, str], count: int | None) -> Shard:
+    for array in ARRAYS:
+        # Grid Engine sets its variable to "undefined", LSF to 0, outside arrays.
+        if environ.get(array.index, "undefined") not in {"undefined", ""}:
+            return _shard_of_task(array, environ, count)
+    names = ", ".join(array.index for array in ARRAYS)
+    raise ConfigError(
+        f"--shard auto: not in a job array (none of {names} is set); "
+        "submit with an array option, or say --shard I/N"
+    )
+
+
+def _shard_of_task(array: ArrayVariables, environ: Mapping[str, str], count: int | None) -> Shard:
+    index = int(environ[array.index])
+    if count is not None:
+        return Shard(index % count, count)  # arrays from 0 and from 1 both cover every shard
+    first = int(environ.get(array.first, "1" if array.scheduler == "LSF" else "0"))
+    step = int(environ.get(array.step, "1"))
+    if array.scheduler == "Slurm" and array.last not in environ:
+        last = first + step * (int(environ.get("SLURM_ARRAY_TASK_COUNT", "0")) - 1)
+    elif array.last in environ:
+        last = int(environ[array.last])
+    else:
+        raise ConfigError(
+            f"--shard auto: {array.scheduler} does not tell how many tasks the array has; "
+            "say --shard auto/N"
+        )
+    total = (last - first) // step + 1
+    told = int(environ.get("SLURM_ARRAY_TASK_COUNT", total)) if array.scheduler == "Slurm" else total
+    if (index - first) % step or told != total:
+        raise ConfigError(
+            f"--shard auto: the job array ({array.index}={index}, first {first}, last {last}, "
+            f"step {step}, {told} tasks) has gaps; say --shard I/N, or --shard auto/N with "
+            "the size of the whole array"
+        )
+    return Shard((index - first) // step, total)
+
+
+def select_shard(weights: Mapping[str, int], shard: Shard | None) -> set[str]:
+    """Choose the keys of one shard: disjoint, covering, balanced by weight.
+
+    The heaviest key goes to the lightest shard so far (longest processing time first), ties by
+    key and shard number, so every task of an array finds the same shards by itself.
+
+    Examples
+    --------
+    >>> sorted(select_shard({"a": 5, "b": 3, "c": 2}, Shard(1, 2)))
+    ['b', 'c']
+    """
+    if shard is None:
+        return set(weights)
+    loads = [(0, 0, number) for number in range(shard.count)]
+    chosen: set[str] = set()
+    for key in sorted(weights, key=lambda key: (-weights[key], key)):
+        # The count breaks ties of weightless keys, which else would all go to shard 0.
+        load, n, number = heapq.heappop(loads)
+        heapq.heappush(loads, (load + weights[key], n + 1, number))
+        if number == shard.index:
+            chosen.add(key)
+    return chosen
+
+
+def map_tasks(
+    work: Callable[[Task], Result],
+    tasks: Sequence[Task],
+    *,
+    workers: int = 1,
+    dask: str | None = None,
+    cluster_options: Mapping[str, Any] | None = None,
+) -> Iterator[tuple[int, Result | StageError]]:
+    """Run `work` on every task; yield each task's number and result as it ends.
+
+    Parameters
+    ----------
+    work : callable
+        Importable by name; must catch its own errors.
+    workers : int
+        Processes on this machine, where `dask` does not say otherwise.
+    dask : str, optional
+        ``local``, ``slurm``, or a scheduler's address (``tcp://...``).
+    cluster_options : mapping, optional
+        What dask-jobqueue's ``SLURMCluster`` is given: cores, memory, walltime, ...
+
+    Yields
+    ------
+    number, result
+        A `StageError` in place of a result if a worker was lost, for example for want of memory.
+    """
+    if dask is None and (workers == 1 or len(tasks) <= 1):
+        for number, task in enumerate(tasks):
+            yield number, work(task)
+        return
+    with _dask_client(dask or "local", workers, dict(cluster_options or {})) as client:
+        yield from _map_on_client(client, work, tasks)
+
+
+def _map_on_client(
+    client: Any, work: Callable[[Task], Result], tasks: Sequence[Task]
+) -> Iterator[tuple[int, Result | StageError]]:
+    from distributed import as_completed
+
+    # A task is sent once and tried once more if its worker dies; then its slide has failed.
+    futures = client.map(work, tasks, pure=False, retries=1)
+    number_by_key = {future.key: number for number, future in enumerate(futures)}
+    for future in as_completed(futures):
+        number = number_by_key[future.key]
+        try:
+            yield number, future.result()
+        except Exception as error:
+            log.debug("task %d was lost", number, exc_info=error)
+            yield number, StageError(
+                f"its worker was lost ({type(error).__name__}); often too little memory: "
+                "lower --workers"
+            )
+        future.release()
+
+
+@contextmanager
+def _dask_client(dask: str, workers: int, options: dict[str, Any]) -> Iterator[Any]:
+    from distributed import Client, LocalCluster
+
+    if dask == "local":
+        cluster = LocalCluster(
+            n_workers=workers, threads_per_worker=1, dashboard_address=None, host="127.0.0.1"
+        )
+    elif dask == "slurm":
+        cluster = _slurm_cluster(workers, options)
+    else:
+        with closing(_connect(dask)) as client:
+            yield client
+        return
+    with cluster, Client(cluster) as client:
+        yield client
+
+
+def _connect(address: str) -> Any:
+    from distributed import Client
+
+    try:
+        return Client(address, timeout=10)
+    except (OSError, ValueError, TimeoutError) as error:
+        raise StageError(
+            f"--dask {address}: no Dask scheduler answers there ({error}); "
+            "give tcp://HOST:PORT, local or slurm"
+        ) from error
+
+
+def _slurm_cluster(workers: int, options: dict[str, Any]) -> Any:
+    from dask_jobqueue import SLURMCluster
+
+    try:
+        cluster = SLURMCluster(**options)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"--dask slurm: {error}; set it in the config under cluster "
+            "(cores, memory, walltime, queue, account, ...)"
+        ) from error
+    cluster.scale(jobs=workers)
+    return cluster

@@ -1,0 +1,187 @@
+"""The run folder: where each file lives (contract 4), and what is finished in it.
+
+An output counts as finished when its mark says so. A mark is a small JSON file under ``.state/``,
+written last, that holds the fingerprint of the settings and inputs that made the output and the
+sizes of its files. Marks are one per slide, so shards of a job array share a run folder without
+locks.
+"""
+
+import csv
+import io
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from tiling.files import write_json, write_text
+from wsi_pipeline.contracts import SlideEntry
+from wsi_pipeline.errors import StageError
+from wsi_pipeline.manifest import read_manifest
+
+log = logging.getLogger(__name__)
+
+State = Literal["missing", "stale", "finished"]
+FAILURE_COLUMNS = ("slide_id", "stage", "error", "message")
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths of one run."""
+
+    path: Path
+
+    @property
+    def manifest(self) -> Path:
+        """The manifest as used."""
+        return self.path / "slides.csv"
+
+    @property
+    def failures(self) -> Path:
+        """What failed, one line each."""
+        return self.path / "failures.csv"
+
+    @property
+    def report(self) -> Path:
+        """The report."""
+        return self.path / "report.html"
+
+    @property
+    def tiles(self) -> Path:
+        """Folder of the patch stores."""
+        return self.path / "tiles"
+
+    @property
+    def logs(self) -> Path:
+        """Folder of the tracebacks."""
+        return self.path / "logs"
+
+    def store(self, slide_id: str) -> Path:
+        """Patch store of a slide."""
+        return self.tiles / f"{slide_id}.zarr"
+
+    def qc(self, slide_id: str) -> Path:
+        """Picture of a slide's tissue mask, grid and labels."""
+        return self.tiles / f"{slide_id}.png"
+
+    def model(self, model: str) -> Path:
+        """Folder of a trained model."""
+        return self.path / "models" / model
+
+    def checkpoint(self, model: str) -> Path:
+        """Checkpoint of a trained model."""
+        return self.model(model) / "checkpoint.safetensors"
+
+    def scores(self, model: str, slide_id: str) -> Path:
+        """Score file of a slide."""
+        return self.path / "scores" / model / f"{slide_id}.h5"
+
+    def heatmap(self, model: str, slide_id: str) -> Path:
+        """Heatmap values of a slide."""
+        return self.path / "heatmaps" / model / f"{slide_id}.ome.tif"
+
+    def overlay(self, model: str, slide_id: str) -> Path:
+        """Picture of a slide's heatmap."""
+        return self.path / "heatmaps" / model / f"{slide_id}.png"
+
+    def evaluation(self, model: str) -> Path:
+        """Folder of a model's figures."""
+        return self.path / "evaluation" / model
+
+    def read_manifest(self) -> list[SlideEntry]:
+        """Read the manifest as used.
+
+        Raises
+        ------
+        StageError
+            If this is no run folder.
+        """
+        if not self.manifest.is_file():
+            raise StageError(
+                f"{self.path}: not a run folder (it has no slides.csv); "
+                f"make one with: wsi-pipeline tile INPUT --out {self.path}"
+            )
+        return read_manifest(self.manifest)
+
+    def models_with(self, folder: str) -> list[str]:
+        """Names of the models that have something under ``folder/``, e.g. ``scores``."""
+        parent = self.path / folder
+        if not parent.is_dir():
+            return []
+        return sorted(p.name for p in parent.iterdir() if p.is_dir() and any(p.iterdir()))
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One piece of work: a stage on a slide, on a model, or on a slide with a model."""
+
+    stage: str
+    slide_id: str = ""
+    model: str = ""
+
+    @property
+    def name(self) -> str:
+        """What a person calls it."""
+        return self.slide_id or self.model or "run"
+
+    def mark(self, run: RunFolder, kind: Literal["done", "failed"]) -> Path:
+        """Where the state of this unit is kept."""
+        return run.path / ".state" / self.stage / self.model / f"{self.name}.{kind}.json"
+
+
+def unit_state(run: RunFolder, unit: Unit, fingerprint: str) -> State:
+    """Tell whether a unit's output is there, whole, and made from what there is now."""
+    try:
+        mark = json.loads(unit.mark(run, "done").read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError):
+        return "missing"
+    if mark["fingerprint"] != fingerprint:
+        return "stale"
+    whole = all(_size(run.path / name) == size for name, size in mark["files"].items())
+    return "finished" if whole else "missing"
+
+
+def _size(path: Path) -> int | None:
+    # A patch store is a folder that carries its own finished mark; its presence is enough here.
+    if path.is_dir():
+        return -1
+    return path.stat().st_size if path.is_file() else None
+
+
+def mark_finished(run: RunFolder, unit: Unit, fingerprint: str, files: Sequence[Path]) -> None:
+    """Say that a unit's files are whole; forget that it ever failed."""
+    sizes = {path.relative_to(run.path).as_posix(): _size(path) for path in files}
+    absent = [name for name, size in sizes.items() if size is None]
+    if absent:
+        raise StageError(f"{unit.name}: {unit.stage} ended without writing {', '.join(absent)}")
+    write_json(unit.mark(run, "done"), {"fingerprint": fingerprint, "files": sizes})
+    unit.mark(run, "failed").unlink(missing_ok=True)
+
+
+def clear_mark(run: RunFolder, unit: Unit) -> None:
+    """Forget that a unit was finished, before its output is touched."""
+    unit.mark(run, "done").unlink(missing_ok=True)
+
+
+def record_failure(run: RunFolder, unit: Unit, error: str, message: str) -> None:
+    """Keep why a unit failed."""
+    record = {"slide_id": unit.name, "stage": unit.stage, "error": error, "message": message}
+    write_json(unit.mark(run, "failed"), record)
+
+
+def iterate_failures(run: RunFolder) -> Iterator[dict[str, Any]]:
+    """Yield the recorded failures, ordered by stage and slide."""
+    for path in sorted((run.path / ".state").rglob("*.failed.json")):
+        yield json.loads(path.read_text(encoding="utf-8"))
+
+
+def write_failures(run: RunFolder) -> int:
+    """Write ``failures.csv`` from all recorded failures; returns how many there are."""
+    rows = list(iterate_failures(run))
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, FAILURE_COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(run.failures, buffer.getvalue())
+    return len(rows)
