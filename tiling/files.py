@@ -4,11 +4,15 @@ import contextlib
 import hashlib
 import json
 import os
+import platform
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+_HOST = hashlib.sha256(platform.node().encode()).hexdigest()[:8]
 
 
 @contextlib.contextmanager
@@ -25,7 +29,7 @@ def write_aside(path: Path) -> Iterator[Path]:
         Does not exist yet; its folder does.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.part"
+    scratch = _scratch_beside(path)
     try:
         yield scratch
         if scratch.is_dir() and path.exists():
@@ -36,9 +40,14 @@ def write_aside(path: Path) -> Iterator[Path]:
         _remove(scratch)
 
 
+def _scratch_beside(path: Path) -> Path:
+    # The name tells whose it is, so that leftovers of a dead process can be told from live work.
+    return path.parent / f".{path.name}.{_HOST}-{os.getpid()}-{uuid.uuid4().hex[:8]}.part"
+
+
 def _replace_folder(scratch: Path, path: Path) -> None:
     # A non-empty folder cannot be renamed over: move the old one aside first.
-    old = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.old.part"
+    old = _scratch_beside(path)
     os.replace(path, old)
     os.replace(scratch, path)
     _remove(old)
@@ -52,11 +61,31 @@ def _remove(path: Path) -> None:
 
 
 def remove_leftovers(folder: Path) -> int:
-    """Remove the scratch files that killed runs left in `folder`; returns how many."""
-    leftovers = [p for p in folder.glob(".*.part")] if folder.is_dir() else []
+    """Remove the scratch files that killed runs of this machine left in `folder`.
+
+    Those of processes that are still alive, or that another machine made, are left alone.
+
+    Returns
+    -------
+    n_removed : int
+    """
+    leftovers = [path for path in folder.glob(".*.part") if _is_orphan(path)]
     for path in leftovers:
         _remove(path)
     return len(leftovers)
+
+
+def _is_orphan(path: Path) -> bool:
+    owner = re.fullmatch(r".*\.([0-9a-f]{8})-(\d+)-[0-9a-f]{8}\.part", path.name)
+    if owner is None or owner[1] != _HOST:
+        return False
+    try:
+        os.kill(int(owner[2]), 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return False
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -1,0 +1,49 @@
+# Two commands, nothing before them: `make demo` and `make test`.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3.13 || echo python3)
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+DEMO_OUT ?= demo
+
+# One thread per process while tests share two cores; the demo and the benchmarks decide for themselves.
+TEST_ENV := OMP_NUM_THREADS=1 MPLBACKEND=Agg
+
+.PHONY: demo test test-slow check format bench clean help
+
+help:
+	@echo "make demo       install into $(VENV), run every stage on a drawn cohort, end with a report"
+	@echo "make test       install into $(VENV), run the tests"
+	@echo "make test-slow  run the slow tests (end to end, kills)"
+	@echo "make check      formatting, lint, types, import direction"
+	@echo "make bench      one script per claim of speed, results as JSON"
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	@touch $@
+
+demo: $(INSTALLED)
+	$(BIN)/wsi-pipeline demo --out $(DEMO_OUT)
+
+test: $(INSTALLED)
+	$(TEST_ENV) $(BIN)/python -m pytest -m "not slow"
+
+test-slow: $(INSTALLED)
+	$(TEST_ENV) $(BIN)/python -m pytest -m slow
+
+check: $(INSTALLED)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q tests/test_architecture.py
+
+format: $(INSTALLED)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(INSTALLED)
+	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,200 @@
+"""One YAML file, read once into frozen values and checked there.
+
+Library functions never see YAML, arguments or environment variables. Relative paths in a config
+are relative to the config's folder; those of ``--set`` to the working folder.
+"""
+
+import dataclasses
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from tiling.contracts import TileConfig
+from tiling.files import digest_json
+from wsi_pipeline.errors import ConfigError
+from wsi_pipeline.settings import EvaluateConfig, HeatmapConfig, PredictConfig, TrainConfig
+
+Stage = Literal["tile", "train", "predict", "heatmap", "evaluate", "report"]
+STAGES: tuple[Stage, ...] = get_args(Stage)
+
+
+@dataclass(frozen=True)
+class SplitConfig:
+    """Splits for a data set whose manifest has none: by patient, stratified by label."""
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012  read by pydantic on the class
+
+    val_fraction: float = 0.2  # share of the patients
+    test_fraction: float = 0.2  # share of the patients
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything a run is told."""
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
+
+    input: Path | None = None  # slide, folder or manifest
+    out: Path | None = None  # run folder
+    seed: int = 0
+    stages: tuple[Stage, ...] = STAGES
+    splits: SplitConfig | None = None  # None: the manifest's own
+    tile: TileConfig = field(default_factory=TileConfig)
+    train: dict[str, TrainConfig] = field(default_factory=dict)  # by the name of the model's folder
+    predict: PredictConfig = field(default_factory=PredictConfig)
+    heatmap: HeatmapConfig = field(default_factory=HeatmapConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    cluster: dict[str, Any] = field(default_factory=dict)  # for --dask slurm: dask-jobqueue's options
+
+
+# Where a path may stand in a config.
+_PATHS = (("input",), ("out",), ("train", "*", "model", "weights"))
+_SECTIONS = ("tile", "train", "predict", "heatmap", "evaluate", "splits")
+
+
+def read_config(
+    path: Path | None, settings: Sequence[str] = (), *, section: str | None = None
+) -> Config:
+    """Read a config file and the ``--set key=value`` beside it.
+
+    Parameters
+    ----------
+    path : Path, optional
+        YAML file; None for the defaults.
+    settings : sequence of str
+        ``key=value``; the key is dotted (``tile.patch_px``) or, within `section`, short
+        (``patch_px``); the value is YAML (``0.5``, ``[val, test]``, ``null``).
+    section : str, optional
+        The stage whose short keys are meant.
+
+    Raises
+    ------
+    ConfigError
+        Naming the file, the key and what would be right.
+    """
+    values = _read_yaml(path) if path else {}
+    if path:
+        _resolve_paths(values, path.parent)
+    for setting in settings:
+        _apply(values, setting, section)
+    return _validate(values, str(path) if path else "settings")
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not a YAML file ({error})") from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: a config is a mapping of keys, got a {type(values).__name__}")
+    return values
+
+
+def _resolve_paths(values: dict[str, Any], folder: Path) -> None:
+    for keys in _PATHS:
+        for holder in _holders(values, keys[:-1]):
+            value = holder.get(keys[-1])
+            if isinstance(value, str):
+                holder[keys[-1]] = str(folder / value)
+
+
+def _holders(values: Any, keys: Sequence[str]) -> Iterable[dict[str, Any]]:
+    if not isinstance(values, dict):
+        return
+    if not keys:
+        yield values
+    elif keys[0] == "*":
+        for value in values.values():
+            yield from _holders(value, keys[1:])
+    else:
+        yield from _holders(values.get(keys[0]), keys[1:])
+
+
+def _apply(values: dict[str, Any], setting: str, section: str | None) -> None:
+    key, equals, text = setting.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"--set {setting}: say key=value, e.g. tile.patch_px=256")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {setting}: '{text}' is not a YAML value") from error
+    keys = _full_key(key, section).split(".")
+    holder = values
+    for name in keys[:-1]:
+        if not isinstance(holder.setdefault(name, {}), dict):
+            holder[name] = {}
+        holder = holder[name]
+    holder[keys[-1]] = value
+
+
+def _full_key(key: str, section: str | None) -> str:
+    """Find what a short key means: itself, or a key of the section at hand."""
+    head = key.split(".")[0]
+    if section and head not in _field_names(Config):
+        return f"{section}.{key}"
+    return key
+
+
+def _field_names(kind: Any) -> list[str]:
+    return [f.name for f in dataclasses.fields(kind)]
+
+
+def _validate(values: Mapping[str, Any], source: str) -> Config:
+    try:
+        return TypeAdapter(Config).validate_python(values)
+    except ValidationError as error:
+        problems = [_sentence(problem) for problem in error.errors()]
+        raise ConfigError(f"{source}: " + "; ".join(problems)) from error
+
+
+def _sentence(problem: Any) -> str:
+    place = [str(part) for part in problem["loc"]]
+    if problem["type"] in {"unexpected_keyword_argument", "extra_forbidden"}:
+        known = _known_keys(place[:-1])
+        close = difflib.get_close_matches(place[-1], known, n=1, cutoff=0.5)
+        hint = f"did you mean '{close[0]}'?" if close else f"known here: {', '.join(known)}"
+        where = f" under '{'.'.join(place[:-1])}'" if place[:-1] else ""
+        return f"unknown key '{place[-1]}'{where}; {hint}"
+    message = problem["msg"][:1].lower() + problem["msg"][1:]
+    return f"{'.'.join(place)}: {message}, got {problem['input']!r}"
+
+
+def _known_keys(place: Sequence[str]) -> list[str]:
+    kind: Any = Config
+    for name in place:
+        if not dataclasses.is_dataclass(kind):
+            continue  # the name of a model under train: its value's type is already at hand
+        found = {f.name: f.type for f in dataclasses.fields(kind)}.get(name)
+        kinds = [part for part in (found, *get_args(found)) if dataclasses.is_dataclass(part)]
+        nested = [inner for part in get_args(found) for inner in get_args(part)]
+        kinds += [part for part in nested if dataclasses.is_dataclass(part)]
+        kind = kinds[0] if kinds else kind
+    return _field_names(kind) if dataclasses.is_dataclass(kind) else []
+
+
+def as_plain(value: Any) -> Any:
+    """Turn settings into what JSON and YAML can hold.
+
+    A path becomes its file name: no folder of this machine is written into an output.
+    """
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: as_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): as_plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [as_plain(item) for item in value]
+    return value.name if isinstance(value, Path) else value
+
+
+def digest_settings(*parts: Any) -> str:
+    """Hash settings and input fingerprints together."""
+    return digest_json([as_plain(part) for part in parts])

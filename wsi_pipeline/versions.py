@@ -1,0 +1,31 @@
+"""Versions of what made a result, without importing any of it."""
+
+import platform
+from importlib.metadata import PackageNotFoundError, version
+
+PACKAGES = (
+    "wsi-pipeline",
+    "numpy",
+    "torch",
+    "zarr",
+    "openslide-python",
+    "openslide-bin",
+    "tifffile",
+    "imagecodecs",
+    "scikit-image",
+    "scikit-learn",
+    "shapely",
+    "dask",
+    "h5py",
+)
+
+
+def versions() -> dict[str, str]:
+    """Give the version of Python and of each package that numbers depend on."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
