@@ -38,28 +38,43 @@ class Shard:
 
 @dataclass(frozen=True)
 class ArrayVariables:
-    """How a scheduler tells a task its place in a job array."""
+    """How a scheduler tells a task its place in a job array; None where it does not tell."""
 
     scheduler: str
     index: str
-    first: str
-    last: str
-    step: str
+    first: str | None
+    last: str | None
+    step: str | None
+    outside: str  # what `index` holds outside arrays, where it is set at all
 
 
-# Manuals: sbatch(1) "OUTPUT ENVIRONMENT VARIABLES"; qsub(1) of Grid Engine; bsub of LSF.
-# LSF tells the last index and the step; its arrays start at 1 unless told otherwise.
+# sbatch(1), "OUTPUT ENVIRONMENT VARIABLES"; qsub(1) of Grid Engine; bsub(1) of LSF; qsub(1B) of PBS.
 ARRAYS = (
     ArrayVariables(
         "Slurm",
-        "SLURM_ARRAY_TASK_ID",
-        "SLURM_ARRAY_TASK_MIN",
-        "SLURM_ARRAY_TASK_MAX",
-        "SLURM_ARRAY_TASK_STEP",
+        index="SLURM_ARRAY_TASK_ID",
+        first="SLURM_ARRAY_TASK_MIN",
+        last="SLURM_ARRAY_TASK_MAX",
+        step="SLURM_ARRAY_TASK_STEP",
+        outside="",
     ),
-    ArrayVariables("Grid Engine", "SGE_TASK_ID", "SGE_TASK_FIRST", "SGE_TASK_LAST", "SGE_TASK_STEPSIZE"),
-    ArrayVariables("LSF", "LSB_JOBINDEX", "LSB_JOBINDEX_START", "LSB_JOBINDEX_END", "LSB_JOBINDEX_STEP"),
-    ArrayVariables("PBS", "PBS_ARRAY_INDEX", "PBS_ARRAY_FIRST", "PBS_ARRAY_LAST", "PBS_ARRAY_STEP"),
+    ArrayVariables(
+        "Grid Engine",
+        index="SGE_TASK_ID",
+        first="SGE_TASK_FIRST",
+        last="SGE_TASK_LAST",
+        step="SGE_TASK_STEPSIZE",
+        outside="undefined",
+    ),
+    ArrayVariables(
+        "LSF",
+        index="LSB_JOBINDEX",
+        first=None,
+        last="LSB_JOBINDEX_END",
+        step="LSB_JOBINDEX_STEP",
+        outside="0",
+    ),
+    ArrayVariables("PBS", index="PBS_ARRAY_INDEX", first=None, last=None, step=None, outside=""),
 )
 
 
@@ -67,7 +82,8 @@ def parse_shard(text: str, environ: Mapping[str, str] = os.environ) -> Shard:
     """Read ``I/N``, ``auto`` or ``auto/N``.
 
     ``auto`` takes the place in the job array from the scheduler's environment variables.
-    ``auto/N`` states the number of tasks where the scheduler does not tell it (PBS).
+    ``auto/N`` states the number of tasks where the scheduler does not tell it (PBS), or where
+    only some tasks of an array run again.
 
     Examples
     --------
@@ -92,8 +108,7 @@ def parse_shard(text: str, environ: Mapping[str, str] = os.environ) -> Shard:
 
 def _shard_from_array(environ: Mapping[str, str], count: int | None) -> Shard:
     for array in ARRAYS:
-        # Grid Engine sets its variable to "undefined", LSF to 0, outside arrays.
-        if environ.get(array.index, "undefined") not in {"undefined", ""}:
+        if environ.get(array.index, "") not in {"", array.outside}:
             return _shard_of_task(array, environ, count)
     names = ", ".join(array.index for array in ARRAYS)
     raise ConfigError(
@@ -103,27 +118,26 @@ def _shard_from_array(environ: Mapping[str, str], count: int | None) -> Shard:
 
 
 def _shard_of_task(array: ArrayVariables, environ: Mapping[str, str], count: int | None) -> Shard:
+    def told(name: str | None, default: int) -> int:
+        return int(environ.get(name, default)) if name else default
+
     index = int(environ[array.index])
     if count is not None:
         return Shard(index % count, count)  # arrays from 0 and from 1 both cover every shard
-    first = int(environ.get(array.first, "1" if array.scheduler == "LSF" else "0"))
-    step = int(environ.get(array.step, "1"))
-    if array.scheduler == "Slurm" and array.last not in environ:
-        last = first + step * (int(environ.get("SLURM_ARRAY_TASK_COUNT", "0")) - 1)
-    elif array.last in environ:
-        last = int(environ[array.last])
-    else:
+    first = told(array.first, 1 if array.scheduler == "LSF" else 0)
+    step = told(array.step, 1)
+    n_slurm = told("SLURM_ARRAY_TASK_COUNT" if array.scheduler == "Slurm" else None, 0)
+    last = told(array.last, first + step * (n_slurm - 1))
+    if last < index:
         raise ConfigError(
             f"--shard auto: {array.scheduler} does not tell how many tasks the array has; "
             "say --shard auto/N"
         )
     total = (last - first) // step + 1
-    told = int(environ.get("SLURM_ARRAY_TASK_COUNT", total)) if array.scheduler == "Slurm" else total
-    if (index - first) % step or told != total:
+    if (index - first) % step or n_slurm not in {0, total}:
         raise ConfigError(
-            f"--shard auto: the job array ({array.index}={index}, first {first}, last {last}, "
-            f"step {step}, {told} tasks) has gaps; say --shard I/N, or --shard auto/N with "
-            "the size of the whole array"
+            f"--shard auto: the job array ({array.index}={index}, from {first} to {last} by "
+            f"{step}) has gaps; say --shard I/N, or --shard auto/N with the size of the whole array"
         )
     return Shard((index - first) // step, total)
 
@@ -200,9 +214,12 @@ def _map_on_client(
             yield number, future.result()
         except Exception as error:
             log.debug("task %d was lost", number, exc_info=error)
-            yield number, StageError(
-                f"its worker was lost ({type(error).__name__}); often too little memory: "
-                "lower --workers"
+            yield (
+                number,
+                StageError(
+                    f"its worker was lost ({type(error).__name__}); often too little memory: "
+                    "lower --workers"
+                ),
             )
         future.release()
 

@@ -49,7 +49,9 @@ class Config:
     predict: PredictConfig = field(default_factory=PredictConfig)
     heatmap: HeatmapConfig = field(default_factory=HeatmapConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
-    cluster: dict[str, Any] = field(default_factory=dict)  # for --dask slurm: dask-jobqueue's options
+    cluster: dict[str, Any] = field(
+        default_factory=dict
+    )  # for --dask slurm: dask-jobqueue's options
 
 
 # Where a path may stand in a config.

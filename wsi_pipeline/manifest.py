@@ -23,7 +23,7 @@ COLUMNS = ("slide", "slide_id", "patient", "label", "annotation", "split", "mpp"
 
 # What OpenSlide and the TIFF reader open; DICOM and MIRAX by their one leading file.
 SLIDE_SUFFIXES = frozenset(
-    ".svs .tif .tiff .ndpi .vms .vmu .scn .mrxs .svslide .bif .dcm .czi".split()
+    [".svs", ".tif", ".tiff", ".ndpi", ".vms", ".vmu", ".scn", ".mrxs", ".svslide", ".bif", ".dcm", ".czi"]
 )
 
 

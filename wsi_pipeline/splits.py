@@ -60,13 +60,9 @@ def assign_splits(
     for kind in (True, False):
         group = [p for p in patients if (p in positive) == kind]
         generator.shuffle(group)
-        n_val, n_test = (
-            _share(fraction, len(group)) for fraction in (val_fraction, test_fraction)
-        )
+        n_val, n_test = (_share(fraction, len(group)) for fraction in (val_fraction, test_fraction))
         for i, patient in enumerate(group):
-            result[patient] = (
-                "test" if i < n_test else "val" if i < n_test + n_val else "train"
-            )
+            result[patient] = "test" if i < n_test else "val" if i < n_test + n_val else "train"
     return result
 
 

@@ -5,10 +5,12 @@ made from, as a fingerprint. Units that are finished are kept. The others of thi
 off, one after another or on a cluster, and each ends in a mark or in a recorded failure.
 """
 
+import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 from tiling.errors import TilingError
@@ -152,8 +154,6 @@ def _perform_here(task: Task, *, progress: StageProgress) -> Outcome:
 
 def _write_run_json(stage: Stage, run: RunFolder, config: Config) -> None:
     """Keep the settings and versions of each stage beside its results."""
-    import json
-
     path = run.path / "run.json"
     try:
         stages = json.loads(path.read_text(encoding="utf-8"))["stages"]
@@ -265,7 +265,9 @@ def _models_to_train(config: Config, names: Sequence[str]) -> dict[str, Any]:
     return chosen
 
 
-def _finished_entries(run: RunFolder, splits: Sequence[str | None] | None = None) -> list[SlideEntry]:
+def _finished_entries(
+    run: RunFolder, splits: Sequence[str | None] | None = None
+) -> list[SlideEntry]:
     """List the slides that have a patch store and are in one of `splits` (None: in any)."""
     entries = [e for e in run.read_manifest() if splits is None or e.split in splits]
     tiled = [e for e in entries if Unit("tile", e.slide_id).mark(run, "done").is_file()]
@@ -305,11 +307,9 @@ def _train_fingerprint(
 
 
 def predict(
-    run: RunFolder, config: Config, options: Options, *, checkpoints: Sequence[Any] = ()
+    run: RunFolder, config: Config, options: Options, *, checkpoints: Sequence[Path] = ()
 ) -> StageResult:
     """Patch stores -> scores, by each checkpoint."""
-    from wsi_pipeline.checkpoint import read_meta
-
     found = list(checkpoints) or [run.checkpoint(m) for m in run.models_with("models")]
     if not found:
         raise StageError(f"{run.path}: no checkpoint; train a model or say --checkpoint FILE")
@@ -317,8 +317,9 @@ def predict(
     entries = _finished_entries(run, wanted)
     plans = []
     for checkpoint in found:
-        model = read_meta(checkpoint).run_name
-        digest = digest_file(checkpoint)
+        if not checkpoint.is_file():
+            raise StageError(f"{checkpoint}: no such checkpoint; train a model first")
+        model, digest = model_name(checkpoint), digest_file(checkpoint)
         for e in entries:
             plans.append(
                 Plan(
@@ -334,6 +335,21 @@ def predict(
                 )
             )
     return run_stage("predict", run, plans, config, options)
+
+
+def model_name(checkpoint: Path) -> str:
+    """Name a model by the folder that train made for it, or by the file where it was renamed.
+
+    Examples
+    --------
+    >>> model_name(Path("run/models/vgg16/checkpoint.safetensors"))
+    'vgg16'
+    >>> model_name(Path("lymph_node_v2.safetensors"))
+    'lymph_node_v2'
+    """
+    if checkpoint.name == "checkpoint.safetensors" and checkpoint.resolve().parent.name:
+        return checkpoint.resolve().parent.name
+    return checkpoint.stem
 
 
 def _predict_fingerprint(run: RunFolder, entry: SlideEntry, digest: str, config: Config) -> str:

@@ -1,0 +1,349 @@
+"""Parse, call, print. Everything worth testing lives below this file.
+
+Heavy packages (torch, dask, zarr) are imported by the command that needs them, so that ``--help``
+answers at once.
+"""
+
+import logging
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+
+from tiling.errors import TilingError
+from wsi_pipeline import __version__
+from wsi_pipeline.errors import PipelineError
+
+if TYPE_CHECKING:
+    from wsi_pipeline.config import Config
+    from wsi_pipeline.stages import Options, StageResult
+
+EXIT_NOTHING_DONE = 1
+EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+
+app = typer.Typer(
+    name="wsi-pipeline",
+    help="Whole-slide images in, heatmaps and a FROC report out.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+# ------------------------------------------------------------ options shared by the stages
+
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.", show_default=False)]
+ConfigOption = Annotated[Path | None, typer.Option("--config", help="Settings, a YAML file.")]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="One setting, over the config; repeatable."),
+]
+WorkersOption = Annotated[int, typer.Option("--workers", min=1, help="Slides at a time.")]
+DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu or cuda:0.")]
+ShardOption = Annotated[
+    str | None,
+    typer.Option("--shard", metavar="I/N", help="Part I of N (from 0), or auto in a job array."),
+]
+DaskOption = Annotated[
+    str | None,
+    typer.Option("--dask", metavar="ADDRESS", help="Scheduler's address, local or slurm."),
+]
+OverwriteOption = Annotated[
+    bool, typer.Option("--overwrite", help="Do again what is finished already.")
+]
+QuietOption = Annotated[bool, typer.Option("--quiet", help="Only errors and the last line.")]
+ModelOption = Annotated[
+    list[str] | None, typer.Option("--model", help="Model name; repeatable. Default: all.")
+]
+
+
+def _options(
+    workers: int, device: str, shard: str | None, dask: str | None, overwrite: bool, quiet: bool
+) -> "Options":
+    from wsi_pipeline.cluster import parse_shard
+    from wsi_pipeline.stages import Options
+
+    part = parse_shard(shard) if shard else None
+    return Options(workers, device, part, dask, overwrite, quiet)
+
+
+def _finish(results: Sequence["StageResult"], run: Path, last_line: str = "") -> NoReturn:
+    """Say what was done and end with the right exit code (contract 3)."""
+    for result in results:
+        print(result)
+    codes = {result.exit_code for result in results}
+    code = EXIT_NOTHING_DONE if EXIT_NOTHING_DONE in codes else max(codes, default=0)
+    if code:
+        print(f"what failed and why: {run / 'failures.csv'}, {run / 'logs'}", file=sys.stderr)
+    if last_line:
+        print(last_line)
+    raise typer.Exit(code)
+
+
+# ------------------------------------------------------------ the stages
+
+
+@app.command()
+def tile(
+    input: Annotated[Path, typer.Argument(metavar="INPUT", help="Slide, folder or manifest.")],
+    out: Annotated[Path, typer.Option("--out", metavar="RUN", help="Run folder.")],
+    config: ConfigOption = None,
+    set_: SetOption = None,
+    workers: WorkersOption = 1,
+    device: DeviceOption = "auto",
+    shard: ShardOption = None,
+    dask: DaskOption = None,
+    overwrite: OverwriteOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Cut slides into labelled patches: slides -> patch stores."""
+    from wsi_pipeline import stages
+    from wsi_pipeline.config import read_config
+    from wsi_pipeline.runfolder import RunFolder
+
+    settings = replace(read_config(config, set_ or (), section="tile"), input=input, out=out)
+    options = _options(workers, device, shard, dask, overwrite, quiet)
+    _finish([stages.tile(RunFolder(out), settings, options)], out)
+
+
+def _stage_command(
+    section: str,
+    run: Path,
+    config: Path | None,
+    set_: list[str] | None,
+    options: "Options",
+    stage: Callable[..., "StageResult"],
+    **chosen: Sequence[str] | Sequence[Path],
+) -> NoReturn:
+    from wsi_pipeline.config import read_config
+    from wsi_pipeline.runfolder import RunFolder
+
+    settings = replace(read_config(config, set_ or (), section=section), out=run)
+    _finish([stage(RunFolder(run), settings, options, **chosen)], run)
+
+
+@app.command()
+def train(
+    run: RunArgument,
+    model: ModelOption = None,
+    config: ConfigOption = None,
+    set_: SetOption = None,
+    workers: WorkersOption = 1,
+    device: DeviceOption = "auto",
+    shard: ShardOption = None,
+    dask: DaskOption = None,
+    overwrite: OverwriteOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Train patch classifiers: patch stores -> checkpoints."""
+    from wsi_pipeline import stages
+
+    options = _options(workers, device, shard, dask, overwrite, quiet)
+    _stage_command("train", run, config, set_, options, stages.train, models=model or ())
+
+
+@app.command()
+def predict(
+    run: RunArgument,
+    checkpoint: Annotated[
+        list[Path] | None,
+        typer.Option("--checkpoint", help="Checkpoint file; repeatable. Default: the run's own."),
+    ] = None,
+    config: ConfigOption = None,
+    set_: SetOption = None,
+    workers: WorkersOption = 1,
+    device: DeviceOption = "auto",
+    shard: ShardOption = None,
+    dask: DaskOption = None,
+    overwrite: OverwriteOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Score patches: patch stores -> scores."""
+    from wsi_pipeline import stages
+
+    options = _options(workers, device, shard, dask, overwrite, quiet)
+    _stage_command(
+        "predict", run, config, set_, options, stages.predict, checkpoints=checkpoint or ()
+    )
+
+
+@app.command()
+def heatmap(
+    run: RunArgument,
+    model: ModelOption = None,
+    config: ConfigOption = None,
+    set_: SetOption = None,
+    workers: WorkersOption = 1,
+    device: DeviceOption = "auto",
+    shard: ShardOption = None,
+    dask: DaskOption = None,
+    overwrite: OverwriteOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Stitch scores into slide heatmaps: scores -> OME-TIFF values and overlay pictures."""
+    from wsi_pipeline import stages
+
+    options = _options(workers, device, shard, dask, overwrite, quiet)
+    _stage_command("heatmap", run, config, set_, options, stages.heatmap, models=model or ())
+
+
+@app.command()
+def evaluate(
+    run: RunArgument,
+    model: ModelOption = None,
+    config: ConfigOption = None,
+    set_: SetOption = None,
+    workers: WorkersOption = 1,
+    device: DeviceOption = "auto",
+    shard: ShardOption = None,
+    dask: DaskOption = None,
+    overwrite: OverwriteOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Compare scores with the reference: slide level, patches, FROC by both definitions."""
+    from wsi_pipeline import stages
+
+    options = _options(workers, device, shard, dask, overwrite, quiet)
+    _stage_command("evaluate", run, config, set_, options, stages.evaluate, models=model or ())
+
+
+@app.command()
+def report(
+    run: RunArgument,
+    model: ModelOption = None,
+    config: ConfigOption = None,
+    set_: SetOption = None,
+    workers: WorkersOption = 1,
+    device: DeviceOption = "auto",
+    shard: ShardOption = None,
+    dask: DaskOption = None,
+    overwrite: OverwriteOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Write one self-contained HTML report."""
+    from wsi_pipeline import stages
+
+    options = _options(workers, device, shard, dask, overwrite, quiet)
+    _stage_command("report", run, config, set_, options, stages.report, models=model or ())
+
+
+# ------------------------------------------------------------ several stages
+
+
+@app.command()
+def run(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="RUN", help="Run folder, over the config's.")
+    ] = None,
+    set_: SetOption = None,
+    workers: WorkersOption = 1,
+    device: DeviceOption = "auto",
+    shard: ShardOption = None,
+    dask: DaskOption = None,
+    overwrite: OverwriteOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Run every stage that a config names, in order; keep what is finished."""
+    from wsi_pipeline.config import read_config
+
+    settings = read_config(config, set_ or ())
+    settings = replace(settings, out=out) if out else settings
+    _run(settings, _options(workers, device, shard, dask, overwrite, quiet))
+
+
+def _run(settings: "Config", options: "Options") -> NoReturn:
+    from wsi_pipeline import stages
+    from wsi_pipeline.errors import ConfigError
+    from wsi_pipeline.runfolder import RunFolder
+
+    if settings.out is None:
+        raise ConfigError("no run folder; set out in the config, or say --out RUN")
+    folder = RunFolder(settings.out)
+    results = stages.run_stages(folder, settings, options)
+    last_line = str(folder.report) if "report" in settings.stages else ""
+    _finish(results, settings.out, last_line)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where to.")] = Path("demo"),
+    quiet: QuietOption = False,
+) -> None:
+    """Draw a small cohort with known tumours and run every stage on it, to a report."""
+    from wsi_pipeline.cohorts import draw_demo
+    from wsi_pipeline.config import read_config
+    from wsi_pipeline.stages import Options
+
+    settings = read_config(draw_demo(out))
+    _run(settings, Options(quiet=quiet))
+
+
+@app.command()
+def collect(run: RunArgument) -> None:
+    """After a job array: merge the failures, list the slides that each stage still misses."""
+    from wsi_pipeline import stages
+    from wsi_pipeline.runfolder import RunFolder
+
+    summary = stages.collect(RunFolder(run))
+    print("\n".join(summary.lines))
+    raise typer.Exit(3 if summary.missing or summary.failed else 0)
+
+
+@app.command()
+def doctor() -> None:
+    """Tell versions, devices and codecs, what is missing and how to get it."""
+    from wsi_pipeline.doctor import examine
+
+    findings = examine()
+    print("\n".join(finding.line for finding in findings))
+    raise typer.Exit(0 if all(finding.ok for finding in findings) else EXIT_NOTHING_DONE)
+
+
+# ------------------------------------------------------------ the program
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"wsi-pipeline {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _program(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Say the version."),
+    ] = False,
+) -> None:
+    pass
+
+
+def _on_terminate(signum: int, frame: FrameType | None) -> NoReturn:
+    """Treat a scheduler's SIGTERM like Ctrl-C: scratch files are removed on the way out."""
+    raise KeyboardInterrupt
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the program; returns its exit code (contract 3)."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    signal.signal(signal.SIGTERM, _on_terminate)
+    try:
+        app(args=list(argv) if argv is not None else None, standalone_mode=True)
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else EXIT_NOTHING_DONE
+    except (TilingError, PipelineError) as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return EXIT_NOTHING_DONE
+    except KeyboardInterrupt:
+        print(
+            "interrupted: what is finished is kept; the same command goes on from there",
+            file=sys.stderr,
+        )
+        return EXIT_INTERRUPTED
+    return 0

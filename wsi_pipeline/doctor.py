@@ -1,0 +1,110 @@
+"""What this machine has, what is missing, and how to get it."""
+
+import importlib
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from wsi_pipeline.versions import versions
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing looked at."""
+
+    ok: bool
+    what: str
+    detail: str
+    cure: str = ""
+
+    @property
+    def line(self) -> str:
+        """As the ``doctor`` command prints it."""
+        cure = f"; {self.cure}" if self.cure and not self.ok else ""
+        return f"{'ok     ' if self.ok else 'MISSING'} {self.what}: {self.detail}{cure}"
+
+
+def examine() -> list[Finding]:
+    """Look at versions, readers, codecs, devices and the machine; nothing is changed."""
+    return [
+        *_packages(),
+        _attempt("slide reader", _openslide, "pip install openslide-bin openslide-python"),
+        _attempt("JPEG and JPEG 2000 codecs", _codecs, "pip install imagecodecs"),
+        _attempt("patch store", _zarr, "pip install 'zarr>=3.1'"),
+        _attempt("torch", _torch, "pip install -c constraints.txt torch"),
+        _machine(),
+        _scratch(),
+        _slurm(),
+    ]
+
+
+def _packages() -> Iterator[Finding]:
+    for name, found in versions().items():
+        yield Finding(
+            found != "not installed", name, found, f"pip install -c constraints.txt {name}"
+        )
+
+
+def _attempt(what: str, look: Callable[[], str], cure: str) -> Finding:
+    try:
+        return Finding(True, what, look())
+    except Exception as error:  # whatever is wrong with an installation, say it and go on
+        return Finding(False, what, f"{type(error).__name__}: {error}", cure)
+
+
+def _openslide() -> str:
+    openslide = importlib.import_module("openslide")
+    return f"OpenSlide {openslide.__library_version__}"
+
+
+def _codecs() -> str:
+    import numpy as np
+    from imagecodecs import jpeg2k_decode, jpeg2k_encode, jpeg8_decode, jpeg8_encode
+
+    picture = np.full((16, 16, 3), 200, np.uint8)
+    for decode, encode in ((jpeg8_decode, jpeg8_encode), (jpeg2k_decode, jpeg2k_encode)):
+        if decode(encode(picture)).shape != picture.shape:
+            raise RuntimeError(f"{decode.__name__} does not give back what was encoded")
+    return "encode and decode"
+
+
+def _zarr() -> str:
+    import numpy as np
+    import zarr
+
+    with tempfile.TemporaryDirectory() as folder:
+        array = zarr.create_array(
+            store=Path(folder) / "probe.zarr", shape=(4,), chunks=(1,), shards=(4,), dtype="uint8"
+        )
+        array[:] = np.arange(4, dtype=np.uint8)
+        if array[3] != 3:
+            raise RuntimeError("a sharded array does not give back what was written")
+    return f"zarr {zarr.__version__}, sharded write and read"
+
+
+def _torch() -> str:
+    import torch
+
+    names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    devices = ", ".join(f"cuda:{i} {name}" for i, name in enumerate(names))
+    return f"{torch.__version__}, devices: cpu{', ' + devices if devices else ' (no CUDA device)'}"
+
+
+def _machine() -> Finding:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return Finding(True, "cores", str(cores))
+
+
+def _scratch() -> Finding:
+    free = shutil.disk_usage(Path.cwd()).free / 2**30
+    return Finding(
+        free > 1, "free space in this folder", f"{free:.1f} GiB", "free some, or work elsewhere"
+    )
+
+
+def _slurm() -> Finding:
+    sbatch = shutil.which("sbatch")
+    return Finding(True, "Slurm", "sbatch is here" if sbatch else "not here (job arrays need none)")

@@ -1,0 +1,189 @@
+"""What a stage does to one slide or one model.
+
+`perform` is sent to workers: it takes plain values, imports what it needs, catches every error,
+and returns what happened. Nothing here knows of other slides.
+"""
+
+import errno
+import logging
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tiling.contracts import TileConfig
+from tiling.errors import SlideError, TilingError
+from tiling.files import write_text
+from wsi_pipeline.contracts import SlideEntry
+from wsi_pipeline.errors import PipelineError
+from wsi_pipeline.runfolder import (
+    RunFolder,
+    Unit,
+    clear_mark,
+    mark_finished,
+    record_failure,
+)
+from wsi_pipeline.settings import HeatmapConfig, PredictConfig, TrainConfig
+
+if TYPE_CHECKING:
+    from tiling.store import PatchStore
+
+log = logging.getLogger(__name__)
+
+OnProgress = Callable[[int, int], None]
+Done = tuple[list[Path], str]  # files made, and a line on what was done
+
+
+@dataclass(frozen=True)
+class Task:
+    """A unit of work with all it needs."""
+
+    run: RunFolder
+    unit: Unit
+    fingerprint: str
+    arguments: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a unit ended."""
+
+    ok: bool
+    line: str
+
+
+def perform(task: Task, *, on_progress: OnProgress | None = None) -> Outcome:
+    """Do one unit; mark it finished, or record why it failed. Only an interrupt gets out."""
+    try:
+        clear_mark(task.run, task.unit)
+        work = WORK[task.unit.stage]
+        files, line = work(task, on_progress or _silent)
+        mark_finished(task.run, task.unit, task.fingerprint, files)
+    except Exception as error:
+        return fail(task.run, task.unit, error)
+    return Outcome(True, line)
+
+
+def _silent(done: int, total: int) -> None:
+    return None
+
+
+def fail(run: RunFolder, unit: Unit, error: Exception) -> Outcome:
+    """Record a failure: a sentence in ``failures.csv``, the traceback under ``logs/``."""
+    message = _sentence(unit, error)
+    trace = "".join(traceback.format_exception(error))
+    try:
+        record_failure(run, unit, type(error).__name__, message)
+        write_text(run.logs / f"{unit.stage}-{unit.model or 'slide'}-{unit.name}.log", trace)
+    except OSError as second:  # a full disk cannot even take the record
+        log.warning("%s: the failure could not be recorded (%s)", unit.name, second)
+    return Outcome(False, f"FAILED: {message}")
+
+
+def _sentence(unit: Unit, error: Exception) -> str:
+    if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
+        return (
+            f"{unit.name}: no space left on the device while {unit.stage} was writing; free some "
+            "and run the same command again: finished slides are kept"
+        )
+    if isinstance(error, MemoryError):
+        return f"{unit.name}: not enough memory in {unit.stage}; lower --workers or the batch size"
+    if isinstance(error, (TilingError, PipelineError)):
+        return str(error)
+    return f"{unit.name}: unexpected {type(error).__name__} in {unit.stage}: {error}"
+
+
+# ---------------------------------------------------------------- tile
+
+
+def _tile(task: Task, on_progress: OnProgress) -> Done:
+    from tiling.build import tile_slide
+
+    entry: SlideEntry = task.arguments["entry"]
+    config: TileConfig = task.arguments["config"]
+    store, picture = task.run.store(entry.slide_id), task.run.qc(entry.slide_id)
+    summary = tile_slide(
+        entry.path,
+        store,
+        slide_id=entry.slide_id,
+        config=config,
+        annotation_path=entry.annotation,
+        slide_label=entry.label,
+        mpp=entry.mpp,
+        qc_path=picture,
+        threads=task.arguments["threads"],
+        on_progress=on_progress,
+    )
+    return [store, picture], str(summary)
+
+
+# ---------------------------------------------------------------- train
+
+
+def _train(task: Task, on_progress: OnProgress) -> Done:
+    from wsi_pipeline.devices import resolve_device
+    from wsi_pipeline.training import train_model
+
+    config: TrainConfig = task.arguments["config"]
+    entries: Sequence[SlideEntry] = task.arguments["entries"]
+    folder = task.run.model(task.unit.model)
+    summary = train_model(
+        config,
+        train=[open_store(task.run, e) for e in entries if e.split == "train"],
+        val=[open_store(task.run, e) for e in entries if e.split == "val"],
+        patients={e.slide_id: e.patient for e in entries},
+        out=folder,
+        device=resolve_device(task.arguments["device"]),
+        fingerprint=task.fingerprint,
+        on_progress=lambda done, total, _: on_progress(done, total),
+    )
+    return [task.run.checkpoint(task.unit.model), folder / "history.csv"], str(summary)
+
+
+def open_store(run: RunFolder, entry: SlideEntry) -> "PatchStore":
+    """Open a slide's patch store; where it keeps no pixels, they come from the slide."""
+    from tiling.store import PatchStore
+
+    return PatchStore.open(run.store(entry.slide_id), slide_path=entry.path)
+
+
+# ---------------------------------------------------------------- predict
+
+
+def _predict(task: Task, on_progress: OnProgress) -> Done:
+    from wsi_pipeline.devices import resolve_device, resolve_precision
+    from wsi_pipeline.inference import predict_store
+    from wsi_pipeline.scores import make_scores, write_scores
+
+    entry: SlideEntry = task.arguments["entry"]
+    config: PredictConfig = task.arguments["config"]
+    device = resolve_device(task.arguments["device"])
+    precision = resolve_precision(config.precision, device)
+    model, meta, digest = _load_model(task.arguments["checkpoint"])
+    store = open_store(task.run, entry)
+    scores, summary = predict_store(
+        model,
+        meta,
+        store,
+        device=device,
+        precision=precision,
+        batch_size=config.batch_size,
+        on_progress=lambda done, total, _: on_progress(done, total),
+    )
+    path = task.run.scores(task.unit.model, entry.slide_id)
+    write_scores(
+        path,
+        make_scores(store, scores, meta, digest, precision=precision, fingerprint=task.fingerprint),
+    )
+    return [path], str(summary)
+
+
+@lru_cache(maxsize=1)
+def _load_model(checkpoint: Path) -> tuple[Any, Any, str]:
+    # Kept between the slides of one process; a process works on one model at a time.
+    from wsi_pipeline.checkpoint import digest, load_checkpoint
+
+    model, meta = load_checkpoint(checkpoint)
+    return model, meta, digest(checkpoint)
