@@ -1,0 +1,117 @@
+"""Settings of the stages: frozen values, each default once, with its unit and its source.
+
+Light on purpose: the command line reads them without importing torch. The defaults of
+`TrainConfig` are the lecture's recipe for VGG16; `RECIPES` holds what the other models' papers
+say otherwise, and a config overrides both.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from wsi_pipeline.contracts import Split
+
+Optimizer = Literal["rmsprop", "adam"]
+Monitor = Literal["roc_auc", "loss"]
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Which model."""
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012  read by pydantic on the class
+
+    name: str  # in the registry of models
+    options: dict[str, Any] = field(default_factory=dict)  # of that model, e.g. m, stride
+    weights: Path | None = None  # ImageNet state dict in torchvision's layout (.pth, .safetensors)
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """Random changes of a training patch. Lecture: flips and random colour perturbations."""
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
+
+    flips: bool = True  # horizontal and vertical, each with probability 1/2 (lecture)
+    # The lecture names no sizes; these are ours (specs/models.md 1.9), applied to every patch.
+    brightness: float = 0.2  # factor in [1 - b, 1 + b]
+    contrast: float = 0.2
+    saturation: float = 0.2
+    hue: float = 0.05  # turn of the colour circle, [-h, h]
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How a model is trained. Defaults: the lecture's VGG16."""
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
+
+    model: ModelConfig
+    optimizer: Optimizer = "rmsprop"  # lecture
+    lr: float = 5e-5  # lecture: initial learning rate
+    rho: float = 0.9  # RMSprop's forgetting, lecture's rho, torch's alpha
+    momentum: float = 0.9  # lecture's alpha
+    eps: float = 1e-8  # inside the optimiser's denominator
+    batch_size: int = 32  # patches; the lecture does not say
+    steps_per_epoch: int = 1000  # batches; the lecture does not say
+    max_epochs: int = 100
+    lr_halve_after: int | None = 3  # epochs without lower validation loss (lecture); None: never
+    monitor: Monitor = "roc_auc"  # lecture: stop by ROC AUC on validation data
+    patience: int = 5  # epochs without a better monitored figure (lecture)
+    val_patches: int | None = None  # at most so many, drawn in three steps; None: all labelled
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    seed: int = 0
+
+
+# What a model's own source says otherwise, in the shape of a config.
+_PATCHNET: dict[str, Any] = {
+    "optimizer": "adam",  # PatchNet paper 2: Adam, 1e-4, batches of 4 images
+    "lr": 1e-4,
+    "batch_size": 4,
+    "lr_halve_after": None,
+    "monitor": "loss",  # papers 1 and 2: patience on the validation loss
+    "patience": 1000,  # epochs, paper 2
+    "max_epochs": 2000,
+    "augment": {"brightness": 0.0, "contrast": 0.0, "saturation": 0.0, "hue": 0.0},
+}
+RECIPES: dict[str, dict[str, Any]] = {"patchnet": _PATCHNET, "precision_patchnet": _PATCHNET}
+
+
+def with_recipe(values: dict[str, Any]) -> dict[str, Any]:
+    """Lay a config's training settings over the recipe of its model.
+
+    Examples
+    --------
+    >>> with_recipe({"model": {"name": "patchnet"}, "lr": 1e-3})["lr"]
+    0.001
+    >>> with_recipe({"model": {"name": "patchnet"}})["optimizer"]
+    'adam'
+    """
+    model = values.get("model")
+    name = model.get("name") if isinstance(model, dict) else None
+    recipe = RECIPES.get(str(name), {})
+    merged = {**recipe, **values}
+    if isinstance(values.get("augment"), dict):
+        merged["augment"] = {**recipe.get("augment", {}), **values["augment"]}
+    return merged
+
+
+@dataclass(frozen=True)
+class PredictConfig:
+    """How patches are scored."""
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
+
+    batch_size: int | None = None  # patches; None: by the device and the patch size
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto: fp32 on the CPU
+    splits: tuple[Split, ...] | None = None  # None: all slides; slides without a split always
+
+
+@dataclass(frozen=True)
+class HeatmapConfig:
+    """How scores are laid over a slide."""
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
+
+    overlap: Literal["mean", "max"] = "mean"  # where patches overlap
+    thumbnail_px: int = 1200  # longer side of the overlay's thumbnail
