@@ -20,7 +20,7 @@ StoreKind = Literal["patches", "coords"]
 
 @dataclass(frozen=True)
 class SlideInfo:
-    """What is known of a slide without reading its pixels; holds nothing that identifies a patient."""
+    """What is known of a slide without reading its pixels; nothing that identifies a patient."""
 
     slide_id: str
     file_name: str  # no folder
@@ -29,7 +29,9 @@ class SlideInfo:
     mpp: tuple[float, float]  # (x, y), µm per level-0 px
     level_sizes: tuple[tuple[int, int], ...]  # (width, height) of each level
     level_downsamples: tuple[float, ...]  # level-0 px per px of each level, >= 1
-    bounds: tuple[int, int, int, int] | None  # (x, y, width, height) l0 of the scanned part, if told
+    bounds: (
+        tuple[int, int, int, int] | None
+    )  # (x, y, width, height) l0 of the scanned part, if told
     objective_power: float | None  # shown, never computed with
     fingerprint: str  # of the file's bytes (size, head and tail), not of its path or date
 
@@ -118,7 +120,9 @@ class TileConfig:
     target_mpp: float = 0.5  # µm per px of a patch
     patch_px: int = 512  # side of a patch, px at target_mpp (lecture: 512)
     stride_px: int | None = None  # step, px at target_mpp; None: patch_px (no overlap)
-    inner_px: int | None = None  # side of the centred inner square; None: half of patch_px (lecture)
+    inner_px: int | None = (
+        None  # side of the centred inner square; None: half of patch_px (lecture)
+    )
     label_rule: LabelRule = "inner"
     positive_fraction: float = 0.5  # label_rule fraction: positive iff share >= this
     negative_fraction: float = 0.0  # label_rule fraction: negative iff share <= this; between: -1
@@ -151,7 +155,9 @@ class Annotation:
     """
 
     tumour: Any  # shapely MultiPolygon, valid, maybe empty
-    lesions: tuple[Any, ...]  # shapely Polygons; the parts of `tumour`, ids "1", "2", ... in this order
+    # ids "1", "2", ... in this order (top to bottom, then left to right); each a shapely Polygon,
+    # or a MultiPolygon where its parts touch in points only
+    lesions: tuple[Any, ...]
     notes: tuple[str, ...] = ()  # what was mended or left out, one sentence each
 
 

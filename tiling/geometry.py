@@ -28,7 +28,7 @@ def resolve_geometry(config: TileConfig, *, slide_mpp: tuple[float, float]) -> T
     Returns
     -------
     geometry : TileGeometry
-        `scale` is exact; `patch_l0` and `stride_l0` are rounded to whole level-0 pixels, at least 1.
+        `scale` is exact; `patch_l0` and `stride_l0` are rounded to whole level-0 pixels, 1 or more.
 
     Raises
     ------

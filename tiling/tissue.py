@@ -1,0 +1,243 @@
+"""Where tissue is: a mask on a small picture of the slide, and its share of each tile.
+
+Pure arrays: nothing here opens a file. Made for bright-field stains, haematoxylin and eosin first:
+glass is bright and colourless, tissue is coloured. Not taken for tissue: black (unscanned parts,
+scanner borders, black pen), and the hues that H&E does not have (green and blue pen, green ink).
+Red pen is not told from blood. A dark-field (fluorescence) slide is told by its lack of anything
+bright; there tissue is what shines.
+"""
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+from skimage.color import rgb2hsv
+from skimage.filters import threshold_otsu
+
+from tiling.contracts import TissueConfig
+from tiling.errors import TissueError
+
+# All in HSV, 0 to 1; chosen on the slides of ../shared/data and the demo's drawn ones.
+MAX_THRESHOLD = 0.15  # ceiling on Otsu: where all is tissue it would part pale from dark tissue
+BLACK_VALUE = 0.2  # dense nuclei at 8 µm/px stay above 0.3
+GREEN_HUES = (75 / 360, 195 / 360)  # yellow-green to cyan: no tissue in H&E
+BLUE_HUES = (195 / 360, 248 / 360)  # haematoxylin lies above, blue pen within
+GREEN_SATURATION = 0.1  # from here on a hue can be told
+BLUE_SATURATION = 0.45  # pale blue is haematoxylin beside DAB, strong blue is pen
+PEN_RIM_PX = 2  # the blurred rim of a pen stroke fades through other hues
+SMOOTHING_PX = 1.0  # Gaussian sigma: takes away JPEG and sensor noise
+# Dark field: next to nothing as bright as glass, and most of it near black.
+BRIGHT_VALUE, MAX_BRIGHT_SHARE, DARK_MEDIAN = 0.7, 0.05, 0.25
+MIN_GLOW, MAX_GLOW = 0.04, 0.1  # bounds of Otsu's threshold on the value in dark field
+GLOW_SMOOTHING_UM = 25.0  # Gaussian sigma that bridges the dark between lit nuclei
+
+
+def segment_tissue(
+    thumbnail: NDArray[np.uint8], *, mpp: tuple[float, float], config: TissueConfig
+) -> NDArray[np.bool_]:
+    """Tell tissue from glass, pen and black.
+
+    Smoothed HSV saturation above Otsu's threshold, which is held between `min_saturation` and 0.15;
+    then small holes are filled and small objects removed.
+
+    Parameters
+    ----------
+    thumbnail : (H, W, 3) uint8, RGB
+    mpp : (x, y), µm per px of the thumbnail
+        May differ from ``config.mpp``; areas are measured with it.
+    config : TissueConfig
+
+    Returns
+    -------
+    mask : (H, W) bool
+        True on tissue. All False on bare glass: that is no error here.
+
+    Raises
+    ------
+    TissueError
+        If the thumbnail is no RGB picture or a setting is out of range.
+
+    References
+    ----------
+    .. [1] N. Otsu, "A threshold selection method from gray-level histograms", IEEE Transactions on
+       Systems, Man, and Cybernetics 9 (1979) 62. The bounds on it are ours.
+    """
+    _check_settings(thumbnail, mpp, config)
+    if thumbnail.size == 0:
+        return np.zeros(thumbnail.shape[:2], bool)
+    smooth = ndimage.gaussian_filter(
+        thumbnail.astype(np.float32) / 255, (SMOOTHING_PX, SMOOTHING_PX, 0), mode="nearest"
+    )
+    hue, saturation, value = np.moveaxis(rgb2hsv(smooth), -1, 0)
+    if _is_dark_field(value):
+        mask = _find_glow(value, mpp)
+    else:
+        usable = ~_find_artefacts(hue, saturation, value)
+        mask = usable & (saturation > _saturation_threshold(saturation[usable], config))
+    return _clean_mask(mask, pixel_um2=mpp[0] * mpp[1], config=config)
+
+
+def tile_tissue_fraction(
+    mask: NDArray[np.bool_],
+    *,
+    mask_pixel_l0: tuple[float, float],
+    coords: NDArray[np.int64],
+    tile_l0: tuple[int, int],
+) -> NDArray[np.float32]:
+    """Measure the share of each tile that is tissue, to the fraction of a mask pixel.
+
+    Parameters
+    ----------
+    mask : (H, W) bool
+        True on tissue; its top-left corner is that of the slide.
+    mask_pixel_l0 : (x, y), level-0 px
+        Sides of one mask pixel.
+    coords : (n_tiles, 2), level-0 px
+        Top-left corners (x, y).
+    tile_l0 : (x, y), level-0 px
+        Sides of a tile.
+
+    Returns
+    -------
+    fraction : (n_tiles,) float32 in [0, 1]
+        What lies outside the mask counts as no tissue.
+
+    Raises
+    ------
+    TissueError
+        If a length is not positive.
+
+    Examples
+    --------
+    >>> mask = np.array([[True, False]])
+    >>> coords = np.array([[0, 0], [2, 0], [4, 0]])
+    >>> kwargs = {"mask_pixel_l0": (4.0, 4.0), "tile_l0": (4, 4)}
+    >>> tile_tissue_fraction(mask, coords=coords, **kwargs).tolist()
+    [1.0, 0.5, 0.0]
+    """
+    if min(*mask_pixel_l0, *tile_l0) <= 0:
+        raise TissueError(
+            "mask pixels and tiles must have positive sides, "
+            f"got mask_pixel_l0={mask_pixel_l0}, tile_l0={tile_l0}"
+        )
+    coords = np.asarray(coords, dtype=np.int64).reshape(-1, 2)
+    first = coords / np.array(mask_pixel_l0)  # mask px
+    last = (coords + np.array(tile_l0)) / np.array(mask_pixel_l0)
+    total = _summed_area(mask)
+    area = (
+        _area_before(total, last[:, 0], last[:, 1])
+        - _area_before(total, first[:, 0], last[:, 1])
+        - _area_before(total, last[:, 0], first[:, 1])
+        + _area_before(total, first[:, 0], first[:, 1])
+    )
+    tile_area = math.prod(tile_l0) / math.prod(mask_pixel_l0)
+    return np.clip(area / tile_area, 0.0, 1.0).astype(np.float32)
+
+
+def _check_settings(
+    thumbnail: NDArray[np.uint8], mpp: tuple[float, float], config: TissueConfig
+) -> None:
+    if thumbnail.ndim != 3 or thumbnail.shape[2] != 3 or thumbnail.dtype != np.uint8:
+        raise TissueError(
+            f"a thumbnail is (H, W, 3) uint8 RGB, got {thumbnail.shape} {thumbnail.dtype}"
+        )
+    lengths = {"mpp of the thumbnail": min(mpp), "tissue.mpp": config.mpp}
+    for key, number in lengths.items():
+        if not (math.isfinite(number) and number > 0):
+            raise TissueError(f"{key} must be a positive number of µm per pixel, got {number}")
+    for key in ("min_saturation", "min_fraction"):
+        if not 0 <= getattr(config, key) <= 1:
+            raise TissueError(f"tissue.{key} must be within [0, 1], got {getattr(config, key)}")
+    for key in ("min_object_um2", "max_hole_um2"):
+        if not getattr(config, key) >= 0:
+            raise TissueError(f"tissue.{key} must be 0 µm² or more, got {getattr(config, key)}")
+
+
+def _is_dark_field(value: NDArray[np.float32]) -> bool:
+    few_bright = float(np.mean(value > BRIGHT_VALUE)) < MAX_BRIGHT_SHARE
+    return few_bright and float(np.median(value)) < DARK_MEDIAN
+
+
+def _find_glow(value: NDArray[np.float32], mpp: tuple[float, float]) -> NDArray[np.bool_]:
+    sigma = (GLOW_SMOOTHING_UM / mpp[1], GLOW_SMOOTHING_UM / mpp[0])  # rows go along y
+    glow = ndimage.gaussian_filter(value, sigma, mode="nearest")
+    mask: NDArray[np.bool_] = glow > min(max(_otsu(glow), MIN_GLOW), MAX_GLOW)
+    return mask
+
+
+def _find_artefacts(
+    hue: NDArray[np.float32], saturation: NDArray[np.float32], value: NDArray[np.float32]
+) -> NDArray[np.bool_]:
+    green = (hue >= GREEN_HUES[0]) & (hue < GREEN_HUES[1]) & (saturation >= GREEN_SATURATION)
+    blue = (hue >= BLUE_HUES[0]) & (hue < BLUE_HUES[1]) & (saturation >= BLUE_SATURATION)
+    artefacts: NDArray[np.bool_] = (value < BLACK_VALUE) | green | blue
+    wider: NDArray[np.bool_] = ndimage.binary_dilation(artefacts, iterations=PEN_RIM_PX)
+    return wider
+
+
+def _saturation_threshold(saturation: NDArray[np.float32], config: TissueConfig) -> float:
+    ceiling = max(MAX_THRESHOLD, config.min_saturation)
+    return min(max(_otsu(saturation), config.min_saturation), ceiling)
+
+
+def _otsu(values: NDArray[np.float32]) -> float:
+    """Otsu's threshold; 0 where all values are one."""
+    if values.size == 0 or values.min() == values.max():
+        return 0.0
+    return float(threshold_otsu(values))  # type: ignore[no-untyped-call]
+
+
+def _clean_mask(
+    mask: NDArray[np.bool_], *, pixel_um2: float, config: TissueConfig
+) -> NDArray[np.bool_]:
+    # A picture smaller than the smallest object would lose all its tissue: there a tenth counts.
+    largest_um2 = mask.size * pixel_um2 / 10
+    holes = _areas_um2(~mask, pixel_um2=pixel_um2)
+    inner = ~_touches_border(~mask)
+    filled = mask | (~mask & inner & (holes <= min(config.max_hole_um2, largest_um2)))
+    objects = _areas_um2(filled, pixel_um2=pixel_um2)
+    return filled & (objects >= min(config.min_object_um2, largest_um2))
+
+
+def _areas_um2(mask: NDArray[np.bool_], *, pixel_um2: float) -> NDArray[np.float64]:
+    """Give each pixel of `mask` the area of the 4-connected object it is part of; 0 elsewhere."""
+    labels, _ = ndimage.label(mask)
+    area_by_label = np.bincount(labels.ravel()) * pixel_um2
+    area_by_label[0] = 0.0
+    areas: NDArray[np.float64] = area_by_label[labels]
+    return areas
+
+
+def _touches_border(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Mark the objects of `mask` that reach the edge of the picture."""
+    labels, _ = ndimage.label(mask)
+    at_border = np.unique(np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]]))
+    return np.isin(labels, at_border[at_border > 0])
+
+
+def _summed_area(mask: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Sum the mask up to each pixel corner: (H + 1, W + 1)."""
+    total = np.zeros((mask.shape[0] + 1, mask.shape[1] + 1))
+    total[1:, 1:] = mask.cumsum(axis=0, dtype=np.float64).cumsum(axis=1)
+    return total
+
+
+def _area_before(
+    total: NDArray[np.float64], x: NDArray[np.float64], y: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Area of the mask above and left of each position, in mask px².
+
+    Within a pixel the summed area grows linearly along each axis, so that bilinear interpolation
+    between its corners is exact.
+    """
+    height, width = (n - 1 for n in total.shape)
+    x, y = np.clip(x, 0, width), np.clip(y, 0, height)
+    column = np.minimum(x.astype(np.int64), max(width - 1, 0))
+    row = np.minimum(y.astype(np.int64), max(height - 1, 0))
+    next_column, next_row = np.minimum(column + 1, width), np.minimum(row + 1, height)
+    right, down = x - column, y - row
+    upper = total[row, column] * (1 - right) + total[row, next_column] * right
+    lower = total[next_row, column] * (1 - right) + total[next_row, next_column] * right
+    area: NDArray[np.float64] = upper * (1 - down) + lower * down
+    return area
