@@ -1,0 +1,74 @@
+"""When training stops, and which epoch is kept, read off the history."""
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from wsi_pipeline.curves import draw_curves
+from wsi_pipeline.history import EpochRecord, best_epoch, stop_reason, write_history
+
+
+def history_of(aucs, losses=None):
+    losses = losses or [0.5] * len(aucs)
+    pairs = zip(aucs, losses, strict=True)
+    return [EpochRecord(i + 1, 5e-5, 0.6, e, auc) for i, (auc, e) in enumerate(pairs)]
+
+
+def stopped(history, patience=5, max_epochs=1000, monitor="roc_auc"):
+    return stop_reason(history, monitor=monitor, patience=patience, max_epochs=max_epochs)
+
+
+def test_training_stops_after_five_epochs_without_a_higher_auc():
+    assert stopped(history_of([0.7, 0.8, 0.8, 0.79, 0.8, 0.8])) is None  # four
+    reason = stopped(history_of([0.7, 0.8, 0.8, 0.79, 0.8, 0.8, 0.8]))
+    assert reason == "the validation ROC AUC has not improved for 5 epochs"
+
+
+def test_an_equal_auc_is_no_improvement_and_the_first_is_kept():
+    assert best_epoch(history_of([0.8, 0.8, 0.8]), "roc_auc") == 1
+
+
+def test_any_higher_auc_starts_the_count_again():
+    assert stopped(history_of([0.8, 0.1, 0.1, 0.1, 0.1, 0.8000001])) is None
+
+
+def test_the_loss_does_not_matter_to_the_auc_rule():
+    falling = [1.0 / (i + 1) for i in range(6)]
+    assert stopped(history_of([0.8] * 6, falling)) is not None
+    assert stopped(history_of([0.8] * 6, falling), monitor="loss") is None
+
+
+def test_training_stops_at_the_limit_of_epochs():
+    assert "limit of 3 epochs" in stopped(history_of([0.1, 0.2, 0.3]), max_epochs=3)
+    assert stopped([], max_epochs=3) is None
+
+
+@given(aucs=st.lists(st.sampled_from([0.1, 0.2, 0.3, 0.4, 0.5]), max_size=15))
+@settings(deadline=None)
+def test_the_rule_equals_a_counter_that_is_carried_along(aucs):
+    best, bad, expected = -1.0, 0, False
+    for auc in aucs:
+        best, bad = (auc, 0) if auc > best else (best, bad + 1)
+        expected = bad >= 3
+
+    assert (stopped(history_of(aucs), patience=3) is not None) == expected
+
+
+def test_history_is_a_csv_in_full_precision(tmp_path):
+    history = [EpochRecord(1, 5e-5, 0.1 + 0.2, 2 / 3, 0.9)]
+    write_history(tmp_path / "history.csv", history)
+
+    header, line = (tmp_path / "history.csv").read_text().splitlines()
+    assert header == "epoch,lr,train_loss,val_loss,val_roc_auc"
+    assert [float(v) for v in line.split(",")] == [1, 5e-5, 0.1 + 0.2, 2 / 3, 0.9]
+
+
+def test_curves_are_a_png_with_the_same_bytes_each_time(tmp_path):
+    history = history_of([0.6, 0.7, 0.65], [0.7, 0.6, 0.65])
+    for name in ("a.png", "b.png"):
+        draw_curves(tmp_path / name, history, title="vgg16", best=2)
+
+    data = (tmp_path / "a.png").read_bytes()
+    assert data.startswith(b"\x89PNG")
+    assert len(data) > 10_000
+    assert data == (tmp_path / "b.png").read_bytes()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.png", "b.png"]

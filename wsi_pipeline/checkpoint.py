@@ -1,0 +1,199 @@
+"""A trained model in one file: weights, and all that is needed to use them rightly.
+
+The file is safetensors; loading it runs no code. Its header holds one JSON text: how to rebuild
+the model, what patches it wants, how it was trained, and on whom, so that a later stage can
+refuse to test a model on its own training patients.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from tiling.files import digest_file, write_aside
+from wsi_pipeline.errors import CheckpointError, ModelError
+from wsi_pipeline.models import PatchClassifier, build_model
+
+SCHEMA = "wsi-pipeline/checkpoint/1"
+
+# One key only: the order of several would differ from file to file.
+_HEADER_KEY = "wsi_pipeline"
+
+
+@dataclass(frozen=True)
+class CheckpointMeta:
+    """What stands beside the weights."""
+
+    model: str  # name in the registry of models
+    options: dict[str, Any]  # how to rebuild it
+    patch_px: int  # side of the patches it was trained on
+    target_mpp: float  # µm per px of those patches
+    class_names: tuple[str, ...] = ("normal", "tumour")  # by label
+    training: dict[str, Any] = field(default_factory=dict)  # the training settings
+    fingerprint: str = ""  # of settings and inputs
+    versions: dict[str, str] = field(default_factory=dict)  # of the software it was made with
+    train_slides: tuple[str, ...] = ()  # slide ids
+    val_slides: tuple[str, ...] = ()
+    train_patients: tuple[str, ...] = ()
+    val_patients: tuple[str, ...] = ()
+    epoch: int = 0  # the epoch the weights are from, 1-based
+    metrics: dict[str, float] = field(default_factory=dict)  # of that epoch, on val
+
+
+def save_checkpoint(path: Path, model: PatchClassifier, meta: CheckpointMeta) -> None:
+    """Write a checkpoint, whole or not at all; the same content gives the same bytes."""
+    header = {"schema": SCHEMA, "meta": dataclasses.asdict(meta)}
+    write_tensors(path, model.state_dict(), header)
+
+
+def load_checkpoint(path: Path) -> tuple[PatchClassifier, CheckpointMeta]:
+    """Rebuild a model from its checkpoint.
+
+    Returns
+    -------
+    model : PatchClassifier
+        On the CPU, in evaluation mode.
+    meta : CheckpointMeta
+
+    Raises
+    ------
+    CheckpointError
+        If the file is missing, damaged, not a checkpoint, or of a model unknown here.
+    """
+    meta = read_meta(path)
+    tensors, _ = read_tensors(path)
+    try:
+        model = build_model(meta.model, **meta.options)
+        model.load_state_dict(tensors)
+    except (ModelError, TypeError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{path}: its model {meta.model!r} cannot be rebuilt here ({error}); it was made with "
+            f"wsi-pipeline {meta.versions.get('wsi-pipeline', 'of unknown version')}: train again"
+        ) from error
+    return model.eval(), meta
+
+
+def read_meta(path: Path) -> CheckpointMeta:
+    """Read what stands beside the weights, without the weights.
+
+    Raises
+    ------
+    CheckpointError
+        If the file is missing, damaged, or not a checkpoint.
+    """
+    header = read_header(path)
+    if header.get("schema") != SCHEMA:
+        raise CheckpointError(
+            f"{path}: not a checkpoint of this program (schema {header.get('schema')!r}, wanted "
+            f"{SCHEMA!r}); give the checkpoint.safetensors that train wrote"
+        )
+    try:
+        values = dict(header["meta"])
+        for name in ("class_names", "train_slides", "val_slides", "train_patients", "val_patients"):
+            values[name] = tuple(values[name])
+        return CheckpointMeta(**values)
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{path}: damaged checkpoint header ({error}); train again"
+        ) from error
+
+
+def digest(path: Path) -> str:
+    """Hash a checkpoint's bytes: 64 hexadecimal digits of SHA-256.
+
+    Raises
+    ------
+    CheckpointError
+        If there is no such file.
+    """
+    try:
+        return digest_file(path)
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
+    """Write named tensors and a JSON header as one safetensors file, whole or not at all."""
+    plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    text = json.dumps({**header, "weights_sha256": _digest_tensors(plain)}, sort_keys=True)
+    data = safetensors.torch.save(plain, metadata={_HEADER_KEY: text})
+    with write_aside(path) as scratch:
+        scratch.write_bytes(data)  # save_file would make a file that only its owner can read
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read what `write_tensors` wrote, on the CPU, and check that no bit of it has changed.
+
+    Raises
+    ------
+    CheckpointError
+        If the file is missing, damaged, or not from here.
+    """
+    header = read_header(path)
+    try:
+        tensors = safetensors.torch.load(path.read_bytes())
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    except safetensors.SafetensorError as error:
+        raise _damaged(path, error) from error
+    if _digest_tensors(tensors) != header.get("weights_sha256"):
+        raise _damaged(path, "its weights are not those that were written")
+    return tensors, header
+
+
+def read_header(path: Path) -> dict[str, Any]:
+    """Read the JSON header of a safetensors file.
+
+    Raises
+    ------
+    CheckpointError
+        If the file is missing, damaged, or not from here.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such checkpoint; run train first, or check the path")
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    except safetensors.SafetensorError as error:
+        raise _damaged(path, error) from error
+    if _HEADER_KEY not in metadata:
+        raise CheckpointError(
+            f"{path}: a safetensors file, but not a checkpoint of this program (no "
+            f"{_HEADER_KEY!r} in its header); give the checkpoint.safetensors that train wrote"
+        )
+    try:
+        header = json.loads(metadata[_HEADER_KEY])
+    except json.JSONDecodeError as error:
+        raise _damaged(path, error) from error
+    if not isinstance(header, dict):
+        raise _damaged(path, f"its header is a {type(header).__name__}")
+    return header
+
+
+def _unreadable(path: Path, error: OSError) -> CheckpointError:
+    return CheckpointError(f"{path}: cannot be read ({error.strerror or error})")
+
+
+def _damaged(path: Path, reason: object) -> CheckpointError:
+    return CheckpointError(
+        f"{path}: damaged, or not a safetensors file ({reason}); copy it again, or train again"
+    )
+
+
+def _digest_tensors(tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

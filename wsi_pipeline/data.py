@@ -1,0 +1,244 @@
+"""Patch stores to batches on the device.
+
+Pixels stay uint8 until they are on the device: a quarter of the bytes to move. Background
+threads read ahead, since decoding releases the interpreter; batches come out in the order
+they were asked for, so the number of threads never changes a result.
+"""
+
+import collections
+import concurrent.futures
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Protocol, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tiling.contracts import SlideInfo, TileGeometry
+from wsi_pipeline.errors import TrainingError
+
+CLASS_NAMES = ("normal", "tumour")  # by label
+
+# Two resolutions are one if they differ by less than this share: rounding in a file, not a scale.
+SAME_MPP = 1e-3
+
+Item = TypeVar("Item")
+Loaded = TypeVar("Loaded")
+
+
+class Patches(Protocol):
+    """What a model needs of a patch store; `tiling.store.PatchStore` is one."""
+
+    @property
+    def info(self) -> SlideInfo:
+        """The slide."""
+
+    @property
+    def geometry(self) -> TileGeometry:
+        """How it was cut."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the settings and inputs of the tiling."""
+
+    @property
+    def label(self) -> NDArray[np.int8]:
+        """(N,) 1, 0, or -1: unlabelled or ignored."""
+
+    @property
+    def unreadable(self) -> NDArray[np.bool_]:
+        """(N,) True where the pixels could not be decoded."""
+
+    def read(self, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """Read patches: rows of the store -> (n, P, P, 3) uint8."""
+
+    def __len__(self) -> int: ...
+
+
+def load_batch(
+    stores: Sequence[Patches],
+    slide: NDArray[np.int64],
+    patch: NDArray[np.int64],
+    *,
+    pinned: bool = False,
+) -> Tensor:
+    """Read drawn patches, whatever slides they come from.
+
+    Each store is read once, in its own order, and a patch that was drawn twice is read once.
+
+    Parameters
+    ----------
+    stores : patch stores
+        All with patches of one size.
+    slide : (B,)
+        Index into `stores`.
+    patch : (B,)
+        Row of that store.
+    pinned : bool
+        Lay the batch into page-locked memory, from which a GPU copies while it computes.
+
+    Returns
+    -------
+    batch : (B, P, P, 3) uint8
+        In the order asked for.
+    """
+    batch: NDArray[np.uint8] | None = None
+    for index in np.unique(slide):
+        places = np.flatnonzero(slide == index)
+        rows, inverse = np.unique(patch[places], return_inverse=True)
+        pixels = stores[int(index)].read(rows)
+        if batch is None:
+            batch = np.empty((len(slide), *pixels.shape[1:]), np.uint8)
+        batch[places] = pixels[inverse]
+    if batch is None:
+        raise ValueError("a batch needs at least one patch")
+    tensor = torch.from_numpy(batch)
+    return tensor.pin_memory() if pinned else tensor
+
+
+def to_unit_range(batch: Tensor, device: torch.device) -> Tensor:
+    """Move a uint8 batch to the device and make it a model's input.
+
+    Parameters
+    ----------
+    batch : (B, P, P, 3) uint8
+        Copied without waiting where it is pinned.
+
+    Returns
+    -------
+    x : (B, 3, P, P) float32 in [0, 1]
+        Channels last in memory, as convolutions like it.
+    """
+    moved = batch.to(device, non_blocking=True)
+    return moved.permute(0, 3, 1, 2).to(torch.float32).div_(255.0)  # keeps the strides
+
+
+def prefetch(
+    load: Callable[[Item], Loaded], items: Iterable[Item], *, threads: int = 1, ahead: int = 2
+) -> Iterator[Loaded]:
+    """Apply `load` to each item in background threads, yielding results in order.
+
+    Parameters
+    ----------
+    load : function
+        Run in a thread; what it raises is raised here, at its place in the order.
+    items : iterable
+        Taken lazily: at most `threads` + `ahead` items are in memory beyond the one yielded.
+    threads : int
+        How many items are loaded at once.
+    ahead : int
+        How many loaded items may wait.
+    """
+    pool = concurrent.futures.ThreadPoolExecutor(threads, thread_name_prefix="read-ahead")
+    waiting: collections.deque[concurrent.futures.Future[Loaded]] = collections.deque()
+    source = iter(items)
+    try:
+        for item in source:
+            waiting.append(pool.submit(load, item))
+            if len(waiting) > threads + ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:  # also when the reader stops early: Ctrl-C, an error, a closed generator
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def same_patches(a_px: int, a_mpp: float, b_px: int, b_mpp: float) -> bool:
+    """Tell whether two kinds of patches agree in size and resolution."""
+    return a_px == b_px and abs(a_mpp / b_mpp - 1) <= SAME_MPP
+
+
+def usable_labels(store: Patches) -> NDArray[np.int8]:
+    """Labels to train on: those of the store, and -1 where a patch cannot be read."""
+    return np.where(store.unreadable, -1, store.label).astype(np.int8)
+
+
+def check_stores(
+    train: Sequence[Patches], val: Sequence[Patches], patients: Mapping[str, str]
+) -> None:
+    """Refuse what cannot be trained on, before any time is spent.
+
+    Raises
+    ------
+    TrainingError
+        If a split lacks a class, patches differ in size or resolution, or a patient is in both
+        splits.
+    """
+    for split, stores in (("train", train), ("val", val)):
+        _check_classes(split, stores)
+    first = train[0]
+    for store in (*train, *val):
+        a, b = first.geometry, store.geometry
+        if not same_patches(a.patch_px, a.target_mpp, b.patch_px, b.target_mpp):
+            raise TrainingError(
+                f"patches differ: {first.info.slide_id} has {a.patch_px} px at {a.target_mpp:g} "
+                f"µm/px, {store.info.slide_id} has {b.patch_px} px at {b.target_mpp:g} µm/px; "
+                "tile all slides with the same patch_px and target_mpp"
+            )
+    groups = [{patients[store.info.slide_id] for store in split} for split in (train, val)]
+    if shared := sorted(groups[0] & groups[1]):
+        raise TrainingError(
+            f"patients in both train and val: {', '.join(shared)}; a patient belongs to one split: "
+            "correct the manifest's split column"
+        )
+
+
+def _check_classes(split: str, stores: Sequence[Patches]) -> None:
+    if not stores:
+        raise TrainingError(
+            f"split {split} has no slide; fill the manifest's split column, or set splits in the "
+            "config"
+        )
+    labels = [usable_labels(store) for store in stores]
+    for label, name in enumerate(CLASS_NAMES):
+        if not any((y == label).any() for y in labels):
+            ids = ", ".join(store.info.slide_id for store in stores[:5])
+            more = f" and {len(stores) - 5} more" if len(stores) > 5 else ""
+            raise TrainingError(
+                f"split {split} has no readable patch of class {name} (label {label}) on its "
+                f"{len(stores)} slides ({ids}{more}); move a slide that has some into {split}, or "
+                "check the annotations, the slide labels and the label rule"
+            )
+
+
+def choose_validation(
+    labels: Sequence[NDArray[np.int8]], *, most: int | None, seed: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int8]]:
+    """Choose the patches that every epoch is validated on.
+
+    Parameters
+    ----------
+    labels : (n_s,) per slide
+        1, 0, or -1: left out.
+    most : int, optional
+        None: all labelled patches. Else at most `most`, half of each class (fewer where there
+        are fewer), taken from the slides in turn so that no large slide outweighs the others.
+    seed : int
+
+    Returns
+    -------
+    slide, patch, label : (n,)
+        Index of the slide, row on it, and label; ordered by slide and row.
+    """
+    slide = np.concatenate([np.full(len(y), i, np.int64) for i, y in enumerate(labels)])
+    patch = np.concatenate([np.arange(len(y), dtype=np.int64) for y in labels])
+    label = np.concatenate(list(labels))
+    if most is None:
+        chosen = np.flatnonzero(label >= 0)
+    else:
+        random = np.random.default_rng(seed)
+        halves = [_in_turn(slide, label == y, random)[: max(1, most // 2)] for y in (0, 1)]
+        chosen = np.sort(np.concatenate(halves))
+    return slide[chosen], patch[chosen], label[chosen]
+
+
+def _in_turn(
+    slide: NDArray[np.int64], wanted: NDArray[np.bool_], random: np.random.Generator
+) -> NDArray[np.int64]:
+    """Shuffle the wanted places so that the slides take turns."""
+    places = random.permutation(np.flatnonzero(wanted))
+    by_slide = places[np.argsort(slide[places], kind="stable")]
+    counts = np.unique(slide[by_slide], return_counts=True)[1]
+    turn = np.concatenate([np.arange(n) for n in counts]) if len(counts) else counts
+    return by_slide[np.argsort(turn, kind="stable")]

@@ -1,0 +1,102 @@
+"""Which device computes, and in which precision.
+
+Resolved when a stage starts, never at import: nothing here changes torch's global state.
+"""
+
+import contextlib
+import re
+from collections.abc import Iterator
+from typing import Literal, cast, get_args
+
+import torch
+
+from wsi_pipeline.errors import ConfigError
+
+Precision = Literal["fp32", "bf16", "fp16"]
+
+_AUTOCAST_DTYPE = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def resolve_device(name: str) -> torch.device:
+    """Turn ``auto``, ``cpu``, ``cuda`` or ``cuda:N`` into a device that is there.
+
+    ``auto`` is the first CUDA device, or the CPU where there is none.
+
+    Raises
+    ------
+    ConfigError
+        If the name is not one of these, or the device is not there.
+
+    Examples
+    --------
+    >>> resolve_device("cpu")
+    device(type='cpu')
+    """
+    if name == "auto":
+        name = "cuda:0" if torch.cuda.is_available() else "cpu"
+    if name == "cpu":
+        return torch.device("cpu")
+    match = re.fullmatch(r"cuda(?::(\d+))?", name)
+    if match is None:
+        raise ConfigError(f"unknown device {name!r}; give auto, cpu or cuda:0 (cuda:1, ...)")
+    index = int(match[1] or 0)
+    n_devices = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if index >= n_devices:
+        raise ConfigError(
+            f"device {name} is not there: torch {torch.__version__} sees {n_devices} CUDA devices; "
+            "use --device auto or cpu, or install a torch build for this machine's CUDA"
+        )
+    return torch.device("cuda", index)
+
+
+def resolve_precision(name: str, device: torch.device) -> Precision:
+    """Turn ``auto``, ``fp32``, ``bf16`` or ``fp16`` into what the device computes well.
+
+    ``auto`` is fp32 on the CPU; on a GPU bf16 where its hardware has it, else fp16.
+
+    Raises
+    ------
+    ConfigError
+        If the name is not one of these, or fp16 is asked of a CPU.
+
+    Examples
+    --------
+    >>> resolve_precision("auto", torch.device("cpu"))
+    'fp32'
+    """
+    if name == "auto":
+        if device.type != "cuda":
+            return "fp32"
+        with torch.cuda.device(device):
+            has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+        return "bf16" if has_bf16 else "fp16"
+    if name not in get_args(Precision):
+        raise ConfigError(f"unknown precision {name!r}; give auto, fp32, bf16 or fp16")
+    if name == "fp16" and device.type == "cpu":
+        raise ConfigError("precision fp16 needs a GPU; on the CPU use fp32, or bf16 for speed")
+    return cast(Precision, name)
+
+
+@contextlib.contextmanager
+def compute_in(precision: Precision, device: torch.device) -> Iterator[None]:
+    """Run the block in mixed precision; fp32 leaves everything as it is."""
+    if precision == "fp32":
+        yield
+        return
+    with torch.autocast(device.type, dtype=_AUTOCAST_DTYPE[precision]):
+        yield
+
+
+@contextlib.contextmanager
+def reproducible(device: torch.device, *, seed: int) -> Iterator[None]:
+    """Run the block with seeded random numbers and cuDNN's repeatable algorithms.
+
+    Torch's own generators and settings are as before when the block ends.
+    """
+    devices = [device] if device.type == "cuda" else []
+    with (
+        torch.random.fork_rng(devices=devices),
+        torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True),
+    ):
+        torch.manual_seed(seed)
+        yield

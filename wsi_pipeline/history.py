@@ -1,0 +1,70 @@
+"""What happened in each epoch, and what follows from it: the best epoch, and when to stop.
+
+Both are functions of the history alone, so a training that was killed decides as it would have.
+"""
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass, fields
+from pathlib import Path
+from typing import Literal
+
+from tiling.files import write_text
+
+Monitor = Literal["roc_auc", "loss"]
+
+
+@dataclass(frozen=True)
+class EpochRecord:
+    """One line of ``history.csv``. No times: the same training gives the same bytes."""
+
+    epoch: int  # from 1
+    lr: float  # learning rate during the epoch
+    train_loss: float  # mean over the epoch's batches
+    val_loss: float  # E: mean binary cross-entropy over the validation patches
+    val_roc_auc: float  # over the validation patches
+
+
+def best_epoch(history: Sequence[EpochRecord], monitor: Monitor) -> int:
+    """Give the first epoch with the highest ROC AUC, or the lowest loss; 0 without any.
+
+    Examples
+    --------
+    >>> history = [EpochRecord(1, 0.1, 0.7, 0.6, 0.8), EpochRecord(2, 0.1, 0.6, 0.5, 0.8)]
+    >>> best_epoch(history, "roc_auc"), best_epoch(history, "loss")
+    (1, 2)
+    """
+    if not history:
+        return 0
+    if monitor == "roc_auc":
+        return max(history, key=lambda record: record.val_roc_auc).epoch  # max and min take the
+    return min(history, key=lambda record: record.val_loss).epoch  # first of equals
+
+
+def stop_reason(
+    history: Sequence[EpochRecord], *, monitor: Monitor, patience: int, max_epochs: int
+) -> str | None:
+    """Tell why training ends here, in words; None if it goes on.
+
+    Parameters
+    ----------
+    patience : epochs
+        So many epochs in a row that are not strictly better than the best before them.
+    """
+    stale = len(history) - best_epoch(history, monitor)
+    if stale >= patience:
+        name = "ROC AUC" if monitor == "roc_auc" else "loss"
+        return f"the validation {name} has not improved for {stale} epochs"
+    if len(history) >= max_epochs:
+        return f"the limit of {max_epochs} epochs is reached"
+    return None
+
+
+def write_history(path: Path, history: Sequence[EpochRecord]) -> None:
+    """Write ``history.csv``: one line per epoch, numbers in full precision."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(field.name for field in fields(EpochRecord))
+    writer.writerows(astuple(record) for record in history)
+    write_text(path, buffer.getvalue())

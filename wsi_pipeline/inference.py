@@ -1,0 +1,255 @@
+"""The prediction engine: one slide's patches -> scores.
+
+Background threads read ahead while the model computes. A patch that cannot be read gets NaN,
+never a number.
+"""
+
+import contextlib
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tiling.errors import SlideError
+from wsi_pipeline.checkpoint import CheckpointMeta
+from wsi_pipeline.data import Patches, load_batch, prefetch, same_patches, to_unit_range
+from wsi_pipeline.devices import Precision, compute_in
+from wsi_pipeline.errors import InferenceError
+from wsi_pipeline.models import PatchClassifier
+
+log = logging.getLogger(__name__)
+
+Progress = Callable[[int, int, dict[str, Any]], None]
+
+# Automatic batches: enough pixels to keep the device busy, few enough to fit.
+CPU_BATCH_PIXELS = 2**20  # four patches of 512 px
+GPU_BATCH_PIXELS = 2**24  # 64 patches of 512 px
+# Of an input pixel's features: 64 channels of 4 bytes, in and out of a convolution, twice over.
+GPU_BYTES_PER_PIXEL = 1024
+MAX_BATCH = 1024
+
+
+@dataclass(frozen=True)
+class PredictSummary:
+    """What prediction on one slide did, and where its time went."""
+
+    n_patches: int
+    n_unreadable: int  # of these: NaN
+    batch_size: int  # at the end, after any halving
+    seconds_read_wait: float  # the model waited for pixels
+    seconds_model: float  # the model computed
+
+    def __str__(self) -> str:
+        unreadable = f", {self.n_unreadable} unreadable" if self.n_unreadable else ""
+        return (
+            f"{self.n_patches} patches{unreadable}; waited {self.seconds_read_wait:.1f} s for "
+            f"pixels, computed {self.seconds_model:.1f} s in batches of {self.batch_size}"
+        )
+
+
+def predict_store(
+    model: PatchClassifier,
+    meta: CheckpointMeta,
+    store: Patches,
+    *,
+    device: torch.device,
+    precision: Precision = "fp32",
+    batch_size: int | None = None,
+    readers: int = 1,
+    on_progress: Progress | None = None,
+) -> tuple[NDArray[np.float32], PredictSummary]:
+    """Score every patch of a slide.
+
+    Parameters
+    ----------
+    model : PatchClassifier
+        Moved to `device`, put into evaluation mode and channels-last layout.
+    meta : CheckpointMeta
+        Says what patches the model was trained on.
+    store : patch store of one slide
+    device, precision
+        As resolved by `devices`.
+    batch_size : patches, optional
+        None: by the device and the patch size. Halved where memory does not suffice; the scores
+        do not depend on it beyond floating-point error.
+    readers : int
+        Threads that read ahead.
+    on_progress : function, optional
+        Called with patches done, patches to do, and a dict of the slide's id.
+
+    Returns
+    -------
+    scores : (N,) float32 in [0, 1]
+        In the order of the store; NaN where a patch is unreadable.
+    summary : PredictSummary
+
+    Raises
+    ------
+    InferenceError
+        If the patches are not such as the model was trained on, if none can be read, if not even
+        one patch fits into memory, or if the model returns no finite score.
+    """
+    check_patches(meta, store)
+    slide_id = store.info.slide_id
+    limit = batch_size or automatic_batch_size(store.geometry.patch_px, device)
+    scorer = _Scorer(model, device=device, precision=precision, limit=limit)
+    rows = np.flatnonzero(~store.unreadable).astype(np.int64)
+    batches = [rows[start : start + limit] for start in range(0, len(rows), limit)]
+    read = partial(_read_what_can_be_read, store, pinned=device.type == "cuda")
+    scores = np.full(len(store), np.nan, np.float32)
+    done, waited, asked = 0, 0.0, time.perf_counter()
+    for batch, loaded in zip(batches, prefetch(read, batches, threads=readers), strict=True):
+        waited += time.perf_counter() - asked
+        if loaded is not None:
+            scores[loaded.rows] = scorer.score(loaded.pixels, slide_id)
+        done += len(batch)
+        if on_progress:
+            on_progress(done, len(rows), {"slide_id": slide_id})
+        asked = time.perf_counter()
+    unread = np.isnan(scores)
+    if len(rows) and unread.all():
+        raise InferenceError(
+            f"{slide_id}: not one of its {len(rows)} patches could be read; "
+            "check the slide file, then tile and predict again"
+        )
+    summary = PredictSummary(len(scores), int(unread.sum()), scorer.limit, waited, scorer.seconds)
+    log.info("%s: %s", slide_id, summary)
+    return scores, summary
+
+
+def check_patches(meta: CheckpointMeta, store: Patches) -> None:
+    """Refuse patches of another size or resolution than the model was trained on.
+
+    Raises
+    ------
+    InferenceError
+        Saying both sides' values and what to do.
+    """
+    geometry = store.geometry
+    if same_patches(geometry.patch_px, geometry.target_mpp, meta.patch_px, meta.target_mpp):
+        return
+    raise InferenceError(
+        f"{store.info.slide_id}: its patches are {geometry.patch_px} px at {geometry.target_mpp:g} "
+        f"µm/px, but the checkpoint of {meta.model} was trained on {meta.patch_px} px at "
+        f"{meta.target_mpp:g} µm/px; tile with patch_px={meta.patch_px} and "
+        f"target_mpp={meta.target_mpp:g}, or give a checkpoint trained on such patches"
+    )
+
+
+def automatic_batch_size(patch_px: int, device: torch.device) -> int:
+    """Choose how many patches to score at once.
+
+    Examples
+    --------
+    >>> automatic_batch_size(512, torch.device("cpu"))
+    4
+    """
+    pixels = CPU_BATCH_PIXELS
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        pixels = min(GPU_BATCH_PIXELS, free // 2 // GPU_BYTES_PER_PIXEL)
+    return min(max(1, pixels // patch_px**2), MAX_BATCH)
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    rows: NDArray[np.int64]  # (B,) rows of the store that could be read
+    pixels: Tensor  # (B, P, P, 3) uint8
+
+
+def _read_what_can_be_read(
+    store: Patches, rows: NDArray[np.int64], *, pinned: bool
+) -> _Loaded | None:
+    """Read patches; leave out those that cannot be decoded, None if that is all of them."""
+    try:
+        return _Loaded(rows, _load(store, rows, pinned=pinned))
+    except SlideError as error:
+        log.warning("%s: %s", store.info.slide_id, error)
+    # A store without pixels reads the slide only now: find out which patches are to blame.
+    good: list[np.int64] = []
+    pixels: list[Tensor] = []
+    for row in rows:
+        with contextlib.suppress(SlideError):
+            pixels.append(_load(store, np.array([row]), pinned=False))
+            good.append(row)
+    if not good:
+        return None
+    together = torch.cat(pixels)
+    return _Loaded(np.array(good), together.pin_memory() if pinned else together)
+
+
+def _load(store: Patches, rows: NDArray[np.int64], *, pinned: bool) -> Tensor:
+    return load_batch([store], np.zeros_like(rows), rows, pinned=pinned)
+
+
+class _Scorer:
+    """A model on its device; learns how many patches fit into memory at once."""
+
+    def __init__(
+        self, model: PatchClassifier, *, device: torch.device, precision: Precision, limit: int
+    ) -> None:
+        self._model = model.to(device, memory_format=torch.channels_last).eval()
+        self._device = device
+        self._precision = precision
+        self.limit = limit
+        self.seconds = 0.0
+
+    def score(self, pixels: Tensor, slide_id: str) -> NDArray[np.float32]:
+        """(B, P, P, 3) uint8 -> (B,) float32 in [0, 1]."""
+        started = time.perf_counter()
+        parts: list[NDArray[np.float32]] = []
+        done = 0
+        while done < len(pixels):
+            part = self._try(pixels[done : done + self.limit])
+            if part is not None:
+                parts.append(part)
+                done += len(part)
+            else:
+                self._halve(slide_id)
+        self.seconds += time.perf_counter() - started
+        return self._checked(np.concatenate(parts), slide_id)
+
+    @torch.inference_mode()
+    def _try(self, pixels: Tensor) -> NDArray[np.float32] | None:
+        """Score, or None where memory does not suffice."""
+        try:
+            x = to_unit_range(pixels, self._device)
+            with compute_in(self._precision, self._device):
+                logits = self._model(x)
+            return logits.float().sigmoid().cpu().numpy()
+        except RuntimeError as error:
+            if not _is_out_of_memory(error):
+                raise
+            return None
+
+    def _halve(self, slide_id: str) -> None:
+        if self.limit == 1:
+            raise InferenceError(
+                f"{slide_id}: not even one patch fits into the memory of {self._device}; "
+                "use --device cpu, a smaller patch_px, or free the device for this job"
+            )
+        self.limit //= 2
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+        log.warning("%s: out of memory, going on with batches of %d", slide_id, self.limit)
+
+    def _checked(self, scores: NDArray[np.float32], slide_id: str) -> NDArray[np.float32]:
+        n_bad = int((~np.isfinite(scores)).sum())
+        if n_bad:
+            raise InferenceError(
+                f"{slide_id}: the model gave no finite score for {n_bad} of {len(scores)} patches "
+                f"in {self._precision}; use --set precision=fp32, or train again"
+            )
+        return scores
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    # The CPU's allocator has no exception of its own.
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
