@@ -1,0 +1,72 @@
+"""Pictures of heatmaps lie over the slide to the pixel."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from wsi_pipeline.contracts import Heatmap
+from wsi_pipeline.errors import HeatmapError
+from wsi_pipeline.overlays import compose_overlay, draw_overlay
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    slide=st.tuples(st.integers(1, 300), st.integers(1, 300)),
+    thumbnail=st.tuples(st.integers(1, 40), st.integers(1, 40)),
+    pixel=st.tuples(st.integers(1, 50), st.integers(1, 50)),
+    seed=st.integers(0, 99),
+)
+def test_overlay_colours_exactly_the_scored_pixels(slide, thumbnail, pixel, seed):
+    rng = np.random.default_rng(seed)
+    shape = (-(-slide[1] // pixel[1]), -(-slide[0] // pixel[0]))
+    values = np.where(rng.random(shape) < 0.5, np.float32(np.nan), np.float32(1))
+    picture = np.full((thumbnail[1], thumbnail[0], 3), 255, np.uint8)
+
+    overlay = compose_overlay(picture, Heatmap(values, pixel, slide))
+
+    for row, column in np.ndindex(*picture.shape[:2]):
+        x = (column + 0.5) * slide[0] / thumbnail[0]
+        y = (row + 0.5) * slide[1] / thumbnail[1]
+        scored = not np.isnan(values[int(y / pixel[1]), int(x / pixel[0])])
+        assert scored == bool((overlay[row, column] != 255).any())
+
+
+def test_colour_scale_does_not_depend_on_the_scores():
+    picture = np.full((1, 2, 3), 200, np.uint8)
+    low = compose_overlay(picture, Heatmap(np.array([[0.1, 0.2]], "f4"), (1, 1), (2, 1)))
+    high = compose_overlay(picture, Heatmap(np.array([[0.1, 1.0]], "f4"), (1, 1), (2, 1)))
+
+    np.testing.assert_array_equal(low[0, 0], high[0, 0])
+    assert (low[0, 1] != high[0, 1]).any()
+
+
+@pytest.mark.parametrize("slide_size", [(1000, 800), (4000, 500), (90, 2000)])
+def test_picture_is_drawn_and_the_same_each_time(tmp_path, slide_size):
+    width, height = slide_size
+    heatmap = Heatmap(np.full((-(-height // 50), -(-width // 50)), 0.7, "f4"), (50, 50), slide_size)
+    picture = np.full((height // 10, width // 10, 3), 230, np.uint8)
+    ring = np.array([[10.0, 10.0], [80.0, 10.0], [80.0, 300.0]])
+
+    for name in ("a.png", "b.png"):
+        draw_overlay(
+            tmp_path / name,
+            heatmap,
+            picture,
+            title="a $ slide_1",
+            mpp=(0.25, 0.25),
+            outlines=[ring],
+        )
+
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+    with Image.open(tmp_path / "a.png") as image:
+        assert image.format == "PNG"
+        assert "Software" not in image.info
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.png", "b.png"]
+
+
+def test_thumbnail_that_is_no_picture_is_refused():
+    heatmap = Heatmap(np.zeros((1, 1), np.float32), (1, 1), (1, 1))
+    with pytest.raises(HeatmapError, match=r"\(h, w, 3\) uint8"):
+        compose_overlay(np.zeros((4, 4), np.uint8), heatmap)

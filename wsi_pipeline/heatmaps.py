@@ -1,0 +1,397 @@
+"""Scores laid out as a picture of the slide.
+
+Pure: nothing here opens a file. A heatmap pixel stands for a rectangle of ``pixel_l0`` level-0
+pixels, the first one at the slide's corner. A patch covers the heatmap pixels whose centre it
+contains; on the grid that `tiling.grid` lays, patches cover whole pixels and the rule is exact to
+the level-0 pixel.
+
+The cost is linear: a patch adds to the four corners of its rectangle, and two running sums turn
+corners into areas, so a patch costs the same however many heatmap pixels it covers.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.ndimage import maximum_filter1d
+
+from wsi_pipeline.contracts import Heatmap
+from wsi_pipeline.errors import HeatmapError
+
+Overlap = Literal["mean", "max"]
+
+MAX_PIXELS_PER_STRIDE = 4  # a pixel finer than a quarter of the stride shows nothing more
+_BAND_PX = 1 << 19  # heatmap pixels summed at a time: two float64 bands of this size are 8 MiB
+
+
+@dataclass(frozen=True)
+class _Raster:
+    """A grid of cells laid from the slide's corner."""
+
+    cell_l0: tuple[int, int]  # (x, y) level-0 px
+    shape: tuple[int, int]  # (H, W) cells
+
+
+def choose_pixel(patch_l0: tuple[int, int], stride_l0: tuple[int, int]) -> tuple[int, int]:
+    """Choose how many level-0 px a heatmap pixel stands for.
+
+    The largest pixel of which patch and stride are whole multiples, so that patches cover whole
+    pixels; where that would be finer than a quarter of the stride, a quarter of the stride.
+
+    Parameters
+    ----------
+    patch_l0, stride_l0 : (x, y), level-0 px
+
+    Returns
+    -------
+    pixel_l0 : (x, y), level-0 px
+
+    Examples
+    --------
+    >>> choose_pixel((512, 512), (512, 512)), choose_pixel((512, 512), (256, 256))
+    ((512, 512), (256, 256))
+    >>> choose_pixel((1053, 1053), (526, 526))
+    (132, 132)
+    """
+    _check_lengths(patch_l0, stride_l0)
+    x, y = (_choose_length(p, s) for p, s in zip(patch_l0, stride_l0, strict=True))
+    return x, y
+
+
+def _choose_length(patch: int, stride: int) -> int:
+    finest = -(-stride // MAX_PIXELS_PER_STRIDE)
+    common = int(np.gcd(patch, stride))
+    return common if common >= finest else min(finest, patch)
+
+
+def build_heatmap(
+    coords: NDArray[np.int64],
+    scores: NDArray[np.float32],
+    *,
+    slide_size: tuple[int, int],
+    patch_l0: tuple[int, int],
+    stride_l0: tuple[int, int],
+    overlap: Overlap = "mean",
+    pixel_l0: tuple[int, int] | None = None,
+) -> Heatmap:
+    """Lay patch scores over the slide.
+
+    Parameters
+    ----------
+    coords : (N, 2), level-0 px
+        Top-left corners (x, y) of the patches; any integers, in any order.
+    scores : (N,) in [0, 1]
+        Higher is more suspicious; NaN (unreadable) is laid nowhere.
+    slide_size : (width, height), level-0 px
+    patch_l0, stride_l0 : (x, y), level-0 px
+        Size of a patch, and the step between patches.
+    overlap : {"mean", "max"}
+        What a pixel shows where several patches cover it.
+    pixel_l0 : (x, y), level-0 px, optional
+        What a heatmap pixel stands for; by default `choose_pixel` says.
+
+    Returns
+    -------
+    heatmap : Heatmap
+        Values (ceil(height / pixel), ceil(width / pixel)) float32; NaN where no patch was scored.
+
+    Raises
+    ------
+    HeatmapError
+        If shapes, lengths or scores are not as above, or a patch lies wholly outside the slide.
+    """
+    pixel = choose_pixel(patch_l0, stride_l0) if pixel_l0 is None else pixel_l0
+    _check_lengths(patch_l0, stride_l0, pixel, slide_size)
+    _check_pixel(pixel, patch_l0)
+    coords, scores = _check_patches(coords, scores, slide_size=slide_size, patch_l0=patch_l0)
+    shape = _raster_shape(slide_size, pixel)
+    if len(scores) == 0:
+        return Heatmap(np.full(shape, np.nan, np.float32), pixel, slide_size)
+    raster = _coarsest_raster(coords, patch_l0, stride_l0, pixel, slide_size)
+    lay = _lay_mean if overlap == "mean" else _lay_max
+    values = lay(coords, scores, patch_l0, raster)
+    # A mean lies between its values: this undoes the last bit of rounding in the running sums.
+    np.clip(values, scores.min(), scores.max(), out=values)
+    fine = (raster.cell_l0[1] // pixel[1], raster.cell_l0[0] // pixel[0])
+    return Heatmap(_repeat(values, fine, shape), pixel, slide_size)
+
+
+def _check_lengths(*lengths: tuple[int, int]) -> None:
+    for x, y in lengths:
+        if x < 1 or y < 1:
+            raise HeatmapError(
+                f"patch, stride, pixel and slide must be at least one level-0 pixel, got {(x, y)}"
+            )
+
+
+def _check_pixel(pixel: tuple[int, int], patch_l0: tuple[int, int]) -> None:
+    if pixel[0] > patch_l0[0] or pixel[1] > patch_l0[1]:
+        raise HeatmapError(
+            f"a heatmap pixel of {pixel} level-0 px is larger than a patch of {patch_l0}: "
+            "patches would be lost between pixel centres; use a pixel no larger than the patch"
+        )
+
+
+def _check_patches(
+    coords: NDArray[np.int64],
+    scores: NDArray[np.float32],
+    *,
+    slide_size: tuple[int, int],
+    patch_l0: tuple[int, int],
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Check the patches and leave out those without a score."""
+    if scores.ndim != 1 or coords.shape != (len(scores), 2):
+        raise HeatmapError(
+            f"coords must be (N, 2) and scores (N,), got {coords.shape} and {scores.shape}"
+        )
+    scored = ~np.isnan(scores)
+    if not scored.all():
+        coords, scores = coords[scored], scores[scored]
+    if len(scores) == 0:
+        return coords, scores
+    if scores.min() < 0 or scores.max() > 1:
+        raise HeatmapError(
+            f"scores must lie in [0, 1], got {scores.min()} to {scores.max()}; are these logits?"
+        )
+    for axis, name in enumerate("xy"):
+        low, high = int(coords[:, axis].min()), int(coords[:, axis].max())
+        if low <= -patch_l0[axis] or high >= slide_size[axis]:
+            raise HeatmapError(
+                f"patches from {name} = {low} to {high} do not all touch the slide of "
+                f"{slide_size[0]} x {slide_size[1]} px; were they scored on another slide?"
+            )
+    return coords, scores
+
+
+def _raster_shape(slide_size: tuple[int, int], pixel: tuple[int, int]) -> tuple[int, int]:
+    return -(-slide_size[1] // pixel[1]), -(-slide_size[0] // pixel[0])
+
+
+def _coarsest_raster(
+    coords: NDArray[np.int64],
+    patch_l0: tuple[int, int],
+    stride_l0: tuple[int, int],
+    pixel: tuple[int, int],
+    slide_size: tuple[int, int],
+) -> _Raster:
+    """Find the coarsest cells on which the result is the same: the fewer cells, the faster."""
+    cell = (int(np.gcd(patch_l0[0], stride_l0[0])), int(np.gcd(patch_l0[1], stride_l0[1])))
+    divides = cell[0] % pixel[0] == 0 and cell[1] % pixel[1] == 0
+    coarser = divides and cell != pixel and _cells(coords, cell) is not None
+    if not coarser:
+        cell = pixel
+    return _Raster(cell, _raster_shape(slide_size, cell))
+
+
+def _cells(
+    coords: NDArray[np.int64], cell: tuple[int, int]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
+    """Column and row of each patch in cells, or None if a corner lies inside a cell."""
+    column, row = coords[:, 0] // cell[0], coords[:, 1] // cell[1]
+    exact = (column * cell[0] == coords[:, 0]).all() and (row * cell[1] == coords[:, 1]).all()
+    return (column, row) if exact else None
+
+
+def _first_pixel(start: NDArray[np.int64], pixel: int, size: int) -> NDArray[np.int64]:
+    """First of `size` pixels whose centre lies at or after `start` (level-0 px)."""
+    # Smallest j with (j + 1/2) * pixel >= start, in whole numbers.
+    first: NDArray[np.int64] = -((pixel - 2 * start) // (2 * pixel))
+    return np.clip(first, 0, size, out=first)
+
+
+@dataclass(frozen=True)
+class _Rectangles:
+    """The cells that each patch covers: rows [top, bottom), columns [left, right)."""
+
+    top: NDArray[np.int64]  # (N,) ascending, unless the raster is a single band
+    bottom: NDArray[np.int64]  # (N,) likewise
+    left: NDArray[np.int64]  # (N,)
+    right: NDArray[np.int64]  # (N,)
+    scores: NDArray[np.float64]  # (N,)
+
+
+def _cover(
+    coords: NDArray[np.int64],
+    scores: NDArray[np.float32],
+    patch_l0: tuple[int, int],
+    raster: _Raster,
+) -> _Rectangles:
+    x, y = coords[:, 0], coords[:, 1]
+    if len(_bands(raster.shape)) > 1 and (np.diff(y) < 0).any():
+        order = np.argsort(y, kind="stable")
+        x, y, scores = x[order], y[order], scores[order]
+    (cell_x, cell_y), (height, width) = raster.cell_l0, raster.shape
+    return _Rectangles(
+        top=_first_pixel(y, cell_y, height),
+        bottom=_first_pixel(y + patch_l0[1], cell_y, height),
+        left=_first_pixel(x, cell_x, width),
+        right=_first_pixel(x + patch_l0[0], cell_x, width),
+        scores=scores.astype(np.float64),
+    )
+
+
+def _lay_mean(
+    coords: NDArray[np.int64],
+    scores: NDArray[np.float32],
+    patch_l0: tuple[int, int],
+    raster: _Raster,
+) -> NDArray[np.float32]:
+    if raster.cell_l0 == patch_l0 and coords.min() >= 0:
+        cells = _cells(coords, patch_l0)
+        if cells is not None:
+            return _lay_single_cells(*cells, scores, raster.shape)
+    values = np.empty(raster.shape, np.float32)
+    rectangles = _cover(coords, scores, patch_l0, raster)
+    for rows, total, count in _sum_bands(rectangles, raster.shape):
+        with np.errstate(invalid="ignore"):  # 0 / 0 is the NaN that is wanted
+            np.divide(total, count, out=total)
+        total[count == 0] = np.nan
+        values[rows] = total
+    return values
+
+
+def _lay_single_cells(
+    column: NDArray[np.int64],
+    row: NDArray[np.int64],
+    scores: NDArray[np.float32],
+    shape: tuple[int, int],
+) -> NDArray[np.float32]:
+    """Average where a patch is one cell: each patch adds to one number."""
+    height, width = shape
+    index = row * width + column
+    total = np.bincount(index, weights=scores, minlength=height * width)
+    count = np.bincount(index, minlength=height * width)
+    with np.errstate(invalid="ignore"):  # 0 / 0 is the NaN that is wanted
+        values: NDArray[np.float32] = (total / count).astype(np.float32)
+    return values.reshape(shape)
+
+
+def _bands(shape: tuple[int, int]) -> list[tuple[int, int]]:
+    """Cut the rows of a raster into bands [start, stop) of a bounded number of pixels."""
+    height, width = shape
+    rows = max(1, _BAND_PX // (width + 1))
+    return [(start, min(start + rows, height)) for start in range(0, height, rows)]
+
+
+def _sum_bands(
+    rectangles: _Rectangles, shape: tuple[int, int]
+) -> Iterator[tuple[slice, NDArray[np.float64], NDArray[np.float64]]]:
+    """Yield rows of the raster with the sum and the number of the patches over each pixel.
+
+    In bands of rows, so that the sums never need the memory of the whole raster: the running sum
+    down the columns is carried from band to band.
+    """
+    bands = _bands(shape)
+    carry_total = np.zeros(shape[1] + 1)
+    carry_count = np.zeros(shape[1] + 1)
+    for start, stop in bands:
+        if len(bands) == 1:
+            opened = closed = slice(None)
+        else:
+            opened = slice(*np.searchsorted(rectangles.top, (start, stop)))
+            closed = slice(*np.searchsorted(rectangles.bottom, (start, stop)))
+        index, weights, ones = _corners(rectangles, opened, closed, start, stop, shape[1])
+        total = _accumulate(index, weights, stop - start, carry_total)
+        count = _accumulate(index, ones, stop - start, carry_count)
+        yield slice(start, stop), total, count
+
+
+def _corners(
+    rectangles: _Rectangles, opened: slice, closed: slice, start: int, stop: int, width: int
+) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
+    """Corners of the patches whose top (`opened`) or bottom (`closed`) edge is in a band.
+
+    Returns
+    -------
+    index : (K,) int64
+        Flat index of each corner into (stop - start, width + 1).
+    weights, signs : (K,) float64
+        Score and one; negative for the corners that take away.
+    """
+    top = (rectangles.top[opened] - start) * (width + 1)
+    bottom = (np.minimum(rectangles.bottom[closed], stop) - start) * (width + 1)
+    opening, closing = rectangles.scores[opened], rectangles.scores[closed]
+    left_top, right_top = top + rectangles.left[opened], top + rectangles.right[opened]
+    left_bottom, right_bottom = bottom + rectangles.left[closed], bottom + rectangles.right[closed]
+    index = np.concatenate([left_top, right_bottom, right_top, left_bottom])
+    weights = np.concatenate([opening, closing, -opening, -closing])
+    signs = np.repeat((1.0, -1.0), len(top) + len(bottom))
+    return index, weights, signs
+
+
+def _accumulate(
+    index: NDArray[np.int64],
+    weights: NDArray[np.float64],
+    n_rows: int,
+    carry: NDArray[np.float64],
+) -> NDArray[np.float64]:
+    """Turn corner weights of a band into areas; `carry` goes in from above and out below."""
+    width = len(carry)
+    # Corners in the row below the last one of the raster are cut off again.
+    flat = np.bincount(index, weights=weights, minlength=(n_rows + 1) * width)
+    band = flat[: n_rows * width].reshape(n_rows, width).astype(np.float64, copy=False)
+    band[0] += carry
+    np.cumsum(band, axis=0, out=band)
+    carry[:] = band[-1]
+    np.cumsum(band, axis=1, out=band)
+    return band[:, :-1]
+
+
+def _lay_max(
+    coords: NDArray[np.int64],
+    scores: NDArray[np.float32],
+    patch_l0: tuple[int, int],
+    raster: _Raster,
+) -> NDArray[np.float32]:
+    """Show the highest score over each pixel.
+
+    Patches of one size cover at most two counts of pixels along an axis (more at the slide's
+    edges). Those of one footprint are laid by their corner and spread by a running maximum.
+    """
+    rectangles = _cover(coords, scores, patch_l0, raster)
+    width = raster.shape[1]
+    tall = rectangles.bottom - rectangles.top
+    wide = rectangles.right - rectangles.left
+    values = np.full(raster.shape, -np.inf, np.float32)
+    for footprint in np.unique(tall * (width + 1) + wide):
+        rows, columns = divmod(int(footprint), width + 1)
+        if rows == 0 or columns == 0:
+            continue  # the patch contains no pixel's centre
+        same = (tall == rows) & (wide == columns)
+        corners = np.full(raster.shape, -np.inf, np.float32)
+        at = (rectangles.top[same], rectangles.left[same])
+        np.maximum.at(corners, at, rectangles.scores[same].astype(np.float32))
+        for axis, size in ((0, rows), (1, columns)):
+            corners = _spread_maximum(corners, size, axis)
+        np.maximum(values, corners, out=values)
+    values[np.isneginf(values)] = np.nan
+    return values
+
+
+def _spread_maximum(values: NDArray[np.float32], size: int, axis: int) -> NDArray[np.float32]:
+    """Maximum over the last `size` values up to each one."""
+    if size == 1:
+        return values
+    spread: NDArray[np.float32] = maximum_filter1d(
+        values, size, axis=axis, mode="constant", cval=-np.inf, origin=(size - 1) // 2
+    )
+    return spread
+
+
+def _repeat(
+    values: NDArray[np.float32], times: tuple[int, int], shape: tuple[int, int]
+) -> NDArray[np.float32]:
+    """Repeat each value `times` (down, across), cut to `shape`."""
+    down, across = times
+    height, width = shape
+    if across > 1:
+        values = np.repeat(values, across, axis=1)[:, :width]
+    if down == 1:
+        return np.ascontiguousarray(values)
+    out = np.empty(shape, np.float32)
+    whole = height // down
+    out[: whole * down].reshape(whole, down, width)[:] = values[:whole, None]
+    out[whole * down :] = values[whole:]
+    return out
