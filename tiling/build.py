@@ -1,0 +1,469 @@
+"""From one slide file to its finished patch store: every step of `tiling`, in order."""
+
+import errno
+import importlib.metadata
+import logging
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tiling.annotations import check_annotation_fits, read_annotation
+from tiling.contracts import SCHEMA, Annotation, Slide, SlideInfo, TileConfig, TileGeometry
+from tiling.errors import AnnotationError, GridError, SlideError, StoreError, TissueError
+from tiling.files import digest_file, digest_json, write_aside
+from tiling.geometry import resolve_geometry
+from tiling.grid import tile_coords
+from tiling.labels import label_tiles
+from tiling.patches import read_patch
+from tiling.qc import draw_qc, write_qc
+from tiling.resample import nearest_finer_level
+from tiling.slide import Overview, describe_slide, fingerprint_file, open_slide, read_overview
+from tiling.store import TileTable, create_patches, finish_store, shard_length, write_table
+from tiling.tissue import segment_tissue, tile_tissue_fraction
+
+log = logging.getLogger(__name__)
+
+FORMAT = 1  # raised when the same settings would give another store: older stores turn stale
+WHITE = 255
+VERSIONED = ("wsi-pipeline", "numpy", "zarr", "openslide-python", "openslide-bin", "tifffile")
+
+OnProgress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class TileSummary:
+    """What came of one slide."""
+
+    n_patches: int
+    n_positive: int
+    n_negative: int
+    n_ignored: int  # label -1
+    n_unreadable: int
+    seconds: float
+    notes: tuple[str, ...]
+
+    def __str__(self) -> str:
+        counts = (
+            f"{self.n_positive} positive, {self.n_negative} negative, {self.n_ignored} unlabelled"
+        )
+        bad = f", {self.n_unreadable} unreadable" if self.n_unreadable else ""
+        notes = "".join(f"; {note}" for note in self.notes)
+        return f"{self.n_patches} patches ({counts}{bad}) in {self.seconds:.1f} s{notes}"
+
+
+def tile_fingerprint(
+    slide_path: Path,
+    *,
+    slide_id: str,
+    config: TileConfig,
+    annotation_path: Path | None,
+    slide_label: int | None,
+    mpp: float | None,
+) -> str:
+    """Tell what a store is made from: the slide's and the annotation's bytes, and every setting.
+
+    Raises
+    ------
+    SlideError, AnnotationError
+        If a file cannot be read.
+    """
+    try:
+        annotation = None if annotation_path is None else digest_file(annotation_path)
+    except OSError as error:
+        raise AnnotationError(
+            f"{annotation_path}: cannot be read: {error.strerror or error}; check the path"
+        ) from error
+    return digest_json(
+        {
+            "schema": SCHEMA,
+            "format": FORMAT,
+            "slide": fingerprint_file(slide_path),
+            "slide_id": slide_id,
+            "config": asdict(config),
+            "annotation": annotation,
+            "annotation_format": None
+            if annotation_path is None
+            else annotation_path.suffix.lower(),
+            "slide_label": slide_label,
+            "mpp": mpp,
+        }
+    )
+
+
+def tile_slide(
+    slide_path: Path,
+    store_path: Path,
+    *,
+    slide_id: str,
+    config: TileConfig,
+    annotation_path: Path | None = None,
+    slide_label: int | None = None,
+    mpp: float | None = None,
+    qc_path: Path | None = None,
+    threads: int = 1,
+    on_progress: OnProgress | None = None,
+) -> TileSummary:
+    """Cut one slide into labelled patches and write its store, whole or not at all.
+
+    Parameters
+    ----------
+    slide_path, store_path : Path
+    slide_id : str
+    config : TileConfig
+    annotation_path : Path
+        The slide's annotation, if anybody drew one.
+    slide_label : 1 tumour, 0 normal, None unknown
+    mpp : µm per level-0 px
+        Overrides the file's own.
+    qc_path : Path
+        Where the quality-control picture goes; also written where no tissue is found.
+    threads : int
+        Patches read at a time.
+    on_progress : function
+        Called with (patches done, patches in all).
+
+    Returns
+    -------
+    summary : TileSummary
+
+    Raises
+    ------
+    SlideError
+        If the slide cannot be opened, has no resolution, or too many of its patches are unreadable.
+    GridError, TissueError, AnnotationError
+        If no tile fits, no tissue is found, or the annotation does not belong to the slide.
+    StoreError
+        If the disk is full.
+    """
+    started = time.monotonic()
+    fingerprint = tile_fingerprint(
+        slide_path,
+        slide_id=slide_id,
+        config=config,
+        annotation_path=annotation_path,
+        slide_label=slide_label,
+        mpp=mpp,
+    )
+    with open_slide(slide_path) as slide, _naming(slide_path):
+        info = describe_slide(slide, path=slide_path, slide_id=slide_id, mpp=mpp)
+        geometry = resolve_geometry(config, slide_mpp=info.mpp)
+        grid = _lay_grid(info, geometry, config)
+        annotation, notes = _read_annotation(annotation_path, info)
+        mask = _find_tissue(slide, info, config, threads)
+        table = _choose_tiles(grid, mask, geometry, config)
+        picture = _Picture(qc_path, info, geometry, mask)
+        if not len(table.coords):
+            picture.write(table)
+            raise TissueError(_no_tissue(mask, config, n_tiles=len(grid)))
+        table = _label(table, geometry, annotation, annotation_path, slide_label, config)
+        notes += _unhit_lesions(table, annotation)
+        attributes = {
+            "slide": asdict(info),
+            "tiling": _resolved(config, geometry, info),
+            "slide_label": slide_label,
+            "lesions": _describe_lesions(annotation, info),
+            "fingerprint": fingerprint,
+            "versions": _versions(),
+        }
+        with _full_disk_said(store_path), write_aside(store_path) as scratch:
+            table = _write_pixels(scratch, slide, table, geometry, config, threads, on_progress)
+            notes += _unreadable_note(table)
+            write_table(scratch, table)
+            picture.write(table)
+            finish_store(scratch, {**attributes, "notes": list(notes)})
+    return _summarise(table, notes, time.monotonic() - started)
+
+
+# --- planning: which tiles, which labels -----------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _TissueMask:
+    overview: Overview
+    tissue: NDArray[np.bool_]  # (H, W) of the overview; what cannot be decoded counts as tissue
+    share: float  # of the slide that is tissue
+
+
+def _lay_grid(info: SlideInfo, geometry: TileGeometry, config: TileConfig) -> NDArray[np.int64]:
+    tile_l0 = (geometry.patch_l0, geometry.patch_l0_y)
+    coords = tile_coords(
+        info.size,
+        tile_l0=tile_l0,
+        stride_l0=(geometry.stride_l0, geometry.stride_l0_y),
+        edge=config.edge,
+    )
+    if not len(coords):
+        raise GridError(
+            f"the slide has {info.size[0]} x {info.size[1]} level-0 pixels, too few for one tile "
+            f"of {tile_l0[0]} x {tile_l0[1]} (patch_px={config.patch_px} at "
+            f"target_mpp={config.target_mpp:g}); use a smaller patch_px, or edge: pad"
+        )
+    return coords
+
+
+def _read_annotation(
+    path: Path | None, info: SlideInfo
+) -> tuple[Annotation | None, tuple[str, ...]]:
+    if path is None:
+        return None, ()
+    annotation = read_annotation(path)
+    with _naming(path):
+        return annotation, annotation.notes + check_annotation_fits(annotation, info.size)
+
+
+def _find_tissue(slide: Slide, info: SlideInfo, config: TileConfig, threads: int) -> _TissueMask:
+    overview = read_overview(slide, mpp=info.mpp, target_mpp=config.tissue.mpp, threads=threads)
+    mpp = (overview.pixel_l0[0] * info.mpp[0], overview.pixel_l0[1] * info.mpp[1])
+    tissue = segment_tissue(overview.rgb, mpp=mpp, config=config.tissue)
+    # Where nothing could be decoded there may be tissue: its patches are tried and counted.
+    return _TissueMask(overview, tissue | overview.unreadable, float(tissue.mean()))
+
+
+def _choose_tiles(
+    grid: NDArray[np.int64], mask: _TissueMask, geometry: TileGeometry, config: TileConfig
+) -> TileTable:
+    fraction = tile_tissue_fraction(
+        mask.tissue,
+        mask_pixel_l0=mask.overview.pixel_l0,
+        coords=grid,
+        tile_l0=(geometry.patch_l0, geometry.patch_l0_y),
+    )
+    kept = (fraction >= config.tissue.min_fraction) & (fraction > 0)
+    n_kept = int(kept.sum())
+    return TileTable(
+        coords=grid[kept],
+        tissue=fraction[kept],
+        label=np.full(n_kept, -1, np.int8),
+        tumour=np.zeros(n_kept, np.float32),
+        unreadable=np.zeros(n_kept, np.bool_),
+        lesion_pairs=np.zeros((0, 2), np.int64),
+    )
+
+
+def _no_tissue(mask: _TissueMask, config: TileConfig, *, n_tiles: int) -> str:
+    tissue = config.tissue
+    return (
+        f"no tissue: {100 * mask.share:.2g} % of the slide was taken for tissue, and none of "
+        f"its {n_tiles} tiles reaches min_fraction={tissue.min_fraction:g}; look at the QC picture, "
+        f"then lower tissue.min_fraction, min_saturation={tissue.min_saturation:g} or "
+        f"min_object_um2={tissue.min_object_um2:g}, or leave the slide out"
+    )
+
+
+def _label(
+    table: TileTable,
+    geometry: TileGeometry,
+    annotation: Annotation | None,
+    annotation_path: Path | None,
+    slide_label: int | None,
+    config: TileConfig,
+) -> TileTable:
+    with _naming(annotation_path):
+        labels = label_tiles(
+            table.coords,
+            geometry=geometry,
+            annotation=annotation,
+            slide_label=slide_label,
+            config=config,
+        )
+    return replace(
+        table, label=labels.label, tumour=labels.tumour, lesion_pairs=labels.lesion_pairs
+    )
+
+
+def _unhit_lesions(table: TileTable, annotation: Annotation | None) -> tuple[str, ...]:
+    if annotation is None:
+        return ()
+    hit = set(table.lesion_pairs[:, 1].tolist())
+    missed = [str(index + 1) for index in range(len(annotation.lesions)) if index not in hit]
+    if not missed:
+        return ()
+    shown = ", ".join(missed[:5]) + (", ..." if len(missed) > 5 else "")
+    said = f"{len(missed)} of {len(annotation.lesions)} lesions"
+    return (f"{said} meet no patch's inner square ({shown})",)
+
+
+# --- pixels ----------------------------------------------------------------------------------
+
+
+def _write_pixels(
+    folder: Path,
+    slide: Slide,
+    table: TileTable,
+    geometry: TileGeometry,
+    config: TileConfig,
+    threads: int,
+    on_progress: OnProgress | None,
+) -> TileTable:
+    """Write the patches shard by shard; returns the table with the unreadable ones marked."""
+    if config.store == "coords":
+        folder.mkdir()
+        return table
+    n_patches = len(table.coords)
+    array = create_patches(folder, n_patches=n_patches, patch_px=geometry.patch_px)
+    step = shard_length(n_patches, geometry.patch_px)
+    block = np.empty((step, geometry.patch_px, geometry.patch_px, 3), np.uint8)
+    unreadable = table.unreadable.copy()
+
+    def fill(row: int) -> None:
+        x, y = table.coords[row].tolist()
+        try:
+            block[row % step] = read_patch(slide, (x, y), geometry=geometry)
+        except SlideError as error:
+            log.warning("%s", error)
+            block[row % step] = WHITE
+            unreadable[row] = True
+
+    with _pool(threads) as pool:
+        for start in range(0, n_patches, step):
+            stop = min(start + step, n_patches)
+            # Results come in order; an interrupt or an error drops what has not begun.
+            for done, _ in enumerate(pool.map(fill, range(start, stop)), start=start + 1):
+                if on_progress is not None:
+                    on_progress(done, n_patches)
+            _check_unreadable(unreadable, config)
+            array[start:stop] = block[: stop - start]
+    return replace(table, unreadable=unreadable)
+
+
+@contextmanager
+def _pool(threads: int) -> Iterator[ThreadPoolExecutor]:
+    pool = ThreadPoolExecutor(max_workers=max(1, threads), thread_name_prefix="patches")
+    try:
+        yield pool
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _check_unreadable(unreadable: NDArray[np.bool_], config: TileConfig) -> None:
+    # As soon as the whole slide's share is passed: no need to read the rest.
+    n_bad, n_patches = int(unreadable.sum()), len(unreadable)
+    if n_bad > config.max_unreadable * n_patches:
+        raise SlideError(
+            f"{n_bad} of {n_patches} patches cannot be decoded, more than "
+            f"max_unreadable={config.max_unreadable:g} allows; copy the file again from its source"
+        )
+
+
+def _unreadable_note(table: TileTable) -> tuple[str, ...]:
+    n_bad = int(table.unreadable.sum())
+    if not n_bad:
+        return ()
+    return (
+        f"{n_bad} of {len(table.unreadable)} patches cannot be decoded and get no score; "
+        "copy the file again from its source",
+    )
+
+
+# --- what goes with the pixels ---------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Picture:
+    path: Path | None
+    info: SlideInfo
+    geometry: TileGeometry
+    mask: _TissueMask
+
+    def write(self, table: TileTable) -> None:
+        """Draw the quality-control picture, if one is wanted."""
+        if self.path is None:
+            return
+        title = (
+            f"{self.info.slide_id}: {self.info.size[0]} x {self.info.size[1]} px, "
+            f"{self.info.mpp[0]:.4g} µm/px"
+        )
+        picture = draw_qc(
+            self.mask.overview.rgb,
+            pixel_l0=self.mask.overview.pixel_l0,
+            tissue=self.mask.tissue,
+            coords=table.coords,
+            tile_l0=(self.geometry.patch_l0, self.geometry.patch_l0_y),
+            label=table.label,
+            unreadable=table.unreadable,
+            title=title,
+        )
+        write_qc(self.path, picture)
+
+
+def _resolved(config: TileConfig, geometry: TileGeometry, info: SlideInfo) -> dict[str, Any]:
+    """Every setting of the tiling as it was used, none left to a default."""
+    stride_px = geometry.patch_px if config.stride_px is None else config.stride_px
+    level = nearest_finer_level(info.level_downsamples, geometry.scale)
+    return {
+        **asdict(config),
+        **asdict(geometry),
+        "stride_px": stride_px,
+        "level": level,  # the stored level that patches are read from
+        "tissue": asdict(config.tissue),
+    }
+
+
+def _describe_lesions(annotation: Annotation | None, info: SlideInfo) -> list[dict[str, Any]]:
+    lesions = () if annotation is None else annotation.lesions
+    um2 = info.mpp[0] * info.mpp[1]
+    return [
+        {
+            "id": str(number),
+            "area_um2": float(lesion.area * um2),
+            "centroid": [float(lesion.centroid.x), float(lesion.centroid.y)],  # level-0 px
+            "bbox": [float(side) for side in lesion.bounds],  # x0, y0, x1, y1, level-0 px
+        }
+        for number, lesion in enumerate(lesions, start=1)
+    ]
+
+
+def _versions() -> dict[str, str]:
+    versions = {}
+    for name in VERSIONED:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = "not installed"
+    return versions
+
+
+def _summarise(table: TileTable, notes: tuple[str, ...], seconds: float) -> TileSummary:
+    return TileSummary(
+        n_patches=len(table.coords),
+        n_positive=int((table.label == 1).sum()),
+        n_negative=int((table.label == 0).sum()),
+        n_ignored=int((table.label == -1).sum()),
+        n_unreadable=int(table.unreadable.sum()),
+        seconds=seconds,
+        notes=notes,
+    )
+
+
+# --- errors ----------------------------------------------------------------------------------
+
+
+@contextmanager
+def _naming(path: Path | None) -> Iterator[None]:
+    """Put the file's name before a message that does not name it yet."""
+    try:
+        yield
+    except (SlideError, GridError, TissueError, AnnotationError) as error:
+        if path is None or str(error).startswith(f"{path.name}: "):
+            raise
+        raise type(error)(f"{path.name}: {error}") from error
+
+
+@contextmanager
+def _full_disk_said(store_path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise StoreError(
+            f"{store_path.name}: no space left on device for the patch store; free some space in "
+            f"{store_path.parent}, write elsewhere, or use store: coords, which keeps no pixels"
+        ) from error

@@ -1,0 +1,46 @@
+"""One patch: the pixels of a tile at exactly the target resolution."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tiling.contracts import Slide, TileGeometry
+from tiling.resample import nearest_finer_level, read_resampled
+
+# Half a pixel over a whole patch: resampling could not move any pixel to another place.
+IDENTITY_TOLERANCE_PX = 0.5
+
+
+def read_patch(
+    slide: Slide, location: tuple[int, int], *, geometry: TileGeometry
+) -> NDArray[np.uint8]:
+    """Read one patch from the nearest finer level, averaged to the exact target resolution.
+
+    Where a stored level has that resolution (to within half a pixel over the patch) its pixels are
+    given as they are, bit for bit.
+
+    Parameters
+    ----------
+    location : (x, y), level-0 px
+        Top-left corner of the tile; what lies outside the slide is white.
+    geometry : TileGeometry
+        The tiles of this slide.
+
+    Returns
+    -------
+    patch : (patch_px, patch_px, 3) uint8
+        RGB at `target_mpp`.
+
+    Raises
+    ------
+    SlideError
+        If the slide's pixels cannot be decoded there.
+    """
+    side = geometry.patch_px
+    level = nearest_finer_level(slide.level_downsamples, geometry.scale)
+    downsample = slide.level_downsamples[level]
+    if all(
+        abs(side * scale / downsample - side) < IDENTITY_TOLERANCE_PX for scale in geometry.scale
+    ):
+        return slide.read_region(location, level, (side, side))
+    extent = (side * geometry.scale[0], side * geometry.scale[1])
+    return read_resampled(slide, location, extent_l0=extent, out_px=(side, side), level=level)

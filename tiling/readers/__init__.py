@@ -1,0 +1,1 @@
+"""One module per way to read a slide file; each gives a `tiling.contracts.Slide`."""

@@ -1,0 +1,308 @@
+"""Opening a slide, whatever it is, and saying what is known of it."""
+
+import hashlib
+import logging
+import math
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import openslide
+from numpy.typing import NDArray
+
+from tiling.contracts import Slide, SlideInfo
+from tiling.errors import SlideError
+from tiling.readers.openslide_reader import OpenSlideReader
+from tiling.readers.tiff_reader import TiffReader
+from tiling.resample import nearest_finer_level, read_resampled
+
+log = logging.getLogger(__name__)
+
+EDGE_BYTES = 2**20  # of the file's head and of its tail, hashed whole
+SAMPLE_BYTES, N_SAMPLES = 2**16, 16  # and blocks spread evenly between them
+OVERVIEW_BLOCK_PX = 2048  # side of what is read at once, px of the level read
+SMALLEST_UNREADABLE_PX = 16  # overview px: a bad spot is narrowed down to this
+
+PLAIN_TIFF_VENDOR = "generic-tiff"  # OpenSlide's word for a TIFF of no known maker
+
+
+# --- opening ---------------------------------------------------------------------------------
+
+
+def open_slide(path: Path) -> Slide:
+    """Open a slide: with OpenSlide, or as 8-bit RGB TIFF where OpenSlide refuses.
+
+    An OME-TIFF is read by the TIFF reader although OpenSlide takes it for a plain TIFF: OpenSlide
+    sees neither its resolution nor its pyramid.
+
+    Raises
+    ------
+    SlideError
+        If the file is missing, empty, cut off, or no slide; the message says which and what to do.
+    """
+    _check_file(path)
+    try:
+        slide: Slide = OpenSlideReader(path)
+    except openslide.OpenSlideUnsupportedFormatError:
+        return _open_tiff(path)
+    except openslide.OpenSlideError as error:
+        return _open_damaged(path, error)
+    if slide.vendor == PLAIN_TIFF_VENDOR:
+        return _prefer_ome_tiff(path, slide)
+    return slide
+
+
+def _check_file(path: Path) -> None:
+    if path.is_dir():
+        raise SlideError(
+            f"{path.name}: a folder, not a slide file; name the slide in it (of MIRAX the .mrxs "
+            "file, of DICOM one .dcm file of the finest level)"
+        )
+    try:
+        with path.open("rb") as file:
+            is_empty = not file.read(1)
+    except FileNotFoundError as error:
+        raise SlideError(f"{path.name}: no such file in {path.parent}; check the path") from error
+    except OSError as error:
+        raise SlideError(
+            f"{path.name}: cannot be read: {error.strerror or error}; check its permissions"
+        ) from error
+    if is_empty:
+        raise SlideError(f"{path.name}: the file is empty (0 bytes); copy it again from its source")
+
+
+def _is_tiff(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(4) in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+
+
+def _open_tiff(path: Path) -> Slide:
+    if not _is_tiff(path):
+        raise SlideError(
+            f"{path.name}: neither a format that OpenSlide knows nor a TIFF; check that it is a "
+            "slide and that its copy is complete"
+        )
+    return TiffReader(path)
+
+
+def _open_damaged(path: Path, error: openslide.OpenSlideError) -> Slide:
+    # OpenSlide knows the format but not this variant of it (then the TIFF reader may), or the file
+    # is damaged (then nobody should guess).
+    refusal = (
+        f"{path.name}: OpenSlide cannot open it: {error}; if the file is damaged or cut off, copy "
+        "it again from its source"
+    )
+    if not _is_tiff(path):
+        raise SlideError(refusal) from error
+    try:
+        slide = TiffReader(path)
+    except SlideError as second:
+        raise SlideError(refusal) from second
+    if slide.n_beyond_end:
+        slide.close()
+        raise SlideError(
+            f"{path.name}: the file is cut off: {slide.n_beyond_end} of its file tiles lie beyond "
+            "its end; copy it again from its source"
+        ) from error
+    return slide
+
+
+def _prefer_ome_tiff(path: Path, slide: Slide) -> Slide:
+    try:
+        tiff = TiffReader(path)
+    except SlideError:
+        return slide  # not 8-bit RGB: OpenSlide converts it
+    if tiff.vendor == PLAIN_TIFF_VENDOR and len(tiff.level_sizes) <= len(slide.level_sizes):
+        tiff.close()
+        return slide
+    slide.close()
+    return tiff
+
+
+# --- describing ------------------------------------------------------------------------------
+
+
+def describe_slide(
+    slide: Slide, *, path: Path, slide_id: str, mpp: float | None = None
+) -> SlideInfo:
+    """Say what is known of a slide, without anything that could identify a patient.
+
+    Parameters
+    ----------
+    path : Path
+        The slide's file; only its name is kept.
+    mpp : µm per level-0 px
+        Overrides the file's own, or supplies the missing one.
+
+    Raises
+    ------
+    SlideError
+        If nobody says the resolution, or `mpp` is not a positive number.
+    """
+    return SlideInfo(
+        slide_id=slide_id,
+        file_name=path.name,
+        vendor=slide.vendor,
+        size=slide.size,
+        mpp=_resolve_mpp(slide, path, mpp),
+        level_sizes=slide.level_sizes,
+        level_downsamples=slide.level_downsamples,
+        bounds=slide.bounds,
+        objective_power=slide.objective_power,
+        fingerprint=fingerprint_file(path),
+    )
+
+
+def _resolve_mpp(slide: Slide, path: Path, mpp: float | None) -> tuple[float, float]:
+    if mpp is not None:
+        if not (math.isfinite(mpp) and mpp > 0):
+            raise SlideError(
+                f"{path.name}: mpp must be a positive number of microns per pixel, got {mpp}; "
+                "correct the manifest's mpp column"
+            )
+        return mpp, mpp
+    if slide.mpp is None:
+        raise SlideError(
+            f"{path.name}: no microns-per-pixel in the file (openslide.mpp-x); give it in the "
+            "manifest's mpp column"
+        )
+    return slide.mpp
+
+
+def fingerprint_file(path: Path) -> str:
+    """Tell a slide's file by its bytes: its size, its head and tail, and blocks between.
+
+    Neither path nor date counts. Of a slide in several files (MIRAX, DICOM) the one named
+    is looked at.
+
+    Returns
+    -------
+    fingerprint : 64 hexadecimal digits
+
+    Raises
+    ------
+    SlideError
+        If the file cannot be read.
+    """
+    _check_file(path)
+    size = path.stat().st_size
+    digest = hashlib.sha256(str(size).encode())
+    with path.open("rb") as file:
+        digest.update(file.read(EDGE_BYTES))
+        for part in range(1, N_SAMPLES + 1):
+            file.seek(size * part // (N_SAMPLES + 1))
+            digest.update(file.read(SAMPLE_BYTES))
+        file.seek(max(0, size - EDGE_BYTES))
+        digest.update(file.read(EDGE_BYTES))
+    return digest.hexdigest()
+
+
+# --- overview --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Overview:
+    """The whole slide as one small picture."""
+
+    rgb: NDArray[np.uint8]  # (H, W, 3)
+    pixel_l0: tuple[float, float]  # (x, y) level-0 px per px of the picture
+    unreadable: NDArray[np.bool_]  # (H, W) True where the file could not be decoded: white in `rgb`
+
+
+def read_thumbnail(
+    slide: Slide, *, mpp: tuple[float, float], target_mpp: float
+) -> tuple[NDArray[np.uint8], tuple[float, float]]:
+    """Read the whole slide as a picture of about `target_mpp`.
+
+    Parameters
+    ----------
+    mpp : (x, y), µm per level-0 px
+    target_mpp : µm per px of the thumbnail
+        Of a coarser slide the finest level is given.
+
+    Returns
+    -------
+    thumbnail : (H, W, 3) uint8
+        What cannot be decoded is white, and logged.
+    pixel_l0 : (x, y), level-0 px per px of the thumbnail
+        Exact: the thumbnail covers the slide from edge to edge.
+    """
+    overview = read_overview(slide, mpp=mpp, target_mpp=target_mpp)
+    return overview.rgb, overview.pixel_l0
+
+
+def read_overview(
+    slide: Slide, *, mpp: tuple[float, float], target_mpp: float, threads: int = 1
+) -> Overview:
+    """Read the thumbnail as `read_thumbnail` does, and say which of its pixels are unknown."""
+    width, height = slide.size
+    out_width = min(width, max(1, round(width * mpp[0] / target_mpp)))
+    out_height = min(height, max(1, round(height * mpp[1] / target_mpp)))
+    pixel_l0 = (width / out_width, height / out_height)
+    overview = Overview(
+        rgb=np.full((out_height, out_width, 3), 255, np.uint8),
+        pixel_l0=pixel_l0,
+        unreadable=np.zeros((out_height, out_width), np.bool_),
+    )
+    level = nearest_finer_level(slide.level_downsamples, pixel_l0)
+    side = max(1, int(OVERVIEW_BLOCK_PX * slide.level_downsamples[level] / max(pixel_l0)))
+    blocks = [
+        (x, y, min(x + side, out_width), min(y + side, out_height))
+        for y, x in product(range(0, out_height, side), range(0, out_width, side))
+    ]
+
+    def fill(block: tuple[int, int, int, int]) -> None:
+        _fill_block(slide, overview, block, level)
+
+    _map_in_threads(fill, blocks, threads)
+    if overview.unreadable.any():
+        share = overview.unreadable.mean()
+        log.warning("%.1f %% of the slide's overview cannot be decoded", 100 * share)
+    return overview
+
+
+def _fill_block(
+    slide: Slide, overview: Overview, block: tuple[int, int, int, int], level: int
+) -> None:
+    """Read one block of the overview; quarter it where it fails, down to the spot that is bad."""
+    x0, y0, x1, y1 = block
+    pixel_x, pixel_y = overview.pixel_l0
+    try:
+        overview.rgb[y0:y1, x0:x1] = read_resampled(
+            slide,
+            (x0 * pixel_x, y0 * pixel_y),
+            extent_l0=((x1 - x0) * pixel_x, (y1 - y0) * pixel_y),
+            out_px=(x1 - x0, y1 - y0),
+            level=level,
+        )
+    except SlideError as error:
+        if max(x1 - x0, y1 - y0) <= SMALLEST_UNREADABLE_PX:
+            log.debug("overview: %s", error)
+            overview.unreadable[y0:y1, x0:x1] = True
+            return
+        for part in _quarter(block):
+            _fill_block(slide, overview, part, level)
+
+
+def _quarter(block: tuple[int, int, int, int]) -> list[tuple[int, int, int, int]]:
+    x0, y0, x1, y1 = block
+    middle_x, middle_y = (x0 + x1 + 1) // 2, (y0 + y1 + 1) // 2
+    parts = [
+        (left, top, right, bottom)
+        for top, bottom in ((y0, middle_y), (middle_y, y1))
+        for left, right in ((x0, middle_x), (middle_x, x1))
+    ]
+    return [part for part in parts if part[0] < part[2] and part[1] < part[3]]
+
+
+def _map_in_threads(
+    work: Callable[[tuple[int, int, int, int]], None],
+    blocks: list[tuple[int, int, int, int]],
+    threads: int,
+) -> None:
+    with ThreadPoolExecutor(max_workers=max(1, threads)) as pool:
+        for future in [pool.submit(work, block) for block in blocks]:
+            future.result()
