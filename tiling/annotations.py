@@ -61,7 +61,7 @@ IGNORED_PATTERN = re.compile(
     r"normal|benign|healthy|ignore|(no|non|not)[ _-]*(tumou?r|cancer|malign|metast|neoplas|lesion)"
 )
 
-MAX_BYTES = 1 << 30  # unpacked; the largest CAMELYON16 annotation has 3 MB
+MAX_BYTES = 1 << 29  # unpacked; the largest CAMELYON16 annotation has 3 MB
 MAX_COORDINATE_L0 = 1e8  # no slide is wider; beyond it float64 areas lose whole pixels
 NAMED_IN_NOTES = 5  # notes name this many polygons, then count
 GROUP_COLOURS = ("#ff0000", "#0000ff", "#00a000", "#ff8000", "#a000a0", "#00a0a0")
@@ -92,6 +92,10 @@ def read_annotation(path: Path) -> Annotation:
         drawing = _parse_xml(data) if _format_suffix(path) == ".xml" else _parse_json(data)
     except AnnotationError as error:
         raise AnnotationError(f"{path.name}: {error}") from error
+    except RecursionError as error:
+        raise AnnotationError(
+            f"{path.name}: is nested too deeply for an annotation; export it again"
+        ) from error
     return assemble_annotation(drawing.tumours, drawing.exclusions, notes=drawing.notes())
 
 
@@ -143,6 +147,7 @@ def write_asap_xml(
     Parameters
     ----------
     path : Path
+        Ends in ``.xml``.
     polygons : sequence of (name, group, vertices)
         Vertices are (n >= 3, 2), (x, y) in level-0 px, not closed. Holes are polygons of a group
         named ``Exclusion``.
@@ -316,12 +321,14 @@ def _parse_xml(data: bytes) -> _Drawing:
     drawing = _Drawing()
     for number, annotation in enumerate(root.iter("Annotation")):
         name = annotation.get("Name") or f"number {number + 1}"
-        role = _role_of_group(annotation.get("PartOfGroup", "None"), parent_by_group, drawing)
         kind = annotation.get("Type", "Polygon")
         if kind.casefold() not in ("polygon", "spline", "rectangle"):
             drawing.say(f"ignored, as a {kind} has no area", name)
-        elif role == "ignored":
-            drawing.say("not tumour by their group", annotation.get("PartOfGroup", "None"))
+            continue
+        group = annotation.get("PartOfGroup", "None")
+        role = _role_of_group(group, parent_by_group, drawing)
+        if role == "ignored":
+            drawing.say("not tumour by their group", group)
         else:
             drawing.add(name, role, [_asap_vertices(annotation, name, kind.casefold())])
             if kind.casefold() == "spline":
@@ -399,7 +406,7 @@ def _decimal(element: Element, key: str, name: str) -> float:
 def _parse_json(data: bytes) -> _Drawing:
     try:
         content = json.loads(data.decode("utf-8-sig"))
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise AnnotationError(
             f"is not well-formed JSON ({error}); it is damaged or cut short: export it again"
         ) from error
@@ -438,10 +445,11 @@ def _parse_geojson(content: Any) -> _Drawing:
             raise AnnotationError(f"feature {number}: properties must be an object")
         name = str(properties.get("name") or f"feature {number}")
         kind = _object_kind(feature, properties)
-        role = _role_of_feature(properties, drawing)
         if kind != "annotation":
             drawing.say(f"ignored, as a {kind} was not drawn by a person", name)
-        elif role == "ignored":
+            continue
+        role = _role_of_feature(properties, drawing)
+        if role == "ignored":
             drawing.say("not tumour by their class", _class_name(properties))
         else:
             for rings in _geojson_polygons(feature.get("geometry"), name, drawing):

@@ -142,8 +142,8 @@ def _check_settings(
         raise TissueError(
             f"a thumbnail is (H, W, 3) uint8 RGB, got {thumbnail.shape} {thumbnail.dtype}"
         )
-    lengths = {"mpp of the thumbnail": min(mpp), "tissue.mpp": config.mpp}
-    for key, number in lengths.items():
+    lengths = [("mpp of the thumbnail", side) for side in mpp] + [("tissue.mpp", config.mpp)]
+    for key, number in lengths:
         if not (math.isfinite(number) and number > 0):
             raise TissueError(f"{key} must be a positive number of µm per pixel, got {number}")
     for key in ("min_saturation", "min_fraction"):
