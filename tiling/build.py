@@ -22,7 +22,7 @@ from tiling.geometry import resolve_geometry
 from tiling.grid import tile_coords
 from tiling.labels import label_tiles
 from tiling.patches import read_patch
-from tiling.qc import draw_qc, write_qc
+from tiling.qc import SIDE_PX, draw_qc, write_qc
 from tiling.resample import nearest_finer_level
 from tiling.slide import Overview, describe_slide, fingerprint_file, open_slide, read_overview
 from tiling.store import TileTable, create_patches, finish_store, shard_length, write_table
@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 
 FORMAT = 1  # raised when the same settings would give another store: older stores turn stale
 WHITE = 255
+CHEAP_PX = 32 * 2**20  # of a level: read within a second or so
 VERSIONED = ("wsi-pipeline", "numpy", "zarr", "openslide-python", "openslide-bin", "tifffile")
 
 OnProgress = Callable[[int, int], None]
@@ -158,7 +159,7 @@ def tile_slide(
         annotation, notes = _read_annotation(annotation_path, info)
         mask = _find_tissue(slide, info, config, threads)
         table = _choose_tiles(grid, mask, geometry, config)
-        picture = _Picture(qc_path, info, geometry, mask)
+        picture = _Picture(qc_path, slide, info, geometry, mask)
         if not len(table.coords):
             picture.write(table)
             raise TissueError(_no_tissue(mask, config, n_tiles=len(grid)))
@@ -251,8 +252,8 @@ def _no_tissue(mask: _TissueMask, config: TileConfig, *, n_tiles: int) -> str:
     tissue = config.tissue
     return (
         f"no tissue: {100 * mask.share:.2g} % of the slide was taken for tissue, and none of "
-        f"its {n_tiles} tiles reaches min_fraction={tissue.min_fraction:g}; look at the QC picture, "
-        f"then lower tissue.min_fraction, min_saturation={tissue.min_saturation:g} or "
+        f"its {n_tiles} tiles reaches min_fraction={tissue.min_fraction:g}; look at the QC "
+        f"picture, then lower tissue.min_fraction, min_saturation={tissue.min_saturation:g} or "
         f"min_object_um2={tissue.min_object_um2:g}, or leave the slide out"
     )
 
@@ -368,6 +369,7 @@ def _unreadable_note(table: TileTable) -> tuple[str, ...]:
 @dataclass(frozen=True)
 class _Picture:
     path: Path | None
+    slide: Slide
     info: SlideInfo
     geometry: TileGeometry
     mask: _TissueMask
@@ -378,11 +380,12 @@ class _Picture:
             return
         title = (
             f"{self.info.slide_id}: {self.info.size[0]} x {self.info.size[1]} px, "
-            f"{self.info.mpp[0]:.4g} µm/px"
+            f"{self.info.mpp[0]:.4g} microns per px"
         )
+        overview = self._overview()
         picture = draw_qc(
-            self.mask.overview.rgb,
-            pixel_l0=self.mask.overview.pixel_l0,
+            overview.rgb,
+            pixel_l0=overview.pixel_l0,
             tissue=self.mask.tissue,
             coords=table.coords,
             tile_l0=(self.geometry.patch_l0, self.geometry.patch_l0_y),
@@ -391,6 +394,20 @@ class _Picture:
             title=title,
         )
         write_qc(self.path, picture)
+
+    def _overview(self) -> Overview:
+        """The overview of the mask; of a small slide a finer one, if it is cheap to read."""
+        coarse = self.mask.overview
+        mpp = (
+            max(side * mpp for side, mpp in zip(self.info.size, self.info.mpp, strict=True))
+            / SIDE_PX
+        )
+        scale = (mpp / self.info.mpp[0], mpp / self.info.mpp[1])
+        level = nearest_finer_level(self.info.level_downsamples, scale)
+        width, height = self.info.level_sizes[level]
+        if max(coarse.rgb.shape) >= SIDE_PX or width * height > CHEAP_PX:
+            return coarse
+        return read_overview(self.slide, mpp=self.info.mpp, target_mpp=mpp)
 
 
 def _resolved(config: TileConfig, geometry: TileGeometry, info: SlideInfo) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The quality-control picture: what was taken for tissue, which tiles were cut, and their labels."""
+"""The quality-control picture: what was taken for tissue, which tiles were cut, their labels."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ SIDE_PX = 1200  # the longer side of the slide in the picture, about
 LINE_PX = 26  # of the legend
 WHITE = (255, 255, 255)
 BLACK = (0, 0, 0)
-OUTLINE = (0, 90, 255)  # of the tissue
+OUTLINE = (255, 140, 0)  # of the tissue; seen on pink, white and black
 UNREADABLE = (160, 0, 200)
 COLOUR_BY_LABEL = {1: (220, 30, 30), 0: (0, 150, 70), -1: (120, 120, 120)}
 NAME_BY_LABEL = {1: "positive", 0: "negative", -1: "unlabelled or ignored"}

@@ -2,9 +2,9 @@
 
 A pixel of the result is the mean of what lies under it, parts of pixels counting by their share: a
 box filter with exact coverage. Chosen over Lanczos and over Pillow's box (whose taps are whole
-pixels) because scanners build their own pyramids so: a patch looks the same whether or not the slide
-happens to store its resolution. It keeps constants and means, rings nowhere, and looks at nothing
-outside the pixel's own footprint, so that patches cut side by side join without a seam.
+pixels) because scanners build their own pyramids so: a patch looks the same whether or not the
+slide happens to store its resolution. It keeps constants and means, rings nowhere, and looks at
+nothing outside the pixel's own footprint, so that patches cut side by side join without a seam.
 """
 
 import functools

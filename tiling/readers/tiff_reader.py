@@ -267,7 +267,8 @@ def _is_copy(page: Any, base: Any) -> bool:
 def _same_aspect(page: Any, base: Any) -> bool:
     # A label or macro picture has another shape than the slide; rounding may cost a level 1 px.
     downsample = base.imagewidth / page.imagewidth
-    return abs(base.imagelength / downsample - page.imagelength) <= 1 + page.imagelength / 100
+    difference = abs(base.imagelength / downsample - page.imagelength)
+    return bool(difference <= 1 + page.imagelength / 100)
 
 
 def _check_pixels(file_name: str, page: Any) -> None:
