@@ -11,7 +11,9 @@ MODULES = sorted([*ROOT.glob("tiling/**/*.py"), *ROOT.glob("wsi_pipeline/**/*.py
 # A module may import from its own layer and those to its right, at module level or inside.
 LAYERS = [
     {"cli"},
-    {"stages", "doctor"},
+    {"collect", "doctor"},
+    {"stages"},
+    {"runner"},
     {"work"},
     {"training", "inference", "heatmaps", "evaluation", "report", "cohorts", "cluster", "progress"},
     {"curves", "history", "resume"},

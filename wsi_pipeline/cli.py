@@ -11,9 +11,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
+from typer.core import TyperGroup
 
 from tiling.errors import TilingError
 from wsi_pipeline import __version__
@@ -21,12 +22,36 @@ from wsi_pipeline.errors import PipelineError
 
 if TYPE_CHECKING:
     from wsi_pipeline.config import Config
-    from wsi_pipeline.stages import Options, StageResult
+    from wsi_pipeline.runner import Options, StageResult
 
 EXIT_NOTHING_DONE = 1
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
+
+class Program(TyperGroup):
+    """All commands; the one place where an error becomes a sentence and an exit code."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command that was named."""
+        try:
+            return super().invoke(ctx)
+        except (TilingError, PipelineError) as error:
+            print(f"{type(error).__name__}: {error}", file=sys.stderr)
+            raise typer.Exit(EXIT_NOTHING_DONE) from error
+        except OSError as error:
+            where = f"{error.filename}: " if error.filename else ""
+            print(f"{where}{error.strerror or error}", file=sys.stderr)
+            raise typer.Exit(EXIT_NOTHING_DONE) from error
+        except KeyboardInterrupt as error:
+            print(
+                "interrupted: what is finished is kept; the same command goes on from there",
+                file=sys.stderr,
+            )
+            raise typer.Exit(EXIT_INTERRUPTED) from error
+
+
 app = typer.Typer(
+    cls=Program,
     name="wsi-pipeline",
     help="Whole-slide images in, heatmaps and a FROC report out.",
     no_args_is_help=True,
@@ -66,7 +91,7 @@ def _options(
     workers: int, device: str, shard: str | None, dask: str | None, overwrite: bool, quiet: bool
 ) -> "Options":
     from wsi_pipeline.cluster import parse_shard
-    from wsi_pipeline.stages import Options
+    from wsi_pipeline.runner import Options
 
     part = parse_shard(shard) if shard else None
     return Options(workers, device, part, dask, overwrite, quiet)
@@ -123,8 +148,9 @@ def _stage_command(
     from wsi_pipeline.config import read_config
     from wsi_pipeline.runfolder import RunFolder
 
-    settings = replace(read_config(config, set_ or (), section=section), out=run)
-    _finish([stage(RunFolder(run), settings, options, **chosen)], run)
+    models = [str(name) for name in chosen["models"]] if section == "train" else []
+    settings = read_config(config, set_ or (), section=section, models=models)
+    _finish([stage(RunFolder(run), replace(settings, out=run), options, **chosen)], run)
 
 
 @app.command()
@@ -278,19 +304,19 @@ def demo(
     """Draw a small cohort with known tumours and run every stage on it, to a report."""
     from wsi_pipeline.cohorts import draw_demo
     from wsi_pipeline.config import read_config
-    from wsi_pipeline.stages import Options
+    from wsi_pipeline.runner import Options
 
     settings = read_config(draw_demo(out))
     _run(settings, Options(quiet=quiet))
 
 
-@app.command()
-def collect(run: RunArgument) -> None:
+@app.command("collect")
+def collect_command(run: RunArgument) -> None:
     """After a job array: merge the failures, list the slides that each stage still misses."""
-    from wsi_pipeline import stages
+    from wsi_pipeline.collect import collect
     from wsi_pipeline.runfolder import RunFolder
 
-    summary = stages.collect(RunFolder(run))
+    summary = collect(RunFolder(run))
     print("\n".join(summary.lines))
     raise typer.Exit(3 if summary.missing or summary.failed else 0)
 
@@ -334,16 +360,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     signal.signal(signal.SIGTERM, _on_terminate)
     try:
-        app(args=list(argv) if argv is not None else None, standalone_mode=True)
+        app(args=list(argv) if argv is not None else None, prog_name="wsi-pipeline")
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else EXIT_NOTHING_DONE
-    except (TilingError, PipelineError) as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return EXIT_NOTHING_DONE
-    except KeyboardInterrupt:
-        print(
-            "interrupted: what is finished is kept; the same command goes on from there",
-            file=sys.stderr,
-        )
-        return EXIT_INTERRUPTED
     return 0
+
+
+def entry() -> NoReturn:
+    """Run the program as the console script does."""
+    sys.exit(main())

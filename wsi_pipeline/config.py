@@ -17,7 +17,13 @@ from pydantic import TypeAdapter, ValidationError
 from tiling.contracts import TileConfig
 from tiling.files import digest_json
 from wsi_pipeline.errors import ConfigError
-from wsi_pipeline.settings import EvaluateConfig, HeatmapConfig, PredictConfig, TrainConfig
+from wsi_pipeline.settings import (
+    EvaluateConfig,
+    HeatmapConfig,
+    PredictConfig,
+    TrainConfig,
+    with_recipe,
+)
 
 Stage = Literal["tile", "train", "predict", "heatmap", "evaluate", "report"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
@@ -56,11 +62,14 @@ class Config:
 
 # Where a path may stand in a config.
 _PATHS = (("input",), ("out",), ("train", "*", "model", "weights"))
-_SECTIONS = ("tile", "train", "predict", "heatmap", "evaluate", "splits")
 
 
 def read_config(
-    path: Path | None, settings: Sequence[str] = (), *, section: str | None = None
+    path: Path | None,
+    settings: Sequence[str] = (),
+    *,
+    section: str | None = None,
+    models: Sequence[str] = (),
 ) -> Config:
     """Read a config file and the ``--set key=value`` beside it.
 
@@ -73,6 +82,9 @@ def read_config(
         (``patch_px``); the value is YAML (``0.5``, ``[val, test]``, ``null``).
     section : str, optional
         The stage whose short keys are meant.
+    models : sequence of str, optional
+        Models whose training settings are wanted; short keys of ``train`` are theirs. Default:
+        those of the config.
 
     Raises
     ------
@@ -82,9 +94,23 @@ def read_config(
     values = _read_yaml(path) if path else {}
     if path:
         _resolve_paths(values, path.parent)
+    trained = values.setdefault("train", {}) or {}
+    if isinstance(trained, dict):
+        values["train"] = trained | {name: trained.get(name) or {} for name in models}
     for setting in settings:
         _apply(values, setting, section)
+    _complete_models(values["train"])
     return _validate(values, str(path) if path else "settings")
+
+
+def _complete_models(trained: Any) -> None:
+    """Fill in what a model's key in the config already says, and what its recipe says."""
+    if not isinstance(trained, dict):
+        return  # validation says so
+    for key, values in trained.items():
+        values = {} if values is None else values
+        if isinstance(values, dict) and isinstance(values.get("model", {}), dict):
+            trained[key] = with_recipe(values | {"model": {"name": key} | values.get("model", {})})
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -129,21 +155,25 @@ def _apply(values: dict[str, Any], setting: str, section: str | None) -> None:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"--set {setting}: '{text}' is not a YAML value") from error
-    keys = _full_key(key, section).split(".")
-    holder = values
+    for full_key in _full_keys(key, section, values["train"]):
+        _put(values, full_key.split("."), value)
+
+
+def _full_keys(key: str, section: str | None, trained: Mapping[str, Any]) -> list[str]:
+    """Find what a short key means: itself, or a key of the section (of each model) at hand."""
+    if not section or key.split(".")[0] in _field_names(Config):
+        return [key]
+    if section == "train":
+        return [f"train.{model}.{key}" for model in trained]
+    return [f"{section}.{key}"]
+
+
+def _put(holder: dict[str, Any], keys: Sequence[str], value: Any) -> None:
     for name in keys[:-1]:
-        if not isinstance(holder.setdefault(name, {}), dict):
+        if not isinstance(holder.get(name), dict):
             holder[name] = {}
         holder = holder[name]
     holder[keys[-1]] = value
-
-
-def _full_key(key: str, section: str | None) -> str:
-    """Find what a short key means: itself, or a key of the section at hand."""
-    head = key.split(".")[0]
-    if section and head not in _field_names(Config):
-        return f"{section}.{key}"
-    return key
 
 
 def _field_names(kind: Any) -> list[str]:

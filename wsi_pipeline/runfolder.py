@@ -185,3 +185,20 @@ def write_failures(run: RunFolder) -> int:
     writer.writerows(rows)
     write_text(run.failures, buffer.getvalue())
     return len(rows)
+
+
+def mark_shard(run: RunFolder, stage: str, index: int, count: int, *, ended: bool) -> None:
+    """Keep that one task of a job array has begun, or has come to its end."""
+    path = run.path / ".state" / stage / "shards" / f"{index}-of-{count}.json"
+    write_json(path, {"index": index, "count": count, "ended": ended})
+
+
+def missing_shards(run: RunFolder, stage: str) -> dict[int, list[int]]:
+    """List the tasks that never came to their end, by the size of their job array."""
+    paths = (run.path / ".state" / stage / "shards").glob("*-of-*.json")
+    shards = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(paths)]
+    missing: dict[int, list[int]] = {}
+    for count in sorted({shard["count"] for shard in shards}):
+        ended = {s["index"] for s in shards if s["count"] == count and s["ended"]}
+        missing[count] = [index for index in range(count) if index not in ended]
+    return missing

@@ -115,3 +115,12 @@ class HeatmapConfig:
 
     overlap: Literal["mean", "max"] = "mean"  # where patches overlap
     thumbnail_px: int = 1200  # longer side of the overlay's thumbnail
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """How scores are compared with the reference."""
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
+
+    threshold: float = 0.75  # a patch is positive iff F(I) >= threshold (lecture)

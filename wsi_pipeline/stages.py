@@ -1,169 +1,26 @@
-"""What each command does, in order; resume; failures that never stop the other slides.
+"""What each command does, in order.
 
-A stage is planned first: which units of work there are (slides, models), and what each would be
-made from, as a fingerprint. Units that are finished are kept. The others of this shard are worked
-off, one after another or on a cluster, and each ends in a mark or in a recorded failure.
+Each stage lists its units of work (slides, or models) and says what each would be made from; the
+runner does the rest.
 """
 
-import json
-import logging
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from os import cpu_count
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from tiling.errors import TilingError
-from tiling.files import digest_file, remove_leftovers, write_json
-from wsi_pipeline.cluster import Shard, map_tasks, select_shard
-from wsi_pipeline.config import Config, Stage, as_plain, digest_settings
+from tiling.files import digest_file, remove_leftovers
+from wsi_pipeline.config import STAGES, Config, Stage, digest_settings
 from wsi_pipeline.contracts import SlideEntry
-from wsi_pipeline.errors import ConfigError, PipelineError, StageError
+from wsi_pipeline.errors import ConfigError, StageError
 from wsi_pipeline.manifest import read_input, with_splits, write_manifest
-from wsi_pipeline.progress import StageProgress
-from wsi_pipeline.runfolder import RunFolder, Unit, iterate_failures, unit_state, write_failures
+from wsi_pipeline.runfolder import RunFolder, Unit, iterate_failures
+from wsi_pipeline.runner import Options, Plan, StageResult, run_stage, some
+from wsi_pipeline.settings import TrainConfig
 from wsi_pipeline.splits import assign_splits
-from wsi_pipeline.versions import versions
-from wsi_pipeline.work import Outcome, Task, fail, perform
-
-log = logging.getLogger(__name__)
 
 PER_SLIDE: tuple[Stage, ...] = ("tile", "predict", "heatmap")
-
-
-@dataclass(frozen=True)
-class Options:
-    """How to run stages; never changes what comes out."""
-
-    workers: int = 1  # slides at a time
-    device: str = "auto"
-    shard: Shard | None = None
-    dask: str | None = None
-    overwrite: bool = False  # do finished units again
-    quiet: bool = False
-
-
-@dataclass(frozen=True)
-class StageResult:
-    """What a stage did."""
-
-    stage: Stage
-    done: tuple[str, ...]
-    kept: tuple[str, ...]
-    failed: tuple[str, ...]
-
-    @property
-    def exit_code(self) -> int:
-        """0 all done, 3 some failed, 1 nothing could be done (contract 3)."""
-        if not self.failed:
-            return 0
-        return 3 if self.done or self.kept else 1
-
-    def __str__(self) -> str:
-        parts = [f"{len(self.done)} done"]
-        parts += [f"{len(self.kept)} kept from before"] if self.kept else []
-        parts += [f"{len(self.failed)} failed ({', '.join(self.failed)})"] if self.failed else []
-        return f"{self.stage}: " + ", ".join(parts)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """One unit, before it is known whether there is anything to do."""
-
-    unit: Unit
-    weight: int  # for the balance of shards
-    fingerprint: Callable[[], str]  # may fail like the work itself
-    arguments: Mapping[str, Any]
-
-
-def run_stage(
-    stage: Stage, run: RunFolder, plans: Sequence[Plan], config: Config, options: Options
-) -> StageResult:
-    """Work off what is not finished; record what failed.
-
-    Raises
-    ------
-    StageError
-        If there is nothing the stage could work on.
-    """
-    if not plans:
-        raise StageError(f"{run.path}: nothing to {stage}")
-    chosen = select_shard({plan.unit.name: plan.weight for plan in plans}, options.shard)
-    plans = [plan for plan in plans if plan.unit.name in chosen]
-    _write_run_json(stage, run, config)
-    with StageProgress(stage, len(plans), quiet=options.quiet) as progress:
-        kept, tasks, failed = _sort_out(run, plans, options, progress)
-        done, lost = _work_off(run, tasks, config, options, progress)
-    write_failures(run)
-    return StageResult(stage, tuple(done), tuple(kept), tuple(failed + lost))
-
-
-def _sort_out(
-    run: RunFolder, plans: Sequence[Plan], options: Options, progress: StageProgress
-) -> tuple[list[str], list[Task], list[str]]:
-    """Tell what is finished, what is to be done, and what cannot even be looked at."""
-    kept: list[str] = []
-    tasks: list[Task] = []
-    failed: list[str] = []
-    for plan in plans:
-        name = plan.unit.name
-        try:
-            fingerprint = plan.fingerprint()
-        except (TilingError, PipelineError, OSError) as error:
-            outcome = fail(run, plan.unit, error)
-            progress.end(name, outcome.line)
-            failed.append(name)
-            continue
-        state = unit_state(run, plan.unit, fingerprint)
-        if state == "finished" and not options.overwrite:
-            kept.append(name)
-            progress.end(name, "finished before, kept")
-            continue
-        if state == "stale":
-            progress.line(f"{name}: stale (other settings or inputs made it), built again")
-        tasks.append(Task(run, plan.unit, fingerprint, plan.arguments))
-    return kept, tasks, failed
-
-
-def _work_off(
-    run: RunFolder,
-    tasks: Sequence[Task],
-    config: Config,
-    options: Options,
-    progress: StageProgress,
-) -> tuple[list[str], list[str]]:
-    done: list[str] = []
-    failed: list[str] = []
-    in_process = options.dask is None and (options.workers == 1 or len(tasks) <= 1)
-    work = partial(_perform_here, progress=progress) if in_process else perform
-    results = map_tasks(
-        work, tasks, workers=options.workers, dask=options.dask, cluster_options=config.cluster
-    )
-    for number, result in results:
-        unit = tasks[number].unit
-        outcome = result if isinstance(result, Outcome) else fail(run, unit, result)
-        progress.end(unit.name, outcome.line)
-        (done if outcome.ok else failed).append(unit.name)
-    return done, failed
-
-
-def _perform_here(task: Task, *, progress: StageProgress) -> Outcome:
-    progress.begin(task.unit.name)
-    return perform(task, on_progress=progress.inside)
-
-
-def _write_run_json(stage: Stage, run: RunFolder, config: Config) -> None:
-    """Keep the settings and versions of each stage beside its results."""
-    path = run.path / "run.json"
-    try:
-        stages = json.loads(path.read_text(encoding="utf-8"))["stages"]
-    except (FileNotFoundError, ValueError, KeyError):
-        stages = {}
-    stages[stage] = {"config": as_plain(config), "versions": versions()}
-    write_json(path, {"seed": config.seed, "stages": stages})
-
-
-# ---------------------------------------------------------------- the stages
 
 
 def tile(run: RunFolder, config: Config, options: Options) -> StageResult:
@@ -202,8 +59,6 @@ def _slide_bytes(entry: SlideEntry) -> int:
 
 
 def _threads(options: Options) -> int:
-    from os import cpu_count
-
     return max(1, (cpu_count() or 1) // options.workers)
 
 
@@ -244,24 +99,19 @@ def train(
     return run_stage("train", run, plans, config, options)
 
 
-def _models_to_train(config: Config, names: Sequence[str]) -> dict[str, Any]:
+def _models_to_train(config: Config, names: Sequence[str]) -> dict[str, TrainConfig]:
     from wsi_pipeline.models import MODELS
-    from wsi_pipeline.settings import ModelConfig, TrainConfig
 
     if not names and not config.train:
         raise ConfigError(
             f"no model named; say --model NAME, one of {', '.join(sorted(MODELS))}, "
             "or name models in the config under train"
         )
-    chosen = {}
-    for name in names or config.train:
-        if name in config.train:
-            chosen[name] = config.train[name]
-        elif name in MODELS:
-            chosen[name] = TrainConfig(model=ModelConfig(name=name))
-        else:
-            known = sorted({*MODELS, *config.train})
-            raise ConfigError(f"--model {name}: no such model; known: {', '.join(known)}")
+    chosen = {name: config.train[name] for name in names or config.train}
+    for settings in chosen.values():
+        if settings.model.name not in MODELS:
+            known = ", ".join(sorted(MODELS))
+            raise ConfigError(f"no model is called '{settings.model.name}'; known: {known}")
     return chosen
 
 
@@ -275,7 +125,7 @@ def _finished_entries(
     waiting = [e.slide_id for e in entries if e not in tiled and e.slide_id not in failed]
     if waiting:
         raise StageError(
-            f"{len(waiting)} of {len(entries)} slides are not tiled yet: {_some(waiting)}; "
+            f"{len(waiting)} of {len(entries)} slides are not tiled yet: {some(waiting)}; "
             f"run: wsi-pipeline tile INPUT --out {run.path} (see also: wsi-pipeline collect)"
         )
     if not tiled:
@@ -285,11 +135,6 @@ def _finished_entries(
             "splits in the config) and run tile again"
         )
     return tiled
-
-
-def _some(names: Sequence[str], most: int = 5) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
 
 
 def _store_fingerprint(run: RunFolder, entry: SlideEntry) -> str:
@@ -354,3 +199,172 @@ def model_name(checkpoint: Path) -> str:
 
 def _predict_fingerprint(run: RunFolder, entry: SlideEntry, digest: str, config: Config) -> str:
     return digest_settings(_store_fingerprint(run, entry), digest, config.predict.precision)
+
+
+def heatmap(
+    run: RunFolder, config: Config, options: Options, *, models: Sequence[str] = ()
+) -> StageResult:
+    """Scores -> heatmaps."""
+    by_id = {e.slide_id: e for e in run.read_manifest()}
+    plans = [
+        Plan(
+            Unit("heatmap", slide_id, model),
+            weight=_slide_bytes(by_id[slide_id]),
+            fingerprint=partial(_heatmap_fingerprint, run, model, slide_id, config),
+            arguments={"entry": by_id[slide_id], "config": config.heatmap},
+        )
+        for model in _modelsscored(run, models)
+        for slide_id in scored(run, model, by_id)
+    ]
+    return run_stage("heatmap", run, plans, config, options)
+
+
+def _modelsscored(run: RunFolder, names: Sequence[str]) -> list[str]:
+    found = run.models_with("scores")
+    unknown = [name for name in names if name not in found]
+    if unknown or not found:
+        raise StageError(
+            f"{run.path}: no scores of {', '.join(unknown) or 'any model'}; "
+            f"run: wsi-pipeline predict {run.path}"
+        )
+    return list(names) or found
+
+
+def scored(run: RunFolder, model: str, slide_ids: Iterable[str]) -> list[str]:
+    """Choose the slides that a model has scored."""
+    return [s for s in slide_ids if Unit("predict", s, model).mark(run, "done").is_file()]
+
+
+def _heatmap_fingerprint(run: RunFolder, model: str, slide_id: str, config: Config) -> str:
+    return digest_settings(_scores_fingerprint(run, model, slide_id), config.heatmap)
+
+
+def _scores_fingerprint(run: RunFolder, model: str, slide_id: str) -> str:
+    from wsi_pipeline.scores import read_scores
+
+    return str(read_scores(run.scores(model, slide_id)).attributes["fingerprint"])
+
+
+def evaluate(
+    run: RunFolder, config: Config, options: Options, *, models: Sequence[str] = ()
+) -> StageResult:
+    """Scores + reference -> figures, for each model."""
+    entries = run.read_manifest()
+    plans = [
+        Plan(
+            Unit("evaluate", model=model),
+            weight=1,
+            fingerprint=partial(_evaluate_fingerprint, run, model, entries, config),
+            arguments={"entries": _to_evaluate(run, model, entries), "config": config.evaluate},
+        )
+        for model in _modelsscored(run, models)
+    ]
+    return run_stage("evaluate", run, plans, config, options)
+
+
+def _to_evaluate(
+    run: RunFolder, model: str, entries: Sequence[SlideEntry]
+) -> tuple[SlideEntry, ...]:
+    """Choose what figures are made of: the test split, and val for the threshold.
+
+    Without any split, all slides with a reference. A slide that failed before is left out and
+    said; one that was merely not predicted yet is an error, since figures of half a test set look
+    like figures of the whole.
+    """
+    splits = {e.split for e in entries}
+    wanted = [
+        e
+        for e in entries
+        if (e.split in {"val", "test"} if splits & {"val", "test"} else True)
+        and (e.label is not None or e.annotation is not None)
+    ]
+    failed = {row["slide_id"] for row in iterate_failures(run)}
+    scored_ids = set(scored(run, model, [e.slide_id for e in wanted]))
+    waiting = [e.slide_id for e in wanted if e.slide_id not in scored_ids | failed]
+    if waiting:
+        raise StageError(
+            f"{len(waiting)} of {len(wanted)} slides have no scores of {model} yet: "
+            f"{some(waiting)}; run: wsi-pipeline predict {run.path}"
+        )
+    return tuple(e for e in wanted if e.slide_id in scored_ids)
+
+
+def _evaluate_fingerprint(
+    run: RunFolder, model: str, entries: Sequence[SlideEntry], config: Config
+) -> str:
+    chosen = _to_evaluate(run, model, entries)
+    data = [
+        (
+            e.slide_id,
+            e.patient,
+            e.split,
+            e.label,
+            digest_file(e.annotation) if e.annotation else None,
+            _scores_fingerprint(run, model, e.slide_id),
+            _store_fingerprint(run, e),
+        )
+        for e in chosen
+    ]
+    return digest_settings(data, config.evaluate, config.heatmap.overlap)
+
+
+def report(
+    run: RunFolder, config: Config, options: Options, *, models: Sequence[str] = ()
+) -> StageResult:
+    """Everything in the run folder -> one HTML file."""
+    run.read_manifest()
+    found = list(dict.fromkeys(run.models_with("models") + run.models_with("scores")))
+    unknown = [name for name in models if name not in found]
+    if unknown:
+        raise StageError(f"{run.path}: nothing of the model {', '.join(unknown)} to report on")
+    chosen = tuple(models) or tuple(found)
+    plan = Plan(
+        Unit("report"),
+        weight=1,
+        fingerprint=partial(_report_fingerprint, run, chosen),
+        arguments={"models": chosen},
+    )
+    return run_stage("report", run, [plan], config, options)
+
+
+def _report_fingerprint(run: RunFolder, models: Sequence[str]) -> str:
+    """Hash the marks of all other stages: the report is of the whole run folder."""
+    marks = {
+        path.relative_to(run.path).as_posix(): path.read_text(encoding="utf-8")
+        for path in sorted((run.path / ".state").rglob("*.json"))
+        if "report" not in path.parts
+    }
+    return digest_settings(marks, list(models))
+
+
+def run_stages(run: RunFolder, config: Config, options: Options) -> list[StageResult]:
+    """Run the stages that a config names, in order; stop where nothing could be done.
+
+    Raises
+    ------
+    ConfigError
+        If one shard of a job array is asked to do what needs all of them.
+    """
+    whole = [stage for stage in config.stages if stage not in PER_SLIDE]
+    if options.shard and whole:
+        raise ConfigError(
+            f"--shard: {', '.join(whole)} need all slides; run the array with "
+            f"--set stages=[tile] (or predict, heatmap), then collect, then the others once"
+        )
+    results: list[StageResult] = []
+    for stage in STAGES:
+        if stage in config.stages:
+            results.append(STAGE_BY_NAME[stage](run, config, options))
+            if results[-1].exit_code == 1:
+                break
+    return results
+
+
+STAGE_BY_NAME: dict[Stage, Callable[[RunFolder, Config, Options], StageResult]] = {
+    "tile": tile,
+    "train": train,
+    "predict": predict,
+    "heatmap": heatmap,
+    "evaluate": evaluate,
+    "report": report,
+}

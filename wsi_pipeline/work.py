@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tiling.contracts import TileConfig
-from tiling.errors import SlideError, TilingError
+from tiling.errors import TilingError
 from tiling.files import write_text
 from wsi_pipeline.contracts import SlideEntry
 from wsi_pipeline.errors import PipelineError
@@ -187,3 +187,78 @@ def _load_model(checkpoint: Path) -> tuple[Any, Any, str]:
 
     model, meta = load_checkpoint(checkpoint)
     return model, meta, digest(checkpoint)
+
+
+# ---------------------------------------------------------------- heatmap
+
+
+def _heatmap(task: Task, on_progress: OnProgress) -> Done:
+    from wsi_pipeline.heatmap_files import write_heatmap
+    from wsi_pipeline.heatmaps import build_heatmap
+    from wsi_pipeline.overlays import draw_overlay
+    from wsi_pipeline.scores import read_scores
+
+    entry: SlideEntry = task.arguments["entry"]
+    config: HeatmapConfig = task.arguments["config"]
+    store = open_store(task.run, entry)
+    scores = read_scores(task.run.scores(task.unit.model, entry.slide_id))
+    tile = store.geometry
+    heatmap = build_heatmap(
+        scores.coords,
+        scores.scores,
+        slide_size=store.info.size,
+        patch_l0=(tile.patch_l0, tile.patch_l0_y),
+        stride_l0=(tile.stride_l0, tile.stride_l0_y),
+        overlap=config.overlap,
+    )
+    values = task.run.heatmap(task.unit.model, entry.slide_id)
+    picture = task.run.overlay(task.unit.model, entry.slide_id)
+    write_heatmap(values, heatmap, mpp=store.info.mpp, name=entry.slide_id)
+    draw_overlay(
+        picture,
+        heatmap,
+        _thumbnail(entry, store.info.mpp, config.thumbnail_px),
+        title=f"{entry.slide_id}, {task.unit.model}",
+        mpp=store.info.mpp,
+        outlines=_outlines(entry),
+    )
+    height, width = heatmap.values.shape
+    return [values, picture], f"{width} x {height} px, hottest {_hottest(scores.scores)}"
+
+
+def _hottest(scores: Any) -> str:
+    import numpy as np
+
+    return f"{np.nanmax(scores):.3f}" if np.isfinite(scores).any() else "not scored"
+
+
+def _thumbnail(entry: SlideEntry, mpp: tuple[float, float], longest_px: int) -> Any:
+    from tiling.slide import open_slide, read_thumbnail
+
+    with open_slide(entry.path) as slide:
+        longest_um = max(side * axis for side, axis in zip(slide.size, mpp, strict=True))
+        thumbnail, _ = read_thumbnail(slide, mpp=mpp, target_mpp=longest_um / longest_px)
+    return thumbnail
+
+
+def _outlines(entry: SlideEntry) -> list[Any]:
+    """Rings of the annotated tumour, (n, 2) level-0 px each."""
+    import numpy as np
+    from shapely import get_parts
+
+    from tiling.annotations import read_annotation
+
+    if entry.annotation is None:
+        return []
+    parts = get_parts(read_annotation(entry.annotation).tumour)
+    rings = [ring for part in parts for ring in (part.exterior, *part.interiors)]
+    return [np.asarray(ring.coords) for ring in rings]
+
+
+# What a stage does to one unit.
+WORK: dict[str, Callable[[Task, OnProgress], Done]] = {
+    "tile": _tile,
+    "train": _train,
+    "predict": _predict,
+    "heatmap": _heatmap,
+}

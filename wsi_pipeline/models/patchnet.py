@@ -1,0 +1,292 @@
+"""PatchNet: a small network on small patches, averaged over the image.
+
+It sees one small patch at a time and the image's probability is the mean of the patches'. So the
+map of patch probabilities *is* the explanation: nothing is attributed after the fact.
+
+References
+----------
+.. [1] Radhakrishnan, Durham, Soylemezoglu, Uhler, "PatchNet: Interpretable Neural Networks for
+   Image Classification", sections 3.2 (network), 3.4 (heat maps), 3.5 (Precision-PatchNet).
+.. [2] The same authors, "PatchNet: Context-Restricted Architectures to Provide Visual Features for
+   Image Classification", section 2 and appendix B.
+"""
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from wsi_pipeline.errors import ModelError
+from wsi_pipeline.models.base import PatchClassifier
+
+Grid = Literal["ceil", "floor", "center"]
+Normalise = Literal["unit", "minmax"]
+
+# Paper 1 gives strides with its data sets: (m, s) = (15, 3) DTD, (15, 5) and (31, 10) ISIC 2016,
+# (17, 5) nuclei. Paper 2 gives none; 3, 5, 5, 10 for m = 11, 17, 21, 31 is our choice.
+STRIDE_BY_SIDE = {11: 3, 15: 3, 17: 5, 21: 5, 31: 10}
+
+
+class Subnet(nn.Module):
+    """The subnet S of paper 1, 3.2: seven convolutions, 64 linear models, tanh, one logit.
+
+    Parameters
+    ----------
+    m : int
+        Side of its patch; odd, so that there is a centre, and at least 3.
+    channels : int
+        Of the image.
+    filters, depth : int
+        The papers have 64 and 7.
+    """
+
+    def __init__(self, m: int, *, channels: int = 3, filters: int = 64, depth: int = 7) -> None:
+        super().__init__()
+        if m < 3 or m % 2 == 0:
+            raise ModelError(f"PatchNet's patch side m must be odd and at least 3, got m={m}")
+        if filters < 1 or depth < 1 or channels < 1:
+            raise ModelError(
+                "PatchNet needs at least one filter, one layer and one channel, got "
+                f"filters={filters}, depth={depth}, channels={channels}"
+            )
+        self.m = m
+        layers: list[nn.Module] = []
+        for layer in range(depth):
+            conv = nn.Conv2d(channels if layer == 0 else filters, filters, 3, padding=1)
+            nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")  # paper 1: Kaiming normal
+            nn.init.zeros_(conv.bias)  # type: ignore[arg-type]  # Conv2d's bias is there by default
+            layers += [conv, nn.ReLU()]
+        self.convolutions = nn.Sequential(*layers)
+        # One linear model per filter, over its own m x m map: PyTorch's default for m^2 inputs.
+        bound = 1 / m
+        self.readout_weight = nn.Parameter(torch.empty(filters, m, m).uniform_(-bound, bound))
+        self.readout_bias = nn.Parameter(torch.empty(filters).uniform_(-bound, bound))
+        self.output = nn.Linear(filters, 1)
+
+    def filter_outputs(self, patches: Tensor) -> Tensor:
+        """Give the tanh of each filter's linear model: (N, c, m, m) -> (N, filters) in [-1, 1]."""
+        maps = self.convolutions(patches)
+        linear = torch.einsum("nfhw,fhw->nf", maps, self.readout_weight)
+        return torch.tanh(linear + self.readout_bias)
+
+    def forward(self, patches: Tensor) -> Tensor:
+        """Give the logit of Q for each patch: (N, c, m, m) -> (N,)."""
+        logits: Tensor = self.output(self.filter_outputs(patches)).squeeze(-1)
+        return logits
+
+
+class PatchNet(PatchClassifier):
+    """Mean of a subnet's probabilities over the patches of an image.
+
+    Parameters
+    ----------
+    m : int
+        Side of a patch, px; odd.
+    stride : int, optional
+        Step between patches, px. None: the papers' step for this `m`, else m // 3.
+    grid : {"ceil", "floor", "center"}
+        What becomes of a remainder: ``ceil`` pads zeros below and to the right until every pixel
+        is covered, the only reading that gives the paper's 0.333 (specs/models.md 3); ``floor``
+        drops it; ``center`` lays one patch around each stride-th pixel, padded on all sides.
+    region : int, optional
+        Only patches of the central square of this side (paper 2, appendix F).
+    normalise : {"unit", "minmax"}
+        ``minmax`` stretches each image to [0, 1] as the papers do; ``unit`` leaves [0, 1] as it
+        is, for slide patches, where the stretch would turn empty glass into noise.
+    channels, filters, depth : int
+        Of the subnet.
+    """
+
+    def __init__(
+        self,
+        *,
+        m: int = 17,
+        stride: int | None = None,
+        grid: Grid = "ceil",
+        region: int | None = None,
+        normalise: Normalise = "unit",
+        channels: int = 3,
+        filters: int = 64,
+        depth: int = 7,
+    ) -> None:
+        super().__init__()
+        self.subnet = Subnet(m, channels=channels, filters=filters, depth=depth)
+        self.m = m
+        self.stride = stride or STRIDE_BY_SIDE.get(m, max(1, m // 3))
+        if self.stride < 1 or (region is not None and region < m):
+            raise ModelError(
+                "PatchNet's stride must be at least 1 and its region hold a patch, got "
+                f"stride={stride}, region={region}, m={m}"
+            )
+        if grid not in ("ceil", "floor", "center") or normalise not in ("unit", "minmax"):
+            raise ModelError(
+                "PatchNet's grid is ceil, floor or center and normalise unit or minmax, got "
+                f"grid={grid!r}, normalise={normalise!r}"
+            )
+        self.grid: Grid = grid
+        self.region = region
+        self.normalise: Normalise = normalise
+        self.options = {
+            "m": m,
+            "stride": self.stride,
+            "grid": grid,
+            "region": region,
+            "normalise": normalise,
+            "channels": channels,
+            "filters": filters,
+            "depth": depth,
+        }
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Give log P - log(1 - P) of each image, whose sigmoid is P = mean Q.
+
+        Parameters
+        ----------
+        x : (B, c, H, W) float in [0, 1]
+
+        Returns
+        -------
+        logits : (B,)
+        """
+        log_p, log_not_p = log_mean_probability(self.patch_logits(x))
+        return log_p - log_not_p
+
+    def patch_logits(self, x: Tensor) -> Tensor:
+        """Give the logit of Q for each patch of each image: (B, c, H, W) -> (B, l)."""
+        patches = self.cut(self.prepare(x))  # (B, l, c, m, m)
+        return self.subnet(patches.flatten(0, 1)).unflatten(0, patches.shape[:2])
+
+    def predict(self, x: Tensor) -> Tensor:
+        """Say class 1 iff P > 1/2, strictly (paper 1: threshold .5 + eps): (B,) bool."""
+        logits: Tensor = self(x)
+        return logits > 0
+
+    def prepare(self, x: Tensor) -> Tensor:
+        """Bring images to the scale the subnet was trained on; same shape."""
+        return x if self.normalise == "unit" else min_max(x)
+
+    def cut(self, x: Tensor) -> Tensor:
+        """Cut images into patches.
+
+        Parameters
+        ----------
+        x : (B, c, H, W)
+
+        Returns
+        -------
+        patches : (B, l, c, m, m)
+            Row by row.
+        """
+        x = self._crop_region(x)
+        x = F.pad(x, self._padding(x.shape[-2], x.shape[-1]))
+        if min(x.shape[-2:]) < self.m:
+            raise ModelError(
+                f"an image of {x.shape[-1]} x {x.shape[-2]} px holds no patch of m={self.m}; "
+                "use a smaller m, or grid=ceil"
+            )
+        windows = x.unfold(-2, self.m, self.stride).unfold(-2, self.m, self.stride)
+        return windows.permute(0, 2, 3, 1, 4, 5).flatten(1, 2)
+
+    def _crop_region(self, x: Tensor) -> Tensor:
+        if self.region is None:
+            return x
+        height, width = x.shape[-2:]
+        if min(height, width) < self.region:
+            raise ModelError(
+                f"an image of {width} x {height} px is smaller than region={self.region}"
+            )
+        top, left = (height - self.region) // 2, (width - self.region) // 2
+        return x[..., top : top + self.region, left : left + self.region]
+
+    def _padding(self, height: int, width: int) -> tuple[int, int, int, int]:
+        """Zeros to add at the (left, right, top, bottom)."""
+        if self.grid == "floor":
+            return (0, 0, 0, 0)
+        if self.grid == "center":
+            radius = (self.m - 1) // 2
+            return (radius, radius, radius, radius)
+        right, below = (_missing(side, self.m, self.stride) for side in (width, height))
+        return (0, right, 0, below)
+
+    @torch.no_grad()
+    def dense_map(self, image: Tensor, *, batch_size: int = 256) -> tuple[Tensor, Tensor]:
+        """Evaluate the subnet on the patch around every pixel of an image (paper 1, 3.4).
+
+        The image is padded with (m - 1) / 2 zeros. Patch by patch: the subnet pads each patch by
+        itself, so this is not a crop of one pass over the whole image.
+
+        Parameters
+        ----------
+        image : (c, H, W) float in [0, 1]
+
+        Returns
+        -------
+        heatmap : (H, W) in (0, 1)
+            Q of the patch around each pixel.
+        filters : (filters, H, W) in [-1, 1]
+            The tanh output of each filter there.
+        """
+        radius = (self.m - 1) // 2
+        padded = F.pad(self.prepare(image[None])[0], (radius,) * 4)
+        windows = padded.unfold(1, self.m, 1).unfold(2, self.m, 1)  # (c, H, W, m, m)
+        height, width = image.shape[-2:]
+        index = torch.arange(height * width, device=image.device)
+        parts = [
+            self.subnet.filter_outputs(
+                windows[:, rows // width, rows % width].transpose(0, 1).contiguous()
+            )
+            for rows in index.split(batch_size)
+        ]
+        tanh = torch.cat(parts)
+        heatmap = self.subnet.output(tanh).squeeze(-1).sigmoid()
+        return heatmap.view(height, width), tanh.T.reshape(-1, height, width)
+
+
+class PrecisionPatchNet(PatchNet):
+    """PatchNet whose class-0 loss punishes each suspicious patch by itself (paper 1, 3.5).
+
+    Equation (2) as printed lacks a minus sign: it would be least where every Q is 1. The loss of
+    a class-0 image is -(1/l) sum log(1 - Q_i), at least the plain one (Jensen), with equality iff
+    all Q are equal.
+    """
+
+    def loss(self, x: Tensor, y: Tensor) -> Tensor:
+        """Give the mean loss of a batch: scalar."""
+        logits = self.patch_logits(x)
+        log_p, _ = log_mean_probability(logits)
+        negative = F.softplus(logits).mean(dim=1)
+        return torch.where(y > 0.5, -log_p, negative).mean()
+
+
+def log_mean_probability(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Give log P and log(1 - P) of P = mean sigmoid(z_j), finite for any logits.
+
+    Parameters
+    ----------
+    logits : (B, l)
+
+    Returns
+    -------
+    log_p, log_not_p : (B,)
+        logsumexp_j logsigmoid(+-z_j) - log l (specs/models.md 1.2).
+    """
+    log_n = math.log(logits.shape[1])
+    log_p = torch.logsumexp(F.logsigmoid(logits), dim=1) - log_n
+    log_not_p = torch.logsumexp(F.logsigmoid(-logits), dim=1) - log_n
+    return log_p, log_not_p
+
+
+def min_max(x: Tensor) -> Tensor:
+    """Stretch each image to [0, 1] over all its channels; a constant image becomes zeros."""
+    flat = x.flatten(1)
+    low, high = (edge(dim=1).values[:, None, None, None] for edge in (flat.min, flat.max))
+    span = high - low
+    return (x - low) / torch.where(span > 0, span, torch.ones_like(span))
+
+
+def _missing(side: int, m: int, stride: int) -> int:
+    """Zeros to add so that patches of `m` at `stride` cover `side` pixels."""
+    steps = -(-max(side - m, 0) // stride)
+    return steps * stride + m - side

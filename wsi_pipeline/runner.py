@@ -1,0 +1,165 @@
+"""Work off the units of a stage: keep what is finished, record what fails, go on with the rest."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from tiling.errors import TilingError
+from tiling.files import write_json
+from wsi_pipeline.cluster import Shard, map_tasks, select_shard
+from wsi_pipeline.config import Config, Stage, as_plain
+from wsi_pipeline.errors import PipelineError, StageError
+from wsi_pipeline.progress import StageProgress
+from wsi_pipeline.runfolder import RunFolder, Unit, mark_shard, unit_state, write_failures
+from wsi_pipeline.versions import versions
+from wsi_pipeline.work import Outcome, Task, fail, perform
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to run stages; never changes what comes out."""
+
+    workers: int = 1  # slides at a time
+    device: str = "auto"
+    shard: Shard | None = None
+    dask: str | None = None
+    overwrite: bool = False  # do finished units again
+    quiet: bool = False
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """What a stage did."""
+
+    stage: Stage
+    done: tuple[str, ...]
+    kept: tuple[str, ...]
+    failed: tuple[str, ...]
+
+    @property
+    def exit_code(self) -> int:
+        """0 all done, 3 some failed, 1 nothing could be done (contract 3)."""
+        if not self.failed:
+            return 0
+        return 3 if self.done or self.kept else 1
+
+    def __str__(self) -> str:
+        parts = [f"{len(self.done)} done"]
+        parts += [f"{len(self.kept)} kept from before"] if self.kept else []
+        parts += [f"{len(self.failed)} failed ({', '.join(self.failed)})"] if self.failed else []
+        return f"{self.stage}: " + ", ".join(parts)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One unit, before it is known whether there is anything to do."""
+
+    unit: Unit
+    weight: int  # for the balance of shards
+    fingerprint: Callable[[], str]  # may fail like the work itself
+    arguments: Mapping[str, Any]
+
+
+def run_stage(
+    stage: Stage, run: RunFolder, plans: Sequence[Plan], config: Config, options: Options
+) -> StageResult:
+    """Work off what is not finished; record what failed.
+
+    Raises
+    ------
+    StageError
+        If there is nothing the stage could work on.
+    """
+    if not plans:
+        raise StageError(f"{run.path}: nothing to {stage}")
+    shard = options.shard
+    if shard:
+        mark_shard(run, stage, shard.index, shard.count, ended=False)
+    chosen = select_shard({plan.unit.name: plan.weight for plan in plans}, shard)
+    plans = [plan for plan in plans if plan.unit.name in chosen]
+    _write_run_json(stage, run, config)
+    with StageProgress(stage, len(plans), quiet=options.quiet) as progress:
+        kept, tasks, failed = _sort_out(run, plans, options, progress)
+        done, lost = _work_off(run, tasks, config, options, progress)
+    write_failures(run)
+    if shard:
+        mark_shard(run, stage, shard.index, shard.count, ended=True)
+    return StageResult(stage, tuple(done), tuple(kept), tuple(failed + lost))
+
+
+def _sort_out(
+    run: RunFolder, plans: Sequence[Plan], options: Options, progress: StageProgress
+) -> tuple[list[str], list[Task], list[str]]:
+    """Tell what is finished, what is to be done, and what cannot even be looked at."""
+    kept: list[str] = []
+    tasks: list[Task] = []
+    failed: list[str] = []
+    for plan in plans:
+        name = plan.unit.name
+        try:
+            fingerprint = plan.fingerprint()
+        except (TilingError, PipelineError, OSError) as error:
+            outcome = fail(run, plan.unit, error)
+            progress.end(name, outcome.line)
+            failed.append(name)
+            continue
+        state = unit_state(run, plan.unit, fingerprint)
+        if state == "finished" and not options.overwrite:
+            kept.append(name)
+            progress.end(name, "finished before, kept")
+            continue
+        if state == "stale":
+            progress.line(f"{name}: stale (other settings or inputs made it), built again")
+        tasks.append(Task(run, plan.unit, fingerprint, plan.arguments))
+    return kept, tasks, failed
+
+
+def _work_off(
+    run: RunFolder,
+    tasks: Sequence[Task],
+    config: Config,
+    options: Options,
+    progress: StageProgress,
+) -> tuple[list[str], list[str]]:
+    done: list[str] = []
+    failed: list[str] = []
+    in_process = options.dask is None and (options.workers == 1 or len(tasks) <= 1)
+    work = partial(_perform_here, progress=progress) if in_process else perform
+    results = map_tasks(
+        work, tasks, workers=options.workers, dask=options.dask, cluster_options=config.cluster
+    )
+    for number, result in results:
+        unit = tasks[number].unit
+        outcome = result if isinstance(result, Outcome) else fail(run, unit, result)
+        progress.end(unit.name, outcome.line)
+        (done if outcome.ok else failed).append(unit.name)
+    return done, failed
+
+
+def _perform_here(task: Task, *, progress: StageProgress) -> Outcome:
+    progress.begin(task.unit.name)
+    return perform(task, on_progress=progress.inside)
+
+
+def _write_run_json(stage: Stage, run: RunFolder, config: Config) -> None:
+    """Keep the settings and versions of each stage beside its results."""
+    stages = read_run_json(run)
+    stages[stage] = {"config": as_plain(config), "versions": versions()}
+    write_json(run.path / "run.json", {"seed": config.seed, "stages": stages})
+
+
+def read_run_json(run: RunFolder) -> dict[str, Any]:
+    """Read what each stage was told, from ``run.json``; empty before the first stage."""
+    try:
+        found = json.loads((run.path / "run.json").read_text(encoding="utf-8"))["stages"]
+    except (FileNotFoundError, ValueError, KeyError):
+        return {}
+    return dict(found)
+
+
+def some(names: Sequence[str], most: int = 5) -> str:
+    """List names, not too many of them."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
