@@ -41,6 +41,13 @@ def test_what_is_gone_around_twice_is_kept_once():
     assert area.covers(shapely.Point(0, 0))
 
 
+def test_a_lobe_is_not_lost_where_the_outline_runs_along_itself():
+    """`make_valid(method="structure")` drops the lower triangle; found by hypothesis."""
+    area, _ = mend_polygon(ring((0, 0), (0, 1), (1, 0), (0, 2), (0, 1), (1, 0)))
+
+    assert area.area == 1.0
+
+
 def test_a_sound_outline_is_left_as_it_is():
     outline = ring((0, 0), (10, 0), (10, 10))
 

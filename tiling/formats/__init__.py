@@ -1,0 +1,1 @@
+"""One module per format of annotation file; each parses into a `drawing.Drawing`."""

@@ -1,0 +1,30 @@
+"""CAMELYON JSON: lists ``positive`` and ``negative`` of polygons with ``name`` and ``vertices``."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from tiling.errors import AnnotationError
+from tiling.formats.drawing import Drawing, Role, check_vertices
+
+
+def parse_camelyon_json(content: Mapping[str, Any]) -> Drawing:
+    """Take ``positive`` for tumour and cut ``negative`` out of it; names are ids only.
+
+    Raises
+    ------
+    AnnotationError
+        If a list is none or an entry is no polygon.
+    """
+    drawing = Drawing()
+    roles: tuple[tuple[str, Role], ...] = (("positive", "tumour"), ("negative", "exclusion"))
+    for key, role in roles:
+        entries = content.get(key, [])
+        if not isinstance(entries, list):
+            raise AnnotationError(f"{key} must be a list of polygons, got {entries!r:.40}")
+        for number, entry in enumerate(entries):
+            name = f"{key} {number}"
+            if not isinstance(entry, dict) or not isinstance(entry.get("vertices"), list):
+                raise AnnotationError(f"{name} has no list of vertices; export it again")
+            name = str(entry.get("name", name))
+            drawing.add(name, role, [check_vertices(name, entry["vertices"])])
+    return drawing
