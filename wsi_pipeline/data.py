@@ -8,6 +8,7 @@ they were asked for, so the number of threads never changes a result.
 import collections
 import concurrent.futures
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -50,10 +51,20 @@ class Patches(Protocol):
     def unreadable(self) -> NDArray[np.bool_]:
         """(N,) True where the pixels could not be decoded."""
 
-    def read(self, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """Read patches: rows of the store -> (n, P, P, 3) uint8."""
+    def read_flagged(
+        self, indices: NDArray[np.int64]
+    ) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+        """Read patches, (n, P, P, 3), and say which could not be decoded, (n,)."""
 
     def __len__(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Patches as read."""
+
+    pixels: Tensor  # (n, P, P, 3) uint8; only those that could be decoded
+    readable: NDArray[np.bool_]  # (B,) which of the patches asked for these are; n are True
 
 
 def load_batch(
@@ -62,39 +73,34 @@ def load_batch(
     patch: NDArray[np.int64],
     *,
     pinned: bool = False,
-) -> Tensor:
+) -> Batch:
     """Read drawn patches, whatever slides they come from.
 
     Each store is read once, in its own order, and a patch that was drawn twice is read once.
+    A patch that cannot be decoded is left out; of a store without pixels, that shows only here.
 
     Parameters
     ----------
     stores : patch stores
         All with patches of one size.
     slide : (B,)
-        Index into `stores`.
+        Index into `stores`; at least one.
     patch : (B,)
         Row of that store.
     pinned : bool
-        Lay the batch into page-locked memory, from which a GPU copies while it computes.
-
-    Returns
-    -------
-    batch : (B, P, P, 3) uint8
-        In the order asked for.
+        Lay the pixels into page-locked memory, from which a GPU copies while it computes.
     """
-    batch: NDArray[np.uint8] | None = None
+    side = stores[int(slide[0])].geometry.patch_px
+    pixels = np.empty((len(slide), side, side, 3), np.uint8)
+    unreadable = np.zeros(len(slide), np.bool_)
     for index in np.unique(slide):
         places = np.flatnonzero(slide == index)
         rows, inverse = np.unique(patch[places], return_inverse=True)
-        pixels = stores[int(index)].read(rows)
-        if batch is None:
-            batch = np.empty((len(slide), *pixels.shape[1:]), np.uint8)
-        batch[places] = pixels[inverse]
-    if batch is None:
-        raise ValueError("a batch needs at least one patch")
-    tensor = torch.from_numpy(batch)
-    return tensor.pin_memory() if pinned else tensor
+        found, flagged = stores[int(index)].read_flagged(rows)
+        pixels[places] = found[inverse]
+        unreadable[places] = flagged[inverse]
+    tensor = torch.from_numpy(pixels[~unreadable] if unreadable.any() else pixels)
+    return Batch(tensor.pin_memory() if pinned else tensor, ~unreadable)
 
 
 def to_unit_range(batch: Tensor, device: torch.device) -> Tensor:

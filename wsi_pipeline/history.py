@@ -8,11 +8,9 @@ import io
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
-from typing import Literal
 
 from tiling.files import write_text
-
-Monitor = Literal["roc_auc", "loss"]
+from wsi_pipeline.settings import Monitor
 
 
 @dataclass(frozen=True)
@@ -27,19 +25,35 @@ class EpochRecord:
 
 
 def best_epoch(history: Sequence[EpochRecord], monitor: Monitor) -> int:
-    """Give the first epoch with the highest ROC AUC, or the lowest loss; 0 without any.
+    """Give the epoch whose weights are kept; 0 without any.
+
+    The highest ROC AUC or the lowest loss. Of epochs with the same ROC AUC (1.0 comes early on easy
+    data) the one with the lowest loss, whose scores are further apart; of equals the first.
 
     Examples
     --------
     >>> history = [EpochRecord(1, 0.1, 0.7, 0.6, 0.8), EpochRecord(2, 0.1, 0.6, 0.5, 0.8)]
     >>> best_epoch(history, "roc_auc"), best_epoch(history, "loss")
-    (1, 2)
+    (2, 2)
     """
     if not history:
         return 0
     if monitor == "roc_auc":
-        return max(history, key=lambda record: record.val_roc_auc).epoch  # max and min take the
-    return min(history, key=lambda record: record.val_loss).epoch  # first of equals
+        return min(history, key=lambda r: (-r.val_roc_auc, r.val_loss)).epoch
+    return min(history, key=lambda r: r.val_loss).epoch
+
+
+def epochs_without_improvement(history: Sequence[EpochRecord], monitor: Monitor) -> int:
+    """Count the epochs since the monitored figure was last strictly better than ever before.
+
+    Examples
+    --------
+    >>> history = [EpochRecord(1, 0.1, 0.7, 0.6, 0.8), EpochRecord(2, 0.1, 0.6, 0.5, 0.8)]
+    >>> epochs_without_improvement(history, "roc_auc"), epochs_without_improvement(history, "loss")
+    (1, 0)
+    """
+    figures = [r.val_roc_auc if monitor == "roc_auc" else -r.val_loss for r in history]
+    return len(figures) - 1 - figures.index(max(figures)) if figures else 0
 
 
 def stop_reason(
@@ -52,7 +66,7 @@ def stop_reason(
     patience : epochs
         So many epochs in a row that are not strictly better than the best before them.
     """
-    stale = len(history) - best_epoch(history, monitor)
+    stale = epochs_without_improvement(history, monitor)
     if stale >= patience:
         name = "ROC AUC" if monitor == "roc_auc" else "loss"
         return f"the validation {name} has not improved for {stale} epochs"

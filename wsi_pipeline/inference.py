@@ -7,33 +7,32 @@ never a number.
 import contextlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
-from tiling.errors import SlideError
 from wsi_pipeline.checkpoint import CheckpointMeta
-from wsi_pipeline.data import Patches, load_batch, prefetch, same_patches, to_unit_range
+from wsi_pipeline.data import Batch, Patches, load_batch, prefetch, same_patches, to_unit_range
 from wsi_pipeline.devices import Precision, compute_in
-from wsi_pipeline.errors import InferenceError
-from wsi_pipeline.models import PatchClassifier
+from wsi_pipeline.errors import ConfigError, InferenceError
 
 log = logging.getLogger(__name__)
 
 Progress = Callable[[int, int, dict[str, Any]], None]
 
-# Automatic batches: enough pixels to keep the device busy, few enough to fit.
+# Automatic batches. Read at once: enough pixels to keep the device busy.
 CPU_BATCH_PIXELS = 2**20  # four patches of 512 px
 GPU_BATCH_PIXELS = 2**24  # 64 patches of 512 px
-# Of an input pixel's features: 64 channels of 4 bytes, in and out of a convolution, twice over.
-GPU_BYTES_PER_PIXEL = 1024
 MAX_BATCH = 1024
+# Computed at once: as many as keep the largest layer's input and output within this. Constants of
+# the device, not what happens to be free, so that a run repeated gives the same bits.
+CPU_LAYER_BYTES = 2**29  # VGG16: four patches of 512 px
+GPU_LAYER_SHARE = 1 / 8  # of the device's memory
 
 
 @dataclass(frozen=True)
@@ -55,21 +54,21 @@ class PredictSummary:
 
 
 def predict_store(
-    model: PatchClassifier,
+    model: nn.Module,
     meta: CheckpointMeta,
     store: Patches,
     *,
     device: torch.device,
     precision: Precision = "fp32",
     batch_size: int | None = None,
-    readers: int = 1,
+    readers: int = 2,
     on_progress: Progress | None = None,
 ) -> tuple[NDArray[np.float32], PredictSummary]:
     """Score every patch of a slide.
 
     Parameters
     ----------
-    model : PatchClassifier
+    model : PatchClassifier, or any network from (B, 3, H, W) to (B,) logits
         Moved to `device`, put into evaluation mode and channels-last layout.
     meta : CheckpointMeta
         Says what patches the model was trained on.
@@ -92,23 +91,32 @@ def predict_store(
 
     Raises
     ------
+    ConfigError
+        If the batch size is not positive.
     InferenceError
         If the patches are not such as the model was trained on, if none can be read, if not even
         one patch fits into memory, or if the model returns no finite score.
     """
+    if batch_size is not None and batch_size < 1:
+        raise ConfigError(f"predict: batch_size must be at least 1, got {batch_size}")
     check_patches(meta, store)
     slide_id = store.info.slide_id
     limit = batch_size or automatic_batch_size(store.geometry.patch_px, device)
-    scorer = _Scorer(model, device=device, precision=precision, limit=limit)
+    scorer = _Scorer(
+        model, device=device, precision=precision, limit=limit, measure=batch_size is None
+    )
     rows = np.flatnonzero(~store.unreadable).astype(np.int64)
     batches = [rows[start : start + limit] for start in range(0, len(rows), limit)]
-    read = partial(_read_what_can_be_read, store, pinned=device.type == "cuda")
+
+    def load(batch: NDArray[np.int64]) -> Batch:
+        return load_batch([store], np.zeros_like(batch), batch, pinned=device.type == "cuda")
+
     scores = np.full(len(store), np.nan, np.float32)
     done, waited, asked = 0, 0.0, time.perf_counter()
-    for batch, loaded in zip(batches, prefetch(read, batches, threads=readers), strict=True):
+    for batch, loaded in zip(batches, prefetch(load, batches, threads=readers), strict=True):
         waited += time.perf_counter() - asked
-        if loaded is not None:
-            scores[loaded.rows] = scorer.score(loaded.pixels, slide_id)
+        if loaded.readable.any():
+            scores[batch[loaded.readable]] = scorer.score(loaded.pixels, slide_id)
         done += len(batch)
         if on_progress:
             on_progress(done, len(rows), {"slide_id": slide_id})
@@ -144,60 +152,57 @@ def check_patches(meta: CheckpointMeta, store: Patches) -> None:
 
 
 def automatic_batch_size(patch_px: int, device: torch.device) -> int:
-    """Choose how many patches to score at once.
+    """Choose how many patches to read at once.
 
     Examples
     --------
     >>> automatic_batch_size(512, torch.device("cpu"))
     4
     """
-    pixels = CPU_BATCH_PIXELS
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        pixels = min(GPU_BATCH_PIXELS, free // 2 // GPU_BYTES_PER_PIXEL)
+    pixels = GPU_BATCH_PIXELS if device.type == "cuda" else CPU_BATCH_PIXELS
     return min(max(1, pixels // patch_px**2), MAX_BATCH)
 
 
-@dataclass(frozen=True)
-class _Loaded:
-    rows: NDArray[np.int64]  # (B,) rows of the store that could be read
-    pixels: Tensor  # (B, P, P, 3) uint8
+def _layer_budget(device: torch.device) -> float:
+    if device.type == "cuda":
+        return float(torch.cuda.get_device_properties(device).total_memory) * GPU_LAYER_SHARE
+    return float(CPU_LAYER_BYTES)
 
 
-def _read_what_can_be_read(
-    store: Patches, rows: NDArray[np.int64], *, pinned: bool
-) -> _Loaded | None:
-    """Read patches; leave out those that cannot be decoded, None if that is all of them."""
+@contextlib.contextmanager
+def _largest_layer(model: nn.Module) -> Iterator[list[int]]:
+    """Note each layer's input and output bytes while the model runs; its maximum is the last."""
+    seen = [0]
+
+    def note(_: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        tensors = [t for t in (*inputs, output) if isinstance(t, Tensor)]
+        seen.append(max(seen[-1], sum(t.numel() * t.element_size() for t in tensors)))
+
+    leaves = [m for m in model.modules() if not any(m.children())]
+    hooks = [m.register_forward_hook(note) for m in leaves]
     try:
-        return _Loaded(rows, _load(store, rows, pinned=pinned))
-    except SlideError as error:
-        log.warning("%s: %s", store.info.slide_id, error)
-    # A store without pixels reads the slide only now: find out which patches are to blame.
-    good: list[np.int64] = []
-    pixels: list[Tensor] = []
-    for row in rows:
-        with contextlib.suppress(SlideError):
-            pixels.append(_load(store, np.array([row]), pinned=False))
-            good.append(row)
-    if not good:
-        return None
-    together = torch.cat(pixels)
-    return _Loaded(np.array(good), together.pin_memory() if pinned else together)
-
-
-def _load(store: Patches, rows: NDArray[np.int64], *, pinned: bool) -> Tensor:
-    return load_batch([store], np.zeros_like(rows), rows, pinned=pinned)
+        yield seen
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 class _Scorer:
     """A model on its device; learns how many patches fit into memory at once."""
 
     def __init__(
-        self, model: PatchClassifier, *, device: torch.device, precision: Precision, limit: int
+        self,
+        model: nn.Module,
+        *,
+        device: torch.device,
+        precision: Precision,
+        limit: int,
+        measure: bool,
     ) -> None:
         self._model = model.to(device, memory_format=torch.channels_last).eval()
         self._device = device
         self._precision = precision
+        self._measure = measure
         self.limit = limit
         self.seconds = 0.0
 
@@ -206,6 +211,9 @@ class _Scorer:
         started = time.perf_counter()
         parts: list[NDArray[np.float32]] = []
         done = 0
+        if self._measure:
+            parts.append(self._score_first(pixels[:1], slide_id))
+            done = 1
         while done < len(pixels):
             part = self._try(pixels[done : done + self.limit])
             if part is not None:
@@ -216,6 +224,17 @@ class _Scorer:
         self.seconds += time.perf_counter() - started
         return self._checked(np.concatenate(parts), slide_id)
 
+    def _score_first(self, pixels: Tensor, slide_id: str) -> NDArray[np.float32]:
+        """Score one patch, and from its largest layer tell how many to compute at once."""
+        with _largest_layer(self._model) as seen:
+            scores = self._try(pixels)
+        if scores is None:
+            raise self._too_large(slide_id)
+        fits = int(_layer_budget(self._device) // max(1, seen[-1]))
+        self.limit = min(self.limit, max(1, fits))
+        self._measure = False
+        return scores
+
     @torch.inference_mode()
     def _try(self, pixels: Tensor) -> NDArray[np.float32] | None:
         """Score, or None where memory does not suffice."""
@@ -223,7 +242,8 @@ class _Scorer:
             x = to_unit_range(pixels, self._device)
             with compute_in(self._precision, self._device):
                 logits = self._model(x)
-            return logits.float().sigmoid().cpu().numpy()
+            scores: NDArray[np.float32] = logits.float().sigmoid().cpu().numpy()
+            return scores
         except RuntimeError as error:
             if not _is_out_of_memory(error):
                 raise
@@ -231,14 +251,17 @@ class _Scorer:
 
     def _halve(self, slide_id: str) -> None:
         if self.limit == 1:
-            raise InferenceError(
-                f"{slide_id}: not even one patch fits into the memory of {self._device}; "
-                "use --device cpu, a smaller patch_px, or free the device for this job"
-            )
+            raise self._too_large(slide_id)
         self.limit //= 2
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
         log.warning("%s: out of memory, going on with batches of %d", slide_id, self.limit)
+
+    def _too_large(self, slide_id: str) -> InferenceError:
+        return InferenceError(
+            f"{slide_id}: not even one patch fits into the memory of {self._device}; "
+            "use --device cpu, a smaller patch_px, or free the device for this job"
+        )
 
     def _checked(self, scores: NDArray[np.float32], slide_id: str) -> NDArray[np.float32]:
         n_bad = int((~np.isfinite(scores)).sum())

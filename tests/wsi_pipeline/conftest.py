@@ -5,13 +5,13 @@ import pytest
 from numpy.typing import NDArray
 
 from tiling.contracts import SlideInfo, TileGeometry
-from tiling.errors import SlideError
 
 
 class FakeStore:
     """A patch store in memory, with the attributes of `tiling.store.PatchStore`.
 
-    Patches of noise; tumour is redder. Keeps what was read; rows in `broken` cannot be.
+    Patches of noise; tumour is redder. Keeps what was read; rows in `broken`
+    turn out to be unreadable when they are read.
     """
 
     def __init__(
@@ -63,11 +63,12 @@ class FakeStore:
     def __len__(self) -> int:
         return len(self.label)
 
-    def read(self, indices) -> NDArray[np.uint8]:
+    def read_flagged(self, indices) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
         self.reads.append([int(i) for i in indices])
-        if bad := self.broken.intersection(self.reads[-1]):
-            raise SlideError(f"{self.info.file_name}: patch {min(bad)} cannot be decoded")
-        return self.pixels[indices]
+        bad = np.isin(indices, list(self.broken))
+        pixels = self.pixels[indices]
+        pixels[bad] = 255
+        return pixels, bad
 
 
 @pytest.fixture

@@ -30,8 +30,9 @@ def test_batch_is_the_drawn_patches_in_order(fake_store):
     batch = load_batch(stores, slide, patch)
 
     expected = np.stack([stores[s].pixels[p] for s, p in zip(slide, patch, strict=True)])
-    assert batch.dtype == torch.uint8
-    assert np.array_equal(batch.numpy(), expected)
+    assert batch.pixels.dtype == torch.uint8
+    assert np.array_equal(batch.pixels.numpy(), expected)
+    assert batch.readable.all()
 
 
 def test_each_slide_is_read_once_in_its_order_and_no_patch_twice(fake_store):
@@ -40,6 +41,16 @@ def test_each_slide_is_read_once_in_its_order_and_no_patch_twice(fake_store):
     load_batch(stores, np.array([1, 0, 1, 1]), np.array([3, 2, 0, 3]))
 
     assert [store.reads for store in stores] == [[[2]], [[0, 3]], []]
+
+
+def test_a_patch_that_cannot_be_decoded_is_left_out_wherever_it_was_drawn(fake_store):
+    stores = [fake_store("a", [0, 1, 1], broken=[1]), fake_store("b", [0, 0])]
+
+    batch = load_batch(stores, np.array([0, 1, 0, 0]), np.array([1, 1, 2, 1]))
+
+    assert batch.readable.tolist() == [False, True, True, False]
+    expected = np.stack([stores[1].pixels[1], stores[0].pixels[2]])
+    assert np.array_equal(batch.pixels.numpy(), expected)
 
 
 def test_unit_range_is_exact_and_channels_last(fake_store):

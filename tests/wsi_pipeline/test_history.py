@@ -23,8 +23,17 @@ def test_training_stops_after_five_epochs_without_a_higher_auc():
     assert reason == "the validation ROC AUC has not improved for 5 epochs"
 
 
-def test_an_equal_auc_is_no_improvement_and_the_first_is_kept():
+def test_an_equal_auc_keeps_the_weights_of_the_lower_loss_but_does_not_prolong_training():
+    history = history_of([0.5, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0], [0.7, 0.6, 0.5, 0.3, 0.4, 0.4, 0.4])
+
+    assert best_epoch(history, "roc_auc") == 4
+    assert stopped(history[:-1]) is None
+    assert stopped(history) is not None
+
+
+def test_of_equal_epochs_the_first_is_kept():
     assert best_epoch(history_of([0.8, 0.8, 0.8]), "roc_auc") == 1
+    assert best_epoch(history_of([0.8, 0.9, 0.8]), "loss") == 1
 
 
 def test_any_higher_auc_starts_the_count_again():

@@ -1,0 +1,210 @@
+"""Every patch gets its own score, whatever the batches, threads and memory."""
+
+import logging
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from wsi_pipeline.checkpoint import CheckpointMeta
+from wsi_pipeline.errors import InferenceError
+from wsi_pipeline.inference import automatic_batch_size, predict_store
+
+CPU = torch.device("cpu")
+META = CheckpointMeta(model="mean", options={}, patch_px=15, target_mpp=0.5)
+
+
+class MeanModel(nn.Module):
+    """Logit = 10 (mean red - mean of all): known for any patch."""
+
+    def __init__(self, fits: int = 10**9) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor(10.0))
+        self.fits = fits
+        self.batches: list[int] = []
+
+    def forward(self, x):
+        if len(x) > self.fits:
+            raise torch.OutOfMemoryError("out of memory")
+        self.batches.append(len(x))
+        return self.weight * (x[:, 0].mean((1, 2)) - x.mean((1, 2, 3)))
+
+
+def expected_scores(store):
+    x = store.pixels / 255.0
+    logits = 10 * (x[..., 0].mean((1, 2)) - x.mean((1, 2, 3)))
+    return 1 / (1 + np.exp(-logits))
+
+
+def predict(store, model=None, **options):
+    return predict_store(model or MeanModel(), META, store, device=CPU, **options)
+
+
+def test_scores_are_those_of_each_patch_alone_in_the_order_of_the_store(fake_store):
+    store = fake_store("a", [0, 1] * 10)
+
+    scores, summary = predict(store, batch_size=3)
+
+    assert scores.dtype == np.float32
+    np.testing.assert_allclose(scores, expected_scores(store), atol=1e-6)
+    assert (summary.n_patches, summary.n_unreadable) == (20, 0)
+
+
+@settings(
+    deadline=None, max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(batch_size=st.integers(1, 25), readers=st.integers(1, 3))
+def test_scores_do_not_depend_on_batches_or_threads(fake_store, batch_size, readers):
+    store = fake_store("a", [0, 1] * 10)
+
+    scores, _ = predict(store, batch_size=batch_size, readers=readers)
+
+    np.testing.assert_allclose(scores, expected_scores(store), atol=1e-6)
+
+
+def test_unreadable_patches_are_nan_and_never_read(fake_store):
+    store = fake_store("a", [0, 1, 0, 1], unreadable=[1, 3])
+
+    scores, summary = predict(store)
+
+    assert np.isnan(scores).tolist() == [False, True, False, True]
+    assert store.reads == [[0, 2]]
+    assert summary.n_unreadable == 2
+
+
+def test_patches_that_fail_only_when_read_are_nan_and_the_rest_is_scored(fake_store):
+    """A store without pixels reads the slide at prediction: one bad tile spoils no other."""
+    store = fake_store("a", [0, 1, 0, 1, 1], broken=[2])
+
+    scores, summary = predict(store, batch_size=4)
+
+    good = np.array([0, 1, 3, 4])
+    np.testing.assert_allclose(scores[good], expected_scores(store)[good], atol=1e-6)
+    assert np.isnan(scores[2])
+    assert summary.n_unreadable == 1
+
+
+def test_a_slide_of_which_nothing_can_be_read_fails(fake_store):
+    with pytest.raises(InferenceError, match=r"a: not one of its 2 patches could be read"):
+        predict(fake_store("a", [0, 1], broken=[0, 1]))
+
+
+def test_a_slide_without_patches_has_no_scores(fake_store):
+    scores, summary = predict(fake_store("a", []))
+
+    assert scores.shape == (0,)
+    assert summary.n_patches == 0
+
+
+def test_a_batch_too_large_for_memory_is_halved_and_stays_so(fake_store, caplog):
+    store, model = fake_store("a", [0, 1] * 10), MeanModel(fits=3)
+
+    with caplog.at_level(logging.WARNING):
+        scores, summary = predict(store, model, batch_size=16)
+
+    np.testing.assert_allclose(scores, expected_scores(store), atol=1e-6)
+    assert max(model.batches) == summary.batch_size == 2  # 16, 8, 4 do not fit
+    assert caplog.text.count("out of memory") == 3
+
+
+def test_the_cpu_running_out_of_memory_is_recognised(fake_store):
+    class CpuModel(MeanModel):
+        def forward(self, x):
+            if len(x) > 1:
+                raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")
+            return super().forward(x)
+
+    store = fake_store("a", [0, 1, 1])
+    scores, _ = predict(store, CpuModel(), batch_size=3)
+
+    np.testing.assert_allclose(scores, expected_scores(store), atol=1e-6)
+
+
+def test_a_single_patch_too_large_for_memory_says_what_to_do(fake_store):
+    with pytest.raises(InferenceError, match=r"not even one patch fits.*--device cpu"):
+        predict(fake_store("a", [0, 1]), MeanModel(fits=0))
+
+
+def test_an_error_of_the_model_is_not_taken_for_lack_of_memory(fake_store):
+    class Broken(MeanModel):
+        def forward(self, x):
+            raise RuntimeError("size mismatch")
+
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        predict(fake_store("a", [0, 1]), Broken())
+
+
+def test_a_score_that_is_no_number_is_an_error_and_not_an_unreadable_patch(fake_store):
+    model = MeanModel()
+    model.weight.data.fill_(np.nan)
+
+    with pytest.raises(InferenceError, match="no finite score for 2 of 2 patches"):
+        predict(fake_store("a", [0, 1]), model)
+
+
+@pytest.mark.parametrize("other", [{"patch_px": 17}, {"target_mpp": 0.25}], ids=["size", "mpp"])
+def test_patches_unlike_those_of_training_are_refused(fake_store, other):
+    with pytest.raises(InferenceError, match=r"trained on 15 px at 0.5 µm/px; tile with"):
+        predict(fake_store("a", [0, 1], **other))
+
+
+def test_bf16_scores_are_near_those_of_fp32_and_float32(fake_store):
+    store = fake_store("a", [0, 1] * 4)
+    model = nn.Sequential(nn.Conv2d(3, 1, 15), nn.Flatten(0))
+
+    full, _ = predict(store, model, precision="fp32")
+    half, _ = predict(store, model, precision="bf16")
+
+    assert half.dtype == np.float32
+    assert not np.array_equal(full, half)
+    np.testing.assert_allclose(half, full, atol=2e-2)
+
+
+def test_progress_ends_at_all_readable_patches(fake_store):
+    seen = []
+    predict(
+        fake_store("a", [0] * 7, unreadable=[0]),
+        batch_size=4,
+        on_progress=lambda done, total, info: seen.append((done, total, info["slide_id"])),
+    )
+
+    assert seen == [(4, 6, "a"), (6, 6, "a")]
+
+
+def test_prediction_leaves_dropout_off(fake_store):
+    model = nn.Sequential(nn.Conv2d(3, 1, 15), nn.Dropout(0.9), nn.Flatten(0)).train()
+    store = fake_store("a", [0, 1] * 4)
+
+    assert np.array_equal(predict(store, model)[0], predict(store, model)[0])
+
+
+def test_automatic_batches_follow_the_patch_size():
+    assert automatic_batch_size(512, CPU) == 4
+    assert automatic_batch_size(4096, CPU) == 1
+    assert automatic_batch_size(8, CPU) == 1024
+
+
+def test_a_model_with_large_layers_is_computed_in_smaller_batches(fake_store, monkeypatch):
+    """PatchNet's overlapping patches multiply an image: the layers count, not the input."""
+    monkeypatch.setattr("wsi_pipeline.inference.CPU_LAYER_BYTES", 3 * 4 * (3 * 15**2 + 8))
+    model = nn.Sequential(nn.Conv2d(3, 8, 15), nn.Conv2d(8, 1, 1), nn.Flatten(0))
+    sizes = []
+    model.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+
+    scores, summary = predict(fake_store("a", [0, 1] * 4), model)
+
+    assert sizes == [1, 3, 3, 1]
+    assert summary.batch_size == 3
+    assert np.isfinite(scores).all()
+    assert not any(m._forward_hooks for m in model.modules())
+
+
+def test_a_tiny_difference_of_resolution_is_rounding(fake_store):
+    store = fake_store("a", [0, 1])
+    store.geometry = replace(store.geometry, target_mpp=0.50001)
+
+    assert len(predict(store)[0]) == 2

@@ -1,0 +1,464 @@
+"""Training follows the lecture, ends as it should, and comes out the same after any kill."""
+
+import csv
+import json
+import logging
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from wsi_pipeline import training
+from wsi_pipeline.checkpoint import load_checkpoint, read_tensors
+from wsi_pipeline.errors import ConfigError, TrainingError
+from wsi_pipeline.inference import predict_store
+from wsi_pipeline.settings import AugmentConfig, ModelConfig, TrainConfig
+from wsi_pipeline.training import build_optimizer, build_scheduler, train_model
+
+CPU = torch.device("cpu")
+TINY = TrainConfig(
+    model=ModelConfig("patchnet", {"m": 5, "stride": 5}),
+    lr=1e-4,
+    batch_size=4,
+    steps_per_epoch=3,
+    max_epochs=4,
+)
+PATIENTS = {"a": "p1", "b": "p2", "c": "p3"}
+OUTPUTS = {"checkpoint.safetensors", "config.json", "curves.png", "draws.csv", "history.csv"}
+
+
+def train(fake_store, out, config=TINY, **options):
+    return train_model(
+        config,
+        train=[fake_store("a", [0, 1] * 6), fake_store("b", [0] * 9)],
+        val=[fake_store("c", [0, 1] * 4)],
+        patients=PATIENTS,
+        out=out,
+        device=CPU,
+        **{"fingerprint": "f", **options},
+    )
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(path.read_text().splitlines()))
+
+
+@pytest.fixture
+def undisturbed(fake_store, tmp_path):
+    train(fake_store, tmp_path / "undisturbed")
+    return contents(tmp_path / "undisturbed")
+
+
+class Killed(BaseException):
+    """Like a signal: no handler of errors catches it."""
+
+
+def kill_after(batches: int):
+    seen = []
+
+    def on_progress(done, total, info):
+        seen.append(done)
+        if len(seen) == batches:
+            raise Killed
+
+    return on_progress
+
+
+# ------------------------------------------------------------------ what comes out
+
+
+def test_training_leaves_what_the_contract_names_and_nothing_else(fake_store, tmp_path):
+    summary = train(fake_store, tmp_path)
+
+    assert set(contents(tmp_path)) == OUTPUTS
+    assert summary.epochs == 4
+    assert "limit of 4 epochs" in str(summary)
+    rows = rows_of(tmp_path / "history.csv")
+    assert [row["epoch"] for row in rows] == ["1", "2", "3", "4"]
+
+
+def test_the_checkpoint_says_what_it_is_and_whom_it_saw(fake_store, tmp_path):
+    summary = train(fake_store, tmp_path)
+    _, meta = load_checkpoint(summary.checkpoint)
+
+    assert (meta.model, meta.patch_px, meta.target_mpp) == ("patchnet", 15, 0.5)
+    assert (meta.train_slides, meta.val_slides) == (("a", "b"), ("c",))
+    assert (meta.train_patients, meta.val_patients) == (("p1", "p2"), ("p3",))
+    assert meta.fingerprint == "f"
+    assert meta.training["batch_size"] == 4
+    assert meta.epoch == summary.best.epoch
+    assert json.loads((tmp_path / "config.json").read_text())["train_patients"] == ["p1", "p2"]
+
+
+def test_the_draws_are_counted_by_slide_and_label(fake_store, tmp_path):
+    train(fake_store, tmp_path)
+
+    rows = rows_of(tmp_path / "draws.csv")
+    drawn = {(row["slide_id"], row["label"]): int(row["drawn"]) for row in rows}
+    assert sum(drawn.values()) == 4 * 3 * 4  # epochs, batches, patches
+    assert drawn["b", "1"] == 0
+    assert drawn["a", "1"] > 0
+
+
+def test_no_folder_of_this_machine_is_in_the_outputs(fake_store, tmp_path):
+    train(fake_store, tmp_path)
+
+    for name, data in contents(tmp_path).items():
+        assert str(tmp_path).encode() not in data, name
+
+
+def test_the_kept_weights_are_those_of_the_best_epoch(fake_store, tmp_path):
+    """Training only as far as the best epoch gives the same weights."""
+    config = replace(TINY, max_epochs=6, lr=3e-3)
+    summary = train(fake_store, tmp_path / "long", config)
+    short = replace(config, max_epochs=summary.best.epoch)
+    again = train(fake_store, tmp_path / "short", short)
+
+    assert again.best == summary.best
+    one, two = (read_tensors(s.checkpoint)[0] for s in (summary, again))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_the_history_tells_the_truth_about_the_kept_weights(fake_store, tmp_path):
+    """Loss and ROC AUC of the best epoch, recomputed from the checkpoint's own scores."""
+    summary = train(fake_store, tmp_path)
+    model, meta = load_checkpoint(summary.checkpoint)
+    store = fake_store("c", [0, 1] * 4)
+
+    scores, _ = predict_store(model, meta, store, device=CPU)
+
+    y = store.label
+    positive, negative = scores[y == 1], scores[y == 0]
+    pairs = positive[:, None] - negative[None, :]
+    auc = np.mean((pairs > 0) + 0.5 * (pairs == 0))
+    loss = -np.mean(np.where(y == 1, np.log(scores), np.log1p(-scores)))
+    assert summary.best.val_roc_auc == pytest.approx(auc)
+    assert summary.best.val_loss == pytest.approx(loss, rel=1e-5)
+
+
+def test_training_learns_what_is_plain_to_see(fake_store, tmp_path):
+    config = replace(
+        TINY, lr=1e-3, optimizer="adam", steps_per_epoch=10, augment=AugmentConfig(hue=0.0)
+    )
+    summary = train(fake_store, tmp_path, config)
+
+    assert summary.best.val_roc_auc == 1.0
+    assert summary.best.train_loss < 0.5
+
+
+# ------------------------------------------------------------------ the same again
+
+
+def test_two_trainings_give_the_same_bytes_whatever_the_readers(fake_store, tmp_path, undisturbed):
+    torch.manual_seed(99)  # the state of torch's own generator is of no account
+    train(fake_store, tmp_path / "again", readers=1)
+
+    assert contents(tmp_path / "again") == undisturbed
+
+
+def test_another_seed_gives_other_weights(fake_store, tmp_path, undisturbed):
+    train(fake_store, tmp_path / "other", replace(TINY, seed=1))
+
+    assert contents(tmp_path / "other")["history.csv"] != undisturbed["history.csv"]
+
+
+@settings(
+    deadline=None, max_examples=6, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(kills=st.lists(st.integers(1, 8), min_size=1, max_size=3))
+def test_a_training_killed_at_any_batch_comes_out_the_same(
+    fake_store, tmp_path_factory, undisturbed, kills
+):
+    out = tmp_path_factory.mktemp("killed")
+    for batches in kills:
+        try:
+            train(fake_store, out, on_progress=kill_after(batches))
+        except Killed:
+            assert not (out / "checkpoint.safetensors").exists()
+    train(fake_store, out)
+
+    assert contents(out) == undisturbed
+
+
+@pytest.mark.parametrize(
+    "step", ["write_resume", "write_history", "draw_curves", "save_checkpoint", "write_json"]
+)
+def test_a_training_killed_while_writing_comes_out_the_same(
+    fake_store, tmp_path, monkeypatch, undisturbed, step
+):
+    def kill(*args, **options):
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, step, kill)
+        with pytest.raises(Killed):
+            train(fake_store, tmp_path / "killed")
+    train(fake_store, tmp_path / "killed")
+
+    assert contents(tmp_path / "killed") == undisturbed
+
+
+def test_resuming_goes_on_where_the_last_epoch_ended(fake_store, tmp_path, caplog):
+    with pytest.raises(Killed):
+        train(fake_store, tmp_path, on_progress=kill_after(8))  # in the third epoch
+    with caplog.at_level(logging.INFO):
+        summary = train(fake_store, tmp_path)
+
+    assert summary.resumed_from == 2
+    assert "going on after epoch 2" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("config", "fingerprint"),
+    [(TINY, "other"), (replace(TINY, lr=2e-4), "f")],
+    ids=["other-inputs", "other-settings"],
+)
+def test_a_state_of_other_settings_is_left_aside_and_said(
+    fake_store, tmp_path, caplog, config, fingerprint
+):
+    with pytest.raises(Killed):
+        train(fake_store, tmp_path, on_progress=kill_after(8))
+    with caplog.at_level(logging.WARNING):
+        summary = train(fake_store, tmp_path, config, fingerprint=fingerprint)
+
+    assert summary.resumed_from == 0
+    assert "other settings or inputs" in caplog.text
+
+
+def test_a_damaged_state_is_left_aside_and_said(fake_store, tmp_path, caplog, undisturbed):
+    out = tmp_path / "killed"
+    with pytest.raises(Killed):
+        train(fake_store, out, on_progress=kill_after(8))
+    data = (out / "resume.safetensors").read_bytes()
+    (out / "resume.safetensors").write_bytes(data[: len(data) // 2])
+    with caplog.at_level(logging.WARNING):
+        train(fake_store, out)
+
+    assert "cannot be used" in caplog.text
+    assert contents(out) == undisturbed
+
+
+def test_an_old_checkpoint_does_not_stand_beside_a_new_history(fake_store, tmp_path):
+    train(fake_store, tmp_path)
+    with pytest.raises(Killed):
+        train(fake_store, tmp_path, replace(TINY, seed=1), on_progress=kill_after(4))
+
+    assert not (tmp_path / "checkpoint.safetensors").exists()
+
+
+KILL_ME = """
+import importlib.util, json, sys, time
+from pathlib import Path
+import torch
+spec = importlib.util.spec_from_file_location("support", sys.argv[1])
+support = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(support)
+from wsi_pipeline.settings import ModelConfig, TrainConfig
+from wsi_pipeline.training import train_model
+torch.set_num_threads(1)
+train_model(
+    TrainConfig(model=ModelConfig("patchnet", {"m": 5, "stride": 5}), lr=1e-4, batch_size=4,
+                steps_per_epoch=3, max_epochs=4),
+    train=[support.FakeStore("a", [0, 1] * 6), support.FakeStore("b", [0] * 9)],
+    val=[support.FakeStore("c", [0, 1] * 4)],
+    patients={"a": "p1", "b": "p2", "c": "p3"}, out=Path(sys.argv[2]),
+    device=torch.device("cpu"), fingerprint="f",
+    on_progress=lambda *_: time.sleep(float(sys.argv[3])),
+)
+"""
+
+
+@pytest.mark.slow
+def test_a_process_killed_outright_is_resumed_to_the_same_bytes(tmp_path):
+    root = Path(__file__).parents[2]
+    support = Path(__file__).with_name("conftest.py")
+
+    def start(out, pause):
+        command = [sys.executable, "-c", KILL_ME, str(support), str(tmp_path / out), str(pause)]
+        return subprocess.Popen(command, cwd=root)
+
+    assert start("undisturbed", 0).wait(120) == 0
+    process = start("killed", 0.3)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "killed" / "resume.safetensors").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    time.sleep(0.4)  # into the middle of the second epoch
+    process.send_signal(signal.SIGKILL)
+    process.wait(60)
+    assert not (tmp_path / "killed" / "checkpoint.safetensors").exists()
+    assert start("killed", 0).wait(120) == 0
+
+    assert contents(tmp_path / "killed") == contents(tmp_path / "undisturbed")
+
+
+# ------------------------------------------------------------------ the recipe
+
+
+def test_rmsprop_follows_the_lecture_step_by_step():
+    """v = rho v + (1 - rho) g²; buffer = momentum buffer + g / (sqrt v + eps); w -= lr buffer."""
+    layer = torch.nn.Linear(3, 1, bias=False)
+    optimizer = build_optimizer(TrainConfig(model=ModelConfig("vgg16")), layer)
+    w = layer.weight.detach().double().numpy().copy()
+    v, buffer = np.zeros_like(w), np.zeros_like(w)
+    x = torch.tensor([0.3, -1.0, 2.0])
+    for _ in range(50):
+        optimizer.zero_grad()
+        (layer(x) ** 2).sum().backward()
+        gradient = 2 * (w @ x.double().numpy())[:, None] * x.double().numpy()
+        optimizer.step()
+        v = 0.9 * v + 0.1 * gradient**2
+        buffer = 0.9 * buffer + gradient / (np.sqrt(v) + 1e-8)
+        w -= 5e-5 * buffer
+
+    np.testing.assert_allclose(layer.weight.detach().numpy(), w, atol=1e-6)
+
+
+def rates(losses, halve_after=3):
+    config = TrainConfig(model=ModelConfig("vgg16"), lr=1.0, lr_halve_after=halve_after)
+    optimizer = build_optimizer(config, torch.nn.Linear(1, 1))
+    scheduler = build_scheduler(config, optimizer)
+    found = []
+    for loss in losses:
+        scheduler.step(loss)
+        found.append(optimizer.param_groups[0]["lr"])
+    return found
+
+
+def test_the_rate_is_halved_after_the_third_epoch_without_a_lower_loss():
+    assert rates([1.0, 0.9, 0.95, 0.95, 0.95]) == [1, 1, 1, 1, 0.5]
+    assert rates([1.0, 0.9] + [0.95] * 7) == [1, 1, 1, 1, 0.5, 0.5, 0.5, 0.25, 0.25]
+
+
+def test_the_least_improvement_of_the_loss_counts():
+    assert rates([1 - 1e-9 * i for i in range(10)]) == [1] * 10
+    assert rates([1.0] * 4) == [1, 1, 1, 0.5]
+
+
+def test_the_rate_stays_where_no_halving_is_asked_for(fake_store, tmp_path):
+    train(fake_store, tmp_path, replace(TINY, lr_halve_after=None))
+
+    rows = rows_of(tmp_path / "history.csv")
+    assert {float(row["lr"]) for row in rows} == {1e-4}
+
+
+def test_training_stops_early_and_the_rate_falls_when_nothing_improves(
+    fake_store, tmp_path, monkeypatch
+):
+    """With a validation that never changes: halved after 1 + 3 epochs, stopped after 1 + 5."""
+    monkeypatch.setattr(training._Training, "validate", lambda self, epoch: (0.7, 0.6))
+    summary = train(fake_store, tmp_path, replace(TINY, max_epochs=50))
+
+    rows = rows_of(tmp_path / "history.csv")
+    assert [float(row["lr"]) for row in rows] == [1e-4] * 4 + [5e-5] * 2
+    assert summary.stopped == "the validation ROC AUC has not improved for 5 epochs"
+    assert summary.best.epoch == 1
+
+
+def test_each_epoch_draws_anew(fake_store, tmp_path, monkeypatch):
+    drawn = []
+    draw = training.ThreeStepSampler.draw
+
+    def spy(self, n):
+        drawn.append(draw(self, n))
+        return drawn[-1]
+
+    monkeypatch.setattr(training.ThreeStepSampler, "draw", spy)
+    train(fake_store, tmp_path)
+
+    assert len({d[1].tobytes() + d[0].tobytes() for d in drawn}) == 4
+
+
+def test_ignored_and_unreadable_patches_are_never_drawn(fake_store, tmp_path):
+    store = fake_store("a", [0, 1, -1, 1, 0, 1], unreadable=[3])
+    train_model(
+        TINY,
+        train=[store],
+        val=[fake_store("c", [0, 1, -1])],
+        patients=PATIENTS,
+        out=tmp_path,
+        device=CPU,
+        fingerprint="f",
+    )
+
+    assert {row for rows in store.reads for row in rows} == {0, 1, 4, 5}
+
+
+def test_a_patch_that_turns_out_unreadable_is_left_out_of_its_batch(fake_store, tmp_path):
+    summary = train_model(
+        TINY,
+        train=[fake_store("a", [0, 1] * 3, broken=[0, 1])],
+        val=[fake_store("c", [0, 1] * 3, broken=[2])],
+        patients=PATIENTS,
+        out=tmp_path,
+        device=CPU,
+        fingerprint="f",
+    )
+
+    assert summary.epochs == 4
+
+
+# ------------------------------------------------------------------ bad input
+
+
+def test_a_loss_that_is_no_number_stops_with_a_cure(fake_store, tmp_path):
+    with pytest.raises(TrainingError, match=r"patchnet: .*diverged; lower its learning rate"):
+        train(fake_store, tmp_path, replace(TINY, lr=1e30, optimizer="adam"))
+    assert not (tmp_path / "checkpoint.safetensors").exists()
+
+
+def test_a_class_absent_from_val_is_refused_before_training(fake_store, tmp_path):
+    with pytest.raises(TrainingError, match="split val has no readable patch of class tumour"):
+        train_model(
+            TINY,
+            train=[fake_store("a", [0, 1])],
+            val=[fake_store("c", [0, 0])],
+            patients=PATIENTS,
+            out=tmp_path / "out",
+            device=CPU,
+            fingerprint="f",
+        )
+    assert not (tmp_path / "out").exists()
+
+
+def test_validation_patches_that_all_turn_out_unreadable_are_named(fake_store, tmp_path):
+    with pytest.raises(TrainingError, match="check the slide files of split val"):
+        train_model(
+            TINY,
+            train=[fake_store("a", [0, 1])],
+            val=[fake_store("c", [0, 1, 1], broken=[1, 2])],
+            patients=PATIENTS,
+            out=tmp_path,
+            device=CPU,
+            fingerprint="f",
+        )
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("batch_size", 0),
+        ("steps_per_epoch", 0),
+        ("max_epochs", 0),
+        ("patience", 0),
+        ("lr", 0.0),
+        ("lr", float("nan")),
+        ("val_patches", 1),
+        ("lr_halve_after", 0),
+    ],
+)
+def test_a_setting_out_of_its_range_is_named(fake_store, tmp_path, name, value):
+    with pytest.raises(ConfigError, match=rf"train: {name} must be"):
+        train(fake_store, tmp_path, replace(TINY, **{name: value}))
