@@ -124,3 +124,15 @@ class EvaluateConfig:
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
 
     threshold: float = 0.75  # a patch is positive iff F(I) >= threshold (lecture)
+    aggregator: Literal["max", "mean", "top_k", "mean_pool_max", "span"] = "max"  # lecture: max
+    top_k: int = 10  # patches, for the aggregator top_k
+    slide_threshold: float | None = None  # None: chosen on val
+    froc_definition: Literal["camelyon16", "patch"] = "camelyon16"  # the one in froc.json
+    rates: tuple[float, ...] = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)  # FPs per slide (CAMELYON16)
+    at_rate: Literal["linear", "step"] = "linear"
+    reference_downsample: float = 32.0  # of the lesion image (CAMELYON16: level 5)
+    detection_threshold: float = 0.5  # heatmap values above it are detections (CAMELYON16)
+    detection_radius_um: float = 75.0  # a detection clears this far; lesions nearer are one
+    bootstrap: int = 1000  # resampled sets of patients for each interval; 0: no intervals
+    stratified: bool = False  # resample patients with and without tumour apart
+    seed: int = 0
