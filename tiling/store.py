@@ -168,7 +168,9 @@ class PatchStore:
         attributes = _read_attributes(path)
         try:
             table = _read_table(path)
-            return cls(path, attributes=attributes, table=table, slide_path=slide_path)
+            store = cls(path, attributes=attributes, table=table, slide_path=slide_path)
+            store._check_pixels()
+            return store
         except StoreError:
             raise
         except Exception as error:  # zarr fails in as many ways as there are files to damage
@@ -224,6 +226,20 @@ class PatchStore:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._lock = threading.Lock()
+
+    def _check_pixels(self) -> None:
+        if self.tiling["store"] != "patches":
+            return
+        array = _member(zarr.open_group(self.path, mode="r"), self.path, "patches")
+        side = self.geometry.patch_px
+        expected = (len(self), side, side, 3)
+        if array.shape != expected or array.dtype != np.uint8:
+            raise StoreError(
+                _damaged(
+                    self.path,
+                    f"patches are {array.dtype} {array.shape} where uint8 {expected} is needed",
+                )
+            )
 
     def _check_rows(self, indices: ArrayLike) -> NDArray[np.int64]:
         rows = np.atleast_1d(np.asarray(indices))

@@ -60,7 +60,7 @@ def composite_over_white(
     -------
     rgb : (H, W, 3) uint8
     """
-    rgb = np.ascontiguousarray(rgba[..., :3])
+    rgb = np.array(rgba[..., :3], order="C")  # a copy even where the slice is contiguous already
     alpha = rgba[..., 3]
     if alpha.size and alpha.min() < 255:
         rows, columns = np.nonzero(alpha < 255)
