@@ -70,3 +70,4 @@ class FrocCurve:
     score: float | None
     score_ci95: tuple[float, float] | None = None
     undefined: dict[str, str] = field(default_factory=dict)  # figure -> reason
+    bootstrap: dict[str, Any] | None = None  # replicates, skipped, seed, unit, intervals by rate

@@ -1,0 +1,118 @@
+"""Pictures of the figures, PNG: drawn from the same numbers as the tables beside them."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from tiling.files import write_aside
+from wsi_pipeline.contracts import FrocCurve
+from wsi_pipeline.evaluation.froc import rate_name
+from wsi_pipeline.evaluation.patch import Confusion, RankingCurves
+
+_RATES_FROM, _RATES_TO = 0.125, 16.0  # the part of the FROC curve that the score looks at
+_DEFINITION_TITLES = {"camelyon16": "CAMELYON16 lesions", "patch": "patches (lecture)"}
+
+
+def draw_roc(path: Path, curves: Sequence[tuple[str, RankingCurves, float]]) -> None:
+    """Draw ROC curves: name, curve and AUC of each."""
+    figure, axes = _start("false-positive rate", "true-positive rate")
+    axes.plot([0, 1], [0, 1], color="0.7", lw=0.8, ls=":")
+    for name, curve, auc in curves:
+        axes.plot(curve.roc[:, 1], curve.roc[:, 2], label=f"{name}: AUC {auc:.3f}")
+    _finish(path, figure, axes, empty=not curves)
+
+
+def draw_precision_recall(path: Path, curves: Sequence[tuple[str, RankingCurves, float]]) -> None:
+    """Draw precision-recall curves: name, curve and average precision of each."""
+    figure, axes = _start("recall", "precision")
+    for name, curve, average in curves:
+        points = curve.precision_recall
+        # Steps: a precision holds for the recall gained at its threshold (average precision's way).
+        axes.step(points[:, 1], points[:, 2], where="pre", label=f"{name}: AP {average:.3f}")
+    _finish(path, figure, axes, empty=not curves)
+
+
+def draw_froc(path: Path, curves: Sequence[FrocCurve]) -> None:
+    """Draw FROC curves over the rates that the score looks at, with the rates' values marked."""
+    figure, axes = _start("mean number of false positives per slide", "lesion sensitivity")
+    drawn = [curve for curve in curves if curve.score is not None]
+    for curve in drawn:
+        _draw_froc_curve(axes, curve)
+    axes.set_xscale("log", base=2)
+    axes.set_xlim(_RATES_FROM, _RATES_TO)
+    ticks = [0.125, 0.25, 0.5, 1, 2, 4, 8, 16]
+    axes.set_xticks(ticks, [rate_name(tick) for tick in ticks])
+    _finish(path, figure, axes, empty=not drawn)
+
+
+def _draw_froc_curve(axes: Axes, curve: FrocCurve) -> None:
+    name = f"{_DEFINITION_TITLES[curve.definition]}: score {curve.score:.3f}"
+    # Beyond the last threshold nothing more is found; on a log axis 0 lies infinitely far left.
+    x = np.append(np.maximum(curve.avg_fps, 1e-9), max(_RATES_TO, float(curve.avg_fps[-1])))
+    y = np.append(curve.sensitivity, curve.sensitivity[-1])
+    style = "steps-post" if curve.at_rate == "step" else "default"
+    (line,) = axes.plot(x, y, drawstyle=style, label=name)
+    at = [(float(rate), value) for rate, value in curve.sensitivity_at.items() if value is not None]
+    colour = line.get_color()
+    axes.plot([r for r, _ in at], [v for _, v in at], "o", ms=4, color=colour, clip_on=False)
+    intervals = (curve.bootstrap or {}).get("sensitivity_at_ci95", {})
+    known = [(float(rate), *ends) for rate, ends in sorted(intervals.items(), key=_rate) if ends]
+    if known:
+        rates, low, high = zip(*known, strict=True)
+        axes.fill_between(rates, low, high, color=colour, alpha=0.15, lw=0)
+
+
+def _rate(item: tuple[str, object]) -> float:
+    return float(item[0])
+
+
+def draw_confusion(path: Path, confusion: Confusion, *, threshold: float) -> None:
+    """Draw a confusion matrix as the lecture does: rows true, columns predicted, positive first."""
+    figure = Figure(figsize=(4.2, 3.8), layout="constrained")
+    axes = figure.subplots()
+    counts = np.array([[confusion.tp, confusion.fn], [confusion.fp, confusion.tn]])
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for row in range(2):
+        for col in range(2):
+            text = f"{counts[row, col]:,}\n{shares[row, col]:.1%} of the row"
+            colour = "white" if shares[row, col] > 0.6 else "black"
+            axes.text(col, row, text, ha="center", va="center", color=colour)
+    axes.set_xticks([0, 1], ["positive", "negative"])
+    axes.set_yticks([0, 1], ["positive", "negative"], rotation=90, va="center")
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("true")
+    axes.xaxis.set_label_position("top")
+    axes.xaxis.tick_top()
+    axes.tick_params(length=0)
+    axes.set_title(f"patches, positive iff F(I) ≥ {threshold:g}", y=-0.1, fontsize=10)
+    _save(path, figure)
+
+
+def _start(x_label: str, y_label: str) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(5, 4.4), layout="constrained")
+    axes = figure.subplots()
+    axes.set_xlabel(x_label)
+    axes.set_ylabel(y_label)
+    axes.set_xlim(0, 1)
+    axes.set_ylim(0, 1.02)
+    axes.grid(color="0.92")
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    return figure, axes
+
+
+def _finish(path: Path, figure: Figure, axes: Axes, *, empty: bool) -> None:
+    if empty:
+        axes.text(0.5, 0.5, "undefined", ha="center", transform=axes.transAxes, color="0.4")
+    else:
+        axes.legend(frameon=False, loc="lower right", fontsize=9)
+    _save(path, figure)
+
+
+def _save(path: Path, figure: Figure) -> None:
+    with write_aside(path) as scratch:
+        figure.savefig(scratch, format="png", dpi=130)
