@@ -48,7 +48,7 @@ class ArrayVariables:
     outside: str  # what `index` holds outside arrays, where it is set at all
 
 
-# sbatch(1), "OUTPUT ENVIRONMENT VARIABLES"; qsub(1) of Grid Engine; bsub(1) of LSF; qsub(1B) of PBS.
+# sbatch(1), "OUTPUT ENVIRONMENT VARIABLES"; qsub(1) of Grid Engine; bsub(1) of LSF; qsub(1B).
 ARRAYS = (
     ArrayVariables(
         "Slurm",
@@ -255,7 +255,7 @@ def _connect(address: str) -> Any:
 
 
 def _slurm_cluster(workers: int, options: dict[str, Any]) -> Any:
-    from dask_jobqueue import SLURMCluster
+    from dask_jobqueue.slurm import SLURMCluster
 
     try:
         cluster = SLURMCluster(**options)

@@ -23,8 +23,11 @@ COLUMNS = ("slide", "slide_id", "patient", "label", "annotation", "split", "mpp"
 
 # What OpenSlide and the TIFF reader open; DICOM and MIRAX by their one leading file.
 SLIDE_SUFFIXES = frozenset(
-    [".svs", ".tif", ".tiff", ".ndpi", ".vms", ".vmu", ".scn", ".mrxs", ".svslide", ".bif", ".dcm", ".czi"]
-)
+    {
+        ".bif", ".czi", ".dcm", ".mrxs", ".ndpi", ".scn", ".svs", ".svslide", ".tif", ".tiff",
+        ".vms", ".vmu",
+    }
+)  # fmt: skip
 
 
 def read_input(path: Path) -> list[SlideEntry]:

@@ -109,7 +109,8 @@ class ThreeStepSampler:
         generator = np.random.Philox(key=self._seed)
         generator.advance(self._drawn)
         words = generator.random_raw(_WORDS_PER_DRAW * n).reshape(n, _WORDS_PER_DRAW)
-        return (words >> np.uint64(11)) * 2.0**-53
+        uniform: NDArray[np.float64] = (words >> np.uint64(11)) * 2.0**-53
+        return uniform
 
 
 def _index_class(labels: Sequence[NDArray[np.int8]], label: int) -> _ClassIndex:

@@ -156,7 +156,8 @@ class PatchNet(PatchClassifier):
     def patch_logits(self, x: Tensor) -> Tensor:
         """Give the logit of Q for each patch of each image: (B, c, H, W) -> (B, l)."""
         patches = self.cut(self.prepare(x))  # (B, l, c, m, m)
-        return self.subnet(patches.flatten(0, 1)).unflatten(0, patches.shape[:2])
+        logits: Tensor = self.subnet(patches.flatten(0, 1))
+        return logits.unflatten(0, patches.shape[:2])
 
     def predict(self, x: Tensor) -> Tensor:
         """Say class 1 iff P > 1/2, strictly (paper 1: threshold .5 + eps): (B,) bool."""

@@ -125,12 +125,13 @@ def load_imagenet_weights(model: nn.Module, path: Path) -> None:
     ModelError
         Naming the file, and the layer that is missing or of another shape.
     """
-    found = {name: value for name, value in _read_tensors(path).items()}
+    found = _read_tensors(path)
     wanted = {k: v for k, v in model.state_dict().items() if k.startswith("features.")}
     for name, parameter in wanted.items():
         if name not in found:
             raise ModelError(
-                f"{path.name}: no layer '{name}'; give weights of the same VGG in torchvision's layout"
+                f"{path.name}: no layer '{name}'; give weights of the same VGG, in torchvision's "
+                "layout"
             )
         if found[name].shape != parameter.shape:
             raise ModelError(
@@ -150,7 +151,7 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
         found = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds; all mean that the file is not one of weights
+    except Exception as error:  # torch raises many kinds; each means: no weights
         raise ModelError(
             f"{path.name}: not a file of weights ({type(error).__name__}); give a .safetensors, or "
             "a .pth of plain tensors"
