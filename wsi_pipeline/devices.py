@@ -6,13 +6,15 @@ Resolved when a stage starts, never at import: nothing here changes torch's glob
 import contextlib
 import re
 from collections.abc import Iterator
-from typing import Literal, cast, get_args
+from typing import Literal, TypeVar, cast, get_args
 
 import torch
+from torch import nn
 
 from wsi_pipeline.errors import ConfigError
 
 Precision = Literal["fp32", "bf16", "fp16"]
+Model = TypeVar("Model", bound=nn.Module)
 
 _AUTOCAST_DTYPE = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -75,6 +77,13 @@ def resolve_precision(name: str, device: torch.device) -> Precision:
     if name == "fp16" and device.type == "cpu":
         raise ConfigError("precision fp16 needs a GPU; on the CPU use fp32, or bf16 for speed")
     return cast(Precision, name)
+
+
+def place_model(model: Model, device: torch.device) -> Model:
+    """Move a model to a device, in the channels-last layout that convolutions like."""
+    model.to(device)
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in its types
+    return model
 
 
 @contextlib.contextmanager

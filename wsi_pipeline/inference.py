@@ -9,6 +9,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,8 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from wsi_pipeline.checkpoint import CheckpointMeta
-from wsi_pipeline.data import Batch, Patches, load_batch, prefetch, same_patches, to_unit_range
-from wsi_pipeline.devices import Precision, compute_in
+from wsi_pipeline.data import Patches, prefetch, read_batch, same_patches, to_unit_range
+from wsi_pipeline.devices import Precision, compute_in, place_model
 from wsi_pipeline.errors import ConfigError, InferenceError
 
 log = logging.getLogger(__name__)
@@ -107,13 +108,10 @@ def predict_store(
     )
     rows = np.flatnonzero(~store.unreadable).astype(np.int64)
     batches = [rows[start : start + limit] for start in range(0, len(rows), limit)]
-
-    def load(batch: NDArray[np.int64]) -> Batch:
-        return load_batch([store], np.zeros_like(batch), batch, pinned=device.type == "cuda")
-
+    read = partial(read_batch, store, pinned=device.type == "cuda")
     scores = np.full(len(store), np.nan, np.float32)
     done, waited, asked = 0, 0.0, time.perf_counter()
-    for batch, loaded in zip(batches, prefetch(load, batches, threads=readers), strict=True):
+    for batch, loaded in zip(batches, prefetch(read, batches, threads=readers), strict=True):
         waited += time.perf_counter() - asked
         if loaded.readable.any():
             scores[batch[loaded.readable]] = scorer.score(loaded.pixels, slide_id)
@@ -199,7 +197,7 @@ class _Scorer:
         limit: int,
         measure: bool,
     ) -> None:
-        self._model = model.to(device, memory_format=torch.channels_last).eval()
+        self._model = place_model(model, device).eval()
         self._device = device
         self._precision = precision
         self._measure = measure

@@ -19,7 +19,6 @@ from wsi_pipeline.errors import ScoresError
 
 if TYPE_CHECKING:  # reading scores must not cost an import of torch
     from tiling.store import PatchStore
-
     from wsi_pipeline.checkpoint import CheckpointMeta
 
 SCHEMA = "wsi-pipeline/scores/1"

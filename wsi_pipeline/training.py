@@ -43,7 +43,7 @@ from wsi_pipeline.data import (
     to_unit_range,
     usable_labels,
 )
-from wsi_pipeline.devices import reproducible
+from wsi_pipeline.devices import place_model, reproducible
 from wsi_pipeline.errors import ConfigError, ModelError, TrainingError
 from wsi_pipeline.history import EpochRecord, best_epoch, stop_reason, write_history
 from wsi_pipeline.models import PatchClassifier, build_model
@@ -303,7 +303,7 @@ class _Training:
         value = float(loss.detach())
         if not math.isfinite(value):
             raise self._diverged(f"the training loss became {value}", epoch)
-        loss.backward()
+        torch.autograd.backward(loss)
         self._optimizer.step()
         return value
 
@@ -370,7 +370,7 @@ def build_classifier(config: TrainConfig, device: torch.device) -> PatchClassifi
                 "models: leave model.weights out"
             )
         load_imagenet_weights(model, weights)
-    return model.to(device, memory_format=torch.channels_last)
+    return place_model(model, device)
 
 
 def build_optimizer(config: TrainConfig, model: torch.nn.Module) -> torch.optim.Optimizer:

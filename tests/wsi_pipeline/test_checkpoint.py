@@ -21,7 +21,7 @@ from wsi_pipeline.models import build_model
 @pytest.fixture
 def model():
     torch.manual_seed(0)
-    return build_model("patchnet", m=5, stride=5)
+    return build_model("patchnet", m=5, stride=5, filters=8, depth=2)
 
 
 @pytest.fixture

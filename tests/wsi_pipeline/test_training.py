@@ -25,7 +25,7 @@ from wsi_pipeline.training import build_optimizer, build_scheduler, train_model
 
 CPU = torch.device("cpu")
 TINY = TrainConfig(
-    model=ModelConfig("patchnet", {"m": 5, "stride": 5}),
+    model=ModelConfig("patchnet", {"m": 5, "stride": 5, "filters": 16, "depth": 3}),
     lr=1e-4,
     batch_size=4,
     steps_per_epoch=3,
@@ -150,7 +150,7 @@ def test_the_history_tells_the_truth_about_the_kept_weights(fake_store, tmp_path
 
 def test_training_learns_what_is_plain_to_see(fake_store, tmp_path):
     config = replace(
-        TINY, lr=1e-3, optimizer="adam", steps_per_epoch=10, augment=AugmentConfig(hue=0.0)
+        TINY, lr=3e-3, optimizer="adam", steps_per_epoch=20, augment=AugmentConfig(hue=0.0)
     )
     summary = train(fake_store, tmp_path, config)
 
@@ -269,8 +269,9 @@ from wsi_pipeline.settings import ModelConfig, TrainConfig
 from wsi_pipeline.training import train_model
 torch.set_num_threads(1)
 train_model(
-    TrainConfig(model=ModelConfig("patchnet", {"m": 5, "stride": 5}), lr=1e-4, batch_size=4,
-                steps_per_epoch=3, max_epochs=4),
+    TrainConfig(
+        model=ModelConfig("patchnet", {"m": 5, "stride": 5, "filters": 16, "depth": 3}),
+        lr=1e-4, batch_size=4, steps_per_epoch=3, max_epochs=4),
     train=[support.FakeStore("a", [0, 1] * 6), support.FakeStore("b", [0] * 9)],
     val=[support.FakeStore("c", [0, 1] * 4)],
     patients={"a": "p1", "b": "p2", "c": "p3"}, out=Path(sys.argv[2]),
