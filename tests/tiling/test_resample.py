@@ -53,7 +53,9 @@ def test_whole_ratios_are_the_mean_of_blocks(ratio):
 def test_a_constant_stays_that_constant(value, start, extent, n_out):
     image = np.full((31, 31, 3), value, np.uint8)
 
-    assert (average_areas(image, box=(start,) * 2 + (extent,) * 2, out_px=(n_out, n_out)) == value).all()
+    assert (
+        average_areas(image, box=(start,) * 2 + (extent,) * 2, out_px=(n_out, n_out)) == value
+    ).all()
 
 
 def test_scale_one_is_the_identity():

@@ -71,7 +71,9 @@ class TestRefusals:
 
     def test_garbage(self, tmp_path: Path):
         (tmp_path / "a.svs").write_bytes(np.random.default_rng(0).bytes(5000))
-        assert "neither a format that OpenSlide knows nor a TIFF" in self.refusal(tmp_path / "a.svs")
+        assert "neither a format that OpenSlide knows nor a TIFF" in self.refusal(
+            tmp_path / "a.svs"
+        )
 
     def test_garbage_with_the_head_of_a_tiff(self, tmp_path: Path):
         (tmp_path / "a.svs").write_bytes(b"II*\0" + np.random.default_rng(0).bytes(5000))
@@ -86,13 +88,14 @@ class TestRefusals:
     def test_cut_off_never_gives_wrong_pixels(self, tmp_path: Path, share, write):
         path = write(tmp_path / "a.tif", [PIXELS, slides.halve(PIXELS)])
         path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
+        said, pixels = "", PIXELS
         try:
             with open_slide(path) as slide:
                 pixels = slide.read_region((0, 0), 0, slide.size)
         except SlideError as error:
-            assert str(error).startswith("a.tif: ")
-        else:
-            np.testing.assert_array_equal(pixels, PIXELS)
+            said = str(error)
+        assert said.startswith("a.tif: ") or not said
+        np.testing.assert_array_equal(pixels, PIXELS)
 
     def test_a_cut_off_tiff_that_openslide_refuses_says_it_is_cut_off(self, tmp_path: Path):
         path = slides.write_slide(tmp_path / "a.tif", [PIXELS])

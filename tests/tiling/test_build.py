@@ -1,0 +1,326 @@
+"""One slide from file to finished store."""
+
+import errno
+import hashlib
+import logging
+import os
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.tiling import slides
+from tiling import build, patches
+from tiling import store as store_module
+from tiling.annotations import write_asap_xml
+from tiling.build import tile_fingerprint, tile_slide
+from tiling.contracts import TileConfig, TissueConfig
+from tiling.errors import AnnotationError, GridError, SlideError, StoreError, TissueError
+from tiling.store import PatchStore
+
+CONFIG = TileConfig(target_mpp=0.5, patch_px=32, tissue=TissueConfig(mpp=2.0, min_object_um2=100.0))
+SIZE = (260, 210)
+TUMOUR = [(100, 80), (140, 80), (140, 120), (100, 120)]  # on the tissue
+
+
+@pytest.fixture
+def slide(tmp_path: Path) -> Path:
+    pixels = slides.tissue(*SIZE)
+    return slides.write_slide(tmp_path / "tumor_012.tif", [pixels, slides.halve(pixels)])
+
+
+@pytest.fixture
+def annotation(tmp_path: Path) -> Path:
+    write_asap_xml(tmp_path / "tumor_012.xml", [("one", "Tumor", TUMOUR)], ["Tumor"])
+    return tmp_path / "tumor_012.xml"
+
+
+def tile(slide: Path, **options):
+    store = slide.with_suffix(".zarr")
+    options = {"slide_id": slide.stem, "config": CONFIG, **options}
+    return tile_slide(slide, store, **options), PatchStore.open(store)
+
+
+def digest_tree(folder: Path) -> dict[str, str]:
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    return {str(f.relative_to(folder)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
+
+
+class TestStore:
+    def test_keeps_the_tiles_with_tissue_row_by_row(self, slide: Path):
+        summary, store = tile(slide)
+        coords = store.coords
+        grid = [(x, y) for y in range(0, 210 - 31, 32) for x in range(0, 260 - 31, 32)]
+
+        assert summary.n_patches == len(store) < len(grid)
+        assert [tuple(at) for at in coords.tolist()] == [
+            at for at in grid if at in set(map(tuple, coords.tolist()))
+        ]
+        assert (store.tissue >= CONFIG.tissue.min_fraction).all()
+        assert summary.n_ignored == len(store)
+
+    def test_labels_and_lesions(self, slide: Path, annotation: Path):
+        summary, store = tile(slide, annotation_path=annotation, slide_label=1)
+        inner = store.coords + 8  # 16 px wide
+        hit = ((inner + 16 > [100, 80]) & (inner < [140, 120])).all(axis=1)
+
+        np.testing.assert_array_equal(store.label, hit.astype(int))
+        assert (summary.n_positive, summary.n_negative) == (hit.sum(), (~hit).sum())
+        np.testing.assert_array_equal(np.sort(store.lesion_pairs[:, 0]), np.flatnonzero(hit))
+        assert store.lesion_ids == ["1"]
+        lesion = store.attributes["lesions"][0]
+        assert lesion["area_um2"] == pytest.approx(40 * 40 * 0.25)
+        assert lesion["centroid"] == pytest.approx([120, 100])
+        assert lesion["bbox"] == [100, 80, 140, 120]
+
+    def test_a_normal_slide_is_negative_everywhere(self, slide: Path):
+        summary, store = tile(slide, slide_label=0)
+        assert (store.label == 0).all()
+        assert store.slide_label == 0
+        assert summary.n_negative == len(store)
+
+    def test_twice_gives_the_same_bytes(self, slide: Path, annotation: Path, tmp_path: Path):
+        digests = []
+        for number, threads in enumerate([1, 4]):
+            folder = tmp_path / str(number)
+            tile_slide(
+                slide, folder / "a.zarr", slide_id="a", config=CONFIG, threads=threads,
+                annotation_path=annotation, slide_label=1, qc_path=folder / "a.png",
+            )  # fmt: skip
+            digests.append(digest_tree(folder))
+        assert digests[0] == digests[1]
+        assert not any(".part" in name for name in digests[0])
+
+    def test_an_old_store_is_replaced(self, slide: Path):
+        tile(slide)
+        _, store = tile(slide, config=replace(CONFIG, patch_px=16))
+        assert store.geometry.patch_px == 16
+
+    def test_a_given_mpp_changes_the_geometry(self, slide: Path):
+        _, store = tile(slide, mpp=0.25)
+        assert store.info.mpp == (0.25, 0.25)
+        assert store.geometry.patch_l0 == 64
+
+    def test_progress_counts_every_patch(self, slide: Path, monkeypatch):
+        monkeypatch.setattr(store_module, "SHARD_BYTES", 5 * 3 * 32**2)
+        seen = []
+        summary, _ = tile(slide, threads=3, on_progress=lambda *at: seen.append(at))
+        n = summary.n_patches
+        assert seen == [(done, n) for done in range(1, n + 1)]
+
+    def test_memory_holds_one_shard(self, slide: Path, monkeypatch):
+        lengths = []
+        monkeypatch.setattr(store_module, "SHARD_BYTES", 5 * 3 * 32**2)
+        write = store_module.create_patches
+
+        def spy(*args, **options):
+            array = write(*args, **options)
+            lengths.append(array.shards[0])
+            return array
+
+        monkeypatch.setattr(build, "create_patches", spy)
+        tile(slide)
+        assert lengths == [5]
+
+    def test_says_which_lesions_meet_no_patch(self, slide: Path, tmp_path: Path):
+        corner = [(1, 1), (6, 1), (6, 6), (1, 6)]  # on glass
+        polygons = [("one", "Tumor", TUMOUR), ("two", "Tumor", corner)]
+        write_asap_xml(tmp_path / "a.xml", polygons, ["Tumor"])
+        summary, store = tile(slide, annotation_path=tmp_path / "a.xml", slide_label=1)
+        assert any("1 of 2 lesions meet no patch" in note for note in summary.notes)
+        assert store.attributes["notes"] == list(summary.notes)
+
+
+class TestRefusals:
+    """Each names the file, the cause and the cure, and leaves nothing behind."""
+
+    def refusal(self, kind, slide: Path, **options) -> str:
+        with pytest.raises(kind) as caught:
+            tile(slide, **options)
+        left = [f.name for f in slide.parent.iterdir() if "zarr" in f.name or "part" in f.name]
+        assert left == []
+        return str(caught.value)
+
+    def test_no_tissue(self, tmp_path: Path):
+        glass = slides.write_slide(tmp_path / "a.tif", [np.full((200, 200, 3), 244, np.uint8)])
+        said = self.refusal(TissueError, glass, qc_path=tmp_path / "a.png")
+        assert said.startswith("a.tif: no tissue: 0 %")
+        assert "min_fraction=0.1" in said
+        assert (tmp_path / "a.png").exists()
+
+    def test_smaller_than_one_tile(self, slide: Path):
+        said = self.refusal(GridError, slide, config=replace(CONFIG, patch_px=512))
+        assert said.startswith("tumor_012.tif: the slide has 260 x 210")
+        assert "smaller patch_px" in said
+
+    def test_coarser_than_wanted(self, slide: Path):
+        said = self.refusal(GridError, slide, config=replace(CONFIG, target_mpp=0.25))
+        assert said.startswith("tumor_012.tif: ")
+
+    def test_no_resolution(self, tmp_path: Path):
+        bare = slides.write_slide(tmp_path / "a.tif", [slides.tissue(*SIZE)], mpp=None)
+        assert "manifest's mpp column" in self.refusal(SlideError, bare)
+
+    def test_annotation_of_another_slide(self, slide: Path, tmp_path: Path):
+        far = [(x + 9000, y) for x, y in TUMOUR]
+        write_asap_xml(tmp_path / "a.xml", [("one", "Tumor", far)], ["Tumor"])
+        said = self.refusal(AnnotationError, slide, annotation_path=tmp_path / "a.xml")
+        assert "a.xml: " in said
+        assert "outside the slide" in said
+
+    def test_label_against_annotation(self, slide: Path, annotation: Path):
+        said = self.refusal(AnnotationError, slide, annotation_path=annotation, slide_label=0)
+        assert said.startswith("tumor_012.tif: tumor_012.xml: the slide is labelled 0")
+
+    def test_missing_annotation(self, slide: Path, tmp_path: Path):
+        said = self.refusal(AnnotationError, slide, annotation_path=tmp_path / "gone.xml")
+        assert "gone.xml" in said
+
+    @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
+    def test_full_disk(self, slide: Path, monkeypatch, code):
+        def no_space(*_args, **_options):
+            raise OSError(code, os.strerror(code))
+
+        monkeypatch.setattr(build, "write_table", no_space)
+        said = self.refusal(StoreError, slide)
+        assert said.startswith("tumor_012.zarr: no space left on device")
+
+    def test_interrupt_leaves_nothing_and_keeps_what_was(self, slide: Path, monkeypatch):
+        tile(slide)
+        before = digest_tree(slide.with_suffix(".zarr"))
+
+        def interrupt(done: int, _total: int) -> None:
+            if done == 3:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            tile(slide, config=replace(CONFIG, patch_px=16), threads=2, on_progress=interrupt)
+
+        assert digest_tree(slide.with_suffix(".zarr")) == before
+        assert not list(slide.parent.glob(".*.part"))
+        assert not [t for t in threading.enumerate() if t.name.startswith("patches")]
+
+
+class TestUnreadable:
+    def test_patches_there_are_flagged_and_white(self, slide: Path, caplog):
+        slides.break_file_tile(slide, 7)  # x 128 to 191, y 64 to 127 (5 across)
+        with caplog.at_level(logging.CRITICAL):
+            summary, store = tile(slide)
+        inside = ((store.coords + 32 > [128, 64]) & (store.coords < [192, 128])).all(axis=1)
+
+        assert inside.sum() == 4
+        np.testing.assert_array_equal(store.unreadable, inside)
+        assert (store.read(np.flatnonzero(inside)) == 255).all()
+        assert summary.n_unreadable == 4
+        assert any("4 of " in note and "cannot be decoded" in note for note in summary.notes)
+
+    def test_tissue_that_the_thumbnail_cannot_show_is_tried_and_counted(self, tmp_path: Path):
+        """Else a bad spot in the middle of tissue would silently count as glass."""
+        path = slides.write_slide(tmp_path / "a.tif", [slides.tissue(*SIZE)])
+        for index in (6, 7, 8):
+            slides.break_file_tile(path, index)
+        summary, store = tile(path)
+        inside = ((store.coords + 32 > [64, 64]) & (store.coords < [256, 128])).all(axis=1)
+        assert summary.n_unreadable == inside.sum() == 12
+
+    def test_too_many_fail_the_slide(self, slide: Path):
+        for index in range(5, 15):
+            slides.break_file_tile(slide, index)
+        with pytest.raises(SlideError) as caught:
+            tile(slide, config=replace(CONFIG, max_unreadable=0.1))
+        assert str(caught.value).startswith("tumor_012.tif: ")
+        assert "max_unreadable=0.1" in str(caught.value)
+        assert not slide.with_suffix(".zarr").exists()
+
+    def test_a_cut_off_striped_tiff_fails_only_where_it_is_cut(self, tmp_path: Path):
+        path = slides.write_slide(
+            tmp_path / "a.tif", [slides.tissue(*SIZE)], tile=None, compression=None, rowsperstrip=8
+        )
+        path.write_bytes(path.read_bytes()[: -60 * 260 * 3])  # the last 60 rows
+        summary, store = tile(path)
+        np.testing.assert_array_equal(store.unreadable, store.coords[:, 1] + 32 > 150)
+        assert 0 < summary.n_unreadable < summary.n_patches / 2
+
+
+class TestFingerprint:
+    def fingerprint(self, slide: Path, **changes) -> str:
+        settings = {"slide_id": "a", "config": CONFIG, "annotation_path": None, "slide_label": None}
+        return tile_fingerprint(slide, **{**settings, "mpp": None, **changes})
+
+    def test_is_the_stores(self, slide: Path):
+        _, store = tile(slide, slide_id="a")
+        assert store.fingerprint == self.fingerprint(slide)
+
+    def test_follows_every_input(self, slide: Path, annotation: Path):
+        before = self.fingerprint(slide)
+        changed = [
+            self.fingerprint(slide, slide_id="b"),
+            self.fingerprint(slide, config=replace(CONFIG, stride_px=16)),
+            self.fingerprint(slide, config=replace(CONFIG, tissue=TissueConfig(mpp=4.0))),
+            self.fingerprint(slide, annotation_path=annotation),
+            self.fingerprint(slide, slide_label=0),
+            self.fingerprint(slide, mpp=0.3),
+        ]
+        annotation.write_text(annotation.read_text() + "\n")
+        changed.append(self.fingerprint(slide, annotation_path=annotation))
+        slide.write_bytes(slide.read_bytes() + b"\0")
+        changed.append(self.fingerprint(slide))
+        assert len({before, *changed}) == 1 + len(changed)
+
+    def test_does_not_follow_where_the_files_lie(self, slide: Path, tmp_path: Path):
+        before = self.fingerprint(slide)
+        (tmp_path / "elsewhere").mkdir()
+        assert self.fingerprint(slide.rename(tmp_path / "elsewhere/tumor_012.tif")) == before
+
+
+class TestPicture:
+    def test_shows_tiles_where_they_are_in_the_colour_of_their_label(
+        self, slide: Path, annotation: Path, tmp_path: Path
+    ):
+        _, store = tile(
+            slide, annotation_path=annotation, slide_label=1, qc_path=tmp_path / "a.png"
+        )
+        picture = np.asarray(Image.open(tmp_path / "a.png").convert("RGB")).astype(int)
+        zoom = 1200 // 260  # from the slide's own pixels, by whole steps
+        assert picture.shape[1] == 260 * zoom
+        for (x, y), label in zip(store.coords.tolist(), store.label.tolist(), strict=True):
+            r, g, _ = picture[y * zoom, (x + 16) * zoom]  # on the upper edge of the tile
+            assert (r > 200 and g < 60) if label == 1 else (g > 120 and r < 60) or r > 200
+
+    @pytest.mark.parametrize(
+        "name", ["CMU-1-Small-Region.svs", "camelyon-overview-jpeg.dcm", "nuclei-dapi.ndpi"]
+    )
+    def test_real_slides_are_tiled(self, tmp_path: Path, name):
+        path = slides.SHARED / "slides" / name
+        if not path.exists():
+            pytest.skip("../shared/data is not here")
+        target = {".svs": 1.0, ".dcm": 29.0, ".ndpi": 1.0}[path.suffix]
+        config = TileConfig(target_mpp=target, patch_px=64)
+        summary = tile_slide(
+            path, tmp_path / "a.zarr", slide_id="a", config=config, qc_path=tmp_path / "a.png"
+        )
+        store = PatchStore.open(tmp_path / "a.zarr")
+        assert summary.n_patches > 40
+        assert summary.n_unreadable == 0
+        assert store.read([0, len(store) - 1]).std() > 1
+
+    def test_a_real_slide_too_small_for_tissue_is_refused_with_a_sentence(self, tmp_path: Path):
+        path = slides.SHARED / "slides/tiny-sm.dcm"
+        if not path.exists():
+            pytest.skip("../shared/data is not here")
+        with pytest.raises(TissueError, match=r"tiny-sm\.dcm: no tissue"):
+            tile_slide(path, tmp_path / "a.zarr", slide_id="a", config=replace(CONFIG, patch_px=16))
+
+
+def test_only_an_error_of_the_slide_makes_a_patch_unreadable(slide: Path, monkeypatch):
+    """A bug of ours is not."""
+
+    def broken(*_args, **_options):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(patches, "nearest_finer_level", broken)
+    with pytest.raises(ZeroDivisionError):
+        tile(slide)
