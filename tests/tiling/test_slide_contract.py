@@ -169,3 +169,25 @@ class TestDamagedSpot:
 
         np.testing.assert_array_equal(found[::2], expected)
         assert all(region is None for region in found[1::2])
+
+
+def test_openslide_is_opened_anew_once_after_a_failure(tmp_path: Path, monkeypatch):
+    """Its handle is poisoned by one failed read: without another, each later read would reopen."""
+    opened = []
+    original = openslide.OpenSlide
+
+    def spy(path):
+        opened.append(path)
+        return original(path)
+
+    path = slides.break_file_tile(slides.write_slide(tmp_path / "a.tif", LEVELS), 13)
+    with OpenSlideReader(path) as slide:
+        monkeypatch.setattr(openslide, "OpenSlide", spy)
+        with pytest.raises(SlideError):
+            slide.read_region((130, 70), 0, (40, 40))
+        after_failure = len(opened)
+        for x in range(200, 300, 10):
+            slide.read_region((x, 300), 0, (40, 40))
+
+    assert after_failure == 2  # one to judge the region, one to go on with
+    assert len(opened) == after_failure
