@@ -95,6 +95,7 @@ def compose_cohort(patches: Path, out: Path, *, seed: int = 0) -> Path:
     """
     found = find_patches(patches)
     splits = choose_splits({name: (len(p.tumour), len(p.normal)) for name, p in found.items()})
+    side = _check_sizes(found)
     rng = np.random.default_rng(seed)
     entries = []
     for patient, of_patient in found.items():
@@ -112,7 +113,7 @@ def compose_cohort(patches: Path, out: Path, *, seed: int = 0) -> Path:
                     split=splits[patient],
                 )
             )
-            _compose_slide(entries[-1], of_slide)
+            _compose_slide(entries[-1], of_slide, side=side)
     manifest = out / "manifest.csv"
     write_manifest(manifest, entries)
     return manifest
@@ -134,6 +135,23 @@ def find_patches(folder: Path) -> dict[str, Patches]:
         origin: Patches(tuple(kinds["tumor"]), tuple(kinds["normal"]))
         for origin, kinds in sorted(by_origin.items())
     }
+
+
+def _check_sizes(found: Mapping[str, Patches]) -> int:
+    # One size for all slides, or no one grid cuts every slide's patches out again.
+    side = 0
+    for path in (path for patches in found.values() for path in _all(patches)):
+        try:
+            with Image.open(path) as picture:
+                size = picture.size
+        except OSError as error:
+            raise ManifestError(f"{path}: not a picture that can be read ({error})") from error
+        side = side or size[0]
+        if size != (side, side):
+            raise ManifestError(
+                f"{path}: patches must be squares of one size, {side} px here, got {size}"
+            )
+    return side
 
 
 def choose_splits(counts: Mapping[str, tuple[int, int]]) -> dict[str, Split]:
@@ -245,19 +263,13 @@ def _nearest_free(taken: set[Cell], n: int) -> list[Cell]:
     return sorted(free, key=lambda cell: ((cell[0] - cx) ** 2 + (cell[1] - cy) ** 2, cell))[:n]
 
 
-def _compose_slide(entry: SlideEntry, patches: Patches) -> None:
+def _compose_slide(entry: SlideEntry, patches: Patches, *, side: int) -> None:
     layout = plan_layout(len(patches.tumour), len(patches.normal))
     cells = [cell for lesion in layout.lesions for cell in lesion] + list(layout.normal)
-    pictures = [_read_patch(path) for path in _all(patches)]
-    side = len(pictures[0])
     columns, rows = layout.size
     image = np.full((rows * side, columns * side, 3), 255, np.uint8)
-    for path, picture, (x, y) in zip(_all(patches), pictures, cells, strict=True):
-        if picture.shape != (side, side, 3):
-            raise ManifestError(
-                f"{path}: patches must be squares of one size, {side} px, got {picture.shape[:2]}"
-            )
-        image[y * side : (y + 1) * side, x * side : (x + 1) * side] = picture
+    for path, (x, y) in zip(_all(patches), cells, strict=True):
+        image[y * side : (y + 1) * side, x * side : (x + 1) * side] = _read_patch(path)
     write_pyramid(entry.path, image, mpp=MPP, quality=QUALITY)
     if entry.annotation:
         entry.annotation.parent.mkdir(parents=True, exist_ok=True)

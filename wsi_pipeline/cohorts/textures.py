@@ -69,7 +69,7 @@ def stain_image(haematoxylin: Floats, eosin: Floats, stain: Stain) -> NDArray[np
 
 
 def _to_steps(amount: Floats) -> NDArray[np.uint8]:
-    steps = amount * np.float32(1 / AMOUNT_STEP)
+    steps = amount * np.float32(1 / AMOUNT_STEP) + np.float32(0.5)
     np.clip(steps, 0, 255, out=steps)
     return steps.astype(np.uint8)
 
