@@ -10,7 +10,7 @@ import json
 import logging
 import os
 import threading
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -395,8 +395,3 @@ def _geometry(tiling: dict[str, Any]) -> TileGeometry:
     names = TileGeometry.__dataclass_fields__
     values = {name: tiling[name] for name in names}
     return TileGeometry(**{**values, "scale": tuple(values["scale"])})
-
-
-def geometry_attributes(geometry: TileGeometry) -> dict[str, Any]:
-    """The geometry as the store's attributes keep it, and `PatchStore` reads it back."""
-    return asdict(geometry)
