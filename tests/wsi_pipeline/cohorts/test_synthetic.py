@@ -90,6 +90,18 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(tmp_path):
         assert first != other
 
 
+@pytest.mark.slow
+def test_the_whole_demo_is_small_and_its_tumours_are_lesions_of_their_own(tmp_path):
+    entries = read_manifest(draw_cohort(tmp_path))
+
+    assert sum(len(content) for content in files_in(tmp_path).values()) < 60e6
+    for entry, spec in zip(entries, DEMO_COHORT, strict=True):
+        lesions = read_annotation(entry.annotation).lesions if entry.annotation else ()
+        assert len(lesions) == len(spec.tumours)
+        for one, other in itertools.combinations(lesions, 2):
+            assert one.distance(other) * MPP > 20, "µm"
+
+
 def test_a_whole_cohort_is_kept_and_a_damaged_one_drawn_again(tmp_path):
     draw_cohort(tmp_path, slides=SMALL)
     before = files_in(tmp_path)
