@@ -1,0 +1,180 @@
+"""Resampling, percentile intervals, weighted figures, paired comparison, DeLong."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import average_precision_score, roc_auc_score
+
+from wsi_pipeline.errors import EvaluationError
+from wsi_pipeline.evaluation.bootstrap import (
+    compare_paired,
+    draw_weights,
+    percentile_interval,
+    weighted_average_precision,
+    weighted_ratio,
+    weighted_roc_auc,
+)
+from wsi_pipeline.evaluation.delong import delong_auc, delong_p_value
+
+
+def test_each_replicate_has_as_many_slides_as_there_are_and_the_seed_fixes_it():
+    weights = draw_weights(17, n_replicates=50, seed=3)
+    assert weights.shape == (50, 17)
+    assert (weights.sum(axis=1) == 17).all()
+    assert np.array_equal(weights, draw_weights(17, n_replicates=50, seed=3))
+    assert not np.array_equal(weights, draw_weights(17, n_replicates=50, seed=4))
+
+
+def test_slides_are_drawn_uniformly():
+    weights = draw_weights(10, n_replicates=4000, seed=0)
+    assert weights.mean(axis=0) == pytest.approx(np.ones(10), abs=0.08)
+    assert weights.var() == pytest.approx(0.9, abs=0.03)  # binomial(10, 1/10)
+
+
+def test_slides_of_one_patient_are_drawn_together():
+    patients = ["b", "a", "b", "c", "a", "a"]
+    weights = draw_weights(6, n_replicates=40, seed=0, patients=patients)
+    assert (weights[:, 0] == weights[:, 2]).all()
+    assert (weights[:, [1, 1]] == weights[:, [4, 5]]).all()
+    assert (weights[:, [0, 1, 3]].sum(axis=1) == 3).all()
+
+
+def test_what_patients_are_called_does_not_change_the_draw():
+    a = draw_weights(4, n_replicates=9, seed=1, patients=["p", "q", "q", "r"])
+    b = draw_weights(4, n_replicates=9, seed=1, patients=["z", "a", "a", "m"])
+    assert np.array_equal(a, b)
+
+
+def test_strata_keep_their_sizes():
+    strata = [True] * 3 + [False] * 5
+    weights = draw_weights(8, n_replicates=60, seed=0, strata=strata)
+    assert (weights[:, :3].sum(axis=1) == 3).all()
+    assert (weights[:, 3:].sum(axis=1) == 5).all()
+
+
+def test_a_patient_with_one_tumour_slide_is_in_the_tumour_stratum():
+    weights = draw_weights(
+        4, n_replicates=60, seed=0, patients=["a", "a", "b", "c"], strata=[True, False, False, True]
+    )
+    assert (weights[:, 2] == 1).all()  # alone in its stratum
+    assert (weights[:, [0, 3]].sum(axis=1) == 2).all()
+
+
+@pytest.mark.parametrize(("n", "replicates"), [(0, 5), (5, 0)])
+def test_nothing_to_draw_is_an_error(n, replicates):
+    with pytest.raises(EvaluationError, match="at least one"):
+        draw_weights(n, n_replicates=replicates, seed=0)
+
+
+def test_the_interval_is_the_percentiles_and_counts_what_it_skips():
+    values = np.append(np.arange(101) / 100, [np.nan, np.nan])
+    interval = percentile_interval(values)
+    assert (interval.low, interval.high) == pytest.approx((0.025, 0.975))
+    assert (interval.n_used, interval.n_skipped) == (101, 2)
+    assert percentile_interval(np.full(3, np.nan)) is None
+
+
+@settings(deadline=None, max_examples=60)
+@given(seed=st.integers(0, 10**6), n=st.integers(1, 14))
+def test_weighted_figures_equal_scikit_learn_on_repeated_slides(seed, n):
+    random = np.random.default_rng(seed)
+    labels, scores = random.integers(0, 2, n), random.integers(0, 5, n) / 4
+    weights = draw_weights(n, n_replicates=6, seed=seed)
+    auc = weighted_roc_auc(labels, scores, weights)
+    average = weighted_average_precision(labels, scores, weights)
+    for row, a, p in zip(weights, auc, average, strict=True):
+        truth, value = np.repeat(labels, row), np.repeat(scores, row)
+        if np.unique(truth).size == 2:
+            assert a == pytest.approx(roc_auc_score(truth, value))
+            assert p == pytest.approx(average_precision_score(truth, value))
+        else:
+            assert np.isnan(a)
+            assert np.isnan(p) == (truth[0] == 0)
+
+
+def test_weighted_ratio_is_undefined_without_a_whole():
+    weights = np.array([[2, 0], [0, 2], [1, 1]])
+    ratio = weighted_ratio(np.array([3, 0]), np.array([4, 0]), weights)
+    assert ratio[[0, 2]].tolist() == [0.75, 0.75]
+    assert np.isnan(ratio[1])
+
+
+def test_a_model_against_itself_differs_by_nothing():
+    values = np.random.default_rng(0).random(99)
+    same = compare_paired(values, values, difference=0.0)
+    assert (same.low, same.high, same.p_value) == (0, 0, 1)
+
+
+def test_a_better_model_has_the_smallest_p_that_can_be_told():
+    values = np.random.default_rng(0).random(199)
+    better = compare_paired(values + 0.1, values, difference=0.1)
+    assert better.p_value == pytest.approx(2 / 200)
+    assert better.low == pytest.approx(0.1)
+    worse = compare_paired(values, values + 0.1, difference=-0.1)
+    assert worse.p_value == better.p_value
+
+
+def test_pairs_with_an_undefined_side_are_skipped():
+    found = compare_paired(np.array([1, np.nan, 3]), np.array([1, 1, np.nan]), difference=0)
+    assert (found.n_used, found.n_skipped) == (1, 2)
+    assert compare_paired(np.array([np.nan]), np.array([1.0]), difference=0) is None
+
+
+# ------------------------------------------------------------ DeLong
+
+
+def structural(labels, scores):
+    """Placement values in plain Python: one for each positive, one for each negative."""
+    pos, neg = scores[labels == 1], scores[labels == 0]
+
+    def win(a, b):
+        return 1.0 if a > b else 0.5 if a == b else 0.0
+
+    return (
+        np.array([np.mean([win(p, q) for q in neg]) for p in pos]),
+        np.array([np.mean([win(p, q) for p in pos]) for q in neg]),
+    )
+
+
+@settings(deadline=None, max_examples=40)
+@given(seed=st.integers(0, 10**6))
+def test_delong_equals_its_formula(seed):
+    random = np.random.default_rng(seed)
+    labels = np.array([1, 1, 0, 0, *random.integers(0, 2, 9)])
+    first, second = random.integers(0, 6, (2, 13)) / 5
+    v10, v01 = structural(labels, first)
+    expected = v10.var(ddof=1) / v10.size + v01.var(ddof=1) / v01.size
+    found = delong_auc(labels, first)
+    assert found.auc == pytest.approx(roc_auc_score(labels, first))
+    assert found.variance == pytest.approx(expected, abs=1e-15)
+    w10, w01 = structural(labels, second)
+    gap = (v10 - w10).var(ddof=1) / v10.size + (v01 - w01).var(ddof=1) / v01.size
+    p = delong_p_value(labels, first, second)
+    if gap > 1e-12:
+        z = abs(v10.mean() - w10.mean()) / np.sqrt(gap)
+        from scipy.stats import norm
+
+        assert p == pytest.approx(2 * norm.sf(z), abs=1e-9)
+    assert 0 <= p <= 1
+
+
+def test_delong_and_bootstrap_agree_on_many_slides():
+    random = np.random.default_rng(5)
+    labels = np.repeat([0, 1], 150)
+    scores = random.normal(labels * 1.0)
+    exact = delong_auc(labels, scores)
+    values = weighted_roc_auc(labels, scores, draw_weights(300, n_replicates=2000, seed=0))
+    interval = percentile_interval(values)
+    assert (interval.low, interval.high) == pytest.approx((exact.low, exact.high), abs=0.01)
+
+
+def test_delong_needs_two_of_each_class():
+    assert delong_auc(np.array([1, 0, 0]), np.array([1.0, 0, 0])) is None
+    assert delong_p_value(np.array([1, 0, 0]), np.zeros(3), np.zeros(3)) is None
+
+
+def test_models_that_rank_alike_do_not_differ():
+    labels, scores = np.array([1, 1, 0, 0]), np.array([0.9, 0.4, 0.5, 0.1])
+    assert delong_p_value(labels, scores, scores**2) == 1.0
+    assert delong_p_value(labels, labels * 1.0, 1.0 - labels) == 0.0

@@ -1,0 +1,347 @@
+"""The evaluate stage: every number in metrics.json computed again from the tables beside it."""
+
+import csv
+import json
+from collections import defaultdict
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import shapely
+from sklearn.metrics import average_precision_score, confusion_matrix, roc_auc_score
+
+from tiling.contracts import Annotation
+from wsi_pipeline.contracts import Detections, Scores
+from wsi_pipeline.errors import EvaluationError
+from wsi_pipeline.evaluation.run_evaluation import EvaluationSlide, evaluate_run
+from wsi_pipeline.settings import EvaluateConfig
+
+SETTINGS = EvaluateConfig(bootstrap=60)
+CONTRACT_FILES = {
+    "metrics.json", "slides.csv", "patches.csv", "confusion.csv", "froc.json",
+    "roc.png", "pr.png", "froc.png", "confusion.png",
+}  # fmt: skip
+
+
+def make_slide(slide_id, *, tumour, split="test", seed=0, patient=None):
+    """A slide of 10 x 10 patches of 512 px; tumour: two large squares, one out of any patch."""
+    random = np.random.default_rng([seed, *slide_id.encode()])
+    x, y = np.meshgrid(np.arange(10) * 512, np.arange(10) * 512)
+    coords = np.stack([x.ravel(), y.ravel()], axis=1)
+    label = np.zeros(100, np.int8)
+    pairs = np.zeros((0, 2), np.int64)
+    squares = ()
+    if tumour:
+        squares = (shapely.box(0, 0, 2048, 2048), shapely.box(5200, 5200, 6400, 6400))
+        rows = np.flatnonzero((coords < 2048).all(axis=1))
+        label[rows] = 1
+        pairs = np.stack([rows, np.zeros_like(rows)], axis=1)
+    label[55] = -1
+    scores = np.clip(random.normal(0.3 + 0.5 * (label == 1), 0.2), 0, 1).astype(np.float32)
+    scores[77] = np.nan
+    hot = np.flatnonzero(scores > 0.7)
+    return EvaluationSlide(
+        slide_id=slide_id,
+        patient=patient or slide_id,
+        split=split,
+        label=int(tumour),
+        scores=Scores(coords, scores, {}, {}),
+        patch_labels=label,
+        lesion_pairs=pairs,
+        lesion_ids=["1", "2"][: len(squares)],
+        annotation=Annotation(shapely.MultiPolygon(squares), tuple(squares)),
+        slide_mpp=(0.25, 0.25),
+        slide_size=(6500, 6500),
+        detections=Detections(
+            coords[hot, 0] + 256, coords[hot, 1] + 256, scores[hot].astype(np.float64)
+        ),
+    )
+
+
+def cohort(n=8, **changes):
+    slides = [make_slide(f"t{i}", tumour=bool(i % 2)) for i in range(n)]
+    slides += [make_slide(f"v{i}", tumour=bool(i % 2), split="val") for i in range(4)]
+    slides += [make_slide(f"x{i}", tumour=bool(i % 2), split="train") for i in range(2)]
+    return [replace(s, **changes) for s in slides]
+
+
+def read_csv(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory):
+    out = tmp_path_factory.mktemp("evaluation")
+    metrics = evaluate_run(cohort(), settings=SETTINGS, out=out, model="vgg16")
+    assert json.loads((out / "metrics.json").read_text()) == metrics
+    return out, metrics
+
+
+def test_the_files_of_the_contract_are_there_and_nothing_half_written(evaluated):
+    out, _ = evaluated
+    names = {path.name for path in out.iterdir()}
+    assert names >= CONTRACT_FILES
+    assert not [name for name in names if name.startswith(".")]
+    for path in out.glob("*.png"):
+        assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_metrics_have_the_shape_of_the_contract(evaluated):
+    out, metrics = evaluated
+    assert metrics["model"] == "vgg16"
+    assert metrics["threshold"] == 0.75
+    assert set(metrics["patch"]) >= set(
+        [
+            "tp",
+            "fp",
+            "fn",
+            "tn",
+            "accuracy",
+            "precision",
+            "recall",
+            "f1",
+            "roc_auc",
+            "average_precision",
+        ]
+    )
+    assert set(metrics["slide"]) >= set(
+        [
+            "aggregator",
+            "n",
+            "n_positive",
+            "roc_auc",
+            "roc_auc_ci95",
+            "threshold",
+            "accuracy",
+            "sensitivity",
+            "specificity",
+        ]
+    )
+    assert metrics["froc"] == json.loads((out / "froc.json").read_text())
+    assert metrics["froc"]["definition"] == "camelyon16"
+    assert metrics["froc_patch"]["definition"] == "patch"
+    assert metrics["undefined"] == {}
+
+
+def test_patch_figures_are_computed_again_by_scikit_learn(evaluated):
+    out, metrics = evaluated
+    rows = [r for r in read_csv(out / "patches.csv") if r["score"] and r["label"] != "-1"]
+    truth = np.array([int(r["label"]) for r in rows])
+    score = np.array([float(r["score"]) for r in rows])
+    matrix = confusion_matrix(truth, score >= 0.75, labels=[1, 0]).ravel().tolist()
+    figures = metrics["patch"]
+    assert matrix == [figures[name] for name in ("tp", "fn", "fp", "tn")]
+    assert figures["roc_auc"] == pytest.approx(roc_auc_score(truth, score))
+    assert figures["average_precision"] == pytest.approx(average_precision_score(truth, score))
+    assert (figures["n"], figures["n_ignored"], figures["n_unreadable"]) == (len(rows), 8, 8)
+    for name in ("roc_auc", "accuracy", "precision", "recall", "f1"):
+        low, high = figures[f"{name}_ci95"]
+        assert low <= figures[name] <= high
+
+
+def test_slide_figures_are_computed_again_from_the_tables(evaluated):
+    out, metrics = evaluated
+    slides = read_csv(out / "slides.csv")
+    assert list(slides[0]) == ["slide_id", "label", "score", "predicted", "tp", "fp", "fn", "tn"]
+    patches = defaultdict(list)
+    for row in read_csv(out / "patches.csv"):
+        patches[row["slide_id"]].append(row)
+    truth = np.array([int(r["label"]) for r in slides])
+    score = np.array([float(r["score"]) for r in slides])
+    figures = metrics["slide"]
+    assert figures["roc_auc"] == pytest.approx(roc_auc_score(truth, score))
+    assert figures["average_precision"] == pytest.approx(average_precision_score(truth, score))
+    predicted = score >= figures["threshold"]
+    assert predicted.astype(int).tolist() == [int(r["predicted"]) for r in slides]
+    assert figures["accuracy"] == pytest.approx((predicted == truth).mean())
+    assert figures["sensitivity"] == pytest.approx(predicted[truth == 1].mean())
+    assert figures["specificity"] == pytest.approx((~predicted[truth == 0]).mean())
+    for row in slides:
+        known = [r for r in patches[row["slide_id"]] if r["score"]]
+        assert float(row["score"]) == max(float(r["score"]) for r in known)
+        assert int(row["tp"]) == sum(r["label"] == "1" and float(r["score"]) >= 0.75 for r in known)
+
+
+def test_confusion_is_laid_out_as_in_the_lecture(evaluated):
+    out, metrics = evaluated
+    rows = read_csv(out / "confusion.csv")
+    last = {r["true"]: r for r in rows if r["slide_id"] == "all"}
+    assert list(last) == ["positive", "negative"]
+    counts = [
+        int(last[true][f"predicted_{guess}"])
+        for true in ("positive", "negative")
+        for guess in ("positive", "negative")
+    ]
+    assert counts == [metrics["patch"][name] for name in ("tp", "fn", "fp", "tn")]
+    assert len(rows) == 2 * (8 + 1)
+
+
+def test_the_patch_froc_is_computed_again_from_the_tables(evaluated, oracle):
+    out, metrics = evaluated
+    label = {r["slide_id"]: int(r["label"]) for r in read_csv(out / "slides.csv")}
+    lesions = defaultdict(dict)
+    for row in read_csv(out / "lesions_patch.csv"):
+        lesions[row["slide_id"]][row["lesion"]] = None
+    fps = defaultdict(list)
+    for row in read_csv(out / "patches.csv"):
+        if row["score"]:
+            p = float(row["score"])
+            for name in filter(None, row["lesions"].split(";")):
+                best = lesions[row["slide_id"]][name]
+                lesions[row["slide_id"]][name] = p if best is None else max(p, best)
+            if not label[row["slide_id"]]:
+                fps[row["slide_id"]].append(p)
+    slides = [(fps[s], lesions[s], not label[s]) for s in label]
+    points = oracle.curve(slides, denominator="normal")
+    froc = metrics["froc_patch"]
+    assert [(p["threshold"], p["avg_fps"], p["sensitivity"]) for p in froc["curve"]] == points
+    assert froc["n_lesions"] == 8  # lesions without any patch count
+    expected = [oracle.read(points, rate, "linear") for rate in (0.25, 0.5, 1, 2, 4, 8)]
+    assert list(froc["sensitivity_at"].values()) == pytest.approx(expected)
+    assert froc["score"] == pytest.approx(np.mean(expected))
+
+
+def test_the_lesion_froc_counts_detections_beside_lesions(evaluated):
+    _, metrics = evaluated
+    froc = metrics["froc_camelyon16"]
+    assert (froc["n_slides"], froc["n_normal"], froc["n_lesions"], froc["n_itc"]) == (8, 4, 8, 0)
+    expected = 0
+    for slide in (s for s in cohort() if s.split == "test"):
+        x, y = slide.detections.x, slide.detections.y
+        # Growth of 37.5 µm = 150 px does not reach the next patch's centre, 256 px away.
+        on_lesion = (x < 2048) & (y < 2048) if slide.label else np.zeros(x.size, bool)
+        expected += np.count_nonzero(~on_lesion)
+    assert froc["curve"][-1]["avg_fps"] == expected / 8
+    assert froc["curve"][-1]["sensitivity"] == 0.5
+
+
+def test_only_test_slides_are_scored_and_validation_chooses_the_threshold(evaluated):
+    out, metrics = evaluated
+    assert {r["slide_id"][0] for r in read_csv(out / "slides.csv")} == {"t"}
+    assert {r["slide_id"][0] for r in read_csv(out / "validation.csv")} == {"v"}
+    assert "4 validation slides" in metrics["slide"]["threshold_source"]
+    val = read_csv(out / "validation.csv")
+    tumour = [float(r["score"]) for r in val if r["label"] == "1"]
+    normal = [float(r["score"]) for r in val if r["label"] == "0"]
+    if min(tumour) > max(normal):
+        assert metrics["slide"]["threshold"] == (min(tumour) + max(normal)) / 2
+
+
+def test_the_threshold_does_not_depend_on_the_test_slides(tmp_path):
+    a = evaluate_run(cohort(8), settings=SETTINGS, out=tmp_path / "a", model="m")
+    b = evaluate_run(cohort(3), settings=SETTINGS, out=tmp_path / "b", model="m")
+    assert a["slide"]["threshold"] == b["slide"]["threshold"]
+
+
+def test_the_same_input_gives_the_same_bytes(tmp_path):
+    for name in ("a", "b"):
+        evaluate_run(cohort(4), settings=SETTINGS, out=tmp_path / name, model="m")
+    for path in (tmp_path / "a").iterdir():
+        assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes(), path.name
+
+
+def test_without_splits_all_slides_are_evaluated(tmp_path):
+    metrics = evaluate_run(cohort(4, split=None), settings=SETTINGS, out=tmp_path, model="m")
+    assert metrics["slide"]["n"] == 10
+    assert metrics["slide"]["threshold"] == 0.75
+    assert any("no slide has a split" in note for note in metrics["notes"])
+
+
+def test_one_class_gives_null_with_reasons(tmp_path):
+    slides = [make_slide(f"n{i}", tumour=False) for i in range(3)]
+    metrics = evaluate_run(slides, settings=SETTINGS, out=tmp_path, model="m")
+    assert metrics["slide"]["roc_auc"] is None
+    assert metrics["patch"]["recall"] is None
+    assert metrics["froc"]["score"] is None
+    assert set(metrics["undefined"]) >= {
+        "patch.roc_auc", "patch.recall", "slide.roc_auc", "slide.roc_auc_ci95",
+        "slide.sensitivity", "froc_camelyon16.score", "froc_patch.score",
+    }  # fmt: skip
+    nulls = {
+        f"{section}.{name}"
+        for section in ("patch", "slide")
+        for name, value in metrics[section].items()
+        if value is None
+    }
+    assert nulls <= set(metrics["undefined"])
+
+
+def test_no_bootstrap_gives_null_with_a_reason(tmp_path):
+    settings = replace(SETTINGS, bootstrap=0)
+    metrics = evaluate_run(cohort(4), settings=settings, out=tmp_path, model="m")
+    assert metrics["slide"]["roc_auc_ci95"] is None
+    assert "bootstrap" in metrics["undefined"]["slide.roc_auc_ci95"]
+    assert metrics["froc"]["score_ci95"] is None
+
+
+def test_a_slide_without_any_score_is_counted_apart(tmp_path):
+    slides = cohort(4)
+    blind = replace(
+        slides[0], scores=replace(slides[0].scores, scores=np.full(100, np.nan, np.float32))
+    )
+    metrics = evaluate_run([blind, *slides[1:]], settings=SETTINGS, out=tmp_path, model="m")
+    assert (metrics["slide"]["n"], metrics["slide"]["n_unscored"]) == (3, 1)
+    row = read_csv(tmp_path / "slides.csv")[0]
+    assert (row["score"], row["predicted"]) == ("", "")
+
+
+def test_a_tumour_slide_known_by_label_only_is_left_out_of_froc_and_said(tmp_path):
+    slides = cohort(4)
+    slides[1] = replace(
+        slides[1], annotation=None, lesion_ids=[], lesion_pairs=np.zeros((0, 2), np.int64)
+    )
+    metrics = evaluate_run(slides, settings=SETTINGS, out=tmp_path, model="m")
+    assert metrics["froc"]["n_slides"] == 3
+    assert metrics["slide"]["n"] == 4
+    assert any("t1" in note for note in metrics["notes"])
+
+
+def test_a_label_may_come_from_the_annotation_and_slides_without_either_are_left_out(tmp_path):
+    slides = [replace(s, label=None) for s in cohort(4)]
+    slides.append(replace(make_slide("u", tumour=False), label=None, annotation=None))
+    metrics = evaluate_run(slides, settings=SETTINGS, out=tmp_path, model="m")
+    assert (metrics["slide"]["n"], metrics["slide"]["n_positive"]) == (4, 2)
+    assert any("neither label nor annotation" in note for note in metrics["notes"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"label": 0}, "t1 has label 0 but its annotation holds a lesion"),
+        ({"patch_labels": np.zeros(3, np.int8)}, "100 scores for 3 patches"),
+        (
+            {"detections": Detections(np.array([6500]), np.array([0]), np.array([0.5]))},
+            "t1: the detection at x 6500, y 0 lies outside",
+        ),
+    ],
+)
+def test_slides_that_contradict_themselves_are_refused(tmp_path, changes, message):
+    slides = cohort(4)
+    slides[1] = replace(slides[1], **changes)
+    with pytest.raises(EvaluationError, match=message):
+        evaluate_run(slides, settings=SETTINGS, out=tmp_path, model="m")
+    assert not (tmp_path / "metrics.json").exists()
+
+
+def test_nothing_to_evaluate_is_an_error(tmp_path):
+    slides = [make_slide(f"x{i}", tumour=True, split="train") for i in range(2)]
+    with pytest.raises(EvaluationError, match="none of 2 slides"):
+        evaluate_run(slides, settings=SETTINGS, out=tmp_path, model="m")
+
+
+@pytest.mark.parametrize("aggregator", ["mean", "top_k", "mean_pool_max", "span"])
+def test_other_aggregators_are_written_down(tmp_path, aggregator):
+    settings = replace(SETTINGS, aggregator=aggregator, bootstrap=0, froc_definition="patch")
+    metrics = evaluate_run(cohort(4), settings=settings, out=tmp_path, model="m")
+    assert metrics["slide"]["aggregator"] == aggregator
+    assert metrics["slide"]["roc_auc"] is not None
+    assert metrics["froc"]["definition"] == "patch"
+
+
+def test_patients_are_resampled_as_one(tmp_path):
+    """One patient with all slides: every replicate is the cohort itself."""
+    metrics = evaluate_run(cohort(6, patient="p"), settings=SETTINGS, out=tmp_path, model="m")
+    assert metrics["slide"]["roc_auc_ci95"] == [metrics["slide"]["roc_auc"]] * 2
+    assert metrics["froc"]["score_ci95"] == pytest.approx([metrics["froc"]["score"]] * 2)
+    assert metrics["froc"]["bootstrap"]["unit"] == "patient"

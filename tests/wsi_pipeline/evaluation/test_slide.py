@@ -1,0 +1,98 @@
+"""Slide scores and the frozen threshold."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from wsi_pipeline.errors import EvaluationError
+from wsi_pipeline.evaluation.slide import (
+    aggregate_scores,
+    choose_threshold,
+    freeze_threshold,
+    pool_neighbours,
+)
+
+COORDS = np.array([[0, 0], [10, 0], [20, 0], [0, 10], [50, 90]])
+SCORES = np.array([0.9, 0.5, np.nan, 0.1, 0.6], np.float64)
+
+
+@pytest.mark.parametrize(
+    ("how", "expected"),
+    [("max", 0.9), ("mean", 0.525), ("top_k", 0.75), ("mean_pool_max", 0.6), ("span", 0.8)],
+)
+def test_each_aggregator_by_hand(how, expected):
+    assert aggregate_scores(SCORES, COORDS, how=how, top_k=2) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("how", ["max", "mean", "top_k", "mean_pool_max", "span"])
+def test_a_slide_without_scores_has_none_and_one_patch_is_enough(how):
+    nothing = np.full(2, np.nan, np.float32)
+    assert aggregate_scores(nothing, COORDS[:2], how=how) is None
+    one = aggregate_scores(np.array([0.5]), COORDS[:1], how=how, top_k=9)
+    assert one == (0 if how == "span" else 0.5)
+
+
+def test_an_aggregator_that_is_none_is_refused():
+    with pytest.raises(EvaluationError, match="unknown aggregator 'median'; one of max"):
+        aggregate_scores(SCORES, COORDS, how="median")
+    with pytest.raises(EvaluationError, match="top_k"):
+        aggregate_scores(SCORES, COORDS, how="top_k", top_k=0)
+
+
+@settings(deadline=None, max_examples=50)
+@given(seed=st.integers(0, 10**6), stride=st.integers(1, 99))
+def test_pooling_is_the_mean_over_neighbours_that_are_there(seed, stride):
+    random = np.random.default_rng(seed)
+    cells = np.unique(random.integers(0, 6, (14, 2)), axis=0)
+    cells = np.vstack([cells, [[7, 7], [8, 8]]])  # so that neighbours exist along both axes
+    scores = random.random(len(cells))
+    expected = [
+        np.mean([s for s, p in zip(scores, cells, strict=True) if abs(p - q).max() <= 1])
+        for q in cells
+    ]
+    assert pool_neighbours(scores, cells * stride + 1000) == pytest.approx(expected)
+
+
+def test_rows_do_not_run_into_each_other():
+    """The last patch of a row is no neighbour of the first of the next."""
+    coords = np.array([[x, y] for y in (0, 1, 2) for x in (0, 1, 2)])
+    scores = np.array([0, 0, 1.0, 0, 0, 0, 0, 0, 0])
+    assert pool_neighbours(scores, coords)[3] == 0
+
+
+# ------------------------------------------------------------ threshold
+
+
+def test_the_threshold_lies_in_the_widest_gap_of_the_best():
+    assert choose_threshold([0, 0, 1, 1], [0.1, 0.3, 0.9, 0.95]) == pytest.approx(0.6)
+
+
+@settings(deadline=None, max_examples=60)
+@given(seed=st.integers(0, 10**6))
+def test_no_threshold_has_a_larger_sum_of_sensitivity_and_specificity(seed):
+    random = np.random.default_rng(seed)
+    labels, scores = random.integers(0, 2, 12), random.integers(0, 9, 12) / 8
+
+    def merit(t):
+        yes = scores >= t
+        return yes[labels == 1].mean() + 1 - yes[labels == 0].mean()
+
+    chosen = choose_threshold(labels, scores)
+    if chosen is None:
+        assert len(set(labels)) < 2 or len(set(scores)) < 2
+    else:
+        assert merit(chosen) == pytest.approx(max(merit(t) for t in np.unique(scores)[1:]))
+        assert chosen not in scores
+
+
+@pytest.mark.parametrize(("labels", "scores"), [([], []), ([1, 1], [0, 1]), ([0, 1], [0.5, 0.5])])
+def test_what_cannot_choose_chooses_nothing(labels, scores):
+    assert choose_threshold(labels, scores) is None
+    assert freeze_threshold(labels, scores, fixed=None, fallback=None) is None
+    assert freeze_threshold(labels, scores, fixed=None, fallback=0.75).value == 0.75
+
+
+def test_settings_win_over_validation():
+    assert freeze_threshold([0, 1], [0.1, 0.9], fixed=0.3, fallback=0.75).value == 0.3
+    assert freeze_threshold([0, 1], [0.1, 0.9], fixed=None, fallback=0.75).value == 0.5
