@@ -1,4 +1,4 @@
-"""What can go wrong below the pipeline. Each message says what is wrong, the value got and the cure."""
+"""What can go wrong below the pipeline; each message says what is wrong, the value, the cure."""
 
 
 class TilingError(Exception):

@@ -17,7 +17,7 @@ _HOST = hashlib.sha256(platform.node().encode()).hexdigest()[:8]
 
 @contextlib.contextmanager
 def write_aside(path: Path) -> Iterator[Path]:
-    """Give a scratch path beside `path`; on success it takes the place of `path`, else it is removed.
+    """Give a scratch path beside `path`; on success it takes its place, else it is removed.
 
     The scratch path may be made a file or a folder. Its name starts with a dot and ends with
     ``.part``, so no reader takes it for a result. A rename within one folder is atomic: a reader
@@ -35,7 +35,7 @@ def write_aside(path: Path) -> Iterator[Path]:
         if scratch.is_dir() and path.exists():
             _replace_folder(scratch, path)
         else:
-            os.replace(scratch, path)
+            scratch.replace(path)
     finally:
         _remove(scratch)
 
@@ -48,8 +48,8 @@ def _scratch_beside(path: Path) -> Path:
 def _replace_folder(scratch: Path, path: Path) -> None:
     # A non-empty folder cannot be renamed over: move the old one aside first.
     old = _scratch_beside(path)
-    os.replace(path, old)
-    os.replace(scratch, path)
+    path.replace(old)
+    scratch.replace(path)
     _remove(old)
 
 

@@ -9,6 +9,7 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from enum import StrEnum
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -23,6 +24,28 @@ from wsi_pipeline.errors import PipelineError
 if TYPE_CHECKING:
     from wsi_pipeline.config import Config
     from wsi_pipeline.runner import Options, StageResult
+
+
+class FrocDefinition(StrEnum):
+    """Which FROC."""
+
+    camelyon16 = "camelyon16"
+    patch = "patch"
+
+
+class FpDenominator(StrEnum):
+    """Slides that false positives are averaged over."""
+
+    all = "all"
+    normal = "normal"
+
+
+class AtRate(StrEnum):
+    """How a curve is read at a rate."""
+
+    linear = "linear"
+    step = "step"
+
 
 EXIT_NOTHING_DONE = 1
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
@@ -302,12 +325,102 @@ def demo(
     quiet: QuietOption = False,
 ) -> None:
     """Draw a small cohort with known tumours and run every stage on it, to a report."""
-    from wsi_pipeline.cohorts import draw_demo
+    from wsi_pipeline.cohorts.demo import prepare_demo
     from wsi_pipeline.config import read_config
     from wsi_pipeline.runner import Options
 
-    settings = read_config(draw_demo(out))
+    settings = read_config(prepare_demo(out))
     _run(settings, Options(quiet=quiet))
+
+
+@app.command()
+def froc(
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where to.")],
+    definition: Annotated[FrocDefinition, typer.Option("--definition")] = FrocDefinition.camelyon16,
+    detections: Annotated[
+        Path | None,
+        typer.Option("--detections", help="Folder of <slide_id>.csv: prob,x,y (camelyon16)."),
+    ] = None,
+    reference: Annotated[
+        Path | None,
+        typer.Option("--reference", help="Folder of polygons or masks (camelyon16)."),
+    ] = None,
+    patches: Annotated[
+        Path | None, typer.Option("--patches", help="CSV: slide_id,score,lesions (patch).")
+    ] = None,
+    slides: Annotated[
+        Path | None, typer.Option("--slides", help="CSV: slide_id,label[,lesions].")
+    ] = None,
+    fp_denominator: Annotated[
+        FpDenominator | None,
+        typer.Option(
+            "--fp-denominator",
+            help="Slides that false positives are averaged over: all (default for camelyon16) or "
+            "normal (default for patch).",
+        ),
+    ] = None,
+    at_rate: Annotated[
+        AtRate, typer.Option("--at-rate", help="How the curve is read at a rate.")
+    ] = AtRate.linear,
+    rates: Annotated[
+        str, typer.Option("--rates", help="False positives per slide, commas between.")
+    ] = "0.25,0.5,1,2,4,8",
+    bootstrap: Annotated[
+        int, typer.Option("--bootstrap", min=0, help="Resampled sets for the interval; 0: none.")
+    ] = 0,
+    stratified: Annotated[
+        bool, typer.Option("--stratified", help="Resample tumour and normal slides apart.")
+    ] = False,
+    seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
+    mask_downsample: Annotated[
+        float | None,
+        typer.Option("--mask-downsample", help="Level-0 px per mask px. Default: from the file."),
+    ] = None,
+    mpp: Annotated[
+        float | None, typer.Option("--mpp", help="µm per level-0 px. Default: 0.243 (CAMELYON16).")
+    ] = None,
+    tumour_value: Annotated[
+        int | None, typer.Option("--tumour-value", help="Mask value. Default: all but 0.")
+    ] = None,
+    quiet: QuietOption = False,
+) -> None:
+    """FROC from plain files: detections and masks, or scored patches; needs no run folder."""
+    from wsi_pipeline.evaluation.froc_files import FrocOptions, run_froc
+
+    def say(line: str) -> None:
+        if not quiet:
+            print(line)
+
+    run_froc(
+        FrocOptions(
+            definition=definition.value,
+            out=out,
+            detections=detections,
+            reference=reference,
+            patches=patches,
+            slides=slides,
+            fp_denominator=fp_denominator.value if fp_denominator else None,
+            at_rate=at_rate.value,
+            rates=_parse_rates(rates),
+            bootstrap=bootstrap,
+            seed=seed,
+            stratified=stratified,
+            mask_downsample=mask_downsample,
+            mpp=mpp,
+            tumour_value=tumour_value,
+        ),
+        say=say,
+    )
+    print(out / "froc.json")
+
+
+def _parse_rates(text: str) -> tuple[float, ...]:
+    from wsi_pipeline.errors import ConfigError
+
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        raise ConfigError(f"--rates '{text}' are not numbers with commas between") from error
 
 
 @app.command("collect")

@@ -34,7 +34,7 @@ def collect(run: RunFolder) -> Collected:
         lines.append(line)
         if missing:
             lines += [
-                f"{stage}: {len(shards)} of {count} shards never ended: {', '.join(map(str, shards))}"
+                f"{stage}: of {count} shards these never ended: {', '.join(map(str, shards))}"
                 for count, shards in missing_shards(run, stage).items()
                 if shards
             ]

@@ -1,4 +1,4 @@
-"""What can go wrong in the pipeline. Each message says what is wrong, the value got and the cure."""
+"""What can go wrong in the pipeline; each message says what is wrong, the value, the cure."""
 
 
 class PipelineError(Exception):

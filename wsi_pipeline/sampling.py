@@ -9,7 +9,6 @@ References
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,18 +16,8 @@ from numpy.typing import NDArray
 
 from wsi_pipeline.errors import SamplingError
 
-# Numbers that one draw may use: one step of the Philox counter. Three are used.
-_WORDS_PER_DRAW = 4
-
-
-@dataclass(frozen=True)
-class _ClassIndex:
-    """Where the patches of one label are."""
-
-    label: int
-    slides: NDArray[np.int64]  # (k,) slides that have it, ascending
-    offsets: NDArray[np.int64]  # (k + 1,) start of each slide's part of `patches`
-    patches: NDArray[np.int32]  # rows, slide after slide
+_WORDS_PER_BLOCK = 4  # 64-bit numbers that one step of the Philox counter gives; a draw uses one
+_DRAWS_AT_ONCE = 2**13  # keeps the intermediate arrays of a large draw in the processor's cache
 
 
 class ThreeStepSampler:
@@ -42,21 +31,40 @@ class ThreeStepSampler:
     labels : sequence of (n_s,) int8, one per slide
         Label of each patch: 0, 1 (or more classes); negative ones are never drawn.
     seed : int
+        At least 0.
     classes : sequence of int, optional
         Labels to draw. Default: 0 and 1.
 
     Raises
     ------
     SamplingError
-        If no patch of any slide has one of the classes.
+        If no patch of any slide has one of the classes, a class is negative or named twice, or
+        the seed is negative.
     """
 
     def __init__(
         self, labels: Sequence[NDArray[np.int8]], *, seed: int, classes: Sequence[int] = (0, 1)
     ) -> None:
+        if seed < 0:
+            raise SamplingError(f"the seed must be at least 0, got {seed}")
+        if not classes or min(classes) < 0 or len(set(classes)) < len(classes):
+            raise SamplingError(
+                f"classes to draw are distinct and at least 0, got {tuple(classes)}; "
+                "-1 marks patches that are never drawn"
+            )
         self._seed = seed
         self._drawn = 0
-        self._classes = [_index_class(labels, label) for label in classes]
+        # A group is the patches of one label on one slide. Groups of a label stand together, by
+        # slide; `_patches` has the rows of group after group.
+        found = [_find_groups(labels, label) for label in classes]
+        self._classes = np.array(classes, np.int8)
+        self._n_slides = np.array([len(slides) for slides, _ in found])  # (k,) |S_y|
+        self._first_group = np.cumsum(self._n_slides) - self._n_slides  # (k,)
+        self._slides = np.concatenate([slides for slides, _ in found])  # (groups,)
+        rows = [of_group for _, of_label in found for of_group in of_label]
+        self._sizes = np.array([len(of_group) for of_group in rows])  # (groups,) n_{s,y}
+        self._starts = np.cumsum(self._sizes) - self._sizes  # (groups,) into `_patches`
+        self._patches: NDArray[np.int32] = np.concatenate(rows)
 
     def draw(self, n: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int8]]:
         """Draw patches.
@@ -67,29 +75,36 @@ class ThreeStepSampler:
             Index into the slides given, and row of that slide.
         label : (n,)
         """
-        uniform = self._uniform(n)
-        which = _pick(uniform[:, 0], np.full(n, len(self._classes)))
         slide, patch = np.empty(n, np.int64), np.empty(n, np.int64)
         label = np.empty(n, np.int8)
-        for number, index in enumerate(self._classes):
-            rows = np.flatnonzero(which == number)
-            place = _pick(uniform[rows, 1], np.full(len(rows), len(index.slides)))
-            start, stop = index.offsets[place], index.offsets[place + 1]
-            slide[rows] = index.slides[place]
-            patch[rows] = index.patches[start + _pick(uniform[rows, 2], stop - start)]
-            label[rows] = index.label
+        uniform = self._uniform(n)
+        for start in range(0, n, _DRAWS_AT_ONCE):
+            part = np.s_[start : start + _DRAWS_AT_ONCE]
+            slide[part], patch[part], label[part] = self._choose(uniform[part])
         self._drawn += n
         return slide, patch, label
 
+    def _choose(
+        self, uniform: NDArray[np.float64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.int8]]:
+        """Turn one number in [0, 1) per draw into a label, a slide having it and a patch of both.
+
+        What each choice leaves over of a number, stretched to [0, 1), makes the next one. Numbers
+        have 53 bits, so no patch's chance is off by more than rounding in the last of them.
+        """
+        which, rest = _pick(uniform, np.float64(len(self._classes)))
+        place, rest = _pick(rest, self._n_slides[which])
+        group = self._first_group[which] + place
+        row, _ = _pick(rest, self._sizes[group])
+        return self._slides[group], self._patches[self._starts[group] + row], self._classes[which]
+
     def probability(self, slide: int, patch: int) -> float:
         """Give the exact chance that a draw is this patch: 1/|classes| * 1/|S_y| * 1/n_{s,y}."""
-        for index in self._classes:
-            found = np.flatnonzero(index.slides == slide)
-            if found.size:
-                start, stop = index.offsets[found[0]], index.offsets[found[0] + 1]
-                if patch in index.patches[start:stop]:
-                    n_classes, n_slides = len(self._classes), len(index.slides)
-                    return 1 / n_classes / n_slides / int(stop - start)
+        for group in np.flatnonzero(self._slides == slide):
+            start, size = self._starts[group], self._sizes[group]
+            if patch in self._patches[start : start + size]:
+                which = np.searchsorted(self._first_group, group, side="right") - 1
+                return 1 / len(self._classes) / int(self._n_slides[which]) / int(size)
         return 0.0
 
     def state(self) -> dict[str, Any]:
@@ -105,15 +120,18 @@ class ThreeStepSampler:
         self._drawn = int(state["drawn"])
 
     def _uniform(self, n: int) -> NDArray[np.float64]:
-        """Draws `drawn` to `drawn + n`: (n, 4) in [0, 1)."""
+        """Give the numbers of draws `drawn` to `drawn + n`: (n,) in [0, 1)."""
+        blocks, within = divmod(self._drawn, _WORDS_PER_BLOCK)
         generator = np.random.Philox(key=self._seed)
-        generator.advance(self._drawn)
-        words = generator.random_raw(_WORDS_PER_DRAW * n).reshape(n, _WORDS_PER_DRAW)
-        uniform: NDArray[np.float64] = (words >> np.uint64(11)) * 2.0**-53
-        return uniform
+        generator.advance(blocks)
+        words = generator.random_raw(within + n)[within:]
+        return (words >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
-def _index_class(labels: Sequence[NDArray[np.int8]], label: int) -> _ClassIndex:
+def _find_groups(
+    labels: Sequence[NDArray[np.int8]], label: int
+) -> tuple[NDArray[np.int64], list[NDArray[np.int32]]]:
+    """Give the slides that have a label, ascending, and which rows of each have it."""
     rows = [np.flatnonzero(np.asarray(of_slide) == label).astype(np.int32) for of_slide in labels]
     slides = np.array([s for s, found in enumerate(rows) if found.size], np.int64)
     if not slides.size:
@@ -122,12 +140,13 @@ def _index_class(labels: Sequence[NDArray[np.int8]], label: int) -> _ClassIndex:
             f"none of {len(labels)} slides has a {name} patch to draw; add slides of that class "
             "to the split, or look at the label rule and the annotations"
         )
-    kept = [rows[s] for s in slides]
-    offsets = np.concatenate([[0], np.cumsum([len(found) for found in kept])]).astype(np.int64)
-    return _ClassIndex(label, slides, offsets, np.concatenate(kept))
+    return slides, [rows[s] for s in slides]
 
 
-def _pick(uniform: NDArray[np.float64], count: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Turn uniform numbers in [0, 1) into whole ones in [0, count)."""
-    picked = (uniform * count).astype(np.int64)
-    return np.minimum(picked, count - 1)  # a count beyond 2^53 aside, only rounding gets there
+def _pick(
+    uniform: NDArray[np.float64], count: NDArray[np.int64] | np.float64
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Turn numbers in [0, 1) into whole ones in [0, count), and what is left over, in [0, 1)."""
+    scaled = uniform * count  # below count even when rounded: uniform is at most 1 - 2^-53
+    picked = scaled.astype(np.int64)
+    return picked, scaled - picked

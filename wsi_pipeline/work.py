@@ -25,10 +25,11 @@ from wsi_pipeline.runfolder import (
     mark_finished,
     record_failure,
 )
-from wsi_pipeline.settings import HeatmapConfig, PredictConfig, TrainConfig
+from wsi_pipeline.settings import EvaluateConfig, HeatmapConfig, PredictConfig, TrainConfig
 
 if TYPE_CHECKING:
     from tiling.store import PatchStore
+    from wsi_pipeline.evaluation.run_evaluation import EvaluationSlide
 
 log = logging.getLogger(__name__)
 
@@ -255,10 +256,75 @@ def _outlines(entry: SlideEntry) -> list[Any]:
     return [np.asarray(ring.coords) for ring in rings]
 
 
+# ---------------------------------------------------------------- evaluate, report
+
+
+def _evaluate(task: Task, on_progress: OnProgress) -> Done:
+    from wsi_pipeline.evaluation.run_evaluation import evaluate_run
+
+    entries: Sequence[SlideEntry] = task.arguments["entries"]
+    config: EvaluateConfig = task.arguments["config"]
+    slides = []
+    for number, entry in enumerate(entries):
+        slides.append(_evaluation_slide(task.run, task.unit.model, entry, config))
+        on_progress(number + 1, len(entries))
+    out = task.run.evaluation(task.unit.model)
+    metrics = evaluate_run(slides, settings=config, out=out, model=task.unit.model)
+    return [out / "metrics.json"], _headline(metrics)
+
+
+def _evaluation_slide(
+    run: RunFolder, model: str, entry: SlideEntry, config: EvaluateConfig
+) -> "EvaluationSlide":
+    from tiling.annotations import read_annotation
+    from wsi_pipeline.evaluation.run_evaluation import EvaluationSlide
+    from wsi_pipeline.heatmap_files import read_heatmap
+    from wsi_pipeline.nms import detect
+    from wsi_pipeline.scores import read_scores
+
+    store = open_store(run, entry)
+    heatmap = read_heatmap(run.heatmap(model, entry.slide_id))
+    pixel_um = heatmap.pixel_l0[0] * store.info.mpp[0]
+    radius_px = max(1, round(config.detection_radius_um / pixel_um))
+    return EvaluationSlide(
+        slide_id=entry.slide_id,
+        patient=entry.patient,
+        split=entry.split,
+        label=entry.label,
+        scores=read_scores(run.scores(model, entry.slide_id)),
+        patch_labels=store.label,
+        lesion_pairs=store.lesion_pairs,
+        lesion_ids=store.lesion_ids,
+        annotation=None if entry.annotation is None else read_annotation(entry.annotation),
+        slide_mpp=store.info.mpp,
+        slide_size=store.info.size,
+        detections=detect(heatmap, threshold=config.detection_threshold, radius_px=radius_px),
+    )
+
+
+def _headline(metrics: Mapping[str, Any]) -> str:
+    figures = {
+        "patch ROC AUC": metrics["patch"]["roc_auc"],
+        "slide ROC AUC": metrics["slide"]["roc_auc"],
+        "FROC score": metrics["froc"]["score"],
+    }
+    said = [f"{name} {'undefined' if v is None else f'{v:.3f}'}" for name, v in figures.items()]
+    return ", ".join(said)
+
+
+def _report(task: Task, on_progress: OnProgress) -> Done:
+    from wsi_pipeline.report.build import build_report
+
+    path = build_report(task.run.path, models=task.arguments["models"])
+    return [path], f"{path.stat().st_size / 2**20:.1f} MiB"
+
+
 # What a stage does to one unit.
 WORK: dict[str, Callable[[Task, OnProgress], Done]] = {
     "tile": _tile,
     "train": _train,
     "predict": _predict,
     "heatmap": _heatmap,
+    "evaluate": _evaluate,
+    "report": _report,
 }

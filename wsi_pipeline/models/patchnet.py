@@ -157,7 +157,7 @@ class PatchNet(PatchClassifier):
         """Give the logit of Q for each patch of each image: (B, c, H, W) -> (B, l)."""
         patches = self.cut(self.prepare(x))  # (B, l, c, m, m)
         logits: Tensor = self.subnet(patches.flatten(0, 1))
-        return logits.unflatten(0, patches.shape[:2])
+        return logits.view(patches.shape[:2])
 
     def predict(self, x: Tensor) -> Tensor:
         """Say class 1 iff P > 1/2, strictly (paper 1: threshold .5 + eps): (B,) bool."""
