@@ -12,16 +12,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 from wsi_pipeline import training
 from wsi_pipeline.checkpoint import load_checkpoint, read_tensors
-from wsi_pipeline.errors import ConfigError, TrainingError
+from wsi_pipeline.data import to_unit_range
+from wsi_pipeline.errors import ConfigError, ModelError, TrainingError
 from wsi_pipeline.inference import predict_store
+from wsi_pipeline.models import MODELS, PatchClassifier, build_model
+from wsi_pipeline.resume import optimizer_tensors, restore_optimizer
 from wsi_pipeline.settings import AugmentConfig, ModelConfig, TrainConfig
-from wsi_pipeline.training import build_optimizer, build_scheduler, train_model
+from wsi_pipeline.training import build_classifier, build_optimizer, build_scheduler, train_model
 
 CPU = torch.device("cpu")
 TINY = TrainConfig(
@@ -208,6 +213,106 @@ def test_a_training_killed_while_writing_comes_out_the_same(
     train(fake_store, tmp_path / "killed")
 
     assert contents(tmp_path / "killed") == undisturbed
+
+
+def test_vgg16_with_momentum_in_channels_last_is_resumed_to_the_same_bytes(fake_store, tmp_path):
+    config = replace(TINY, model=ModelConfig("vgg16", {"width": 0.125}), max_epochs=3)
+
+    def go(out, **options):
+        train_model(
+            config,
+            train=[fake_store("a", [0, 1] * 6, patch_px=32)],
+            val=[fake_store("c", [0, 1] * 4, patch_px=32)],
+            patients=PATIENTS,
+            out=out,
+            device=CPU,
+            fingerprint="f",
+            **options,
+        )
+
+    go(tmp_path / "undisturbed")
+    with pytest.raises(Killed):
+        go(tmp_path / "killed", on_progress=kill_after(7))
+    go(tmp_path / "killed")
+
+    assert contents(tmp_path / "killed") == contents(tmp_path / "undisturbed")
+
+
+def test_optimiser_state_comes_back_in_the_layout_of_its_parameters():
+    """Sums over another memory layout may differ in their last bits."""
+    layer = torch.nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
+    optimizer = build_optimizer(TrainConfig(model=ModelConfig("vgg16")), layer)
+    layer(torch.rand(1, 3, 5, 5)).sum().backward()
+    optimizer.step()
+    fresh = build_optimizer(TrainConfig(model=ModelConfig("vgg16")), layer)
+
+    tensors = {name: t.contiguous() for name, t in optimizer_tensors(optimizer).items()}
+    restore_optimizer(fresh, tensors)
+
+    for parameter in layer.parameters():
+        before, after = optimizer.state[parameter], fresh.state[parameter]
+        for name in ("square_avg", "momentum_buffer"):
+            assert torch.equal(before[name], after[name])
+            assert before[name].stride() == after[name].stride() == parameter.stride()
+        assert before["step"] == after["step"]
+
+
+def test_rate_and_best_weights_survive_a_kill(fake_store, tmp_path, monkeypatch):
+    """Best in epoch 1, halved after epoch 4, killed in epoch 6, stopped after it."""
+    monkeypatch.setattr(training._Training, "validate", lambda self, epoch: (0.7, 0.9 / epoch))
+    config = replace(TINY, max_epochs=50)
+    train(fake_store, tmp_path / "undisturbed", config)
+    with pytest.raises(Killed):
+        train(fake_store, tmp_path / "killed", config, on_progress=kill_after(17))
+    summary = train(fake_store, tmp_path / "killed", config)
+
+    assert (summary.resumed_from, summary.epochs, summary.best.epoch) == (5, 6, 1)
+    assert contents(tmp_path / "killed") == contents(tmp_path / "undisturbed")
+
+
+class Dropping(PatchClassifier):
+    """Uses torch's own random numbers while it trains."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.options = {}
+        self.layers = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(675, 1), nn.Flatten(0))
+
+    def forward(self, x):
+        return self.layers(x)
+
+
+def test_dropout_is_the_same_after_a_kill_and_off_in_validation(fake_store, tmp_path, monkeypatch):
+    monkeypatch.setitem(MODELS, "dropping", Dropping)
+    config = replace(TINY, model=ModelConfig("dropping"))
+    summary = train(fake_store, tmp_path / "undisturbed", config)
+    with pytest.raises(Killed):
+        train(fake_store, tmp_path / "killed", config, on_progress=kill_after(8))
+    train(fake_store, tmp_path / "killed", config)
+
+    assert contents(tmp_path / "killed") == contents(tmp_path / "undisturbed")
+    model, _ = load_checkpoint(summary.checkpoint)
+    val = fake_store("c", [0, 1] * 4)
+    logits = model(to_unit_range(torch.from_numpy(val.pixels), CPU)).detach()
+    loss = nn.functional.binary_cross_entropy_with_logits(
+        logits, torch.from_numpy(val.label.astype(np.float32))
+    )
+    assert summary.best.val_loss == pytest.approx(float(loss), rel=1e-5)
+
+
+def test_training_can_start_from_weights_of_a_file(fake_store, tmp_path):
+    torch.manual_seed(3)
+    source = build_model("vgg16", width=0.125).state_dict()
+    safetensors.torch.save_file(source, tmp_path / "vgg16.safetensors")
+    weights = tmp_path / "vgg16.safetensors"
+
+    model = build_classifier(
+        replace(TINY, model=ModelConfig("vgg16", {"width": 0.125}, weights)), CPU
+    )
+
+    assert torch.equal(model.state_dict()["features.0.weight"], source["features.0.weight"])
+    with pytest.raises(ModelError, match=r"patchnet cannot start from ImageNet weights"):
+        build_classifier(replace(TINY, model=replace(TINY.model, weights=weights)), CPU)
 
 
 def test_resuming_goes_on_where_the_last_epoch_ended(fake_store, tmp_path, caplog):
