@@ -24,6 +24,7 @@ Overlap = Literal["mean", "max"]
 
 MAX_PIXELS_PER_STRIDE = 4  # a pixel finer than a quarter of the stride shows nothing more
 _BAND_PX = 1 << 19  # heatmap pixels summed at a time: two float64 bands of this size are 8 MiB
+_PART = 1 << 14  # patches laid at a time
 
 
 @dataclass(frozen=True)
@@ -179,10 +180,14 @@ def _coarsest_raster(
     """Find the coarsest cells on which the result is the same: the fewer cells, the faster."""
     cell = (int(np.gcd(patch_l0[0], stride_l0[0])), int(np.gcd(patch_l0[1], stride_l0[1])))
     divides = cell[0] % pixel[0] == 0 and cell[1] % pixel[1] == 0
-    coarser = divides and cell != pixel and _cells(coords, cell) is not None
+    coarser = divides and cell != pixel and _on_lattice(coords, cell)
     if not coarser:
         cell = pixel
     return _Raster(cell, _raster_shape(slide_size, cell))
+
+
+def _on_lattice(coords: NDArray[np.int64], cell: tuple[int, int]) -> bool:
+    return all(_cells(coords[part], cell) is not None for part in _parts(slice(0, len(coords))))
 
 
 def _cells(
@@ -201,37 +206,6 @@ def _first_pixel(start: NDArray[np.int64], pixel: int, size: int) -> NDArray[np.
     return np.clip(first, 0, size, out=first)
 
 
-@dataclass(frozen=True)
-class _Rectangles:
-    """The cells that each patch covers: rows [top, bottom), columns [left, right)."""
-
-    top: NDArray[np.int64]  # (N,) ascending, unless the raster is a single band
-    bottom: NDArray[np.int64]  # (N,) likewise
-    left: NDArray[np.int64]  # (N,)
-    right: NDArray[np.int64]  # (N,)
-    scores: NDArray[np.float64]  # (N,)
-
-
-def _cover(
-    coords: NDArray[np.int64],
-    scores: NDArray[np.float32],
-    patch_l0: tuple[int, int],
-    raster: _Raster,
-) -> _Rectangles:
-    x, y = coords[:, 0], coords[:, 1]
-    if len(_bands(raster.shape)) > 1 and (np.diff(y) < 0).any():
-        order = np.argsort(y, kind="stable")
-        x, y, scores = x[order], y[order], scores[order]
-    (cell_x, cell_y), (height, width) = raster.cell_l0, raster.shape
-    return _Rectangles(
-        top=_first_pixel(y, cell_y, height),
-        bottom=_first_pixel(y + patch_l0[1], cell_y, height),
-        left=_first_pixel(x, cell_x, width),
-        right=_first_pixel(x + patch_l0[0], cell_x, width),
-        scores=scores.astype(np.float64),
-    )
-
-
 def _lay_mean(
     coords: NDArray[np.int64],
     scores: NDArray[np.float32],
@@ -239,12 +213,11 @@ def _lay_mean(
     raster: _Raster,
 ) -> NDArray[np.float32]:
     if raster.cell_l0 == patch_l0 and coords.min() >= 0:
-        cells = _cells(coords, patch_l0)
-        if cells is not None:
-            return _lay_single_cells(*cells, scores, raster.shape)
+        single = _lay_single_cells(coords, scores, raster)
+        if single is not None:
+            return single
     values = np.empty(raster.shape, np.float32)
-    rectangles = _cover(coords, scores, patch_l0, raster)
-    for rows, total, count in _sum_bands(rectangles, raster.shape):
+    for rows, total, count in _sum_bands(coords, scores, patch_l0, raster):
         with np.errstate(invalid="ignore"):  # 0 / 0 is the NaN that is wanted
             np.divide(total, count, out=total)
         total[count == 0] = np.nan
@@ -253,19 +226,20 @@ def _lay_mean(
 
 
 def _lay_single_cells(
-    column: NDArray[np.int64],
-    row: NDArray[np.int64],
-    scores: NDArray[np.float32],
-    shape: tuple[int, int],
-) -> NDArray[np.float32]:
-    """Average where a patch is one cell: each patch adds to one number."""
-    height, width = shape
-    index = row * width + column
-    total = np.bincount(index, weights=scores, minlength=height * width)
-    count = np.bincount(index, minlength=height * width)
+    coords: NDArray[np.int64], scores: NDArray[np.float32], raster: _Raster
+) -> NDArray[np.float32] | None:
+    """Average where a patch is one cell, each adding to one number; None if one is not."""
+    total, count = np.zeros((2, *raster.shape))
+    for part in _parts(slice(0, len(scores))):
+        cells = _cells(coords[part], raster.cell_l0)
+        if cells is None:
+            return None
+        index = cells[1] * raster.shape[1] + cells[0]
+        np.add.at(total.reshape(-1), index, scores[part].astype(np.float64))
+        np.add.at(count.reshape(-1), index, 1.0)
     with np.errstate(invalid="ignore"):  # 0 / 0 is the NaN that is wanted
-        values: NDArray[np.float32] = (total / count).astype(np.float32)
-    return values.reshape(shape)
+        np.divide(total, count, out=total)
+    return total.astype(np.float32)
 
 
 def _bands(shape: tuple[int, int]) -> list[tuple[int, int]]:
@@ -276,67 +250,102 @@ def _bands(shape: tuple[int, int]) -> list[tuple[int, int]]:
 
 
 def _sum_bands(
-    rectangles: _Rectangles, shape: tuple[int, int]
+    coords: NDArray[np.int64],
+    scores: NDArray[np.float32],
+    patch_l0: tuple[int, int],
+    raster: _Raster,
 ) -> Iterator[tuple[slice, NDArray[np.float64], NDArray[np.float64]]]:
     """Yield rows of the raster with the sum and the number of the patches over each pixel.
 
     In bands of rows, so that the sums never need the memory of the whole raster: the running sum
     down the columns is carried from band to band.
     """
-    bands = _bands(shape)
-    carry_total = np.zeros(shape[1] + 1)
-    carry_count = np.zeros(shape[1] + 1)
+    bands = _bands(raster.shape)
+    if len(bands) > 1 and (np.diff(coords[:, 1]) < 0).any():
+        order = np.argsort(coords[:, 1], kind="stable")
+        coords, scores = coords[order], scores[order]
+    width = raster.shape[1] + 1
+    carry_total, carry_count = np.zeros(width), np.zeros(width)
     for start, stop in bands:
-        if len(bands) == 1:
-            opened = closed = slice(None)
-        else:
-            opened = slice(*np.searchsorted(rectangles.top, (start, stop)))
-            closed = slice(*np.searchsorted(rectangles.bottom, (start, stop)))
-        index, weights, ones = _corners(rectangles, opened, closed, start, stop, shape[1])
-        total = _accumulate(index, weights, stop - start, carry_total)
-        count = _accumulate(index, ones, stop - start, carry_count)
-        yield slice(start, stop), total, count
+        # One row more than the band: corners below the raster's last row fall in it.
+        total, count = np.zeros((2, stop - start + 1, width))
+        for edge, sign in ((0, 1.0), (patch_l0[1], -1.0)):
+            rows = slice(0, len(scores))
+            if len(bands) > 1:
+                y_first, y_last = (_level_0(row, raster.cell_l0[1]) - edge for row in (start, stop))
+                rows = slice(*np.searchsorted(coords[:, 1], (y_first, y_last), side="right"))
+                rows = slice(0 if start == 0 else rows.start, rows.stop)
+            for part in _parts(rows):
+                left, right = _corners(coords[part], edge, patch_l0[0], raster)
+                left -= start * width
+                right -= start * width
+                _add_corners(total, left, right, sign * scores[part].astype(np.float64))
+                _add_corners(count, left, right, np.full(len(left), sign))
+        yield slice(start, stop), _sum_up(total, carry_total), _sum_up(count, carry_count)
+
+
+def _level_0(pixel: int, pixel_l0: int) -> int:
+    """The last level-0 px from which `_first_pixel` gives a pixel before `pixel`."""
+    return (2 * pixel - 1) * pixel_l0 // 2
+
+
+def _parts(rows: slice) -> Iterator[slice]:
+    """Cut a slice into parts that stay in the processor's cache."""
+    for start in range(rows.start, rows.stop, _PART):
+        yield slice(start, min(start + _PART, rows.stop))
 
 
 def _corners(
-    rectangles: _Rectangles, opened: slice, closed: slice, start: int, stop: int, width: int
-) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
-    """Corners of the patches whose top (`opened`) or bottom (`closed`) edge is in a band.
-
-    Returns
-    -------
-    index : (K,) int64
-        Flat index of each corner into (stop - start, width + 1).
-    weights, signs : (K,) float64
-        Score and one; negative for the corners that take away.
-    """
-    top = (rectangles.top[opened] - start) * (width + 1)
-    bottom = (np.minimum(rectangles.bottom[closed], stop) - start) * (width + 1)
-    opening, closing = rectangles.scores[opened], rectangles.scores[closed]
-    left_top, right_top = top + rectangles.left[opened], top + rectangles.right[opened]
-    left_bottom, right_bottom = bottom + rectangles.left[closed], bottom + rectangles.right[closed]
-    index = np.concatenate([left_top, right_bottom, right_top, left_bottom])
-    weights = np.concatenate([opening, closing, -opening, -closing])
-    signs = np.repeat((1.0, -1.0), len(top) + len(bottom))
-    return index, weights, signs
+    coords: NDArray[np.int64], edge: int, patch_width: int, raster: _Raster
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Left and right end of the patches' edge `edge` px below their top, as flat indices."""
+    (cell_x, cell_y), (height, width) = raster.cell_l0, raster.shape
+    row = _first_pixel(coords[:, 1] + edge, cell_y, height) * (width + 1)
+    left = _first_pixel(coords[:, 0], cell_x, width)
+    right = _first_pixel(coords[:, 0] + patch_width, cell_x, width)
+    return row + left, row + right
 
 
-def _accumulate(
-    index: NDArray[np.int64],
+def _add_corners(
+    band: NDArray[np.float64],
+    left: NDArray[np.int64],
+    right: NDArray[np.int64],
     weights: NDArray[np.float64],
-    n_rows: int,
-    carry: NDArray[np.float64],
-) -> NDArray[np.float64]:
+) -> None:
+    flat = band.reshape(-1)
+    np.add.at(flat, left, weights)
+    np.subtract.at(flat, right, weights)
+
+
+def _sum_up(band: NDArray[np.float64], carry: NDArray[np.float64]) -> NDArray[np.float64]:
     """Turn corner weights of a band into areas; `carry` goes in from above and out below."""
-    width = len(carry)
-    # Corners in the row below the last one of the raster are cut off again.
-    flat = np.bincount(index, weights=weights, minlength=(n_rows + 1) * width)
-    band = flat[: n_rows * width].reshape(n_rows, width).astype(np.float64, copy=False)
+    band = band[:-1]
     band[0] += carry
     np.cumsum(band, axis=0, out=band)
     carry[:] = band[-1]
     np.cumsum(band, axis=1, out=band)
     return band[:, :-1]
+
+
+@dataclass(frozen=True)
+class _Rectangles:
+    """The cells that each patch covers: rows [top, bottom), columns [left, right)."""
+
+    top: NDArray[np.int64]  # (N,)
+    bottom: NDArray[np.int64]  # (N,)
+    left: NDArray[np.int64]  # (N,)
+    right: NDArray[np.int64]  # (N,)
+
+
+def _cover(coords: NDArray[np.int64], patch_l0: tuple[int, int], raster: _Raster) -> _Rectangles:
+    x, y = coords[:, 0], coords[:, 1]
+    (cell_x, cell_y), (height, width) = raster.cell_l0, raster.shape
+    return _Rectangles(
+        top=_first_pixel(y, cell_y, height),
+        bottom=_first_pixel(y + patch_l0[1], cell_y, height),
+        left=_first_pixel(x, cell_x, width),
+        right=_first_pixel(x + patch_l0[0], cell_x, width),
+    )
 
 
 def _lay_max(
@@ -350,7 +359,7 @@ def _lay_max(
     Patches of one size cover at most two counts of pixels along an axis (more at the slide's
     edges). Those of one footprint are laid by their corner and spread by a running maximum.
     """
-    rectangles = _cover(coords, scores, patch_l0, raster)
+    rectangles = _cover(coords, patch_l0, raster)
     width = raster.shape[1]
     tall = rectangles.bottom - rectangles.top
     wide = rectangles.right - rectangles.left
@@ -362,7 +371,7 @@ def _lay_max(
         same = (tall == rows) & (wide == columns)
         corners = np.full(raster.shape, -np.inf, np.float32)
         at = (rectangles.top[same], rectangles.left[same])
-        np.maximum.at(corners, at, rectangles.scores[same].astype(np.float32))
+        np.maximum.at(corners, at, scores[same])
         for axis, size in ((0, rows), (1, columns)):
             corners = _spread_maximum(corners, size, axis)
         np.maximum(values, corners, out=values)

@@ -66,7 +66,7 @@ def _pixels_under(n_thumbnail: int, slide: int, pixel_l0: int) -> NDArray[np.int
 
 
 def _colour_map() -> Colormap:
-    return matplotlib.colormaps["turbo"]
+    return matplotlib.colormaps["RdYlBu_r"]  # blue to red; told apart by the colour-blind
 
 
 def draw_overlay(

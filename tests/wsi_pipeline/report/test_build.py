@@ -1,0 +1,251 @@
+"""The report of a small run: whole, self-contained, escaped, and every number as in the files."""
+
+import csv
+import html.parser
+import importlib.util
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from wsi_pipeline.errors import ReportError, StageError
+from wsi_pipeline.report.build import LECTURE_CONFUSION, build_report
+
+_spec = importlib.util.spec_from_file_location("fake_run", Path(__file__).with_name("fake_run.py"))
+fake_run = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(fake_run)
+
+VOID = {"meta", "link", "img", "br", "path", "circle"}
+
+
+class Page(html.parser.HTMLParser):
+    """Reads a page: tags balanced, attributes, text, the numbers shown."""
+
+    def __init__(self, text):
+        super().__init__(convert_charrefs=True)
+        self.open, self.attributes, self.words, self.numbers = [], [], [], []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        self.attributes += [(tag, *pair) for pair in attrs]
+        if tag == "data":
+            self.numbers.append(json.loads(dict(attrs)["value"]))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.attributes += [(tag, *pair) for pair in attrs]
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] not in ("script", "style"):
+            self.words.append(data)
+
+    @property
+    def text(self):
+        return " ".join(" ".join(self.words).split())
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return fake_run.make_run(tmp_path_factory.mktemp("runs") / "night_run")
+
+
+@pytest.fixture(scope="module")
+def text(run):
+    return build_report(run).read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def page(text):
+    return Page(text)
+
+
+def numbers_in(value):
+    """All numbers of a JSON value."""
+    if isinstance(value, dict):
+        return [n for item in value.values() for n in numbers_in(item)]
+    if isinstance(value, list):
+        return [n for item in value for n in numbers_in(item)]
+    return [value] if isinstance(value, int | float) else []
+
+
+def test_page_is_balanced_html(page):
+    assert page.open == []
+
+
+@pytest.mark.parametrize("model", ["patchnet", "vgg16"])
+def test_every_metric_is_shown_in_full(run, page, model):
+    metrics = json.loads((run / "evaluation" / model / "metrics.json").read_text())
+    for froc in ("froc_camelyon16", "froc_patch"):
+        del metrics[froc]["curve"]  # drawn, not printed
+
+    shown = set(page.numbers)
+    # The threshold stands in a sentence of its own.
+    assert [n for n in numbers_in(metrics) if n not in shown and n != metrics["threshold"]] == []
+    assert "Positive from a score of 0.75 on" in page.text
+
+
+def test_every_slide_is_shown_with_its_counts(run, page):
+    for model in ("patchnet", "vgg16"):
+        with (run / "evaluation" / model / "slides.csv").open(newline="") as file:
+            for row in csv.DictReader(file):
+                assert float(row["score"]) in page.numbers
+                assert {int(row[c]) for c in ("tp", "fp", "fn", "tn")} <= set(page.numbers)
+                assert row["slide_id"] in page.text
+
+
+def test_lecture_stands_beside_the_run(page):
+    assert set(LECTURE_CONFUSION.values()) <= set(page.numbers)
+    assert "Not the same data" in page.text
+
+
+def test_undefined_figures_carry_their_reason(page):
+    assert "undefined: no normal slide & no more" in page.text
+    assert "undefined: left out of this test on purpose" in page.text
+
+
+def test_page_loads_nothing(page):
+    loads = [
+        (tag, name, value)
+        for tag, name, value in page.attributes
+        if name in ("src", "href", "srcset", "data", "action", "poster", "background")
+    ]
+    assert [load for load in loads if not load[2].startswith(("#", "data:"))] == []
+    assert sum(tag == "img" for tag, name, _ in loads) == 6  # 3 test slides by 2 models
+
+
+def test_style_and_script_load_nothing(text):
+    assert all(word not in text for word in ("http:", "https:", "@import", "url(", "fetch("))
+
+
+def test_names_are_escaped(text, page):
+    assert "<script>alert" not in text
+    assert text.count("<script>") == 1
+    assert fake_run.STRANGE in page.text
+    assert "te_9.svs: <not> a slide" in page.text
+    assert "gus & co" in page.text
+
+
+def test_no_folder_gets_into_the_report(run, text):
+    assert "/home/ann" not in text
+    assert str(run) not in text
+    assert "slides.csv" in text
+
+
+def test_same_run_gives_the_same_bytes(run):
+    first = build_report(run).read_bytes()
+    assert build_report(run).read_bytes() == first
+
+
+def test_only_the_models_asked_for_are_shown(run, tmp_path):
+    copy = shutil.copytree(run, tmp_path / "copy")
+    text = build_report(copy, models=["vgg16"]).read_text(encoding="utf-8")
+    assert "patchnet" not in text
+
+    with pytest.raises(ReportError, match="no model resnet in this run; there is patchnet, vgg16"):
+        build_report(copy, models=["resnet"])
+
+
+def test_missing_parts_say_which_stage_makes_them(tmp_path):
+    run = fake_run.make_run(tmp_path / "half", models=())
+    page = Page(build_report(run).read_text(encoding="utf-8"))
+
+    assert page.open == []
+    for stage in ("train", "evaluate"):
+        assert f"wsi-pipeline {stage} makes it" in page.text.replace("  ", " ")
+
+
+def test_model_without_evaluation_still_shows_its_heatmaps(run, tmp_path):
+    copy = shutil.copytree(run, tmp_path / "copy")
+    shutil.rmtree(copy / "evaluation")
+    page = Page(build_report(copy).read_text(encoding="utf-8"))
+
+    assert sum(tag == "img" and name == "src" for tag, name, _ in page.attributes) == 6
+    assert "Results are not in this run folder" in page.text
+
+
+def test_undefined_froc_shows_its_reason_and_no_curve(run, tmp_path):
+    copy = shutil.copytree(run, tmp_path / "copy")
+    for model in ("patchnet", "vgg16"):
+        path = copy / "evaluation" / model / "froc_patch.json"
+        froc = json.loads(path.read_text())
+        froc |= {
+            "score": None,
+            "score_ci95": None,
+            "undefined": {"score": "there is no normal slide"},
+        }
+        froc["sensitivity_at"] = dict.fromkeys(froc["sensitivity_at"])
+        froc["curve"] = [{"threshold": None, "avg_fps": None, "sensitivity": None}]
+        path.write_text(json.dumps(froc))
+
+    page = Page(build_report(copy).read_text(encoding="utf-8"))
+
+    assert "undefined: there is no normal slide" in page.text
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("evaluation/vgg16/metrics.json", "{", "vgg16/metrics.json: not JSON"),
+        ("evaluation/vgg16/patches.csv", "slide_id,x\na,1\n", "patches.csv: line 1 is not"),
+        ("heatmaps/vgg16/te_1.png", "no picture", "vgg16/te_1.png: not a picture"),
+    ],
+)
+def test_broken_files_are_named(run, tmp_path, name, text, message):
+    copy = shutil.copytree(run, tmp_path / "copy")
+    (copy / name).write_text(text)
+    with pytest.raises(ReportError, match=message):
+        build_report(copy)
+
+
+def test_folder_that_is_no_run_is_refused(tmp_path):
+    with pytest.raises(StageError, match="not a run folder"):
+        build_report(tmp_path)
+    fake_run.write_csv(tmp_path / "slides.csv", ("slide",), [("a.tif",)])
+    with pytest.raises(ReportError, match="nothing to report on"):
+        build_report(tmp_path)
+
+
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
+def test_page_opens_in_a_browser_and_sorts_without_an_error(text, tmp_path):
+    """Clicks every column of every table, twice, and reads the page back."""
+    probe = """<script>
+      for (const button of document.querySelectorAll("th button")) {
+        button.click();
+        button.click();
+      }
+      document.querySelectorAll("img.slide").forEach((picture) => picture.click());
+      document.title = "probe " + document.querySelectorAll("[aria-sort=descending]").length;
+    </script></body>"""
+    probed = tmp_path / "probed.html"
+    probed.write_text(text.replace("</body>", probe), encoding="utf-8")
+    done = subprocess.run(
+        [
+            CHROMIUM,
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-background-networking",
+            f"--user-data-dir={tmp_path / 'profile'}",
+            "--enable-logging=stderr",
+            "--dump-dom",
+            probed.as_uri(),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    assert "CONSOLE" not in done.stderr
+    # One column is sorted in each table: the cohort, two lesion lists, two slide lists.
+    assert "<title>probe 5</title>" in done.stdout

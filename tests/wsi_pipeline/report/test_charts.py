@@ -1,0 +1,74 @@
+"""Charts are well-formed SVG and draw what they are given where it belongs."""
+
+import re
+import xml.etree.ElementTree as ET
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from wsi_pipeline.report.charts import (
+    MAX_POINTS,
+    Axis,
+    Series,
+    draw_lines,
+    fitted_axis,
+    share_axis,
+    thin,
+)
+
+
+def line_points(svg):
+    """The points of the first line of a chart, px."""
+    path = next(e for e in ET.fromstring(svg).iter("path") if "line" in e.get("class", ""))
+    return np.array(re.findall(r"([\d.]+) ([\d.]+)", path.get("d")), float)
+
+
+def test_line_runs_from_corner_to_corner():
+    line = Series("a", np.array([0.0, 1.0]), np.array([0.0, 1.0]))
+    svg = draw_lines([line], x=share_axis("x"), y=share_axis("y"), title="t", diagonal=True)
+
+    frame = next(e for e in ET.fromstring(svg).iter("path") if e.get("class") == "axis")
+    left, top, bottom, right = map(float, re.findall(r"[\d.]+", frame.get("d")))
+    np.testing.assert_allclose(line_points(svg), [[left, bottom], [right, top]])
+
+
+def test_text_is_escaped_and_svg_well_formed():
+    line = Series("<b>&", np.array([0.0, 1.0]), np.array([0.5, np.nan]), marked=True)
+    svg = draw_lines([line], x=share_axis("<x>"), y=share_axis('"'), title="a & b")
+
+    assert "<b>" not in svg
+    assert ET.fromstring(svg).find("title").text == "a & b"
+
+
+def test_nan_breaks_the_line():
+    line = Series("a", np.arange(4) / 3, np.array([0.1, np.nan, 0.2, 0.3]))
+    svg = draw_lines([line], x=share_axis("x"), y=share_axis("y"), title="t")
+
+    path = next(e for e in ET.fromstring(svg).iter("path") if "line" in e.get("class", ""))
+    assert re.sub(r"[\d. ]", "", path.get("d")) == "MML"
+
+
+def test_logarithmic_axis_places_doublings_evenly():
+    axis = Axis("fps", 0.125, 8.0, (0.125, 8.0), "log")
+    np.testing.assert_allclose(
+        axis.place(np.array([0.0, 0.125, 1.0, 8.0, 99.0])), [0, 0, 0.5, 1, 1]
+    )
+
+
+@settings(deadline=None)
+@given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=5))
+def test_fitted_axis_holds_its_values_with_few_ticks(values):
+    axis = fitted_axis("y", np.array(values))
+    span = axis.high - axis.low
+    assert axis.low <= min(values) + 1e-6 * span
+    assert max(values) <= axis.high + 1e-6 * span
+    assert 2 <= len(axis.ticks) <= 8
+
+
+@pytest.mark.parametrize("n", [1, 2, 299, 300, 301, 10_000])
+def test_thinning_keeps_the_ends(n):
+    keep = thin(n)
+    assert (keep[0], keep[-1]) == (0, n - 1)
+    assert len(keep) == min(n, MAX_POINTS)

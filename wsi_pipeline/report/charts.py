@@ -1,0 +1,190 @@
+"""Line charts as inline SVG: small, sharp on paper, and coloured by the page's style sheet.
+
+Colours are the CSS classes ``series-0`` .. ``series-5``, so that charts follow light and dark.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from markupsafe import Markup, escape
+from numpy.typing import NDArray
+
+N_COLOURS = 6
+MAX_POINTS = 300  # of a line; more cannot be seen at this size
+
+_WIDTH, _HEIGHT = 460, 340
+_LEFT, _RIGHT, _TOP, _BOTTOM = 58, 14, 14, 46
+_LEGEND_LINE = 18
+
+
+@dataclass(frozen=True)
+class Series:
+    """One line of a chart."""
+
+    name: str
+    x: NDArray[np.float64]  # (N,)
+    y: NDArray[np.float64]  # (N,) NaN breaks the line
+    colour: int = 0  # index of the series' colour
+    dashed: bool = False
+    marked: bool = False  # a dot at each point
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One axis of a chart."""
+
+    label: str
+    low: float
+    high: float
+    ticks: tuple[float, ...]
+    scale: Literal["linear", "log"] = "linear"
+
+    def place(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Position in [0, 1]; values beyond the ends are drawn at the ends."""
+        clipped = np.clip(values, self.low, self.high)
+        if self.scale == "linear":
+            return (clipped - self.low) / (self.high - self.low)
+        position: NDArray[np.float64] = np.log(clipped / self.low) / math.log(self.high / self.low)
+        return position
+
+
+def share_axis(label: str) -> Axis:
+    """Axis of a share: 0 to 1."""
+    return Axis(label, 0.0, 1.0, (0.0, 0.2, 0.4, 0.6, 0.8, 1.0))
+
+
+def fitted_axis(label: str, values: NDArray[np.float64], *, whole: bool = False) -> Axis:
+    """Axis with round ticks around `values`; `whole`: only whole numbers get a tick."""
+    finite = values[np.isfinite(values)]
+    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
+    if high - low < 1e-9:
+        low, high = low - 0.5, high + 0.5
+    step = _round_step((high - low) / 5)
+    if whole:
+        step = max(1.0, round(step))
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    ticks = tuple(round(i * step, 10) for i in range(first, last + 1))
+    return Axis(label, ticks[0], ticks[-1], ticks)
+
+
+def _round_step(step: float) -> float:
+    power = 10.0 ** math.floor(math.log10(step))
+    return next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= step - 1e-12)
+
+
+def draw_lines(
+    series: Sequence[Series], *, x: Axis, y: Axis, title: str, diagonal: bool = False
+) -> Markup:
+    """Draw a chart with a legend below.
+
+    Parameters
+    ----------
+    series : sequence of Series
+    x, y : Axis
+    title : str
+        Read out by screen readers; not drawn.
+    diagonal : bool
+        Draw the line of chance from corner to corner.
+
+    Returns
+    -------
+    svg : Markup
+        Safe HTML; all text in it is escaped.
+    """
+    height = _HEIGHT + _LEGEND_LINE * len(series)
+    parts = [
+        f'<svg class="chart" viewBox="0 0 {_WIDTH} {height}" role="img" '
+        f'aria-label="{escape(title)}"><title>{escape(title)}</title>'
+    ]
+    parts += _draw_frame(x, y)
+    if diagonal:
+        parts.append(
+            f'<path class="chance" d="M{_x(0.0)} {_y(0.0)}L{_x(1.0)} {_y(1.0)}"/>',
+        )
+    for line in series:
+        parts += _draw_series(line, x, y)
+    for index, line in enumerate(series):
+        parts += _draw_legend(line, _HEIGHT + _LEGEND_LINE * index + 6)
+    return Markup("".join(parts) + "</svg>")
+
+
+def _x(position: float) -> str:
+    return f"{_LEFT + position * (_WIDTH - _LEFT - _RIGHT):.1f}"
+
+
+def _y(position: float) -> str:
+    return f"{_HEIGHT - _BOTTOM - position * (_HEIGHT - _TOP - _BOTTOM):.1f}"
+
+
+def _draw_frame(x: Axis, y: Axis) -> list[str]:
+    left, right, bottom, top = _x(0), _x(1), _y(0), _y(1)
+    parts = []
+    for tick, at in zip(x.ticks, x.place(np.array(x.ticks)), strict=True):
+        parts.append(f'<path class="grid" d="M{_x(at)} {bottom}V{top}"/>')
+        parts.append(f'<text x="{_x(at)}" y="{float(bottom) + 16:.1f}" class="mid">{tick:g}</text>')
+    for tick, at in zip(y.ticks, y.place(np.array(y.ticks)), strict=True):
+        parts.append(f'<path class="grid" d="M{left} {_y(at)}H{right}"/>')
+        beside = f'x="{float(left) - 7:.1f}" y="{float(_y(at)) + 4:.1f}"'
+        parts.append(f'<text {beside} class="end">{tick:g}</text>')
+    parts.append(f'<path class="axis" d="M{left} {top}V{bottom}H{right}"/>')
+    parts.append(
+        f'<text x="{_x(0.5)}" y="{_HEIGHT - 10}" class="mid label">{escape(x.label)}</text>'
+    )
+    middle = _y(0.5)
+    parts.append(
+        f'<text x="14" y="{middle}" class="mid label" transform="rotate(-90 14 {middle})">'
+        f"{escape(y.label)}</text>"
+    )
+    return parts
+
+
+def _draw_series(series: Series, x: Axis, y: Axis) -> list[str]:
+    keep = thin(len(series.x))
+    across, up = x.place(series.x[keep]), y.place(series.y[keep])
+    css = f"line series-{series.colour % N_COLOURS}" + (" dashed" if series.dashed else "")
+    parts = [f'<path class="{css}" d="{_path(across, up)}"/>']
+    if series.marked:
+        parts += [
+            f'<circle class="dot series-{series.colour % N_COLOURS}" '
+            f'cx="{_x(float(a))}" cy="{_y(float(b))}" r="2.6"/>'
+            for a, b in zip(across, up, strict=True)
+            if math.isfinite(b)
+        ]
+    return parts
+
+
+def _path(across: NDArray[np.float64], up: NDArray[np.float64]) -> str:
+    steps: list[str] = []
+    pen_down = False
+    for a, b in zip(across.tolist(), up.tolist(), strict=True):
+        if not (math.isfinite(a) and math.isfinite(b)):
+            pen_down = False
+            continue
+        steps.append(f"{'L' if pen_down else 'M'}{_x(a)} {_y(b)}")
+        pen_down = True
+    return "".join(steps)
+
+
+def _draw_legend(series: Series, y: float) -> list[str]:
+    css = f"line series-{series.colour % N_COLOURS}" + (" dashed" if series.dashed else "")
+    return [
+        f'<path class="{css}" d="M{_LEFT} {y:.1f}h26"/>',
+        f'<text x="{_LEFT + 34}" y="{y + 4:.1f}">{escape(series.name)}</text>',
+    ]
+
+
+def thin(n: int) -> NDArray[np.int64]:
+    """Choose at most `MAX_POINTS` of `n` points, evenly, with the first and the last."""
+    return np.unique(np.linspace(0, n - 1, min(n, MAX_POINTS)).round().astype(np.int64))
+
+
+def sample_curve(
+    f: Callable[[NDArray[np.float64]], NDArray[np.float64]], x: Axis, *, n: int = 240
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Sample a function evenly along the axis as drawn."""
+    space = np.geomspace if x.scale == "log" else np.linspace
+    points = np.asarray(space(x.low, x.high, n), np.float64)
+    return points, f(points)

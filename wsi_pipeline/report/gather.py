@@ -1,0 +1,248 @@
+"""What a run folder holds, read into plain values for the report.
+
+Only files of the run folder are read (contract 4). A part that is not there is empty, and the
+report says which stage would make it; a part that is there but broken is an error that names it.
+"""
+
+import csv
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tiling.errors import StoreError
+from tiling.files import digest_file
+from tiling.store import PatchStore
+from wsi_pipeline.contracts import SlideEntry
+from wsi_pipeline.errors import ReportError
+from wsi_pipeline.runfolder import RunFolder
+
+Row = dict[str, str]
+DEFINITIONS = ("camelyon16", "patch")  # of the FROC curve, in the order shown
+
+
+@dataclass(frozen=True)
+class CohortSlide:
+    """A slide of the manifest, and what tiling made of it."""
+
+    slide_id: str
+    patient: str
+    split: str  # train, val, test or empty
+    label: int | None
+    tiled: bool
+    size: tuple[int, int] | None = None  # (width, height), level-0 px
+    mpp: tuple[float, float] | None = None  # µm per level-0 px
+    n_patches: int = 0
+    n_positive: int = 0
+    n_negative: int = 0
+    n_ignored: int = 0
+    n_unreadable: int = 0
+    n_lesions: int = 0
+
+
+@dataclass(frozen=True)
+class PatchTable:
+    """Scores and labels of the evaluated patches."""
+
+    label: NDArray[np.int8]  # (N,)
+    score: NDArray[np.float64]  # (N,) NaN = unreadable
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """All that the run folder holds of one model."""
+
+    name: str
+    metrics: dict[str, Any] | None  # metrics.json
+    slides: list[Row]  # evaluation/<model>/slides.csv
+    patches: PatchTable | None  # evaluation/<model>/patches.csv
+    froc: dict[str, dict[str, Any]]  # by definition
+    lesions: dict[str, list[Row]]  # by definition
+    history: list[Row]  # models/<model>/history.csv
+    checkpoint: dict[str, Any] | None  # models/<model>/config.json
+    checkpoint_digest: str | None
+    overlays: dict[str, Path]  # by slide_id
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """All that the report shows."""
+
+    name: str  # of the run folder
+    cohort: list[CohortSlide]
+    failures: list[Row]
+    settings: dict[str, Any]  # run.json, without folders
+    models: list[ModelFiles]
+
+
+def gather_run(folder: Path, *, models: Sequence[str] = ()) -> RunFiles:
+    """Read a run folder.
+
+    Parameters
+    ----------
+    folder : Path
+    models : sequence of str
+        Which models to show, in this order; empty: all there are.
+
+    Raises
+    ------
+    ReportError
+        If a model named is not there, or a file is broken.
+    StageError
+        If this is no run folder.
+    """
+    run = RunFolder(folder)
+    entries = run.read_manifest()
+    names = _known_models(run)
+    unknown = [name for name in models if name not in names]
+    if unknown:
+        raise ReportError(
+            f"{folder.name}: no model {', '.join(unknown)} in this run; "
+            f"there is {', '.join(names) or 'none'}"
+        )
+    return RunFiles(
+        name=folder.resolve().name,
+        cohort=[_read_cohort_slide(run, entry) for entry in entries],
+        failures=read_rows(run.failures),
+        settings=without_folders(_read_json(run.path / "run.json") or {}),
+        models=[_read_model(run, name, entries) for name in models or names],
+    )
+
+
+def _known_models(run: RunFolder) -> list[str]:
+    folders = ("models", "scores", "heatmaps", "evaluation")
+    return sorted({name for folder in folders for name in run.models_with(folder)})
+
+
+def _read_cohort_slide(run: RunFolder, entry: SlideEntry) -> CohortSlide:
+    split, path = entry.split or "", run.store(entry.slide_id)
+    untiled = CohortSlide(entry.slide_id, entry.patient, split, entry.label, tiled=False)
+    if not path.is_dir():
+        return untiled
+    try:
+        with PatchStore.open(path) as store:
+            label = store.label
+            return CohortSlide(
+                slide_id=entry.slide_id,
+                patient=entry.patient,
+                split=split,
+                label=store.slide_label,
+                tiled=True,
+                size=store.info.size,
+                mpp=store.info.mpp,
+                n_patches=len(store),
+                n_positive=int((label == 1).sum()),
+                n_negative=int((label == 0).sum()),
+                n_ignored=int((label == -1).sum()),
+                n_unreadable=int(store.unreadable.sum()),
+                n_lesions=len(store.lesion_ids),
+            )
+    except StoreError:
+        return untiled  # unfinished or damaged: the tile stage names it and builds it again
+
+
+def _read_model(run: RunFolder, name: str, entries: Sequence[SlideEntry]) -> ModelFiles:
+    evaluation, checkpoint = run.evaluation(name), run.checkpoint(name)
+    metrics = _read_json(evaluation / "metrics.json")
+    overlays = {entry.slide_id: run.overlay(name, entry.slide_id) for entry in entries}
+    return ModelFiles(
+        name=name,
+        metrics=metrics,
+        slides=read_rows(evaluation / "slides.csv"),
+        patches=_read_patches(evaluation / "patches.csv"),
+        froc=_read_froc(evaluation, metrics or {}),
+        lesions=_read_lesions(evaluation),
+        history=read_rows(run.model(name) / "history.csv"),
+        checkpoint=_read_json(run.model(name) / "config.json"),
+        checkpoint_digest=digest_file(checkpoint) if checkpoint.is_file() else None,
+        overlays={slide_id: path for slide_id, path in overlays.items() if path.is_file()},
+    )
+
+
+def _read_froc(folder: Path, metrics: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """FROC results by definition, from ``froc*.json``, else from the metrics."""
+    found = [_read_json(path) for path in sorted(folder.glob("froc*.json"))]
+    found += [value for key, value in metrics.items() if key.startswith("froc")]
+    results: dict[str, dict[str, Any]] = {}
+    for result in found:
+        if isinstance(result, dict) and result.get("definition") in DEFINITIONS:
+            results.setdefault(result["definition"], result)
+    return {name: results[name] for name in DEFINITIONS if name in results}
+
+
+def _read_lesions(folder: Path) -> dict[str, list[Row]]:
+    """Lesion lists by definition: ``lesions_<definition>.csv``, or ``lesions.csv`` alone."""
+    found = {name: read_rows(folder / f"lesions_{name}.csv") for name in DEFINITIONS}
+    found[""] = read_rows(folder / "lesions.csv")
+    return {name: rows for name, rows in found.items() if rows}
+
+
+def _read_patches(path: Path) -> PatchTable | None:
+    if not path.is_file():
+        return None
+    labels, scores = [], []
+    with path.open(newline="", encoding="utf-8") as file:
+        reader = csv.reader(file)
+        header = next(reader, [])
+        try:
+            at_label, at_score = header.index("label"), header.index("score")
+            for row in reader:
+                labels.append(int(row[at_label]) if row[at_label] else -1)
+                scores.append(float(row[at_score]) if row[at_score] else math.nan)
+        except (ValueError, IndexError) as error:
+            raise ReportError(
+                f"{path.name}: line {reader.line_num} is not slide_id,x,y,score,label,lesions "
+                f"({error}); run evaluate again"
+            ) from error
+    return PatchTable(np.array(labels, np.int8), np.array(scores, np.float64))
+
+
+def read_rows(path: Path) -> list[Row]:
+    """Read a CSV with header; empty where there is no such file."""
+    if not path.is_file():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return [{k: v or "" for k, v in row.items() if k} for row in csv.DictReader(file)]
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    if not path.is_file():
+        return None
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ReportError(
+            f"{path.parent.name}/{path.name}: not JSON ({error}); run its stage again"
+        ) from error
+    if not isinstance(value, dict):
+        raise ReportError(f"{path.parent.name}/{path.name}: not a JSON object; run its stage again")
+    return value
+
+
+def without_folders(value: Any) -> Any:
+    """Cut absolute paths anywhere in a JSON value to their last part: a report is passed on.
+
+    Examples
+    --------
+    >>> without_folders({"input": "/home/ann/slides.csv", "steps": [1, "a/b"]})
+    {'input': 'slides.csv', 'steps': [1, 'a/b']}
+    """
+    if isinstance(value, dict):
+        return {key: without_folders(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [without_folders(item) for item in value]
+    if isinstance(value, str):
+        return _file_name(value)
+    return value
+
+
+def _file_name(text: str) -> str:
+    if re.match(r"[A-Za-z]:[\\/]|\\\\", text):
+        return PureWindowsPath(text).name
+    return PurePosixPath(text).name if text.startswith(("/", "~")) else text
