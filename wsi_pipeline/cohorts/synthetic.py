@@ -40,7 +40,7 @@ DEMO_COHORT: tuple[SlideSpec, ...] = (
         (3077, 2803),
         (
             TumourSpec((0.36, 0.45), 760, hole_um=240, hole_group="_2", group="_0"),
-            TumourSpec((0.75, 0.66), 380, group="_1"),
+            TumourSpec((0.78, 0.72), 350, group="_1"),
         ),
         pens=(GREEN,),
     ),
