@@ -58,7 +58,7 @@ class TrainConfig:
     lr_halve_after: int | None = 3  # epochs without lower validation loss (lecture); None: never
     monitor: Monitor = "roc_auc"  # lecture: stop by ROC AUC on validation data
     patience: int = 5  # epochs without a better monitored figure (lecture)
-    val_patches: int | None = None  # at most so many, drawn in three steps; None: all labelled
+    val_patches: int | None = None  # at most so many, half of each class; None: all labelled
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     seed: int = 0
 
