@@ -185,32 +185,14 @@ def show_figure(figure: Figure) -> Markup:
     return shown + Markup(' <span class="ci">95 % CI {} to {}</span>').format(low, high)
 
 
-def _read_figure(section: Mapping[str, Any], key: str, reasons: Sequence[Any]) -> Figure:
+def _read_figure(section: Mapping[str, Any], key: str, reasons: Mapping[str, str]) -> Figure:
     """Read one figure of ``metrics.json`` or ``froc.json``, with its interval or its reason."""
     value, interval = section.get(key), section.get(f"{key}_ci95")
     return Figure(
         value=value,
         interval=(interval[0], interval[1]) if interval else None,
-        reason=_find_reason(key, reasons) if value is None else "",
+        reason=reasons.get(key, ""),
     )
-
-
-def _find_reason(key: str, reasons: Sequence[Any]) -> str:
-    for undefined in reasons:
-        if isinstance(undefined, Mapping) and isinstance(undefined.get(key), str):
-            return str(undefined[key])
-    return ""
-
-
-def _reasons(metrics: Mapping[str, Any], section: str) -> list[Any]:
-    """Where the reason for an undefined figure of a section may stand.
-
-    Beside the figure, or at the top under the section's name, as a mapping or as ``section.key``.
-    """
-    top = metrics.get("undefined") or {}
-    prefix = f"{section}."
-    dotted = {key[len(prefix) :]: why for key, why in top.items() if key.startswith(prefix)}
-    return [(metrics.get(section) or {}).get("undefined"), top.get(section), dotted]
 
 
 # --- what the sections show ------------------------------------------------------------------
@@ -221,6 +203,7 @@ _HEADLINES = (
     "FROC score, CAMELYON16",
     "FROC score, patches",
 )
+_LESION_NUMBERS = ("best_score", "x", "y", "area_um2", "major_axis_um")
 _PATCH_FIGURES = {
     "roc_auc": "ROC AUC",
     "average_precision": "average precision",
@@ -248,7 +231,7 @@ def _read_froc_score(model: ModelFiles, definition: str) -> Figure:
     result = model.froc.get(definition)
     if result is None:
         return Figure(None, reason="not evaluated by this definition")
-    return _read_figure(result, "score", [result.get("undefined")])
+    return _read_figure(result, "score", result.get("undefined") or {})
 
 
 def summarise_cohort(cohort: Sequence[CohortSlide]) -> list[CohortLine]:
@@ -303,28 +286,42 @@ def _section(model: ModelFiles, section: str) -> Mapping[str, Any]:
 
 
 def _read_metric(model: ModelFiles, section: str, key: str) -> Figure:
-    return _read_figure(_section(model, section), key, _reasons(model.metrics or {}, section))
+    undefined = (model.metrics or {}).get("undefined") or {}
+    prefix = f"{section}."  # reasons stand at the top of metrics.json, by place
+    reasons = {k.removeprefix(prefix): why for k, why in undefined.items() if k.startswith(prefix)}
+    return _read_figure(_section(model, section), key, reasons)
 
 
 def _read_froc_table(models: Sequence[ModelFiles], definition: str) -> list[dict[str, Any]]:
-    """One line per model: what was counted, the sensitivities, the score."""
-    lines = []
-    for model in models:
-        result = model.froc.get(definition)
-        if result is not None:
-            at = result.get("sensitivity_at") or {}
-            lines.append(
-                {
-                    "model": model.name,
-                    "result": result,
-                    "at": [at.get(rate) for rate in _RATES],
-                    "score": _read_froc_score(model, definition),
-                    "lesions": model.lesions.get(definition)
-                    or (model.lesions.get("") if len(model.froc) == 1 else None)
-                    or [],
-                }
-            )
-    return lines
+    """One line per model: what was counted, the sensitivities, the score, the lesions."""
+    return [
+        _read_froc_line(model, definition, model.froc[definition])
+        for model in models
+        if definition in model.froc
+    ]
+
+
+def _read_froc_line(model: ModelFiles, definition: str, result: dict[str, Any]) -> dict[str, Any]:
+    lesions = model.lesions.get(definition, [])
+    return {
+        "model": model.name,
+        "result": result,
+        "at": [_read_sensitivity(result, rate) for rate in _RATES],
+        "score": _read_froc_score(model, definition),
+        "lesions": lesions,
+        "lesion_columns": [(name, name in _LESION_NUMBERS) for name in (lesions or [{}])[0]],
+    }
+
+
+def _read_sensitivity(result: Mapping[str, Any], rate: str) -> Figure:
+    intervals = (result.get("bootstrap") or {}).get("sensitivity_at_ci95") or {}
+    interval = intervals.get(rate)
+    undefined = result.get("undefined") or {}
+    return Figure(
+        value=(result.get("sensitivity_at") or {}).get(rate),
+        interval=(interval[0], interval[1]) if interval else None,
+        reason=str(undefined.get("sensitivity_at") or undefined.get("score") or ""),
+    )
 
 
 def _slide_rows(model: ModelFiles, cohort: Sequence[CohortSlide]) -> list[Row]:

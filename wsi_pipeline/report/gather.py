@@ -177,10 +177,8 @@ def _read_froc(folder: Path, metrics: Mapping[str, Any]) -> dict[str, dict[str, 
 
 
 def _read_lesions(folder: Path) -> dict[str, list[Row]]:
-    """Lesion lists by definition: ``lesions_<definition>.csv``, or ``lesions.csv`` alone."""
-    found = {name: read_rows(folder / f"lesions_{name}.csv") for name in DEFINITIONS}
-    found[""] = read_rows(folder / "lesions.csv")
-    return {name: rows for name, rows in found.items() if rows}
+    """Lesion lists by definition."""
+    return {name: read_rows(folder / f"lesions_{name}.csv") for name in DEFINITIONS}
 
 
 def _read_patches(path: Path) -> PatchTable | None:

@@ -155,10 +155,10 @@ def write_metrics(evaluation, name, slides, patches):
             "accuracy": (tp + tn) / (tp + fp + fn + tn),
             "precision": tp / (tp + fp),
             "recall": tp / (tp + fn),
+            "roc_auc_ci95": [0.87654, 0.99123],
             "f1": None,
             "roc_auc": roc_auc_score(label, score),
             "average_precision": average_precision_score(label, score),
-            "undefined": {"f1": "left out of this test on purpose"},
         },
         "slide": {
             "aggregator": "max",
@@ -166,11 +166,17 @@ def write_metrics(evaluation, name, slides, patches):
             "n_positive": 2,
             "roc_auc": roc_auc_score([r[1] for r in slides], [r[2] for r in slides]),
             "roc_auc_ci95": [0.512345, 1.0],
+            "n_unscored": 0,
+            "roc_auc_delong_ci95": [0.0123, 0.9876],
             "threshold": 0.8123456,
+            "threshold_source": "largest sensitivity + specificity on 2 validation slides",
             "accuracy": 2 / 3,
             "sensitivity": 1.0,
             "specificity": None,
-            "undefined": {"specificity": "no normal slide & no more"},
+        },
+        "undefined": {
+            "patch.f1": "left out of this test on purpose",
+            "slide.specificity": "no normal slide & no more",
         },
     }
     froc = {
@@ -190,6 +196,7 @@ def write_metrics(evaluation, name, slides, patches):
         "sensitivity_at": {"0.25": 0.5, "0.5": 0.5, "1": 0.5, "2": 1.0, "4": 1.0, "8": 1.0},
         "score": 0.75,
         "score_ci95": [0.417, 0.983],
+        "bootstrap": {"sensitivity_at_ci95": {"0.25": [0.0, 0.7654], "1": None}},
         "undefined": {},
     }
     camelyon = {
@@ -207,14 +214,18 @@ def write_metrics(evaluation, name, slides, patches):
         "score": 5.25 / 6,
         "score_ci95": None,
     }
+    metrics["notes"] = ["3 <unreadable> patches have no score and count nowhere"]
     metrics |= {"froc_camelyon16": camelyon, "froc_patch": froc}
     write_json(evaluation / "metrics.json", metrics)
     write_json(evaluation / "froc_camelyon16.json", camelyon)
     write_json(evaluation / "froc_patch.json", froc)
     write_csv(
         evaluation / "lesions_camelyon16.csv",
-        ("slide_id", "lesion", "hit", "best_score"),
-        [("te_1", "1", "hit", 0.91), (STRANGE, "1", "missed", "")],
+        ("slide_id", "lesion", "status", "best_score", "x", "y", "area_um2", "major_axis_um"),
+        [
+            ("te_1", "1", "hit", 0.91, 3210, 2200, 96_211.5, 351.4),
+            (STRANGE, "1", "missed", "", 1800, 2900, 91_004.0, 344.9),
+        ],
     )
 
 

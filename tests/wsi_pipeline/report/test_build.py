@@ -129,6 +129,7 @@ def test_names_are_escaped(text, page):
     assert text.count("<script>") == 1
     assert fake_run.STRANGE in page.text
     assert "te_9.svs: <not> a slide" in page.text
+    assert "3 <unreadable> patches have no score" in page.text
     assert "gus & co" in page.text
 
 
