@@ -1,6 +1,7 @@
 """Three-step sampling against its definition (specs/models.md 1.10)."""
 
 import json
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -68,6 +69,65 @@ def test_a_draw_depends_on_its_number_alone(parts, seed):
     pieces = [sampler.draw(n) for n in parts]
     for field in range(3):
         assert np.array_equal(np.concatenate([piece[field] for piece in pieces]), whole[field])
+
+
+def test_every_patch_gets_its_exact_share_of_the_numbers(monkeypatch):
+    """Numbers evenly spread over [0, 1) fall to each patch in proportion to its probability."""
+    n = 2 * 2 * 2 * 6 * 2 * 5  # a multiple of every 1 / probability
+    monkeypatch.setattr(
+        ThreeStepSampler, "_uniform", lambda _, count: (np.arange(count) + 0.5) / count
+    )
+    slide, patch, _ = ThreeStepSampler(LABELS, seed=0).draw(n)
+    for s, of in enumerate(LABELS):
+        for p in range(len(of)):
+            expected = n * expected_probability(LABELS, s, p)
+            assert ((slide == s) & (patch == p)).sum() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("n_classes", [1, 2, 3, 7])
+def test_the_largest_number_still_picks_a_patch(monkeypatch, n_classes):
+    labels = [np.arange(n_classes, dtype=np.int8).repeat(s + 3) for s in range(11)]
+    sampler = ThreeStepSampler(labels, seed=0, classes=range(n_classes))
+    monkeypatch.setattr(sampler, "_uniform", lambda n: np.full(n, 1 - 2.0**-53))
+    slide, patch, label = sampler.draw(1)
+    assert (slide[0], patch[0], label[0]) == (10, len(labels[10]) - 1, n_classes - 1)
+
+
+def test_the_index_of_the_lectures_data_set_is_small():
+    """7,878,675 patches of 698 slides: at most 100 MB while it is made and after."""
+    bounds = np.linspace(0, 7_878_675, 699).astype(int)
+    labels = [np.zeros(n, np.int8) for n in np.diff(bounds)]
+    for of_slide in labels[::2]:
+        of_slide[::10] = 1
+    tracemalloc.start()
+    sampler = ThreeStepSampler(labels, seed=0)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 100e6
+    slide, patch, label = sampler.draw(1000)
+    assert all(labels[s][p] == y for s, p, y in zip(slide, patch, label, strict=True))
+
+
+def test_drawing_nothing_changes_nothing():
+    sampler = ThreeStepSampler(LABELS, seed=0)
+    assert [len(found) for found in sampler.draw(0)] == [0, 0, 0]
+    assert sampler.state() == {"seed": 0, "drawn": 0}
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"seed": -1}, "seed must be at least 0"),
+        ({"seed": 2**128}, r"below 2\^128"),
+        ({"seed": 0, "classes": ()}, "distinct"),
+        ({"seed": 0, "classes": (0, 0)}, "distinct"),
+        ({"seed": 0, "classes": (-1, 1)}, "never drawn"),
+        ({"seed": 0, "classes": (0, 2)}, "none of 5 slides has a patch of label 2"),
+    ],
+)
+def test_what_cannot_be_drawn_is_refused(options, said):
+    with pytest.raises(SamplingError, match=said):
+        ThreeStepSampler(LABELS, **options)
 
 
 def test_it_goes_on_from_a_saved_state():

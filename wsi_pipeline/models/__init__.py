@@ -7,14 +7,16 @@ from typing import Any
 from wsi_pipeline.errors import ModelError
 from wsi_pipeline.models.base import PatchClassifier
 from wsi_pipeline.models.patchnet import PatchNet, PrecisionPatchNet
-from wsi_pipeline.models.vgg import VGG16
+from wsi_pipeline.models.vgg import VGG11, VGG16, VGG19
 
 __all__ = ["MODELS", "PatchClassifier", "build_model"]
 
 MODELS: dict[str, type[PatchClassifier]] = {
     "patchnet": PatchNet,
     "precision_patchnet": PrecisionPatchNet,
+    "vgg11": VGG11,
     "vgg16": VGG16,
+    "vgg19": VGG19,
 }
 
 

@@ -28,6 +28,11 @@ Normalise = Literal["unit", "minmax"]
 # (17, 5) nuclei. Paper 2 gives none; 3, 5, 5, 10 for m = 11, 17, 21, 31 is our choice.
 STRIDE_BY_SIDE = {11: 3, 15: 3, 17: 5, 21: 5, 31: 10}
 
+# Values of one layer's output that are computed at once. Patches share nothing, so this changes no
+# result; on a CPU layers that stay in its cache are 1.5 times as fast (measured, m = 17 and 31).
+CPU_LAYER_VALUES = 2**21
+GPU_LAYER_VALUES = 2**28
+
 
 class Subnet(nn.Module):
     """The subnet S of paper 1, 3.2: seven convolutions, 64 linear models, tanh, one logit.
@@ -114,7 +119,7 @@ class PatchNet(PatchClassifier):
         super().__init__()
         self.subnet = Subnet(m, channels=channels, filters=filters, depth=depth)
         self.m = m
-        self.stride = stride or STRIDE_BY_SIDE.get(m, max(1, m // 3))
+        self.stride = STRIDE_BY_SIDE.get(m, m // 3) if stride is None else stride
         if self.stride < 1 or (region is not None and region < m):
             raise ModelError(
                 "PatchNet's stride must be at least 1 and its region hold a patch, got "
@@ -156,8 +161,14 @@ class PatchNet(PatchClassifier):
     def patch_logits(self, x: Tensor) -> Tensor:
         """Give the logit of Q for each patch of each image: (B, c, H, W) -> (B, l)."""
         patches = self.cut(self.prepare(x))  # (B, l, c, m, m)
-        logits: Tensor = self.subnet(patches.flatten(0, 1))
+        parts = patches.flatten(0, 1).split(self.patches_at_once(x.device))
+        logits = torch.cat([self.subnet(part) for part in parts])
         return logits.view(patches.shape[:2])
+
+    def patches_at_once(self, device: torch.device) -> int:
+        """Give how many patches to compute at once on a device."""
+        values = CPU_LAYER_VALUES if device.type == "cpu" else GPU_LAYER_VALUES
+        return max(1, values // self.subnet.readout_weight.numel())
 
     def predict(self, x: Tensor) -> Tensor:
         """Say class 1 iff P > 1/2, strictly (paper 1: threshold .5 + eps): (B,) bool."""
@@ -212,7 +223,7 @@ class PatchNet(PatchClassifier):
         return (0, right, 0, below)
 
     @torch.no_grad()
-    def dense_map(self, image: Tensor, *, batch_size: int = 256) -> tuple[Tensor, Tensor]:
+    def dense_map(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Evaluate the subnet on the patch around every pixel of an image (paper 1, 3.4).
 
         The image is padded with (m - 1) / 2 zeros. Patch by patch: the subnet pads each patch by
@@ -238,7 +249,7 @@ class PatchNet(PatchClassifier):
             self.subnet.filter_outputs(
                 windows[:, rows // width, rows % width].transpose(0, 1).contiguous()
             )
-            for rows in index.split(batch_size)
+            for rows in index.split(self.patches_at_once(image.device))
         ]
         tanh = torch.cat(parts)
         heatmap = self.subnet.output(tanh).squeeze(-1).sigmoid()

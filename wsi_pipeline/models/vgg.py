@@ -1,15 +1,16 @@
-"""VGG16 as the lecture trains it: convolutions, global max pooling, one logistic output.
+"""VGG as the lecture trains it: convolutions, global max pooling, one logistic output.
 
 References
 ----------
 .. [1] Simonyan, Zisserman, "Very Deep Convolutional Networks for Large-Scale Image Recognition",
-   ICLR 2015, table 1, configuration D.
+   ICLR 2015, table 1, configurations A, D and E.
 .. [2] Lecture on cancer detection in whole-slide images, "Training VGG16 on WSI": the fully
    connected top is replaced by global max pooling and a single dense layer.
 """
 
 import math
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -18,9 +19,14 @@ from wsi_pipeline.errors import ModelError
 from wsi_pipeline.models.base import PatchClassifier
 
 # [1], table 1: output channels of each 3x3 convolution; M is 2x2 max pooling, stride 2.
+# fmt: off
 LAYERS: dict[str, tuple[int | str, ...]] = {
+    "A": (64, "M", 128, "M", 256, 256, "M", 512, 512, "M", 512, 512, "M"),
     "D": (64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 512, 512, 512, "M", 512, 512, 512, "M"),
+    "E": (64, 64, "M", 128, 128, "M", 256, 256, 256, 256, "M", 512, 512, 512, 512, "M",
+          512, 512, 512, 512, "M"),
 }
+# fmt: on
 
 # Per-channel mean and standard deviation of ImageNet, RGB in [0, 1]: what torchvision's weights
 # were trained with. The lecture names no preprocessing (specs/models.md 1.9).
@@ -28,8 +34,8 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
-class VGG16(PatchClassifier):
-    """Thirteen convolutions, global max pooling, one dense layer: 14,715,201 parameters.
+class VGG(PatchClassifier):
+    """The convolutions of a VGG, global max pooling, one dense layer.
 
     The convolutions are named as in torchvision (``features.0.weight``, ...), so that its ImageNet
     weights load by name. Pooling after the last block changes nothing before a global maximum, for
@@ -41,6 +47,7 @@ class VGG16(PatchClassifier):
         Factor on the number of channels; 1 as published, less for small machines.
     """
 
+    configuration: ClassVar[str]  # column of [1], table 1
     mean: Tensor
     std: Tensor
 
@@ -49,7 +56,7 @@ class VGG16(PatchClassifier):
         if not 0 < width <= 4:
             raise ModelError(f"VGG's width must be in (0, 4], got width={width}")
         self.options = {"width": width}
-        self.features, channels = make_features(LAYERS["D"], width=width)
+        self.features, channels = make_features(LAYERS[self.configuration], width=width)
         self.output = nn.Linear(channels, 1)
         # The maximum over positions of many channels is large: small weights keep the first
         # logits near 0, as in [1], 3.1 (normal, variance 1e-2 squared).
@@ -72,12 +79,30 @@ class VGG16(PatchClassifier):
         """
         if min(x.shape[-2:]) < 32:
             raise ModelError(
-                f"VGG16 halves its input five times and needs at least 32 x 32 px, got "
-                f"{x.shape[-1]} x {x.shape[-2]}"
+                f"{type(self).__name__} halves its input five times and needs at least 32 x 32 "
+                f"px, got {x.shape[-1]} x {x.shape[-2]}"
             )
         maps = self.features((x - self.mean) / self.std)
         logits: Tensor = self.output(maps.amax(dim=(2, 3))).squeeze(-1)
         return logits
+
+
+class VGG11(VGG):
+    """Eight convolutions: 9,220,993 parameters."""
+
+    configuration = "A"
+
+
+class VGG16(VGG):
+    """Thirteen convolutions, the lecture's network: 14,715,201 parameters."""
+
+    configuration = "D"
+
+
+class VGG19(VGG):
+    """Sixteen convolutions: 20,024,897 parameters."""
+
+    configuration = "E"
 
 
 def make_features(

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from wsi_pipeline.errors import ModelError
-from wsi_pipeline.models import build_model
+from wsi_pipeline.models import build_model, patchnet
 from wsi_pipeline.models.patchnet import (
     PatchNet,
     PrecisionPatchNet,
@@ -63,6 +63,15 @@ def test_the_image_probability_is_the_mean_of_the_patches():
     x = torch.rand(3, 3, 13, 16, dtype=torch.double)
     torch.testing.assert_close(net.score(x).double(), net.patch_logits(x).sigmoid().mean(1),
                                rtol=1e-6, atol=1e-7)  # fmt: skip
+
+
+@pytest.mark.parametrize("at_once", [1, 5, 24, 100])
+def test_how_many_patches_are_computed_at_once_changes_nothing(monkeypatch, at_once):
+    net = with_biases(PatchNet(m=5, stride=3, filters=4, depth=3))
+    x = torch.rand(2, 3, 10, 13, dtype=torch.double)
+    expected = net.subnet(net.cut(x).flatten(0, 1)).view(2, -1)
+    monkeypatch.setattr(patchnet, "CPU_LAYER_VALUES", at_once * 5 * 5 * 4)
+    torch.testing.assert_close(net.patch_logits(x), expected, rtol=0, atol=1e-12)
 
 
 def test_patches_are_cut_where_the_definition_says():
@@ -143,10 +152,11 @@ def test_one_half_is_not_class_one():
     assert not net.predict(x)
 
 
-def test_the_dense_map_is_the_subnet_around_every_pixel():
+def test_the_dense_map_is_the_subnet_around_every_pixel(monkeypatch):
+    monkeypatch.setattr(patchnet, "CPU_LAYER_VALUES", 5 * 5 * 4 * 8)  # eight patches at once
     net = with_biases(PatchNet(m=5, filters=4, depth=3))
     image = torch.rand(3, 6, 7, dtype=torch.double)
-    heatmap, filters = net.dense_map(image, batch_size=8)
+    heatmap, filters = net.dense_map(image)
     padded = F.pad(image, (2, 2, 2, 2))
     for r in range(6):
         for c in range(7):
@@ -205,12 +215,18 @@ def test_region_keeps_the_central_square():
         ({"m": 1}, "at least 3"),
         ({"m": 17, "region": 8}, "region"),
         ({"grid": "round"}, "ceil, floor or center"),
+        ({"stride": 0}, "stride must be at least 1"),
         ({"strides": 2}, "did you mean 'stride'"),
     ],
 )
 def test_a_wrong_option_is_refused(options, said):
     with pytest.raises(ModelError, match=said):
         build_model("patchnet", **options)
+
+
+def test_strides_are_the_papers():
+    chosen = {m: PatchNet(m=m, filters=1, depth=1).stride for m in (3, 11, 15, 17, 21, 31)}
+    assert chosen == {3: 1, 11: 3, 15: 3, 17: 5, 21: 5, 31: 10}
 
 
 def test_a_small_image_is_padded_by_ceil_and_refused_by_floor():

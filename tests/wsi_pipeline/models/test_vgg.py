@@ -1,12 +1,14 @@
 """VGG16 as the lecture has it (specs/models.md 1.9)."""
 
+import inspect
+
 import pytest
 import safetensors.torch
 import torch
 from torch import nn
 
 from wsi_pipeline.errors import ModelError
-from wsi_pipeline.models import MODELS, PatchClassifier, build_model
+from wsi_pipeline.models import MODELS, PatchClassifier, build_model, vgg
 from wsi_pipeline.models.vgg import IMAGENET_MEAN, IMAGENET_STD, VGG16, load_imagenet_weights
 
 
@@ -22,6 +24,25 @@ def test_it_has_thirteen_convolutions_and_the_published_number_of_parameters():
         model = VGG16()
     assert sum(isinstance(m, nn.Conv2d) for m in model.modules()) == 13
     assert sum(p.numel() for p in model.parameters()) == 14_715_201
+
+
+@pytest.mark.parametrize(
+    ("name", "convolutions", "parameters"),
+    # configurations A and E of the published table; the counts without its classifier, plus 513
+    [("vgg11", 8, 9_220_993), ("vgg19", 16, 20_024_897)],
+)
+def test_the_shallower_and_the_deeper_one_have_the_published_sizes(name, convolutions, parameters):
+    with torch.device("meta"):
+        model = build_model(name)
+    assert sum(isinstance(m, nn.Conv2d) for m in model.modules()) == convolutions
+    assert sum(p.numel() for p in model.parameters()) == parameters
+
+
+def test_no_activation_hides_from_hooks():
+    """Guided backpropagation needs a module per ReLU; a function gives the plain gradient."""
+    source = inspect.getsource(vgg)
+    assert "F.relu" not in source
+    assert sum(isinstance(m, nn.ReLU) for m in VGG16(width=1 / 16).modules()) == 13
 
 
 def test_its_layers_are_named_as_in_torchvision():
@@ -55,16 +76,16 @@ def test_inputs_are_normalised_as_imagenet_was():
     torch.testing.assert_close(seen[1], torch.ones_like(seen[1]), atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-def test_imagenet_weights_load_from_a_file(tmp_path, suffix):
+@pytest.mark.parametrize("kind", [".pth", "old .pth", ".safetensors"])
+def test_imagenet_weights_load_from_a_file(tmp_path, kind):
     source, target = VGG16(width=1 / 16), VGG16(width=1 / 16)
     tensors = {k: v for k, v in source.state_dict().items() if k.startswith("features.")}
     tensors["classifier.0.weight"] = torch.zeros(3, 3)  # as torchvision's files have
-    path = tmp_path / f"vgg16{suffix}"
-    if suffix == ".pth":
-        torch.save(tensors, path)
-    else:
+    path = tmp_path / f"vgg16{kind[-4:] if kind.endswith('.pth') else kind}"
+    if kind == ".safetensors":
         safetensors.torch.save_file(tensors, path)
+    else:  # torchvision's own files of VGG predate the zip format
+        torch.save(tensors, path, _use_new_zipfile_serialization=kind == ".pth")
     output = target.output.weight.clone()
     load_imagenet_weights(target, path)
 
@@ -91,6 +112,23 @@ def test_a_file_that_is_no_weights_is_refused(tmp_path):
         load_imagenet_weights(VGG16(width=1 / 16), tmp_path / "none.pth")
 
 
+def test_the_gradient_reaches_every_convolution():
+    model = VGG16(width=1 / 16)
+    model.loss(torch.rand(2, 3, 64, 64), torch.tensor([0.0, 1.0])).backward()
+    assert all(p.grad is not None and p.grad.any() for p in model.parameters())
+
+
+def test_an_untrained_network_is_undecided():
+    """Its first logits lie near 0: from scratch, a confident start diverges."""
+    with torch.no_grad():
+        assert VGG16(width=1 / 4)(torch.rand(4, 3, 64, 64)).abs().max() < 1
+
+
+def test_a_patch_too_small_for_five_poolings_is_refused():
+    with pytest.raises(ModelError, match=r"VGG16 halves its input five times.*31 x 32"):
+        VGG16(width=1 / 16)(torch.rand(1, 3, 32, 31))
+
+
 def test_rmsprop_is_the_lectures():
     """v = rho v + (1 - rho) g^2; b = 0.9 b + g / (sqrt v + eps); w -= lr b, fifty steps by hand."""
     w = torch.tensor([1.0, -2.0], requires_grad=True)
@@ -108,7 +146,9 @@ def test_rmsprop_is_the_lectures():
 
 
 SMALL = {
+    "vgg11": {"width": 1 / 16},
     "vgg16": {"width": 1 / 16},
+    "vgg19": {"width": 1 / 16},
     "patchnet": {"m": 5, "filters": 4, "depth": 2},
     "precision_patchnet": {"m": 5, "filters": 4, "depth": 2},
 }
@@ -142,9 +182,9 @@ class TestEveryModel:
     def test_a_few_steps_lower_the_loss(self, model):
         x, y = torch.rand(8, 3, 32, 32), torch.tensor([0.0, 1] * 4)
         x[y == 1] *= 0.3
-        optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+        optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
         first = model.loss(x, y)
-        for _ in range(15):
+        for _ in range(20):
             optimizer.zero_grad()
             model.loss(x, y).backward()
             optimizer.step()
