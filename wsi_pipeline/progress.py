@@ -68,14 +68,18 @@ class StageProgress:
             left = (self._last_line - self._started) * (total - done) / done
             self.line(f"{self._name}: {done} of {total}, about {left:.0f} s left")
 
-    def end(self, name: str, line: str) -> None:
-        """Say how a slide or model ended."""
+    def end(self, name: str, line: str, *, failed: bool = False) -> None:
+        """Say how a slide or model ended; a failure is said even where quiet is asked for."""
         self._done += 1
         if self._bars:
             self._bars.update(self._outer, completed=self._done)
-        self.line(f"[{self._done}/{self._n_units}] {name}: {line}")
+        if failed or not self._quiet:
+            self._write(f"[{self._done}/{self._n_units}] {name}: {line}")
 
     def line(self, text: str) -> None:
         """Write one line, unless quiet."""
         if not self._quiet:
-            self._console.print(f"{self._stage}: {text}", markup=False)
+            self._write(text)
+
+    def _write(self, text: str) -> None:
+        self._console.print(f"{self._stage}: {text}", markup=False)

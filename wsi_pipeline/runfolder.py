@@ -122,8 +122,13 @@ class Unit:
 
     @property
     def name(self) -> str:
-        """What a person calls it."""
+        """The slide, or else the model, or else the run."""
         return self.slide_id or self.model or "run"
+
+    @property
+    def title(self) -> str:
+        """What a person calls it: the slide, and the model at work on it."""
+        return f"{self.slide_id} by {self.model}" if self.slide_id and self.model else self.name
 
     def mark(self, run: RunFolder, kind: Literal["done", "failed"]) -> Path:
         """Where the state of this unit is kept."""

@@ -97,12 +97,12 @@ def _sort_out(
     tasks: list[Task] = []
     failed: list[str] = []
     for plan in plans:
-        name = plan.unit.name
+        name = plan.unit.title
         try:
             fingerprint = plan.fingerprint()
         except (TilingError, PipelineError, OSError) as error:
             outcome = fail(run, plan.unit, error)
-            progress.end(name, outcome.line)
+            progress.end(name, outcome.line, failed=True)
             failed.append(name)
             continue
         state = unit_state(run, plan.unit, fingerprint)
@@ -133,13 +133,13 @@ def _work_off(
     for number, result in results:
         unit = tasks[number].unit
         outcome = result if isinstance(result, Outcome) else fail(run, unit, result)
-        progress.end(unit.name, outcome.line)
-        (done if outcome.ok else failed).append(unit.name)
+        progress.end(unit.title, outcome.line, failed=not outcome.ok)
+        (done if outcome.ok else failed).append(unit.title)
     return done, failed
 
 
 def _perform_here(task: Task, *, progress: StageProgress) -> Outcome:
-    progress.begin(task.unit.name)
+    progress.begin(task.unit.title)
     return perform(task, on_progress=progress.inside)
 
 

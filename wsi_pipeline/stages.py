@@ -129,7 +129,7 @@ def _finished_entries(
             f"run: wsi-pipeline tile INPUT --out {run.path} (see also: wsi-pipeline collect)"
         )
     if not tiled:
-        where = f" in split {' or '.join(str(s) for s in splits)}" if splits else ""
+        where = f" in split {' or '.join(s or '(none)' for s in splits)}" if splits else ""
         raise StageError(
             f"{run.path}: no tiled slide{where}; fill the split column of the manifest (or set "
             "splits in the config) and run tile again"
@@ -155,11 +155,11 @@ def predict(
     run: RunFolder, config: Config, options: Options, *, checkpoints: Sequence[Path] = ()
 ) -> StageResult:
     """Patch stores -> scores, by each checkpoint."""
+    wanted = None if config.predict.splits is None else (*config.predict.splits, None)
+    entries = _finished_entries(run, wanted)
     found = list(checkpoints) or [run.checkpoint(m) for m in run.models_with("models")]
     if not found:
         raise StageError(f"{run.path}: no checkpoint; train a model or say --checkpoint FILE")
-    wanted = None if config.predict.splits is None else (*config.predict.splits, None)
-    entries = _finished_entries(run, wanted)
     plans = []
     for checkpoint in found:
         if not checkpoint.is_file():

@@ -1,0 +1,100 @@
+"""One YAML file, checked once: keys, values, paths, recipes."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from wsi_pipeline.config import as_plain, digest_settings, read_config
+from wsi_pipeline.errors import ConfigError
+
+ROOT = Path(__file__).parents[2]
+
+
+def write(tmp_path, text):
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda p: p.name)
+def test_every_config_that_ships_is_valid(path):
+    assert read_config(path).stages
+
+
+def test_paths_are_relative_to_the_config(tmp_path):
+    text = "input: data/m.csv\nout: ../run\ntrain: {vgg16: {model: {weights: vgg.pth}}}\n"
+    config = read_config(write(tmp_path, text))
+    assert config.input == tmp_path / "data/m.csv"
+    assert config.out == tmp_path / "../run"
+    assert config.train["vgg16"].model.weights == tmp_path / "vgg.pth"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            "tile: {patch_pxx: 3}",
+            r"unknown key 'patch_pxx' under 'tile'; did you mean 'patch_px'\?",
+        ),
+        ("tyle: {}", r"unknown key 'tyle'; did you mean 'tile'\?"),
+        ("tile: {tissue: {min_fracton: 0.1}}", r"did you mean 'min_fraction'\?"),
+        ("train: {vgg16: {learning_rate: 1}}", "unknown key 'learning_rate' under 'train.vgg16'"),
+        ("train: {vgg16: {momentun: 1}}", r"did you mean 'momentum'\?"),
+        ("tile: {patch_px: wide}", "tile.patch_px: .*got 'wide'"),
+        ("stages: [tile, fly]", "stages.1"),
+        ("- a\n- b", "a config is a mapping"),
+        ("a: [", "not a YAML file"),
+        ("tile: !!python/object:os.system {}", "not a YAML file"),
+    ],
+)
+def test_a_wrong_config_names_file_key_and_cure(tmp_path, text, said):
+    path = write(tmp_path, text)
+    with pytest.raises(ConfigError, match=said) as caught:
+        read_config(path)
+    assert str(path) in str(caught.value)
+
+
+def test_a_config_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(ConfigError, match=r"none\.yaml: cannot be read"):
+        read_config(tmp_path / "none.yaml")
+
+
+def test_set_lies_over_the_file_long_and_short(tmp_path):
+    path = write(tmp_path, "tile: {patch_px: 512}\n")
+    config = read_config(path, ["tile.patch_px=128", "stride_px=64", "seed=3"], section="tile")
+    assert (config.tile.patch_px, config.tile.stride_px, config.seed) == (128, 64, 3)
+
+
+def test_a_short_training_key_is_each_chosen_models():
+    config = read_config(None, ["lr=1e-3"], section="train", models=["vgg16", "patchnet"])
+    assert [c.lr for c in config.train.values()] == [1e-3, 1e-3]
+
+
+@pytest.mark.parametrize("setting", ["patch_px", "=3", "tile.patch_px=["])
+def test_a_setting_without_sense_is_refused(setting):
+    with pytest.raises(ConfigError, match="--set"):
+        read_config(None, [setting], section="tile")
+
+
+def test_a_model_starts_from_its_papers_recipe_and_the_config_lies_over_it(tmp_path):
+    text = "train:\n  vgg16:\n  small: {model: {name: patchnet}, lr: 0.01, augment: {hue: 0.1}}\n"
+    config = read_config(write(tmp_path, text))
+    vgg, small = config.train["vgg16"], config.train["small"]
+    assert (vgg.model.name, vgg.optimizer, vgg.rho, vgg.momentum) == ("vgg16", "rmsprop", 0.9, 0.9)
+    assert (vgg.lr, vgg.lr_halve_after, vgg.patience, vgg.monitor) == (5e-5, 3, 5, "roc_auc")
+    assert (small.optimizer, small.lr, small.batch_size) == ("adam", 0.01, 4)
+    assert (small.augment.hue, small.augment.brightness) == (0.1, 0.0)
+
+
+def test_no_folder_of_this_machine_is_kept(tmp_path):
+    config = read_config(write(tmp_path, "input: m.csv\nout: run\n"))
+    assert str(tmp_path) not in yaml.safe_dump(as_plain(config))
+
+
+def test_the_same_settings_have_the_same_digest():
+    one, other = read_config(None, ["tile.patch_px=256"]), read_config(None, [])
+    assert digest_settings(one.tile) == digest_settings(
+        read_config(None, ["tile.patch_px=256"]).tile
+    )
+    assert digest_settings(one.tile) != digest_settings(other.tile)
