@@ -15,7 +15,8 @@ LAYERS = [
     {"stages"},
     {"runner"},
     {"work"},
-    {"training", "inference", "heatmaps", "evaluation", "report", "cohorts", "cluster", "progress"},
+    {"training", "inference", "heatmaps", "heatmap_files", "overlays", "nms", "evaluation"}
+    | {"report", "cohorts", "cluster", "progress"},
     {"curves", "history", "resume"},
     {"models", "data", "sampling", "augment", "checkpoint", "devices", "scores"},
     {"manifest", "splits", "runfolder", "config"},

@@ -173,8 +173,8 @@ def show_number(value: float | int | None, digits: int = 3) -> Markup:
     return Markup('<data value="{}">{}</data>').format(repr(value), shown)
 
 
-def show_figure(figure: Figure) -> Markup:
-    """Show a figure with its interval, or the reason why it is undefined."""
+def show_figure(figure: Figure, name: str = "95 % CI") -> Markup:
+    """Show a figure with its interval, called `name`, or the reason why it is undefined."""
     if figure.value is None:
         reason = figure.reason or "not computed"
         return Markup('<span class="undefined">undefined: {}</span>').format(reason)
@@ -182,7 +182,7 @@ def show_figure(figure: Figure) -> Markup:
     if figure.interval is None:
         return shown
     low, high = (show_number(float(end)) for end in figure.interval)
-    return shown + Markup(' <span class="ci">95 % CI {} to {}</span>').format(low, high)
+    return shown + Markup(' <span class="ci">{} {} to {}</span>').format(name, low, high)
 
 
 def _read_figure(section: Mapping[str, Any], key: str, reasons: Mapping[str, str]) -> Figure:
