@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from tiling.files import write_aside
 from wsi_pipeline.contracts import FrocCurve
-from wsi_pipeline.evaluation.froc import rate_name
+from wsi_pipeline.evaluation.froc import rate_name, read_sensitivity
 from wsi_pipeline.evaluation.patch import Confusion, RankingCurves
 
 _RATES_FROM, _RATES_TO = 0.125, 16.0  # the part of the FROC curve that the score looks at
@@ -50,11 +50,10 @@ def draw_froc(path: Path, curves: Sequence[FrocCurve]) -> None:
 
 def _draw_froc_curve(axes: Axes, curve: FrocCurve) -> None:
     name = f"{_DEFINITION_TITLES[curve.definition]}: score {curve.score:.3f}"
-    # Beyond the last threshold nothing more is found; on a log axis 0 lies infinitely far left.
-    x = np.append(np.maximum(curve.avg_fps, 1e-9), max(_RATES_TO, float(curve.avg_fps[-1])))
-    y = np.append(curve.sensitivity, curve.sensitivity[-1])
-    style = "steps-post" if curve.at_rate == "step" else "default"
-    (line,) = axes.plot(x, y, drawstyle=style, label=name)
+    # Straight lines between points are bent on a log axis: read the curve densely, as the score is.
+    x = np.geomspace(_RATES_FROM, _RATES_TO, 500)
+    y = read_sensitivity(curve.avg_fps, curve.sensitivity, x.tolist(), at_rate=curve.at_rate)
+    (line,) = axes.plot(x, y, label=name)
     at = [(float(rate), value) for rate, value in curve.sensitivity_at.items() if value is not None]
     colour = line.get_color()
     axes.plot([r for r, _ in at], [v for _, v in at], "o", ms=4, color=colour, clip_on=False)

@@ -162,7 +162,14 @@ def evaluate_run(
         "slide": slide.values,
         "froc": froc_to_json(frocs[settings.froc_definition][0]),
         **{f"froc_{name}": froc_to_json(curve) for name, (curve, _) in frocs.items()},
-        "undefined": _undefined(patch, slide, {name: c for name, (c, _) in frocs.items()}),
+        "undefined": _undefined(
+            patch,
+            slide,
+            {
+                "froc": frocs[settings.froc_definition][0],
+                **{f"froc_{name}": curve for name, (curve, _) in frocs.items()},
+            },
+        ),
         "notes": notes,
     }
     _write_tables(out, test, val, slide_scores, threshold, settings)
@@ -488,14 +495,12 @@ def _match_by_patch(
     return hits, named_lesion_rows(slide.slide_id, slide.lesion_ids, hits)
 
 
-def _undefined(
-    patch: _Figures, slide: _Figures, frocs: dict[Definition, FrocCurve]
-) -> dict[str, str]:
+def _undefined(patch: _Figures, slide: _Figures, frocs: dict[str, FrocCurve]) -> dict[str, str]:
     """Collect the reasons of all sections, each figure named by its place in ``metrics.json``."""
     found = {f"patch.{name}": reason for name, reason in patch.undefined.items()}
     found |= {f"slide.{name}": reason for name, reason in slide.undefined.items()}
-    for definition, curve in frocs.items():
-        found |= {f"froc_{definition}.{name}": r for name, r in curve.undefined.items()}
+    for section, curve in frocs.items():
+        found |= {f"{section}.{name}": reason for name, reason in curve.undefined.items()}
     return found
 
 
