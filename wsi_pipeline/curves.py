@@ -26,10 +26,21 @@ def draw_curves(path: Path, history: Sequence[EpochRecord], *, title: str, best:
     epochs = [record.epoch for record in history]
     marker = "o" if len(history) <= 50 else ""
     losses.plot(epochs, [r.train_loss for r in history], marker=marker, ms=3, label="train")
-    losses.plot(epochs, [r.val_loss for r in history], marker=marker, ms=3, label="validation")
+    validated = [r for r in history if r.val_loss is not None]
+    if validated:
+        with_loss = [r.epoch for r in validated]
+        losses.plot(
+            with_loss, [r.val_loss for r in validated], marker=marker, ms=3, label="validation"
+        )
     _finish(losses, "loss (cross-entropy)", best)
     losses.legend(frameon=False)
-    auc.plot(epochs, [r.val_roc_auc for r in history], marker=marker, ms=3, color="tab:green")
+    auc.plot(
+        [r.epoch for r in validated],
+        [r.val_roc_auc for r in validated],
+        marker=marker,
+        ms=3,
+        color="tab:green",
+    )
     _finish(auc, "ROC AUC (validation)", best)
     rate.step(epochs, [r.lr for r in history], where="mid", color="tab:gray")
     rate.set_yscale("log")

@@ -171,9 +171,13 @@ def usable_labels(store: Patches) -> NDArray[np.int8]:
 
 
 def check_stores(
-    train: Sequence[Patches], val: Sequence[Patches], patients: Mapping[str, str]
+    train: Sequence[Patches],
+    val: Sequence[Patches],
+    patients: Mapping[str, str],
+    *,
+    validated: bool = True,
 ) -> None:
-    """Refuse what cannot be trained on, before any time is spent.
+    """Refuse what cannot be trained on, before any time is spent; validation only where wanted.
 
     Raises
     ------
@@ -181,8 +185,9 @@ def check_stores(
         If a split lacks a class, patches differ in size or resolution, or a patient is in both
         splits.
     """
-    for split, stores in (("train", train), ("val", val)):
-        _check_classes(split, stores)
+    _check_classes("train", train)
+    if validated:
+        _check_classes("val", val)
     first = train[0]
     for store in (*train, *val):
         a, b = first.geometry, store.geometry
@@ -204,7 +209,7 @@ def _check_classes(split: str, stores: Sequence[Patches]) -> None:
     if not stores:
         raise TrainingError(
             f"split {split} has no slide; fill the manifest's split column, or set splits in the "
-            "config"
+            "config" + ("; or train without validation: monitor: none" if split == "val" else "")
         )
     labels = [usable_labels(store) for store in stores]
     for label, name in enumerate(CLASS_NAMES):

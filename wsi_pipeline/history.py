@@ -20,15 +20,16 @@ class EpochRecord:
     epoch: int  # from 1
     lr: float  # learning rate during the epoch
     train_loss: float  # mean over the epoch's batches
-    val_loss: float  # E: mean binary cross-entropy over the validation patches
-    val_roc_auc: float  # over the validation patches
+    val_loss: float | None  # E: mean binary cross-entropy over the validation patches, if any
+    val_roc_auc: float | None  # over the validation patches, if there are any
 
 
 def best_epoch(history: Sequence[EpochRecord], monitor: Monitor) -> int:
     """Give the epoch whose weights are kept; 0 without any.
 
     The highest ROC AUC or the lowest loss. Of epochs with the same ROC AUC (1.0 comes early on easy
-    data) the one with the lowest loss, whose scores are further apart; of equals the first.
+    data) the one with the lowest loss, whose scores are further apart; of equals the first. Without
+    validation the last.
 
     Examples
     --------
@@ -38,9 +39,19 @@ def best_epoch(history: Sequence[EpochRecord], monitor: Monitor) -> int:
     """
     if not history:
         return 0
+    if monitor == "none":
+        return history[-1].epoch
     if monitor == "roc_auc":
-        return min(history, key=lambda r: (-r.val_roc_auc, r.val_loss)).epoch
-    return min(history, key=lambda r: r.val_loss).epoch
+        return min(history, key=lambda r: (-figure(r, "roc_auc"), -figure(r, "loss"))).epoch
+    return max(history, key=lambda r: figure(r, "loss")).epoch
+
+
+def figure(record: EpochRecord, monitor: Monitor) -> float:
+    """Give a validation figure as one that is better the higher it is; 0 without validation."""
+    value = record.val_roc_auc if monitor == "roc_auc" else record.val_loss
+    if value is None or monitor == "none":
+        return 0.0
+    return value if monitor == "roc_auc" else -value
 
 
 def epochs_without_improvement(history: Sequence[EpochRecord], monitor: Monitor) -> int:
@@ -52,7 +63,7 @@ def epochs_without_improvement(history: Sequence[EpochRecord], monitor: Monitor)
     >>> epochs_without_improvement(history, "roc_auc"), epochs_without_improvement(history, "loss")
     (1, 0)
     """
-    figures = [r.val_roc_auc if monitor == "roc_auc" else -r.val_loss for r in history]
+    figures = [figure(record, monitor) for record in history]
     return len(figures) - 1 - figures.index(max(figures)) if figures else 0
 
 
@@ -67,7 +78,7 @@ def stop_reason(
         So many epochs in a row that are not strictly better than the best before them.
     """
     stale = epochs_without_improvement(history, monitor)
-    if stale >= patience:
+    if stale >= patience and monitor != "none":
         name = "ROC AUC" if monitor == "roc_auc" else "loss"
         return f"the validation {name} has not improved for {stale} epochs"
     if len(history) >= max_epochs:
@@ -82,3 +93,10 @@ def write_history(path: Path, history: Sequence[EpochRecord]) -> None:
     writer.writerow(field.name for field in fields(EpochRecord))
     writer.writerows(astuple(record) for record in history)
     write_text(path, buffer.getvalue())
+
+
+def describe_validation(record: EpochRecord) -> str:
+    """Say an epoch's validation figures in words."""
+    if record.val_loss is None or record.val_roc_auc is None:
+        return "no validation"
+    return f"validation loss {record.val_loss:.4f}, ROC AUC {record.val_roc_auc:.4f}"

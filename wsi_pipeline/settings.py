@@ -12,7 +12,7 @@ from typing import Any, Literal
 from wsi_pipeline.contracts import Split
 
 Optimizer = Literal["rmsprop", "adam"]
-Monitor = Literal["roc_auc", "loss"]
+Monitor = Literal["roc_auc", "loss", "none"]
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,9 @@ class TrainConfig:
     steps_per_epoch: int = 1000  # batches; the lecture does not say
     max_epochs: int = 100
     lr_halve_after: int | None = 3  # epochs without lower validation loss (lecture); None: never
-    monitor: Monitor = "roc_auc"  # lecture: stop by ROC AUC on validation data
+    # Lecture: stop by ROC AUC on validation data. "none" needs no validation data: max_epochs are
+    # trained, with the learning rate as it is, and the last weights are kept.
+    monitor: Monitor = "roc_auc"
     patience: int = 5  # epochs without a better monitored figure (lecture)
     val_patches: int | None = None  # at most so many, half of each class; None: all labelled
     augment: AugmentConfig = field(default_factory=AugmentConfig)

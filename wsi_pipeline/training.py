@@ -45,7 +45,13 @@ from wsi_pipeline.data import (
 )
 from wsi_pipeline.devices import place_model, reproducible
 from wsi_pipeline.errors import ConfigError, ModelError, TrainingError
-from wsi_pipeline.history import EpochRecord, best_epoch, stop_reason, write_history
+from wsi_pipeline.history import (
+    EpochRecord,
+    best_epoch,
+    describe_validation,
+    stop_reason,
+    write_history,
+)
 from wsi_pipeline.models import PatchClassifier, build_model
 from wsi_pipeline.models.vgg import load_imagenet_weights
 from wsi_pipeline.resume import (
@@ -83,8 +89,7 @@ class TrainSummary:
         again = f" (resumed after {self.resumed_from})" if self.resumed_from else ""
         return (
             f"{self.epochs} epochs{again} in {self.seconds:.0f} s, {self.stopped}; kept epoch "
-            f"{self.best.epoch}: validation loss {self.best.val_loss:.4f}, "
-            f"ROC AUC {self.best.val_roc_auc:.4f}"
+            f"{self.best.epoch}: {describe_validation(self.best)}"
         )
 
 
@@ -126,11 +131,12 @@ def train_model(
         If a setting is out of its range.
     TrainingError
         If a split lacks a class, patches do not fit together, a patient is in both splits, or the
-        loss stops being a number.
+        loss stops being a number. ``val`` is not looked at where nothing is monitored.
     """
     started = time.perf_counter()
     check_config(config)
-    check_stores(train, val, patients)
+    val = () if config.monitor == "none" else val
+    check_stores(train, val, patients, validated=config.monitor != "none")
     remove_leftovers(out)
     with reproducible(device, seed=config.seed):
         training = _Training(config, train, val, device=device, readers=readers)
@@ -196,9 +202,10 @@ class _Training:
         self._optimizer = build_optimizer(config, self.model)
         self._scheduler = build_scheduler(config, self._optimizer)
         self._sampler = ThreeStepSampler([usable_labels(s) for s in train], seed=config.seed)
-        self._chosen = choose_validation(
-            [usable_labels(s) for s in val], most=config.val_patches, seed=config.seed
-        )
+        if val:
+            self._chosen = choose_validation(
+                [usable_labels(s) for s in val], most=config.val_patches, seed=config.seed
+            )
         self.history: list[EpochRecord] = []
         self.drawn = np.zeros((len(train), 2), np.int64)
         self.best_weights: Tensors = {}
@@ -248,25 +255,24 @@ class _Training:
         epoch = len(self.history) + 1
         lr = float(self._optimizer.param_groups[0]["lr"])
         train_loss = self._train_once(epoch, on_progress)
-        val_loss, val_roc_auc = self.validate(epoch)
+        val_loss, val_roc_auc = self.validate(epoch) if self._val else (None, None)
         record = EpochRecord(epoch, lr, train_loss, val_loss, val_roc_auc)
         self.history.append(record)
         self._adapt_rate(record)
         if self.best is record:  # compared with all epochs before
             self.best_weights = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
         log.info(
-            "%s: epoch %d of at most %d: lr %.3g, loss %.4f, validation loss %.4f, ROC AUC %.4f",
+            "%s: epoch %d of at most %d: lr %.3g, loss %.4f, %s",
             self._config.model.name,
             epoch,
             self._config.max_epochs,
             lr,
             train_loss,
-            val_loss,
-            val_roc_auc,
+            describe_validation(record),
         )
 
     def _adapt_rate(self, record: EpochRecord) -> None:
-        if self._scheduler is not None:
+        if self._scheduler is not None and record.val_loss is not None:
             self._scheduler.step(record.val_loss)
 
     def _train_once(self, epoch: int, on_progress: Progress | None) -> float:
@@ -443,7 +449,11 @@ def _describe(
         train_patients=groups[0],
         val_patients=groups[1],
         epoch=best.epoch,
-        metrics={"val_loss": best.val_loss, "val_roc_auc": best.val_roc_auc},
+        metrics={
+            name: value
+            for name, value in (("val_loss", best.val_loss), ("val_roc_auc", best.val_roc_auc))
+            if value is not None
+        },
     )
 
 

@@ -568,3 +568,22 @@ def test_validation_patches_that_all_turn_out_unreadable_are_named(fake_store, t
 def test_a_setting_out_of_its_range_is_named(fake_store, tmp_path, name, value):
     with pytest.raises(ConfigError, match=rf"train: {name} must be"):
         train(fake_store, tmp_path, replace(TINY, **{name: value}))
+
+
+def test_without_anything_monitored_no_validation_is_needed_and_the_last_weights_are_kept(
+    tmp_path, fake_store
+):
+    config = replace(TINY, monitor="none", max_epochs=3, lr_halve_after=None)
+    train = [fake_store("a", [0, 1, 1, 0]), fake_store("b", [0, 0, 1])]
+    summary = train_model(
+        config,
+        train=train,
+        val=[],
+        patients={"a": "a", "b": "b"},
+        out=tmp_path,
+        device=torch.device("cpu"),
+        fingerprint="f",
+    )
+    assert (summary.epochs, summary.best.epoch, summary.best.val_loss) == (3, 3, None)
+    rows = (tmp_path / "history.csv").read_text().splitlines()
+    assert [row.split(",")[3:] for row in rows[1:]] == [["", ""]] * 3

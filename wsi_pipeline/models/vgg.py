@@ -83,8 +83,10 @@ class VGG(PatchClassifier):
                 f"px, got {x.shape[-1]} x {x.shape[-2]}"
             )
         maps = self.features((x - self.mean) / self.std)
-        logits: Tensor = self.output(maps.amax(dim=(2, 3))).squeeze(-1)
-        return logits
+        with torch.autocast(x.device.type, enabled=False):
+            # In half precision the last sum would leave a few hundred distinct scores.
+            logits: Tensor = self.output(maps.amax(dim=(2, 3)).to(self.output.weight.dtype))
+        return logits.squeeze(-1)
 
 
 class VGG11(VGG):

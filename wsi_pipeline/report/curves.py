@@ -129,8 +129,11 @@ def draw_history(model: ModelFiles) -> list[Markup]:
     marked = len(epoch) <= 40
     losses = [
         Series("training loss", epoch, train, 0, dashed=True, marked=marked),
-        Series("validation loss", epoch, val, 1, marked=marked),
     ]
+    if np.isnan(val).all():  # trained without validation
+        y = fitted_axis("cross-entropy", np.append(train, 0.0))
+        return [draw_lines(losses, x=x, y=y, title=f"{model.name}: loss by epoch")]
+    losses.append(Series("validation loss", epoch, val, 1, marked=marked))
     y = fitted_axis("cross-entropy", np.concatenate([train, val, [0.0]]))
     return [
         draw_lines(losses, x=x, y=y, title=f"{model.name}: loss by epoch"),
