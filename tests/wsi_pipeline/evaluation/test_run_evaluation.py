@@ -322,9 +322,22 @@ def test_other_aggregators_are_written_down(tmp_path, aggregator):
     assert metrics["froc"]["definition"] == "patch"
 
 
+def guessing(slides):
+    """The same slides with a model that knows nothing."""
+    random = np.random.default_rng(0)
+    return [
+        replace(s, scores=replace(s.scores, scores=random.random(100).astype(np.float32)))
+        for s in slides
+    ]
+
+
 def test_patients_are_resampled_as_one(tmp_path):
     """One patient with all slides: every replicate is the cohort itself."""
-    metrics = evaluate_run(cohort(6, patient="p"), settings=SETTINGS, out=tmp_path, model="m")
-    assert metrics["slide"]["roc_auc_ci95"] == [metrics["slide"]["roc_auc"]] * 2
-    assert metrics["froc"]["score_ci95"] == pytest.approx([metrics["froc"]["score"]] * 2)
-    assert metrics["froc"]["bootstrap"]["unit"] == "patient"
+    apart = evaluate_run(guessing(cohort(6)), settings=SETTINGS, out=tmp_path / "a", model="m")
+    slides = guessing(cohort(6, patient="p"))
+    as_one = evaluate_run(slides, settings=SETTINGS, out=tmp_path / "b", model="m")
+    for section, figure in (("slide", "roc_auc"), ("patch", "roc_auc"), ("froc_patch", "score")):
+        value, name = as_one[section][figure], f"{figure}_ci95"
+        assert as_one[section][name] == pytest.approx([value, value])
+        assert apart[section][name][1] - apart[section][name][0] > 0.01
+    assert as_one["froc"]["bootstrap"]["unit"] == "patient"
