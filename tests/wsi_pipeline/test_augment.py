@@ -30,6 +30,15 @@ def test_the_same_seed_gives_the_same_changes_call_by_call():
     assert torch.equal(one(x), [other(x), other(x)][1])
 
 
+def test_patches_of_a_batch_are_changed_each_by_itself():
+    x = batch()
+    others = torch.cat([x[:1], 1 - x[1:]])
+    one, other = (Augment(AugmentConfig(), seed=2)(images) for images in (x, others))
+    assert torch.equal(one[0], other[0])
+    same = Augment(AugmentConfig(), seed=2)(x[:1].expand_as(x))
+    assert len(same.flatten(1).unique(dim=0)) == len(x)
+
+
 def test_the_input_is_left_alone():
     x = batch()
     before = x.clone()
