@@ -60,7 +60,7 @@ def draw_qc(
 def write_qc(path: Path, picture: Image.Image) -> None:
     """Write the picture as PNG, whole or not at all."""
     with write_aside(path) as scratch:
-        picture.save(scratch, format="PNG")
+        picture.save(scratch, format="PNG", compress_level=3)  # a third of the time
 
 
 def _picture_size(

@@ -228,9 +228,14 @@ def _map_on_client(
 def _dask_client(dask: str, workers: int, options: dict[str, Any]) -> Iterator[Any]:
     from distributed import Client, LocalCluster
 
+    logging.getLogger("distributed").setLevel(logging.ERROR)  # it reports every connection
     if dask == "local":
         cluster = LocalCluster(
-            n_workers=workers, threads_per_worker=1, dashboard_address=None, host="127.0.0.1"
+            n_workers=workers,
+            threads_per_worker=1,
+            host="127.0.0.1",
+            dashboard_address="127.0.0.1:0",  # any free port, this machine only
+            silence_logs=logging.ERROR,
         )
     elif dask == "slurm":
         cluster = _slurm_cluster(workers, options)
