@@ -1,0 +1,193 @@
+"""What the documentation says is so: links, command lines, settings and their defaults."""
+
+import contextlib
+import dataclasses
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+import pytest
+import typer
+import yaml
+from typer.main import get_command
+
+from wsi_pipeline.cli import app
+from wsi_pipeline.config import Config, as_plain
+from wsi_pipeline.settings import RECIPES
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([*ROOT.glob("README.md"), *ROOT.glob("CHANGELOG.md"), *ROOT.glob("docs/*.md")])
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
+NOT_TYPED = {"text", "yaml", "json", "csv", "python", "xml"}  # blocks that nobody types in a shell
+SEPARATORS = {"&&", "||", "|", ";", "&", ">", "2>"}
+
+page_ids = pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+
+
+def read(page: Path) -> str:
+    return page.read_text(encoding="utf-8")
+
+
+# ------------------------------------------------------------ links
+
+
+def anchors(page: Path) -> set[str]:
+    titles = re.findall(r"^#+ (.*)$", FENCE.sub("", read(page)), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).strip().replace(" ", "-") for title in titles}
+
+
+@page_ids
+def test_relative_links_lead_somewhere(page):
+    for target in LINK.findall(FENCE.sub("", read(page))):
+        if re.match(r"[a-z]+:", target):
+            continue
+        name, _, anchor = target.partition("#")
+        found = (page.parent / name).resolve() if name else page
+        assert found.exists(), f"{page.name}: {target}"
+        if anchor and found.suffix == ".md":
+            assert anchor in anchors(found), f"{page.name}: {target}"
+
+
+def test_every_page_is_in_the_index():
+    index = set(LINK.findall(read(ROOT / "docs" / "README.md")))
+    assert {p.name for p in ROOT.glob("docs/*.md")} - {"README.md"} <= index
+
+
+# ------------------------------------------------------------ command lines
+
+
+def split_commands(line: str) -> Iterator[list[str]]:
+    """List the commands of a shell line, also those that stand in quotes (``sbatch --wrap``)."""
+    lexer = shlex.shlex(line, posix=True, punctuation_chars=True)
+    lexer.whitespace_split = True
+    words: list[str] = []
+    for word in lexer:
+        if word in SEPARATORS:
+            yield words
+            words = []
+        elif " " in word and "wsi-pipeline " in word:
+            yield from split_commands(word)
+        else:
+            words.append(word)
+    yield words
+
+
+def our_commands(page: Path) -> Iterator[list[str]]:
+    for language, block in FENCE.findall(read(page)):
+        if language in NOT_TYPED:
+            continue
+        for line in block.replace("\\\n", " ").splitlines():
+            if "wsi-pipeline" not in line:
+                continue
+            for words in split_commands(line.strip().removeprefix("$ ")):
+                at = [i for i, word in enumerate(words) if Path(word).name == "wsi-pipeline"]
+                if at:
+                    yield words[at[0] + 1 :]
+
+
+def parse(arguments: list[str]) -> None:
+    """Parse a command line as the program would, and run nothing."""
+    program: Any = get_command(app)
+    name, *rest = arguments or ["--help"]
+    if name.startswith("-"):
+        known = {option for parameter in program.params for option in parameter.opts}
+        assert name in known | {"--help", "-h"}, f"no option {name}"
+        return
+    assert name in program.commands, f"no command {name}"
+    with contextlib.suppress(typer.Exit):  # --help ends here
+        program.commands[name].make_context(f"wsi-pipeline {name}", rest)
+
+
+@page_ids
+def test_commands_and_options_exist(page, capsys):
+    for arguments in our_commands(page):
+        try:
+            parse(arguments)
+        except Exception as error:
+            message = getattr(error, "message", str(error))
+            pytest.fail(f"{page.name}: wsi-pipeline {shlex.join(arguments)}: {message}")
+
+
+def test_a_wrong_command_line_is_noticed():
+    assert list(split_commands("sbatch --wrap 'wsi-pipeline tile x --out y' && ls")) == [
+        ["wsi-pipeline", "tile", "x", "--out", "y"],
+        ["sbatch", "--wrap"],
+        ["ls"],
+    ]
+    for wrong in (["fly"], ["tile", "x", "--out", "y", "--colour", "red"], ["tile", "x"]):
+        with pytest.raises(Exception, match=r"no command fly|colour|out"):
+            parse(wrong)
+
+
+# ------------------------------------------------------------ settings
+
+REQUIRED = "required"
+
+
+def default_of(field: Any) -> Any:
+    if field.default is not dataclasses.MISSING:
+        return as_plain(field.default)
+    if field.default_factory is not dataclasses.MISSING:
+        return as_plain(field.default_factory())
+    return REQUIRED
+
+
+def part_of(hint: Any) -> Any:
+    """Find the dataclass in a type: itself, in ``X | None``, or the values of a dict."""
+    if dataclasses.is_dataclass(hint):
+        return hint
+    return next((part for part in get_args(hint) if dataclasses.is_dataclass(part)), None)
+
+
+def settings_of(kind: Any, prefix: str = "") -> dict[str, Any]:
+    """List every key of a config with its default."""
+    found: dict[str, Any] = {}
+    hints = get_type_hints(kind)
+    for field in dataclasses.fields(kind):
+        part, default = part_of(hints[field.name]), default_of(field)
+        is_section = part is not None and (
+            default == REQUIRED or (isinstance(default, dict) and default)
+        )
+        if not is_section:
+            found[prefix + field.name] = default
+        if part is not None:
+            inner = f"{field.name}.<model>." if field.name == "train" else f"{field.name}."
+            found |= settings_of(part, prefix + inner)
+    return found
+
+
+def table_rows(text: str, n_cells: int) -> dict[str, Any]:
+    """Read the tables whose first cell is a key and whose second is its default, as YAML."""
+    rows: dict[str, Any] = {}
+    for line in text.splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        key = re.fullmatch(r"`([^`]+)`", cells[0])
+        if line.startswith("| `") and len(cells) == n_cells and key:
+            assert key[1] not in rows, f"{key[1]} is listed twice"
+            rows[key[1]] = yaml.safe_load(cells[1].strip("`"))
+    return rows
+
+
+def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        inner = flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else None
+        found |= {prefix + key: value} if inner is None else inner
+    return found
+
+
+def test_every_setting_is_listed_with_its_default():
+    listed = table_rows(read(ROOT / "docs" / "config.md"), n_cells=4)
+    known = settings_of(Config)
+
+    assert sorted(listed) == sorted(known)
+    assert {key: listed[key] for key in known} == known
+
+
+def test_recipes_are_listed():
+    listed = table_rows(read(ROOT / "docs" / "config.md"), n_cells=3)
+    for model in ("patchnet", "precision_patchnet"):
+        assert listed == flatten(RECIPES[model])
