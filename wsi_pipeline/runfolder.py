@@ -85,6 +85,10 @@ class RunFolder:
         """Picture of a slide's heatmap."""
         return self.path / "heatmaps" / model / f"{slide_id}.png"
 
+    def figures(self, model: str) -> Path:
+        """Figures for papers."""
+        return self.path / "figures" / model
+
     def evaluation(self, model: str) -> Path:
         """Folder of a model's figures."""
         return self.path / "evaluation" / model

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -88,7 +89,7 @@ def draw_confusion(path: Path, confusion: Confusion, *, threshold: float) -> Non
     axes.xaxis.tick_top()
     axes.tick_params(length=0)
     axes.set_title(f"patches, positive iff F(I) ≥ {threshold:g}", y=-0.1, fontsize=10)
-    _save(path, figure)
+    save_figure(path, figure)
 
 
 def _start(x_label: str, y_label: str) -> tuple[Figure, Axes]:
@@ -109,9 +110,16 @@ def _finish(path: Path, figure: Figure, axes: Axes, *, empty: bool) -> None:
         axes.text(0.5, 0.5, "undefined", ha="center", transform=axes.transAxes, color="0.4")
     else:
         axes.legend(frameon=False, loc="lower right", fontsize=9)
-    _save(path, figure)
+    save_figure(path, figure)
 
 
-def _save(path: Path, figure: Figure) -> None:
-    with write_aside(path) as scratch:
-        figure.savefig(scratch, format="png", dpi=130)
+def save_figure(path: Path, figure: Figure) -> None:
+    """Save a figure as PNG or SVG, by the name's ending; equal figures give equal bytes."""
+    kind = path.suffix.removeprefix(".")
+    # matplotlib writes the date into an SVG, and draws the ids of its parts by chance.
+    metadata = {"Date": None} if kind == "svg" else {}
+    with (
+        write_aside(path) as scratch,
+        matplotlib.rc_context({"svg.hashsalt": "wsi-pipeline", "svg.fonttype": "none"}),
+    ):
+        figure.savefig(scratch, format=kind, dpi=130, metadata=metadata)

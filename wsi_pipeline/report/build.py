@@ -3,19 +3,23 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import jinja2
-from markupsafe import Markup
-
 from tiling.files import write_text
-from wsi_pipeline import __version__
 from wsi_pipeline.contracts import SPLITS
 from wsi_pipeline.errors import ReportError
 from wsi_pipeline.report import curves
-from wsi_pipeline.report.gather import CohortSlide, ModelFiles, Row, RunFiles, gather_run
+from wsi_pipeline.report.figures import write_figures
+from wsi_pipeline.report.gather import (
+    DEFINITIONS,
+    CohortSlide,
+    ModelFiles,
+    Row,
+    RunFiles,
+    gather_run,
+)
+from wsi_pipeline.report.page import Figure, read_figure, read_sensitivity_figure, render_page
 from wsi_pipeline.report.pictures import embed_picture
 from wsi_pipeline.runfolder import RunFolder
 
@@ -25,7 +29,8 @@ Confusion = Mapping[str, int]
 LECTURE_CONFUSION: Confusion = {"tp": 24_796, "fn": 4_340, "fp": 5_345, "tn": 158_754}
 
 _CELLS = ("tp", "fn", "fp", "tn")
-_RATES = ("0.25", "0.5", "1", "2", "4", "8")
+RATES = ("0.25", "0.5", "1", "2", "4", "8")
+_CROP_PX = 256
 _DATA_SET = "CAMELYON16 test set"
 _JAMA = "Ehteshami Bejnordi et al., JAMA 2017;318:2199-2210"
 
@@ -50,15 +55,6 @@ PUBLISHED = (
 
 
 @dataclass(frozen=True)
-class Figure:
-    """A number with its interval, or why there is none."""
-
-    value: float | None
-    interval: tuple[float, float] | None = None
-    reason: str = ""
-
-
-@dataclass(frozen=True)
 class CohortLine:
     """One line of the cohort table."""
 
@@ -76,7 +72,7 @@ class CohortLine:
 
 
 def build_report(run: Path, *, models: Sequence[str] = ()) -> Path:
-    """Write ``report.html`` of a run folder, from the files in it.
+    """Write ``report.html`` and ``figures/`` of a run folder, from the files in it.
 
     Parameters
     ----------
@@ -105,106 +101,62 @@ def build_report(run: Path, *, models: Sequence[str] = ()) -> Path:
             "start with: wsi-pipeline tile"
         )
     path = RunFolder(run).report
+    for model in gathered.models:
+        write_figures(RunFolder(run).figures(model.name), model)
     write_text(path, render_report(gathered))
     return path
 
 
 def render_report(run: RunFiles) -> str:
     """Render what was gathered as HTML."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("wsi_pipeline.report", ""),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(number=show_number, figure=show_figure)
     evaluated = [model for model in run.models if model.metrics is not None]
-    return environment.get_template("report.html.j2").render(
-        css=_read_asset("report.css"),
-        js=_read_asset("report.js"),
-        version=__version__,
-        run=run,
-        evaluated=evaluated,
-        cohort=summarise_cohort(run.cohort),
-        headline_names=_HEADLINES,
-        headlines={model.name: read_headlines(model) for model in evaluated},
-        thresholds={model.name: _read_thresholds(model) for model in evaluated},
-        confusions={model.name: _read_confusion(model) for model in evaluated},
-        patch_figures=_compare_figures(evaluated, "patch", _PATCH_FIGURES),
-        slide_figures=_compare_figures(evaluated, "slide", _SLIDE_FIGURES),
-        lecture=LECTURE_CONFUSION,
-        slide_roc=curves.draw_slide_roc(evaluated),
-        patch_roc=curves.draw_patch_roc(evaluated),
-        precision_recall=curves.draw_precision_recall(evaluated),
-        froc_curves={name: curves.draw_froc(run.models, name) for name in ("camelyon16", "patch")},
-        froc_tables={name: _read_froc_table(run.models, name) for name in ("camelyon16", "patch")},
-        rates=_RATES,
-        histories={model.name: curves.draw_history(model) for model in run.models},
-        slide_rows={model.name: _slide_rows(model, run.cohort) for model in run.models},
-        pictures={model.name: _embed_overlays(model) for model in run.models},
-        published=PUBLISHED,
-        data_set=_DATA_SET,
-        settings=json.dumps(run.settings, indent=2, sort_keys=True, ensure_ascii=False),
-        versions=_read_versions(run.settings),
-    )
-
-
-def _read_asset(name: str) -> Markup:
-    return Markup(files("wsi_pipeline.report").joinpath(name).read_text(encoding="utf-8"))
-
-
-# --- numbers ---------------------------------------------------------------------------------
-
-
-def show_number(value: float | int | None, digits: int = 3) -> Markup:
-    """Show a number rounded, with its full value in the markup.
-
-    Examples
-    --------
-    >>> show_number(0.98765), show_number(None)
-    (Markup('<data value="0.98765">0.988</data>'), Markup('–'))
-    """
-    if value is None:
-        return Markup("–")
-    shown = f"{value:,}" if isinstance(value, int) else f"{value:.{digits}f}"
-    # Thin spaces between thousands: a comma is a decimal mark to half the world.
-    shown = shown.replace(",", "\N{THIN SPACE}")
-    return Markup('<data value="{}">{}</data>').format(repr(value), shown)
-
-
-def show_figure(figure: Figure, name: str = "95 % CI") -> Markup:
-    """Show a figure with its interval, called `name`, or the reason why it is undefined."""
-    if figure.value is None:
-        reason = figure.reason or "not computed"
-        return Markup('<span class="undefined">undefined: {}</span>').format(reason)
-    shown = show_number(figure.value)
-    if figure.interval is None:
-        return shown
-    low, high = (show_number(float(end)) for end in figure.interval)
-    return shown + Markup(' <span class="ci">{} {} to {}</span>').format(name, low, high)
-
-
-def _read_figure(section: Mapping[str, Any], key: str, reasons: Mapping[str, str]) -> Figure:
-    """Read one figure of ``metrics.json`` or ``froc.json``, with its interval or its reason."""
-    value, interval = section.get(key), section.get(f"{key}_ci95")
-    return Figure(
-        value=value,
-        interval=(interval[0], interval[1]) if interval else None,
-        reason=reasons.get(key, ""),
-    )
+    values = {
+        "run": run,
+        "evaluated": evaluated,
+        "cohort": summarise_cohort(run.cohort),
+        "headline_names": HEADLINES,
+        "headlines": {model.name: read_headlines(model) for model in evaluated},
+        "thresholds": {model.name: _read_thresholds(model) for model in evaluated},
+        "confusions": {model.name: _read_confusion(model) for model in evaluated},
+        "patch_figures": compare_figures(evaluated, "patch", PATCH_FIGURES),
+        "slide_figures": compare_figures(evaluated, "slide", SLIDE_FIGURES),
+        "patient_figures": compare_figures(evaluated, "patient", PATIENT_FIGURES),
+        "kind_figures": compare_kinds(evaluated),
+        "calibration_figures": compare_figures(evaluated, "calibration", CALIBRATION_FIGURES),
+        "localisation_figures": compare_figures(evaluated, "localisation", LOCALISATION_FIGURES),
+        "lecture": LECTURE_CONFUSION,
+        "slide_roc": curves.chart_slide_roc(evaluated),
+        "patch_roc": curves.chart_patch_roc(evaluated),
+        "reliability": curves.chart_reliability(evaluated),
+        "sweeps": [
+            (model.name, chart) for model in evaluated if (chart := curves.chart_sweep(model))
+        ],
+        "kind_names": METASTASIS_KINDS,
+        "precision_recall": curves.chart_precision_recall(evaluated),
+        "froc_curves": {name: curves.chart_froc(run.models, name) for name in DEFINITIONS},
+        "froc_tables": {name: read_froc_table(run.models, name) for name in DEFINITIONS},
+        "rates": RATES,
+        "histories": {model.name: curves.chart_history(model) for model in run.models},
+        "slide_rows": {model.name: _slide_rows(model, run.cohort) for model in run.models},
+        "pictures": {model.name: _embed_overlays(model) for model in run.models},
+        "crops": {model.name: _embed_crops(model) for model in run.models},
+        "published": PUBLISHED,
+        "data_set": _DATA_SET,
+        "settings": json.dumps(run.settings, indent=2, sort_keys=True, ensure_ascii=False),
+        "versions": _read_versions(run.settings),
+    }
+    return render_page("report.html.j2", values)
 
 
 # --- what the sections show ------------------------------------------------------------------
 
-_HEADLINES = (
+HEADLINES = (
     "ROC AUC of patches",
     "ROC AUC of slides",
     "FROC score, CAMELYON16",
     "FROC score, patches",
 )
-_LESION_NUMBERS = ("best_score", "x", "y", "area_um2", "major_axis_um")
-_PATCH_FIGURES = {
+PATCH_FIGURES = {
     "roc_auc": "ROC AUC",
     "average_precision": "average precision",
     "accuracy": "accuracy",
@@ -212,7 +164,7 @@ _PATCH_FIGURES = {
     "recall": "recall (sensitivity)",
     "f1": "F1",
 }
-_SLIDE_FIGURES = {
+SLIDE_FIGURES = {
     "roc_auc": "ROC AUC",
     "average_precision": "average precision",
     "accuracy": "accuracy",
@@ -221,17 +173,39 @@ _SLIDE_FIGURES = {
 }
 
 
+PATIENT_FIGURES = SLIDE_FIGURES
+CALIBRATION_FIGURES = {
+    "ece": "expected calibration error",
+    "ece_calibrated": "the same, scores tempered",
+    "brier": "Brier score",
+    "brier_calibrated": "the same, scores tempered",
+    "nll": "negative log-likelihood, nats",
+    "nll_calibrated": "the same, scores tempered",
+    "temperature": "temperature",
+}
+LOCALISATION_FIGURES = {
+    "average_exact_match": "average exact match",
+    "average_recall": "average recall",
+    "average_roc_auc": "average ROC AUC",
+}
+METASTASIS_KINDS = {
+    "macro": "macrometastases",
+    "micro": "micrometastases",
+    "itc": "isolated tumour cells",
+}
+
+
 def read_headlines(model: ModelFiles) -> list[Figure]:
-    """Give the figures a model is first asked for, in the order of `_HEADLINES`."""
+    """Give the figures a model is first asked for, in the order of `HEADLINES`."""
     auc = [_read_metric(model, section, "roc_auc") for section in ("patch", "slide")]
-    return auc + [_read_froc_score(model, name) for name in ("camelyon16", "patch")]
+    return auc + [_read_froc_score(model, name) for name in DEFINITIONS]
 
 
 def _read_froc_score(model: ModelFiles, definition: str) -> Figure:
     result = model.froc.get(definition)
     if result is None:
         return Figure(None, reason="not evaluated by this definition")
-    return _read_figure(result, "score", result.get("undefined") or {})
+    return read_figure(result, "score", result.get("undefined") or {})
 
 
 def summarise_cohort(cohort: Sequence[CohortSlide]) -> list[CohortLine]:
@@ -270,10 +244,10 @@ def _read_confusion(model: ModelFiles) -> Confusion | None:
     return {cell: patch[cell] for cell in _CELLS}
 
 
-def _compare_figures(
+def compare_figures(
     models: Sequence[ModelFiles], section: str, names: Mapping[str, str]
 ) -> list[tuple[str, list[Figure]]]:
-    """One line per figure that some model has: its name, and the figure of each model."""
+    """Give one line per figure that some model has: its name, and the figure of each model."""
     lines = []
     for key, name in names.items():
         if any(key in _section(model, section) for model in models):
@@ -281,19 +255,34 @@ def _compare_figures(
     return lines
 
 
+def compare_kinds(models: Sequence[ModelFiles]) -> list[tuple[str, list[Figure]]]:
+    """Give the lines about slides with metastases of each kind, that kind against the normal."""
+    lines = []
+    for kind, name in METASTASIS_KINDS.items():
+        if any(_section(model, f"metastasis.{kind}").get("n") for model in models):
+            names = {"roc_auc": f"{name}: ROC AUC", "sensitivity": f"{name}: sensitivity"}
+            lines += compare_figures(models, f"metastasis.{kind}", names)
+    return lines
+
+
 def _section(model: ModelFiles, section: str) -> Mapping[str, Any]:
-    return (model.metrics or {}).get(section) or {}
+    """Find a section of ``metrics.json`` by its path; empty where there is none."""
+    found: Any = model.metrics or {}
+    for name in section.split("."):
+        found = found.get(name) or {}
+    known: Mapping[str, Any] = found
+    return known
 
 
 def _read_metric(model: ModelFiles, section: str, key: str) -> Figure:
     undefined = (model.metrics or {}).get("undefined") or {}
     prefix = f"{section}."  # reasons stand at the top of metrics.json, by place
     reasons = {k.removeprefix(prefix): why for k, why in undefined.items() if k.startswith(prefix)}
-    return _read_figure(_section(model, section), key, reasons)
+    return read_figure(_section(model, section), key, reasons)
 
 
-def _read_froc_table(models: Sequence[ModelFiles], definition: str) -> list[dict[str, Any]]:
-    """One line per model: what was counted, the sensitivities, the score, the lesions."""
+def read_froc_table(models: Sequence[ModelFiles], definition: str) -> list[dict[str, Any]]:
+    """Give one line per model: what was counted, the sensitivities, the score, the lesions."""
     return [
         _read_froc_line(model, definition, model.froc[definition])
         for model in models
@@ -302,26 +291,13 @@ def _read_froc_table(models: Sequence[ModelFiles], definition: str) -> list[dict
 
 
 def _read_froc_line(model: ModelFiles, definition: str, result: dict[str, Any]) -> dict[str, Any]:
-    lesions = model.lesions.get(definition, [])
     return {
         "model": model.name,
         "result": result,
-        "at": [_read_sensitivity(result, rate) for rate in _RATES],
+        "at": {rate: read_sensitivity_figure(result, rate) for rate in RATES},
         "score": _read_froc_score(model, definition),
-        "lesions": lesions,
-        "lesion_columns": [(name, name in _LESION_NUMBERS) for name in (lesions or [{}])[0]],
+        "lesions": model.lesions.get(definition, []),
     }
-
-
-def _read_sensitivity(result: Mapping[str, Any], rate: str) -> Figure:
-    intervals = (result.get("bootstrap") or {}).get("sensitivity_at_ci95") or {}
-    interval = intervals.get(rate)
-    undefined = result.get("undefined") or {}
-    return Figure(
-        value=(result.get("sensitivity_at") or {}).get(rate),
-        interval=(interval[0], interval[1]) if interval else None,
-        reason=str(undefined.get("sensitivity_at") or undefined.get("score") or ""),
-    )
 
 
 def _slide_rows(model: ModelFiles, cohort: Sequence[CohortSlide]) -> list[Row]:
@@ -336,6 +312,14 @@ def _slide_rows(model: ModelFiles, cohort: Sequence[CohortSlide]) -> list[Row]:
 
 def _embed_overlays(model: ModelFiles) -> dict[str, str]:
     return {slide_id: embed_picture(path) for slide_id, path in model.overlays.items()}
+
+
+def _embed_crops(model: ModelFiles) -> list[tuple[str, Row]]:
+    """Give the patches a model got most wrong: picture (or none), and the row of ``errors.csv``."""
+    return [
+        (embed_picture(crop.picture, longest_px=_CROP_PX) if crop.picture else "", crop.row)
+        for crop in model.errors
+    ]
 
 
 def _read_versions(settings: Mapping[str, Any]) -> list[tuple[str, str]]:

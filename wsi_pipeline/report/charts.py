@@ -1,10 +1,12 @@
-"""Line charts as inline SVG: small, sharp on paper, and coloured by the page's style sheet.
+"""Line charts: what one shows, and how a page draws it as inline SVG.
+
+A chart is a plain value, so that the page's picture and the paper's (`figures`) show the same.
 
 Colours are the CSS classes ``series-0`` .. ``series-5``, so that charts follow light and dark.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -30,6 +32,9 @@ class Series:
     colour: int = 0  # index of the series' colour
     dashed: bool = False
     marked: bool = False  # a dot at each point
+    low: NDArray[np.float64] | None = None  # (M,) lower end of the band around the line
+    high: NDArray[np.float64] | None = None  # (M,)
+    band_x: NDArray[np.float64] | None = None  # (M,) where the band's ends are known
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,17 @@ class Axis:
             return (clipped - self.low) / (self.high - self.low)
         position: NDArray[np.float64] = np.log(clipped / self.low) / math.log(self.high / self.low)
         return position
+
+
+@dataclass(frozen=True)
+class Chart:
+    """What a chart shows."""
+
+    title: str  # read out by screen readers; not drawn on the page
+    x: Axis
+    y: Axis
+    series: tuple[Series, ...]
+    diagonal: bool = False  # the line of chance, or of perfect calibration, corner to corner
 
 
 def share_axis(label: str) -> Axis:
@@ -75,38 +91,24 @@ def _round_step(step: float) -> float:
     return next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= step - 1e-12)
 
 
-def draw_lines(
-    series: Sequence[Series], *, x: Axis, y: Axis, title: str, diagonal: bool = False
-) -> Markup:
-    """Draw a chart with a legend below.
-
-    Parameters
-    ----------
-    series : sequence of Series
-    x, y : Axis
-    title : str
-        Read out by screen readers; not drawn.
-    diagonal : bool
-        Draw the line of chance from corner to corner.
-
-    Returns
-    -------
-    svg : Markup
-        Safe HTML; all text in it is escaped.
-    """
-    height = _HEIGHT + _LEGEND_LINE * len(series)
+def draw_chart(chart: Chart) -> Markup:
+    """Draw a chart with a legend below; safe HTML, all text in it is escaped."""
+    height = _HEIGHT + _LEGEND_LINE * len(chart.series)
+    title = escape(chart.title)
     parts = [
         f'<svg class="chart" viewBox="0 0 {_WIDTH} {height}" role="img" '
-        f'aria-label="{escape(title)}"><title>{escape(title)}</title>'
+        f'aria-label="{title}"><title>{title}</title>'
     ]
-    parts += _draw_frame(x, y)
-    if diagonal:
+    parts += _draw_frame(chart.x, chart.y)
+    if chart.diagonal:
         parts.append(
             f'<path class="chance" d="M{_x(0.0)} {_y(0.0)}L{_x(1.0)} {_y(1.0)}"/>',
         )
-    for line in series:
-        parts += _draw_series(line, x, y)
-    for index, line in enumerate(series):
+    for line in chart.series:
+        parts += _draw_band(line, chart.x, chart.y)
+    for line in chart.series:
+        parts += _draw_series(line, chart.x, chart.y)
+    for index, line in enumerate(chart.series):
         parts += _draw_legend(line, _HEIGHT + _LEGEND_LINE * index + 6)
     return Markup("".join(parts) + "</svg>")
 
@@ -139,6 +141,19 @@ def _draw_frame(x: Axis, y: Axis) -> list[str]:
         f"{escape(y.label)}</text>"
     )
     return parts
+
+
+def _draw_band(series: Series, x: Axis, y: Axis) -> list[str]:
+    if series.band_x is None or series.low is None or series.high is None:
+        return []
+    known = np.flatnonzero(np.isfinite(series.low) & np.isfinite(series.high))
+    if known.size < 2:
+        return []
+    keep = known[thin(known.size)]
+    across = x.place(series.band_x[keep])
+    low, high = y.place(series.low[keep]), y.place(series.high[keep])
+    outline = _path(np.append(across, across[::-1]), np.append(high, low[::-1]))
+    return [f'<path class="band series-{series.colour % N_COLOURS}" d="{outline}Z"/>']
 
 
 def _draw_series(series: Series, x: Axis, y: Axis) -> list[str]:

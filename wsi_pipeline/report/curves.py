@@ -1,23 +1,23 @@
-"""Which curves the report shows, drawn from the run's own files."""
+"""Which curves the report shows, made from the run's own files."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from markupsafe import Markup
 from numpy.typing import NDArray
 
 from wsi_pipeline.evaluation.froc import AtRate, read_sensitivity
 from wsi_pipeline.evaluation.patch import ranking_curves
 from wsi_pipeline.report.charts import (
     Axis,
+    Chart,
     Series,
-    draw_lines,
     fitted_axis,
     sample_curve,
     share_axis,
 )
-from wsi_pipeline.report.gather import ModelFiles, Row
+from wsi_pipeline.report.gather import Band, ModelFiles, Row
 
 _FROC_RATES = Axis(
     "mean false positives per slide (logarithmic)",
@@ -28,34 +28,34 @@ _FROC_RATES = Axis(
 )
 
 
-def draw_patch_roc(models: Sequence[ModelFiles]) -> Markup | None:
+def chart_patch_roc(models: Sequence[ModelFiles]) -> Chart | None:
     """ROC over all evaluated patches; None where no model has both classes."""
-    return _draw_roc(models, _patch_labels_and_scores, "ROC curve over patches")
+    return _chart_roc(models, _patch_labels_and_scores, "patches")
 
 
-def draw_slide_roc(models: Sequence[ModelFiles]) -> Markup | None:
+def chart_slide_roc(models: Sequence[ModelFiles]) -> Chart | None:
     """ROC over slides; None where no model has both classes."""
-    return _draw_roc(models, _slide_labels_and_scores, "ROC curve over slides")
+    return _chart_roc(models, _slide_labels_and_scores, "slides")
 
 
-def _draw_roc(
+def _chart_roc(
     models: Sequence[ModelFiles],
     choose: Callable[[ModelFiles], tuple[NDArray[np.int64], NDArray[np.float64]]],
-    title: str,
-) -> Markup | None:
+    what: str,
+) -> Chart | None:
     series = []
     for colour, model in enumerate(models):
         ranking = ranking_curves(*choose(model))
         if ranking is not None:
             _, fpr, tpr = ranking.roc.T
-            series.append(_model_series(model, fpr, tpr, colour))
+            series.append(_model_series(model, fpr, tpr, colour, model.roc_bands.get(what)))
     if not series:
         return None
     x, y = share_axis("1 - specificity"), share_axis("sensitivity")
-    return draw_lines(series, x=x, y=y, title=title, diagonal=True)
+    return Chart(f"ROC curve over {what}", x, y, tuple(series), diagonal=True)
 
 
-def draw_precision_recall(models: Sequence[ModelFiles]) -> Markup | None:
+def chart_precision_recall(models: Sequence[ModelFiles]) -> Chart | None:
     """Precision over recall of all evaluated patches; None where no model has both classes."""
     series = []
     for colour, model in enumerate(models):
@@ -66,14 +66,19 @@ def draw_precision_recall(models: Sequence[ModelFiles]) -> Markup | None:
     if not series:
         return None
     x, y = share_axis("recall (sensitivity)"), share_axis("precision")
-    return draw_lines(series, x=x, y=y, title="Precision and recall over patches")
+    return Chart("Precision and recall over patches", x, y, tuple(series))
 
 
 def _model_series(
-    model: ModelFiles, x: NDArray[np.float64], y: NDArray[np.float64], colour: int
+    model: ModelFiles,
+    x: NDArray[np.float64],
+    y: NDArray[np.float64],
+    colour: int,
+    band: Band | None = None,
 ) -> Series:
     # Every other line is dashed: seen where lines lie on each other, and without colours.
-    return Series(model.name, x, y, colour, dashed=colour % 2 == 1)
+    line = Series(model.name, x, y, colour, dashed=colour % 2 == 1)
+    return line if band is None else replace(line, band_x=band.x, low=band.low, high=band.high)
 
 
 def _patch_labels_and_scores(model: ModelFiles) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
@@ -89,18 +94,29 @@ def _slide_labels_and_scores(model: ModelFiles) -> tuple[NDArray[np.int64], NDAr
     return label, np.array([float(row["score"]) for row in known], np.float64)
 
 
-def draw_froc(models: Sequence[ModelFiles], definition: str) -> Markup | None:
+def chart_froc(models: Sequence[ModelFiles], definition: str) -> Chart | None:
     """FROC curves by one definition, read between points as their results say."""
     series = []
     for colour, model in enumerate(models):
         result = model.froc.get(definition)
         if result is not None and result["curve"] and not _is_undefined(result):
             rates, sensitivity = sample_curve(_curve_function(result), _FROC_RATES)
-            series.append(_model_series(model, rates, sensitivity, colour))
+            band = _band(result)
+            series.append(_model_series(model, rates, sensitivity, colour, band))
     if not series:
         return None
     y = share_axis("lesion sensitivity")
-    return draw_lines(series, x=_FROC_RATES, y=y, title=f"FROC curve, definition {definition}")
+    return Chart(f"FROC curve, definition {definition}", _FROC_RATES, y, tuple(series))
+
+
+def _band(result: dict[str, Any]) -> Band | None:
+    """Give the band along the curve; else through the intervals at the rates, if there are any."""
+    known = result.get("band")
+    if known:
+        return Band(*(np.array(known[name], np.float64) for name in ("avg_fps", "low", "high")))
+    intervals = (result.get("bootstrap") or {}).get("sensitivity_at_ci95") or {}
+    ends = sorted((float(rate), *pair) for rate, pair in intervals.items() if pair)
+    return Band(*np.array(ends, np.float64).T) if ends else None
 
 
 def _is_undefined(result: dict[str, Any]) -> bool:
@@ -118,7 +134,36 @@ def _curve_function(
     return lambda rates: read_sensitivity(avg_fps, sensitivity, rates.tolist(), at_rate=at_rate)
 
 
-def draw_history(model: ModelFiles) -> list[Markup]:
+def chart_reliability(models: Sequence[ModelFiles]) -> Chart | None:
+    """Share of tumour over mean score, by bins of the score; None without ``calibration.csv``."""
+    series = []
+    for colour, model in enumerate(models):
+        for prefix, name in (("", model.name), ("calibrated_", f"{model.name}, tempered")):
+            rows = [row for row in model.calibration if row.get(f"{prefix}positive_share")]
+            if rows:
+                score, share = (_column(rows, prefix + k) for k in ("mean_score", "positive_share"))
+                dashed = bool(prefix)
+                series.append(Series(name, score, share, colour, dashed=dashed, marked=True))
+    if not series:
+        return None
+    x, y = share_axis("mean score of the bin"), share_axis("share of tumour patches")
+    return Chart("Reliability of patch scores", x, y, tuple(series), diagonal=True)
+
+
+def chart_sweep(model: ModelFiles) -> Chart | None:
+    """Precision, recall and F1 over the threshold; None without ``sweep.csv``."""
+    if not model.sweep:
+        return None
+    threshold = _column(model.sweep, "threshold")
+    series = tuple(
+        Series(name, threshold, _column(model.sweep, name), colour, dashed=colour == 1)
+        for colour, name in enumerate(("precision", "recall", "f1", "specificity"))
+    )
+    x, y = share_axis("threshold"), share_axis("share")
+    return Chart(f"{model.name}: patches called by threshold", x, y, series)
+
+
+def chart_history(model: ModelFiles) -> list[Chart]:
     """Losses, and ROC AUC on the validation patches, by epoch; empty without a history."""
     if not model.history:
         return []
@@ -127,23 +172,17 @@ def draw_history(model: ModelFiles) -> list[Markup]:
     train, val = _column(model.history, "train_loss"), _column(model.history, "val_loss")
     auc = _column(model.history, "val_roc_auc")
     marked = len(epoch) <= 40
-    losses = [
-        Series("training loss", epoch, train, 0, dashed=True, marked=marked),
-    ]
-    if np.isnan(val).all():  # trained without validation
-        y = fitted_axis("cross-entropy", np.append(train, 0.0))
-        return [draw_lines(losses, x=x, y=y, title=f"{model.name}: loss by epoch")]
-    losses.append(Series("validation loss", epoch, val, 1, marked=marked))
+    losses = [Series("training loss", epoch, train, 0, dashed=True, marked=marked)]
+    validated = not np.isnan(val).all()
+    if validated:
+        losses.append(Series("validation loss", epoch, val, 1, marked=marked))
     y = fitted_axis("cross-entropy", np.concatenate([train, val, [0.0]]))
-    return [
-        draw_lines(losses, x=x, y=y, title=f"{model.name}: loss by epoch"),
-        draw_lines(
-            [Series("validation ROC AUC of patches", epoch, auc, 2, marked=marked)],
-            x=x,
-            y=share_axis("ROC AUC"),
-            title=f"{model.name}: validation ROC AUC by epoch",
-        ),
-    ]
+    charts = [Chart(f"{model.name}: loss by epoch", x, y, tuple(losses))]
+    if validated:
+        line = Series("validation ROC AUC of patches", epoch, auc, 2, marked=marked)
+        title = f"{model.name}: validation ROC AUC by epoch"
+        charts.append(Chart(title, x, share_axis("ROC AUC"), (line,)))
+    return charts
 
 
 def _column(rows: Sequence[Row], name: str) -> NDArray[np.float64]:

@@ -55,6 +55,23 @@ class PatchTable:
 
 
 @dataclass(frozen=True)
+class Band:
+    """Where a curve may lie: pointwise ends of its 95 % interval."""
+
+    x: NDArray[np.float64]  # (M,)
+    low: NDArray[np.float64]  # (M,)
+    high: NDArray[np.float64]  # (M,)
+
+
+@dataclass(frozen=True)
+class ErrorCrop:
+    """A patch that the model got most wrong."""
+
+    row: Row  # of errors.csv
+    picture: Path | None
+
+
+@dataclass(frozen=True)
 class ModelFiles:
     """All that the run folder holds of one model."""
 
@@ -68,6 +85,10 @@ class ModelFiles:
     checkpoint: dict[str, Any] | None  # models/<model>/config.json
     checkpoint_digest: str | None
     overlays: dict[str, Path]  # by slide_id
+    roc_bands: dict[str, Band]  # by what the curve is over: patches, slides
+    calibration: list[Row]  # evaluation/<model>/calibration.csv
+    sweep: list[Row]  # evaluation/<model>/sweep.csv
+    errors: list[ErrorCrop]  # evaluation/<model>/errors.csv, errors/
 
 
 @dataclass(frozen=True)
@@ -110,9 +131,27 @@ def gather_run(folder: Path, *, models: Sequence[str] = ()) -> RunFiles:
         name=folder.resolve().name,
         cohort=[_read_cohort_slide(run, entry) for entry in entries],
         failures=read_rows(run.failures),
-        settings=without_folders(_read_json(run.path / "run.json") or {}),
+        settings=without_folders(read_json(run.path / "run.json") or {}),
         models=[_read_model(run, name, entries) for name in models or names],
     )
+
+
+def read_evaluated_models(folder: Path) -> list[ModelFiles]:
+    """Read the models of a run folder that have figures.
+
+    Raises
+    ------
+    ReportError
+        If there is none, or a file is broken.
+    StageError
+        If this is no run folder.
+    """
+    run = RunFolder(folder)
+    run.read_manifest()
+    names = [n for n in _known_models(run) if (run.evaluation(n) / "metrics.json").is_file()]
+    if not names:
+        raise ReportError(f"{folder}: no model is evaluated; run: wsi-pipeline evaluate {folder}")
+    return [_read_model(run, name, ()) for name in names]
 
 
 def _known_models(run: RunFolder) -> list[str]:
@@ -149,7 +188,7 @@ def _read_cohort_slide(run: RunFolder, entry: SlideEntry) -> CohortSlide:
 
 def _read_model(run: RunFolder, name: str, entries: Sequence[SlideEntry]) -> ModelFiles:
     evaluation, checkpoint = run.evaluation(name), run.checkpoint(name)
-    metrics = _read_json(evaluation / "metrics.json")
+    metrics = read_json(evaluation / "metrics.json")
     overlays = {entry.slide_id: run.overlay(name, entry.slide_id) for entry in entries}
     return ModelFiles(
         name=name,
@@ -159,15 +198,44 @@ def _read_model(run: RunFolder, name: str, entries: Sequence[SlideEntry]) -> Mod
         froc=_read_froc(evaluation, metrics or {}),
         lesions=_read_lesions(evaluation),
         history=read_rows(run.model(name) / "history.csv"),
-        checkpoint=_read_json(run.model(name) / "config.json"),
+        checkpoint=read_json(run.model(name) / "config.json"),
         checkpoint_digest=digest_file(checkpoint) if checkpoint.is_file() else None,
         overlays={slide_id: path for slide_id, path in overlays.items() if path.is_file()},
+        roc_bands=_read_bands(evaluation / "roc_band.csv"),
+        calibration=read_rows(evaluation / "calibration.csv"),
+        sweep=read_rows(evaluation / "sweep.csv"),
+        errors=_read_errors(evaluation),
+    )
+
+
+def empty_model(
+    name: str,
+    *,
+    froc: dict[str, dict[str, Any]],
+    lesions: dict[str, list[Row]],
+) -> ModelFiles:
+    """Stand in for a model of which nothing but a FROC is known."""
+    return ModelFiles(
+        name=name,
+        metrics=None,
+        slides=[],
+        patches=None,
+        froc=froc,
+        lesions=lesions,
+        history=[],
+        checkpoint=None,
+        checkpoint_digest=None,
+        overlays={},
+        roc_bands={},
+        calibration=[],
+        sweep=[],
+        errors=[],
     )
 
 
 def _read_froc(folder: Path, metrics: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """FROC results by definition, from ``froc*.json``, else from the metrics."""
-    found = [_read_json(path) for path in sorted(folder.glob("froc*.json"))]
+    found = [read_json(path) for path in sorted(folder.glob("froc*.json"))]
     found += [value for key, value in metrics.items() if key.startswith("froc")]
     results: dict[str, dict[str, Any]] = {}
     for result in found:
@@ -179,6 +247,33 @@ def _read_froc(folder: Path, metrics: Mapping[str, Any]) -> dict[str, dict[str, 
 def _read_lesions(folder: Path) -> dict[str, list[Row]]:
     """Lesion lists by definition."""
     return {name: read_rows(folder / f"lesions_{name}.csv") for name in DEFINITIONS}
+
+
+def _read_bands(path: Path) -> dict[str, Band]:
+    """Read the bands of the ROC curves, by what they are over."""
+    rows_by_curve: dict[str, list[Row]] = {}
+    for row in read_rows(path):
+        rows_by_curve.setdefault(row.get("of", ""), []).append(row)
+    try:
+        return {
+            name: Band(*np.array([[float(r[k]) for k in ("fpr", "low", "high")] for r in rows]).T)
+            for name, rows in rows_by_curve.items()
+        }
+    except (KeyError, ValueError) as error:
+        raise ReportError(
+            f"{path.parent.name}/{path.name}: not of,fpr,low,high ({error}); run evaluate again"
+        ) from error
+
+
+def _read_errors(folder: Path) -> list[ErrorCrop]:
+    crops = []
+    for row in read_rows(folder / "errors.csv"):
+        name = row.get("picture", "")
+        path = folder / name if name else None
+        if path is not None and not path.resolve().is_relative_to(folder.resolve()):
+            raise ReportError(f"{folder.name}/errors.csv: '{name}' is not in this folder")
+        crops.append(ErrorCrop(row, path if path is not None and path.is_file() else None))
+    return crops
 
 
 def _read_patches(path: Path) -> PatchTable | None:
@@ -209,7 +304,8 @@ def read_rows(path: Path) -> list[Row]:
         return [{k: v or "" for k, v in row.items() if k} for row in csv.DictReader(file)]
 
 
-def _read_json(path: Path) -> dict[str, Any] | None:
+def read_json(path: Path) -> dict[str, Any] | None:
+    """Read a JSON object; None where there is no such file."""
     if not path.is_file():
         return None
     try:

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from wsi_pipeline.report.charts import (
     MAX_POINTS,
     Axis,
+    Chart,
     Series,
-    draw_lines,
+    draw_chart,
     fitted_axis,
     share_axis,
     thin,
@@ -27,7 +28,7 @@ def line_points(svg):
 
 def test_line_runs_from_corner_to_corner():
     line = Series("a", np.array([0.0, 1.0]), np.array([0.0, 1.0]))
-    svg = draw_lines([line], x=share_axis("x"), y=share_axis("y"), title="t", diagonal=True)
+    svg = draw_chart(Chart("t", share_axis("x"), share_axis("y"), (line,), diagonal=True))
 
     frame = next(e for e in ET.fromstring(svg).iter("path") if e.get("class") == "axis")
     left, top, bottom, right = map(float, re.findall(r"[\d.]+", frame.get("d")))
@@ -36,7 +37,7 @@ def test_line_runs_from_corner_to_corner():
 
 def test_text_is_escaped_and_svg_well_formed():
     line = Series("<b>&", np.array([0.0, 1.0]), np.array([0.5, np.nan]), marked=True)
-    svg = draw_lines([line], x=share_axis("<x>"), y=share_axis('"'), title="a & b")
+    svg = draw_chart(Chart("a & b", share_axis("<x>"), share_axis('"'), (line,)))
 
     assert "<b>" not in svg
     assert ET.fromstring(svg).find("title").text == "a & b"
@@ -44,7 +45,7 @@ def test_text_is_escaped_and_svg_well_formed():
 
 def test_nan_breaks_the_line():
     line = Series("a", np.arange(4) / 3, np.array([0.1, np.nan, 0.2, 0.3]))
-    svg = draw_lines([line], x=share_axis("x"), y=share_axis("y"), title="t")
+    svg = draw_chart(Chart("t", share_axis("x"), share_axis("y"), (line,)))
 
     path = next(e for e in ET.fromstring(svg).iter("path") if "line" in e.get("class", ""))
     assert re.sub(r"[\d. ]", "", path.get("d")) == "MML"
@@ -72,3 +73,16 @@ def test_thinning_keeps_the_ends(n):
     keep = thin(n)
     assert (keep[0], keep[-1]) == (0, n - 1)
     assert len(keep) == min(n, MAX_POINTS)
+
+
+def test_band_is_closed_around_the_known_ends():
+    at = np.array([0.0, 0.5, 1.0])
+    low, high = np.array([0.1, np.nan, 0.3]), np.array([0.5, 0.6, 0.7])
+    line = Series("a", at, at, low=low, high=high, band_x=at)
+    svg = draw_chart(Chart("t", share_axis("x"), share_axis("y"), (line,)))
+
+    band = next(e for e in ET.fromstring(svg).iter("path") if "band" in e.get("class", ""))
+    points = np.array(re.findall(r"([\d.]+) ([\d.]+)", band.get("d")), float)
+    assert band.get("d").endswith("Z")
+    assert len(points) == 4  # two known places, once along the top and once back below
+    assert points[0, 1] < points[3, 1]  # up is small: high stands above low

@@ -1,0 +1,109 @@
+"""What all pages share: one style, one script, numbers with their intervals, charts as SVG."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from wsi_pipeline import __version__
+from wsi_pipeline.report.charts import draw_chart
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A number with its interval, or why there is none."""
+
+    value: float | None
+    interval: tuple[float, float] | None = None
+    reason: str = ""
+
+
+def render_page(template: str, values: Mapping[str, Any]) -> str:
+    """Render one of the pages as HTML that needs no other file.
+
+    Parameters
+    ----------
+    template : str
+        Name of a file beside this one.
+    values : mapping
+        What the template shows; strings in it are escaped.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("wsi_pipeline.report", ""),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        number=show_number, figure=show_figure, chart=draw_chart, lesion_columns=lesion_columns
+    )
+    shared = {
+        "css": _read_asset("report.css"),
+        "js": _read_asset("report.js"),
+        "version": __version__,
+    }
+    return environment.get_template(template).render(shared | dict(values))
+
+
+def _read_asset(name: str) -> Markup:
+    return Markup(files("wsi_pipeline.report").joinpath(name).read_text(encoding="utf-8"))
+
+
+def show_number(value: float | int | None, digits: int = 3) -> Markup:
+    """Show a number rounded, with its full value in the markup.
+
+    Examples
+    --------
+    >>> show_number(0.98765), show_number(None)
+    (Markup('<data value="0.98765">0.988</data>'), Markup('–'))
+    """
+    if value is None:
+        return Markup("–")
+    shown = f"{value:,}" if isinstance(value, int) else f"{value:,.{digits}f}"
+    # Thin spaces between thousands: a comma is a decimal mark to half the world.
+    shown = shown.replace(",", "\N{THIN SPACE}")
+    return Markup('<data value="{}">{}</data>').format(repr(value), shown)
+
+
+def show_figure(figure: Figure, name: str = "95 % CI") -> Markup:
+    """Show a figure with its interval, called `name`, or the reason why it is undefined."""
+    if figure.value is None:
+        reason = figure.reason or "not computed"
+        return Markup('<span class="undefined">undefined: {}</span>').format(reason)
+    shown = show_number(figure.value)
+    if figure.interval is None:
+        return shown
+    low, high = (show_number(float(end)) for end in figure.interval)
+    return shown + Markup(' <span class="ci">{} {} to {}</span>').format(name, low, high)
+
+
+def read_figure(section: Mapping[str, Any], key: str, reasons: Mapping[str, str]) -> Figure:
+    """Read one figure of ``metrics.json`` or ``froc.json``, with its interval or its reason."""
+    value, interval = section.get(key), section.get(f"{key}_ci95")
+    return Figure(
+        value=value,
+        interval=(interval[0], interval[1]) if interval else None,
+        reason=reasons.get(key, ""),
+    )
+
+
+def lesion_columns(lesions: Sequence[Mapping[str, str]]) -> list[str]:
+    """Choose the columns of a lesion list that say anything."""
+    names = list(lesions[0]) if lesions else []
+    return [name for name in names if any(lesion[name] for lesion in lesions)]
+
+
+def read_sensitivity_figure(result: Mapping[str, Any], rate: str) -> Figure:
+    """Read the sensitivity at one rate of a ``froc.json``, with its interval or its reason."""
+    intervals = (result.get("bootstrap") or {}).get("sensitivity_at_ci95") or {}
+    interval = intervals.get(rate)
+    undefined = result.get("undefined") or {}
+    return Figure(
+        value=(result.get("sensitivity_at") or {}).get(rate),
+        interval=(interval[0], interval[1]) if interval else None,
+        reason=str(undefined.get("sensitivity_at") or undefined.get("score") or ""),
+    )
