@@ -71,3 +71,5 @@ class FrocCurve:
     score_ci95: tuple[float, float] | None = None
     undefined: dict[str, str] = field(default_factory=dict)  # figure -> reason
     bootstrap: dict[str, Any] | None = None  # replicates, skipped, seed, unit, intervals by rate
+    # Pointwise 95 % band: avg_fps, low, high, one list each
+    band: dict[str, list[float]] | None = None

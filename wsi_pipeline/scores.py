@@ -23,6 +23,10 @@ if TYPE_CHECKING:  # reading scores must not cost an import of torch
 
 SCHEMA = "wsi-pipeline/scores/1"
 
+TRAINED_ON = (
+    "trained_on"  # a data set of JSON: names of a large cohort outgrow an attribute's 64 KiB
+)
+
 _JSON_NAMES = "json_attributes"  # attribute that lists which of its neighbours are JSON text
 
 
@@ -81,6 +85,13 @@ def make_scores(
         "precision": precision,
         "settings": {"tiling": store.tiling, "model_options": meta.options},
         "fingerprint": fingerprint,
+        # So that the evaluation can refuse to test a model on its own training patients.
+        TRAINED_ON: {
+            "train_slides": list(meta.train_slides),
+            "val_slides": list(meta.val_slides),
+            "train_patients": list(meta.train_patients),
+            "val_patients": list(meta.val_patients),
+        },
     }
     return Scores(
         coords=np.asarray(store.coords, np.int64),
@@ -103,7 +114,11 @@ def write_scores(path: Path, scores: Scores) -> None:
     _check(path, scores.coords, scores.scores)
     with write_aside(path) as scratch, h5py.File(scratch, "w") as file:
         file.attrs["schema"] = SCHEMA
-        _write_attributes(file, scores.attributes)
+        short = {k: v for k, v in scores.attributes.items() if k != TRAINED_ON}
+        _write_attributes(file, short)
+        if TRAINED_ON in scores.attributes:
+            text = json.dumps(scores.attributes[TRAINED_ON], sort_keys=True)
+            _add(file, TRAINED_ON, np.array(text.encode()))
         coords = _add(file, "coords", scores.coords.astype(np.int64))
         _write_attributes(coords, scores.coords_attributes)
         _add(file, "scores", scores.scores.astype(np.float32))
@@ -130,6 +145,8 @@ def read_scores(path: Path) -> Scores:
             coords = np.asarray(file["coords"][()])
             values = np.asarray(file["scores"][()])
             attributes = _read_attributes(file)
+            if TRAINED_ON in file:
+                attributes[TRAINED_ON] = json.loads(bytes(file[TRAINED_ON][()]))
             coords_attributes = _read_attributes(file["coords"])
     except ScoresError:
         raise

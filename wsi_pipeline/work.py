@@ -29,7 +29,7 @@ from wsi_pipeline.settings import EvaluateConfig, HeatmapConfig, PredictConfig, 
 
 if TYPE_CHECKING:
     from tiling.store import PatchStore
-    from wsi_pipeline.evaluation.run_evaluation import EvaluationSlide
+    from wsi_pipeline.evaluation.inputs import EvaluationSlide
 
 log = logging.getLogger(__name__)
 
@@ -269,7 +269,15 @@ def _evaluate(task: Task, on_progress: OnProgress) -> Done:
         slides.append(_evaluation_slide(task.run, task.unit.model, entry, config))
         on_progress(number + 1, len(entries))
     out = task.run.evaluation(task.unit.model)
-    metrics = evaluate_run(slides, settings=config, out=out, model=task.unit.model)
+    by_id = {entry.slide_id: entry for entry in entries}
+
+    def read_patch(slide_id: str, patch: int) -> Any:
+        with open_store(task.run, by_id[slide_id]) as store:
+            return store.read([patch])[0]
+
+    metrics = evaluate_run(
+        slides, settings=config, out=out, model=task.unit.model, read_patch=read_patch
+    )
     return [out / "metrics.json"], _headline(metrics)
 
 
@@ -277,7 +285,7 @@ def _evaluation_slide(
     run: RunFolder, model: str, entry: SlideEntry, config: EvaluateConfig
 ) -> "EvaluationSlide":
     from tiling.annotations import read_annotation
-    from wsi_pipeline.evaluation.run_evaluation import EvaluationSlide
+    from wsi_pipeline.evaluation.inputs import EvaluationSlide
     from wsi_pipeline.heatmap_files import read_heatmap
     from wsi_pipeline.nms import detect
     from wsi_pipeline.scores import read_scores
@@ -286,6 +294,7 @@ def _evaluation_slide(
     heatmap = read_heatmap(run.heatmap(model, entry.slide_id))
     pixel_um = heatmap.pixel_l0[0] * store.info.mpp[0]
     radius_px = max(1, round(config.detection_radius_um / pixel_um))
+    annotation = None if entry.annotation is None else read_annotation(entry.annotation)
     return EvaluationSlide(
         slide_id=entry.slide_id,
         patient=entry.patient,
@@ -295,11 +304,25 @@ def _evaluation_slide(
         patch_labels=store.label,
         lesion_pairs=store.lesion_pairs,
         lesion_ids=store.lesion_ids,
-        annotation=None if entry.annotation is None else read_annotation(entry.annotation),
+        annotation=annotation,
         slide_mpp=store.info.mpp,
         slide_size=store.info.size,
         detections=detect(heatmap, threshold=config.detection_threshold, radius_px=radius_px),
+        localisation=_localise(heatmap, annotation, entry.label),
     )
+
+
+def _localise(heatmap: Any, annotation: Any, label: int | None) -> Any:
+    """Compare a heatmap with the outlines; None where a tumour slide has none."""
+    from shapely import MultiPolygon
+
+    from wsi_pipeline.evaluation.localisation import draw_mask, localise
+
+    outlined = annotation is not None and (annotation.lesions or label != 1)
+    if not outlined and label != 0:
+        return None
+    tumour = MultiPolygon() if annotation is None else annotation.tumour
+    return localise(heatmap.values, draw_mask(tumour, heatmap))
 
 
 def _headline(metrics: Mapping[str, Any]) -> str:

@@ -146,3 +146,14 @@ def test_a_score_file_with_a_wrong_shape_is_refused(tmp_path, scores):
 
     with pytest.raises(ScoresError, match=r"must be \(3,\)"):
         read_scores(tmp_path / "a.h5")
+
+
+def test_what_a_model_was_trained_on_is_carried_however_many_they_are(tmp_path):
+    """HDF5 holds no attribute of more than 64 KiB; a large cohort has more names."""
+    names = {"train_patients": [f"patient-{i:05d}-å" for i in range(10_000)], "val_slides": []}
+    attributes = {"model": "vgg16", "trained_on": names}
+    scores = Scores(np.zeros((1, 2), np.int64), np.zeros(1, np.float32), attributes, {})
+    for name in ("a.h5", "b.h5"):
+        write_scores(tmp_path / name, scores)
+    assert read_scores(tmp_path / "a.h5").attributes == attributes
+    assert (tmp_path / "a.h5").read_bytes() == (tmp_path / "b.h5").read_bytes()

@@ -394,6 +394,7 @@ def froc_to_json(curve: FrocCurve) -> dict[str, Any]:
         "score": curve.score,
         "score_ci95": list(curve.score_ci95) if curve.score_ci95 else None,
         "bootstrap": curve.bootstrap,
+        "band": curve.band,
         "undefined": curve.undefined,
     }
 

@@ -1,18 +1,15 @@
 """What an FROC leaves behind: lesion list, intervals, words for the user, files."""
 
-import base64
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from numpy.typing import NDArray
 
-from tiling.files import write_json, write_text
-from wsi_pipeline import __version__
+from tiling.files import write_json
 from wsi_pipeline.contracts import FrocCurve
+from wsi_pipeline.evaluation.bands import pointwise_band
 from wsi_pipeline.evaluation.bootstrap import percentile_interval
 from wsi_pipeline.evaluation.froc import (
     FrocEvents,
@@ -36,6 +33,10 @@ LESION_COLUMNS = (
     "area_um2",
     "major_axis_um",
 )
+
+
+BAND_FROM = 0.125  # false positives per slide where the band begins; it ends at the largest rate
+BAND_PER_OCTAVE = 4
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ def add_interval(
     unit: str,
     stratified: bool,
 ) -> FrocCurve:
-    """Add percentile intervals of the score and of the sensitivity at each rate.
+    """Add percentile intervals of the score and of the sensitivity at each rate, and a band.
 
     Parameters
     ----------
@@ -94,7 +95,11 @@ def add_interval(
         How they were drawn; written down.
     """
     rates = [float(name) for name in curve.sensitivity_at]
-    values = replicate_sensitivities(events, weights, rates=rates, at_rate=curve.at_rate)
+    grid = band_grid(max(rates))
+    together = sorted({*rates, *grid})
+    read = replicate_sensitivities(events, weights, rates=together, at_rate=curve.at_rate)
+    values = read[:, [together.index(rate) for rate in rates]]
+    band = pointwise_band(read[:, [together.index(rate) for rate in grid]])
     score = percentile_interval(values.mean(axis=1))
     by_rate = [percentile_interval(column) for column in values.T]
     undefined = dict(curve.undefined)
@@ -106,6 +111,9 @@ def add_interval(
         curve,
         score_ci95=(score.low, score.high) if score else None,
         undefined=undefined,
+        band=None
+        if band is None
+        else {"avg_fps": grid, "low": band[0].tolist(), "high": band[1].tolist()},
         bootstrap={
             "replicates": len(weights),
             "skipped": score.n_skipped if score else len(weights),
@@ -118,6 +126,28 @@ def add_interval(
             },
         },
     )
+
+
+def band_grid(max_rate: float) -> list[float]:
+    """Choose where the band is known: four places for each doubling, and the largest rate.
+
+    Examples
+    --------
+    >>> band_grid(0.25)
+    [0.125, 0.1487, 0.1768, 0.2102, 0.25]
+    """
+    steps = range(
+        int(np.floor(BAND_PER_OCTAVE * np.log2(max(max_rate, BAND_FROM) / BAND_FROM))) + 1
+    )
+    grid = {round(BAND_FROM * 2 ** (k / BAND_PER_OCTAVE), 4) for k in steps} - {max_rate}
+    return sorted(rate for rate in {*grid, max_rate} if rate <= max_rate)
+
+
+def write_band(path: Path, curve: FrocCurve) -> None:
+    """Write the band: ``avg_fps,low,high``; a header alone where there is none."""
+    band = curve.band or {"avg_fps": [], "low": [], "high": []}
+    rows = zip(band["avg_fps"], band["low"], band["high"], strict=True)
+    write_rows(path, ("avg_fps", "low", "high"), rows)
 
 
 def describe_found(hits: Sequence[SlideHits]) -> list[str]:
@@ -152,17 +182,12 @@ def describe_result(curve: FrocCurve) -> list[str]:
     return lines
 
 
-def write_froc(
-    out: Path, curve: FrocCurve, lesions: Sequence[LesionRow], *, notes: Sequence[str] = ()
-) -> None:
-    """Write ``froc.csv``, ``lesions.csv``, ``froc.png``, ``froc.html`` and, last, ``froc.json``."""
+def write_froc(out: Path, curve: FrocCurve, lesions: Sequence[LesionRow]) -> None:
+    """Write the curve, its band, the lesions, the picture and, last, ``froc.json``."""
     write_curve(out / "froc.csv", curve)
+    write_band(out / "froc_band.csv", curve)
     write_lesions(out / "lesions.csv", lesions)
     draw_froc(out / "froc.png", [curve])
-    write_text(
-        out / "froc.html",
-        _render_page(curve, lesions, notes=notes, picture=(out / "froc.png").read_bytes()),
-    )
     write_json(out / "froc.json", froc_to_json(curve))
 
 
@@ -184,25 +209,3 @@ def _lesion_cells(row: LesionRow) -> list[Cell]:
     status = "missed" if row.best_score is None else "hit"
     values = (row.best_score, row.x, row.y, row.area_um2, row.major_axis_um)
     return [row.slide_id, row.lesion, status, *values]
-
-
-def _render_page(
-    curve: FrocCurve, lesions: Sequence[LesionRow], *, notes: Sequence[str], picture: bytes
-) -> str:
-    environment = Environment(
-        loader=PackageLoader("wsi_pipeline.evaluation", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    values: dict[str, Any] = {
-        "curve": curve,
-        "intervals": (curve.bootstrap or {}).get("sensitivity_at_ci95", {}),
-        "lesions": lesions,
-        "n_hit": sum(row.best_score is not None for row in lesions),
-        "notes": notes,
-        "picture": base64.b64encode(picture).decode("ascii"),
-        "version": __version__,
-    }
-    return environment.get_template("froc_page.html.j2").render(values)

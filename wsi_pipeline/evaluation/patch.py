@@ -174,13 +174,33 @@ def patch_auc_interval(
     interval : Interval
         None where no replicate has both classes.
     """
-    won, n_positive, n_negative = pair_counts(labels, scores)
+    return percentile_interval(replicate_patch_auc(pair_counts(labels, scores), weights))
+
+
+def replicate_patch_auc(
+    counts: tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.int64]],
+    weights: NDArray[np.int64],
+) -> NDArray[np.float64]:
+    """Compute the ROC AUC of all patches together for each replicate.
+
+    Parameters
+    ----------
+    counts : won, n_positive, n_negative
+        From `pair_counts`.
+    weights : (B, S)
+
+    Returns
+    -------
+    auc : (B,)
+        NaN where a replicate lacks a class.
+    """
+    won, n_positive, n_negative = counts
     drawn = weights.astype(np.float64)
     pairs = (drawn @ n_positive) * (drawn @ n_negative)
     total = ((drawn @ won) * drawn).sum(axis=1)
     auc = np.full(len(weights), np.nan)
     np.divide(total, pairs, out=auc, where=pairs > 0)
-    return percentile_interval(auc)
+    return auc
 
 
 def pair_counts(

@@ -7,27 +7,22 @@ the tables beside it.
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tiling.contracts import Annotation
 from tiling.files import write_json
-from wsi_pipeline.contracts import Detections, FrocCurve, Scores
+from wsi_pipeline.contracts import FrocCurve
 from wsi_pipeline.errors import EvaluationError
-from wsi_pipeline.evaluation.bootstrap import (
-    Interval,
-    draw_weights,
-    percentile_interval,
-    weighted_average_precision,
-    weighted_ratio,
-    weighted_roc_auc,
-)
-from wsi_pipeline.evaluation.delong import delong_auc
+from wsi_pipeline.evaluation.bands import roc_band
+from wsi_pipeline.evaluation.bootstrap import draw_weights, percentile_interval, weighted_ratio
+from wsi_pipeline.evaluation.cases import ERROR_COLUMNS, SlideCases, choose_errors, count_errors
+from wsi_pipeline.evaluation.crops import ReadPatch, write_crops
 from wsi_pipeline.evaluation.detections import describe_outside, find_outside
+from wsi_pipeline.evaluation.figures import Figures, add_ranking, add_threshold_figures
 from wsi_pipeline.evaluation.froc import (
     Definition,
     SlideHits,
@@ -43,10 +38,13 @@ from wsi_pipeline.evaluation.froc_results import (
     describe_found,
     lesion_rows,
     named_lesion_rows,
+    write_band,
     write_curve,
     write_lesions,
 )
-from wsi_pipeline.evaluation.lesions import label_polygons, no_lesions
+from wsi_pipeline.evaluation.inputs import EvaluationSlide
+from wsi_pipeline.evaluation.leaks import Seen, refuse_leaks
+from wsi_pipeline.evaluation.lesions import LesionReference, label_polygons, no_lesions
 from wsi_pipeline.evaluation.patch import (
     Confusion,
     RankingCurves,
@@ -62,7 +60,16 @@ from wsi_pipeline.evaluation.plots import (
     draw_precision_recall,
     draw_roc,
 )
+from wsi_pipeline.evaluation.sections import (
+    calibration_section,
+    flatten_undefined,
+    localisation_section,
+    metastasis_section,
+    patient_section,
+    write_cohort,
+)
 from wsi_pipeline.evaluation.slide import SlideThreshold, aggregate_scores, freeze_threshold
+from wsi_pipeline.evaluation.sweep import SWEEP_COLUMNS, sweep_rows, sweep_thresholds
 from wsi_pipeline.evaluation.tables import Cell, write_rows
 from wsi_pipeline.settings import EvaluateConfig
 
@@ -70,56 +77,27 @@ log = logging.getLogger(__name__)
 
 SLIDE_COLUMNS = ("slide_id", "label", "score", "predicted", "tp", "fp", "fn", "tn")
 PATCH_COLUMNS = ("slide_id", "x", "y", "score", "label", "lesions")
+DETECTION_COLUMNS = ("slide_id", "prob", "x", "y", "outcome", "lesion")
 DEFINITIONS: tuple[Definition, ...] = ("camelyon16", "patch")
 
 
 @dataclass(frozen=True)
-class EvaluationSlide:
-    """Everything that is known of one slide."""
+class _Froc:
+    """One FROC and what it was counted on."""
 
-    slide_id: str
-    patient: str
-    split: str | None  # train, val, test or None
-    label: int | None  # 1 tumour, 0 normal, None: by the annotation
-    scores: Scores
-    patch_labels: NDArray[np.int8]  # (N,) 1, 0, -1
-    lesion_pairs: NDArray[np.int64]  # (M, 2) patch, index into lesion_ids
-    lesion_ids: Sequence[str]  # of all lesions, with a patch or without
-    annotation: Annotation | None
-    slide_mpp: tuple[float, float]  # (x, y) µm per level-0 px
-    slide_size: tuple[int, int]  # (width, height), level-0 px
-    detections: Detections
-
-    @property
-    def truth(self) -> int | None:
-        """Slide label, told or by the annotation; None where there is neither."""
-        if self.label is not None or self.annotation is None:
-            return self.label
-        return int(bool(self.annotation.lesions))
-
-
-@dataclass
-class _Figures:
-    """One section of ``metrics.json`` as it grows."""
-
-    values: dict[str, Any]
-    undefined: dict[str, str] = field(default_factory=dict)
-
-    def add(self, figures: dict[str, float | None], undefined: dict[str, str]) -> None:
-        self.values |= figures
-        self.undefined |= undefined
-
-    def add_interval(self, name: str, interval: Interval | None) -> None:
-        """Add ``<name>_ci95``, with the reason where there is none."""
-        ends = [interval.low, interval.high] if interval else None
-        self.values[f"{name}_ci95"] = ends
-        if ends is None:
-            reason = self.undefined.get(name, "undefined in every replicate")
-            self.undefined[f"{name}_ci95"] = reason
+    curve: FrocCurve
+    lesions: list[LesionRow]
+    n_itc: dict[str, int]  # by slide_id, of the slides that count
+    detections: list[list[Cell]]  # rows of detections.csv
 
 
 def evaluate_run(
-    slides: Sequence[EvaluationSlide], *, settings: EvaluateConfig, out: Path, model: str
+    slides: Sequence[EvaluationSlide],
+    *,
+    settings: EvaluateConfig,
+    out: Path,
+    model: str,
+    read_patch: ReadPatch | None = None,
 ) -> dict[str, Any]:
     """Compute and write one model's figures.
 
@@ -130,12 +108,11 @@ def evaluate_run(
         split and those without any reference are left out.
     settings : EvaluateConfig
     out : Path
-        Gets ``metrics.json`` (last), ``slides.csv``, ``validation.csv``, ``patches.csv``,
-        ``confusion.csv``, ``roc.csv``, ``pr.csv``; ``froc.json`` and ``lesions.csv`` of the
-        definition in the settings, ``froc_<definition>.json``, ``.csv`` and
-        ``lesions_<definition>.csv`` of both; ``roc.png``, ``pr.png``, ``froc.png``,
-        ``confusion.png``.
+        Gets ``metrics.json`` (last); tables, curves and pictures: see docs/evaluate.md.
     model : str
+    read_patch : callable, optional
+        Reads the pixels of a patch, (P, P, 3) uint8, given slide_id and its row in the store; for
+        the crops of the error gallery. None: no crops.
 
     Returns
     -------
@@ -145,31 +122,37 @@ def evaluate_run(
     Raises
     ------
     EvaluationError
-        If there is nothing to evaluate, or scores and reference contradict each other.
+        If there is nothing to evaluate, scores and reference contradict each other, or the model
+        has seen a patient that it would be tested on.
     """
     test, val = _choose_slides(slides)
-    notes = _choice_notes(slides, test)
+    notes = _choice_notes(slides, test) + _guard(test, val)
     slide_scores = {s.slide_id: _slide_score(s, settings) for s in (*test, *val)}
     threshold = _freeze(val, slide_scores, settings)
     weights = _draw(test, settings)
     patch, patch_curves = _patch_section(test, settings, weights)
     slide, slide_curves = _slide_section(test, slide_scores, threshold, settings, weights)
     frocs = {name: _froc(test, name, settings, notes) for name in DEFINITIONS}
+    kinds = write_cohort(out, test, frocs["camelyon16"].n_itc)
+    sections = {
+        "patch": patch,
+        "slide": slide,
+        "patient": patient_section(test, slide_scores, threshold, weights, out),
+        "metastasis": metastasis_section(test, slide_scores, kinds, threshold, weights),
+        "calibration": calibration_section(_pool(test), _pool(val), out),
+        "localisation": localisation_section(test, out),
+        "errors": _write_errors(out, test, settings, read_patch, notes),
+    }
+    primary = frocs[settings.froc_definition].curve
+    named = {"froc": primary, **{f"froc_{name}": f.curve for name, f in frocs.items()}}
+    undefined = {name: section.undefined for name, section in sections.items()}
+    undefined |= {name: curve.undefined for name, curve in named.items()}
     metrics = {
         "model": model,
         "threshold": settings.threshold,
-        "patch": patch.values,
-        "slide": slide.values,
-        "froc": froc_to_json(frocs[settings.froc_definition][0]),
-        **{f"froc_{name}": froc_to_json(curve) for name, (curve, _) in frocs.items()},
-        "undefined": _undefined(
-            patch,
-            slide,
-            {
-                "froc": frocs[settings.froc_definition][0],
-                **{f"froc_{name}": curve for name, (curve, _) in frocs.items()},
-            },
-        ),
+        **{name: section.values for name, section in sections.items()},
+        **{name: froc_to_json(curve) for name, curve in named.items()},
+        "undefined": flatten_undefined(undefined),
         "notes": notes,
     }
     _write_tables(out, test, val, slide_scores, threshold, settings)
@@ -181,7 +164,7 @@ def evaluate_run(
         )
         if curve is not None
     ]
-    _write_ranking(out, curves)
+    _write_ranking(out, curves, _roc_bands(test, slide_scores, weights))
     _write_frocs(out, frocs, settings.froc_definition)
     draw_confusion(out / "confusion.png", _confusion(test, settings), threshold=settings.threshold)
     write_json(out / "metrics.json", metrics)
@@ -242,6 +225,18 @@ def _choice_notes(slides: Sequence[EvaluationSlide], test: Sequence[EvaluationSl
     return notes
 
 
+def _guard(test: Sequence[EvaluationSlide], val: Sequence[EvaluationSlide]) -> list[str]:
+    """Refuse slides under test that the model has seen; note where validation is not one."""
+    notes = refuse_leaks(Seen(s.slide_id, s.patient, s.trained_on) for s in test)
+    known = [s.slide_id for s in val if s.slide_id in (s.trained_on or {}).get("train_slides", ())]
+    if known:
+        notes.append(
+            f"the model was trained on {len(known)} validation slides, so the slide threshold and "
+            "the temperature are too hopeful: " + ", ".join(known)
+        )
+    return notes
+
+
 def _draw(test: Sequence[EvaluationSlide], settings: EvaluateConfig) -> NDArray[np.int64] | None:
     if not settings.bootstrap:
         return None
@@ -257,13 +252,11 @@ def _draw(test: Sequence[EvaluationSlide], settings: EvaluateConfig) -> NDArray[
 # ------------------------------------------------------------ patches
 
 
-def _labelled(
-    slide: EvaluationSlide,
-) -> tuple[NDArray[np.int8], NDArray[np.float64]]:
-    """Labels and scores of the patches that count."""
-    scores = slide.scores.scores.astype(np.float64)
-    counts = ~np.isnan(scores) & (slide.patch_labels >= 0)
-    return slide.patch_labels[counts], scores[counts]
+def _pool(slides: Sequence[EvaluationSlide]) -> tuple[NDArray[np.int8], NDArray[np.float64]]:
+    """Labels and scores of all slides' patches that count."""
+    parts = [slide.labelled() for slide in slides]
+    labels = np.concatenate([np.zeros(0, np.int8), *(label for label, _ in parts)])
+    return labels, np.concatenate([np.zeros(0), *(score for _, score in parts)])
 
 
 def _slide_confusion(slide: EvaluationSlide, settings: EvaluateConfig) -> Confusion:
@@ -276,13 +269,13 @@ def _confusion(test: Sequence[EvaluationSlide], settings: EvaluateConfig) -> Con
 
 def _patch_section(
     test: Sequence[EvaluationSlide], settings: EvaluateConfig, weights: NDArray[np.int64] | None
-) -> tuple[_Figures, RankingCurves | None]:
-    counted = [_labelled(slide) for slide in test]
+) -> tuple[Figures, RankingCurves | None]:
+    counted = [slide.labelled() for slide in test]
     labels = np.concatenate([label for label, _ in counted])
     scores = np.concatenate([score for _, score in counted])
     by_slide = [_slide_confusion(slide, settings) for slide in test]
     confusion = _confusion(test, settings)
-    section = _Figures(
+    section = Figures(
         {
             "n": int(labels.size),
             "n_ignored": sum(int((s.patch_labels < 0).sum()) for s in test),
@@ -342,12 +335,12 @@ def _slide_section(
     threshold: SlideThreshold | None,
     settings: EvaluateConfig,
     weights: NDArray[np.int64] | None,
-) -> tuple[_Figures, RankingCurves | None]:
+) -> tuple[Figures, RankingCurves | None]:
     scored = np.array([slide_scores[s.slide_id] is not None for s in test])
     known = [s for s in test if slide_scores[s.slide_id] is not None]
     labels = np.array([s.truth for s in known], dtype=np.int64)
     scores = np.array([slide_scores[s.slide_id] for s in known], dtype=np.float64)
-    section = _Figures(
+    section = Figures(
         {
             "aggregator": settings.aggregator,
             "n": len(known),
@@ -355,63 +348,12 @@ def _slide_section(
             "n_unscored": len(test) - len(known),
         }
     )
-    section.add(*ranking_figures(labels, scores, what="slides"))
-    if weights is not None:
-        drawn = weights[:, scored]
-        for name, figure in (
-            ("roc_auc", weighted_roc_auc),
-            ("average_precision", weighted_average_precision),
-        ):
-            values = figure(labels, scores, drawn) if known else np.full(len(weights), np.nan)
-            defined = section.values[name] is not None
-            section.add_interval(name, percentile_interval(values) if defined else None)
-    else:
-        section.values["roc_auc_ci95"] = None
-        section.undefined["roc_auc_ci95"] = "no bootstrap was asked for"
-    _add_delong(section, labels, scores)
-    _add_threshold_figures(section, labels, scores, threshold, weights, scored)
+    drawn = None if weights is None else weights[:, scored]
+    add_ranking(section, labels, scores, drawn, what="slides")
+    add_threshold_figures(section, labels, scores, threshold, drawn, what="slide")
     section.values["bootstrap"] = settings.bootstrap
     section.values["bootstrap_unit"] = "patient"
     return section, ranking_curves(labels, scores)
-
-
-def _add_delong(section: _Figures, labels: NDArray[np.int64], scores: NDArray[np.float64]) -> None:
-    result = delong_auc(labels, scores)
-    section.values["roc_auc_delong_ci95"] = [result.low, result.high] if result else None
-    if result is None:
-        reason = "DeLong's variance needs two slides of each class"
-        section.undefined["roc_auc_delong_ci95"] = reason
-
-
-def _add_threshold_figures(
-    section: _Figures,
-    labels: NDArray[np.int64],
-    scores: NDArray[np.float64],
-    threshold: SlideThreshold | None,
-    weights: NDArray[np.int64] | None,
-    scored: NDArray[np.bool_],
-) -> None:
-    names = ("accuracy", "sensitivity", "specificity")
-    section.values["threshold"] = threshold.value if threshold else None
-    section.values["threshold_source"] = threshold.source if threshold else None
-    if threshold is None:
-        reason = "validation slides cannot choose a threshold, and none is set"
-        section.add(dict.fromkeys(names), dict.fromkeys(("threshold", *names), reason))
-        return
-    right = ((scores >= threshold.value) == (labels == 1)).astype(np.int64)
-    positive, negative = (labels == 1).astype(np.int64), (labels == 0).astype(np.int64)
-    for name, whole, reason in (
-        ("accuracy", positive + negative, "no slide has a score"),
-        ("sensitivity", positive, "no tumour slide"),
-        ("specificity", negative, "no normal slide"),
-    ):
-        n = int(whole.sum())
-        section.values[name] = int((right * whole).sum()) / n if n else None
-        if not n:
-            section.undefined[name] = reason
-        if weights is not None:
-            values = weighted_ratio(right * whole, whole, weights[:, scored])
-            section.add_interval(name, percentile_interval(values))
 
 
 # ------------------------------------------------------------ FROC
@@ -422,7 +364,7 @@ def _froc(
     definition: Definition,
     settings: EvaluateConfig,
     notes: list[str],
-) -> tuple[FrocCurve, list[LesionRow]]:
+) -> _Froc:
     # A tumour slide of which only the label is known has lesions that nobody has counted.
     known = [s for s in test if s.truth == 0 or s.lesion_ids]
     if len(known) < len(test) and definition == DEFINITIONS[0]:
@@ -433,10 +375,12 @@ def _froc(
         )
     match = _match_lesions if definition == "camelyon16" else _match_by_patch
     matched = [match(slide, settings) for slide in known]
-    hits = [h for h, _ in matched]
-    rows = [row for _, lesions in matched for row in lesions]
+    hits = [h for h, _, _ in matched]
+    rows = [row for _, lesions, _ in matched for row in lesions]
+    detections = [cells for _, _, found in matched for cells in found]
+    n_itc = {slide.slide_id: h.n_itc for slide, h in zip(known, hits, strict=True)}
     if not known:
-        return _no_froc(definition, settings), rows
+        return _Froc(_no_froc(definition, settings), rows, n_itc, detections)
     for line in describe_found(hits):
         log.info("%s: %s", definition, line)
     events = collect_events(hits, definition=definition)
@@ -451,7 +395,7 @@ def _froc(
             unit="patient",
             stratified=settings.stratified,
         )
-    return curve, rows
+    return _Froc(curve, rows, n_itc, detections)
 
 
 def _no_froc(definition: Definition, settings: EvaluateConfig) -> FrocCurve:
@@ -465,7 +409,7 @@ def _no_froc(definition: Definition, settings: EvaluateConfig) -> FrocCurve:
 
 def _match_lesions(
     slide: EvaluationSlide, settings: EvaluateConfig
-) -> tuple[SlideHits, list[LesionRow]]:
+) -> tuple[SlideHits, list[LesionRow], list[list[Cell]]]:
     outside = find_outside(slide.detections, slide.slide_size)
     if outside.size:
         what = describe_outside(slide.detections, int(outside[0]), slide.slide_size)
@@ -480,28 +424,77 @@ def _match_lesions(
             slide.annotation.tumour, mpp=mpp, downsample=downsample, slide_size=slide.slide_size
         )
     hits = match_detections(reference, slide.detections)
-    return hits, lesion_rows(slide.slide_id, reference, hits)
+    rows = lesion_rows(slide.slide_id, reference, hits)
+    return hits, rows, _detection_cells(slide, reference)
+
+
+def _detection_cells(slide: EvaluationSlide, reference: LesionReference) -> list[list[Cell]]:
+    found = slide.detections
+    labels = reference.label_at(found.x, found.y).tolist()
+    cells: list[list[Cell]] = []
+    for label, score, x, y in zip(
+        labels, found.scores.tolist(), found.x.tolist(), found.y.tolist(), strict=True
+    ):
+        outcome = "false_positive"
+        if label:
+            outcome = "itc" if reference.is_itc[label - 1] else "hit"
+        cells.append([slide.slide_id, score, x, y, outcome, label or None])
+    return cells
 
 
 def _match_by_patch(
     slide: EvaluationSlide, settings: EvaluateConfig
-) -> tuple[SlideHits, list[LesionRow]]:
+) -> tuple[SlideHits, list[LesionRow], list[list[Cell]]]:
     hits = match_patches(
         slide.scores.scores,
         slide.lesion_pairs,
         n_lesions=len(slide.lesion_ids),
         normal=slide.truth == 0,
     )
-    return hits, named_lesion_rows(slide.slide_id, slide.lesion_ids, hits)
+    return hits, named_lesion_rows(slide.slide_id, slide.lesion_ids, hits), []
 
 
-def _undefined(patch: _Figures, slide: _Figures, frocs: dict[str, FrocCurve]) -> dict[str, str]:
-    """Collect the reasons of all sections, each figure named by its place in ``metrics.json``."""
-    found = {f"patch.{name}": reason for name, reason in patch.undefined.items()}
-    found |= {f"slide.{name}": reason for name, reason in slide.undefined.items()}
-    for section, curve in frocs.items():
-        found |= {f"{section}.{name}": reason for name, reason in curve.undefined.items()}
-    return found
+# ------------------------------------------------------------ errors
+
+
+def _write_errors(
+    out: Path,
+    test: Sequence[EvaluationSlide],
+    settings: EvaluateConfig,
+    read_patch: ReadPatch | None,
+    notes: list[str],
+) -> Figures:
+    """Write ``errors.csv`` and, where pixels can be read, the crops it names."""
+    slides = [
+        SlideCases(
+            s.slide_id,
+            s.scores.coords,
+            s.scores.scores,
+            s.patch_labels,
+            s.lesion_pairs,
+            s.lesion_ids,
+        )
+        for s in test
+    ]
+    cases = choose_errors(slides, threshold=settings.threshold)
+    n_false, n_missed = count_errors(slides, threshold=settings.threshold)
+    crops = {} if read_patch is None else write_crops(out / "errors", cases, read_patch, notes)
+    write_rows(
+        out / "errors.csv",
+        ERROR_COLUMNS,
+        [
+            (c.kind, c.rank, c.slide_id, c.x, c.y, c.score, c.lesion, crops.get(c, ""))
+            for c in cases
+        ],
+    )
+    return Figures(
+        {
+            "n_false_positives": n_false,
+            "n_missed_lesions": n_missed,
+            "n_shown": len(cases),
+            "threshold": settings.threshold,
+        }
+    )
 
 
 # ------------------------------------------------------------ files
@@ -530,6 +523,14 @@ def _write_tables(
         [(s.slide_id, s.truth, slide_scores[s.slide_id]) for s in val],
     )
     write_rows(out / "patches.csv", PATCH_COLUMNS, (row for s in test for row in _patch_cells(s)))
+    write_rows(
+        out / "validation_patches.csv",
+        PATCH_COLUMNS,
+        (row for s in val for row in _patch_cells(s)),
+    )
+    labels, scores = _pool(test)
+    thresholds = sweep_thresholds(labels, scores, including=[settings.threshold])
+    write_rows(out / "sweep.csv", SWEEP_COLUMNS, sweep_rows(labels, scores, thresholds))
     confusions["all"] = _confusion(test, settings)
     write_rows(
         out / "confusion.csv",
@@ -567,7 +568,33 @@ def _confusion_cells(slide_id: str, confusion: Confusion) -> list[list[Cell]]:
     ]
 
 
-def _write_ranking(out: Path, curves: list[tuple[str, RankingCurves, dict[str, Any]]]) -> None:
+def _roc_bands(
+    test: Sequence[EvaluationSlide],
+    slide_scores: dict[str, float | None],
+    weights: NDArray[np.int64] | None,
+) -> dict[str, NDArray[np.float64]]:
+    """Bootstrap the ROC curves of patches and of slides, where they are defined."""
+    if weights is None:
+        return {}
+    patches = [slide.labelled() for slide in test]
+    slides = [
+        (np.array([s.truth] * known), np.array([slide_scores[s.slide_id]] * known, np.float64))
+        for s in test
+        for known in [int(slide_scores[s.slide_id] is not None)]
+    ]
+    found = {}
+    for name, parts in (("patches", patches), ("slides", slides)):
+        band = roc_band([a for a, _ in parts], [b for _, b in parts], weights)
+        if band is not None:
+            found[name] = band
+    return found
+
+
+def _write_ranking(
+    out: Path,
+    curves: list[tuple[str, RankingCurves, dict[str, Any]]],
+    bands: dict[str, NDArray[np.float64]],
+) -> None:
     roc: list[list[Cell]] = []
     precision_recall: list[list[Cell]] = []
     for name, curve, _ in curves:
@@ -575,6 +602,11 @@ def _write_ranking(out: Path, curves: list[tuple[str, RankingCurves, dict[str, A
         precision_recall += _curve_cells(name, curve.precision_recall)
     write_rows(out / "roc.csv", ("of", "threshold", "fpr", "tpr"), roc)
     write_rows(out / "pr.csv", ("of", "threshold", "recall", "precision"), precision_recall)
+    write_rows(
+        out / "roc_band.csv",
+        ("of", "fpr", "low", "high"),
+        ([name, *point] for name, band in bands.items() for point in band.tolist()),
+    )
     draw_roc(out / "roc.png", [(name, c, values["roc_auc"]) for name, c, values in curves])
     draw_precision_recall(
         out / "pr.png", [(name, c, values["average_precision"]) for name, c, values in curves]
@@ -590,15 +622,18 @@ def _curve_cells(name: str, points: NDArray[np.float64]) -> list[list[Cell]]:
 
 def _write_frocs(
     out: Path,
-    frocs: dict[Definition, tuple[FrocCurve, list[LesionRow]]],
+    frocs: dict[Definition, _Froc],
     primary: Definition,
 ) -> None:
-    for definition, (curve, rows) in frocs.items():
-        write_curve(out / f"froc_{definition}.csv", curve)
-        write_lesions(out / f"lesions_{definition}.csv", rows)
-        write_json(out / f"froc_{definition}.json", froc_to_json(curve))
-    curve, rows = frocs[primary]
-    write_curve(out / "froc.csv", curve)
-    write_lesions(out / "lesions.csv", rows)
-    draw_froc(out / "froc.png", [curve for curve, _ in frocs.values()])
-    write_json(out / "froc.json", froc_to_json(curve))
+    for definition, froc in frocs.items():
+        write_curve(out / f"froc_{definition}.csv", froc.curve)
+        write_band(out / f"froc_{definition}_band.csv", froc.curve)
+        write_lesions(out / f"lesions_{definition}.csv", froc.lesions)
+        write_json(out / f"froc_{definition}.json", froc_to_json(froc.curve))
+    chosen = frocs[primary]
+    write_curve(out / "froc.csv", chosen.curve)
+    write_band(out / "froc_band.csv", chosen.curve)
+    write_lesions(out / "lesions.csv", chosen.lesions)
+    write_rows(out / "detections.csv", DETECTION_COLUMNS, frocs["camelyon16"].detections)
+    draw_froc(out / "froc.png", [froc.curve for froc in frocs.values()])
+    write_json(out / "froc.json", froc_to_json(chosen.curve))

@@ -11,9 +11,12 @@ import shapely
 from sklearn.metrics import average_precision_score, confusion_matrix, roc_auc_score
 
 from tiling.contracts import Annotation
-from wsi_pipeline.contracts import Detections, Scores
+from wsi_pipeline.contracts import Detections, Heatmap, Scores
 from wsi_pipeline.errors import EvaluationError
-from wsi_pipeline.evaluation.run_evaluation import EvaluationSlide, evaluate_run
+from wsi_pipeline.evaluation.calibration import apply_temperature
+from wsi_pipeline.evaluation.inputs import EvaluationSlide
+from wsi_pipeline.evaluation.localisation import draw_mask, localise
+from wsi_pipeline.evaluation.run_evaluation import evaluate_run
 from wsi_pipeline.settings import EvaluateConfig
 
 SETTINGS = EvaluateConfig(bootstrap=60)
@@ -24,6 +27,10 @@ CONTRACT_FILES = {
 
 PATCH_FIGURES = {
     "tp", "fp", "fn", "tn", "accuracy", "precision", "recall", "f1", "roc_auc", "average_precision",
+}  # fmt: skip
+TRAINED_ON = {
+    "train_slides": ["x0", "x1"], "val_slides": ["v0", "v1", "v2", "v3"],
+    "train_patients": ["x0", "x1"], "val_patients": ["v0", "v1", "v2", "v3"],
 }  # fmt: skip
 SLIDE_FIGURES = {
     "aggregator", "n", "n_positive", "roc_auc", "roc_auc_ci95", "threshold", "accuracy",
@@ -48,12 +55,13 @@ def make_slide(slide_id, *, tumour, split="test", seed=0, patient=None):
     scores = np.clip(random.normal(0.3 + 0.5 * (label == 1), 0.2), 0, 1).astype(np.float32)
     scores[77] = np.nan
     hot = np.flatnonzero(scores > 0.7)
+    heatmap = Heatmap(scores.reshape(10, 10), (512, 512), (5120, 5120))
     return EvaluationSlide(
         slide_id=slide_id,
         patient=patient or slide_id,
         split=split,
         label=int(tumour),
-        scores=Scores(coords, scores, {}, {}),
+        scores=Scores(coords, scores, {"trained_on": TRAINED_ON}, {}),
         patch_labels=label,
         lesion_pairs=pairs,
         lesion_ids=["1", "2"][: len(squares)],
@@ -63,6 +71,7 @@ def make_slide(slide_id, *, tumour, split="test", seed=0, patient=None):
         detections=Detections(
             coords[hot, 0] + 256, coords[hot, 1] + 256, scores[hot].astype(np.float64)
         ),
+        localisation=localise(heatmap.values, draw_mask(shapely.MultiPolygon(squares), heatmap)),
     )
 
 
@@ -71,6 +80,14 @@ def cohort(n=8, **changes):
     slides += [make_slide(f"v{i}", tumour=bool(i % 2), split="val") for i in range(4)]
     slides += [make_slide(f"x{i}", tumour=bool(i % 2), split="train") for i in range(2)]
     return [replace(s, **changes) for s in slides]
+
+
+def unsplit(n):
+    """A cohort without splits, and scores of a model that has seen none of it."""
+    return [
+        replace(s, scores=replace(s.scores, attributes={"trained_on": {}}))
+        for s in cohort(n, split=None)
+    ]
 
 
 def read_csv(path):
@@ -104,7 +121,9 @@ def test_metrics_have_the_shape_of_the_contract(evaluated):
     assert metrics["froc"] == json.loads((out / "froc.json").read_text())
     assert metrics["froc"]["definition"] == "camelyon16"
     assert metrics["froc_patch"]["definition"] == "patch"
-    assert metrics["undefined"] == {}
+    # The largest lesion of each tumour slide is a micrometastasis: nothing is known of the others.
+    assert {name.split(".")[1] for name in metrics["undefined"]} == {"macro", "itc"}
+    assert metrics["notes"] == ["8 unreadable patches have no score and count nowhere"]
 
 
 def test_patch_figures_are_computed_again_by_scikit_learn(evaluated):
@@ -220,12 +239,12 @@ def test_the_threshold_does_not_depend_on_the_test_slides(tmp_path):
 def test_the_same_input_gives_the_same_bytes(tmp_path):
     for name in ("a", "b"):
         evaluate_run(cohort(4), settings=SETTINGS, out=tmp_path / name, model="m")
-    for path in (tmp_path / "a").iterdir():
+    for path in (p for p in (tmp_path / "a").rglob("*") if p.is_file()):
         assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes(), path.name
 
 
 def test_without_splits_all_slides_are_evaluated(tmp_path):
-    metrics = evaluate_run(cohort(4, split=None), settings=SETTINGS, out=tmp_path, model="m")
+    metrics = evaluate_run(unsplit(4), settings=SETTINGS, out=tmp_path, model="m")
     assert metrics["slide"]["n"] == 10
     assert metrics["slide"]["threshold"] == 0.75
     assert any("no slide has a split" in note for note in metrics["notes"])
@@ -341,3 +360,180 @@ def test_patients_are_resampled_as_one(tmp_path):
         assert as_one[section][name] == pytest.approx([value, value])
         assert apart[section][name][1] - apart[section][name][0] > 0.01
     assert as_one["froc"]["bootstrap"]["unit"] == "patient"
+
+
+# ------------------------------------------------------------ calibration, sweep, errors
+
+
+def pooled(path):
+    rows = [r for r in read_csv(path) if r["score"] and r["label"] != "-1"]
+    return np.array([int(r["label"]) for r in rows]), np.array([float(r["score"]) for r in rows])
+
+
+def test_the_temperature_is_fitted_on_validation_and_applied_to_test(evaluated):
+    out, metrics = evaluated
+    figures = metrics["calibration"]
+    labels, scores = pooled(out / "patches.csv")
+    val_labels, val_scores = pooled(out / "validation_patches.csv")
+    assert (figures["n"], figures["n_val"]) == (labels.size, val_labels.size)
+
+    def loss(t, labels=val_labels, scores=val_scores):
+        p = apply_temperature(scores, t)
+        return -np.mean(np.log(np.where(labels == 1, p, 1 - p)))
+
+    best = figures["temperature"]
+    assert loss(best) <= min(loss(best * 1.01), loss(best / 1.01))
+    scaled = apply_temperature(scores, best)
+    for suffix, p in (("", scores), ("_calibrated", scaled)):
+        assert figures[f"brier{suffix}"] == pytest.approx(np.mean((p - labels) ** 2))
+        bins = np.minimum((p * 15).astype(int), 14)
+        gaps = [abs(np.sum(labels[bins == b]) - np.sum(p[bins == b])) for b in np.unique(bins)]
+        assert figures[f"ece{suffix}"] == pytest.approx(sum(gaps) / labels.size)
+    rows = read_csv(out / "calibration.csv")
+    assert sum(int(r["n"]) for r in rows) == sum(int(r["calibrated_n"]) for r in rows)
+    assert sum(int(r["n"]) for r in rows) == labels.size
+
+
+def test_without_validation_there_is_no_temperature_and_a_reason(tmp_path):
+    metrics = evaluate_run(unsplit(4), settings=SETTINGS, out=tmp_path, model="m")
+    assert metrics["calibration"]["temperature"] is None
+    assert metrics["calibration"]["ece_calibrated"] is None
+    assert metrics["calibration"]["ece"] is not None
+    assert "no labelled validation patch" in metrics["undefined"]["calibration.temperature"]
+
+
+def test_the_sweep_holds_the_confusion_at_the_threshold(evaluated):
+    out, metrics = evaluated
+    (row,) = (r for r in read_csv(out / "sweep.csv") if float(r["threshold"]) == 0.75)
+    for name in ("tp", "fp", "fn", "tn"):
+        assert int(row[name]) == metrics["patch"][name]
+    for name in ("accuracy", "precision", "recall", "f1"):
+        assert float(row[name]) == pytest.approx(metrics["patch"][name])
+
+
+def test_the_worst_errors_are_listed_with_their_pixels(tmp_path):
+    asked = []
+
+    def read_patch(slide_id, patch):
+        asked.append((slide_id, patch))
+        return np.full((4, 4, 3), patch, np.uint8)
+
+    out = tmp_path / "m"
+    (out / "errors").mkdir(parents=True)
+    (out / "errors" / "old.png").write_bytes(b"")
+    metrics = evaluate_run(cohort(), settings=SETTINGS, out=out, model="m", read_patch=read_patch)
+    rows = read_csv(out / "errors.csv")
+    false = [r for r in rows if r["kind"] == "false_positive"]
+    missed = [r for r in rows if r["kind"] == "missed_lesion"]
+    negatives = sorted(
+        (float(r["score"]) for r in read_csv(out / "patches.csv")
+         if r["label"] == "0" and r["score"] and float(r["score"]) >= 0.75),
+        reverse=True,
+    )  # fmt: skip
+    assert [float(r["score"]) for r in false] == negatives[:12]
+    assert metrics["errors"]["n_false_positives"] == len(negatives) == metrics["patch"]["fp"]
+    assert [(r["slide_id"], r["lesion"], r["picture"]) for r in missed[:4]] == [
+        (f"t{i}", "2", "") for i in (1, 3, 5, 7)
+    ]  # no patch lies on them
+    named = {r["picture"] for r in rows} - {""}
+    assert named == {f"errors/{p.name}" for p in (out / "errors").iterdir()}
+    assert len(asked) == len(named)
+
+
+# ------------------------------------------------------------ localisation, patients, sizes
+
+
+def test_localisation_is_averaged_over_slides(evaluated):
+    out, metrics = evaluated
+    rows = read_csv(out / "localisation.csv")
+    figures = metrics["localisation"]
+    assert (figures["n"], figures["skipped"], figures["recall_skipped"]) == (8, 0, 4)
+    for column, name in (
+        ("exact_match", "average_exact_match"),
+        ("recall", "average_recall"),
+        ("roc_auc", "average_roc_auc"),
+    ):
+        known = [float(r[column]) for r in rows if r[column]]
+        assert figures[name] == pytest.approx(np.mean(known))
+
+
+def test_patients_are_judged_by_their_most_suspicious_slide(tmp_path):
+    slides = [
+        replace(s, patient=f"p{int(s.slide_id[1:]) // 2}" if s.split == "test" else s.patient)
+        for s in guessing(cohort(12))
+    ]
+    slides = [replace(s, patient=s.patient if s.slide_id != "t1" else "q") for s in slides]
+    metrics = evaluate_run(slides, settings=SETTINGS, out=tmp_path, model="m")
+    by_slide = {r["slide_id"]: r for r in read_csv(tmp_path / "slides.csv")}
+    rows = read_csv(tmp_path / "patients.csv")
+    for row in rows:
+        own = [by_slide[s] for s in row["slides"].split(";")]
+        assert float(row["score"]) == max(float(s["score"]) for s in own)
+        assert row["label"] == max(s["label"] for s in own)
+        assert row["predicted"] == max(s["predicted"] for s in own)
+    assert metrics["patient"]["n"] == len(rows) == 7
+    truth, score = [int(r["label"]) for r in rows], [float(r["score"]) for r in rows]
+    assert metrics["patient"]["roc_auc"] == pytest.approx(roc_auc_score(truth, score))
+
+
+def test_micrometastases_are_set_against_the_normal_slides(evaluated):
+    out, metrics = evaluated
+    figures = metrics["metastasis"]
+    assert (figures["micro"]["n"], figures["macro"]["n"], figures["n_normal"]) == (4, 0, 4)
+    assert figures["micro"]["roc_auc"] == metrics["slide"]["roc_auc"]
+    assert figures["micro"]["sensitivity"] == metrics["slide"]["sensitivity"]
+    assert figures["macro"]["roc_auc"] is None
+    assert "metastasis.macro.sensitivity" in metrics["undefined"]
+    rows = {r["slide_id"]: r for r in read_csv(out / "cohort.csv")}
+    diagonal = np.hypot(2048, 2048) * 0.25
+    assert float(rows["t1"]["largest_lesion_um"]) == pytest.approx(diagonal)
+    assert (rows["t0"]["metastasis"], rows["t1"]["metastasis"]) == ("", "micro")
+
+
+def test_bands_hold_the_curves_where_the_slides_are_alike(evaluated):
+    out, metrics = evaluated
+    for of in ("patches", "slides"):
+        band = [r for r in read_csv(out / "roc_band.csv") if r["of"] == of]
+        assert len(band) == 101
+        assert all(0 <= float(r["low"]) <= float(r["high"]) <= 1 for r in band)
+    for name in ("camelyon16", "patch"):
+        band = read_csv(out / f"froc_{name}_band.csv")
+        assert [float(r["avg_fps"]) for r in band] == metrics[f"froc_{name}"]["band"]["avg_fps"]
+        at_8 = metrics[f"froc_{name}"]["bootstrap"]["sensitivity_at_ci95"]["8"]
+        assert [float(band[-1]["low"]), float(band[-1]["high"])] == at_8
+
+
+# ------------------------------------------------------------ leaks
+
+
+def seen(slides, **lists):
+    told = {**TRAINED_ON, **lists}
+    return [replace(s, scores=replace(s.scores, attributes={"trained_on": told})) for s in slides]
+
+
+@pytest.mark.parametrize("split", ["test", None])
+@pytest.mark.parametrize(
+    ("lists", "message"),
+    [
+        ({"train_patients": ["someone", "t2"]}, "trained on 1 patient that .*: t2;"),
+        ({"train_slides": ["t2", "t0"]}, "trained on 2 patients that .*: t0, t2;"),
+        ({"val_patients": ["t1"]}, "validated on 1 patient that .*: t1;"),
+    ],
+)
+def test_a_patient_that_the_model_has_seen_is_refused(tmp_path, split, lists, message):
+    slides = seen([replace(s, split=split) for s in cohort(4) if s.split == "test"], **lists)
+    with pytest.raises(EvaluationError, match=message):
+        evaluate_run(slides, settings=SETTINGS, out=tmp_path, model="m")
+    assert not list(tmp_path.iterdir())
+
+
+def test_scores_that_do_not_say_what_their_model_has_seen_are_noted(tmp_path):
+    slides = [replace(s, scores=replace(s.scores, attributes={})) for s in cohort(4)]
+    metrics = evaluate_run(slides, settings=SETTINGS, out=tmp_path, model="m")
+    assert any("leaks could not be looked for" in note for note in metrics["notes"])
+
+
+def test_validation_slides_that_were_trained_on_are_noted(tmp_path):
+    slides = seen(cohort(4), train_slides=["v1"])
+    metrics = evaluate_run(slides, settings=SETTINGS, out=tmp_path, model="m")
+    assert any("too hopeful: v1" in note for note in metrics["notes"])

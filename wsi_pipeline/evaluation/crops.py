@@ -1,0 +1,47 @@
+"""Crops of the error gallery: the patches' own pixels, as PNG."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from tiling.errors import TilingError
+from tiling.files import write_aside
+from wsi_pipeline.evaluation.cases import ErrorCase
+
+ReadPatch = Callable[[str, int], NDArray[np.uint8]]
+
+
+def write_crops(
+    folder: Path, cases: Sequence[ErrorCase], read_patch: ReadPatch, notes: list[str]
+) -> dict[ErrorCase, str]:
+    """Write the patch of each case; crops of an earlier evaluation are taken away.
+
+    Parameters
+    ----------
+    folder : Path
+        Gets the crops; named ``errors`` beside ``errors.csv``.
+    notes : list of str
+        Gets a sentence where a patch cannot be read; the evaluation goes on without its crop.
+
+    Returns
+    -------
+    files : case -> path relative to the folder's parent
+    """
+    for old in folder.glob("*.png"):
+        old.unlink()
+    files: dict[ErrorCase, str] = {}
+    for case in cases:
+        if case.patch is None:
+            continue
+        try:
+            pixels = read_patch(case.slide_id, case.patch)
+        except TilingError as error:
+            notes.append(f"no crop of {case.slide_id} in the error gallery: {error}")
+            continue
+        with write_aside(folder / case.file_name) as scratch:
+            Image.fromarray(pixels).save(scratch, format="png")
+        files[case] = f"{folder.name}/{case.file_name}"
+    return files

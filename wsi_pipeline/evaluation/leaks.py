@@ -1,0 +1,71 @@
+"""The leak guard: no model is tested on a patient that it was trained on.
+
+What a checkpoint was trained on stands in its header, and each score file carries it along, so the
+guard holds for a checkpoint that was brought from elsewhere, and for splits that were changed after
+the training.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from wsi_pipeline.errors import EvaluationError
+
+PROVENANCE = ("train_slides", "val_slides", "train_patients", "val_patients")
+_SHOWN = 8  # names in a sentence
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A slide that is to be tested, and what the model that scored it has seen."""
+
+    slide_id: str
+    patient: str
+    trained_on: Mapping[str, Sequence[str]] | None  # by `PROVENANCE`; None: not known
+
+
+def refuse_leaks(slides: Iterable[Seen]) -> list[str]:
+    """See that no slide and no patient under test took part in training or validation.
+
+    Returns
+    -------
+    notes : sentences
+        Where it could not be checked.
+
+    Raises
+    ------
+    EvaluationError
+        Naming the patients, and what to do.
+    """
+    tested = list(slides)
+    for split, role in (("train", "trained"), ("val", "validated")):
+        leaked = sorted({slide.patient for slide in tested if _took_part(slide, split)})
+        if leaked:
+            raise EvaluationError(
+                f"the model was {role} on {_count(leaked)} that it would be tested on: "
+                f"{_some(leaked)}; take them out of the split test, or evaluate a model that has "
+                "not seen them (if these are others of the same name, rename them in the manifest)"
+            )
+    unknown = [slide.slide_id for slide in tested if slide.trained_on is None]
+    if unknown:
+        return [
+            f"the scores of {len(unknown)} slides do not say what the model was trained on, so "
+            f"leaks could not be looked for: {_some(unknown)}"
+        ]
+    return []
+
+
+def _took_part(slide: Seen, split: str) -> bool:
+    known: Mapping[str, Any] = slide.trained_on or {}
+    return slide.slide_id in known.get(f"{split}_slides", ()) or slide.patient in known.get(
+        f"{split}_patients", ()
+    )
+
+
+def _count(patients: Sequence[str]) -> str:
+    return "1 patient" if len(patients) == 1 else f"{len(patients)} patients"
+
+
+def _some(names: Sequence[str]) -> str:
+    rest = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + rest

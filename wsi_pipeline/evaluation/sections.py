@@ -1,0 +1,338 @@
+"""The parts of ``metrics.json`` beside patches, slides and FROC, and the tables they come from."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wsi_pipeline.evaluation.bootstrap import percentile_interval, weighted_ratio, weighted_roc_auc
+from wsi_pipeline.evaluation.calibration import (
+    N_BINS,
+    apply_temperature,
+    calibration_figures,
+    fit_temperature,
+    reliability_curve,
+)
+from wsi_pipeline.evaluation.figures import Figures, add_ranking, add_threshold_figures
+from wsi_pipeline.evaluation.inputs import EvaluationSlide
+from wsi_pipeline.evaluation.localisation import THRESHOLD, average_localisation
+from wsi_pipeline.evaluation.metastases import KINDS, SOURCE, largest_metastasis
+from wsi_pipeline.evaluation.patch import ranking_figures
+from wsi_pipeline.evaluation.slide import SlideThreshold
+from wsi_pipeline.evaluation.tables import Cell, write_rows
+
+CALIBRATION_COLUMNS = (
+    "bin_low", "bin_high", "n", "mean_score", "positive_share",
+    "calibrated_n", "calibrated_mean_score", "calibrated_positive_share",
+)  # fmt: skip
+COHORT_COLUMNS = (
+    "slide_id", "patient", "label", "in_froc", "n_itc", "largest_lesion_um", "metastasis",
+)  # fmt: skip
+LOCALISATION_COLUMNS = (
+    "slide_id", "n_pixels", "n_tumour", "n_unscored", "exact_match", "recall", "roc_auc",
+)  # fmt: skip
+PATIENT_COLUMNS = ("patient", "label", "score", "predicted", "slides")
+
+Labelled = tuple[NDArray[np.int8], NDArray[np.float64]]
+
+
+# ------------------------------------------------------------ calibration
+
+
+def calibration_section(test: Labelled, val: Labelled, out: Path) -> Figures:
+    """Judge the test patches' scores as probabilities, before and after a temperature.
+
+    Parameters
+    ----------
+    test, val : (labels, scores) of the patches that count
+        The temperature is fitted on `val`, frozen, and applied to `test`.
+    out : Path
+        Gets ``calibration.csv``.
+    """
+    labels, scores = test
+    temperature = fit_temperature(*val)
+    section = Figures(
+        {
+            "n": int(labels.size),
+            "n_val": int(val[0].size),
+            "n_bins": N_BINS,
+            "temperature": temperature.value,
+        }
+    )
+    if temperature.value is None:
+        section.undefined["temperature"] = temperature.reason
+    _add_calibration(section, labels, scores, suffix="", reason="")
+    scaled = None if temperature.value is None else apply_temperature(scores, temperature.value)
+    _add_calibration(section, labels, scaled, suffix="_calibrated", reason=temperature.reason)
+    edges = np.linspace(0, 1, N_BINS + 1).tolist()
+    before = _reliability_cells(labels, scores)
+    after = _reliability_cells(labels, scaled)
+    write_rows(
+        out / "calibration.csv",
+        CALIBRATION_COLUMNS,
+        [[*ends, *b, *a] for *ends, b, a in zip(edges[:-1], edges[1:], before, after, strict=True)],
+    )
+    return section
+
+
+def _add_calibration(
+    section: Figures,
+    labels: NDArray[np.int8],
+    scores: NDArray[np.float64] | None,
+    *,
+    suffix: str,
+    reason: str,
+) -> None:
+    figures = None if scores is None else calibration_figures(labels, scores)
+    for name in ("ece", "brier", "nll"):
+        section.values[f"{name}{suffix}"] = getattr(figures, name) if figures else None
+        if figures is None:
+            section.undefined[f"{name}{suffix}"] = reason or "no labelled patches"
+
+
+def _reliability_cells(
+    labels: NDArray[np.int8], scores: NDArray[np.float64] | None
+) -> list[list[Cell]]:
+    if scores is None:
+        return [[None, None, None]] * N_BINS
+    curve = reliability_curve(labels, scores)
+    columns = (curve.count.tolist(), curve.mean_score.tolist(), curve.positive_share.tolist())
+    return [
+        [n, mean if n else None, share if n else None]
+        for n, mean, share in zip(*columns, strict=True)
+    ]
+
+
+# ------------------------------------------------------------ localisation
+
+
+def localisation_section(test: Sequence[EvaluationSlide], out: Path) -> Figures:
+    """Average how heatmaps lie on outlines; writes ``localisation.csv``, one row for each slide."""
+    known = {s.slide_id: s.localisation for s in test if s.localisation is not None}
+    mean = average_localisation(known.values())
+    section = Figures(
+        {
+            "n": mean.n,
+            "skipped": len(test) - mean.n,
+            "threshold": THRESHOLD,
+            "average_exact_match": mean.exact_match,
+            "average_recall": mean.recall,
+            "recall_n": mean.n - mean.recall_skipped,
+            "recall_skipped": mean.recall_skipped,
+            "average_roc_auc": mean.roc_auc,
+            "roc_auc_n": mean.n - mean.roc_auc_skipped,
+            "roc_auc_skipped": mean.roc_auc_skipped,
+        }
+    )
+    for name, reason in (
+        ("average_exact_match", "no test slide has a heatmap and an outline"),
+        ("average_recall", "no outlined slide has a tumour pixel"),
+        ("average_roc_auc", "no outlined slide has both tumour and other pixels"),
+    ):
+        if section.values[name] is None:
+            section.undefined[name] = reason
+    write_rows(
+        out / "localisation.csv",
+        LOCALISATION_COLUMNS,
+        [
+            (i, f.n_pixels, f.n_tumour, f.n_unscored, f.exact_match, f.recall, f.roc_auc)
+            for i, f in known.items()
+        ],
+    )
+    return section
+
+
+# ------------------------------------------------------------ the cohort, macro and micro
+
+
+def write_cohort(
+    out: Path, test: Sequence[EvaluationSlide], in_froc: Mapping[str, int]
+) -> dict[str, str]:
+    """Write ``cohort.csv``: what is known of each test slide beside its scores.
+
+    Parameters
+    ----------
+    in_froc : slide_id -> number of ITC
+        The slides that count in the FROC by lesions.
+
+    Returns
+    -------
+    kinds : slide_id -> macro, micro or itc
+        Of slides with an annotated lesion.
+    """
+    rows: list[list[Cell]] = []
+    kinds: dict[str, str] = {}
+    for slide in test:
+        largest = largest_metastasis(slide.annotation, mpp=slide.slide_mpp)
+        if largest:
+            kinds[slide.slide_id] = largest.kind
+        rows.append(
+            [
+                slide.slide_id,
+                slide.patient,
+                slide.truth,
+                int(slide.slide_id in in_froc),
+                in_froc.get(slide.slide_id),
+                largest.diameter_um if largest else None,
+                largest.kind if largest else None,
+            ]
+        )
+    write_rows(out / "cohort.csv", COHORT_COLUMNS, rows)
+    return kinds
+
+
+def metastasis_section(
+    test: Sequence[EvaluationSlide],
+    slide_scores: Mapping[str, float | None],
+    kinds: Mapping[str, str],
+    threshold: SlideThreshold | None,
+    weights: NDArray[np.int64] | None,
+) -> Figures:
+    """Judge slides with macrometastases, micrometastases and ITC apart, each against the normal.
+
+    Parameters
+    ----------
+    weights : (B, S) of all test slides, optional
+    """
+    section = Figures({"source": SOURCE})
+    scored = np.array([slide_scores[s.slide_id] is not None for s in test])
+    truth = np.array([s.truth for s in test])
+    scores = np.array([slide_scores[s.slide_id] or 0.0 for s in test])
+    kind_of = np.array([kinds.get(s.slide_id, "") for s in test])
+    section.values["n_normal"] = int((scored & (truth == 0)).sum())
+    section.values["n_unknown"] = int((scored & (truth == 1) & (kind_of == "")).sum())
+    for kind in KINDS:
+        of_kind = scored & (truth == 1) & (kind_of == kind)
+        chosen = of_kind | (scored & (truth == 0))
+        part = Figures({"n": int(of_kind.sum())})
+        labels = truth[chosen].astype(np.int64)
+        auc, reasons = ranking_figures(labels, scores[chosen], what=f"{kind} and normal slides")
+        part.add({"roc_auc": auc["roc_auc"]}, {k: v for k, v in reasons.items() if k == "roc_auc"})
+        drawn = None if weights is None else weights[:, chosen]
+        _add_kind_figures(part, labels, scores[chosen], threshold, drawn, what=f"{kind} slide")
+        section.values[kind] = part.values
+        section.undefined |= {f"{kind}.{name}": why for name, why in part.undefined.items()}
+    return section
+
+
+def _add_kind_figures(
+    part: Figures,
+    labels: NDArray[np.int64],
+    scores: NDArray[np.float64],
+    threshold: SlideThreshold | None,
+    weights: NDArray[np.int64] | None,
+    *,
+    what: str,
+) -> None:
+    if weights is not None:
+        defined = part.values["roc_auc"] is not None
+        replicates = weighted_roc_auc(labels, scores, weights) if defined else None
+        part.add_interval(
+            "roc_auc", None if replicates is None else percentile_interval(replicates)
+        )
+    if threshold is None:
+        part.add({"sensitivity": None}, {"sensitivity": "there is no slide threshold"})
+        return
+    positive = (labels == 1).astype(np.int64)
+    found = positive * (scores >= threshold.value)
+    part.add_share("sensitivity", int(found.sum()), int(positive.sum()), f"no {what}")
+    if weights is not None:
+        values = weighted_ratio(found, positive, weights)
+        part.add_interval("sensitivity", percentile_interval(values))
+
+
+# ------------------------------------------------------------ patients
+
+
+@dataclass(frozen=True)
+class _Patient:
+    name: str
+    label: int
+    score: float | None  # the largest of the slides'
+    slides: list[int]  # places among the test slides
+
+
+def patient_section(
+    test: Sequence[EvaluationSlide],
+    slide_scores: Mapping[str, float | None],
+    threshold: SlideThreshold | None,
+    weights: NDArray[np.int64] | None,
+    out: Path,
+) -> Figures:
+    """Judge patients by their most suspicious slide; writes ``patients.csv``.
+
+    A patient has tumour iff a slide has, and is predicted so iff a slide is: the slides' threshold.
+
+    Parameters
+    ----------
+    weights : (B, S), optional
+        Drawn by patient: all slides of one have the same weight.
+    """
+    patients = _group(test, slide_scores)
+    write_rows(
+        out / "patients.csv",
+        PATIENT_COLUMNS,
+        [
+            (
+                p.name,
+                p.label,
+                p.score,
+                None if p.score is None or threshold is None else int(p.score >= threshold.value),
+                ";".join(test[i].slide_id for i in p.slides),
+            )
+            for p in patients
+        ],
+    )
+    known = [p for p in patients if p.score is not None]
+    labels = np.array([p.label for p in known], dtype=np.int64)
+    scores = np.array([p.score for p in known], dtype=np.float64)
+    drawn = None if weights is None else weights[:, [p.slides[0] for p in known]]
+    section = Figures(
+        {
+            "aggregator": "max over the patient's slides",
+            "n": len(known),
+            "n_positive": int((labels == 1).sum()),
+            "n_unscored": len(patients) - len(known),
+        }
+    )
+    add_ranking(section, labels, scores, drawn, what="patients")
+    add_threshold_figures(section, labels, scores, threshold, drawn, what="patient")
+    return section
+
+
+def _group(
+    test: Sequence[EvaluationSlide], slide_scores: Mapping[str, float | None]
+) -> list[_Patient]:
+    places: dict[str, list[int]] = {}
+    for i, slide in enumerate(test):
+        places.setdefault(slide.patient, []).append(i)
+    patients = []
+    for name, slides in places.items():
+        scores = [slide_scores[test[i].slide_id] for i in slides]
+        patients.append(
+            _Patient(
+                name=name,
+                label=max(int(test[i].truth == 1) for i in slides),
+                score=max((s for s in scores if s is not None), default=None),
+                slides=slides,
+            )
+        )
+    return patients
+
+
+def flatten_undefined(sections: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """Name each undefined figure by its place in ``metrics.json``.
+
+    Examples
+    --------
+    >>> flatten_undefined({"slide": {"roc_auc": "one class"}})
+    {'slide.roc_auc': 'one class'}
+    """
+    return {
+        f"{section}.{name}": reason
+        for section, reasons in sections.items()
+        for name, reason in reasons.items()
+    }
