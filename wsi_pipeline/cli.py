@@ -386,6 +386,7 @@ def froc(
 ) -> None:
     """FROC from plain files: detections and masks, or scored patches; needs no run folder."""
     from wsi_pipeline.evaluation.froc_files import FrocOptions, run_froc
+    from wsi_pipeline.report.froc_page import build_froc_page
 
     def say(line: str) -> None:
         if not quiet:
@@ -411,6 +412,7 @@ def froc(
         ),
         say=say,
     )
+    build_froc_page(out)
     print(out / "froc.json")
 
 
@@ -421,6 +423,25 @@ def _parse_rates(text: str) -> tuple[float, ...]:
         return tuple(float(part) for part in text.split(","))
     except ValueError as error:
         raise ConfigError(f"--rates '{text}' are not numbers with commas between") from error
+
+
+@app.command()
+def compare(
+    runs: Annotated[
+        list[Path],
+        typer.Argument(metavar="RUN...", help="Evaluated run folders.", show_default=False),
+    ],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where to.")],
+    model: ModelOption = None,
+    bootstrap: Annotated[
+        int, typer.Option("--bootstrap", min=1, help="Resampled sets for paired differences.")
+    ] = 1000,
+    seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
+) -> None:
+    """Lay several models, or runs, side by side in one HTML report."""
+    from wsi_pipeline.report.comparison import build_comparison
+
+    print(build_comparison(runs, out, models=model or (), replicates=bootstrap, seed=seed))
 
 
 @app.command("collect")

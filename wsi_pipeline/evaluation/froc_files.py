@@ -1,4 +1,4 @@
-"""What the command ``froc`` does: plain files in, ``froc.json`` and its companions out.
+"""What the command ``froc`` computes: plain files in, ``froc.json`` and its companions out.
 
 Needs no run folder: any method's detections can be scored, any reference used. What is missing or
 contradicts itself is an error that names the file, never a silently smaller denominator.
@@ -6,13 +6,16 @@ contradicts itself is an error that names the file, never a silently smaller den
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import repeat
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tiling.files import digest_file, write_json
+from wsi_pipeline import __version__
 from wsi_pipeline.contracts import FrocCurve
 from wsi_pipeline.errors import EvaluationError
 from wsi_pipeline.evaluation.bootstrap import draw_weights
@@ -39,7 +42,13 @@ from wsi_pipeline.evaluation.froc_results import (
     write_froc,
 )
 from wsi_pipeline.evaluation.lesions import CAMELYON16_MPP, LesionReference
-from wsi_pipeline.evaluation.reference import find_references, list_folder, read_reference
+from wsi_pipeline.evaluation.reference import (
+    MASK_SUFFIXES,
+    POLYGON_SUFFIXES,
+    find_references,
+    list_folder,
+    read_reference,
+)
 from wsi_pipeline.evaluation.tables import parse_score, read_rows
 
 log = logging.getLogger(__name__)
@@ -119,10 +128,38 @@ def run_froc(options: FrocOptions, *, say: Say = log.info) -> FrocCurve:
         curve = add_interval(
             curve, events, weights, seed=options.seed, unit="slide", stratified=options.stratified
         )
-    write_froc(options.out, curve, matched.lesions, notes=matched.notes)
+    write_json(options.out / "inputs.json", _describe_inputs(options, matched))
+    write_froc(options.out, curve, matched.lesions)
     for line in describe_result(curve):
         say(line)
     return curve
+
+
+def _describe_inputs(options: FrocOptions, matched: MatchedSlides) -> dict[str, Any]:
+    """Say what the figures were made of; names and digests, no folders."""
+    given = {
+        "detections": options.detections,
+        "reference": options.reference,
+        "patches": options.patches,
+        "slides": options.slides,
+    }
+    suffixes = {"detections": (".csv",), "reference": (*POLYGON_SUFFIXES, *MASK_SUFFIXES)}
+    files = {
+        what: list_folder(path, suffixes[what]) if what in suffixes else [path]
+        for what, path in given.items()
+        if path is not None
+    }
+    left_out = {"out", *given}
+    return {
+        "version": __version__,
+        "settings": {k: v for k, v in asdict(options).items() if k not in left_out},
+        "inputs": [
+            {"what": what, "file": path.name, "sha256": digest_file(path)}
+            for what, paths in files.items()
+            for path in paths
+        ],
+        "notes": matched.notes,
+    }
 
 
 def _check_options(options: FrocOptions) -> None:

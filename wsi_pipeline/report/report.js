@@ -1,4 +1,4 @@
-// Sorts tables by the column clicked, and enlarges pictures. The page is whole without it.
+// Sorts tables by the column clicked, enlarges pictures, and opens lists for the printer. The page is whole without it.
 "use strict";
 
 function sortKey(row, column) {
@@ -42,3 +42,7 @@ for (const table of document.querySelectorAll("table.sortable")) {
 for (const picture of document.querySelectorAll("img.slide")) {
   picture.addEventListener("click", () => picture.classList.toggle("large"));
 }
+
+window.addEventListener("beforeprint", () => {
+  for (const list of document.querySelectorAll("details.paper")) list.open = true;
+});
