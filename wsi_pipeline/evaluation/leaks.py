@@ -49,7 +49,7 @@ def refuse_leaks(slides: Iterable[Seen]) -> list[str]:
     unknown = [slide.slide_id for slide in tested if slide.trained_on is None]
     if unknown:
         return [
-            f"the scores of {len(unknown)} slides do not say what the model was trained on, so "
+            f"{len(unknown)} score files do not say what the model was trained on, so "
             f"leaks could not be looked for: {_some(unknown)}"
         ]
     return []

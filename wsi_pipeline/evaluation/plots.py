@@ -1,12 +1,13 @@
 """Pictures of the figures, PNG: drawn from the same numbers as the tables beside them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 from tiling.files import write_aside
 from wsi_pipeline.contracts import FrocCurve
@@ -17,12 +18,19 @@ _RATES_FROM, _RATES_TO = 0.125, 16.0  # the part of the FROC curve that the scor
 _DEFINITION_TITLES = {"camelyon16": "CAMELYON16 lesions", "patch": "patches (lecture)"}
 
 
-def draw_roc(path: Path, curves: Sequence[tuple[str, RankingCurves, float]]) -> None:
-    """Draw ROC curves: name, curve and AUC of each."""
+def draw_roc(
+    path: Path,
+    curves: Sequence[tuple[str, RankingCurves, float]],
+    *,
+    bands: Mapping[str, NDArray[np.float64]],
+) -> None:
+    """Draw ROC curves: name, curve and AUC of each; by name, bands (G, 3) of rate, low, high."""
     figure, axes = _start("false-positive rate", "true-positive rate")
     axes.plot([0, 1], [0, 1], color="0.7", lw=0.8, ls=":")
     for name, curve, auc in curves:
-        axes.plot(curve.roc[:, 1], curve.roc[:, 2], label=f"{name}: AUC {auc:.3f}")
+        (line,) = axes.plot(curve.roc[:, 1], curve.roc[:, 2], label=f"{name}: AUC {auc:.3f}")
+        if name in bands:
+            axes.fill_between(*bands[name].T, color=line.get_color(), alpha=0.15, lw=0)
     _finish(path, figure, axes, empty=not curves)
 
 
@@ -58,15 +66,9 @@ def _draw_froc_curve(axes: Axes, curve: FrocCurve) -> None:
     at = [(float(rate), value) for rate, value in curve.sensitivity_at.items() if value is not None]
     colour = line.get_color()
     axes.plot([r for r, _ in at], [v for _, v in at], "o", ms=4, color=colour, clip_on=False)
-    intervals = (curve.bootstrap or {}).get("sensitivity_at_ci95", {})
-    known = [(float(rate), *ends) for rate, ends in sorted(intervals.items(), key=_rate) if ends]
-    if known:
-        rates, low, high = zip(*known, strict=True)
-        axes.fill_between(rates, low, high, color=colour, alpha=0.15, lw=0)
-
-
-def _rate(item: tuple[str, object]) -> float:
-    return float(item[0])
+    if curve.band:
+        ends = curve.band["low"], curve.band["high"]
+        axes.fill_between(curve.band["avg_fps"], *ends, color=colour, alpha=0.15, lw=0)
 
 
 def draw_confusion(path: Path, confusion: Confusion, *, threshold: float) -> None:

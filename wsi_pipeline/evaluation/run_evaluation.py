@@ -607,7 +607,8 @@ def _write_ranking(
         ("of", "fpr", "low", "high"),
         ([name, *point] for name, band in bands.items() for point in band.tolist()),
     )
-    draw_roc(out / "roc.png", [(name, c, values["roc_auc"]) for name, c, values in curves])
+    drawn = [(name, c, values["roc_auc"]) for name, c, values in curves]
+    draw_roc(out / "roc.png", drawn, bands=bands)
     draw_precision_recall(
         out / "pr.png", [(name, c, values["average_precision"]) for name, c, values in curves]
     )
