@@ -73,8 +73,9 @@ def localise(
     Examples
     --------
     >>> mask = np.array([[True, False, False, False]])
-    >>> localise(np.ones((1, 4)), mask)  # doctest: +ELLIPSIS
-    ImageLocalisation(..., exact_match=0.25, recall=1.0, roc_auc=0.5)
+    >>> found = localise(np.ones((1, 4)), mask)
+    >>> found.exact_match, found.recall, found.roc_auc
+    (0.25, 1.0, 0.5)
     """
     if heatmap.shape != mask.shape or not mask.size:
         raise EvaluationError(
@@ -82,12 +83,13 @@ def localise(
         )
     called = heatmap >= threshold  # NaN compares false
     n_tumour = int(np.count_nonzero(mask))
+    n_found = int(np.count_nonzero(called & mask))
     return ImageLocalisation(
         n_pixels=mask.size,
         n_tumour=n_tumour,
         n_unscored=int(np.count_nonzero(np.isnan(heatmap))),
-        exact_match=np.count_nonzero(called == mask) / mask.size,
-        recall=np.count_nonzero(called & mask) / n_tumour if n_tumour else None,
+        exact_match=int(np.count_nonzero(called == mask)) / mask.size,
+        recall=n_found / n_tumour if n_tumour else None,
         roc_auc=_pixel_auc(np.nan_to_num(heatmap, nan=0.0), mask, n_tumour),
     )
 

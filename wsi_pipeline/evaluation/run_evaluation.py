@@ -125,6 +125,8 @@ def evaluate_run(
         If there is nothing to evaluate, scores and reference contradict each other, or the model
         has seen a patient that it would be tested on.
     """
+    # Figures of an earlier evaluation must not stand where this one is refused or interrupted.
+    (out / "metrics.json").unlink(missing_ok=True)
     test, val = _choose_slides(slides)
     notes = _choice_notes(slides, test) + _guard(test, val)
     slide_scores = {s.slide_id: _slide_score(s, settings) for s in (*test, *val)}
