@@ -63,6 +63,7 @@ def show_number(value: float | int | None, digits: int = 3) -> Markup:
     """
     if value is None:
         return Markup("–")
+    value = int(value) if isinstance(value, int) else float(value)  # NumPy's have another repr
     shown = f"{value:,}" if isinstance(value, int) else f"{value:,.{digits}f}"
     # Thin spaces between thousands: a comma is a decimal mark to half the world.
     shown = shown.replace(",", "\N{THIN SPACE}")

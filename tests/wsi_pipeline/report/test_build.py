@@ -216,10 +216,8 @@ def test_folder_that_is_no_run_is_refused(tmp_path):
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
-def test_page_opens_in_a_browser_and_sorts_without_an_error(text, tmp_path):
-    """Clicks every column of every table, twice, and reads the page back."""
+def open_in_browser(text, folder):
+    """Open a page, click every column of every table twice and every picture; read it back."""
     probe = """<script>
       for (const button of document.querySelectorAll("th button")) {
         button.click();
@@ -228,16 +226,16 @@ def test_page_opens_in_a_browser_and_sorts_without_an_error(text, tmp_path):
       document.querySelectorAll("img.slide").forEach((picture) => picture.click());
       document.title = "probe " + document.querySelectorAll("[aria-sort=descending]").length;
     </script></body>"""
-    probed = tmp_path / "probed.html"
+    probed = folder / "probed.html"
     probed.write_text(text.replace("</body>", probe), encoding="utf-8")
-    done = subprocess.run(
+    return subprocess.run(
         [
             CHROMIUM,
             "--headless",
             "--no-sandbox",
             "--disable-gpu",
             "--disable-background-networking",
-            f"--user-data-dir={tmp_path / 'profile'}",
+            f"--user-data-dir={folder / 'profile'}",
             "--enable-logging=stderr",
             "--dump-dom",
             probed.as_uri(),
@@ -247,6 +245,12 @@ def test_page_opens_in_a_browser_and_sorts_without_an_error(text, tmp_path):
         timeout=120,
         check=True,
     )
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
+def test_page_opens_in_a_browser_and_sorts_without_an_error(text, tmp_path):
+    done = open_in_browser(text, tmp_path)
     assert "CONSOLE" not in done.stderr
     # One column is sorted in each table: the cohort, two lesion lists, two slide lists.
     assert "<title>probe 5</title>" in done.stdout
