@@ -210,7 +210,9 @@ def metastasis_section(
         part = Figures({"n": int(of_kind.sum())})
         labels = truth[chosen].astype(np.int64)
         auc, reasons = ranking_figures(labels, scores[chosen], what=f"{kind} and normal slides")
-        part.add({"roc_auc": auc["roc_auc"]}, {k: v for k, v in reasons.items() if k == "roc_auc"})
+        part.values["roc_auc"] = auc["roc_auc"]
+        if auc["roc_auc"] is None:
+            part.undefined["roc_auc"] = reasons["roc_auc"] if of_kind.any() else f"no {kind} slide"
         drawn = None if weights is None else weights[:, chosen]
         _add_kind_figures(part, labels, scores[chosen], threshold, drawn, what=f"{kind} slide")
         section.values[kind] = part.values

@@ -483,7 +483,8 @@ def test_micrometastases_are_set_against_the_normal_slides(evaluated):
     assert figures["micro"]["roc_auc"] == metrics["slide"]["roc_auc"]
     assert figures["micro"]["sensitivity"] == metrics["slide"]["sensitivity"]
     assert figures["macro"]["roc_auc"] is None
-    assert "metastasis.macro.sensitivity" in metrics["undefined"]
+    assert metrics["undefined"]["metastasis.macro.roc_auc"] == "no macro slide"
+    assert metrics["undefined"]["metastasis.macro.sensitivity"] == "no macro slide"
     rows = {r["slide_id"]: r for r in read_csv(out / "cohort.csv")}
     diagonal = np.hypot(2048, 2048) * 0.25
     assert float(rows["t1"]["largest_lesion_um"]) == pytest.approx(diagonal)
