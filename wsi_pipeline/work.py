@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from tiling.contracts import TileConfig
 from tiling.errors import TilingError
 from tiling.files import write_text
-from wsi_pipeline.contracts import SlideEntry
+from wsi_pipeline.contracts import Heatmap, Scores, SlideEntry
 from wsi_pipeline.errors import PipelineError
 from wsi_pipeline.runfolder import (
     RunFolder,
@@ -195,7 +195,6 @@ def _load_model(checkpoint: Path) -> tuple[Any, Any, str]:
 
 def _heatmap(task: Task, on_progress: OnProgress) -> Done:
     from wsi_pipeline.heatmap_files import write_heatmap
-    from wsi_pipeline.heatmaps import build_heatmap
     from wsi_pipeline.overlays import draw_overlay
     from wsi_pipeline.scores import read_scores
 
@@ -203,15 +202,7 @@ def _heatmap(task: Task, on_progress: OnProgress) -> Done:
     config: HeatmapConfig = task.arguments["config"]
     store = open_store(task.run, entry)
     scores = read_scores(task.run.scores(task.unit.model, entry.slide_id))
-    tile = store.geometry
-    heatmap = build_heatmap(
-        scores.coords,
-        scores.scores,
-        slide_size=store.info.size,
-        patch_l0=(tile.patch_l0, tile.patch_l0_y),
-        stride_l0=(tile.stride_l0, tile.stride_l0_y),
-        overlap=config.overlap,
-    )
+    heatmap = _lay_out(scores, store, config)
     values = task.run.heatmap(task.unit.model, entry.slide_id)
     picture = task.run.overlay(task.unit.model, entry.slide_id)
     write_heatmap(values, heatmap, mpp=store.info.mpp, name=entry.slide_id)
@@ -225,6 +216,20 @@ def _heatmap(task: Task, on_progress: OnProgress) -> Done:
     )
     height, width = heatmap.values.shape
     return [values, picture], f"{width} x {height} px, hottest {_hottest(scores.scores)}"
+
+
+def _lay_out(scores: Scores, store: "PatchStore", config: HeatmapConfig) -> Heatmap:
+    from wsi_pipeline.heatmaps import build_heatmap
+
+    tile = store.geometry
+    return build_heatmap(
+        scores.coords,
+        scores.scores,
+        slide_size=store.info.size,
+        patch_l0=(tile.patch_l0, tile.patch_l0_y),
+        stride_l0=(tile.stride_l0, tile.stride_l0_y),
+        overlap=config.overlap,
+    )
 
 
 def _hottest(scores: Any) -> str:
@@ -266,7 +271,7 @@ def _evaluate(task: Task, on_progress: OnProgress) -> Done:
     config: EvaluateConfig = task.arguments["config"]
     slides = []
     for number, entry in enumerate(entries):
-        slides.append(_evaluation_slide(task.run, task.unit.model, entry, config))
+        slides.append(_evaluation_slide(task, entry))
         on_progress(number + 1, len(entries))
     out = task.run.evaluation(task.unit.model)
     by_id = {entry.slide_id: entry for entry in entries}
@@ -275,23 +280,33 @@ def _evaluate(task: Task, on_progress: OnProgress) -> Done:
         with open_store(task.run, by_id[slide_id]) as store:
             return store.read([patch])[0]
 
+    left_out: Sequence[str] = task.arguments["left_out"]
     metrics = evaluate_run(
-        slides, settings=config, out=out, model=task.unit.model, read_patch=read_patch
+        slides,
+        settings=config,
+        out=out,
+        model=task.unit.model,
+        read_patch=read_patch,
+        left_out=left_out,
     )
-    return [out / "metrics.json"], _headline(metrics)
+    lost = f"; WITHOUT {', '.join(left_out)}, which failed before" if left_out else ""
+    return [out / "metrics.json"], _headline(metrics) + lost
 
 
-def _evaluation_slide(
-    run: RunFolder, model: str, entry: SlideEntry, config: EvaluateConfig
-) -> "EvaluationSlide":
+def _evaluation_slide(task: Task, entry: SlideEntry) -> "EvaluationSlide":
+    """Put a slide's scores and reference together.
+
+    The heatmap is laid out of the scores at hand, not read from its file, which may be older.
+    """
     from tiling.annotations import read_annotation
     from wsi_pipeline.evaluation.inputs import EvaluationSlide
-    from wsi_pipeline.heatmap_files import read_heatmap
     from wsi_pipeline.nms import detect
     from wsi_pipeline.scores import read_scores
 
-    store = open_store(run, entry)
-    heatmap = read_heatmap(run.heatmap(model, entry.slide_id))
+    config: EvaluateConfig = task.arguments["config"]
+    store = open_store(task.run, entry)
+    scores = read_scores(task.run.scores(task.unit.model, entry.slide_id))
+    heatmap = _lay_out(scores, store, task.arguments["heatmap"])
     pixel_um = heatmap.pixel_l0[0] * store.info.mpp[0]
     radius_px = max(1, round(config.detection_radius_um / pixel_um))
     annotation = None if entry.annotation is None else read_annotation(entry.annotation)
@@ -300,7 +315,7 @@ def _evaluation_slide(
         patient=entry.patient,
         split=entry.split,
         label=entry.label,
-        scores=read_scores(run.scores(model, entry.slide_id)),
+        scores=scores,
         patch_labels=store.label,
         lesion_pairs=store.lesion_pairs,
         lesion_ids=store.lesion_ids,
@@ -338,8 +353,10 @@ def _headline(metrics: Mapping[str, Any]) -> str:
 def _report(task: Task, on_progress: OnProgress) -> Done:
     from wsi_pipeline.report.build import build_report
 
-    path = build_report(task.run.path, models=task.arguments["models"])
-    return [path], f"{path.stat().st_size / 2**20:.1f} MiB"
+    models: Sequence[str] = task.arguments["models"]
+    path = build_report(task.run.path, models=models)
+    figures = [file for name in models for file in sorted(task.run.figures(name).glob("*"))]
+    return [path, *figures], f"{path.stat().st_size / 2**20:.1f} MiB, {len(figures)} figures"
 
 
 # What a stage does to one unit.
