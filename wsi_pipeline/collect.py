@@ -32,12 +32,13 @@ def collect(run: RunFolder) -> Collected:
         line += f", {len(lost)} failed ({some(lost, 20)})" if lost else ""
         line += f", {len(missing)} missing ({some(missing, 20)})" if missing else ""
         lines.append(line)
-        if missing:
-            lines += [
+    for stage in dict.fromkeys(stage for stage, _, _ in _expected(run, entries)):
+        count, shards = missing_shards(run, stage)
+        if shards:
+            n_missing += len(shards)
+            lines.append(
                 f"{stage}: of {count} shards these never ended: {', '.join(map(str, shards))}"
-                for count, shards in missing_shards(run, stage).items()
-                if shards
-            ]
+            )
     lines += [f"{n_failed} failures are listed in {run.failures}"] if n_failed else []
     return Collected(tuple(lines), n_missing, n_failed)
 

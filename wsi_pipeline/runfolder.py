@@ -196,18 +196,37 @@ def write_failures(run: RunFolder) -> int:
     return len(rows)
 
 
-def mark_shard(run: RunFolder, stage: str, index: int, count: int, *, ended: bool) -> None:
-    """Keep that one task of a job array has begun, or has come to its end."""
+def mark_shard(
+    run: RunFolder, stage: str, index: int, count: int, *, settings: str, ended: bool
+) -> None:
+    """Keep that one task of a job array has begun, or has come to its end, under some settings."""
     path = run.path / ".state" / stage / "shards" / f"{index}-of-{count}.json"
-    write_json(path, {"index": index, "count": count, "ended": ended})
+    write_json(path, {"index": index, "count": count, "settings": settings, "ended": ended})
 
 
-def missing_shards(run: RunFolder, stage: str) -> dict[int, list[int]]:
-    """List the tasks that never came to their end, by the size of their job array."""
-    paths = (run.path / ".state" / stage / "shards").glob("*-of-*.json")
-    shards = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(paths)]
-    missing: dict[int, list[int]] = {}
-    for count in sorted({shard["count"] for shard in shards}):
-        ended = {s["index"] for s in shards if s["count"] == count and s["ended"]}
-        missing[count] = [index for index in range(count) if index not in ended]
-    return missing
+def forget_shards(run: RunFolder, stage: str) -> None:
+    """Forget earlier job arrays: the whole stage has been run in one piece."""
+    for path in (run.path / ".state" / stage / "shards").glob("*-of-*.json"):
+        path.unlink(missing_ok=True)
+
+
+def missing_shards(run: RunFolder, stage: str) -> tuple[int, list[int]]:
+    """Tell the size of the latest job array of a stage, and which of its tasks never ended.
+
+    The latest is that of the task that was marked last; tasks of another size or of other
+    settings belong to an earlier one.
+    """
+    paths = sorted(
+        (run.path / ".state" / stage / "shards").glob("*-of-*.json"),
+        key=lambda path: (path.stat().st_mtime_ns, path.name),
+    )
+    shards = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+    if not shards:
+        return 0, []
+    count, settings = shards[-1]["count"], shards[-1]["settings"]
+    ended = {
+        s["index"]
+        for s in shards
+        if s["ended"] and s["count"] == count and s["settings"] == settings
+    }
+    return count, [index for index in range(count) if index not in ended]

@@ -9,10 +9,17 @@ from typing import Any
 from tiling.errors import TilingError
 from tiling.files import write_json
 from wsi_pipeline.cluster import Shard, map_tasks, select_shard
-from wsi_pipeline.config import Config, Stage, as_plain
+from wsi_pipeline.config import Config, Stage, as_plain, digest_settings
 from wsi_pipeline.errors import PipelineError, StageError
 from wsi_pipeline.progress import StageProgress
-from wsi_pipeline.runfolder import RunFolder, Unit, mark_shard, unit_state, write_failures
+from wsi_pipeline.runfolder import (
+    RunFolder,
+    Unit,
+    forget_shards,
+    mark_shard,
+    unit_state,
+    write_failures,
+)
 from wsi_pipeline.versions import versions
 from wsi_pipeline.work import Outcome, Task, fail, perform
 
@@ -75,8 +82,9 @@ def run_stage(
     if not plans:
         raise StageError(f"{run.path}: nothing to {stage}")
     shard = options.shard
+    settings = digest_settings(getattr(config, stage, None), config.seed)
     if shard:
-        mark_shard(run, stage, shard.index, shard.count, ended=False)
+        mark_shard(run, stage, shard.index, shard.count, settings=settings, ended=False)
     chosen = select_shard({plan.unit.name: plan.weight for plan in plans}, shard)
     plans = [plan for plan in plans if plan.unit.name in chosen]
     _write_run_json(stage, run, config)
@@ -85,7 +93,9 @@ def run_stage(
         done, lost = _work_off(run, tasks, config, options, progress)
     write_failures(run)
     if shard:
-        mark_shard(run, stage, shard.index, shard.count, ended=True)
+        mark_shard(run, stage, shard.index, shard.count, settings=settings, ended=True)
+    else:
+        forget_shards(run, stage)
     return StageResult(stage, tuple(done), tuple(kept), tuple(failed + lost))
 
 

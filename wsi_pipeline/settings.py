@@ -62,7 +62,7 @@ class TrainConfig:
     patience: int = 5  # epochs without a better monitored figure (lecture)
     val_patches: int | None = None  # at most so many, half of each class; None: all labelled
     augment: AugmentConfig = field(default_factory=AugmentConfig)
-    seed: int = 0
+    seed: int | None = None  # None: that of the whole config
 
 
 # What a model's own source says otherwise, in the shape of a config.

@@ -5,10 +5,10 @@ runner does the rest.
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from functools import partial
 from os import cpu_count
 from pathlib import Path
-from typing import Any
 
 from tiling.files import digest_file, remove_leftovers
 from wsi_pipeline.config import STAGES, Config, Stage, digest_settings
@@ -80,23 +80,30 @@ def train(
 ) -> StageResult:
     """Patch stores -> checkpoints."""
     entries = _finished_entries(run, ("train", "val"))
+    _check_device(options)
     chosen = _models_to_train(config, models)
     plans = [
         Plan(
             Unit("train", model=name),
             weight=1,
-            fingerprint=partial(_train_fingerprint, run, entries, settings, config.seed),
+            fingerprint=partial(_train_fingerprint, run, entries, settings),
             arguments={
                 "entries": entries,
                 "config": settings,
-                "seed": config.seed,
                 "device": options.device,
-                "overwrite": options.overwrite,
             },
         )
         for name, settings in chosen.items()
     ]
     return run_stage("train", run, plans, config, options)
+
+
+def _check_device(options: Options) -> None:
+    """Say once that a device is not there; workers elsewhere know better which they have."""
+    from wsi_pipeline.devices import resolve_device
+
+    if options.dask is None:
+        resolve_device(options.device)
 
 
 def _models_to_train(config: Config, names: Sequence[str]) -> dict[str, TrainConfig]:
@@ -107,7 +114,12 @@ def _models_to_train(config: Config, names: Sequence[str]) -> dict[str, TrainCon
             f"no model named; say --model NAME, one of {', '.join(sorted(MODELS))}, "
             "or name models in the config under train"
         )
-    chosen = {name: config.train[name] for name in names or config.train}
+    chosen = {
+        name: replace(config.train[name], seed=config.seed)
+        if config.train[name].seed is None
+        else config.train[name]
+        for name in names or config.train
+    }
     for settings in chosen.values():
         if settings.model.name not in MODELS:
             known = ", ".join(sorted(MODELS))
@@ -143,18 +155,19 @@ def _store_fingerprint(run: RunFolder, entry: SlideEntry) -> str:
     return PatchStore.open(run.store(entry.slide_id)).fingerprint
 
 
-def _train_fingerprint(
-    run: RunFolder, entries: Sequence[SlideEntry], settings: Any, seed: int
-) -> str:
+def _train_fingerprint(run: RunFolder, entries: Sequence[SlideEntry], settings: TrainConfig) -> str:
     data = [(e.slide_id, e.patient, e.split, _store_fingerprint(run, e)) for e in entries]
     weights = settings.model.weights
-    return digest_settings(data, settings, seed, digest_file(weights) if weights else None)
+    return digest_settings(data, settings, digest_file(weights) if weights else None)
 
 
 def predict(
     run: RunFolder, config: Config, options: Options, *, checkpoints: Sequence[Path] = ()
 ) -> StageResult:
     """Patch stores -> scores, by each checkpoint."""
+    from wsi_pipeline.checkpoint import read_meta
+
+    _check_device(options)
     wanted = None if config.predict.splits is None else (*config.predict.splits, None)
     entries = _finished_entries(run, wanted)
     found = list(checkpoints) or [run.checkpoint(m) for m in run.models_with("models")]
@@ -162,8 +175,7 @@ def predict(
         raise StageError(f"{run.path}: no checkpoint; train a model or say --checkpoint FILE")
     plans = []
     for checkpoint in found:
-        if not checkpoint.is_file():
-            raise StageError(f"{checkpoint}: no such checkpoint; train a model first")
+        read_meta(checkpoint)  # what is no checkpoint is said once, before any slide is touched
         model, digest = model_name(checkpoint), digest_file(checkpoint)
         for e in entries:
             plans.append(
@@ -213,13 +225,13 @@ def heatmap(
             fingerprint=partial(_heatmap_fingerprint, run, model, slide_id, config),
             arguments={"entry": by_id[slide_id], "config": config.heatmap},
         )
-        for model in _modelsscored(run, models)
+        for model in _models_scored(run, models)
         for slide_id in scored(run, model, by_id)
     ]
     return run_stage("heatmap", run, plans, config, options)
 
 
-def _modelsscored(run: RunFolder, names: Sequence[str]) -> list[str]:
+def _models_scored(run: RunFolder, names: Sequence[str]) -> list[str]:
     found = run.models_with("scores")
     unknown = [name for name in names if name not in found]
     if unknown or not found:
@@ -250,49 +262,68 @@ def evaluate(
 ) -> StageResult:
     """Scores + reference -> figures, for each model."""
     entries = run.read_manifest()
-    plans = [
-        Plan(
-            Unit("evaluate", model=model),
-            weight=1,
-            fingerprint=partial(_evaluate_fingerprint, run, model, entries, config),
-            arguments={"entries": _to_evaluate(run, model, entries), "config": config.evaluate},
+    plans = []
+    for model in _models_scored(run, models):
+        chosen, left_out = _to_evaluate(run, model, entries)
+        plans.append(
+            Plan(
+                Unit("evaluate", model=model),
+                weight=1,
+                fingerprint=partial(_evaluate_fingerprint, run, model, chosen, left_out, config),
+                arguments={
+                    "entries": chosen,
+                    "left_out": left_out,
+                    "config": config.evaluate,
+                    "heatmap": config.heatmap,
+                },
+            )
         )
-        for model in _modelsscored(run, models)
-    ]
     return run_stage("evaluate", run, plans, config, options)
 
 
 def _to_evaluate(
     run: RunFolder, model: str, entries: Sequence[SlideEntry]
-) -> tuple[SlideEntry, ...]:
+) -> tuple[tuple[SlideEntry, ...], tuple[str, ...]]:
     """Choose what figures are made of: the test split, and val for the threshold.
 
-    Without any split, all slides with a reference. A slide that failed before is left out and
-    said; one that was merely not predicted yet is an error, since figures of half a test set look
-    like figures of the whole.
+    Without any split, all slides with a reference. A slide that could not be tiled or scored is
+    left out and said so in the figures; one that was merely not predicted yet is an error, since
+    figures of half a test set look like figures of the whole.
+
+    Returns
+    -------
+    chosen : slides
+    left_out : slide ids
     """
-    splits = {e.split for e in entries}
+    has_splits = any(e.split in {"val", "test"} for e in entries)
     wanted = [
         e
         for e in entries
-        if (e.split in {"val", "test"} if splits & {"val", "test"} else True)
+        if (e.split in {"val", "test"} or not has_splits)
         and (e.label is not None or e.annotation is not None)
     ]
-    failed = {row["slide_id"] for row in iterate_failures(run)}
-    scored_ids = set(scored(run, model, [e.slide_id for e in wanted]))
-    waiting = [e.slide_id for e in wanted if e.slide_id not in scored_ids | failed]
+    done = set(scored(run, model, [e.slide_id for e in wanted]))
+    units = {
+        e.slide_id: (Unit("tile", e.slide_id), Unit("predict", e.slide_id, model)) for e in wanted
+    }
+    failed = {s for s, both in units.items() if any(u.mark(run, "failed").is_file() for u in both)}
+    waiting = [e.slide_id for e in wanted if e.slide_id not in done | failed]
     if waiting:
         raise StageError(
             f"{len(waiting)} of {len(wanted)} slides have no scores of {model} yet: "
             f"{some(waiting)}; run: wsi-pipeline predict {run.path}"
         )
-    return tuple(e for e in wanted if e.slide_id in scored_ids)
+    left_out = tuple(e.slide_id for e in wanted if e.slide_id in failed - done)
+    return tuple(e for e in wanted if e.slide_id in done), left_out
 
 
 def _evaluate_fingerprint(
-    run: RunFolder, model: str, entries: Sequence[SlideEntry], config: Config
+    run: RunFolder,
+    model: str,
+    chosen: Sequence[SlideEntry],
+    left_out: Sequence[str],
+    config: Config,
 ) -> str:
-    chosen = _to_evaluate(run, model, entries)
     data = [
         (
             e.slide_id,
@@ -305,7 +336,7 @@ def _evaluate_fingerprint(
         )
         for e in chosen
     ]
-    return digest_settings(data, config.evaluate, config.heatmap.overlap)
+    return digest_settings(data, left_out, config.evaluate, config.heatmap.overlap)
 
 
 def report(

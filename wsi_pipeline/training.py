@@ -138,7 +138,7 @@ def train_model(
     val = () if config.monitor == "none" else val
     check_stores(train, val, patients, validated=config.monitor != "none")
     remove_leftovers(out)
-    with reproducible(device, seed=config.seed):
+    with reproducible(device, seed=config.seed or 0):
         training = _Training(config, train, val, device=device, readers=readers)
         key = _resume_key(config, train, val, fingerprint)
         resumed_from = training.restore(read_resume(out / RESUME_FILE, key=key))
@@ -194,6 +194,7 @@ class _Training:
         readers: int,
     ) -> None:
         self._config = config
+        self._seed = config.seed or 0
         self._train = train
         self._val = val
         self._device = device
@@ -201,10 +202,10 @@ class _Training:
         self.model = build_classifier(config, device)
         self._optimizer = build_optimizer(config, self.model)
         self._scheduler = build_scheduler(config, self._optimizer)
-        self._sampler = ThreeStepSampler([usable_labels(s) for s in train], seed=config.seed)
+        self._sampler = ThreeStepSampler([usable_labels(s) for s in train], seed=self._seed)
         if val:
             self._chosen = choose_validation(
-                [usable_labels(s) for s in val], most=config.val_patches, seed=config.seed
+                [usable_labels(s) for s in val], most=config.val_patches, seed=self._seed
             )
         self.history: list[EpochRecord] = []
         self.drawn = np.zeros((len(train), 2), np.int64)
@@ -278,7 +279,7 @@ class _Training:
     def _train_once(self, epoch: int, on_progress: Progress | None) -> float:
         config = self._config
         # Seeded by the epoch, not by what came before: an epoch done again is the same epoch.
-        seed = epoch_seed(config.seed, epoch)
+        seed = epoch_seed(self._seed, epoch)
         torch.manual_seed(seed)
         augment = Augment(config.augment, seed=seed)
         steps, size = config.steps_per_epoch, config.batch_size

@@ -67,7 +67,7 @@ def add_ranking(
     section.add(*ranking_figures(labels, scores, what=what))
     if weights is None:
         section.values["roc_auc_ci95"] = None
-        section.undefined["roc_auc_ci95"] = "no bootstrap was asked for"
+        section.undefined["roc_auc_ci95"] = "no bootstrap: not asked for, or one patient only"
     else:
         for name, figure in (
             ("roc_auc", weighted_roc_auc),

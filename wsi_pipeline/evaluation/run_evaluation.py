@@ -98,6 +98,7 @@ def evaluate_run(
     out: Path,
     model: str,
     read_patch: ReadPatch | None = None,
+    left_out: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Compute and write one model's figures.
 
@@ -113,6 +114,9 @@ def evaluate_run(
     read_patch : callable, optional
         Reads the pixels of a patch, (P, P, 3) uint8, given slide_id and its row in the store; for
         the crops of the error gallery. None: no crops.
+    left_out : sequence of str
+        Slides that belong here but could not be scored: they are named among the notes, since no
+        denominator holds them.
 
     Returns
     -------
@@ -129,8 +133,12 @@ def evaluate_run(
     (out / "metrics.json").unlink(missing_ok=True)
     test, val = _choose_slides(slides)
     notes = _choice_notes(slides, test) + _guard(test, val)
+    if left_out:
+        notes.insert(0, f"left out of every figure, since they failed: {', '.join(left_out)}")
     slide_scores = {s.slide_id: _slide_score(s, settings) for s in (*test, *val)}
     threshold = _freeze(val, slide_scores, settings)
+    if settings.bootstrap and _is_one_patient(test):
+        notes.append("all slides are of one patient: there is nobody to resample, so no intervals")
     weights = _draw(test, settings)
     patch, patch_curves = _patch_section(test, settings, weights)
     slide, slide_curves = _slide_section(test, slide_scores, threshold, settings, weights)
@@ -239,8 +247,13 @@ def _guard(test: Sequence[EvaluationSlide], val: Sequence[EvaluationSlide]) -> l
     return notes
 
 
+def _is_one_patient(test: Sequence[EvaluationSlide]) -> bool:
+    """Resampling one patient gives that patient every time: an interval of no width, and untrue."""
+    return len({slide.patient for slide in test}) < 2
+
+
 def _draw(test: Sequence[EvaluationSlide], settings: EvaluateConfig) -> NDArray[np.int64] | None:
-    if not settings.bootstrap:
+    if not settings.bootstrap or _is_one_patient(test):
         return None
     return draw_weights(
         len(test),
