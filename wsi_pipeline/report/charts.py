@@ -11,15 +11,16 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import shapely
 from markupsafe import Markup, escape
 from numpy.typing import NDArray
 
 N_COLOURS = 6
-MAX_POINTS = 300  # of a line; more cannot be seen at this size
 
 _WIDTH, _HEIGHT = 460, 340
 _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 14, 14, 46
 _LEGEND_LINE = 18
+_UNSEEN_PX = 0.2
 
 
 @dataclass(frozen=True)
@@ -113,12 +114,20 @@ def draw_chart(chart: Chart) -> Markup:
     return Markup("".join(parts) + "</svg>")
 
 
+def _x_px(position: NDArray[np.float64]) -> NDArray[np.float64]:
+    return _LEFT + position * (_WIDTH - _LEFT - _RIGHT)
+
+
+def _y_px(position: NDArray[np.float64]) -> NDArray[np.float64]:
+    return _HEIGHT - _BOTTOM - position * (_HEIGHT - _TOP - _BOTTOM)
+
+
 def _x(position: float) -> str:
-    return f"{_LEFT + position * (_WIDTH - _LEFT - _RIGHT):.1f}"
+    return f"{_x_px(np.array([position]))[0]:.1f}"
 
 
 def _y(position: float) -> str:
-    return f"{_HEIGHT - _BOTTOM - position * (_HEIGHT - _TOP - _BOTTOM):.1f}"
+    return f"{_y_px(np.array([position]))[0]:.1f}"
 
 
 def _draw_frame(x: Axis, y: Axis) -> list[str]:
@@ -149,16 +158,14 @@ def _draw_band(series: Series, x: Axis, y: Axis) -> list[str]:
     known = np.flatnonzero(np.isfinite(series.low) & np.isfinite(series.high))
     if known.size < 2:
         return []
-    keep = known[thin(known.size)]
-    across = x.place(series.band_x[keep])
-    low, high = y.place(series.low[keep]), y.place(series.high[keep])
+    across = x.place(series.band_x[known])
+    low, high = y.place(series.low[known]), y.place(series.high[known])
     outline = _path(np.append(across, across[::-1]), np.append(high, low[::-1]))
     return [f'<path class="band series-{series.colour % N_COLOURS}" d="{outline}Z"/>']
 
 
 def _draw_series(series: Series, x: Axis, y: Axis) -> list[str]:
-    keep = thin(len(series.x))
-    across, up = x.place(series.x[keep]), y.place(series.y[keep])
+    across, up = x.place(series.x), y.place(series.y)
     css = f"line series-{series.colour % N_COLOURS}" + (" dashed" if series.dashed else "")
     parts = [f'<path class="{css}" d="{_path(across, up)}"/>']
     if series.marked:
@@ -172,15 +179,36 @@ def _draw_series(series: Series, x: Axis, y: Axis) -> list[str]:
 
 
 def _path(across: NDArray[np.float64], up: NDArray[np.float64]) -> str:
-    steps: list[str] = []
-    pen_down = False
-    for a, b in zip(across.tolist(), up.tolist(), strict=True):
-        if not (math.isfinite(a) and math.isfinite(b)):
-            pen_down = False
-            continue
-        steps.append(f"{'L' if pen_down else 'M'}{_x(a)} {_y(b)}")
-        pen_down = True
-    return "".join(steps)
+    """Draw a line through positions in [0, 1]; what is not finite breaks it."""
+    points = np.stack([_x_px(across), _y_px(up)], axis=1)
+    finite = np.isfinite(points).all(axis=1)
+    breaks = np.flatnonzero(np.diff(finite)) + 1
+    runs = [run for run in np.split(points, breaks) if run.size and np.isfinite(run).all()]
+    return "".join(
+        "M" + "L".join(f"{a:.1f} {b:.1f}" for a, b in simplify(run).tolist()) for run in runs
+    )
+
+
+def simplify(points: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Leave out the points of a line that cannot be seen.
+
+    Parameters
+    ----------
+    points : (N, 2) px
+
+    Returns
+    -------
+    kept : (M, 2) px
+        The ends and all corners; the line is nowhere more than `_UNSEEN_PX` from where it was.
+    """
+    rounded = points.round(1)
+    moved = np.append(True, (np.diff(rounded, axis=0) != 0).any(axis=1))
+    kept: NDArray[np.float64] = rounded[moved]
+    if len(kept) < 3:
+        return kept
+    line = shapely.LineString(kept).simplify(_UNSEEN_PX, preserve_topology=False)
+    corners: NDArray[np.float64] = np.asarray(line.coords, np.float64)
+    return corners
 
 
 def _draw_legend(series: Series, y: float) -> list[str]:
@@ -189,11 +217,6 @@ def _draw_legend(series: Series, y: float) -> list[str]:
         f'<path class="{css}" d="M{_LEFT} {y:.1f}h26"/>',
         f'<text x="{_LEFT + 34}" y="{y + 4:.1f}">{escape(series.name)}</text>',
     ]
-
-
-def thin(n: int) -> NDArray[np.int64]:
-    """Choose at most `MAX_POINTS` of `n` points, evenly, with the first and the last."""
-    return np.unique(np.linspace(0, n - 1, min(n, MAX_POINTS)).round().astype(np.int64))
 
 
 def sample_curve(

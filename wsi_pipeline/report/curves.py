@@ -154,9 +154,11 @@ def chart_sweep(model: ModelFiles) -> Chart | None:
     """Precision, recall and F1 over the threshold; None without ``sweep.csv``."""
     if not model.sweep:
         return None
-    threshold = _column(model.sweep, "threshold")
+    rows = sorted(model.sweep, key=lambda row: float(row["threshold"]))
+    # Between two scores a threshold calls what the higher score calls: steps, not slopes.
+    threshold = np.append(0.0, np.repeat(_column(rows, "threshold"), 2)[:-1])
     series = tuple(
-        Series(name, threshold, _column(model.sweep, name), colour, dashed=colour == 1)
+        Series(name, threshold, np.repeat(_column(rows, name), 2), colour, dashed=colour == 1)
         for colour, name in enumerate(("precision", "recall", "f1", "specificity"))
     )
     x, y = share_axis("threshold"), share_axis("share")

@@ -4,19 +4,18 @@ import re
 import xml.etree.ElementTree as ET
 
 import numpy as np
-import pytest
+import shapely
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wsi_pipeline.report.charts import (
-    MAX_POINTS,
     Axis,
     Chart,
     Series,
     draw_chart,
     fitted_axis,
     share_axis,
-    thin,
+    simplify,
 )
 
 
@@ -68,11 +67,23 @@ def test_fitted_axis_holds_its_values_with_few_ticks(values):
     assert 2 <= len(axis.ticks) <= 8
 
 
-@pytest.mark.parametrize("n", [1, 2, 299, 300, 301, 10_000])
-def test_thinning_keeps_the_ends(n):
-    keep = thin(n)
-    assert (keep[0], keep[-1]) == (0, n - 1)
-    assert len(keep) == min(n, MAX_POINTS)
+@settings(deadline=None, max_examples=30)
+@given(st.integers(1, 3000), st.integers(0, 99))
+def test_simplified_line_keeps_ends_and_looks_the_same(n, seed):
+    steps = np.random.default_rng(seed).random((n, 2)) < 0.5
+    points = np.cumsum(steps, axis=0) * 300 / n
+    kept = simplify(points)
+
+    np.testing.assert_allclose(kept[[0, -1]], points[[0, -1]], atol=0.051)
+    if len(kept) > 1:
+        line = shapely.LineString(kept)
+        assert shapely.distance(line, shapely.points(points)).max() < 0.3
+
+
+def test_simplified_line_keeps_a_lone_step_among_many_points():
+    flat = np.stack([np.linspace(0, 100, 5000), np.zeros(5000)], axis=1)
+    points = np.concatenate([flat, [[300, 0], [300, 80]]])
+    assert simplify(points).tolist() == [[0, 0], [300, 0], [300, 80]]
 
 
 def test_band_is_closed_around_the_known_ends():

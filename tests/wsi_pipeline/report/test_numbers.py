@@ -500,3 +500,16 @@ def test_the_papers_curves_are_those_of_the_tables(run, tables):
         rows = [r for r in csv.DictReader(file) if r["part"] == "line"]
     x, y = (np.array([float(r[name]) for r in rows]) for name in ("1 - specificity", "sensitivity"))
     assert np.trapezoid(y, x) == pytest.approx(roc_auc_score(labels, scores))
+
+
+def test_the_sweep_is_drawn_in_steps(run, tables):
+    labels, scores, _ = tables.pool("patches.csv")
+    with (run / "figures" / MODEL / "sweep.csv").open(newline="") as file:
+        rows = [r for r in csv.DictReader(file) if r["series"] == "recall"]
+    x, y = (np.array([float(r[name]) for r in rows]) for name in ("threshold", "share"))
+    assert (np.diff(x) >= 0).all()
+    assert ((np.diff(x) == 0) | (np.diff(y) == 0)).all()
+    # Where a step ends, its height is the recall at that very threshold.
+    ends = np.flatnonzero(np.diff(x) > 0) + 1
+    for at in ends[::50]:
+        assert y[at] == pytest.approx((scores[labels == 1] >= x[at]).mean())
