@@ -243,8 +243,13 @@ def _models_scored(run: RunFolder, names: Sequence[str]) -> list[str]:
 
 
 def scored(run: RunFolder, model: str, slide_ids: Iterable[str]) -> list[str]:
-    """Choose the slides that a model has scored."""
-    return [s for s in slide_ids if Unit("predict", s, model).mark(run, "done").is_file()]
+    """Choose the slides that a model has scored and whose patch store still stands."""
+    return [
+        s
+        for s in slide_ids
+        if Unit("predict", s, model).mark(run, "done").is_file()
+        and Unit("tile", s).mark(run, "done").is_file()
+    ]
 
 
 def _heatmap_fingerprint(run: RunFolder, model: str, slide_id: str, config: Config) -> str:

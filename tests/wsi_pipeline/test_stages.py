@@ -1,0 +1,273 @@
+"""All stages on a tiny cohort: what they write, resume, shards, what they keep to themselves."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import tifffile
+import zarr
+
+from tests.tiling.slides import halve, tissue, write_slide
+from wsi_pipeline.cli import main
+
+SIZE = (420, 340)
+TUMOUR = [(120, 100), (260, 100), (260, 230), (120, 230)]
+ASAP = (
+    '<?xml version="1.0"?><ASAP_Annotations><Annotations>'
+    '<Annotation Name="a" Type="Polygon" PartOfGroup="Tumor"><Coordinates>{}</Coordinates>'
+    '</Annotation></Annotations><AnnotationGroups><Group Name="Tumor"/></AnnotationGroups>'
+    "</ASAP_Annotations>"
+)
+CONFIG = """
+input: {data}/manifest.csv
+out: {run}
+tile: {{target_mpp: 0.5, patch_px: 32, tissue: {{mpp: 2.0, min_object_um2: 100.0}}}}
+train:
+  patchnet:
+    model: {{options: {{m: 5, stride: 5, filters: 4, depth: 2}}}}
+    lr: 0.01
+    batch_size: 8
+    steps_per_epoch: 6
+    max_epochs: 2
+predict: {{splits: [val, test]}}
+evaluate: {{bootstrap: 20}}
+"""
+
+
+def draw_cohort(folder: Path) -> None:
+    """Six slides of three pairs of patients; tumour is darker."""
+    folder.mkdir()
+    points = "".join(
+        f'<Coordinate Order="{i}" X="{x}" Y="{y}"/>' for i, (x, y) in enumerate(TUMOUR)
+    )
+    rows = ["slide,label,annotation,split"]
+    for number, split in enumerate(("train", "train", "val", "val", "test", "test")):
+        name, label = f"s{number}", number % 2
+        pixels = tissue(*SIZE, seed=number)
+        if label:
+            pixels[100:230, 120:260] //= 2
+            (folder / f"{name}.xml").write_text(ASAP.format(points))
+        write_slide(folder / f"{name}.tif", [pixels, halve(pixels)])
+        rows.append(f"{name}.tif,{label},{f'{name}.xml' if label else ''},{split}")
+    (folder / "manifest.csv").write_text("\n".join(rows) + "\n")
+
+
+def write_config(folder: Path, data: Path, run: Path) -> Path:
+    path = folder / "config.yaml"
+    path.write_text(CONFIG.format(data=data, run=run))
+    return path
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    """A run that went through every stage; not to be changed."""
+    folder = tmp_path_factory.mktemp("whole")
+    draw_cohort(folder / "data")
+    assert main(["run", str(write_config(folder, folder / "data", folder / "run")), "--quiet"]) == 0
+    return folder
+
+
+@pytest.fixture
+def copy(finished, tmp_path) -> Path:
+    """A copy of that run, to be changed."""
+    shutil.copytree(finished, tmp_path / "copy")
+    folder = tmp_path / "copy"
+    write_config(folder, folder / "data", folder / "run")
+    return folder
+
+
+def again(folder: Path, *more: str) -> int:
+    return main(["run", str(folder / "config.yaml"), *more])
+
+
+def contents(run: Path) -> dict[str, bytes]:
+    """Everything a run wrote but its logs."""
+    return {
+        path.relative_to(run).as_posix(): path.read_bytes()
+        for path in sorted(run.rglob("*"))
+        if path.is_file() and "logs" not in path.parts
+    }
+
+
+def test_every_file_of_the_contract_is_there(finished):
+    run = finished / "run"
+    for name in (
+        "run.json",
+        "slides.csv",
+        "report.html",
+        "failures.csv",
+        "models/patchnet/history.csv",
+    ):
+        assert (run / name).is_file(), name
+    for slide in ("s2", "s3", "s4", "s5"):
+        for path in (
+            run / f"tiles/{slide}.zarr/zarr.json",
+            run / f"scores/patchnet/{slide}.h5",
+            run / f"heatmaps/patchnet/{slide}.ome.tif",
+            run / f"heatmaps/patchnet/{slide}.png",
+        ):
+            assert path.is_file(), path
+    for name in ("metrics.json", "slides.csv", "patches.csv", "confusion.csv", "froc.json"):
+        assert (run / "evaluation/patchnet" / name).is_file(), name
+
+
+def test_scores_and_heatmap_agree_with_the_store(finished):
+    """Read by plain zarr, h5py and tifffile: each patch's score stands over its own place."""
+    run = finished / "run"
+    coords = zarr.open_group(run / "tiles/s5.zarr", mode="r")["coords"][:]
+    with h5py.File(run / "scores/patchnet/s5.h5") as file:
+        assert np.array_equal(file["coords"][:], coords)
+        scores = file["scores"][:]
+    heatmap = tifffile.imread(run / "heatmaps/patchnet/s5.ome.tif")
+    for (x, y), score in zip(coords, scores, strict=True):
+        assert heatmap[y // 32, x // 32] == pytest.approx(score, abs=1e-6)
+
+
+def test_the_manifest_as_used_is_a_manifest(finished):
+    with (finished / "run/slides.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["slide_id"] for row in rows] == [f"s{i}" for i in range(6)]
+    assert all((finished / "run" / row["slide"]).is_file() for row in rows)
+
+
+def test_no_folder_of_this_machine_is_written(finished):
+    run = finished / "run"
+    secret = str(finished).encode()
+    for name, content in contents(run).items():
+        assert secret not in content, name
+
+
+def test_a_second_run_keeps_everything(copy, capsys):
+    before = contents(copy / "run")
+    assert again(copy) == 0
+    out = capsys.readouterr().out
+    assert "0 done" in out
+    assert contents(copy / "run") == before
+
+
+def test_a_changed_setting_is_named_stale_and_only_what_depends_on_it_is_built(copy, capsys):
+    assert again(copy, "--set", "evaluate.threshold=0.6") == 0
+    captured = capsys.readouterr()
+    assert "stale" in captured.err
+    for stage in ("tile", "train", "predict", "heatmap"):
+        assert f"{stage}: 0 done" in captured.out
+    assert (
+        json.loads((copy / "run/evaluation/patchnet/metrics.json").read_text())["threshold"] == 0.6
+    )
+
+
+@pytest.mark.parametrize(
+    "lost",
+    [
+        "tiles/s2.zarr",
+        "scores/patchnet/s4.h5",
+        "heatmaps/patchnet/s5.ome.tif",
+        "evaluation/patchnet/metrics.json",
+        "report.html",
+    ],
+)
+def test_what_is_lost_is_built_again_the_same(copy, lost):
+    before = contents(copy / "run")
+    path = copy / "run" / lost
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    assert again(copy, "--quiet") == 0
+    assert contents(copy / "run") == before
+
+
+def test_a_cut_score_file_is_built_again(copy):
+    path = copy / "run/scores/patchnet/s4.h5"
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    assert again(copy, "--quiet") == 0
+    assert path.read_bytes() == whole
+
+
+def test_overwrite_gives_the_same_bytes(copy):
+    before = contents(copy / "run")
+    assert again(copy, "--quiet", "--overwrite") == 0
+    assert contents(copy / "run") == before
+
+
+def test_shards_together_are_the_whole(finished, tmp_path, capsys):
+    config = write_config(tmp_path, finished / "data", tmp_path / "run")
+    arguments = ["tile", str(finished / "data/manifest.csv"), "--out", str(tmp_path / "run"),
+                 "--config", str(config), "--quiet"]  # fmt: skip
+    for index in (2, 0):
+        assert main([*arguments, "--shard", f"{index}/3"]) == 0
+    capsys.readouterr()
+
+    assert main(["collect", str(tmp_path / "run")]) == 3
+    said = capsys.readouterr().out
+    assert "4 of 6 slides done, 2 missing" in said
+    assert "of 3 shards these never ended: 1" in said
+
+    assert main([*arguments, "--shard", "1/3"]) == 0
+    assert main(["collect", str(tmp_path / "run")]) == 0
+    ours, theirs = (contents(run / "tiles") for run in (tmp_path / "run", finished / "run"))
+    assert ours == theirs
+
+
+def test_an_array_that_must_not_see_only_a_part_is_refused(copy, capsys):
+    assert again(copy, "--shard", "0/2") == 1
+    assert "need all slides" in capsys.readouterr().err
+
+
+def test_a_slide_that_failed_is_left_out_of_the_figures_and_said(copy, capsys):
+    (copy / "data/s5.tif").write_bytes(b"no slide")
+    assert again(copy) == 3
+    capsys.readouterr()
+    metrics = json.loads((copy / "run/evaluation/patchnet/metrics.json").read_text())
+    assert any("s5" in note for note in metrics["notes"])
+
+
+def test_half_a_test_set_is_not_evaluated(copy, capsys):
+    for path in (copy / "run/.state/predict/patchnet").glob("s5.*"):
+        path.unlink()
+    assert main(["evaluate", str(copy / "run")]) == 1
+    assert "s5" in capsys.readouterr().err
+
+
+def test_a_checkpoint_for_other_patches_is_refused_with_the_cure(copy, capsys):
+    other = copy / "other"
+    assert main(["tile", str(copy / "data/s4.tif"), "--out", str(other), "--quiet",
+                 "--set", "patch_px=64", "--set", "tissue.mpp=2.0"]) == 0  # fmt: skip
+    checkpoint = copy / "run/models/patchnet/checkpoint.safetensors"
+    assert main(["predict", str(other), "--checkpoint", str(checkpoint)]) == 1
+    assert "32 px" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--checkpoint", "none.safetensors"), "no such checkpoint"),
+        (("--device", "cuda:7"), "not there"),
+        (("--device", "tpu"), "unknown device"),
+    ],
+)
+def test_a_wrong_option_is_said_once_and_destroys_nothing(copy, capsys, arguments, said):
+    before = contents(copy / "run")
+    assert main(["predict", str(copy / "run"), *arguments, "--overwrite"]) == 1
+    assert capsys.readouterr().err.count(said) == 1
+    assert contents(copy / "run") == before
+
+
+def test_stores_that_keep_coordinates_give_the_same_scores(copy, capsys):
+    """`store: coords` keeps no pixels: every later stage reads the slide instead."""
+    with h5py.File(copy / "run/scores/patchnet/s4.h5") as file:
+        kept = file["scores"][:]
+    assert again(copy, "--quiet", "--set", "tile.store=coords") == 0
+    assert "patches" not in zarr.open_group(copy / "run/tiles/s4.zarr", mode="r")
+    with h5py.File(copy / "run/scores/patchnet/s4.h5") as file:
+        assert np.array_equal(file["scores"][:], kept)
+
+
+@pytest.mark.slow
+def test_dask_workers_write_the_same_bytes(finished, tmp_path):
+    config = write_config(tmp_path, finished / "data", tmp_path / "run")
+    assert main(["tile", str(finished / "data/manifest.csv"), "--out", str(tmp_path / "run"),
+                 "--config", str(config), "--quiet", "--workers", "2"]) == 0  # fmt: skip
+    assert contents(tmp_path / "run/tiles") == contents(finished / "run/tiles")
