@@ -226,6 +226,27 @@ def _map_on_client(
 
 @contextmanager
 def _dask_client(dask: str, workers: int, options: dict[str, Any]) -> Iterator[Any]:
+    with _environment_kept():
+        yield from _open_client(dask, workers, options)
+
+
+@contextmanager
+def _environment_kept() -> Iterator[None]:
+    """Undo what Dask's nannies leave in this process's environment.
+
+    They set OMP_NUM_THREADS=1 for their workers, and every library imported here afterwards would
+    compute on one thread.
+    """
+    before = dict(os.environ)
+    try:
+        yield
+    finally:
+        for name in set(os.environ) - set(before):
+            del os.environ[name]
+        os.environ.update(before)
+
+
+def _open_client(dask: str, workers: int, options: dict[str, Any]) -> Iterator[Any]:
     from distributed import Client, LocalCluster
 
     logging.getLogger("distributed").setLevel(logging.ERROR)  # it reports every connection

@@ -1,5 +1,7 @@
 """Shards: disjoint, covering, balanced; job arrays of four schedulers; Dask."""
 
+import os
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -116,3 +118,13 @@ def test_tasks_run_here_in_order():
 def test_a_scheduler_that_is_not_there_is_named():
     with pytest.raises(StageError, match=r"tcp://127\.0\.0\.1:9"):
         list(map_tasks(double, [1, 2], dask="tcp://127.0.0.1:9"))
+
+
+@pytest.mark.slow
+def test_dask_leaves_the_environment_as_it_was(monkeypatch):
+    """Its nannies set OMP_NUM_THREADS=1; torch, imported later, then used one core only."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    before = dict(os.environ)
+    results = list(map_tasks(double, [1, 2, 3], workers=2))
+    assert sorted(results) == [(0, 2), (1, 4), (2, 6)]
+    assert dict(os.environ) == before
