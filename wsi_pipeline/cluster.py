@@ -283,6 +283,8 @@ def _connect(address: str) -> Any:
 def _slurm_cluster(workers: int, options: dict[str, Any]) -> Any:
     from dask_jobqueue.slurm import SLURMCluster
 
+    # Workers on other nodes must reach the scheduler; nobody else need see its dashboard.
+    options.setdefault("scheduler_options", {"dashboard_address": "127.0.0.1:0"})
     try:
         cluster = SLURMCluster(**options)
     except (TypeError, ValueError) as error:
