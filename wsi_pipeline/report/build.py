@@ -25,7 +25,7 @@ from wsi_pipeline.runfolder import RunFolder
 
 Confusion = Mapping[str, int]
 
-# The lecture's VGG16 on all its CAMELYON16 test slides, at F(I) >= 0.75.
+# The lecture's VGG16 on its 87 test slides (193,235 patches), at F(I) >= 0.75.
 LECTURE_CONFUSION: Confusion = {"tp": 24_796, "fn": 4_340, "fp": 5_345, "tn": 158_754}
 
 _CELLS = ("tp", "fn", "fp", "tn")
