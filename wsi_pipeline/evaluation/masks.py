@@ -136,6 +136,8 @@ def _level_downsample(base: Any, page: Any) -> float | None:
 
     A level's size is rounded, so the ratio of sizes is not quite the downsample: the power of two,
     else the whole number, that gives this size by rounding up or down is the one that was meant.
+    CAMELYON16's levels are filled up to whole tiles besides, and sizes told so are of no use:
+    97792 x 221184 pixels have a level of 3072 x 7168 at downsample 32, not 31.8 or 30.9.
     """
     across, down = base.imagewidth / page.imagewidth, base.imagelength / page.imagelength
     if across <= 1 and down <= 1:
@@ -147,13 +149,28 @@ def _level_downsample(base: Any, page: Any) -> float | None:
             base.imagelength, n, page.imagelength
         ):
             return float(n)
-    if abs(across - down) > 0.01 * across:
-        return None
-    return float(across + down) / 2
+    alike = abs(across - down) <= 0.01 * across
+    n = 2 ** math.ceil(math.log2(max(ratios)))
+    if _is_padded(base, page, n) and (not alike or n < 1.05 * max(ratios)):
+        return float(n)
+    return float(across + down) / 2 if alike else None
 
 
 def _rounds_to(size: int, downsample: int, level_size: int) -> bool:
     return level_size in (max(size // downsample, 1), -(-size // downsample))
+
+
+def _is_padded(base: Any, page: Any, downsample: int) -> bool:
+    """Tell whether a level is the image at `downsample`, filled up to whole tiles."""
+    if not page.is_tiled:
+        return False
+    return all(
+        level_size == -(-size // (downsample * tile)) * tile
+        for size, level_size, tile in (
+            (base.imagewidth, page.imagewidth, page.tilewidth),
+            (base.imagelength, page.imagelength, page.tilelength),
+        )
+    )
 
 
 def _choose_level(

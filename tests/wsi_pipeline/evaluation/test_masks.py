@@ -67,6 +67,21 @@ def test_a_level_rounded_down_is_extended_to_the_slides_last_pixel(tmp_path):
     assert found.size == (1007, 1007)
 
 
+def test_levels_filled_up_to_whole_tiles_lie_at_powers_of_two(tmp_path):
+    """CAMELYON16's do: their sizes alone say 28 and 29.2 where 32 is meant, or no level at all."""
+    mask = np.zeros((1792, 1680), np.uint8)
+    mask[900:1400, 800:1500] = 1
+    with tifffile.TiffWriter(tmp_path / "a.tif") as file:
+        for n in range(6):
+            copy = mask[:: 2**n, :: 2**n]
+            full = [(0, -size % 16) for size in copy.shape]
+            file.write(np.pad(copy, full) if n else copy, tile=(16, 16), subfiletype=int(n > 0))
+    found = read_mask(tmp_path / "a.tif")
+    assert (found.downsample, found.size) == (32, (1680, 1792))
+    assert np.array_equal(found.tumour, mask[::32, ::32] != 0)
+    assert read_mask(tmp_path / "a.tif", downsample=16).downsample == 16
+
+
 def test_a_thumbnail_of_another_shape_is_no_level(tmp_path, mask):
     with tifffile.TiffWriter(tmp_path / "a.tif") as file:
         file.write(mask, photometric="minisblack")
