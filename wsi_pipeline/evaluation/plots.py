@@ -63,7 +63,12 @@ def _draw_froc_curve(axes: Axes, curve: FrocCurve) -> None:
     x = np.geomspace(_RATES_FROM, _RATES_TO, 500)
     y = read_sensitivity(curve.avg_fps, curve.sensitivity, x.tolist(), at_rate=curve.at_rate)
     (line,) = axes.plot(x, y, label=name)
-    at = [(float(rate), value) for rate, value in curve.sensitivity_at.items() if value is not None]
+    # Marks stand out over the frame; rates beyond it would tear the picture apart.
+    at = [
+        (float(rate), value)
+        for rate, value in curve.sensitivity_at.items()
+        if value is not None and _RATES_FROM <= float(rate) <= _RATES_TO
+    ]
     colour = line.get_color()
     axes.plot([r for r, _ in at], [v for _, v in at], "o", ms=4, color=colour, clip_on=False)
     if curve.band:

@@ -93,6 +93,15 @@ def test_a_small_cohort_by_hand(options):
     assert min(said) > lines.index("lesions found: 2 on 1 slides, 1 ITC left out")
 
 
+def test_rates_beyond_the_pictures_axis_leave_the_picture_whole(options):
+    """Marks off the axis were drawn all the same, and left no room for the curve."""
+    write_xml(options.reference / "t1.xml", (3200, 3200, 3200))
+    detect(options, "t1", (0.9, 4000, 4000), (0.7, 20000, 20000))
+    result, _ = run(replace(options, rates=(0, 0.01, 1, 10000)))
+    assert result["sensitivity_at"] == {"0": 1, "0.01": 1, "1": 1, "10000": 1}
+    assert (options.out / "froc.png").stat().st_size > 0
+
+
 def random_cohort(options, seed, *, kind):
     """Slides of 10 x 12 mask pixels at downsample 100; returns what the oracle needs."""
     random = np.random.default_rng(seed)
