@@ -176,24 +176,30 @@ def _stage_command(
     _finish([stage(RunFolder(run), replace(settings, out=run), options, **chosen)], run)
 
 
-@app.command()
-def train(
-    run: RunArgument,
-    model: ModelOption = None,
-    config: ConfigOption = None,
-    set_: SetOption = None,
-    workers: WorkersOption = 1,
-    device: DeviceOption = "auto",
-    shard: ShardOption = None,
-    dask: DaskOption = None,
-    overwrite: OverwriteOption = False,
-    quiet: QuietOption = False,
-) -> None:
-    """Train patch classifiers: patch stores -> checkpoints."""
-    from wsi_pipeline import stages
+def _add_model_stage(name: str, summary: str) -> None:
+    """Add the command of a stage that works on a run's models: all of them, or those named."""
 
-    options = _options(workers, device, shard, dask, overwrite, quiet)
-    _stage_command("train", run, config, set_, options, stages.train, models=model or ())
+    @app.command(name, help=summary)
+    def command(
+        run: RunArgument,
+        model: ModelOption = None,
+        config: ConfigOption = None,
+        set_: SetOption = None,
+        workers: WorkersOption = 1,
+        device: DeviceOption = "auto",
+        shard: ShardOption = None,
+        dask: DaskOption = None,
+        overwrite: OverwriteOption = False,
+        quiet: QuietOption = False,
+    ) -> None:
+        from wsi_pipeline import stages
+
+        options = _options(workers, device, shard, dask, overwrite, quiet)
+        stage = getattr(stages, name)
+        _stage_command(name, run, config, set_, options, stage, models=model or ())
+
+
+_add_model_stage("train", "Train patch classifiers: patch stores -> checkpoints.")
 
 
 @app.command()
@@ -221,64 +227,13 @@ def predict(
     )
 
 
-@app.command()
-def heatmap(
-    run: RunArgument,
-    model: ModelOption = None,
-    config: ConfigOption = None,
-    set_: SetOption = None,
-    workers: WorkersOption = 1,
-    device: DeviceOption = "auto",
-    shard: ShardOption = None,
-    dask: DaskOption = None,
-    overwrite: OverwriteOption = False,
-    quiet: QuietOption = False,
-) -> None:
-    """Stitch scores into slide heatmaps: scores -> OME-TIFF values and overlay pictures."""
-    from wsi_pipeline import stages
-
-    options = _options(workers, device, shard, dask, overwrite, quiet)
-    _stage_command("heatmap", run, config, set_, options, stages.heatmap, models=model or ())
-
-
-@app.command()
-def evaluate(
-    run: RunArgument,
-    model: ModelOption = None,
-    config: ConfigOption = None,
-    set_: SetOption = None,
-    workers: WorkersOption = 1,
-    device: DeviceOption = "auto",
-    shard: ShardOption = None,
-    dask: DaskOption = None,
-    overwrite: OverwriteOption = False,
-    quiet: QuietOption = False,
-) -> None:
-    """Compare scores with the reference: slide level, patches, FROC by both definitions."""
-    from wsi_pipeline import stages
-
-    options = _options(workers, device, shard, dask, overwrite, quiet)
-    _stage_command("evaluate", run, config, set_, options, stages.evaluate, models=model or ())
-
-
-@app.command()
-def report(
-    run: RunArgument,
-    model: ModelOption = None,
-    config: ConfigOption = None,
-    set_: SetOption = None,
-    workers: WorkersOption = 1,
-    device: DeviceOption = "auto",
-    shard: ShardOption = None,
-    dask: DaskOption = None,
-    overwrite: OverwriteOption = False,
-    quiet: QuietOption = False,
-) -> None:
-    """Write one self-contained HTML report."""
-    from wsi_pipeline import stages
-
-    options = _options(workers, device, shard, dask, overwrite, quiet)
-    _stage_command("report", run, config, set_, options, stages.report, models=model or ())
+_add_model_stage(
+    "heatmap", "Stitch scores into slide heatmaps: scores -> OME-TIFF values and overlay pictures."
+)
+_add_model_stage(
+    "evaluate", "Compare scores with the reference: slide level, patches, FROC by both definitions."
+)
+_add_model_stage("report", "Write one self-contained HTML report.")
 
 
 # ------------------------------------------------------------ several stages

@@ -1,6 +1,5 @@
 """Figures for papers: each as SVG, PNG and the CSV of what it shows."""
 
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -16,9 +15,11 @@ from wsi_pipeline.report.gather import ModelFiles
 # Told apart by colour-blind readers (Okabe and Ito), and on white paper.
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#7a5c00", "#4a4f5c")
 
+SUFFIXES = (".svg", ".png", ".csv")  # of each figure
+
 
 def write_figures(folder: Path, model: ModelFiles) -> list[Path]:
-    """Write a model's figures, those that its files allow, over whatever the folder held.
+    """Write a model's figures, those that its files allow, in place of those of earlier reports.
 
     Parameters
     ----------
@@ -31,7 +32,9 @@ def write_figures(folder: Path, model: ModelFiles) -> list[Path]:
     -------
     paths : list of Path
     """
-    shutil.rmtree(folder, ignore_errors=True)
+    for old in folder.glob("*"):
+        if old.suffix in SUFFIXES:  # of an earlier report; what else lies there is not ours
+            old.unlink()
     paths = []
     for name, chart in paper_charts(model).items():
         paths += write_chart(folder / name, chart)
