@@ -80,7 +80,8 @@ def choose_errors(
 
 
 def _false_positive(slide: SlideCases, threshold: float) -> NDArray[np.bool_]:
-    wrong: NDArray[np.bool_] = (slide.labels == 0) & (slide.scores >= threshold)
+    scores = np.asarray(slide.scores, dtype=np.float64)  # as `count_confusion` compares
+    wrong: NDArray[np.bool_] = (slide.labels == 0) & (scores >= threshold)
     return wrong
 
 

@@ -54,7 +54,8 @@ def count_confusion(
     >>> count_confusion(labels, scores, threshold=0.75)
     Confusion(tp=1, fp=1, fn=1, tn=1)
     """
-    predicted = scores >= threshold
+    # In float64, as the tables say scores: float32 0.7 is 0.69999999, which does not reach 0.7.
+    predicted = np.asarray(scores, dtype=np.float64) >= threshold
     known = ~np.isnan(scores)
     positive, negative = known & (labels == 1), known & (labels == 0)
     return Confusion(

@@ -27,6 +27,11 @@ def test_false_positives_come_surest_first_over_all_slides():
     assert count_errors(slides, threshold=0.5) == (4, 0)
 
 
+def test_a_false_positive_is_one_of_the_confusion_matrix():
+    one = slide("a", [0.7, 0.75], [0, 0])  # 0.7 in float32 is less
+    assert [c.patch for c in choose_errors([one], threshold=0.7)] == [1]
+
+
 def test_a_missed_lesion_is_shown_by_its_best_patch_and_the_unseen_come_first():
     one = slide(
         "a",

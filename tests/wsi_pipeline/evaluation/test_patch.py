@@ -72,6 +72,14 @@ def test_the_threshold_itself_is_positive_also_in_float32():
     assert count_confusion(np.array([1, 1]), scores, threshold=0.75) == Confusion(1, 0, 1, 0)
 
 
+def test_scores_are_compared_as_the_tables_write_them():
+    """In float32 0.7 reached a threshold of 0.7, in patches.csv and sweep.csv it does not."""
+    scores = np.array([0.7, 0.3], np.float32)  # float64: 0.699999988..., 0.300000012...
+    labels = np.array([1, 1])
+    assert count_confusion(labels, scores, threshold=0.7) == Confusion(0, 0, 2, 0)
+    assert count_confusion(labels, scores, threshold=0.3) == Confusion(2, 0, 0, 0)
+
+
 def test_ignored_and_unreadable_patches_count_nowhere():
     labels, scores = np.array([-1, 1, 0, -1]), np.array([0.9, np.nan, np.nan, 0.1])
     assert count_confusion(labels, scores, threshold=0.5) == Confusion(0, 0, 0, 0)
