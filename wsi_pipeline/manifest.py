@@ -209,7 +209,9 @@ def write_manifest(path: Path, entries: Sequence[SlideEntry]) -> None:
 
 
 def _relative(path: Path, folder: Path) -> str:
-    return Path(os.path.relpath(path.resolve(), folder.resolve())).as_posix()
+    # A link keeps its own name: what it stands for may be named after a patient.
+    named = path.parent.resolve() / path.name
+    return Path(os.path.relpath(named, folder.resolve())).as_posix()
 
 
 def with_splits(entries: Sequence[SlideEntry], splits: dict[str, Split]) -> list[SlideEntry]:

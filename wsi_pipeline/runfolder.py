@@ -185,6 +185,14 @@ def iterate_failures(run: RunFolder) -> Iterator[dict[str, Any]]:
         yield json.loads(path.read_text(encoding="utf-8"))
 
 
+def forget_failures(run: RunFolder, stages: Sequence[str], *, listed: Sequence[str]) -> None:
+    """Forget the failures of slides that the manifest no longer lists."""
+    for stage in stages:
+        for path in (run.path / ".state" / stage).rglob("*.failed.json"):
+            if path.name.removesuffix(".failed.json") not in listed:
+                path.unlink(missing_ok=True)
+
+
 def write_failures(run: RunFolder) -> int:
     """Write ``failures.csv`` from all recorded failures; returns how many there are."""
     rows = list(iterate_failures(run))

@@ -15,7 +15,7 @@ from wsi_pipeline.config import STAGES, Config, Stage, digest_settings
 from wsi_pipeline.contracts import SlideEntry
 from wsi_pipeline.errors import ConfigError, StageError
 from wsi_pipeline.manifest import read_input, with_splits, write_manifest
-from wsi_pipeline.runfolder import RunFolder, Unit, iterate_failures
+from wsi_pipeline.runfolder import RunFolder, Unit, forget_failures, iterate_failures
 from wsi_pipeline.runner import Options, Plan, StageResult, run_stage, some
 from wsi_pipeline.settings import TrainConfig
 from wsi_pipeline.splits import assign_splits
@@ -40,6 +40,7 @@ def tile(run: RunFolder, config: Config, options: Options) -> StageResult:
         )
     run.path.mkdir(parents=True, exist_ok=True)
     write_manifest(run.manifest, entries)
+    forget_failures(run, PER_SLIDE, listed=[e.slide_id for e in entries])
     plans = [
         Plan(
             Unit("tile", e.slide_id),

@@ -87,7 +87,7 @@ def read_mask(
     """
     try:
         with tifffile.TiffFile(path) as file:
-            levels = _list_levels(file)
+            levels = _list_levels(path, file)
             level, scale, notes = _choose_level(path, levels, downsample, mpp)
             step = _sampling_step(level, scale, max_pixels)
             values = _read_level(path, level, step)
@@ -116,13 +116,19 @@ def read_mask(
 # ------------------------------------------------------------ levels
 
 
-def _list_levels(file: tifffile.TiffFile) -> list[_Level]:
+def _list_levels(path: Path, file: tifffile.TiffFile) -> list[_Level]:
     """List the first image and its smaller copies, the largest first."""
     pages: list[Any] = []
     for page in file.pages:
         pages += [page, *(page.pages or ())]
     base = pages[0]
     levels = {(base.imagewidth, base.imagelength): _Level(base, 1.0)}
+    n_alike = sum((page.imagewidth, page.imagelength) in levels for page in pages)
+    if n_alike > 1:
+        raise EvaluationError(
+            f"{path}: holds {n_alike} images of {base.imagewidth} x {base.imagelength} pixels "
+            "where a mask is one; write it again, as an array of rows and columns only"
+        )
     for page in pages[1:]:
         downsample = _level_downsample(base, page)
         key = (page.imagewidth, page.imagelength)
@@ -205,14 +211,17 @@ def _single_level_downsample(path: Path, page: Any, mpp: float | None) -> tuple[
         )
         return 1.0, note
     ratio = mask_mpp / (mpp or CAMELYON16_MPP)
-    whole = max(round(ratio), 1)
-    certain = abs(ratio - whole) <= 0.01 * whole
-    if mpp is None and not (certain and whole & (whole - 1) == 0):
+    power, whole = 2 ** max(round(math.log2(ratio)), 0), max(round(ratio), 1)
+    certain = abs(ratio - power) <= 0.01 * power
+    if mpp is None and not certain:
         raise EvaluationError(
             f"{path}: its pixels are {mask_mpp:g} µm, {ratio:.3g} times those of a CAMELYON16 "
             "slide; give --mask-downsample, or the slide's µm per pixel with --mpp"
         )
-    scale = float(whole) if certain else ratio
+    if certain:
+        scale = float(power)
+    else:  # a resolution tag is rounded, if only in its last digits
+        scale = float(whole) if abs(ratio - whole) <= 0.001 * whole else ratio
     return scale, f"{path.name}: downsample {scale:g}, from its {mask_mpp:g} µm per pixel"
 
 

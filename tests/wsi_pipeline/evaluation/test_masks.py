@@ -124,6 +124,20 @@ def test_a_resolution_that_fits_no_camelyon16_level_is_refused(tmp_path, mask):
         read_mask(tmp_path / "a.tif")
 
 
+def test_a_downsample_that_is_no_power_of_two_is_taken_as_it_is(tmp_path, mask):
+    """31.1 was taken as 31: 300 px off at the far end of a slide."""
+    options = {"resolution": (1e4 / 7.776, 1e4 / 7.776), "resolutionunit": "CENTIMETER"}
+    tifffile.imwrite(tmp_path / "a.tif", mask[::32, ::32], **options)
+    assert read_mask(tmp_path / "a.tif", mpp=0.25).downsample == pytest.approx(31.104)
+
+
+def test_a_stack_of_images_is_refused(tmp_path, mask):
+    """So an array of (rows, columns, 1) may be written, an image for each row: one was read."""
+    tifffile.imwrite(tmp_path / "a.tif", mask[::32, ::32, None], photometric="minisblack")
+    with pytest.raises(EvaluationError, match=r"a\.tif: holds 40 images of 1 x 52 pixels where a"):
+        read_mask(tmp_path / "a.tif")
+
+
 def test_dots_per_inch_of_a_drawing_program_say_nothing(tmp_path, mask):
     tifffile.imwrite(tmp_path / "a.tif", mask, resolution=(72, 72), resolutionunit="INCH")
     assert read_mask(tmp_path / "a.tif").downsample == 1
