@@ -269,3 +269,15 @@ def test_a_run_folder_that_is_none_is_named(tmp_path, capsys):
     for command in ("train", "predict", "heatmap", "evaluate", "report", "collect"):
         assert main([command, str(tmp_path)]) == 1
         assert "not a run folder" in capsys.readouterr().err
+
+
+def test_the_failure_of_a_slide_that_is_no_longer_listed_is_forgotten(tmp_path):
+    """It stood in failures.csv for ever, and collect ended with 3."""
+    good_slide(tmp_path / "good.tif")
+    (tmp_path / "bad.svs").write_bytes(b"no slide")
+    run = tmp_path / "run"
+    assert tile(manifest(tmp_path, "good.tif", "bad.svs", columns="slide"), run) == 3
+    assert set(failures(run)) == {"bad"}
+    assert tile(manifest(tmp_path, "good.tif", columns="slide"), run) == 0
+    assert failures(run) == {}
+    assert main(["collect", str(run)]) == 0

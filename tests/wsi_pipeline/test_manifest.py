@@ -121,6 +121,17 @@ def test_a_manifest_written_elsewhere_reads_back_the_same(tmp_path):
     assert str(tmp_path) not in run.read_text()
 
 
+def test_a_link_to_a_slide_keeps_its_own_name(tmp_path):
+    """Its target was written, which may be named after the patient."""
+    (tmp_path / "clinic").mkdir()
+    (tmp_path / "clinic/jane_doe.svs").write_bytes(b"")
+    (tmp_path / "case1.svs").symlink_to("clinic/jane_doe.svs")
+    run = tmp_path / "run" / "slides.csv"
+    write_manifest(run, read_input(tmp_path / "case1.svs"))
+    assert [entry.path.name for entry in read_manifest(run)] == ["case1.svs"]
+    assert "jane" not in run.read_text()
+
+
 @given(
     labels=st.lists(st.integers(0, 1), min_size=3, max_size=40),
     per_patient=st.integers(1, 3),
