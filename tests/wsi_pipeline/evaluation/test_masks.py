@@ -133,7 +133,7 @@ def test_a_downsample_that_is_no_power_of_two_is_taken_as_it_is(tmp_path, mask):
 
 def test_a_stack_of_images_is_refused(tmp_path, mask):
     """So an array of (rows, columns, 1) may be written, an image for each row: one was read."""
-    tifffile.imwrite(tmp_path / "a.tif", mask[::32, ::32, None], photometric="minisblack")
+    tifffile.imwrite(tmp_path / "a.tif", mask[::32, ::32, None], photometric=1, metadata=None)
     with pytest.raises(EvaluationError, match=r"a\.tif: holds 40 images of 1 x 52 pixels where a"):
         read_mask(tmp_path / "a.tif")
 
