@@ -114,9 +114,13 @@ def _options(
     workers: int, device: str, shard: str | None, dask: str | None, overwrite: bool, quiet: bool
 ) -> "Options":
     from wsi_pipeline.cluster import parse_shard
+    from wsi_pipeline.errors import ConfigError
     from wsi_pipeline.runner import Options
 
-    part = parse_shard(shard) if shard else None
+    try:
+        part = parse_shard(shard) if shard else None
+    except ConfigError as error:
+        raise typer.BadParameter(str(error)) from error
     return Options(workers, device, part, dask, overwrite, quiet)
 
 

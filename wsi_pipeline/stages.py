@@ -11,6 +11,7 @@ from os import cpu_count
 from pathlib import Path
 
 from tiling.files import digest_file, remove_leftovers
+from tiling.geometry import check_tile_config
 from wsi_pipeline.config import STAGES, Config, Stage, digest_settings
 from wsi_pipeline.contracts import SlideEntry
 from wsi_pipeline.errors import ConfigError, StageError
@@ -27,6 +28,7 @@ def tile(run: RunFolder, config: Config, options: Options) -> StageResult:
     """Slides -> patch stores."""
     if config.input is None:
         raise ConfigError("no input; give a slide, a folder or a manifest")
+    check_tile_config(config.tile)  # said once, before any slide is touched
     entries = read_input(config.input)
     if config.splits:
         entries = with_splits(

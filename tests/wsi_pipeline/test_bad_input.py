@@ -281,3 +281,21 @@ def test_the_failure_of_a_slide_that_is_no_longer_listed_is_forgotten(tmp_path):
     assert tile(manifest(tmp_path, "good.tif", columns="slide"), run) == 0
     assert failures(run) == {}
     assert main(["collect", str(run)]) == 0
+
+
+def test_a_setting_no_slide_can_be_cut_with_is_said_once_and_destroys_nothing(
+    data, tmp_path, capsys
+):
+    run = tmp_path / "run"
+    assert tile(data, run) == 0
+    marks = sorted((run / ".state").rglob("*.done.json"))
+    assert tile(data, run, "--set", "target_mpp=-1") == 1
+    assert "target_mpp" in capsys.readouterr().err
+    assert sorted((run / ".state").rglob("*.done.json")) == marks
+
+
+@pytest.mark.parametrize("shard", ["x", "3/3", "auto"])
+def test_a_shard_that_is_none_is_wrong_usage(data, tmp_path, shard, monkeypatch, capsys):
+    monkeypatch.delenv("SLURM_ARRAY_TASK_ID", raising=False)
+    assert tile(data, tmp_path / "run", "--shard", shard) == 2
+    assert "--shard" in capsys.readouterr().err
