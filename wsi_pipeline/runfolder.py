@@ -93,6 +93,15 @@ class RunFolder:
         """Folder of a model's figures."""
         return self.path / "evaluation" / model
 
+    def output_folders(self) -> list[Path]:
+        """List the folders that stages write into; the insides of stores are not among them."""
+        parents = [
+            self.path / name for name in ("models", "scores", "heatmaps", "evaluation", "figures")
+        ]
+        of_models = [path for parent in parents for path in parent.glob("*") if path.is_dir()]
+        states = [path for path in (self.path / ".state").rglob("*") if path.is_dir()]
+        return [self.path, self.tiles, self.logs, *of_models, *states]
+
     def read_manifest(self) -> list[SlideEntry]:
         """Read the manifest as used.
 

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from tiling.errors import TilingError
-from tiling.files import write_json
+from tiling.files import remove_leftovers, write_json
 from wsi_pipeline.cluster import Shard, map_tasks, select_shard
 from wsi_pipeline.config import Config, Stage, as_plain, digest_settings
 from wsi_pipeline.errors import PipelineError, StageError
@@ -85,6 +85,9 @@ def run_stage(
     settings = digest_settings(getattr(config, stage, None), config.seed)
     if shard:
         mark_shard(run, stage, shard.index, shard.count, settings=settings, ended=False)
+    else:  # other tasks of an array may be at work in these folders
+        for folder in run.output_folders():
+            remove_leftovers(folder)
     chosen = select_shard({plan.unit.name: plan.weight for plan in plans}, shard)
     plans = [plan for plan in plans if plan.unit.name in chosen]
     _write_run_json(stage, run, config)

@@ -10,7 +10,7 @@ from functools import partial
 from os import cpu_count
 from pathlib import Path
 
-from tiling.files import digest_file, remove_leftovers
+from tiling.files import digest_file
 from tiling.geometry import check_tile_config
 from wsi_pipeline.config import STAGES, Config, Stage, digest_settings
 from wsi_pipeline.contracts import SlideEntry
@@ -52,14 +52,7 @@ def tile(run: RunFolder, config: Config, options: Options) -> StageResult:
         )
         for e in entries
     ]
-    _clean(run.tiles, options)
     return run_stage("tile", run, plans, config, options)
-
-
-def _clean(folder: Path, options: Options) -> None:
-    """Remove what killed runs left, unless other tasks of a job array may be at work there."""
-    if options.shard is None:
-        remove_leftovers(folder)
 
 
 def _slide_bytes(entry: SlideEntry) -> int:
@@ -185,7 +178,6 @@ def predict(
     for checkpoint in found:
         read_meta(checkpoint)  # what is no checkpoint is said once, before any slide is touched
         model, digest = model_name(checkpoint), digest_file(checkpoint)
-        _clean(run.scores(model, "").parent, options)
         for e in entries:
             plans.append(
                 Plan(
@@ -227,8 +219,6 @@ def heatmap(
 ) -> StageResult:
     """Scores -> heatmaps."""
     by_id = {e.slide_id: e for e in run.read_manifest()}
-    for model in _models_scored(run, models):
-        _clean(run.heatmap(model, "").parent, options)
     plans = [
         Plan(
             Unit("heatmap", slide_id, model),

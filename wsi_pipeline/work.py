@@ -352,10 +352,12 @@ def _headline(metrics: Mapping[str, Any]) -> str:
 
 def _report(task: Task, on_progress: OnProgress) -> Done:
     from wsi_pipeline.report.build import build_report
+    from wsi_pipeline.report.figures import SUFFIXES
 
     models: Sequence[str] = task.arguments["models"]
     path = build_report(task.run.path, models=models)
-    figures = [file for name in models for file in sorted(task.run.figures(name).glob("*"))]
+    found = (file for name in models for file in sorted(task.run.figures(name).glob("*")))
+    figures = [file for file in found if file.suffix in SUFFIXES]
     return [path, *figures], f"{path.stat().st_size / 2**20:.1f} MiB, {len(figures)} figures"
 
 

@@ -1,8 +1,12 @@
 """All stages on a tiny cohort: what they write, resume, shards, what they keep to themselves."""
 
 import csv
+import hashlib
 import json
+import platform
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import h5py
@@ -184,6 +188,19 @@ def test_a_cut_score_file_is_built_again(copy):
     path.write_bytes(whole[: len(whole) // 2])
     assert again(copy, "--quiet") == 0
     assert path.read_bytes() == whole
+
+
+def test_what_a_killed_process_left_is_cleared_and_changes_nothing(copy):
+    """A half-written figure stayed for good, and was counted among the report's files."""
+    before = contents(copy / "run")
+    killed = subprocess.Popen([sys.executable, "-c", ""])
+    killed.wait()
+    host = hashlib.sha256(platform.node().encode()).hexdigest()[:8]
+    for folder in ("tiles", "scores/patchnet", "figures/patchnet", ".state/tile"):
+        (copy / "run" / folder / f".x.{host}-{killed.pid}-0123abcd.part").touch()
+    (copy / "run/report.html").unlink()
+    assert again(copy, "--quiet") == 0
+    assert contents(copy / "run") == before
 
 
 def test_overwrite_gives_the_same_bytes(copy):
