@@ -6,7 +6,6 @@ bytes: no date, path, random id or software version is written.
 """
 
 from pathlib import Path
-from xml.etree.ElementTree import ParseError
 from xml.sax.saxutils import quoteattr
 
 import defusedxml.ElementTree
@@ -147,7 +146,13 @@ def read_heatmap(path: Path) -> Heatmap:
         raise HeatmapError(
             f"{path.name}: no such heatmap; make it with wsi-pipeline heatmap"
         ) from error
-    except (tifffile.TiffFileError, ParseError, KeyError, ValueError, RuntimeError) as error:
+    except (
+        tifffile.TiffFileError,
+        defusedxml.ElementTree.ParseError,
+        KeyError,
+        ValueError,
+        RuntimeError,
+    ) as error:
         raise HeatmapError(
             f"{path.name}: not a heatmap of wsi-pipeline, or damaged ({error}); make it again"
         ) from error

@@ -151,9 +151,11 @@ def _finished_entries(
 
 
 def _store_fingerprint(run: RunFolder, entry: SlideEntry) -> str:
-    from tiling.store import PatchStore
+    from tiling.store import PatchStore, stored_fingerprint
 
-    return PatchStore.open(run.store(entry.slide_id)).fingerprint
+    path = run.store(entry.slide_id)
+    # Of a store that is not whole, opening it says what is wrong.
+    return stored_fingerprint(path) or PatchStore.open(path).fingerprint
 
 
 def _train_fingerprint(run: RunFolder, entries: Sequence[SlideEntry], settings: TrainConfig) -> str:

@@ -131,6 +131,27 @@ def test_scores_and_heatmap_agree_with_the_store(finished):
         assert heatmap[y // 32, x // 32] == pytest.approx(score, abs=1e-6)
 
 
+def test_the_froc_command_finds_the_same_from_the_detections_written(finished, tmp_path):
+    """Anyone can redo the figure from plain files, without the run folder."""
+    evaluation = finished / "run/evaluation/patchnet"
+    (tmp_path / "reference").mkdir()
+    shutil.copy(finished / "data/s5.xml", tmp_path / "reference/s5.xml")
+    (tmp_path / "slides.csv").write_text("slide_id,label\ns4,0\ns5,1\n")
+    options = {
+        "--detections": evaluation / "detections",
+        "--reference": tmp_path / "reference",
+        "--slides": tmp_path / "slides.csv",
+        "--out": tmp_path / "out",
+        "--mpp": "0.5",
+    }
+    arguments = [str(part) for pair in options.items() for part in pair]
+    assert main(["froc", "--definition", "camelyon16", "--quiet", *arguments]) == 0
+    ours = json.loads((evaluation / "froc_camelyon16.json").read_text())
+    again = json.loads((tmp_path / "out/froc.json").read_text())
+    for name in ("curve", "score", "sensitivity_at", "n_lesions", "n_itc", "n_slides"):
+        assert again[name] == ours[name], name
+
+
 def test_the_manifest_as_used_is_a_manifest(finished):
     with (finished / "run/slides.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))

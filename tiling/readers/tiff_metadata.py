@@ -5,10 +5,9 @@ Each place is asked in that order, the most deliberate first. No other metadata 
 
 import re
 from typing import Any
-from xml.etree.ElementTree import ParseError
 
 from defusedxml import DefusedXmlException
-from defusedxml.ElementTree import fromstring
+from defusedxml.ElementTree import ParseError, fromstring
 
 from tiling.readers.common import usable_mpp
 

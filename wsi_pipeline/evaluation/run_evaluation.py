@@ -21,7 +21,11 @@ from wsi_pipeline.evaluation.bands import roc_band
 from wsi_pipeline.evaluation.bootstrap import draw_weights, percentile_interval, weighted_ratio
 from wsi_pipeline.evaluation.cases import ERROR_COLUMNS, SlideCases, choose_errors, count_errors
 from wsi_pipeline.evaluation.crops import ReadPatch, write_crops
-from wsi_pipeline.evaluation.detections import describe_outside, find_outside
+from wsi_pipeline.evaluation.detections import (
+    describe_outside,
+    find_outside,
+    write_detections,
+)
 from wsi_pipeline.evaluation.figures import Figures, add_ranking, add_threshold_figures
 from wsi_pipeline.evaluation.froc import (
     Definition,
@@ -543,6 +547,7 @@ def _write_tables(
         PATCH_COLUMNS,
         (row for s in val for row in _patch_cells(s)),
     )
+    _write_detections(out / "detections", test)
     labels, scores = _pool(test)
     thresholds = sweep_thresholds(labels, scores, including=[settings.threshold])
     write_rows(out / "sweep.csv", SWEEP_COLUMNS, sweep_rows(labels, scores, thresholds))
@@ -552,6 +557,14 @@ def _write_tables(
         ("slide_id", "true", "predicted_positive", "predicted_negative"),
         [row for slide_id, c in confusions.items() for row in _confusion_cells(slide_id, c)],
     )
+
+
+def _write_detections(folder: Path, test: Sequence[EvaluationSlide]) -> None:
+    """Write the slides' detections as the command ``froc`` reads them."""
+    for old in folder.glob("*.csv"):  # of an earlier evaluation, maybe of other slides
+        old.unlink()
+    for slide in test:
+        write_detections(folder / f"{slide.slide_id}.csv", slide.detections)
 
 
 def _slide_cells(

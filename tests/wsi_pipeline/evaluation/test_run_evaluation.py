@@ -240,7 +240,8 @@ def test_the_same_input_gives_the_same_bytes(tmp_path):
     for name in ("a", "b"):
         evaluate_run(cohort(4), settings=SETTINGS, out=tmp_path / name, model="m")
     for path in (p for p in (tmp_path / "a").rglob("*") if p.is_file()):
-        assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes(), path.name
+        name = path.relative_to(tmp_path / "a")
+        assert path.read_bytes() == (tmp_path / "b" / name).read_bytes(), name
 
 
 def test_without_splits_all_slides_are_evaluated(tmp_path):
