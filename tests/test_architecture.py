@@ -16,9 +16,10 @@ LAYERS = [
     {"runner"},
     {"work"},
     {"training", "inference", "heatmaps", "heatmap_files", "overlays", "nms", "evaluation"}
+    | {"explain"}
     | {"report", "cohorts", "cluster", "progress"},
     {"curves", "history", "resume"},
-    {"models", "data", "sampling", "augment", "checkpoint", "devices", "scores"},
+    {"models", "data", "sampling", "augment", "preprocess", "checkpoint", "devices", "scores"},
     {"manifest", "splits", "runfolder", "config"},
     {"contracts", "settings", "errors", "versions"},
 ]

@@ -1,0 +1,1 @@
+"""Visual explanations, one method per file."""
