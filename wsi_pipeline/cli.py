@@ -4,6 +4,7 @@ Heavy packages (torch, dask, zarr) are imported by the command that needs them, 
 answers at once.
 """
 
+import json
 import logging
 import signal
 import sys
@@ -203,7 +204,35 @@ def _add_model_stage(name: str, summary: str) -> None:
         _stage_command(name, run, config, set_, options, stage, models=model or ())
 
 
-_add_model_stage("train", "Train patch classifiers: patch stores -> checkpoints.")
+@app.command()
+def train(
+    run: RunArgument,
+    model: ModelOption = None,
+    weights: Annotated[
+        Path | None,
+        typer.Option(
+            "--weights",
+            help="Start from this state dict in torchvision's layout (.pth, .safetensors); VGG and "
+            "CAM models.",
+        ),
+    ] = None,
+    config: ConfigOption = None,
+    set_: SetOption = None,
+    workers: WorkersOption = 1,
+    device: DeviceOption = "auto",
+    shard: ShardOption = None,
+    dask: DaskOption = None,
+    overwrite: OverwriteOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Train patch classifiers: patch stores -> checkpoints."""
+    from wsi_pipeline import stages
+
+    chosen = [f"model.weights={json.dumps(str(weights))}"] if weights else []
+    options = _options(workers, device, shard, dask, overwrite, quiet)
+    _stage_command(
+        "train", run, config, [*(set_ or ()), *chosen], options, stages.train, models=model or ()
+    )
 
 
 @app.command()

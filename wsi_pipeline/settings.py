@@ -13,6 +13,22 @@ from wsi_pipeline.contracts import Split
 
 Optimizer = Literal["rmsprop", "adam"]
 Monitor = Literal["roc_auc", "loss", "none"]
+Compiler = Literal["none", "inductor"]
+
+
+@dataclass(frozen=True)
+class PreprocessConfig:
+    """What is done to every image before the model, in this order; the checkpoint keeps it."""
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
+
+    crop: tuple[int, int] | None = None  # (height, width) px of the centre; random in training
+    gamma: float | None = None  # PatchNet paper 2: 2.2
+    # encode: x^(1/gamma), as ports of the paper's source have it; decode: x^gamma, linear light
+    gamma_mode: Literal["encode", "decode"] = "encode"
+    colour_constancy: bool = False  # PatchNet paper 2; shades of grey
+    minkowski: float = 6.0  # order of the mean that estimates the light (Finlayson, Trezzi 2004)
+    minmax: bool = False  # stretch each image to [0, 1] over all channels (PatchNet paper 1)
 
 
 @dataclass(frozen=True)
@@ -24,6 +40,7 @@ class ModelConfig:
     name: str  # in the registry of models
     options: dict[str, Any] = field(default_factory=dict)  # of that model, e.g. m, stride
     weights: Path | None = None  # ImageNet state dict in torchvision's layout (.pth, .safetensors)
+    preprocess: PreprocessConfig = field(default_factory=PreprocessConfig)
 
 
 @dataclass(frozen=True)
@@ -33,6 +50,8 @@ class AugmentConfig:
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
 
     flips: bool = True  # horizontal and vertical, each with probability 1/2 (lecture)
+    rotate_180: bool = False  # half a turn, with probability 1/2 (PatchNet paper 2)
+    zoom: float = 1.0  # enlarge by a factor in [1, zoom], keep the centre (PatchNet paper 2: 1.2)
     # The lecture names no sizes; these are ours (specs/models.md 1.9), applied to every patch.
     brightness: float = 0.2  # factor in [1 - b, 1 + b]
     contrast: float = 0.2
@@ -76,7 +95,13 @@ _PATCHNET: dict[str, Any] = {
     "max_epochs": 2000,
     "augment": {"brightness": 0.0, "contrast": 0.0, "saturation": 0.0, "hue": 0.0},
 }
-RECIPES: dict[str, dict[str, Any]] = {"patchnet": _PATCHNET, "precision_patchnet": _PATCHNET}
+_WHOLE_IMAGE = _PATCHNET | {"batch_size": 64}  # paper 2: CAM and VGG-11 as PatchNet, but for this
+RECIPES: dict[str, dict[str, Any]] = {
+    "patchnet": _PATCHNET,
+    "precision_patchnet": _PATCHNET,
+    "cam": _WHOLE_IMAGE,
+    "vgg11": _WHOLE_IMAGE,
+}
 
 
 def with_recipe(values: dict[str, Any]) -> dict[str, Any]:
@@ -106,6 +131,10 @@ class PredictConfig:
 
     batch_size: int | None = None  # patches; None: by the device and the patch size
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto: fp32 on the CPU
+    # Largest difference of a score from fp32's, on the first patches of a slide, not warned of.
+    tolerance: float = 0.02
+    compiler: Compiler = "none"  # inductor: torch.compile
+    readers: int | None = None  # threads that read ahead; None: the cores of this worker
     splits: tuple[Split, ...] | None = None  # None: all slides; slides without a split always
 
 

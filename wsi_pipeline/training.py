@@ -281,7 +281,7 @@ class _Training:
         # Seeded by the epoch, not by what came before: an epoch done again is the same epoch.
         seed = epoch_seed(self._seed, epoch)
         torch.manual_seed(seed)
-        augment = Augment(config.augment, seed=seed)
+        augment = Augment(config.augment, seed=seed, crop=config.model.preprocess.crop)
         steps, size = config.steps_per_epoch, config.batch_size
         slide, patch, label = self._sampler.draw(steps * size)
         self.model.train()
@@ -289,7 +289,8 @@ class _Training:
         for step, batch in enumerate(self._batches(self._train, slide, patch)):
             y = label[step * size : (step + 1) * size][batch.readable]
             if len(y):
-                x = augment(to_unit_range(batch.pixels, self._device))
+                samples = step * size + np.flatnonzero(batch.readable)
+                x = augment(to_unit_range(batch.pixels, self._device), samples)
                 losses.append(self._step(x, y, epoch))
             if on_progress:
                 done = (epoch - 1) * steps + step + 1
@@ -369,7 +370,8 @@ def build_classifier(config: TrainConfig, device: torch.device) -> PatchClassifi
         If there is no such model or option, or the weights to start from do not fit.
     """
     name, weights = config.model.name, config.model.weights
-    model = build_model(name, **config.model.options)
+    preprocess = dataclasses.asdict(config.model.preprocess)
+    model = build_model(name, preprocess=preprocess, **config.model.options)
     if weights is not None:
         if not hasattr(model, "features"):
             raise ModelError(

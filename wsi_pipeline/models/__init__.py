@@ -1,27 +1,45 @@
 """Patch classifiers, one architecture per file, listed here and nowhere else."""
 
+import dataclasses
 import difflib
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
 from wsi_pipeline.errors import ModelError
 from wsi_pipeline.models.base import PatchClassifier
+from wsi_pipeline.models.cam import CAM
 from wsi_pipeline.models.patchnet import PatchNet, PrecisionPatchNet
-from wsi_pipeline.models.vgg import VGG11, VGG16, VGG19
+from wsi_pipeline.models.vgg import VGG11, VGG16, VGG19, VGG11Pooled
+from wsi_pipeline.preprocess import Preprocess
+from wsi_pipeline.settings import PreprocessConfig
 
 __all__ = ["MODELS", "PatchClassifier", "build_model"]
 
 MODELS: dict[str, type[PatchClassifier]] = {
+    "cam": CAM,
     "patchnet": PatchNet,
     "precision_patchnet": PrecisionPatchNet,
     "vgg11": VGG11,
+    "vgg11_pooled": VGG11Pooled,
     "vgg16": VGG16,
     "vgg19": VGG19,
 }
 
 
-def build_model(name: str, **options: Any) -> PatchClassifier:
+def build_model(
+    name: str, *, preprocess: Mapping[str, Any] | None = None, **options: Any
+) -> PatchClassifier:
     """Build a model by name.
+
+    Parameters
+    ----------
+    name : str
+        In `MODELS`.
+    preprocess : mapping, optional
+        Fields of `PreprocessConfig`: what is done to images before the network.
+    **options
+        Of that model.
 
     Raises
     ------
@@ -37,6 +55,17 @@ def build_model(name: str, **options: Any) -> PatchClassifier:
             hint = f"did you mean {close[0]!r}?" if close else f"it has: {', '.join(known)}"
             raise ModelError(f"{name} has no option {option!r}; {hint}")
     try:
-        return MODELS[name](**options)
+        model = MODELS[name](**options)
+        chosen = _read_preprocess(preprocess or {})
     except TypeError as error:
-        raise ModelError(f"{name} cannot be built with {options}: {error}") from error
+        given = options | ({"preprocess": dict(preprocess)} if preprocess else {})
+        raise ModelError(f"{name} cannot be built with {given}: {error}") from error
+    if chosen != PreprocessConfig():
+        model.preprocess = Preprocess(chosen)
+        model.options = {**model.options, "preprocess": dataclasses.asdict(chosen)}
+    return model
+
+
+def _read_preprocess(values: Mapping[str, Any]) -> PreprocessConfig:
+    crop = values.get("crop")  # a list, where JSON held it
+    return PreprocessConfig(**{**values, "crop": None if crop is None else tuple(crop)})

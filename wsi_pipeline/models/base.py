@@ -1,10 +1,12 @@
 """What every patch classifier is."""
 
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from wsi_pipeline.preprocess import Preprocess
 
 
 class PatchClassifier(nn.Module, ABC):
@@ -17,9 +19,16 @@ class PatchClassifier(nn.Module, ABC):
     ----------
     options : dict
         What ``build_model(name, **options)`` needs to build the same network; JSON can hold it.
+    preprocess : Preprocess, optional
+        What is done to images before the network's own normalisation; part of `options`.
+    threshold, strict
+        Its rule on single images: class 1 iff score >= threshold, or > where strict.
     """
 
     options: dict[str, Any]
+    preprocess: Preprocess | None = None
+    threshold: ClassVar[float] = 0.5
+    strict: ClassVar[bool] = False
 
     @abstractmethod
     def forward(self, x: Tensor) -> Tensor:
@@ -34,6 +43,10 @@ class PatchClassifier(nn.Module, ABC):
         logits : (B,)
             Their sigmoid is the score F(I).
         """
+
+    def prepare(self, x: Tensor) -> Tensor:
+        """Bring images to what the network was made for: (B, C, H, W) -> (B, C, h, w)."""
+        return x if self.preprocess is None else self.preprocess(x)
 
     def loss(self, x: Tensor, y: Tensor) -> Tensor:
         """Give the mean cross-entropy of a batch.

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from wsi_pipeline.errors import ModelError
 from wsi_pipeline.models.base import PatchClassifier
+from wsi_pipeline.preprocess import min_max
 
 Grid = Literal["ceil", "floor", "center"]
 Normalise = Literal["unit", "minmax"]
@@ -85,6 +86,8 @@ class Subnet(nn.Module):
 class PatchNet(PatchClassifier):
     """Mean of a subnet's probabilities over the patches of an image.
 
+    Its rule is class 1 iff P > 1/2, strictly (paper 1: threshold .5 + eps).
+
     Parameters
     ----------
     m : int
@@ -103,6 +106,8 @@ class PatchNet(PatchClassifier):
     channels, filters, depth : int
         Of the subnet.
     """
+
+    strict = True
 
     def __init__(
         self,
@@ -176,7 +181,8 @@ class PatchNet(PatchClassifier):
         return logits > 0
 
     def prepare(self, x: Tensor) -> Tensor:
-        """Bring images to the scale the subnet was trained on; same shape."""
+        """Bring images to what the subnet was trained on; of the same shape, but for a crop."""
+        x = super().prepare(x)
         return x if self.normalise == "unit" else min_max(x)
 
     def cut(self, x: Tensor) -> Tensor:
@@ -241,7 +247,8 @@ class PatchNet(PatchClassifier):
             The tanh output of each filter there.
         """
         radius = (self.m - 1) // 2
-        padded = F.pad(self.prepare(image[None])[0], (radius,) * 4)
+        image = self.prepare(image[None])[0]
+        padded = F.pad(image, (radius,) * 4)
         windows = padded.unfold(1, self.m, 1).unfold(2, self.m, 1)  # (c, H, W, m, m)
         height, width = image.shape[-2:]
         index = torch.arange(height * width, device=image.device)
@@ -288,14 +295,6 @@ def log_mean_probability(logits: Tensor) -> tuple[Tensor, Tensor]:
     log_p = torch.logsumexp(F.logsigmoid(logits), dim=1) - log_n
     log_not_p = torch.logsumexp(F.logsigmoid(-logits), dim=1) - log_n
     return log_p, log_not_p
-
-
-def min_max(x: Tensor) -> Tensor:
-    """Stretch each image to [0, 1] over all its channels; a constant image becomes zeros."""
-    flat = x.flatten(1)
-    low, high = (edge(dim=1).values[:, None, None, None] for edge in (flat.min, flat.max))
-    span = high - low
-    return (x - low) / torch.where(span > 0, span, torch.ones_like(span))
 
 
 def _missing(side: int, m: int, stride: int) -> int:

@@ -1,4 +1,4 @@
-"""VGG as the lecture trains it: convolutions, global max pooling, one logistic output.
+"""The VGG networks, all from one table: the lecture's VGG16, VGG-11 with its linear layers, others.
 
 References
 ----------
@@ -6,6 +6,7 @@ References
    ICLR 2015, table 1, configurations A, D and E.
 .. [2] Lecture on cancer detection in whole-slide images, "Training VGG16 on WSI": the fully
    connected top is replaced by global max pooling and a single dense layer.
+.. [3] PatchNet paper 2, appendix C: VGG-11 with its linear layers, on images of 224 px.
 """
 
 import math
@@ -14,6 +15,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from wsi_pipeline.errors import ModelError
 from wsi_pipeline.models.base import PatchClassifier
@@ -27,19 +29,24 @@ LAYERS: dict[str, tuple[int | str, ...]] = {
           512, 512, 512, 512, "M"),
 }
 # fmt: on
+POOLINGS = 5  # of each configuration
 
 # Per-channel mean and standard deviation of ImageNet, RGB in [0, 1]: what torchvision's weights
 # were trained with. The lecture names no preprocessing (specs/models.md 1.9).
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
+# [1]: side of the last maps of an image of 224 px, and size of the two hidden linear layers.
+TOP_SIDE = 7
+HIDDEN = 4096
+DROPOUT = 0.5
 
-class VGG(PatchClassifier):
-    """The convolutions of a VGG, global max pooling, one dense layer.
+
+class VGGFeatures(PatchClassifier):
+    """What all VGGs share: normalisation and convolutions; a child adds the top.
 
     The convolutions are named as in torchvision (``features.0.weight``, ...), so that its ImageNet
-    weights load by name. Pooling after the last block changes nothing before a global maximum, for
-    even sizes, and is kept as published. There is no batch normalisation.
+    weights load by name. There is no batch normalisation. An image of one channel is taken as grey.
 
     Parameters
     ----------
@@ -48,6 +55,7 @@ class VGG(PatchClassifier):
     """
 
     configuration: ClassVar[str]  # column of [1], table 1
+    poolings: ClassVar[int] = POOLINGS  # the first so many are kept
     mean: Tensor
     std: Tensor
 
@@ -56,14 +64,36 @@ class VGG(PatchClassifier):
         if not 0 < width <= 4:
             raise ModelError(f"VGG's width must be in (0, 4], got width={width}")
         self.options = {"width": width}
-        self.features, channels = make_features(LAYERS[self.configuration], width=width)
-        self.output = nn.Linear(channels, 1)
-        # The maximum over positions of many channels is large: small weights keep the first
-        # logits near 0, as in [1], 3.1 (normal, variance 1e-2 squared).
-        nn.init.normal_(self.output.weight, std=0.01)
-        nn.init.zeros_(self.output.bias)
+        self.features, self.channels = make_features(
+            LAYERS[self.configuration], width=width, poolings=self.poolings
+        )
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(IMAGENET_STD).view(3, 1, 1), persistent=False)
+
+    def feature_maps(self, x: Tensor) -> Tensor:
+        """Give the last maps of images: (B, 3 or 1, H, W) in [0, 1] -> (B, channels, h, w)."""
+        x = self.prepare(x)
+        least = 2**self.poolings
+        if min(x.shape[-2:]) < least:
+            times = {3: "three", 5: "five"}.get(self.poolings, str(self.poolings))
+            raise ModelError(
+                f"{type(self).__name__} halves its input {times} times and needs at least {least} "
+                f"x {least} px, got {x.shape[-1]} x {x.shape[-2]}"
+            )
+        maps: Tensor = self.features((x - self.mean) / self.std)  # a single channel is spread
+        return maps
+
+
+class VGG(VGGFeatures):
+    """The convolutions of a VGG, global max pooling, one dense layer ([2]).
+
+    Pooling after the last block changes nothing before a global maximum, for even sizes, and is
+    kept as published.
+    """
+
+    def __init__(self, *, width: float = 1.0) -> None:
+        super().__init__(width=width)
+        self.output = make_output(self.channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """Give the logits of images.
@@ -77,20 +107,15 @@ class VGG(PatchClassifier):
         -------
         logits : (B,)
         """
-        if min(x.shape[-2:]) < 32:
-            raise ModelError(
-                f"{type(self).__name__} halves its input five times and needs at least 32 x 32 "
-                f"px, got {x.shape[-1]} x {x.shape[-2]}"
-            )
-        maps = self.features((x - self.mean) / self.std)
+        maps = self.feature_maps(x)
         with torch.autocast(x.device.type, enabled=False):
             # In half precision the last sum would leave a few hundred distinct scores.
             logits: Tensor = self.output(maps.amax(dim=(2, 3)).to(self.output.weight.dtype))
         return logits.squeeze(-1)
 
 
-class VGG11(VGG):
-    """Eight convolutions: 9,220,993 parameters."""
+class VGG11Pooled(VGG):
+    """Eight convolutions and the lecture's top: 9,220,993 parameters."""
 
     configuration = "A"
 
@@ -102,15 +127,77 @@ class VGG16(VGG):
 
 
 class VGG19(VGG):
-    """Sixteen convolutions: 20,024,897 parameters."""
+    """Sixteen convolutions and the lecture's top: 20,024,897 parameters."""
 
     configuration = "E"
 
 
+class VGG11(VGGFeatures):
+    """Eight convolutions, dropout and three linear layers: 128,770,433 parameters ([1], [3]).
+
+    Made for images of 224 x 224 px. Of other sizes the last maps are averaged to 7 x 7, as
+    torchvision does; the papers resize the images instead.
+    """
+
+    configuration = "A"
+
+    def __init__(self, *, width: float = 1.0) -> None:
+        super().__init__(width=width)
+        hidden = max(1, round(HIDDEN * width))
+        # Order, and so names, as in torchvision.
+        self.classifier = nn.Sequential(
+            nn.Linear(self.channels * TOP_SIDE**2, hidden),
+            nn.ReLU(),
+            nn.Dropout(DROPOUT),
+            nn.Linear(hidden, hidden),
+            nn.ReLU(),
+            nn.Dropout(DROPOUT),
+            make_output(hidden),
+        )
+        for layer in list(self.classifier)[:-1]:
+            if isinstance(layer, nn.Linear):
+                # [1], 3.1 has a deviation of 0.01; for 4096 inputs He's is twice that. It is
+                # taken here because it holds for any width.
+                nn.init.normal_(layer.weight, std=math.sqrt(2 / layer.in_features))
+                nn.init.zeros_(layer.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Give the logits of images: (B, 3, H, W) float in [0, 1] -> (B,)."""
+        maps = self.feature_maps(x)
+        if maps.shape[-2:] != (TOP_SIDE, TOP_SIDE):
+            maps = F.adaptive_avg_pool2d(maps, TOP_SIDE)
+        hidden = self.classifier[:-1](maps.flatten(1))
+        output = self.classifier[-1]
+        with torch.autocast(x.device.type, enabled=False):
+            logits: Tensor = output(hidden.to(output.weight.dtype))
+        return logits.squeeze(-1)
+
+
+def make_output(channels: int) -> nn.Linear:
+    """Build the last layer, so that a network starts undecided.
+
+    The maximum over positions of many channels is large: small weights keep the first logits near
+    0, as in [1], 3.1 (normal, variance 1e-2 squared).
+    """
+    output = nn.Linear(channels, 1)
+    nn.init.normal_(output.weight, std=0.01)
+    nn.init.zeros_(output.bias)
+    return output
+
+
 def make_features(
-    layers: tuple[int | str, ...], *, width: float = 1.0
+    layers: tuple[int | str, ...], *, width: float = 1.0, poolings: int = POOLINGS
 ) -> tuple[nn.Sequential, int]:
     """Build the convolutional part of a VGG.
+
+    Parameters
+    ----------
+    layers : tuple
+        Channels of each convolution, and ``"M"`` for pooling.
+    width : float
+        Factor on the channels.
+    poolings : int
+        The first so many poolings are kept; a place holder stands for each other one.
 
     Returns
     -------
@@ -121,9 +208,11 @@ def make_features(
     """
     modules: list[nn.Module] = []
     channels = 3
+    pooled = 0
     for layer in layers:
         if isinstance(layer, str):
-            modules.append(nn.MaxPool2d(2, 2))
+            modules.append(nn.MaxPool2d(2, 2) if pooled < poolings else nn.Identity())
+            pooled += 1
             continue
         out = max(1, round(layer * width))
         conv = nn.Conv2d(channels, out, 3, padding=1)
@@ -137,15 +226,15 @@ def make_features(
 
 
 def load_imagenet_weights(model: nn.Module, path: Path) -> None:
-    """Load the convolutions of a state dict in torchvision's layout into a model.
+    """Load a state dict in torchvision's layout into a model.
 
     Parameters
     ----------
     model : nn.Module
-        With ``features`` as `make_features` builds them.
+        With ``features`` as `make_features` builds them, and perhaps a ``classifier``.
     path : Path
-        ``.safetensors``, or ``.pth`` as torchvision publishes it. Its fully connected layers
-        (``classifier.*``) are not used.
+        ``.safetensors``, or ``.pth`` as torchvision publishes it. The convolutions are taken, and
+        the hidden linear layers where the model has them; the last layer, of 1000 classes, is not.
 
     Raises
     ------
@@ -153,7 +242,7 @@ def load_imagenet_weights(model: nn.Module, path: Path) -> None:
         Naming the file, and the layer that is missing or of another shape.
     """
     found = _read_tensors(path)
-    wanted = {k: v for k, v in model.state_dict().items() if k.startswith("features.")}
+    wanted = {k: v for k, v in model.state_dict().items() if _is_pretrained(k, model)}
     for name, parameter in wanted.items():
         if name not in found:
             raise ModelError(
@@ -166,6 +255,13 @@ def load_imagenet_weights(model: nn.Module, path: Path) -> None:
                 f"{tuple(parameter.shape)}; give weights of the same VGG, or set width to 1"
             )
     model.load_state_dict({name: found[name] for name in wanted}, strict=False)
+
+
+def _is_pretrained(name: str, model: nn.Module) -> bool:
+    part, _, rest = name.partition(".")
+    if part == "classifier" and isinstance(model.classifier, nn.Sequential):
+        return int(rest.partition(".")[0]) < len(model.classifier) - 1
+    return part == "features"
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:

@@ -1,6 +1,7 @@
 """VGG16 as the lecture has it (specs/models.md 1.9)."""
 
 import inspect
+import json
 
 import pytest
 import safetensors.torch
@@ -9,7 +10,13 @@ from torch import nn
 
 from wsi_pipeline.errors import ModelError
 from wsi_pipeline.models import MODELS, PatchClassifier, build_model, vgg
-from wsi_pipeline.models.vgg import IMAGENET_MEAN, IMAGENET_STD, VGG16, load_imagenet_weights
+from wsi_pipeline.models.vgg import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    VGG11,
+    VGG16,
+    load_imagenet_weights,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -29,13 +36,62 @@ def test_it_has_thirteen_convolutions_and_the_published_number_of_parameters():
 @pytest.mark.parametrize(
     ("name", "convolutions", "parameters"),
     # configurations A and E of the published table; the counts without its classifier, plus 513
-    [("vgg11", 8, 9_220_993), ("vgg19", 16, 20_024_897)],
+    [("vgg11_pooled", 8, 9_220_993), ("vgg19", 16, 20_024_897)],
 )
 def test_the_shallower_and_the_deeper_one_have_the_published_sizes(name, convolutions, parameters):
     with torch.device("meta"):
         model = build_model(name)
     assert sum(isinstance(m, nn.Conv2d) for m in model.modules()) == convolutions
     assert sum(p.numel() for p in model.parameters()) == parameters
+
+
+def test_vgg11_with_its_linear_layers_has_the_published_number_of_parameters():
+    with torch.device("meta"):
+        model = VGG11()
+    assert sum(p.numel() for p in model.parameters()) == 128_770_433
+    kinds = [type(m).__name__ for m in model.classifier]
+    assert kinds == ["Linear", "ReLU", "Dropout", "Linear", "ReLU", "Dropout", "Linear"]
+    names = [name for name in model.state_dict() if name.startswith("classifier")]
+    assert names == [f"classifier.{n}.{kind}" for n in (0, 3, 6) for kind in ("weight", "bias")]
+
+
+def test_vgg11_takes_224_px_as_they_are_and_averages_other_sizes():
+    model = VGG11(width=1 / 32).eval()
+    seen = []
+    model.classifier[0].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    x = torch.rand(1, 3, 224, 224)
+    model(x)
+    assert torch.equal(seen[0], model.feature_maps(x).flatten(1))
+    assert model(torch.rand(2, 3, 100, 130)).shape == (2,)
+
+
+def test_dropout_is_for_training_only():
+    model, x = VGG11(width=1 / 16), torch.rand(2, 3, 32, 32)
+    assert not torch.equal(model(x), model(x))
+    assert torch.equal(model.eval()(x), model(x))
+
+
+def test_vgg11_takes_hidden_layers_from_a_file_but_not_the_last(tmp_path):
+    source, target = VGG11(width=1 / 32), VGG11(width=1 / 32)
+    tensors = dict(source.state_dict())
+    tensors["classifier.6.weight"] = torch.zeros(1000, 128)  # as torchvision's files have
+    tensors["classifier.6.bias"] = torch.zeros(1000)
+    path = tmp_path / "vgg11.safetensors"
+    safetensors.torch.save_file(tensors, path)
+    output = target.classifier[6].weight.clone()
+    load_imagenet_weights(target, path)
+    assert torch.equal(target.classifier[3].weight, source.classifier[3].weight)
+    assert torch.equal(target.classifier[6].weight, output)
+
+    tensors["classifier.3.weight"] = torch.zeros(4, 4)
+    safetensors.torch.save_file(tensors, path)
+    with pytest.raises(ModelError, match=r"layer 'classifier\.3\.weight' is \(4, 4\)"):
+        load_imagenet_weights(target, path)
+
+
+def test_a_grey_image_is_one_of_three_equal_channels():
+    model, x = VGG16(width=1 / 16), torch.rand(2, 1, 40, 33)
+    assert torch.equal(model(x), model(x.expand(2, 3, 40, 33)))
 
 
 def test_no_activation_hides_from_hooks():
@@ -146,7 +202,9 @@ def test_rmsprop_is_the_lectures():
 
 
 SMALL = {
+    "cam": {"width": 1 / 16},
     "vgg11": {"width": 1 / 16},
+    "vgg11_pooled": {"width": 1 / 16},
     "vgg16": {"width": 1 / 16},
     "vgg19": {"width": 1 / 16},
     "patchnet": {"m": 5, "filters": 4, "depth": 2},
@@ -159,7 +217,9 @@ class TestEveryModel:
 
     @pytest.fixture(params=sorted(MODELS))
     def model(self, request) -> PatchClassifier:
-        return build_model(request.param, **SMALL[request.param])
+        with torch.random.fork_rng():
+            torch.manual_seed(1)
+            return build_model(request.param, **SMALL[request.param]).eval()
 
     def test_it_gives_one_logit_per_image(self, model):
         assert model(torch.rand(3, 3, 32, 40)).shape == (3,)
@@ -174,7 +234,7 @@ class TestEveryModel:
 
     def test_its_options_build_it_again(self, model):
         name = next(key for key, kind in MODELS.items() if type(model) is kind)
-        again = build_model(name, **model.options)
+        again = build_model(name, **model.options).eval()
         again.load_state_dict(model.state_dict())
         x = torch.rand(1, 3, 32, 32)
         assert torch.equal(model(x), again(x))
@@ -189,6 +249,23 @@ class TestEveryModel:
             model.loss(x, y).backward()
             optimizer.step()
         assert model.loss(x, y) < first
+
+    def test_what_is_done_before_the_network_is_part_of_its_options(self, model):
+        name = next(key for key, kind in MODELS.items() if type(model) is kind)
+        before = {"crop": [32, 36], "gamma": 2.2, "colour_constancy": True}
+        changed = build_model(name, preprocess=before, **model.options).eval()
+        changed.load_state_dict(model.state_dict())
+        again = build_model(name, **json.loads(json.dumps(changed.options))).eval()
+        again.load_state_dict(model.state_dict())
+        x = torch.rand(2, 3, 40, 50)
+        assert torch.equal(changed(x), again(x))
+        torch.testing.assert_close(changed(x), model(changed.preprocess(x)))
+        assert not torch.equal(changed(x), model(x))
+
+
+def test_an_unknown_preprocessing_is_named():
+    with pytest.raises(ModelError, match="gama"):
+        build_model("vgg16", width=1 / 16, preprocess={"gama": 2.2})
 
 
 def test_an_unknown_model_is_named():
