@@ -77,6 +77,10 @@ class RunFolder:
         """Score file of a slide."""
         return self.path / "scores" / model / f"{slide_id}.h5"
 
+    def journal(self, model: str, slide_id: str) -> Path:
+        """Batches done of a slide whose prediction is under way."""
+        return self.path / ".state" / "journals" / model / f"{slide_id}.scores"
+
     def heatmap(self, model: str, slide_id: str) -> Path:
         """Heatmap values of a slide."""
         return self.path / "heatmaps" / model / f"{slide_id}.ome.tif"

@@ -59,6 +59,7 @@ def make_scores(
     checkpoint_digest: str,
     *,
     precision: str,
+    precision_check: dict[str, Any] | None,
     fingerprint: str,
 ) -> Scores:
     """Put a slide's scores together with where they are and what made them.
@@ -75,6 +76,8 @@ def make_scores(
         SHA-256 of the checkpoint file.
     precision : str
         fp32, bf16 or fp16.
+    precision_check : dict, optional
+        How far a faster precision was from fp32 on the slide's first patches; None: it is fp32.
     fingerprint : str
         Of the settings and inputs of this prediction.
     """
@@ -83,6 +86,7 @@ def make_scores(
         "model": meta.model,
         "checkpoint": checkpoint_digest,
         "precision": precision,
+        "precision_check": precision_check,
         "settings": {"tiling": store.tiling, "model_options": meta.options},
         "fingerprint": fingerprint,
         # So that the evaluation can refuse to test a model on its own training patients.

@@ -191,6 +191,7 @@ def predict(
                         "checkpoint": checkpoint,
                         "config": config.predict,
                         "device": options.device,
+                        "threads": _threads(options),
                     },
                 )
             )
@@ -213,7 +214,9 @@ def model_name(checkpoint: Path) -> str:
 
 
 def _predict_fingerprint(run: RunFolder, entry: SlideEntry, digest: str, config: Config) -> str:
-    return digest_settings(_store_fingerprint(run, entry), digest, config.predict.precision)
+    # Batches and threads change no score; what is left does, or stands in the score file.
+    how = (config.predict.precision, config.predict.compiler, config.predict.tolerance)
+    return digest_settings(_store_fingerprint(run, entry), digest, *how)
 
 
 def heatmap(

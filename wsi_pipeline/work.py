@@ -164,20 +164,36 @@ def _predict(task: Task, on_progress: OnProgress) -> Done:
     precision = resolve_precision(config.precision, device)
     model, meta, digest = _load_model(task.arguments["checkpoint"])
     store = open_store(task.run, entry)
+    journal = task.run.journal(task.unit.model, entry.slide_id)
     scores, summary = predict_store(
         model,
         meta,
         store,
         device=device,
         precision=precision,
+        compiler=config.compiler,
         batch_size=config.batch_size,
+        readers=config.readers or max(2, task.arguments["threads"]),
+        tolerance=config.tolerance,
+        journal=journal,
+        key=f"{task.fingerprint} {device.type} {precision}",
         on_progress=lambda done, total, _: on_progress(done, total),
     )
     path = task.run.scores(task.unit.model, entry.slide_id)
+    check = summary.precision_check
     write_scores(
         path,
-        make_scores(store, scores, meta, digest, precision=precision, fingerprint=task.fingerprint),
+        make_scores(
+            store,
+            scores,
+            meta,
+            digest,
+            precision=precision,
+            precision_check=check.as_plain() if check else None,
+            fingerprint=task.fingerprint,
+        ),
     )
+    journal.unlink(missing_ok=True)
     return [path], str(summary)
 
 

@@ -36,7 +36,9 @@ def trained_on(tmp_path):
         coords=np.array([[0, 0], [32, 0]]),
     )
     values = np.array([0.1, np.nan], np.float32)
-    scores = make_scores(store, values, META, "digest", precision="fp32", fingerprint="f")
+    scores = make_scores(
+        store, values, META, "digest", precision="fp32", precision_check=None, fingerprint="f"
+    )
     write_scores(tmp_path / "t_1.h5", scores)
     return read_scores(tmp_path / "t_1.h5").attributes["trained_on"]
 

@@ -72,7 +72,7 @@ def test_unreadable_patches_are_nan_and_never_read(fake_store):
     scores, summary = predict(store)
 
     assert np.isnan(scores).tolist() == [False, True, False, True]
-    assert store.reads == [[0, 2]]
+    assert {row for batch in store.reads for row in batch} == {0, 2}
     assert summary.n_unreadable == 2
 
 
@@ -190,14 +190,14 @@ def test_automatic_batches_follow_the_patch_size():
 
 def test_a_model_with_large_layers_is_computed_in_smaller_batches(fake_store, monkeypatch):
     """PatchNet's overlapping patches multiply an image: the layers count, not the input."""
-    monkeypatch.setattr("wsi_pipeline.inference.CPU_LAYER_BYTES", 3 * 4 * (3 * 15**2 + 8))
+    monkeypatch.setattr("wsi_pipeline.inference.forward.CPU_LAYER_BYTES", 3 * 4 * (3 * 15**2 + 8))
     model = nn.Sequential(nn.Conv2d(3, 8, 15), nn.Conv2d(8, 1, 1), nn.Flatten(0))
     sizes = []
     model.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
 
     scores, summary = predict(fake_store("a", [0, 1] * 4), model)
 
-    assert sizes == [1, 3, 3, 1]
+    assert sizes == [1, 3, 3, 2]  # one to measure, then all
     assert summary.batch_size == 3
     assert np.isfinite(scores).all()
     assert not any(m._forward_hooks for m in model.modules())
@@ -208,3 +208,107 @@ def test_a_tiny_difference_of_resolution_is_rounding(fake_store):
     store.geometry = replace(store.geometry, target_mpp=0.50001)
 
     assert len(predict(store)[0]) == 2
+
+
+# ---------------------------------------------------------------- resume
+
+
+class Killed(BaseException):
+    """Stands for the end of the process."""
+
+
+@pytest.mark.parametrize("batches_done", [0, 1, 3, 6])
+@pytest.mark.parametrize("torn", [0, 5], ids=["whole", "torn"])
+def test_a_killed_prediction_goes_on_inside_the_slide_with_the_same_bits(
+    fake_store, tmp_path, batches_done, torn
+):
+    store, journal = fake_store("a", [0, 1] * 10, unreadable=[3], broken=[7]), tmp_path / "j"
+    model = nn.Sequential(nn.Conv2d(3, 8, 15), nn.Flatten(), nn.Linear(8, 1), nn.Flatten(0))
+    whole, _ = predict(store, model, batch_size=3)
+
+    def killed(done, total, _):
+        if done >= 3 * batches_done + 1:
+            raise Killed
+
+    with pytest.raises(Killed):
+        predict(store, model, batch_size=3, journal=journal, key="k", on_progress=killed)
+    if torn:
+        journal.write_bytes(journal.read_bytes()[:-torn])
+    store.reads.clear()
+    scores, summary = predict(store, model, batch_size=3, journal=journal, key="k")
+
+    assert scores.tobytes() == whole.tobytes()
+    n_done = 3 * batches_done if torn else min(3 * batches_done + 3, 19)
+    readable = np.flatnonzero(~store.unreadable)
+    first_look = {0}  # one patch shows that the slide can be read
+    assert summary.n_resumed == n_done
+    assert {row for batch in store.reads for row in batch} == {*readable[n_done:], *first_look}
+
+
+def test_a_journal_of_other_settings_is_not_used(fake_store, tmp_path):
+    store, journal = fake_store("a", [0, 1] * 4), tmp_path / "j"
+    predict(store, MeanModel(), batch_size=3, journal=journal, key="one")
+
+    _, other = predict(store, MeanModel(), batch_size=3, journal=journal, key="two")
+    _, sizes = predict(store, MeanModel(), batch_size=2, journal=journal, key="two")
+    _, again = predict(store, MeanModel(), batch_size=2, journal=journal, key="two")
+
+    assert (other.n_resumed, sizes.n_resumed, again.n_resumed) == (0, 0, 8)
+
+
+# ---------------------------------------------------------------- precision
+
+
+def test_a_faster_precision_is_held_to_fp32_on_the_first_patches(fake_store):
+    store = fake_store("a", [0, 1] * 10)
+    model = nn.Sequential(nn.Conv2d(3, 1, 15), nn.Flatten(0))
+    full, exact = predict(store, model)
+    half, summary = predict(store, model, precision="bf16")
+
+    assert exact.precision_check is None
+    check = summary.precision_check
+    assert check.n_patches == 8
+    assert check.largest_difference == pytest.approx(np.abs(half - full)[:8].max(), abs=1e-6)
+    assert check.n_flipped == ((half[:8] >= 0.5) != (full[:8] >= 0.5)).sum()
+
+
+def test_a_difference_above_the_tolerance_is_said(fake_store, caplog):
+    store = fake_store("a", [0, 1] * 4)
+    model = nn.Sequential(nn.Conv2d(3, 1, 15), nn.Flatten(0))
+    model[0].weight.data.mul_(50)
+
+    with caplog.at_level(logging.WARNING):
+        _, summary = predict(store, model, precision="bf16", tolerance=1e-6)
+
+    assert not summary.precision_check.within
+    assert "a: largest difference from fp32 on 8 patches" in caplog.text
+    assert "predict.precision=fp32" in caplog.text
+
+
+# ---------------------------------------------------------------- where the time goes
+
+
+def test_a_starved_device_is_told_with_a_cure(fake_store):
+    _, summary = predict(fake_store("a", [0, 1]))
+
+    assert "read 0.0 s, transfer 0.0 s, model 0.0 s in batches of" in str(summary)
+    assert not summary.starved
+    starved = replace(summary, seconds_read_wait=30.0, seconds_model=20.0)
+    assert starved.starved
+    assert "the device waits for pixels: raise predict.readers" in str(starved)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*script_method. is deprecated:DeprecationWarning")  # torch's
+def test_a_compiled_model_gives_the_same_scores_and_compiles_once(fake_store):
+    store = fake_store("a", [0, 1] * 4)
+    model = nn.Sequential(nn.Conv2d(3, 4, 15), nn.ReLU(), nn.Flatten(), nn.Linear(4, 1))
+    model.append(nn.Flatten(0))
+    sizes = []
+    model.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+    plain, _ = predict(store, model, batch_size=3)
+
+    compiled, summary = predict(store, model, batch_size=3, compiler="inductor")
+
+    np.testing.assert_allclose(compiled, plain, atol=1e-6)
+    assert summary.precision_check.largest_difference < 1e-6

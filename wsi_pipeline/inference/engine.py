@@ -1,0 +1,275 @@
+"""One slide's patches -> scores.
+
+Reading, moving and computing overlap: background threads read ahead, and on a GPU the next batch
+is copied and queued while the one before computes. A patch that cannot be read gets NaN, never a
+number. Scores do not depend on batches, threads or restarts beyond floating-point error; a run
+that is killed and started again gives the same bits as one that was not.
+"""
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from wsi_pipeline.checkpoint import CheckpointMeta
+from wsi_pipeline.data import Batch, Patches, prefetch, read_batch, same_patches
+from wsi_pipeline.devices import Precision
+from wsi_pipeline.errors import ConfigError, InferenceError
+from wsi_pipeline.inference.forward import Forward, Pending, automatic_batch_size, check_compiler
+from wsi_pipeline.inference.journal import Journal
+from wsi_pipeline.inference.precision import N_COMPARED, PrecisionCheck, compare_with_fp32
+from wsi_pipeline.settings import Compiler
+
+log = logging.getLogger(__name__)
+
+Progress = Callable[[int, int, dict[str, Any]], None]
+
+STARVED = 0.2  # share of the time spent waiting for pixels from which a cure is named
+IN_FLIGHT = 2  # batches queued on the device; a third would only hold memory
+
+
+@dataclass(frozen=True)
+class PredictSummary:
+    """What prediction on one slide did, and where its time went."""
+
+    n_patches: int
+    n_unreadable: int  # of these: NaN
+    n_resumed: int  # of these: scored before the process was killed
+    batch_size: int  # at the end, after any halving
+    seconds_read_wait: float  # the device waited for pixels
+    seconds_transfer: float  # pixels moved to the device and made floats
+    seconds_model: float  # the model computed
+    precision_check: PrecisionCheck | None  # None: in fp32
+
+    @property
+    def starved(self) -> bool:
+        """Whether the device waited for pixels for a good part of the time."""
+        total = self.seconds_read_wait + self.seconds_transfer + self.seconds_model
+        return self.seconds_read_wait > max(STARVED * total, 1.0)
+
+    def __str__(self) -> str:
+        parts = [f"{self.n_patches} patches"]
+        if self.n_unreadable:
+            parts.append(f"{self.n_unreadable} unreadable")
+        if self.n_resumed:
+            parts.append(f"{self.n_resumed} of them done before")
+        said = (
+            f"{', '.join(parts)}; read {self.seconds_read_wait:.1f} s, transfer "
+            f"{self.seconds_transfer:.1f} s, model {self.seconds_model:.1f} s in batches of "
+            f"{self.batch_size}"
+        )
+        if self.precision_check:
+            said += f"; {self.precision_check}"
+        if self.starved:
+            said += (
+                "; the device waits for pixels: raise predict.readers, use a faster disk, or tile "
+                "with tile.store=pixels where they come from the slide"
+            )
+        return said
+
+
+def predict_store(
+    model: nn.Module,
+    meta: CheckpointMeta,
+    store: Patches,
+    *,
+    device: torch.device,
+    precision: Precision = "fp32",
+    compiler: Compiler = "none",
+    batch_size: int | None = None,
+    readers: int = 2,
+    threshold: float = 0.5,
+    tolerance: float = 0.02,
+    journal: Path | None = None,
+    key: str = "",
+    on_progress: Progress | None = None,
+) -> tuple[NDArray[np.float32], PredictSummary]:
+    """Score every patch of a slide.
+
+    Parameters
+    ----------
+    model : PatchClassifier, or any network from (B, 3, H, W) to (B,) logits
+        Moved to `device`, put into evaluation mode and channels-last layout.
+    meta : CheckpointMeta
+        Says what patches the model was trained on.
+    store : patch store of one slide
+        With pixels, or with coordinates alone: then they are read from the slide.
+    device, precision
+        As resolved by `devices`.
+    compiler : {"none", "inductor"}
+        ``inductor``: `torch.compile`.
+    batch_size : patches, optional
+        None: by the device, the patch size and the model's layers. Halved where memory does not
+        suffice; the scores do not depend on it beyond floating-point error.
+    readers : int
+        Threads that read ahead.
+    threshold, tolerance : float
+        For the comparison of a faster precision with fp32: decisions are taken at `threshold`, and
+        a difference of scores above `tolerance` is warned of.
+    journal : Path, optional
+        File that keeps the batches done, so that a killed prediction goes on inside the slide.
+        The caller removes it when the scores are safe.
+    key : str
+        Of all settings and inputs; a journal with another key is not used.
+    on_progress : function, optional
+        Called with patches done, patches to do, and a dict of the slide's id.
+
+    Returns
+    -------
+    scores : (N,) float32 in [0, 1]
+        In the order of the store; NaN where a patch is unreadable.
+    summary : PredictSummary
+
+    Raises
+    ------
+    ConfigError
+        If the batch size is not positive, or the compiler cannot work here.
+    InferenceError
+        If the patches are not such as the model was trained on, if none can be read, if not even
+        one patch fits into memory, or if the model returns no finite score.
+    """
+    if batch_size is not None and batch_size < 1:
+        raise ConfigError(f"predict: batch_size must be at least 1, got {batch_size}")
+    check_compiler(compiler)
+    check_patches(meta, store)
+    slide_id = store.info.slide_id
+    rows = np.flatnonzero(~store.unreadable).astype(np.int64)
+    forward = Forward(
+        model,
+        device=device,
+        precision=precision,
+        compiler=compiler,
+        limit=batch_size or automatic_batch_size(store.geometry.patch_px, device),
+    )
+    exact = precision == "fp32" and compiler == "none"
+    first = read_batch(store, rows[: 1 if exact else N_COMPARED])
+    if batch_size is None and len(first.pixels):
+        forward.fit(first.pixels, slide_id)
+    check = None
+    if not exact and len(first.pixels):
+        check = compare_with_fp32(
+            forward, first.pixels, slide_id=slide_id, threshold=threshold, tolerance=tolerance
+        )
+        if not check.within:
+            log.warning(
+                "%s: %s, above the tolerance of %g; use --set predict.precision=fp32",
+                slide_id, check, tolerance,
+            )  # fmt: skip
+    forward.seconds_transfer = forward.seconds_model = 0.0
+    found, resumed, waited = _score_rows(
+        forward,
+        store,
+        rows,
+        readers=readers,
+        journal=Journal(journal, key=f"{key} {forward.limit}"),
+        on_progress=on_progress,
+    )
+    scores = np.full(len(store), np.nan, np.float32)
+    scores[rows] = found
+    unread = np.isnan(scores)
+    if len(rows) and unread.all():
+        raise InferenceError(
+            f"{slide_id}: not one of its {len(rows)} patches could be read; "
+            "check the slide file, then tile and predict again"
+        )
+    summary = PredictSummary(
+        n_patches=len(scores),
+        n_unreadable=int(unread.sum()),
+        n_resumed=resumed,
+        batch_size=forward.limit,
+        seconds_read_wait=waited,
+        seconds_transfer=forward.seconds_transfer,
+        seconds_model=forward.seconds_model,
+        precision_check=check,
+    )
+    log.info("%s: %s", slide_id, summary)
+    return scores, summary
+
+
+def _score_rows(
+    forward: Forward,
+    store: Patches,
+    rows: NDArray[np.int64],
+    *,
+    readers: int,
+    journal: Journal,
+    on_progress: Progress | None,
+) -> tuple[NDArray[np.float32], int, float]:
+    """Score rows of a store in batches; give scores, how many were done before, seconds waited."""
+    slide_id = store.info.slide_id
+    size = forward.limit
+    pinned = forward.device.type == "cuda"
+    with journal:
+        parts = list(journal.batches)
+        resumed = sum(len(part) for part in parts)
+        todo = [rows[start : start + size] for start in range(resumed, len(rows), size)]
+        clock = _Waiting(prefetch(partial(read_batch, store, pinned=pinned), todo, threads=readers))
+        flight: deque[tuple[Batch, Pending | None]] = deque()
+        done = resumed
+
+        def land() -> None:
+            nonlocal done
+            loaded, pending = flight.popleft()
+            part = np.full(len(loaded.readable), np.nan, np.float32)
+            if pending is not None:
+                part[loaded.readable] = forward.collect(pending, slide_id)
+            journal.append(part)
+            parts.append(part)
+            done += len(part)
+            if on_progress:
+                on_progress(done, len(rows), {"slide_id": slide_id})
+
+        for loaded in clock:
+            pending = forward.launch(loaded.pixels) if loaded.readable.any() else None
+            flight.append((loaded, pending))
+            # On the CPU a launched batch is a finished one: nothing is gained by waiting.
+            while len(flight) >= (IN_FLIGHT if pinned else 1):
+                land()
+        while flight:
+            land()
+    return np.concatenate(parts or [np.empty(0, np.float32)]), resumed, clock.seconds
+
+
+class _Waiting:
+    """An iterator that measures how long it was waited for."""
+
+    def __init__(self, batches: Iterator[Batch]) -> None:
+        self._batches = batches
+        self.seconds = 0.0
+
+    def __iter__(self) -> Iterator[Batch]:
+        while True:
+            asked = time.perf_counter()
+            batch = next(self._batches, None)
+            self.seconds += time.perf_counter() - asked
+            if batch is None:
+                return
+            yield batch
+
+
+def check_patches(meta: CheckpointMeta, store: Patches) -> None:
+    """Refuse patches of another size or resolution than the model was trained on.
+
+    Raises
+    ------
+    InferenceError
+        Saying both sides' values and what to do.
+    """
+    geometry = store.geometry
+    if same_patches(geometry.patch_px, geometry.target_mpp, meta.patch_px, meta.target_mpp):
+        return
+    raise InferenceError(
+        f"{store.info.slide_id}: its patches are {geometry.patch_px} px at {geometry.target_mpp:g} "
+        f"µm/px, but the checkpoint of {meta.model} was trained on {meta.patch_px} px at "
+        f"{meta.target_mpp:g} µm/px; tile with patch_px={meta.patch_px} and "
+        f"target_mpp={meta.target_mpp:g}, or give a checkpoint trained on such patches"
+    )
