@@ -1,0 +1,276 @@
+"""A model on its device: how many patches it takes at once, and passing them through it.
+
+A pass is launched and collected apart, so that on a GPU the next batch is copied and queued while
+the one before still computes: the device never waits for the host to fetch scores.
+"""
+
+import contextlib
+import logging
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from wsi_pipeline.data import to_unit_range
+from wsi_pipeline.devices import Precision, compute_in, place_model
+from wsi_pipeline.errors import ConfigError, InferenceError
+from wsi_pipeline.settings import Compiler
+
+log = logging.getLogger(__name__)
+
+# Automatic batches: enough pixels to keep the device busy.
+CPU_BATCH_PIXELS = 2**20  # four patches of 512 px
+GPU_BATCH_PIXELS = 2**24  # 64 patches of 512 px
+MAX_BATCH = 1024
+# As many patches as keep the largest layer's input and output within this. Constants of the
+# device, not what happens to be free, so that a run repeated gives the same bits.
+CPU_LAYER_BYTES = 2**29  # VGG16: four patches of 512 px
+GPU_LAYER_SHARE = 1 / 8  # of the device's memory
+
+
+def automatic_batch_size(patch_px: int, device: torch.device) -> int:
+    """Choose how many patches to read and compute at once, before the model is known.
+
+    Examples
+    --------
+    >>> automatic_batch_size(512, torch.device("cpu"))
+    4
+    """
+    pixels = GPU_BATCH_PIXELS if device.type == "cuda" else CPU_BATCH_PIXELS
+    return min(max(1, pixels // patch_px**2), MAX_BATCH)
+
+
+@dataclass
+class Pending:
+    """A batch on its way through the model."""
+
+    pixels: Tensor  # (B, P, P, 3) uint8 on the host, kept in case memory does not suffice
+    scores: Tensor | None  # (B,) float32 on the device; None: to be computed in parts
+    events: tuple[Any, Any, Any] | None  # CUDA: before the copy, after it, after the model
+
+
+class Forward:
+    """A model on its device.
+
+    Parameters
+    ----------
+    model : nn.Module
+        From (B, 3, P, P) in [0, 1] to (B,) logits. Moved to the device, put into evaluation mode
+        and channels-last layout.
+    device, precision
+        As resolved by `devices`.
+    compiler : {"none", "inductor"}
+        ``inductor``: `torch.compile`; batches are padded to one size, so that it compiles once.
+    limit : int
+        Patches at once.
+
+    Attributes
+    ----------
+    limit : int
+        Patches at once; halved whenever memory does not suffice.
+    seconds_transfer, seconds_model : float
+        Moving pixels to the device and making floats of them; computing.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        device: torch.device,
+        precision: Precision,
+        compiler: Compiler = "none",
+        limit: int,
+    ) -> None:
+        self._plain = place_model(model, device).eval()
+        self._model: Any = torch.compile(self._plain) if compiler == "inductor" else self._plain
+        self._padded = compiler == "inductor"
+        self.device = device
+        self._precision = precision
+        self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self.limit = limit
+        self.seconds_transfer = 0.0
+        self.seconds_model = 0.0
+
+    def fit(self, pixels: Tensor, slide_id: str) -> None:
+        """Pass one patch through, and from its largest layer tell how many to compute at once.
+
+        Raises
+        ------
+        InferenceError
+            If not even one patch fits into memory.
+        """
+        try:
+            with _largest_layer(self._plain) as seen, self._inference(self._precision):
+                self._plain(to_unit_range(pixels[:1], self.device))
+        except RuntimeError as error:
+            if not _is_out_of_memory(error):
+                raise
+            raise self._too_large(slide_id) from error
+        self.limit = min(self.limit, max(1, int(_layer_budget(self.device) // max(1, seen[-1]))))
+
+    def launch(self, pixels: Tensor) -> Pending:
+        """Start on a batch, (B, P, P, 3) uint8; returns before a GPU has finished it."""
+        if len(pixels) > self.limit:
+            return Pending(pixels, None, None)
+        try:
+            if self._copies is not None:
+                return self._launch_cuda(pixels)
+            started = time.perf_counter()
+            x = to_unit_range(self._pad(pixels), self.device)
+            moved = time.perf_counter()
+            scores = self._scores(x)[: len(pixels)]
+            self.seconds_transfer += moved - started
+            self.seconds_model += time.perf_counter() - moved
+            return Pending(pixels, scores, None)
+        except RuntimeError as error:
+            if not _is_out_of_memory(error):
+                raise
+            return Pending(pixels, None, None)
+
+    def _launch_cuda(self, pixels: Tensor) -> Pending:
+        """Copy on a stream of its own, so that it overlaps the batch before."""
+        before, copied, after = (torch.cuda.Event(enable_timing=True) for _ in range(3))
+        main = torch.cuda.current_stream(self.device)
+        assert self._copies is not None
+        with torch.cuda.stream(self._copies):
+            before.record()
+            moved = self._pad(pixels).to(self.device, non_blocking=True)
+            copied.record()
+        main.wait_event(copied)
+        moved.record_stream(main)
+        scores = self._scores(to_unit_range(moved, self.device))[: len(pixels)]
+        after.record(main)
+        return Pending(pixels, scores, (before, copied, after))
+
+    def collect(self, pending: Pending, slide_id: str) -> NDArray[np.float32]:
+        """Fetch a batch's scores, (B,) float32 in [0, 1]; in smaller parts where memory was short.
+
+        Raises
+        ------
+        InferenceError
+            If not even one patch fits into memory, or a score is no finite number.
+        """
+        if pending.scores is None:
+            return self._in_parts(pending.pixels, slide_id)
+        scores: NDArray[np.float32] = pending.scores.cpu().numpy()
+        if pending.events is not None:
+            before, copied, after = pending.events
+            self.seconds_transfer += before.elapsed_time(copied) / 1e3
+            self.seconds_model += copied.elapsed_time(after) / 1e3
+        return self._checked(scores, slide_id)
+
+    def score(self, pixels: Tensor, slide_id: str) -> NDArray[np.float32]:
+        """Score a batch at once."""
+        return self.collect(self.launch(pixels), slide_id)
+
+    def score_exactly(self, pixels: Tensor, slide_id: str) -> NDArray[np.float32]:
+        """Score in fp32 without a compiler, one patch at a time: what the others are held to."""
+        with self._inference("fp32"):
+            parts = [
+                self._plain(to_unit_range(one[None], self.device)).float().sigmoid()
+                for one in pixels
+            ]
+        return self._checked(torch.cat(parts).cpu().numpy(), slide_id)
+
+    def _in_parts(self, pixels: Tensor, slide_id: str) -> NDArray[np.float32]:
+        if len(pixels) <= self.limit:  # it was this size that did not fit
+            if len(pixels) == 1:
+                raise self._too_large(slide_id)
+            self.limit = len(pixels) // 2
+            log.warning("%s: out of memory, going on with batches of %d", slide_id, self.limit)
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+        size = self.limit  # parts may halve it further
+        parts = [
+            self.score(pixels[start : start + size], slide_id)
+            for start in range(0, len(pixels), size)
+        ]
+        return np.concatenate(parts)
+
+    def _scores(self, x: Tensor) -> Tensor:
+        with self._inference(self._precision):
+            logits: Tensor = self._model(x)
+            return logits.float().sigmoid()
+
+    @contextlib.contextmanager
+    def _inference(self, precision: Precision) -> Iterator[None]:
+        with torch.inference_mode(), compute_in(precision, self.device):
+            yield
+
+    def _pad(self, pixels: Tensor) -> Tensor:
+        if not self._padded or len(pixels) == self.limit:
+            return pixels
+        padded = pixels.new_zeros((self.limit, *pixels.shape[1:]))
+        padded[: len(pixels)] = pixels
+        return padded
+
+    def _too_large(self, slide_id: str) -> InferenceError:
+        return InferenceError(
+            f"{slide_id}: not even one patch fits into the memory of {self.device}; "
+            "use --device cpu, a smaller patch_px, or free the device for this job"
+        )
+
+    def _checked(self, scores: NDArray[np.float32], slide_id: str) -> NDArray[np.float32]:
+        n_bad = int((~np.isfinite(scores)).sum())
+        if n_bad:
+            raise InferenceError(
+                f"{slide_id}: the model gave no finite score for {n_bad} of {len(scores)} patches "
+                f"in {self._precision}; use --set predict.precision=fp32, or train again"
+            )
+        return scores
+
+
+def check_compiler(compiler: Compiler) -> None:
+    """Say at once where `torch.compile` cannot work.
+
+    Raises
+    ------
+    ConfigError
+        Naming what is missing.
+    """
+    if compiler == "none" or torch.cuda.is_available():
+        return
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        get_cpp_compiler()
+    except InvalidCxxCompiler as error:
+        raise ConfigError(
+            "predict.compiler: inductor needs a C++ compiler (g++ or clang++) on the CPU and none "
+            "was found; install one, or use compiler: none"
+        ) from error
+
+
+def _layer_budget(device: torch.device) -> float:
+    if device.type == "cuda":
+        return float(torch.cuda.get_device_properties(device).total_memory) * GPU_LAYER_SHARE
+    return float(CPU_LAYER_BYTES)
+
+
+@contextlib.contextmanager
+def _largest_layer(model: nn.Module) -> Iterator[list[int]]:
+    """Note each layer's input and output bytes while the model runs; its maximum is the last."""
+    seen = [0]
+
+    def note(_: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        tensors = [t for t in (*inputs, output) if isinstance(t, Tensor)]
+        seen.append(max(seen[-1], sum(t.numel() * t.element_size() for t in tensors)))
+
+    leaves = [m for m in model.modules() if not any(m.children())]
+    hooks = [m.register_forward_hook(note) for m in leaves]
+    try:
+        yield seen
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    # The CPU's allocator has no exception of its own.
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
