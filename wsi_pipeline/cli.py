@@ -242,6 +242,14 @@ def predict(
         list[Path] | None,
         typer.Option("--checkpoint", help="Checkpoint file; repeatable. Default: the run's own."),
     ] = None,
+    slides: Annotated[
+        Path | None,
+        typer.Option(
+            "--slides",
+            metavar="INPUT",
+            help="Slide, folder or manifest to score straight from the files, storing no pixels.",
+        ),
+    ] = None,
     config: ConfigOption = None,
     set_: SetOption = None,
     workers: WorkersOption = 1,
@@ -251,13 +259,19 @@ def predict(
     overwrite: OverwriteOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Score patches: patch stores -> scores."""
+    """Score patches: patch stores, or slides -> scores."""
     from wsi_pipeline import stages
+    from wsi_pipeline.config import read_config
+    from wsi_pipeline.runfolder import RunFolder
 
     options = _options(workers, device, shard, dask, overwrite, quiet)
-    _stage_command(
-        "predict", run, config, set_, options, stages.predict, checkpoints=checkpoint or ()
-    )
+    settings = replace(read_config(config, set_ or (), section="predict"), out=run)
+    folder, files = RunFolder(run), checkpoint or []
+    results = []
+    if slides:
+        results.append(stages.cut_for(folder, settings, options, slides, checkpoints=files))
+    results.append(stages.predict(folder, settings, options, checkpoints=files))
+    _finish(results, run)
 
 
 _add_model_stage(

@@ -200,6 +200,20 @@ def map_tasks(
         yield from _map_on_client(client, work, tasks)
 
 
+def worker_number() -> int | None:
+    """Tell which worker of this machine's own cluster this process is; None: of none.
+
+    Workers of a batch system are not numbered: each job sees the GPUs it was given.
+    """
+    from distributed import get_worker
+
+    try:
+        name = get_worker().name
+    except ValueError:  # no worker
+        return None
+    return name if isinstance(name, int) else None
+
+
 def _map_on_client(
     client: Any, work: Callable[[Task], Result], tasks: Sequence[Task]
 ) -> Iterator[tuple[int, Result | StageError]]:

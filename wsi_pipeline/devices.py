@@ -19,10 +19,17 @@ Model = TypeVar("Model", bound=nn.Module)
 _AUTOCAST_DTYPE = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def resolve_device(name: str) -> torch.device:
+def resolve_device(name: str, *, worker: int | None = None) -> torch.device:
     """Turn ``auto``, ``cpu``, ``cuda`` or ``cuda:N`` into a device that is there.
 
     ``auto`` is the first CUDA device, or the CPU where there is none.
+
+    Parameters
+    ----------
+    name : str
+    worker : int, optional
+        Number of this process among those of this machine: with ``auto`` and ``cuda`` they take
+        the GPUs in turn.
 
     Raises
     ------
@@ -34,15 +41,17 @@ def resolve_device(name: str) -> torch.device:
     >>> resolve_device("cpu")
     device(type='cpu')
     """
+    n_devices = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name == "auto":
-        name = "cuda:0" if torch.cuda.is_available() else "cpu"
+        name = "cuda" if n_devices else "cpu"
+    if name == "cuda" and n_devices:
+        name = f"cuda:{(worker or 0) % n_devices}"
     if name == "cpu":
         return torch.device("cpu")
     match = re.fullmatch(r"cuda(?::(\d+))?", name)
     if match is None:
         raise ConfigError(f"unknown device {name!r}; give auto, cpu or cuda:0 (cuda:1, ...)")
     index = int(match[1] or 0)
-    n_devices = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if index >= n_devices:
         raise ConfigError(
             f"device {name} is not there: torch {torch.__version__} sees {n_devices} CUDA devices; "

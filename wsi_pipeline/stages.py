@@ -17,7 +17,7 @@ from wsi_pipeline.contracts import SlideEntry
 from wsi_pipeline.errors import ConfigError, StageError
 from wsi_pipeline.manifest import read_input, with_splits, write_manifest
 from wsi_pipeline.runfolder import RunFolder, Unit, forget_failures, iterate_failures
-from wsi_pipeline.runner import Options, Plan, StageResult, run_stage, some
+from wsi_pipeline.runner import Options, Plan, StageResult, read_run_json, run_stage, some
 from wsi_pipeline.settings import TrainConfig
 from wsi_pipeline.splits import assign_splits
 
@@ -196,6 +196,48 @@ def predict(
                 )
             )
     return run_stage("predict", run, plans, config, options)
+
+
+def cut_for(
+    run: RunFolder, config: Config, options: Options, slides: Path, *, checkpoints: Sequence[Path]
+) -> StageResult:
+    """Slides -> where their patches lie, as the checkpoints need them; no pixels are stored.
+
+    Raises
+    ------
+    ConfigError
+        If there is no checkpoint, they need different patches, or only a shard is asked for.
+    StageError
+        If the run holds patches with pixels, which this would replace.
+    """
+    from wsi_pipeline.checkpoint import read_meta
+
+    needs = {(m.patch_px, m.target_mpp) for m in map(read_meta, checkpoints)}
+    if len(needs) != 1:
+        raise ConfigError(
+            "--slides needs a --checkpoint: it says which patches to cut"
+            if not needs
+            else f"--slides: the checkpoints need different patches ({some(_sizes(needs))}); "
+            "predict with one at a time, each into a RUN of its own"
+        )
+    if options.shard:
+        raise ConfigError(
+            "--slides cannot be combined with --shard; in a job array run tile first "
+            "(--set tile.store=coords), then predict"
+        )
+    before = read_run_json(run).get("tile", {}).get("config", {}).get("tile", {})
+    if before.get("store") == "patches" and any(run.tiles.glob("*.zarr")):
+        raise StageError(
+            f"{run.path} holds patches that tile has cut; leave out --slides to score those, or "
+            "name another RUN"
+        )
+    [(patch_px, target_mpp)] = needs
+    cut = replace(config.tile, patch_px=patch_px, target_mpp=target_mpp, store="coords")
+    return tile(run, replace(config, input=slides, tile=cut), options)
+
+
+def _sizes(needs: Iterable[tuple[int, float]]) -> list[str]:
+    return [f"{px} px at {mpp:g} µm/px" for px, mpp in sorted(needs)]
 
 
 def model_name(checkpoint: Path) -> str:

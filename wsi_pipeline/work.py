@@ -154,13 +154,14 @@ def open_store(run: RunFolder, entry: SlideEntry) -> "PatchStore":
 
 
 def _predict(task: Task, on_progress: OnProgress) -> Done:
+    from wsi_pipeline.cluster import worker_number
     from wsi_pipeline.devices import resolve_device, resolve_precision
     from wsi_pipeline.inference import predict_store
     from wsi_pipeline.scores import make_scores, write_scores
 
     entry: SlideEntry = task.arguments["entry"]
     config: PredictConfig = task.arguments["config"]
-    device = resolve_device(task.arguments["device"])
+    device = resolve_device(task.arguments["device"], worker=worker_number())
     precision = resolve_precision(config.precision, device)
     model, meta, digest = _load_model(task.arguments["checkpoint"])
     store = open_store(task.run, entry)

@@ -24,6 +24,16 @@ def test_auto_is_the_first_gpu_where_there_is_one(monkeypatch):
     assert resolve_device("cuda") == torch.device("cuda", 0)
 
 
+def test_workers_of_a_machine_take_its_gpus_in_turn(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+
+    taken = [resolve_device("auto", worker=number).index for number in range(4)]
+
+    assert taken == [0, 1, 0, 1]
+    assert resolve_device("cuda:1", worker=0).index == 1
+
+
 @pytest.mark.parametrize("name", ["gpu", "cuda:", "cuda:x", "CPU", ""])
 def test_an_unknown_device_is_refused_with_the_known_ones(name):
     with pytest.raises(ConfigError, match="auto, cpu or cuda:0"):

@@ -303,6 +303,51 @@ def test_stores_that_keep_coordinates_give_the_same_scores(copy, capsys):
         assert np.array_equal(file["scores"][:], kept)
 
 
+TISSUE = ["--set", "tile.tissue.mpp=2.0", "--set", "tile.tissue.min_object_um2=100.0"]
+
+
+def test_slides_are_scored_straight_from_their_files_as_the_checkpoint_needs(finished, tmp_path):
+    checkpoint = finished / "run/models/patchnet/checkpoint.safetensors"
+    new = tmp_path / "new"
+    asked = ["predict", str(new), "--checkpoint", str(checkpoint), "--quiet", *TISSUE]
+
+    assert main([*asked, "--slides", str(finished / "data/s4.tif")]) == 0
+
+    assert "patches" not in zarr.open_group(new / "tiles/s4.zarr")
+    with (
+        h5py.File(new / "scores/patchnet/s4.h5") as straight,
+        h5py.File(finished / "run/scores/patchnet/s4.h5") as stored,
+    ):
+        np.testing.assert_array_equal(straight["coords"], stored["coords"])
+        np.testing.assert_array_equal(straight["scores"], stored["scores"])
+    assert not any(path.is_file() for path in (new / ".state/journals").rglob("*"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["{run}", "--checkpoint", "{file}", "--slides", "{data}"], "holds patches that tile has"),
+        (["{new}", "--slides", "{data}"], "--slides needs a --checkpoint"),
+        (["{new}", "--slides", "{data}", "--checkpoint", "{file}", "--shard", "0/2"], "run tile"),
+    ],
+    ids=["patches", "no checkpoint", "shard"],
+)
+def test_slides_that_cannot_be_scored_so_are_refused(copy, tmp_path, capsys, arguments, said):
+    places = {
+        "run": copy / "run",
+        "new": tmp_path / "new",
+        "data": copy / "data",
+        "file": copy / "run/models/patchnet/checkpoint.safetensors",
+    }
+    before = contents(copy / "run")
+
+    assert main(["predict", *(a.format(**places) for a in arguments)]) == 1
+
+    assert said in capsys.readouterr().err
+    assert contents(copy / "run") == before
+    assert not (tmp_path / "new").exists()
+
+
 @pytest.mark.slow
 def test_dask_workers_write_the_same_bytes(finished, tmp_path):
     config = write_config(tmp_path, finished / "data", tmp_path / "run")
