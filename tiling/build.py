@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL.Image import Image
 
 from tiling.annotations import check_annotation_fits, read_annotation
 from tiling.contracts import SCHEMA, Annotation, Slide, SlideInfo, TileConfig, TileGeometry
@@ -153,36 +154,104 @@ def tile_slide(
         mpp=mpp,
     )
     with open_slide(slide_path) as slide, _naming(slide_path):
-        info = describe_slide(slide, path=slide_path, slide_id=slide_id, mpp=mpp)
-        geometry = resolve_geometry(config, slide_mpp=info.mpp)
-        grid = _lay_grid(info, geometry, config)
-        annotation, notes = _read_annotation(annotation_path, info)
-        mask = _find_tissue(slide, info, config, threads)
-        table = _choose_tiles(grid, mask, geometry, config)
-        picture = _Picture(qc_path, slide, info, geometry, mask)
-        if not len(table.coords):
-            picture.write(table)
-            raise TissueError(_no_tissue(mask, config, n_tiles=len(grid)))
-        table = _label(table, geometry, annotation, annotation_path, slide_label, config)
-        notes += _unhit_lesions(table, annotation)
-        attributes = {
-            "slide": asdict(info),
-            "tiling": _resolved(config, geometry, info),
-            "slide_label": slide_label,
-            "lesions": _describe_lesions(annotation, info),
-            "fingerprint": fingerprint,
-            "versions": _versions(),
-        }
+        plan = plan_tiles(
+            slide,
+            slide_path,
+            slide_id=slide_id,
+            config=config,
+            annotation_path=annotation_path,
+            slide_label=slide_label,
+            mpp=mpp,
+            threads=threads,
+        )
+        picture = _Picture(qc_path, slide, plan.info, plan.geometry, plan.mask)
+        if not len(plan.table.coords):
+            picture.write(plan.table)
+        check_has_tiles(plan, config)
         with _full_disk_said(store_path), write_aside(store_path) as scratch:
-            table = _write_pixels(scratch, slide, table, geometry, config, threads, on_progress)
-            notes += _unreadable_note(table)
+            table = _write_pixels(
+                scratch, slide, plan.table, plan.geometry, config, threads, on_progress
+            )
+            notes = plan.notes + _unreadable_note(table)
             write_table(scratch, table)
             picture.write(table)
-            finish_store(scratch, {**attributes, "notes": list(notes)})
+            finish_store(scratch, store_attributes(plan, config, fingerprint, notes))
     return _summarise(table, notes, time.monotonic() - started)
 
 
 # --- planning: which tiles, which labels -----------------------------------------------------
+
+
+@dataclass(frozen=True)
+class TilePlan:
+    """Which tiles of a slide become patches, and with which labels; no patch is read for it."""
+
+    info: SlideInfo
+    geometry: TileGeometry
+    mask: "_TissueMask"
+    table: TileTable
+    n_tiles: int  # of the whole grid
+    annotation: Annotation | None
+    slide_label: int | None
+    notes: tuple[str, ...]
+
+
+def plan_tiles(
+    slide: Slide,
+    slide_path: Path,
+    *,
+    slide_id: str,
+    config: TileConfig,
+    annotation_path: Path | None = None,
+    slide_label: int | None = None,
+    mpp: float | None = None,
+    threads: int = 1,
+) -> TilePlan:
+    """Choose and label an open slide's tiles, as `tile_slide` does; the table may be empty.
+
+    Parameters and errors are those of `tile_slide`; see also `check_has_tiles`.
+    """
+    info = describe_slide(slide, path=slide_path, slide_id=slide_id, mpp=mpp)
+    geometry = resolve_geometry(config, slide_mpp=info.mpp)
+    grid = _lay_grid(info, geometry, config)
+    annotation, notes = _read_annotation(annotation_path, info)
+    mask = _find_tissue(slide, info, config, threads)
+    table = _choose_tiles(grid, mask, geometry, config)
+    if len(table.coords):
+        table = _label(table, geometry, annotation, annotation_path, slide_label, config)
+        notes += _unhit_lesions(table, annotation)
+    return TilePlan(info, geometry, mask, table, len(grid), annotation, slide_label, notes)
+
+
+def check_has_tiles(plan: TilePlan, config: TileConfig) -> None:
+    """Refuse a plan without any tile.
+
+    Raises
+    ------
+    TissueError
+    """
+    if not len(plan.table.coords):
+        raise TissueError(_no_tissue(plan.mask, config, n_tiles=plan.n_tiles))
+
+
+def store_attributes(
+    plan: TilePlan, config: TileConfig, fingerprint: str, notes: tuple[str, ...]
+) -> dict[str, Any]:
+    """Put a store's group attributes together (contract 4.1)."""
+    return {
+        "slide": asdict(plan.info),
+        "tiling": _resolved(config, plan.geometry, plan.info),
+        "slide_label": plan.slide_label,
+        "lesions": _describe_lesions(plan.annotation, plan.info),
+        "fingerprint": fingerprint,
+        "versions": _versions(),
+        "notes": list(notes),
+    }
+
+
+def draw_plan(slide: Slide, plan: TilePlan) -> Image:
+    """Draw the quality-control picture of a plan."""
+    return _Picture(None, slide, plan.info, plan.geometry, plan.mask).draw(plan.table)
 
 
 @dataclass(frozen=True)
@@ -375,15 +444,18 @@ class _Picture:
     mask: _TissueMask
 
     def write(self, table: TileTable) -> None:
-        """Draw the quality-control picture, if one is wanted."""
-        if self.path is None:
-            return
+        """Draw and keep the quality-control picture, if one is wanted."""
+        if self.path is not None:
+            write_qc(self.path, self.draw(table))
+
+    def draw(self, table: TileTable) -> Image:
+        """Draw the quality-control picture."""
         title = (
             f"{self.info.slide_id}: {self.info.size[0]} x {self.info.size[1]} px, "
             f"{self.info.mpp[0]:.4g} microns per px"
         )
         overview = self._overview()
-        picture = draw_qc(
+        return draw_qc(
             overview.rgb,
             pixel_l0=overview.pixel_l0,
             tissue=self.mask.tissue,
@@ -393,7 +465,6 @@ class _Picture:
             unreadable=table.unreadable,
             title=title,
         )
-        write_qc(self.path, picture)
 
     def _overview(self) -> Overview:
         """The overview of the mask; of a small slide a finer one, if it is cheap to read."""
