@@ -1,6 +1,7 @@
 """The quality-control picture: what was taken for tissue, which tiles were cut, their labels."""
 
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,7 +61,12 @@ def draw_qc(
 def write_qc(path: Path, picture: Image.Image) -> None:
     """Write the picture as PNG, whole or not at all."""
     with write_aside(path) as scratch:
-        picture.save(scratch, format="PNG", compress_level=3)  # a third of the time
+        save_qc(scratch, picture)
+
+
+def save_qc(file: Path | BinaryIO, picture: Image.Image) -> None:
+    """Encode the picture as PNG."""
+    picture.save(file, format="PNG", compress_level=3)  # a third of the time
 
 
 def _picture_size(

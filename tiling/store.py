@@ -17,6 +17,7 @@ from typing import Any, Self
 import numpy as np
 import zarr
 from numpy.typing import ArrayLike, NDArray
+from zarr.storage import MemoryStore
 
 from tiling.contracts import SCHEMA, Slide, SlideInfo, TileGeometry
 from tiling.errors import SlideError, StoreError
@@ -66,7 +67,10 @@ def shard_length(n_patches: int, patch_px: int) -> int:
     return max(1, min(n_patches, SHARD_BYTES // (3 * patch_px**2)))
 
 
-def create_patches(folder: Path, *, n_patches: int, patch_px: int) -> "zarr.Array[Any]":
+Target = Path | MemoryStore  # a folder, or memory to tell what a folder would hold
+
+
+def create_patches(folder: Target, *, n_patches: int, patch_px: int) -> "zarr.Array[Any]":
     """Begin a store in `folder` with an empty pixel array; write it shard by shard, in order."""
     group = zarr.create_group(folder, zarr_format=3)
     return group.create_array(
@@ -81,7 +85,7 @@ def create_patches(folder: Path, *, n_patches: int, patch_px: int) -> "zarr.Arra
     )
 
 
-def write_table(folder: Path, table: TileTable) -> None:
+def write_table(folder: Target, table: TileTable) -> None:
     """Write everything but pixels, each array as one chunk."""
     group = zarr.open_group(folder, mode="a", zarr_format=3)
     for name, dtype in DTYPE_BY_ARRAY.items():
@@ -91,7 +95,7 @@ def write_table(folder: Path, table: TileTable) -> None:
         array[...] = values
 
 
-def finish_store(folder: Path, attributes: dict[str, Any]) -> None:
+def finish_store(folder: Target, attributes: dict[str, Any]) -> None:
     """Write the attributes, and after them the mark that the store is whole."""
     group = zarr.open_group(folder, mode="a", zarr_format=3)
     group.attrs.put({"schema": SCHEMA, **attributes})

@@ -1,0 +1,59 @@
+"""What a patch store will take on disk, before any patch is read.
+
+The metadata and the table are written to memory by the code that writes them to a folder, so their
+size is what it will be. Pixels are stored as they are: a shard is its patches and an index.
+"""
+
+from dataclasses import dataclass
+from io import BytesIO
+
+from zarr.core.buffer import Buffer
+from zarr.storage import MemoryStore
+
+from tiling.build import TilePlan, draw_plan, store_attributes
+from tiling.contracts import Slide, TileConfig
+from tiling.qc import save_qc
+from tiling.store import create_patches, finish_store, shard_length, write_table
+
+# Zarr v3 sharding codec: offset and length (uint64) of each chunk, then a CRC-32C.
+INDEX_ENTRY_BYTES, INDEX_CHECK_BYTES = 16, 4
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """What something takes on disk."""
+
+    files: int
+    bytes: int  # sum of the files' lengths
+
+    def __add__(self, other: "Footprint") -> "Footprint":
+        return Footprint(self.files + other.files, self.bytes + other.bytes)
+
+
+def store_footprint(plan: TilePlan, config: TileConfig, fingerprint: str) -> Footprint:
+    """Tell what a plan's patch store will take."""
+    held: dict[str, Buffer] = {}
+    memory = MemoryStore(held)
+    pixels = Footprint(0, 0)
+    if config.store == "patches":
+        n_patches, patch_px = len(plan.table.coords), plan.geometry.patch_px
+        create_patches(memory, n_patches=n_patches, patch_px=patch_px)
+        pixels = _pixel_footprint(n_patches, patch_px)
+    write_table(memory, plan.table)
+    finish_store(memory, store_attributes(plan, config, fingerprint, plan.notes))
+    sizes = [len(value) for value in held.values()]
+    return Footprint(len(sizes), sum(sizes)) + pixels
+
+
+def _pixel_footprint(n_patches: int, patch_px: int) -> Footprint:
+    length = shard_length(n_patches, patch_px)
+    n_shards = -(-n_patches // length)
+    index = n_shards * (INDEX_ENTRY_BYTES * length + INDEX_CHECK_BYTES)
+    return Footprint(n_shards, 3 * patch_px**2 * n_patches + index)
+
+
+def picture_footprint(slide: Slide, plan: TilePlan) -> Footprint:
+    """Tell what the quality-control picture of a plan will take."""
+    file = BytesIO()
+    save_qc(file, draw_plan(slide, plan))
+    return Footprint(1, len(file.getvalue()))
