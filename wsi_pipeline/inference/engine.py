@@ -72,7 +72,7 @@ class PredictSummary:
         if self.starved:
             said += (
                 "; the device waits for pixels: raise predict.readers, use a faster disk, or tile "
-                "with tile.store=pixels where they come from the slide"
+                "with tile.store=patches where they come from the slide"
             )
         return said
 
@@ -165,7 +165,7 @@ def predict_store(
                 slide_id, check, tolerance,
             )  # fmt: skip
     forward.seconds_transfer = forward.seconds_model = 0.0
-    found, resumed, waited = _score_rows(
+    found, resumed, waited = score_rows(
         forward,
         store,
         rows,
@@ -195,7 +195,7 @@ def predict_store(
     return scores, summary
 
 
-def _score_rows(
+def score_rows(
     forward: Forward,
     store: Patches,
     rows: NDArray[np.int64],
