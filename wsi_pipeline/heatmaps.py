@@ -11,7 +11,6 @@ corners into areas, so a patch costs the same however many heatmap pixels it cov
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,8 +18,7 @@ from scipy.ndimage import maximum_filter1d
 
 from wsi_pipeline.contracts import Heatmap
 from wsi_pipeline.errors import HeatmapError
-
-Overlap = Literal["mean", "max"]
+from wsi_pipeline.settings import Overlap
 
 MAX_PIXELS_PER_STRIDE = 4  # a pixel finer than a quarter of the stride shows nothing more
 _BAND_PX = 1 << 19  # heatmap pixels summed at a time: two float64 bands of this size are 8 MiB
@@ -88,8 +86,9 @@ def build_heatmap(
     slide_size : (width, height), level-0 px
     patch_l0, stride_l0 : (x, y), level-0 px
         Size of a patch, and the step between patches.
-    overlap : {"mean", "max"}
-        What a pixel shows where several patches cover it.
+    overlap : {"mean", "max", "centre"}
+        What a pixel shows where several patches cover it: the mean, the maximum, or the mean with
+        weights that fall linearly, along x and along y, from a patch's centre to its edge.
     pixel_l0 : (x, y), level-0 px, optional
         What a heatmap pixel stands for; by default `choose_pixel` says.
 
@@ -110,9 +109,11 @@ def build_heatmap(
     shape = _raster_shape(slide_size, pixel)
     if len(scores) == 0:
         return Heatmap(np.full(shape, np.nan, np.float32), pixel, slide_size)
-    raster = _coarsest_raster(coords, patch_l0, stride_l0, pixel, slide_size)
-    lay = _lay_mean if overlap == "mean" else _lay_max
-    values = lay(coords, scores, patch_l0, raster)
+    if overlap == "centre":  # here weights differ within the coarser cells
+        raster = _Raster(pixel, shape)
+    else:
+        raster = _coarsest_raster(coords, patch_l0, stride_l0, pixel, slide_size)
+    values = _LAY[overlap](coords, scores, patch_l0, raster)
     # A mean lies between its values: this undoes the last bit of rounding in the running sums.
     np.clip(values, scores.min(), scores.max(), out=values)
     fine = (raster.cell_l0[1] // pixel[1], raster.cell_l0[0] // pixel[0])
@@ -202,8 +203,12 @@ def _cells(
 def _first_pixel(start: NDArray[np.int64], pixel: int, size: int) -> NDArray[np.int64]:
     """First of `size` pixels whose centre lies at or after `start` (level-0 px)."""
     # Smallest j with (j + 1/2) * pixel >= start, in whole numbers.
-    first: NDArray[np.int64] = -((pixel - 2 * start) // (2 * pixel))
+    first = _unbounded_pixel(start, pixel)
     return np.clip(first, 0, size, out=first)
+
+
+def _unbounded_pixel(start: NDArray[np.int64], pixel: int) -> NDArray[np.int64]:
+    return -((pixel - 2 * start) // (2 * pixel))
 
 
 def _lay_mean(
@@ -387,6 +392,71 @@ def _spread_maximum(values: NDArray[np.float32], size: int, axis: int) -> NDArra
         values, size, axis=axis, mode="constant", cval=-np.inf, origin=(size - 1) // 2
     )
     return spread
+
+
+def _lay_centre(
+    coords: NDArray[np.int64],
+    scores: NDArray[np.float32],
+    patch_l0: tuple[int, int],
+    raster: _Raster,
+) -> NDArray[np.float32]:
+    """Average with weights that fall from a patch's centre to its edge.
+
+    Patches of one footprint are laid by their corner and spread by a separable kernel, in bands of
+    rows.
+    """
+    order = np.argsort(coords[:, 1], kind="stable")
+    coords, scores = coords[order], scores[order]
+    (cell_x, cell_y), (height, width) = raster.cell_l0, raster.shape
+    top, left = _unbounded_pixel(coords[:, 1], cell_y), _unbounded_pixel(coords[:, 0], cell_x)
+    tall = _unbounded_pixel(coords[:, 1] + patch_l0[1], cell_y) - top
+    wide = _unbounded_pixel(coords[:, 0] + patch_l0[0], cell_x) - left
+    footprints = np.unique(np.stack([tall, wide], axis=1), axis=0)
+    values = np.empty(raster.shape, np.float32)
+    for start, stop in _bands((height, width)):
+        sums = np.zeros((2, stop - start, width))  # of weighted scores, and of weights
+        for rows, columns in footprints:
+            near = slice(*np.searchsorted(top, (start - rows + 1, stop)))
+            same = (tall[near] == rows) & (wide[near] == columns)
+            corners = np.zeros((2, stop - start + rows - 1, width + columns - 1))
+            at = (top[near][same] - start + rows - 1, left[near][same] + columns - 1)
+            inside = (at[1] >= 0) & (at[1] < width + columns - 1)
+            at = (at[0][inside], at[1][inside])
+            np.add.at(corners[0], at, scores[near][same][inside].astype(np.float64))
+            np.add.at(corners[1], at, 1.0)
+            down = _spread_sum(corners, _tent(rows), axis=1)
+            sums += _spread_sum(down, _tent(columns), axis=2)
+        with np.errstate(invalid="ignore"):  # 0 / 0 is the NaN that is wanted
+            values[start:stop] = sums[0] / sums[1]
+    return values
+
+
+def _tent(size: int) -> NDArray[np.float64]:
+    """Weights of the pixels along a patch's side: 1 at its centre, falling to 0 at its edges.
+
+    Examples
+    --------
+    >>> _tent(4).tolist(), _tent(1).tolist()
+    ([0.25, 0.75, 0.75, 0.25], [1.0])
+    """
+    return 1 - np.abs((2 * np.arange(size) + 1) / size - 1)
+
+
+def _spread_sum(
+    values: NDArray[np.float64], weights: NDArray[np.float64], axis: int
+) -> NDArray[np.float64]:
+    """Sum, at each place, the last len(weights) values up to it; the first places are dropped."""
+    size = values.shape[axis] - len(weights) + 1
+    shape = list(values.shape)
+    shape[axis] = size
+    spread = np.zeros(shape)
+    for back, weight in enumerate(weights):
+        start = len(weights) - 1 - back
+        spread += weight * np.take(values, np.arange(start, start + size), axis=axis)
+    return spread
+
+
+_LAY = {"mean": _lay_mean, "max": _lay_max, "centre": _lay_centre}
 
 
 def _repeat(

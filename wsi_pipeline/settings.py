@@ -14,6 +14,24 @@ from wsi_pipeline.contracts import Split
 Optimizer = Literal["rmsprop", "adam"]
 Monitor = Literal["roc_auc", "loss", "none"]
 Compiler = Literal["none", "inductor"]
+Overlap = Literal["mean", "max", "centre"]
+
+
+@dataclass(frozen=True)
+class ImagesConfig:
+    """A folder of single images in place of slides: ``input`` is that folder."""
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
+
+    # Folders of class 0 and class 1. None: the two there are, in alphabetical order.
+    classes: tuple[str, str] | None = None
+    channels: Literal[1, 3] = 3
+    size: tuple[int, int] | None = None  # (height, width), px; None: as they are, all alike
+    # How an image gets that size. pad: zeros around the centre (PatchNet papers: nuclei, 128).
+    fit: Literal["resize", "pad", "crop"] = "resize"
+    table: Path | None = None  # CSV: file[,class][,patient][,split][,mask]; None: the folder itself
+    mpp: float | None = None  # µm per px; None: unknown
+    equal_classes: bool = False  # train on equally many of each class (PatchNet paper 2)
 
 
 @dataclass(frozen=True)
@@ -144,8 +162,9 @@ class HeatmapConfig:
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
 
-    overlap: Literal["mean", "max"] = "mean"  # where patches overlap
+    overlap: Overlap = "mean"  # where patches overlap; centre: weighted by nearness to a centre
     thumbnail_px: int = 1200  # longer side of the overlay's thumbnail
+    images: int | None = 4  # of an image folder: so many of each class get maps; None: all
 
 
 @dataclass(frozen=True)
@@ -155,6 +174,7 @@ class EvaluateConfig:
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
 
     threshold: float = 0.75  # a patch is positive iff F(I) >= threshold (lecture)
+    image_threshold: float | None = None  # of an image folder; None: the model's own rule, 0.5
     aggregator: Literal["max", "mean", "top_k", "mean_pool_max", "span"] = "max"  # lecture: max
     top_k: int = 10  # patches, for the aggregator top_k
     slide_threshold: float | None = None  # None: chosen on val

@@ -20,13 +20,28 @@ def brute_force(coords, scores, size, patch, pixel, overlap):
         for column in range(width):
             x, y = (column + 0.5) * pixel[0], (row + 0.5) * pixel[1]
             over = [
-                float(score)
+                (
+                    float(score),
+                    nearness(x, left, patch[0], pixel[0]) * nearness(y, top, patch[1], pixel[1]),
+                )
                 for (left, top), score in zip(coords.tolist(), scores, strict=True)
                 if left <= x < left + patch[0] and top <= y < top + patch[1] and score == score
             ]
-            if over:
-                out[row, column] = max(over) if overlap == "max" else sum(over) / len(over)
+            if over and overlap == "max":
+                out[row, column] = max(score for score, _ in over)
+            elif over:
+                weights = [weight if overlap == "centre" else 1 for _, weight in over]
+                total = sum(w * score for w, (score, _) in zip(weights, over, strict=True))
+                out[row, column] = total / sum(weights)
     return out
+
+
+def nearness(centre, start, length, pixel):
+    """1 - |distance from the middle| / half of the side, in the pixels that a patch covers."""
+    covered = [(k + 0.5) * pixel for k in range(-100, 100)]
+    covered = [c for c in covered if start <= c < start + length]
+    n, k = len(covered), covered.index(centre)
+    return 1 - abs(k + 0.5 - n / 2) / (n / 2)
 
 
 @st.composite
@@ -49,7 +64,7 @@ def cases(draw, *, lattice):
 
 
 @pytest.mark.parametrize("band_px", [1, 200, 1 << 19], ids=["row-bands", "bands", "one-band"])
-@pytest.mark.parametrize("overlap", ["mean", "max"])
+@pytest.mark.parametrize("overlap", ["mean", "max", "centre"])
 @pytest.mark.parametrize("lattice", [True, False], ids=["lattice", "anywhere"])
 def test_heatmap_equals_the_loop_over_pixels(lattice, overlap, band_px, monkeypatch):
     monkeypatch.setattr(heatmaps, "_BAND_PX", band_px)
@@ -75,7 +90,7 @@ def test_heatmap_equals_the_loop_over_pixels(lattice, overlap, band_px, monkeypa
     check()
 
 
-@pytest.mark.parametrize("overlap", ["mean", "max"])
+@pytest.mark.parametrize("overlap", ["mean", "max", "centre"])
 @settings(deadline=None, max_examples=40)
 @given(
     score=st.floats(0, 1, width=32),
