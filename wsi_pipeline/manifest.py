@@ -43,16 +43,20 @@ def read_input(path: Path) -> list[SlideEntry]:
     ManifestError
         If there is nothing there, or the data set contradicts itself.
     """
-    if path.is_dir():
-        entries = _folder_entries(path)
-    elif not path.exists():
-        raise ManifestError(f"{path}: no such file or folder; give a slide, a folder or a manifest")
-    elif path.suffix.lower() == ".csv":
-        entries = read_manifest(path)
-    else:
-        entries = [SlideEntry(slide_id=path.stem, path=path, patient=path.stem)]
+    entries = list_input(path)
     check_entries(entries)
     return entries
+
+
+def list_input(path: Path) -> list[SlideEntry]:
+    """List the slides that a path stands for, as `read_input` does, but let them contradict."""
+    if path.is_dir():
+        return _folder_entries(path)
+    if not path.exists():
+        raise ManifestError(f"{path}: no such file or folder; give a slide, a folder or a manifest")
+    if path.suffix.lower() == ".csv":
+        return read_manifest(path)
+    return [SlideEntry(slide_id=path.stem, path=path, patient=path.stem)]
 
 
 def _folder_entries(folder: Path) -> list[SlideEntry]:
