@@ -9,13 +9,14 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL.Image import Image
 
 from tiling.annotations import check_annotation_fits, read_annotation
+from tiling.blocks import BlockSlide, block_side, group_tiles
 from tiling.contracts import SCHEMA, Annotation, Slide, SlideInfo, TileConfig, TileGeometry
 from tiling.errors import AnnotationError, GridError, SlideError, StoreError, TissueError
 from tiling.files import digest_file, digest_json, write_aside
@@ -25,6 +26,7 @@ from tiling.labels import label_tiles
 from tiling.patches import read_patch
 from tiling.qc import SIDE_PX, draw_qc, write_qc
 from tiling.resample import nearest_finer_level
+from tiling.shards import ShardWriter
 from tiling.slide import Overview, describe_slide, fingerprint_file, open_slide, read_overview
 from tiling.store import TileTable, create_patches, finish_store, shard_length, write_table
 from tiling.tissue import segment_tissue, tile_tissue_fraction
@@ -127,7 +129,7 @@ def tile_slide(
     qc_path : Path
         Where the quality-control picture goes; also written where no tissue is found.
     threads : int
-        Patches read at a time.
+        Blocks of neighbouring patches read at a time.
     on_progress : function
         Called with (patches done, patches in all).
 
@@ -372,34 +374,47 @@ def _write_pixels(
     threads: int,
     on_progress: OnProgress | None,
 ) -> TileTable:
-    """Write the patches shard by shard; returns the table with the unreadable ones marked."""
+    """Write the patches block by block; returns the table with the unreadable ones marked."""
     if config.store == "coords":
         folder.mkdir()
         return table
     n_patches = len(table.coords)
-    array = create_patches(folder, n_patches=n_patches, patch_px=geometry.patch_px)
-    step = shard_length(n_patches, geometry.patch_px)
-    block = np.empty((step, geometry.patch_px, geometry.patch_px, 3), np.uint8)
+    create_patches(folder, n_patches=n_patches, patch_px=geometry.patch_px)
+    writer = ShardWriter(
+        folder / "patches",
+        n_patches=n_patches,
+        patch_bytes=3 * geometry.patch_px**2,
+        shard_length=shard_length(n_patches, geometry.patch_px),
+    )
     unreadable = table.unreadable.copy()
+    white = np.full((geometry.patch_px, geometry.patch_px, 3), WHITE, np.uint8)
 
-    def fill(row: int) -> None:
-        x, y = table.coords[row].tolist()
-        try:
-            block[row % step] = read_patch(slide, (x, y), geometry=geometry)
-        except SlideError as error:
-            log.warning("%s", error)
-            block[row % step] = WHITE
-            unreadable[row] = True
+    def fill(rows: NDArray[np.int64]) -> int:
+        block = cast("Slide", BlockSlide(slide, rows, coords=table.coords, geometry=geometry))
+        for row in rows.tolist():
+            x, y = table.coords[row].tolist()
+            try:
+                writer.write(row, read_patch(block, (x, y), geometry=geometry))
+            except SlideError as error:
+                log.warning("%s", error)
+                writer.write(row, white)
+                unreadable[row] = True
+        return len(rows)
 
+    groups = group_tiles(
+        table.coords,
+        tile_l0=(geometry.patch_l0, geometry.patch_l0_y),
+        side_l0=block_side(slide, geometry),
+    )
+    done = 0
     with _pool(threads) as pool:
-        for start in range(0, n_patches, step):
-            stop = min(start + step, n_patches)
-            # Results come in order; an interrupt or an error drops what has not begun.
-            for done, _ in enumerate(pool.map(fill, range(start, stop)), start=start + 1):
-                if on_progress is not None:
-                    on_progress(done, n_patches)
+        # Results come in order; an interrupt or an error drops what has not begun.
+        for n_rows in pool.map(fill, groups):
+            done += n_rows
+            if on_progress is not None:
+                on_progress(done, n_patches)
             _check_unreadable(unreadable, config)
-            array[start:stop] = block[: stop - start]
+    writer.finish()
     return replace(table, unreadable=unreadable)
 
 

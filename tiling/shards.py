@@ -1,11 +1,13 @@
-"""Patches straight from a shard's bytes.
+"""Patches straight to and from a shard's bytes.
 
 Where a Zarr v3 array is sharded and its chunks have no codec, a chunk is a run of bytes whose place
-the shard's index tells. Reading that run into the result costs one copy and no Python per codec.
+the shard's index tells. Reading that run into the result costs one copy and no Python per codec,
+and writing it one system call, in any order: its place is known beforehand.
 """
 
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any, Self
 
@@ -113,6 +115,88 @@ class RawShards:
     def _damaged(self, shard: int, cause: str) -> StoreError:
         name = self._folder.parent.name
         return StoreError(f"{name}: damaged: shard {shard}: {cause}; delete it and run tile again")
+
+
+class ShardWriter:
+    """Writes the shards that `RawShards` reads, the same bytes as zarr, from any thread.
+
+    Parameters
+    ----------
+    folder : Path
+        The array's folder, its metadata written.
+    n_patches, patch_bytes, shard_length : int
+    """
+
+    def __init__(
+        self, folder: Path, *, n_patches: int, patch_bytes: int, shard_length: int
+    ) -> None:
+        self._n_patches = n_patches
+        self._patch_bytes = patch_bytes
+        self._shard_length = shard_length
+        self._paths = [
+            folder / "c" / str(shard) / "0" / "0" / "0"
+            for shard in range(-(-n_patches // shard_length))
+        ]
+        for path in self._paths:
+            path.parent.mkdir(parents=True)
+
+    def write(self, row: int, patch: NDArray[np.uint8]) -> None:
+        """Write one patch (P, P, 3) to its place."""
+        shard, slot = divmod(row, self._shard_length)
+        self._write_at(shard, slot * self._patch_bytes, np.ascontiguousarray(patch))
+
+    def finish(self) -> None:
+        """Write each shard's index behind its patches; every patch must be written by then."""
+        for shard in range(len(self._paths)):
+            first = shard * self._shard_length
+            n_here = min(self._shard_length, self._n_patches - first)
+            index = np.full((self._shard_length, 2), 2**64 - 1, "<u8")  # zarr: no chunk here
+            index[:n_here, 0] = np.arange(n_here, dtype="<u8") * np.uint64(self._patch_bytes)
+            index[:n_here, 1] = self._patch_bytes
+            body = index.tobytes()
+            tail = body + crc32c(body).to_bytes(CHECKSUM_BYTES, "little")
+            self._write_at(shard, n_here * self._patch_bytes, np.frombuffer(tail, np.uint8))
+
+    def _write_at(self, shard: int, offset: int, values: NDArray[np.uint8]) -> None:
+        # Opened each time: a wide slide has hundreds of shards under way at once.
+        file = os.open(self._paths[shard], os.O_WRONLY | os.O_CREAT, 0o666)
+        try:
+            view = values.data.cast("B")
+            while view:
+                written = os.pwrite(file, view, offset)
+                view, offset = view[written:], offset + written
+        finally:
+            os.close(file)
+
+
+def crc32c(data: bytes) -> int:
+    """Check sum of a shard's index (Castagnoli's polynomial).
+
+    Examples
+    --------
+    >>> hex(crc32c(b"123456789"))
+    '0xe3069283'
+
+    References
+    ----------
+    .. [1] RFC 3720, appendix B.4.
+    """
+    value = 0xFFFFFFFF
+    for byte in data:
+        value = _CRC32C[(value ^ byte) & 0xFF] ^ (value >> 8)
+    return value ^ 0xFFFFFFFF
+
+
+def _crc32c_table() -> tuple[int, ...]:
+    table = []
+    for value in range(256):
+        for _ in range(8):
+            value = (value >> 1) ^ (0x82F63B78 if value & 1 else 0)
+        table.append(value)
+    return tuple(table)
+
+
+_CRC32C = _crc32c_table()
 
 
 def _is_raw(metadata: dict[str, Any]) -> bool:

@@ -1,0 +1,71 @@
+"""Slides for the benchmarks: real H&E mirrored to any size, with a little grain; not run itself.
+
+JPEG tiles, quality 80, chroma halved, pyramid 1, 4, 16, as Aperio writes them.
+"""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import openslide
+import tifffile
+
+SHARED = Path(__file__).parents[1] / ".." / "shared" / "data"
+SOURCE = Path(os.environ.get("WSI_BENCH_SLIDE", SHARED / "slides" / "CMU-1-Small-Region.svs"))
+GRAIN = 3  # standard deviation of the noise, levels
+
+
+def read_source():
+    """The real slide's pixels, (H, W, 3)."""
+    with openslide.OpenSlide(SOURCE) as slide:
+        return np.asarray(slide.read_region((0, 0), 0, slide.dimensions).convert("RGB"))
+
+
+def mirrored(source, x, y, width, height):
+    """A region of the source mirrored without end."""
+    rows, columns = source.shape[:2]
+    down, across = np.arange(y, y + height) % (2 * rows), np.arange(x, x + width) % (2 * columns)
+    down = np.where(down < rows, down, 2 * rows - 1 - down)
+    across = np.where(across < columns, across, 2 * columns - 1 - across)
+    return source[down[:, None], across]
+
+
+def tiles_of(source, side, downsample, tile, seed):
+    """The tiles of one level, row by row; white beyond the slide."""
+    rng = np.random.default_rng(seed)
+    size = side // downsample
+    noise = rng.normal(0, GRAIN, (16, tile, tile, 3))
+    for y in range(0, size, tile):
+        for x in range(0, size, tile):
+            wide = mirrored(source, x * downsample, y * downsample, *2 * (tile * downsample,))
+            block = wide.reshape(tile, downsample, tile, downsample, 3).mean((1, 3))
+            grain = noise[rng.integers(16)] / downsample
+            pixels = np.clip(np.rint(block + grain), 0, 255).astype(np.uint8)
+            pixels[max(0, size - y) :] = 255
+            pixels[:, max(0, size - x) :] = 255
+            yield pixels
+
+
+def make_slide(path, side, *, tile=240, mpp=0.5, seed=0):
+    """Write an Aperio-like SVS of `side` x `side` px."""
+    source = read_source()
+    with tifffile.TiffWriter(path, bigtiff=True) as tif:
+        for level, downsample in enumerate((1, 4, 16)):
+            size = side // downsample
+            head = f"Aperio Image Library v11.2.1 \r\n{size}x{size} [0,0 {size}x{size}]"
+            tif.write(
+                tiles_of(source, side, downsample, tile, seed + level),
+                shape=(size, size, 3),
+                dtype=np.uint8,
+                tile=(tile, tile),
+                photometric="ycbcr",
+                subsampling=(2, 2),
+                compression="jpeg",
+                compressionargs={"level": 80},
+                metadata=None,
+                description=f"{head} ({tile}x{tile}) JPEG/YCC Q=80|AppMag = 20|MPP = {mpp}",
+            )
+            if level == 0:  # Aperio's second image is a thumbnail, which OpenSlide leaves out
+                small = mirrored(source, 0, 0, side, side)[:: side // 256, :: side // 256]
+                tif.write(np.ascontiguousarray(small), photometric="rgb", description=head)
+    return path
