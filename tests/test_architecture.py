@@ -11,13 +11,14 @@ MODULES = sorted([*ROOT.glob("tiling/**/*.py"), *ROOT.glob("wsi_pipeline/**/*.py
 # A module may import from its own layer and those to its right, at module level or inside.
 LAYERS = [
     {"cli"},
-    {"collect", "doctor"},
+    {"collect", "doctor", "planning", "plan_text", "triage"},
     {"stages"},
+    {"image_stages"},
     {"runner"},
     {"work"},
     {"training", "inference", "heatmaps", "heatmap_files", "overlays", "nms", "evaluation"}
-    | {"explain"}
-    | {"report", "cohorts", "cluster", "progress"},
+    | {"explain", "images"}
+    | {"report", "cohorts", "cluster", "progress", "lookers"},
     {"curves", "history", "resume"},
     {"models", "data", "sampling", "augment", "preprocess", "checkpoint", "devices", "scores"},
     {"manifest", "splits", "runfolder", "config"},

@@ -37,6 +37,8 @@ class CheckpointMeta:
     patch_px: int  # side of the patches it was trained on
     target_mpp: float  # µm per px of those patches
     class_names: tuple[str, ...] = ("normal", "tumour")  # by label
+    # (height, width, channels) of the single images it was trained on; None: patches of slides
+    image_shape: tuple[int, ...] | None = None
     training: dict[str, Any] = field(default_factory=dict)  # the training settings
     fingerprint: str = ""  # of settings and inputs
     versions: dict[str, str] = field(default_factory=dict)  # of the software it was made with
@@ -99,6 +101,8 @@ def read_meta(path: Path) -> CheckpointMeta:
         values = dict(header["meta"])
         for name in ("class_names", "train_slides", "val_slides", "train_patients", "val_patients"):
             values[name] = tuple(values[name])
+        shape = values.get("image_shape")
+        values["image_shape"] = None if shape is None else tuple(shape)
         return CheckpointMeta(**values)
     except (KeyError, TypeError) as error:
         raise CheckpointError(

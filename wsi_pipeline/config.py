@@ -20,6 +20,7 @@ from wsi_pipeline.errors import ConfigError
 from wsi_pipeline.settings import (
     EvaluateConfig,
     HeatmapConfig,
+    ImagesConfig,
     PredictConfig,
     TrainConfig,
     with_recipe,
@@ -37,6 +38,8 @@ class SplitConfig:
 
     val_fraction: float = 0.2  # share of the patients
     test_fraction: float = 0.2  # share of the patients
+    folds: int | None = None  # k-fold instead: the fold below is the test, the next one val
+    fold: int = 0  # from 0
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,7 @@ class Config:
     seed: int = 0
     stages: tuple[Stage, ...] = STAGES
     splits: SplitConfig | None = None  # None: the manifest's own
+    images: ImagesConfig | None = None  # input is a folder of images; None: slides
     tile: TileConfig = field(default_factory=TileConfig)
     train: dict[str, TrainConfig] = field(default_factory=dict)  # by the name of the model's folder
     predict: PredictConfig = field(default_factory=PredictConfig)
@@ -61,7 +65,7 @@ class Config:
 
 
 # Where a path may stand in a config.
-_PATHS = (("input",), ("out",), ("train", "*", "model", "weights"))
+_PATHS = (("input",), ("out",), ("images", "table"), ("train", "*", "model", "weights"))
 
 
 def read_config(

@@ -63,7 +63,7 @@ class Patches(Protocol):
 class Batch:
     """Patches as read."""
 
-    pixels: Tensor  # (n, P, P, 3) uint8; only those that could be decoded
+    pixels: Tensor  # (n, P, P, 3) uint8, of images (n, H, W, C); only those that could be decoded
     readable: NDArray[np.bool_]  # (B,) which of the patches asked for these are; n are True
 
 
@@ -90,15 +90,18 @@ def load_batch(
     pinned : bool
         Lay the pixels into page-locked memory, from which a GPU copies while it computes.
     """
-    side = stores[int(slide[0])].geometry.patch_px
-    pixels = np.empty((len(slide), side, side, 3), np.uint8)
+    pixels: NDArray[np.uint8] | None = None
     unreadable = np.zeros(len(slide), np.bool_)
     for index in np.unique(slide):
         places = np.flatnonzero(slide == index)
         rows, inverse = np.unique(patch[places], return_inverse=True)
         found, flagged = stores[int(index)].read_flagged(rows)
+        if pixels is None:
+            pixels = np.empty((len(slide), *found.shape[1:]), np.uint8)
         pixels[places] = found[inverse]
         unreadable[places] = flagged[inverse]
+    if pixels is None:
+        raise ValueError("a batch holds at least one patch")
     return _as_batch(pixels, unreadable, pinned=pinned)
 
 
@@ -118,7 +121,7 @@ def to_unit_range(batch: Tensor, device: torch.device) -> Tensor:
 
     Parameters
     ----------
-    batch : (B, P, P, 3) uint8
+    batch : (B, P, P, 3) uint8, of images (B, H, W, C)
         Copied without waiting where it is pinned.
 
     Returns
@@ -162,6 +165,8 @@ def prefetch(
 
 def same_patches(a_px: int, a_mpp: float, b_px: int, b_mpp: float) -> bool:
     """Tell whether two kinds of patches agree in size and resolution."""
+    if a_mpp <= 0 or b_mpp <= 0:  # images whose resolution nobody knows
+        return a_px == b_px and a_mpp == b_mpp
     return a_px == b_px and abs(a_mpp / b_mpp - 1) <= SAME_MPP
 
 

@@ -38,6 +38,11 @@ class RunFolder:
         return self.path / "slides.csv"
 
     @property
+    def images(self) -> Path:
+        """The images as used, of a run on a folder of images."""
+        return self.path / "images.csv"
+
+    @property
     def failures(self) -> Path:
         """What failed, one line each."""
         return self.path / "failures.csv"

@@ -12,7 +12,13 @@ from wsi_pipeline.errors import ConfigError, ManifestError
 
 
 def assign_splits(
-    entries: Sequence[SlideEntry], *, val_fraction: float, test_fraction: float, seed: int
+    entries: Sequence[SlideEntry],
+    *,
+    val_fraction: float,
+    test_fraction: float,
+    seed: int,
+    folds: int | None = None,
+    fold: int = 0,
 ) -> dict[str, Split]:
     """Put each patient of a data set without splits into train, val or test.
 
@@ -23,7 +29,10 @@ def assign_splits(
     Parameters
     ----------
     val_fraction, test_fraction : in [0, 1)
-        Shares of the patients; the rest trains.
+        Shares of the patients; the rest trains. Not looked at where `folds` is given.
+    folds, fold : int
+        Deal the patients into so many folds; number `fold`, from 0, is the test, the next one
+        (the first after the last) validates, the rest trains. Of two folds the other one trains.
 
     Returns
     -------
@@ -32,7 +41,7 @@ def assign_splits(
     Raises
     ------
     ConfigError
-        If the fractions leave nothing to train on.
+        If the fractions leave nothing to train on, or there is no such fold.
     ManifestError
         If some slides have a split already: half a split is a mistake.
 
@@ -44,6 +53,11 @@ def assign_splits(
     >>> sorted(found.values()).count("train")
     6
     """
+    if folds is not None and not (folds >= 2 and 0 <= fold < folds):
+        raise ConfigError(
+            "splits: folds must be at least 2 and fold in 0 to folds - 1, "
+            f"got folds={folds}, fold={fold}"
+        )
     if not (0 <= val_fraction < 1 and 0 <= test_fraction < 1 and val_fraction + test_fraction < 1):
         raise ConfigError(
             "splits: val_fraction and test_fraction must be in [0, 1) and leave patients to train "
@@ -53,7 +67,9 @@ def assign_splits(
         raise ManifestError(
             "the manifest has splits already; remove its split column or the config's splits"
         )
-    positive = {e.patient for e in entries if e.label == 1 or (e.label is None and e.annotation)}
+    if folds is not None:
+        return _take_fold(assign_folds(entries, folds=folds, seed=seed), folds, fold)
+    positive = _positive_patients(entries)
     patients = sorted({entry.patient for entry in entries})
     result: dict[str, Split] = {}
     generator = random.Random(seed)
@@ -64,6 +80,40 @@ def assign_splits(
         for i, patient in enumerate(group):
             result[patient] = "test" if i < n_test else "val" if i < n_test + n_val else "train"
     return result
+
+
+def assign_folds(entries: Sequence[SlideEntry], *, folds: int, seed: int) -> dict[str, int]:
+    """Deal patients into folds of nearly equal size, those with and without tumour apart.
+
+    Returns
+    -------
+    fold_by_patient : dict
+        From 0. Every patient is in one fold; sizes differ by at most one within each kind.
+    """
+    positive = _positive_patients(entries)
+    patients = sorted({entry.patient for entry in entries})
+    if len(patients) < folds:
+        raise ConfigError(f"splits: {folds} folds of {len(patients)} patients; take fewer folds")
+    generator = random.Random(seed)
+    shuffled = []
+    for kind in (True, False):
+        group = [p for p in patients if (p in positive) == kind]
+        generator.shuffle(group)
+        shuffled += group
+    return {patient: place % folds for place, patient in enumerate(shuffled)}
+
+
+def _take_fold(fold_by_patient: dict[str, int], folds: int, fold: int) -> dict[str, Split]:
+    def split_of(found: int) -> Split:
+        if found == fold:
+            return "test"
+        return "val" if folds > 2 and found == (fold + 1) % folds else "train"
+
+    return {patient: split_of(found) for patient, found in fold_by_patient.items()}
+
+
+def _positive_patients(entries: Sequence[SlideEntry]) -> set[str]:
+    return {e.patient for e in entries if e.label == 1 or (e.label is None and e.annotation)}
 
 
 def _share(fraction: float, n: int) -> int:

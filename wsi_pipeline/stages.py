@@ -12,6 +12,7 @@ from pathlib import Path
 
 from tiling.files import digest_file
 from tiling.geometry import check_tile_config
+from wsi_pipeline import image_stages
 from wsi_pipeline.config import STAGES, Config, Stage, digest_settings
 from wsi_pipeline.contracts import SlideEntry
 from wsi_pipeline.errors import ConfigError, StageError
@@ -24,8 +25,8 @@ from wsi_pipeline.splits import assign_splits
 PER_SLIDE: tuple[Stage, ...] = ("tile", "predict", "heatmap")
 
 
-def tile(run: RunFolder, config: Config, options: Options) -> StageResult:
-    """Slides -> patch stores."""
+def list_entries(config: Config) -> list[SlideEntry]:
+    """List the data set that a config names, each slide in its split."""
     if config.input is None:
         raise ConfigError("no input; give a slide, a folder or a manifest")
     check_tile_config(config.tile)  # said once, before any slide is touched
@@ -38,15 +39,27 @@ def tile(run: RunFolder, config: Config, options: Options) -> StageResult:
                 val_fraction=config.splits.val_fraction,
                 test_fraction=config.splits.test_fraction,
                 seed=config.seed,
+                folds=config.splits.folds,
+                fold=config.splits.fold,
             ),
         )
+    return entries
+
+
+def tile(run: RunFolder, config: Config, options: Options) -> StageResult:
+    """Slides -> patch stores; a folder of images -> one array."""
+    if config.images is not None:
+        return image_stages.tile(run, config, options)
+    if image_stages.is_image_run(run):
+        raise ConfigError(f"{run.path}: a run on images; take another run folder for slides")
+    entries = list_entries(config)
     run.path.mkdir(parents=True, exist_ok=True)
     write_manifest(run.manifest, entries)
     forget_failures(run, PER_SLIDE, listed=[e.slide_id for e in entries])
     plans = [
         Plan(
             Unit("tile", e.slide_id),
-            weight=_slide_bytes(e),
+            weight=slide_bytes(e),
             fingerprint=partial(_tile_fingerprint, e, config),
             arguments={"entry": e, "config": config.tile, "threads": _threads(options)},
         )
@@ -55,7 +68,8 @@ def tile(run: RunFolder, config: Config, options: Options) -> StageResult:
     return run_stage("tile", run, plans, config, options)
 
 
-def _slide_bytes(entry: SlideEntry) -> int:
+def slide_bytes(entry: SlideEntry) -> int:
+    """Weigh a slide by its file, for the balance of shards."""
     return entry.path.stat().st_size if entry.path.is_file() else 0
 
 
@@ -80,6 +94,10 @@ def train(
     run: RunFolder, config: Config, options: Options, *, models: Sequence[str] = ()
 ) -> StageResult:
     """Patch stores -> checkpoints."""
+    if image_stages.is_image_run(run):
+        _check_device(options)
+        chosen = _models_to_train(config, models)
+        return image_stages.train(run, config, options, chosen=chosen)
     entries = _finished_entries(run, ("train", "val"))
     _check_device(options)
     chosen = _models_to_train(config, models)
@@ -171,9 +189,12 @@ def predict(
     from wsi_pipeline.checkpoint import read_meta
 
     _check_device(options)
+    found = list(checkpoints) or [run.checkpoint(m) for m in run.models_with("models")]
+    if image_stages.is_image_run(run) and found:
+        by_name = {model_name(path): path for path in found}
+        return image_stages.predict(run, config, options, checkpoints=by_name)
     wanted = None if config.predict.splits is None else (*config.predict.splits, None)
     entries = _finished_entries(run, wanted)
-    found = list(checkpoints) or [run.checkpoint(m) for m in run.models_with("models")]
     if not found:
         raise StageError(f"{run.path}: no checkpoint; train a model or say --checkpoint FILE")
     plans = []
@@ -184,7 +205,7 @@ def predict(
             plans.append(
                 Plan(
                     Unit("predict", e.slide_id, model),
-                    weight=_slide_bytes(e),
+                    weight=slide_bytes(e),
                     fingerprint=partial(_predict_fingerprint, run, e, digest, config),
                     arguments={
                         "entry": e,
@@ -264,12 +285,15 @@ def _predict_fingerprint(run: RunFolder, entry: SlideEntry, digest: str, config:
 def heatmap(
     run: RunFolder, config: Config, options: Options, *, models: Sequence[str] = ()
 ) -> StageResult:
-    """Scores -> heatmaps."""
+    """Scores -> heatmaps; of images, maps of those models that have any."""
+    if image_stages.is_image_run(run):
+        named = _models_scored(run, models)
+        return image_stages.heatmap(run, config, options, models=named)
     by_id = {e.slide_id: e for e in run.read_manifest()}
     plans = [
         Plan(
             Unit("heatmap", slide_id, model),
-            weight=_slide_bytes(by_id[slide_id]),
+            weight=slide_bytes(by_id[slide_id]),
             fingerprint=partial(_heatmap_fingerprint, run, model, slide_id, config),
             arguments={"entry": by_id[slide_id], "config": config.heatmap},
         )
@@ -314,6 +338,9 @@ def evaluate(
     run: RunFolder, config: Config, options: Options, *, models: Sequence[str] = ()
 ) -> StageResult:
     """Scores + reference -> figures, for each model."""
+    if image_stages.is_image_run(run):
+        named = _models_scored(run, models)
+        return image_stages.evaluate(run, config, options, models=named)
     entries = run.read_manifest()
     plans = []
     for model in _models_scored(run, models):
@@ -396,12 +423,17 @@ def report(
     run: RunFolder, config: Config, options: Options, *, models: Sequence[str] = ()
 ) -> StageResult:
     """Everything in the run folder -> one HTML file."""
-    run.read_manifest()
+    of_images = image_stages.is_image_run(run)
+    if not of_images:
+        run.read_manifest()
     found = list(dict.fromkeys(run.models_with("models") + run.models_with("scores")))
     unknown = [name for name in models if name not in found]
     if unknown:
         raise StageError(f"{run.path}: nothing of the model {', '.join(unknown)} to report on")
     chosen = tuple(models) or tuple(found)
+    if of_images:
+        fingerprint = partial(_report_fingerprint, run, chosen)
+        return image_stages.report(run, config, options, models=chosen, fingerprint=fingerprint)
     plan = Plan(
         Unit("report"),
         weight=1,
@@ -435,6 +467,8 @@ def run_stages(run: RunFolder, config: Config, options: Options) -> list[StageRe
             f"--shard: {', '.join(whole)} need all slides; run the array with "
             f"--set stages=[tile] (or predict, heatmap), then collect, then the others once"
         )
+    if options.shard and config.images:
+        raise ConfigError("--shard: a folder of images is one piece of work; leave it out")
     results: list[StageResult] = []
     for stage in STAGES:
         if stage in config.stages:

@@ -28,7 +28,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tiling.files import digest_json, remove_leftovers, write_json, write_text
-from tiling.store import PatchStore
 from wsi_pipeline.augment import Augment
 from wsi_pipeline.checkpoint import CheckpointMeta, save_checkpoint
 from wsi_pipeline.config import as_plain
@@ -36,6 +35,7 @@ from wsi_pipeline.curves import draw_curves
 from wsi_pipeline.data import (
     CLASS_NAMES,
     Batch,
+    Patches,
     check_stores,
     choose_validation,
     load_batch,
@@ -96,8 +96,8 @@ class TrainSummary:
 def train_model(
     config: TrainConfig,
     *,
-    train: Sequence[PatchStore],
-    val: Sequence[PatchStore],
+    train: Sequence[Patches],
+    val: Sequence[Patches],
     patients: Mapping[str, str],
     out: Path,
     device: torch.device,
@@ -187,8 +187,8 @@ class _Training:
     def __init__(
         self,
         config: TrainConfig,
-        train: Sequence[PatchStore],
-        val: Sequence[PatchStore],
+        train: Sequence[Patches],
+        val: Sequence[Patches],
         *,
         device: torch.device,
         readers: int,
@@ -343,7 +343,7 @@ class _Training:
         return loss, float(roc_auc_score(label, logits.numpy()))
 
     def _batches(
-        self, stores: Sequence[PatchStore], slide: NDArray[np.int64], patch: NDArray[np.int64]
+        self, stores: Sequence[Patches], slide: NDArray[np.int64], patch: NDArray[np.int64]
     ) -> Iterator[Batch]:
         size = self._config.batch_size
         pinned = self._device.type == "cuda"
@@ -422,7 +422,7 @@ def epoch_seed(seed: int, epoch: int) -> int:
 
 
 def _resume_key(
-    config: TrainConfig, train: Sequence[PatchStore], val: Sequence[PatchStore], fingerprint: str
+    config: TrainConfig, train: Sequence[Patches], val: Sequence[Patches], fingerprint: str
 ) -> str:
     stores = [[(s.info.slide_id, s.fingerprint) for s in split] for split in (train, val)]
     return digest_json([as_plain(config), stores, fingerprint])
@@ -431,8 +431,8 @@ def _resume_key(
 def _describe(
     config: TrainConfig,
     training: _Training,
-    train: Sequence[PatchStore],
-    val: Sequence[PatchStore],
+    train: Sequence[Patches],
+    val: Sequence[Patches],
     patients: Mapping[str, str],
     fingerprint: str,
 ) -> CheckpointMeta:
@@ -444,6 +444,8 @@ def _describe(
         options=training.model.options,
         patch_px=train[0].geometry.patch_px,
         target_mpp=train[0].geometry.target_mpp,
+        class_names=getattr(train[0], "class_names", CLASS_NAMES),
+        image_shape=getattr(train[0], "image_shape", None),
         training=as_plain(config),
         fingerprint=fingerprint,
         versions=versions(),

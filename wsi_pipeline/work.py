@@ -59,12 +59,19 @@ def perform(task: Task, *, on_progress: OnProgress | None = None) -> Outcome:
     """Do one unit; mark it finished, or record why it failed. Only an interrupt gets out."""
     try:
         clear_mark(task.run, task.unit)
-        work = WORK[task.unit.stage]
+        work = _on_images if task.arguments.get("images") else WORK[task.unit.stage]
         files, line = work(task, on_progress or _silent)
         mark_finished(task.run, task.unit, task.fingerprint, files)
     except Exception as error:
         return fail(task.run, task.unit, error)
     return Outcome(True, line)
+
+
+def _on_images(task: Task, on_progress: OnProgress) -> Done:
+    from wsi_pipeline.images.work import WORK as ON_IMAGES
+
+    work = ON_IMAGES[task.unit.stage]
+    return work(task.run, task.unit.model, task.fingerprint, task.arguments, on_progress)
 
 
 def _silent(done: int, total: int) -> None:

@@ -76,7 +76,9 @@ def _draw_froc_curve(axes: Axes, curve: FrocCurve) -> None:
         axes.fill_between(curve.band["avg_fps"], *ends, color=colour, alpha=0.15, lw=0)
 
 
-def draw_confusion(path: Path, confusion: Confusion, *, threshold: float) -> None:
+def draw_confusion(
+    path: Path, confusion: Confusion, *, threshold: float, title: str | None = None
+) -> None:
     """Draw a confusion matrix as the lecture does: rows true, columns predicted, positive first."""
     figure = Figure(figsize=(4.2, 3.8), layout="constrained")
     axes = figure.subplots()
@@ -95,7 +97,8 @@ def draw_confusion(path: Path, confusion: Confusion, *, threshold: float) -> Non
     axes.xaxis.set_label_position("top")
     axes.xaxis.tick_top()
     axes.tick_params(length=0)
-    axes.set_title(f"patches, positive iff F(I) ≥ {threshold:g}", y=-0.1, fontsize=10)
+    title = title or f"patches, positive iff F(I) ≥ {threshold:g}"
+    axes.set_title(title, y=-0.1, fontsize=10)
     save_figure(path, figure)
 
 

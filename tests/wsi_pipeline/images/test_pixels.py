@@ -1,0 +1,102 @@
+"""Image files of many kinds to one kind of array."""
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+
+from wsi_pipeline.errors import ManifestError
+from wsi_pipeline.images.pixels import fit_image, read_image
+from wsi_pipeline.settings import ImagesConfig
+
+RANDOM = np.random.default_rng(0)
+RGB = RANDOM.integers(0, 256, (5, 7, 3), np.uint8)
+GREY = RGB[..., 0]
+
+
+@pytest.mark.parametrize("ending", [".png", ".tif", ".bmp"])
+def test_colours_come_out_as_they_went_in(tmp_path, ending):
+    path = tmp_path / f"a{ending}"
+    Image.fromarray(RGB).save(path)
+    assert np.array_equal(read_image(path, channels=3), RGB)
+
+
+def test_jpeg_comes_out_nearly_so(tmp_path):
+    smooth = np.tile(np.arange(0, 240, 10, dtype=np.uint8)[:, None, None], (1, 24, 3))
+    Image.fromarray(smooth).save(tmp_path / "a.jpg", quality=95)
+    assert abs(read_image(tmp_path / "a.jpg", channels=3).astype(int) - smooth).max() < 8
+
+
+def test_grey_as_colour_and_colour_as_grey(tmp_path):
+    Image.fromarray(GREY).save(tmp_path / "g.png")
+    assert np.array_equal(read_image(tmp_path / "g.png", channels=1)[..., 0], GREY)
+    assert np.array_equal(read_image(tmp_path / "g.png", channels=3)[..., 2], GREY)
+    Image.fromarray(RGB).save(tmp_path / "c.png")
+    luma = RGB @ np.array([0.299, 0.587, 0.114])
+    assert abs(read_image(tmp_path / "c.png", channels=1)[..., 0] - luma).max() <= 1
+
+
+def test_a_palette_is_looked_up(tmp_path):
+    image = Image.fromarray(GREY).convert("P")
+    image.putpalette([v for i in range(256) for v in (i, 0, 255 - i)])
+    image.save(tmp_path / "p.png")
+    found = read_image(tmp_path / "p.png", channels=3)
+    assert np.array_equal(found[..., 2], 255 - found[..., 0])
+
+
+@pytest.mark.parametrize("ending", [".png", ".tif"])
+def test_transparent_pixels_are_white(tmp_path, ending):
+    rgba = np.dstack([RGB, np.where(np.arange(7) < 3, 0, 255) * np.ones((5, 1))]).astype(np.uint8)
+    Image.fromarray(rgba).save(tmp_path / f"a{ending}")
+    found = read_image(tmp_path / f"a{ending}", channels=3)
+    assert (found[:, :3] == 255).all()
+    assert np.array_equal(found[:, 3:], RGB[:, 3:])
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.float32])
+def test_deep_values_are_stretched_over_the_image(tmp_path, dtype):
+    deep = (np.linspace(100, 4000, 35).reshape(5, 7)).astype(dtype)
+    tifffile.imwrite(tmp_path / "d.tif", deep)
+    found = read_image(tmp_path / "d.tif", channels=1)[..., 0]
+    expected = np.round((deep - deep.min()) / (deep.max() - deep.min()) * 255)
+    assert abs(found - expected).max() <= 1
+    if dtype is np.uint16:
+        Image.fromarray(deep).save(tmp_path / "d.png")
+        assert np.array_equal(read_image(tmp_path / "d.png", channels=1)[..., 0], found)
+
+
+def test_what_is_no_image_is_named(tmp_path):
+    (tmp_path / "bad.png").write_bytes(b"not a picture")
+    with pytest.raises(ManifestError, match=r"bad\.png: cannot be decoded"):
+        read_image(tmp_path / "bad.png", channels=3)
+    tifffile.imwrite(tmp_path / "nan.tif", np.full((3, 3), np.nan, np.float32))
+    with pytest.raises(ManifestError, match="no numbers"):
+        read_image(tmp_path / "nan.tif", channels=1)
+    tifffile.imwrite(
+        tmp_path / "stack.tif", np.zeros((4, 5, 6), np.uint8), photometric="minisblack"
+    )
+    with pytest.raises(ManifestError, match="one or three channels"):
+        read_image(tmp_path / "stack.tif", channels=1)
+
+
+def test_padding_is_zeros_around_the_centre():
+    found = fit_image(RGB, ImagesConfig(size=(8, 12), fit="pad"), "a")
+    assert np.array_equal(found[1:6, 2:9], RGB)
+    assert found.sum() == RGB.sum()
+    with pytest.raises(ManifestError, match="7 x 5 px cannot be padded to 6 x 8 px"):
+        fit_image(RGB, ImagesConfig(size=(8, 6), fit="pad"), "a")
+
+
+def test_cropping_is_of_the_centre():
+    found = fit_image(RGB, ImagesConfig(size=(3, 4), fit="crop"), "a")
+    assert np.array_equal(found, RGB[1:4, 1:5])
+    with pytest.raises(ManifestError, match="cannot be cropped"):
+        fit_image(RGB, ImagesConfig(size=(6, 4), fit="crop"), "a")
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_resizing_keeps_a_constant_and_the_channels(channels):
+    flat = np.full((128, 170, channels), 77, np.uint8)
+    found = fit_image(flat, ImagesConfig(size=(32, 50)), "a")
+    assert found.shape == (32, 50, channels)
+    assert (found == 77).all()

@@ -1,0 +1,203 @@
+"""Whole runs on folders of images."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import tifffile
+import torch
+from PIL import Image
+
+from wsi_pipeline import cli
+from wsi_pipeline.checkpoint import load_checkpoint, read_meta
+from wsi_pipeline.images.folder import read_images
+from wsi_pipeline.images.store import choose_equal, open_images, raise_to_parity
+
+SMALL = "{model: {options: {m: 5, stride: 4, filters: 4, depth: 2, channels: 1, normalise: minmax}}"
+TRAIN = "steps_per_epoch: 8, max_epochs: 3, lr: 0.003}"
+
+
+def make_folder(folder, n=12, channels=1, height=18, width=25):
+    """Two classes: horizontal and vertical stripes, with some noise."""
+    random = np.random.default_rng(0)
+    for label, name in enumerate(("rows", "columns")):
+        (folder / name).mkdir(parents=True)
+        for i in range(n):
+            wave = np.arange(height)[:, None] if label == 0 else np.arange(width)[None, :]
+            image = 128 + 90 * np.sin(wave + i) * np.ones((height, width))
+            image = np.clip(image + random.normal(0, 8, image.shape), 0, 255).astype(np.uint8)
+            picture = np.dstack([image] * 3) if channels == 3 else image
+            Image.fromarray(picture).save(folder / name / f"{i:02d}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run of two models on one-channel images that are not square; one file is broken."""
+    root = tmp_path_factory.mktemp("images")
+    folder = make_folder(root / "data")
+    (folder / "rows" / "broken.png").write_bytes(b"not an image")
+    config = root / "c.yaml"
+    config.write_text(
+        "input: data\nout: run\nimages: {classes: [rows, columns], channels: 1}\n"
+        "splits: {folds: 4, fold: 1}\nheatmap: {images: 1}\n"
+        f"train:\n  patchnet: {SMALL}, {TRAIN}\n"
+        "  cam: {model: {options: {width: 0.03125}}, steps_per_epoch: 4, max_epochs: 2, "
+        "batch_size: 8}\n"
+    )
+    return root, cli.main(["run", str(config), "--quiet"])
+
+
+def rows_of(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_broken_file_is_listed_and_the_others_go_on(finished):
+    root, code = finished
+    assert code == 3
+    (failure,) = rows_of(root / "run" / "failures.csv")
+    assert failure["slide_id"] == "rows__broken"
+    assert "broken.png: cannot be decoded" in failure["message"]
+    assert (root / "run" / "report.html").is_file()
+
+
+def test_scores_are_those_of_the_model_on_the_file(finished):
+    root, _ = finished
+    scores = rows_of(root / "run" / "scores" / "patchnet" / "images.csv")
+    assert len(scores) == 25
+    model, meta = load_checkpoint(root / "run" / "models" / "patchnet" / "checkpoint.safetensors")
+    assert meta.image_shape == (18, 25, 1)
+    assert meta.class_names == ("rows", "columns")
+    for row in scores:
+        if row["image_id"] == "rows__broken":
+            assert row["score"] == row["predicted"] == ""
+            continue
+        name, number = row["image_id"].split("__")
+        pixels = np.asarray(Image.open(root / "data" / name / f"{number}.png"))
+        with torch.no_grad():
+            score = model.score(torch.from_numpy(pixels.copy())[None, None].float() / 255).item()
+        assert float(row["score"]) == pytest.approx(score, abs=1e-5)
+        assert int(row["predicted"]) == (float(row["score"]) > 0.5)
+        assert int(row["label"]) == (name == "columns")
+
+
+def test_metrics_can_be_counted_again_from_the_scores(finished):
+    root, _ = finished
+    folder = root / "run" / "evaluation" / "patchnet"
+    metrics = json.loads((folder / "metrics.json").read_text())
+    test = [r for r in rows_of(root / "run" / "scores" / "patchnet" / "images.csv")
+            if r["split"] == "test" and r["score"]]  # fmt: skip
+    right = [(float(r["score"]) > 0.5) == (r["label"] == "1") for r in test]
+    assert metrics["patch"]["accuracy"] == pytest.approx(np.mean(right))
+    assert metrics["patch"]["n"] == len(test)
+    p = [float(r["score"]) if r["label"] == "1" else 1 - float(r["score"]) for r in test]
+    assert metrics["patch"]["loss"] == pytest.approx(-np.log(p).mean())
+    assert metrics["strict"] is True
+    assert metrics["threshold"] == 0.5
+    assert metrics["froc"] is None
+    assert metrics["undefined"]["froc"] == "a folder of images has no slides"
+    assert set(metrics["splits"]) == {"train", "val", "test"}
+
+
+def test_stripes_are_learnt(finished):
+    root, _ = finished
+    metrics = json.loads((root / "run" / "evaluation" / "patchnet" / "metrics.json").read_text())
+    assert metrics["splits"]["train"]["roc_auc"] > 0.9
+
+
+def test_each_shown_image_has_its_maps(finished):
+    root, _ = finished
+    folder = root / "run" / "heatmaps" / "patchnet"
+    arrays = sorted(folder.glob("*.npz"))
+    assert len(arrays) == 2  # one of each class
+    with np.load(arrays[0]) as maps:
+        assert maps["filters"].shape == (4, 18, 25)
+        assert maps["histograms"].shape == (5, 256)
+    cam = sorted((root / "run" / "heatmaps" / "cam").glob("*.tif"))
+    assert tifffile.imread(cam[0]).shape == (18, 25)
+    assert (folder / "overview.png").is_file()
+
+
+def test_a_second_run_keeps_everything_but_the_broken_file(finished, capsys):
+    root, _ = finished
+    capsys.readouterr()
+    assert cli.main(["run", str(root / "c.yaml")]) == 3
+    out = capsys.readouterr().out
+    assert "done" not in out.replace("0 done", "")
+    assert "train: 0 done, 2 kept" in out
+
+
+def test_images_of_another_shape_are_refused_by_name(finished, tmp_path, capsys):
+    root, _ = finished
+    make_folder(tmp_path / "other", n=2, height=20)
+    run = tmp_path / "run"
+    tile = ["tile", str(tmp_path / "other"), "--out", str(run), "--quiet"]
+    assert cli.main([*tile, "--set", "images.channels=1"]) == 0
+    checkpoint = root / "run" / "models" / "patchnet" / "checkpoint.safetensors"
+    assert cli.main(["predict", str(run), "--checkpoint", str(checkpoint), "--quiet"]) == 1
+    assert "20 x 25 x 1" in (run / "failures.csv").read_text()
+    assert "trained on 18 x 25 x 1" in (run / "failures.csv").read_text()
+
+
+def test_a_mended_file_is_no_failure_any_more(tmp_path):
+    folder = make_folder(tmp_path / "data", n=2)
+    broken = folder / "rows" / "00.png"
+    good = broken.read_bytes()
+    broken.write_bytes(good[:40])
+    command = ["tile", str(folder), "--out", str(tmp_path / "run"), "--quiet"]
+    command += ["--set", "images.channels=1"]
+    assert cli.main(command) == 3
+    broken.write_bytes(good)
+    assert cli.main(command) == 0
+    assert rows_of(tmp_path / "run" / "failures.csv") == []
+
+
+def test_sizes_that_differ_name_two_files(tmp_path, capsys):
+    folder = make_folder(tmp_path / "data", n=2)
+    Image.new("L", (9, 9)).save(folder / "rows" / "00.png")
+    command = ["tile", str(folder), "--out", str(tmp_path / "run"), "--quiet"]
+    assert cli.main([*command, "--set", "images.channels=1"]) == 1
+    assert "set images.size" in (tmp_path / "run" / "failures.csv").read_text()
+    assert cli.main([*command, "--set", "images.size=[16, 16]"]) == 0
+    entries = read_images(tmp_path / "run" / "images.csv")
+    assert open_images(tmp_path / "run" / "tiles", entries).shape == (16, 16, 3)
+
+
+def test_preprocessing_and_crops_travel_in_the_checkpoint(tmp_path):
+    folder = make_folder(tmp_path / "data", n=6, channels=3)
+    config = tmp_path / "c.yaml"
+    config.write_text(
+        "input: data\nout: run\nimages: {equal_classes: true}\n"
+        "splits: {val_fraction: 0.3, test_fraction: 0.3}\nstages: [tile, train, predict, heatmap]\n"
+        "train:\n  patchnet:\n    model:\n      options: {m: 5, filters: 2, depth: 1}\n"
+        "      preprocess: {crop: [12, 16], gamma: 2.2, colour_constancy: true, minmax: true}\n"
+        "    augment: {zoom: 1.2, rotate_180: true}\n    steps_per_epoch: 2\n    max_epochs: 1\n"
+    )
+    assert cli.main(["run", str(config), "--quiet"]) == 0
+    meta = read_meta(tmp_path / "run" / "models" / "patchnet" / "checkpoint.safetensors")
+    assert meta.options["preprocess"]["crop"] == [12, 16]
+    heatmap = next((tmp_path / "run" / "heatmaps" / "patchnet").glob("*.tif"))
+    assert tifffile.imread(heatmap).shape == (12, 16)
+    assert folder.is_dir()
+
+
+def test_slides_and_images_do_not_share_a_run_folder(finished, tmp_path, capsys):
+    root, _ = finished
+    assert cli.main(["tile", str(tmp_path), "--out", str(root / "run"), "--quiet"]) == 1
+    assert "take another run folder for slides" in capsys.readouterr().err
+
+
+def test_balancing_by_repeating_and_by_leaving_out():
+    labels = np.array([0] * 10 + [1] * 4 + [-1], np.int8)
+    raised = raise_to_parity(labels, seed=0)
+    counts = np.bincount(raised, minlength=15)
+    assert (counts[:10] == 1).all()
+    assert counts[10:14].sum() == 10
+    assert set(counts[10:14]) == {2, 3}
+    assert counts[14] == 0
+    chosen = choose_equal(labels, seed=0)
+    assert np.bincount(labels[chosen]).tolist() == [4, 4]
+    assert len(set(chosen)) == 8
+    assert np.array_equal(chosen, choose_equal(labels, seed=0))

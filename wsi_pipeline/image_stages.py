@@ -1,0 +1,205 @@
+"""The stages on a folder of images: the same commands and files, one unit per stage and model."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from os import cpu_count
+from pathlib import Path
+from typing import Any
+
+from tiling.files import digest_file
+from wsi_pipeline.config import Config, digest_settings
+from wsi_pipeline.errors import ConfigError, StageError
+from wsi_pipeline.images.folder import as_slides, list_images, split_images, write_images
+from wsi_pipeline.runfolder import (
+    RunFolder,
+    Unit,
+    forget_failures,
+    iterate_failures,
+    write_failures,
+)
+from wsi_pipeline.runner import Options, Plan, StageResult, run_stage
+from wsi_pipeline.settings import TrainConfig
+from wsi_pipeline.splits import assign_splits
+
+_ALL = "images"  # name of the one unit that holds all images
+
+
+def is_image_run(run: RunFolder) -> bool:
+    """Tell whether a run folder is of images."""
+    return run.images.is_file()
+
+
+def tile(run: RunFolder, config: Config, options: Options) -> StageResult:
+    """Image files -> one array."""
+    if config.input is None or config.images is None:
+        raise ConfigError("no input; give a folder of images")
+    if run.manifest.is_file():
+        raise ConfigError(f"{run.path}: a run on slides; take another run folder for images")
+    entries, classes = list_images(config.input, config.images)
+    if config.splits:
+        found = assign_splits(
+            as_slides(config.input, entries),
+            val_fraction=config.splits.val_fraction,
+            test_fraction=config.splits.test_fraction,
+            seed=config.seed,
+            folds=config.splits.folds,
+            fold=config.splits.fold,
+        )
+        entries = split_images(entries, found)
+    from wsi_pipeline.images.store import images_fingerprint
+
+    run.path.mkdir(parents=True, exist_ok=True)
+    write_images(run.images, entries)
+    plan = _plan(
+        Unit("tile", _ALL),
+        partial(images_fingerprint, config.input, entries, config.images),
+        folder=config.input,
+        entries=entries,
+        classes=classes,
+        config=config.images,
+        threads=max(1, cpu_count() or 1),
+    )
+    forget_failures(run, ("tile",), listed=[e.image_id for e in entries])
+    before = list(iterate_failures(run))
+    result = run_stage("tile", run, [plan], config, options)
+    if result.done:  # what failed in an earlier run may be readable now
+        _forget_mended(run, before)
+    ids = {e.image_id for e in entries}
+    lost = [row["slide_id"] for row in iterate_failures(run) if row["slide_id"] in ids]
+    write_failures(run)
+    return replace(result, failed=(*result.failed, *lost))
+
+
+def _forget_mended(run: RunFolder, before: Sequence[Mapping[str, Any]]) -> None:
+    import json
+
+    about = json.loads((run.tiles / "images.json").read_text(encoding="utf-8"))
+    for row in before:
+        if row["stage"] == "tile" and row["slide_id"] not in about["unreadable"]:
+            Unit("tile", row["slide_id"]).mark(run, "failed").unlink(missing_ok=True)
+
+
+def _plan(unit: Unit, fingerprint: Callable[[], str], **arguments: Any) -> Plan:
+    return Plan(unit, weight=1, fingerprint=fingerprint, arguments={**arguments, "images": True})
+
+
+def _data_fingerprint(run: RunFolder) -> str:
+    """Hash the pixels' origin and the table of classes, patients and splits."""
+    import json
+
+    path = run.tiles / "images.json"
+    if not path.is_file() or not Unit("tile", _ALL).mark(run, "done").is_file():
+        raise StageError(
+            f"{run.path}: its images are not prepared; run: wsi-pipeline tile FOLDER --out "
+            f"{run.path}"
+        )
+    about = json.loads(path.read_text(encoding="utf-8"))
+    return digest_settings(about, digest_file(run.images))
+
+
+def train(
+    run: RunFolder, config: Config, options: Options, *, chosen: Mapping[str, TrainConfig]
+) -> StageResult:
+    """Images -> checkpoints."""
+    data = _data_fingerprint(run)
+    plans = [
+        _plan(
+            Unit("train", model=name),
+            partial(_train_fingerprint, data, settings),
+            config=settings,
+            device=options.device,
+        )
+        for name, settings in chosen.items()
+    ]
+    return run_stage("train", run, plans, config, options)
+
+
+def _train_fingerprint(data: str, settings: TrainConfig) -> str:
+    weights = settings.model.weights
+    return digest_settings(data, settings, digest_file(weights) if weights else None)
+
+
+def predict(
+    run: RunFolder, config: Config, options: Options, *, checkpoints: Mapping[str, Path]
+) -> StageResult:
+    """Images -> scores, by each checkpoint (by the model's name)."""
+    data = _data_fingerprint(run)
+    plans = [
+        _plan(
+            Unit("predict", _ALL, model),
+            partial(
+                digest_settings,
+                data,
+                digest_file(path),
+                config.predict.precision,
+                config.predict.splits,
+            ),
+            checkpoint=path,
+            config=config.predict,
+            device=options.device,
+        )
+        for model, path in checkpoints.items()
+    ]
+    return run_stage("predict", run, plans, config, options)
+
+
+def heatmap(
+    run: RunFolder, config: Config, options: Options, *, models: Sequence[str]
+) -> StageResult:
+    """Checkpoints -> maps of some images, of the models that have any."""
+    from wsi_pipeline.checkpoint import read_meta
+    from wsi_pipeline.images.maps import has_maps
+
+    data = _data_fingerprint(run)
+    trained = [name for name in models if run.checkpoint(name).is_file()]
+    shown = [name for name in trained if has_maps(read_meta(run.checkpoint(name)).model)]
+    if not shown:
+        return StageResult("heatmap", (), (), ())
+    plans = [
+        _plan(
+            Unit("heatmap", _ALL, model),
+            partial(
+                digest_settings, data, digest_file(run.checkpoint(model)), config.heatmap.images
+            ),
+            checkpoint=run.checkpoint(model),
+            config=config.heatmap,
+            device=options.device,
+        )
+        for model in shown
+    ]
+    return run_stage("heatmap", run, plans, config, options)
+
+
+def evaluate(
+    run: RunFolder, config: Config, options: Options, *, models: Sequence[str]
+) -> StageResult:
+    """Scores + classes -> figures."""
+    plans = [
+        _plan(
+            Unit("evaluate", model=model),
+            partial(_evaluate_fingerprint, run, model, config),
+            config=config.evaluate,
+        )
+        for model in models
+    ]
+    return run_stage("evaluate", run, plans, config, options)
+
+
+def _evaluate_fingerprint(run: RunFolder, model: str, config: Config) -> str:
+    folder = run.path / "scores" / model
+    digests = [digest_file(folder / name) for name in ("images.csv", "images.json")]
+    return digest_settings(digests, config.evaluate.image_threshold)
+
+
+def report(
+    run: RunFolder,
+    config: Config,
+    options: Options,
+    *,
+    models: Sequence[str],
+    fingerprint: Callable[[], str],
+) -> StageResult:
+    """Everything in the run folder -> one HTML file."""
+    plan = _plan(Unit("report"), fingerprint, models=tuple(models))
+    return run_stage("report", run, [plan], config, options)

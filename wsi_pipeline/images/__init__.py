@@ -1,0 +1,1 @@
+"""Folders of single images, the PatchNet papers' kind of data set, in place of slides."""

@@ -1,0 +1,189 @@
+"""Figures of an image folder: each split as the papers' tables have it, and the test in full."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tiling.files import write_json
+from wsi_pipeline.contracts import SPLITS
+from wsi_pipeline.errors import EvaluationError
+from wsi_pipeline.evaluation.leaks import Seen, refuse_leaks
+from wsi_pipeline.evaluation.patch import (
+    Confusion,
+    confusion_figures,
+    count_confusion,
+    ranking_curves,
+    ranking_figures,
+)
+from wsi_pipeline.evaluation.plots import draw_confusion, draw_precision_recall, draw_roc
+from wsi_pipeline.evaluation.tables import Cell, write_rows
+from wsi_pipeline.images.scoring import Rule, ScoredImage
+from wsi_pipeline.scores import TRAINED_ON
+
+_SLIDE_FIGURES = ("roc_auc", "roc_auc_ci95", "threshold", "accuracy", "sensitivity", "specificity")
+_NO_SLIDES = "a folder of images has no slides"
+
+
+def evaluate_images(
+    images: Sequence[ScoredImage],
+    about: dict[str, Any],
+    *,
+    rule: Rule,
+    model: str,
+    out: Path,
+) -> dict[str, Any]:
+    """Compute and write one model's figures.
+
+    Parameters
+    ----------
+    images : sequence of ScoredImage
+    about : dict
+        Of the scores: what the model was trained on.
+    rule : Rule
+    model : str
+    out : Path
+        Gets ``metrics.json`` (last), ``images.csv``, ``confusion.csv``, ``roc.csv`` and pictures.
+
+    Returns
+    -------
+    metrics : dict
+        The content of ``metrics.json``: ``patch`` is at the level of images, of the test split,
+        else of val, else of all; ``splits`` has every split.
+
+    Raises
+    ------
+    EvaluationError
+        If no labelled image is scored, or the model has seen a patient it would be tested on.
+    """
+    (out / "metrics.json").unlink(missing_ok=True)
+    known = [image for image in images if image.label >= 0]
+    by_split = {split: [i for i in known if i.split == split] for split in SPLITS}
+    name = next((s for s in ("test", "val") if by_split[s]), "all")
+    chosen = [i for i in known if i.split == name] if name != "all" else known
+    if not chosen or (name == "all" and by_split["train"]):
+        raise EvaluationError(
+            f"{model}: no scored image with a class outside the split train; fill the split column "
+            "(or set splits in the config) and predict again"
+        )
+    notes = [] if name == "test" else [f"no image in the split test: figures are of {name}"]
+    if name == "test":
+        trained_on = about.get(TRAINED_ON)
+        notes += refuse_leaks(Seen(i.image_id, i.patient, trained_on) for i in chosen)
+    values, undefined = summarise(chosen, rule)
+    splits = {split: summarise(part, rule)[0] for split, part in by_split.items() if part}
+    metrics = {
+        "model": model,
+        "threshold": rule.threshold,
+        "strict": rule.strict,
+        "classes": about["classes"],
+        "evaluated": name,
+        "patch": values,
+        "splits": splits,
+        "slide": {"aggregator": None, "n": 0, "n_positive": 0, **dict.fromkeys(_SLIDE_FIGURES)},
+        "froc": None,
+        "undefined": {
+            **{f"patch.{key}": reason for key, reason in undefined.items()},
+            **{f"slide.{key}": _NO_SLIDES for key in _SLIDE_FIGURES},
+            "froc": _NO_SLIDES,
+        },
+        "notes": notes,
+    }
+    _write_tables(out, images, chosen, by_split, rule)
+    write_json(out / "metrics.json", metrics)
+    return metrics
+
+
+def summarise(images: Sequence[ScoredImage], rule: Rule) -> tuple[dict[str, Any], dict[str, str]]:
+    """Compute the figures of some labelled images, and why some are undefined.
+
+    ``loss`` is the mean cross-entropy, from the logits.
+    """
+    readable = [i for i in images if not np.isnan(i.score)]
+    labels = np.array([i.label for i in readable], np.int8)
+    scores = np.array([i.score for i in readable])
+    logits = np.array([i.logit for i in readable])
+    confusion = count_images(readable, rule)
+    figures, undefined = confusion_figures(confusion)
+    ranking, reasons = ranking_figures(labels, scores, what="images")
+    loss = (
+        float(np.logaddexp(0, np.where(labels == 1, -logits, logits)).mean())
+        if labels.size
+        else None
+    )
+    if loss is None:
+        undefined = undefined | {"loss": "no labelled image"}
+    counts = {name: getattr(confusion, name) for name in ("tp", "fp", "fn", "tn")}
+    n = {"n": len(readable), "n_unreadable": len(images) - len(readable)}
+    renamed = {key: reason.replace("patch", "image") for key, reason in undefined.items()}
+    return {**n, **counts, **figures, **ranking, "loss": loss}, renamed | reasons
+
+
+def count_images(images: Sequence[ScoredImage], rule: Rule) -> Confusion:
+    """Count images by class and decision; unreadable ones are left out."""
+    labels = np.array([i.label for i in images], np.int8)
+    scores = np.array([i.score for i in images], np.float64)
+    # Above a threshold is at least the next number there is.
+    least = np.nextafter(rule.threshold, np.inf) if rule.strict else rule.threshold
+    return count_confusion(labels, scores, threshold=float(least))
+
+
+def _write_tables(
+    out: Path,
+    images: Sequence[ScoredImage],
+    chosen: Sequence[ScoredImage],
+    by_split: dict[Any, list[ScoredImage]],
+    rule: Rule,
+) -> None:
+    decided = rule.decide(np.array([i.score for i in images]))
+    write_rows(
+        out / "images.csv",
+        ("image_id", "split", "class", "label", "score", "predicted"),
+        (_cells(image, bool(yes)) for image, yes in zip(images, decided, strict=True)),
+    )
+    counted = [(split, count_images(part, rule)) for split, part in by_split.items() if part]
+    write_rows(
+        out / "confusion.csv",
+        ("split", "tp", "fp", "fn", "tn"),
+        ([split, c.tp, c.fp, c.fn, c.tn] for split, c in counted),
+    )
+    readable = [i for i in chosen if not np.isnan(i.score)]
+    labels = np.array([i.label for i in readable], np.int8)
+    scores = np.array([i.score for i in readable])
+    curves = ranking_curves(labels, scores)
+    figures, _ = ranking_figures(labels, scores, what="images")
+    points = curves.roc.tolist() if curves else []
+    write_rows(
+        out / "roc.csv",
+        ("threshold", "fpr", "tpr"),
+        ([t if np.isfinite(t) else None, x, y] for t, x, y in points),
+    )
+    drawn: Any = [("images", curves, figures)] if curves else []
+    draw_roc(out / "roc.png", [(n, c, f["roc_auc"]) for n, c, f in drawn], bands={})
+    draw_precision_recall(out / "pr.png", [(n, c, f["average_precision"]) for n, c, f in drawn])
+    draw_confusion(
+        out / "confusion.png",
+        count_images(chosen, rule),
+        threshold=rule.threshold,
+        title=f"images, class 1 iff {rule}",
+    )
+
+
+def _cells(image: ScoredImage, predicted: bool) -> list[Cell]:
+    unread = np.isnan(image.score)
+    return [
+        image.image_id,
+        image.split or "",
+        image.class_name,
+        None if image.label < 0 else image.label,
+        None if unread else image.score,
+        None if unread else int(predicted),
+    ]
+
+
+def rule_of(about: dict[str, Any], threshold: float | None) -> Rule:
+    """Take the model's own rule, or another threshold in it."""
+    own = Rule(float(about["threshold"]), bool(about["strict"]))
+    return own if threshold is None else replace(own, threshold=threshold)

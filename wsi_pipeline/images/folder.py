@@ -1,0 +1,216 @@
+"""Which images a data set has: class folders, or a table; nothing here reads pixels.
+
+``FOLDER/<class>/*`` names the class by the folder; ``FOLDER/train/<class>/*`` (and val, test) the
+split too. A table is a CSV whose rows are the data set.
+"""
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+
+from tiling.files import write_text
+from wsi_pipeline.contracts import SPLITS, SlideEntry, Split
+from wsi_pipeline.errors import ManifestError
+from wsi_pipeline.manifest import check_entries, with_splits
+from wsi_pipeline.settings import ImagesConfig
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
+COLUMNS = ("file", "class", "patient", "split", "mask")
+_SPLIT_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val"} | {
+    "test": "test"
+}
+
+
+@dataclass(frozen=True)
+class ImageEntry:
+    """One image of a data set."""
+
+    image_id: str  # its path within the folder, without the ending; / becomes __
+    file: str  # its path within the folder
+    class_name: str
+    label: int  # 0 or 1; -1: its class is not known
+    patient: str  # group for splits; the image_id where nothing says otherwise
+    split: Split | None = None
+    mask: str | None = None  # path within the folder; non-zero is the object
+
+
+def list_images(folder: Path, config: ImagesConfig) -> tuple[list[ImageEntry], tuple[str, str]]:
+    """List a data set's images, in the order of their ids (of the table's rows).
+
+    Returns
+    -------
+    entries : list of ImageEntry
+        Of the two classes, and those whose class nobody says (a table may leave it out).
+    classes : (name of class 0, name of class 1)
+
+    Raises
+    ------
+    ManifestError
+        If there is no image, not two classes, two images with one id, a file that is not there,
+        or a patient in two splits.
+    """
+    if not folder.is_dir():
+        raise ManifestError(f"{folder}: no such folder of images")
+    found = _read_table(folder, config.table) if config.table else _walk(folder)
+    if not found:
+        raise ManifestError(
+            f"{folder}: no images in class folders (FOLDER/<class>/*; looked for "
+            f"{', '.join(SUFFIXES)}); name them in a table: images.table"
+        )
+    classes = _choose_classes(folder, found, config.classes)
+    labels = {name: label for label, name in enumerate(classes)} | {"": -1}
+    entries = [
+        replace(entry, label=labels[entry.class_name])
+        for entry in found
+        if entry.class_name in labels
+    ]
+    check_entries(as_slides(folder, entries))
+    return entries, classes
+
+
+def _walk(folder: Path) -> list[ImageEntry]:
+    parents = [p for p in sorted(folder.iterdir()) if p.is_dir() and not p.name.startswith(".")]
+    by_split = bool(parents) and all(p.name in _SPLIT_FOLDERS for p in parents)
+    entries = []
+    for path in sorted(folder.rglob("*")):
+        inside = path.relative_to(folder).parts
+        wanted = path.suffix.lower() in SUFFIXES and path.is_file()
+        depth = 2 if by_split else 1
+        if not wanted or len(inside) <= depth or any(p.startswith(".") for p in inside):
+            continue
+        split = _SPLIT_FOLDERS[inside[0]] if by_split else None
+        file = PurePosixPath(*inside).as_posix()
+        entries.append(_entry(file, inside[depth - 1], split=split))
+    return entries
+
+
+def _entry(
+    file: str,
+    class_name: str,
+    *,
+    patient: str = "",
+    split: str | None = None,
+    mask: str | None = None,
+) -> ImageEntry:
+    image_id = PurePosixPath(file).with_suffix("").as_posix().replace("/", "__")
+    known: Split | None = next((s for s in SPLITS if s == split), None)
+    return ImageEntry(image_id, file, class_name, -1, patient or image_id, known, mask or None)
+
+
+def _read_table(folder: Path, path: Path) -> list[ImageEntry]:
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file, strict=True)
+            names = reader.fieldnames or []
+            rows = [(reader.line_num, row) for row in reader]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ManifestError(f"{path}: not a CSV file in UTF-8 ({error})") from error
+    except OSError as error:
+        raise ManifestError(f"{path}: cannot be read ({error.strerror})") from error
+    if "file" not in names:
+        raise ManifestError(
+            f"{path}: no column 'file' in the header {list(names)}; known: {', '.join(COLUMNS)}"
+        )
+    return [_parse_row(folder, path, line, row) for line, row in rows]
+
+
+def _parse_row(folder: Path, path: Path, line: int, row: Mapping[str, str | None]) -> ImageEntry:
+    where = f"{path}, line {line}"
+    text = {name: (row.get(name) or "").strip() for name in COLUMNS}
+    for name in ("file", "mask"):
+        if text[name] and not (folder / text[name]).is_file():
+            raise ManifestError(f"{where}: no such {name} in {folder.name}: {text[name]}")
+    if not text["file"] or PurePosixPath(text["file"]).is_absolute() or ".." in text["file"]:
+        raise ManifestError(f"{where}: file is a path within the folder, got '{text['file']}'")
+    if text["split"] and text["split"] not in SPLITS:
+        raise ManifestError(f"{where}: split '{text['split']}' is none of {', '.join(SPLITS)}")
+    parts = PurePosixPath(text["file"]).parts
+    # Without the column, the folder names the class, as it does without a table.
+    class_name = text["class"] if "class" in row else (parts[-2] if len(parts) > 1 else "")
+    return _entry(
+        text["file"],
+        class_name,
+        patient=text["patient"],
+        split=text["split"],
+        mask=text["mask"],
+    )
+
+
+def _choose_classes(
+    folder: Path, entries: Sequence[ImageEntry], wanted: tuple[str, str] | None
+) -> tuple[str, str]:
+    there = sorted({entry.class_name for entry in entries} - {""})
+    if wanted is None:
+        if len(there) != 2:
+            raise ManifestError(
+                f"{folder}: {len(there)} classes ({', '.join(there[:8])}"
+                f"{', ...' if len(there) > 8 else ''}), and models here tell two apart; name them "
+                "by images.classes: [class_0, class_1]"
+            )
+        return there[0], there[1]
+    missing = [name for name in wanted if name not in there]
+    if missing or wanted[0] == wanted[1]:
+        raise ManifestError(
+            f"{folder}: images.classes {list(wanted)} are not two of its classes: "
+            f"{', '.join(there[:20])}"
+        )
+    return wanted
+
+
+def as_slides(folder: Path, entries: Sequence[ImageEntry]) -> list[SlideEntry]:
+    """See images as one-image slides: what splits and checks of the manifest work on."""
+    return [
+        SlideEntry(
+            slide_id=e.image_id,
+            path=folder / e.file,
+            patient=e.patient,
+            label=None if e.label < 0 else e.label,
+            split=e.split,
+        )
+        for e in entries
+    ]
+
+
+def split_images(entries: Sequence[ImageEntry], splits: Mapping[str, Split]) -> list[ImageEntry]:
+    """Give each image the split of its patient."""
+    slides = with_splits(as_slides(Path(), entries), dict(splits))
+    return [replace(e, split=s.split) for e, s in zip(entries, slides, strict=True)]
+
+
+# ------------------------------------------------------------ images.csv of a run
+
+_RUN_COLUMNS = ("image_id", "file", "class", "label", "patient", "split", "mask")
+
+
+def write_images(path: Path, entries: Sequence[ImageEntry]) -> None:
+    """Write ``images.csv``: the data set as used."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(_RUN_COLUMNS)
+    for e in entries:
+        label = "" if e.label < 0 else e.label
+        row = (e.image_id, e.file, e.class_name, label, e.patient, e.split or "", e.mask or "")
+        writer.writerow(row)
+    write_text(path, buffer.getvalue())
+
+
+def read_images(path: Path) -> list[ImageEntry]:
+    """Read what `write_images` wrote."""
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            return [
+                ImageEntry(
+                    row["image_id"],
+                    row["file"],
+                    row["class"],
+                    int(row["label"] or -1),
+                    row["patient"],
+                    next((s for s in SPLITS if s == row["split"]), None),
+                    row["mask"] or None,
+                )
+                for row in csv.DictReader(file, strict=True)
+            ]
+    except (OSError, KeyError, ValueError, csv.Error) as error:
+        raise ManifestError(f"{path}: cannot be read ({error}); run tile again") from error

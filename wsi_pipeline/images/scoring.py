@@ -1,0 +1,187 @@
+"""Score the images of a run with a model, and keep the scores as a table."""
+
+import csv
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from tiling.files import write_aside, write_json
+from wsi_pipeline.checkpoint import CheckpointMeta
+from wsi_pipeline.contracts import SPLITS, Split
+from wsi_pipeline.data import prefetch, same_patches, to_unit_range
+from wsi_pipeline.devices import Precision, compute_in, place_model
+from wsi_pipeline.errors import InferenceError, ScoresError
+from wsi_pipeline.images.folder import ImageEntry
+from wsi_pipeline.images.store import ImageArray
+from wsi_pipeline.models import PatchClassifier
+
+COLUMNS = ("image_id", "patient", "split", "class", "label", "score", "logit", "predicted")
+
+# Pixels that a batch holds where no size is given.
+CPU_BATCH_PIXELS = 2**20
+GPU_BATCH_PIXELS = 2**24
+
+
+@dataclass(frozen=True)
+class Rule:
+    """When an image is of class 1."""
+
+    threshold: float
+    strict: bool  # iff score > threshold; else iff score >= threshold
+
+    def decide(self, scores: NDArray[np.floating[Any]]) -> NDArray[np.bool_]:
+        """Say which scores are of class 1; NaN is not."""
+        values = np.asarray(scores, np.float64)
+        with np.errstate(invalid="ignore"):
+            return values > self.threshold if self.strict else values >= self.threshold
+
+    def __str__(self) -> str:
+        return f"score {'>' if self.strict else '>='} {self.threshold:g}"
+
+
+@dataclass(frozen=True)
+class ScoredImage:
+    """One line of a score table."""
+
+    image_id: str
+    patient: str
+    split: Split | None
+    class_name: str
+    label: int  # 0, 1, or -1: unknown
+    score: float  # NaN: unreadable
+    logit: float  # NaN: unreadable
+
+
+def check_shape(meta: CheckpointMeta, images: ImageArray) -> None:
+    """Refuse images of another shape, or resolution, than the model was trained on.
+
+    Raises
+    ------
+    InferenceError
+        Saying both sides' values and what to do.
+    """
+    height, width, channels = images.shape
+    if meta.image_shape is not None:
+        fits = tuple(meta.image_shape) == images.shape and same_patches(
+            height, images.mpp, height, meta.target_mpp
+        )
+        wanted = " x ".join(map(str, meta.image_shape))
+    else:
+        fits = (height, width, channels) == (meta.patch_px, meta.patch_px, 3) and same_patches(
+            height, images.mpp, meta.patch_px, meta.target_mpp
+        )
+        wanted = f"{meta.patch_px} x {meta.patch_px} x 3"
+    if not fits:
+        raise InferenceError(
+            f"the images are {height} x {width} x {channels} at {images.mpp:g} µm/px (0: unknown), "
+            f"but the checkpoint of {meta.model} was trained on {wanted} at {meta.target_mpp:g}; "
+            "tile with images.size, images.channels and images.mpp to match, or give another "
+            "checkpoint"
+        )
+
+
+def score_images(
+    model: PatchClassifier,
+    images: ImageArray,
+    rows: NDArray[np.int64],
+    *,
+    device: torch.device,
+    precision: Precision = "fp32",
+    batch_size: int | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> NDArray[np.float64]:
+    """Give the logit of each image: (n,), NaN where it is unreadable.
+
+    Raises
+    ------
+    InferenceError
+        If the model gives no finite logit for a readable image.
+    """
+    height, width = images.shape[:2]
+    pixels = GPU_BATCH_PIXELS if device.type == "cuda" else CPU_BATCH_PIXELS
+    size = batch_size or max(1, pixels // (height * width))
+    readable = rows[~images.unreadable[rows]]
+    batches = [readable[start : start + size] for start in range(0, len(readable), size)]
+    place_model(model, device).eval()
+    logits = np.full(len(images.pixels), np.nan)
+
+    def load(batch: NDArray[np.int64]) -> torch.Tensor:
+        return torch.from_numpy(np.array(images.pixels[batch]))
+
+    done = 0
+    for batch, loaded in zip(batches, prefetch(load, batches), strict=True):
+        with torch.inference_mode(), compute_in(precision, device):
+            logits[batch] = model(to_unit_range(loaded, device)).double().cpu().numpy()
+        done += len(batch)
+        if on_progress:
+            on_progress(done, len(readable))
+    if not np.isfinite(logits[readable]).all():
+        raise InferenceError(
+            f"the model gave no finite score for some images in {precision}; use --set "
+            "precision=fp32, or train again"
+        )
+    return logits[rows]
+
+
+def write_scores(
+    folder: Path,
+    entries: Sequence[ImageEntry],
+    logits: NDArray[np.float64],
+    rule: Rule,
+    attributes: Mapping[str, Any],
+) -> list[Path]:
+    """Write ``images.csv`` and, beside it, ``images.json``: what made the scores."""
+    scores = sigmoid(logits)
+    predicted = rule.decide(scores)
+    table, about = folder / "images.csv", folder / "images.json"
+    with write_aside(table) as scratch, scratch.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(COLUMNS)
+        for e, score, logit, positive in zip(entries, scores, logits, predicted, strict=True):
+            known = "" if e.label < 0 else e.label
+            said = ("", "", "") if np.isnan(logit) else (float(score), float(logit), int(positive))
+            row = (e.image_id, e.patient, e.split or "", e.class_name, known, *said)
+            writer.writerow(row)
+    write_json(about, {**attributes, "threshold": rule.threshold, "strict": rule.strict})
+    return [table, about]
+
+
+def read_scores(folder: Path) -> tuple[list[ScoredImage], dict[str, Any]]:
+    """Read what `write_scores` wrote.
+
+    Raises
+    ------
+    ScoresError
+        If it is not there, or damaged.
+    """
+    try:
+        about: dict[str, Any] = json.loads((folder / "images.json").read_text(encoding="utf-8"))
+        with (folder / "images.csv").open(newline="", encoding="utf-8") as file:
+            images = [_parse(row) for row in csv.DictReader(file, strict=True)]
+    except (OSError, KeyError, ValueError, csv.Error) as error:
+        raise ScoresError(f"{folder}: no scores of images ({error}); run predict again") from error
+    return images, about
+
+
+def _parse(row: Mapping[str, str]) -> ScoredImage:
+    return ScoredImage(
+        image_id=row["image_id"],
+        patient=row["patient"],
+        split=next((s for s in SPLITS if s == row["split"]), None),
+        class_name=row["class"],
+        label=int(row["label"] or -1),
+        score=float(row["score"] or "nan"),
+        logit=float(row["logit"] or "nan"),
+    )
+
+
+def sigmoid(logits: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Turn logits into scores without overflow."""
+    small = np.exp(-np.abs(logits))
+    return np.asarray(np.where(logits >= 0, 1 / (1 + small), small / (1 + small)))

@@ -1,0 +1,222 @@
+"""What each stage does to an image folder: as `wsi_pipeline.work` does to slides, but all at once.
+
+Each function takes the run, the model's name, the fingerprint, its arguments and a progress
+callback, and gives the files it made and a line on what was done.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from wsi_pipeline.contracts import Split
+from wsi_pipeline.errors import StageError
+from wsi_pipeline.images.folder import ImageEntry, read_images
+from wsi_pipeline.runfolder import RunFolder, Unit, record_failure
+from wsi_pipeline.settings import (
+    EvaluateConfig,
+    HeatmapConfig,
+    ImagesConfig,
+    PredictConfig,
+    TrainConfig,
+)
+
+OnProgress = Callable[[int, int], None]
+Done = tuple[list[Path], str]
+
+
+def _prepare(
+    run: RunFolder, model: str, fingerprint: str, arguments: Mapping[str, Any], tell: OnProgress
+) -> Done:
+    from wsi_pipeline.images.store import prepare_images
+
+    entries: Sequence[ImageEntry] = arguments["entries"]
+    config: ImagesConfig = arguments["config"]
+    problems = prepare_images(
+        arguments["folder"],
+        entries,
+        arguments["classes"],
+        config,
+        out=run.tiles,
+        fingerprint=fingerprint,
+        threads=arguments["threads"],
+        on_progress=tell,
+    )
+    for image_id, problem in problems.items():
+        record_failure(run, Unit("tile", image_id), "ManifestError", problem)
+    lost = f", {len(problems)} unreadable" if problems else ""
+    files = [run.tiles / "images.npy", run.tiles / "images.json"]
+    return files, f"{len(entries)} images{lost}, {files[0].stat().st_size / 2**20:.1f} MiB"
+
+
+def _train(
+    run: RunFolder, model: str, fingerprint: str, arguments: Mapping[str, Any], tell: OnProgress
+) -> Done:
+    from wsi_pipeline.devices import resolve_device
+    from wsi_pipeline.training import train_model
+
+    config: TrainConfig = arguments["config"]
+    train, val = (_groups(run, s, config.seed or 0) for s in ("train", "val"))
+    summary = train_model(
+        config,
+        train=train,
+        val=val,
+        patients={group.info.slide_id: group.info.slide_id for group in (*train, *val)},
+        out=run.model(model),
+        device=resolve_device(arguments["device"]),
+        fingerprint=fingerprint,
+        on_progress=lambda done, total, _: tell(done, total),
+    )
+    return [run.checkpoint(model), run.model(model) / "history.csv"], str(summary)
+
+
+def _groups(run: RunFolder, split: Split, seed: int) -> list[Any]:
+    """Make the groups of a split; for training of equally many images where that is asked for."""
+    import json
+
+    from wsi_pipeline.images.store import choose_equal, group_by_patient, open_images
+
+    entries = read_images(run.images)
+    images = open_images(run.tiles, entries)
+    rows = [row for row, e in enumerate(entries) if e.split == split and e.label >= 0]
+    about = json.loads((run.tiles / "images.json").read_text(encoding="utf-8"))
+    if split == "train" and about["settings"]["equal_classes"]:
+        labels = np.array([entries[row].label for row in rows], np.int8)
+        labels[images.unreadable[rows]] = -1
+        rows = [rows[place] for place in choose_equal(labels, seed=seed)]
+    return group_by_patient(images, entries, rows)
+
+
+def _predict(
+    run: RunFolder, model: str, fingerprint: str, arguments: Mapping[str, Any], tell: OnProgress
+) -> Done:
+    from wsi_pipeline.checkpoint import digest, load_checkpoint
+    from wsi_pipeline.devices import resolve_device, resolve_precision
+    from wsi_pipeline.images.scoring import Rule, check_shape, score_images, write_scores
+    from wsi_pipeline.images.store import open_images
+    from wsi_pipeline.scores import TRAINED_ON
+
+    config: PredictConfig = arguments["config"]
+    entries = read_images(run.images)
+    images = open_images(run.tiles, entries)
+    network, meta = load_checkpoint(arguments["checkpoint"])
+    check_shape(meta, images)
+    wanted = None if config.splits is None else (*config.splits, None)
+    rows = [row for row, e in enumerate(entries) if wanted is None or e.split in wanted]
+    if not rows:
+        raise StageError(f"{run.path}: no image in split {' or '.join(config.splits or ())}")
+    device = resolve_device(arguments["device"])
+    precision = resolve_precision(config.precision, device)
+    logits = score_images(
+        network,
+        images,
+        np.array(rows, np.int64),
+        device=device,
+        precision=precision,
+        batch_size=config.batch_size,
+        on_progress=tell,
+    )
+    attributes = {
+        "model": meta.model,
+        "checkpoint": digest(arguments["checkpoint"]),
+        "precision": precision,
+        "fingerprint": fingerprint,
+        "classes": list(meta.class_names),
+        TRAINED_ON: {
+            name: list(getattr(meta, name))
+            for name in ("train_slides", "val_slides", "train_patients", "val_patients")
+        },
+    }
+    rule = Rule(network.threshold, network.strict)
+    chosen = [entries[row] for row in rows]
+    files = write_scores(run.path / "scores" / model, chosen, logits, rule, attributes)
+    lost = int(np.isnan(logits).sum())
+    return files, f"{len(rows)} images" + (f", {lost} unreadable" if lost else "")
+
+
+def _heatmap(
+    run: RunFolder, model: str, fingerprint: str, arguments: Mapping[str, Any], tell: OnProgress
+) -> Done:
+    import torch
+
+    from wsi_pipeline.checkpoint import load_checkpoint
+    from wsi_pipeline.devices import resolve_device
+    from wsi_pipeline.images.maps import draw_overview, write_image_maps
+    from wsi_pipeline.images.store import open_images
+
+    config: HeatmapConfig = arguments["config"]
+    entries = read_images(run.images)
+    images = open_images(run.tiles, entries)
+    network, _ = load_checkpoint(arguments["checkpoint"])
+    device = resolve_device(arguments["device"])
+    network = network.to(device)
+    rows = choose_shown(entries, images.unreadable, config.images)
+    folder = run.path / "heatmaps" / model
+    files: list[Path] = []
+    shown = []
+    for number, row in enumerate(rows):
+        pixels = torch.from_numpy(np.array(images.pixels[row])).to(device)
+        image = pixels.permute(2, 0, 1).float() / 255
+        made, picture, grey = write_image_maps(folder, entries[row].image_id, network, image)
+        files += made
+        shown.append((entries[row], picture, grey))
+        tell(number + 1, len(rows))
+    files.append(draw_overview(folder / "overview.png", shown))
+    return files, f"maps of {len(rows)} images"
+
+
+def choose_shown(entries: Sequence[ImageEntry], unreadable: Any, most: int | None) -> list[int]:
+    """Choose the first `most` readable images of each class, of the test split where there is one.
+
+    Without a test split, of val; else of all.
+    """
+    splits = {e.split for e in entries}
+    split = next((s for s in ("test", "val") if s in splits), None)
+    rows = [
+        row
+        for row, e in enumerate(entries)
+        if (split is None or e.split == split) and not unreadable[row]
+    ]
+    chosen: list[int] = []
+    for label in (0, 1, -1):
+        of_class = [row for row in rows if entries[row].label == label]
+        chosen += of_class if most is None else of_class[:most]
+    return chosen
+
+
+def _evaluate(
+    run: RunFolder, model: str, fingerprint: str, arguments: Mapping[str, Any], tell: OnProgress
+) -> Done:
+    from wsi_pipeline.images.evaluation import evaluate_images, rule_of
+    from wsi_pipeline.images.scoring import read_scores
+
+    config: EvaluateConfig = arguments["config"]
+    images, about = read_scores(run.path / "scores" / model)
+    out = run.evaluation(model)
+    rule = rule_of(about, config.image_threshold)
+    metrics = evaluate_images(images, about, rule=rule, model=model, out=out)
+    figures = {"accuracy": "accuracy", "ROC AUC": "roc_auc", "loss": "loss"}
+    found = {name: metrics["patch"][key] for name, key in figures.items()}
+    said = [f"{name} {'undefined' if v is None else f'{v:.3f}'}" for name, v in found.items()]
+    return [out / "metrics.json"], f"{metrics['evaluated']}: " + ", ".join(said)
+
+
+def _report(
+    run: RunFolder, model: str, fingerprint: str, arguments: Mapping[str, Any], tell: OnProgress
+) -> Done:
+    from wsi_pipeline.report.images import build_image_report
+
+    path = build_image_report(run.path, models=arguments["models"])
+    return [path], f"{path.stat().st_size / 2**20:.1f} MiB"
+
+
+# What a stage does to the images of a run.
+WORK: dict[str, Callable[[RunFolder, str, str, Mapping[str, Any], OnProgress], Done]] = {
+    "tile": _prepare,
+    "train": _train,
+    "predict": _predict,
+    "heatmap": _heatmap,
+    "evaluate": _evaluate,
+    "report": _report,
+}

@@ -1,0 +1,64 @@
+"""The report of an image folder: one self-contained page."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tiling.files import write_text
+from wsi_pipeline.errors import ReportError
+from wsi_pipeline.images.folder import read_images
+from wsi_pipeline.report.gather import read_json, without_folders
+from wsi_pipeline.report.page import render_page
+from wsi_pipeline.report.pictures import embed_picture
+from wsi_pipeline.runfolder import RunFolder
+
+_PICTURES = {
+    "curves.png": ("models", "Loss and ROC AUC during training."),
+    "roc.png": ("evaluation", "ROC curve over images."),
+    "pr.png": ("evaluation", "Precision and recall over images."),
+    "confusion.png": ("evaluation", "Decisions against classes."),
+    "overview.png": ("heatmaps", "Images and their maps: white speaks for class 1."),
+}
+
+
+def build_image_report(path: Path, *, models: Sequence[str]) -> Path:
+    """Write ``report.html`` of a run on an image folder.
+
+    Raises
+    ------
+    ReportError
+        If a file that the report needs is broken.
+    """
+    run = RunFolder(path)
+    entries = read_images(run.images)
+    counts: dict[str, dict[str, int]] = {}
+    for e in entries:
+        split = counts.setdefault(e.split or "(none)", {})
+        name = e.class_name or "(unknown)"
+        split[name] = split.get(name, 0) + 1
+    values = {
+        "name": path.resolve().name,
+        "n_images": len(entries),
+        "n_patients": len({e.patient for e in entries}),
+        "classes": sorted({name for split in counts.values() for name in split}),
+        "counts": counts,
+        "models": [_read_model(run, name) for name in models],
+        "settings": json.dumps(
+            without_folders(read_json(run.path / "run.json") or {}), indent=2, sort_keys=True
+        ),
+    }
+    write_text(run.report, render_page("images.html.j2", values))
+    return run.report
+
+
+def _read_model(run: RunFolder, name: str) -> dict[str, Any]:
+    metrics = read_json(run.evaluation(name) / "metrics.json")
+    if metrics is not None and "splits" not in metrics:
+        raise ReportError(f"{name}: its metrics.json is not of images; run evaluate again")
+    pictures = []
+    for file, (folder, caption) in _PICTURES.items():
+        picture = run.path / folder / name / file
+        if picture.is_file():
+            pictures.append((embed_picture(picture, longest_px=1600), caption))
+    return {"name": name, "metrics": metrics, "pictures": pictures}
