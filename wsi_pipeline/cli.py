@@ -138,6 +138,42 @@ def _finish(results: Sequence["StageResult"], run: Path, last_line: str = "") ->
     raise typer.Exit(code)
 
 
+# ------------------------------------------------------------ before a run
+
+LookersOption = Annotated[
+    int | None, typer.Option("--workers", min=1, help="Slides at a time. Default: the cores.")
+]
+
+
+@app.command()
+def slides(
+    input: Annotated[Path, typer.Argument(metavar="INPUT", help="Slide, folder or manifest.")],
+    csv: Annotated[
+        Path | None, typer.Option("--csv", metavar="FILE", help="Write a manifest to edit.")
+    ] = None,
+    workers: LookersOption = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Write over the --csv file that is there.")
+    ] = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Look at each slide: readable, size, resolution, duplicates; write a manifest to edit."""
+    from wsi_pipeline.lookers import default_workers
+    from wsi_pipeline.triage import check_target, describe, triage, write_triage
+
+    if csv is not None:
+        check_target(csv, overwrite=overwrite)
+    found = triage(input, workers=workers or default_workers(), quiet=quiet)
+    lines = describe(found)
+    print("\n".join(lines[-1:] if quiet else lines))
+    if csv is not None:
+        write_triage(csv, found, source=input)
+        print(f"written: {csv}; edit it, then give it as INPUT")
+    elif not quiet:
+        print("nothing is written; --csv FILE writes this as a manifest to edit")
+    raise typer.Exit(found.exit_code)
+
+
 # ------------------------------------------------------------ the stages
 
 

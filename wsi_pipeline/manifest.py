@@ -198,18 +198,21 @@ def write_manifest(path: Path, entries: Sequence[SlideEntry]) -> None:
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(COLUMNS)
     for e in entries:
-        writer.writerow(
-            [
-                _relative(e.path, path.parent),
-                e.slide_id,
-                e.patient,
-                "" if e.label is None else e.label,
-                _relative(e.annotation, path.parent) if e.annotation else "",
-                e.split or "",
-                "" if e.mpp is None else repr(e.mpp),
-            ]
-        )
+        writer.writerow(manifest_row(e, path.parent))
     write_text(path, buffer.getvalue())
+
+
+def manifest_row(e: SlideEntry, folder: Path) -> list[str]:
+    """Write an entry as the fields of `COLUMNS`, of a manifest in `folder`."""
+    return [
+        _relative(e.path, folder),
+        e.slide_id,
+        e.patient,
+        "" if e.label is None else str(e.label),
+        _relative(e.annotation, folder) if e.annotation else "",
+        e.split or "",
+        "" if e.mpp is None else repr(e.mpp),
+    ]
 
 
 def _relative(path: Path, folder: Path) -> str:

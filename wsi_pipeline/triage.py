@@ -1,0 +1,386 @@
+"""The ``slides`` command: looks at each slide, and writes a manifest to edit.
+
+What a manifest says already is kept; what it does not say is proposed where the files tell it.
+Nothing that could identify a patient is written: no date, no label image, no folder of this
+machine.
+"""
+
+import csv
+import io
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from pathlib import Path
+
+from tiling.contracts import Slide
+from tiling.errors import SlideError, TilingError
+from tiling.files import write_text
+from wsi_pipeline.contracts import SlideEntry
+from wsi_pipeline.errors import ManifestError, StageError
+from wsi_pipeline.lookers import look_at_each
+from wsi_pipeline.manifest import COLUMNS, list_input, manifest_row
+from wsi_pipeline.progress import StageProgress
+
+FACTS = (
+    "readable", "problem", "notes", "vendor", "width", "height", "levels", "downsamples", "mpp_x",
+    "mpp_y", "objective_power", "bounds", "probe", "bytes", "duplicate_of",
+)  # fmt: skip
+ANNOTATION_SUFFIXES = (".xml", ".geojson", ".json", ".xml.gz", ".geojson.gz", ".json.gz")
+PROBE_PX = 64  # side of a probed region, px at its level
+
+
+@dataclass(frozen=True)
+class Look:
+    """What was seen of one slide."""
+
+    problem: str = ""  # why it cannot be opened or described; empty if it can
+    notes: tuple[str, ...] = ()
+    vendor: str = ""
+    size: tuple[int, int] | None = None  # (width, height), level-0 px
+    level_downsamples: tuple[float, ...] = ()
+    mpp: tuple[float, float] | None = None  # (x, y) the file says, µm per level-0 px
+    objective_power: float | None = None
+    bounds: tuple[int, int, int, int] | None = None  # x, y, width, height, level-0 px
+    n_probed: int = 0  # regions read
+    n_unreadable: int = 0  # of them
+    n_bytes: int = 0  # of the file
+    content: str = ""  # equal for equal slides; not written
+    annotation: Path | None = None
+
+
+@dataclass(frozen=True)
+class Triage:
+    """All slides of a data set, looked at."""
+
+    entries: tuple[SlideEntry, ...]
+    looks: tuple[Look, ...]
+    duplicate_of: tuple[str, ...]  # slide id; empty: of none
+
+    @property
+    def n_readable(self) -> int:
+        """Slides that can be opened and of which not every probe failed."""
+        return sum(not look.problem for look in self.looks)
+
+    @property
+    def exit_code(self) -> int:
+        """0 all readable, 3 some not, 1 none."""
+        if self.n_readable == len(self.looks):
+            return 0
+        return 3 if self.n_readable else 1
+
+
+# --- one slide -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class LookTask:
+    """One slide to look at."""
+
+    entry: SlideEntry
+    propose: bool  # look for an annotation beside the slide
+
+
+def look(task: LookTask) -> Look:
+    """Look at one slide; what is wrong with it is part of the answer."""
+    try:
+        return _look(task)
+    except (TilingError, OSError) as error:
+        return Look(problem=_without_folder(str(error), task.entry.path), n_bytes=_size(task))
+    except Exception as error:  # a reader's bug must not lose the other slides
+        return Look(problem=f"unexpected {type(error).__name__} in reading it", n_bytes=_size(task))
+
+
+def _size(task: LookTask) -> int:
+    return task.entry.path.stat().st_size if task.entry.path.is_file() else 0
+
+
+def _without_folder(text: str, path: Path) -> str:
+    return text.replace(f" in {path.parent}", "").replace(f"{path.parent}/", "")
+
+
+def _look(task: LookTask) -> Look:
+    from tiling.slide import fingerprint_file, open_slide
+
+    entry = task.entry
+    with open_slide(entry.path) as slide:
+        failures, n_probed = _probe(slide)
+        annotation, notes = _find_annotation(task, slide.size)
+        if failures:
+            notes += (f"{len(failures)} of {n_probed} probes unreadable: {failures[0]}",)
+        if slide.mpp is None and entry.mpp is None:
+            notes += ("no microns-per-pixel in the file: fill the mpp column",)
+        elif slide.mpp is not None and slide.mpp[0] != slide.mpp[1] and entry.mpp is None:
+            notes += ("x and y resolution differ; an mpp here would stand for both",)
+        all_failed = len(failures) == n_probed
+        return Look(
+            problem=f"no probed region can be decoded: {failures[0]}" if all_failed else "",
+            notes=() if all_failed else notes,
+            vendor=slide.vendor,
+            size=slide.size,
+            level_downsamples=slide.level_downsamples,
+            mpp=slide.mpp,
+            objective_power=slide.objective_power,
+            bounds=slide.bounds,
+            n_probed=n_probed,
+            n_unreadable=len(failures),
+            n_bytes=_size(task),
+            content=_series(entry.path) or fingerprint_file(entry.path),
+            annotation=annotation,
+        )
+
+
+def _series(path: Path) -> str:
+    """Tell a DICOM slide by its series: each of its files stands for all of it."""
+    import openslide
+
+    if path.suffix.lower() != ".dcm":
+        return ""
+    try:
+        with openslide.OpenSlide(path) as slide:
+            return slide.properties.get(openslide.PROPERTY_NAME_QUICKHASH1, "")
+    except openslide.OpenSlideError:
+        return ""
+
+
+def _probe(slide: Slide) -> tuple[list[str], int]:
+    """Read a small region in each corner and the centre of each level; say where it fails."""
+    x0, y0, width, height = slide.bounds or (0, 0, *slide.size)
+    failures: list[str] = []
+    places = [*product((0.0, 1.0), (0.0, 1.0)), (0.5, 0.5)]
+    for level, downsample in enumerate(slide.level_downsamples):
+        columns, rows = slide.level_sizes[level]
+        side = (min(PROBE_PX, columns), min(PROBE_PX, rows))
+        for right, down in places:
+            x = x0 + int(right * max(0, width - side[0] * downsample))
+            y = y0 + int(down * max(0, height - side[1] * downsample))
+            try:
+                slide.read_region((x, y), level, side)
+            except SlideError:
+                failures.append(f"level {level} at ({x}, {y})")
+    return failures, len(slide.level_downsamples) * len(places)
+
+
+def _find_annotation(task: LookTask, size: tuple[int, int]) -> tuple[Path | None, tuple[str, ...]]:
+    """Check the annotation that is named, or one beside the slide that bears its name."""
+    from tiling.annotations import check_annotation_fits, read_annotation
+
+    path = task.entry.path
+    beside = [path.with_name(path.stem + suffix) for suffix in ANNOTATION_SUFFIXES]
+    found = [task.entry.annotation] if task.entry.annotation else []
+    if task.propose and not found:
+        found = [candidate for candidate in beside if candidate.is_file()]
+    notes: tuple[str, ...] = ()
+    for candidate in found:
+        try:
+            notes += check_annotation_fits(read_annotation(candidate), size)
+        except (TilingError, OSError) as error:
+            notes += (f"annotation: {_without_folder(str(error), candidate)}",)
+            continue
+        others = tuple(f"another annotation beside it: {o.name}" for o in found if o != candidate)
+        return candidate, notes + others
+    return task.entry.annotation, notes
+
+
+# --- the data set ----------------------------------------------------------------------------
+
+
+def triage(path: Path, *, workers: int, quiet: bool = False) -> Triage:
+    """Look at each slide of a slide, folder or manifest.
+
+    Raises
+    ------
+    ManifestError
+        If there is no slide, or the manifest cannot be read.
+    """
+    entries = list_input(path)
+    propose = path.suffix.lower() != ".csv"
+    tasks = [LookTask(_absolute(entry), propose) for entry in entries]
+    looks: list[Look] = [Look()] * len(tasks)
+    with StageProgress("slides", len(tasks), quiet=quiet) as progress:
+        for number, found in look_at_each(look, tasks, workers=workers):
+            seen = Look(problem=str(found)) if isinstance(found, StageError) else found
+            looks[number] = seen
+            progress.end(entries[number].path.name, seen.problem or "looked at")
+    named = _unique_ids(entries)
+    looks = [
+        replace(seen, notes=seen.notes + _renamed(before, after))
+        for seen, before, after in zip(looks, entries, named, strict=True)
+    ]
+    same = _duplicates(named, looks)
+    if propose:
+        named = _share_patients(named, same)
+    filled = [_fill(entry, seen) for entry, seen in zip(named, looks, strict=True)]
+    return Triage(tuple(filled), tuple(looks), tuple(same))
+
+
+def _absolute(entry: SlideEntry) -> SlideEntry:
+    annotation = entry.annotation.absolute() if entry.annotation else None
+    return replace(entry, path=entry.path.absolute(), annotation=annotation)
+
+
+def _unique_ids(entries: Sequence[SlideEntry]) -> list[SlideEntry]:
+    """Propose ids for slides that share one: with the file's suffix, its folder, or a number."""
+    by_id: dict[str, list[SlideEntry]] = defaultdict(list)
+    for entry in entries:
+        by_id[entry.slide_id].append(entry)
+    taken = {slide_id for slide_id, found in by_id.items() if len(found) == 1}
+    result = []
+    for entry in entries:
+        slide_id = entry.slide_id
+        if slide_id not in taken or len(by_id[slide_id]) > 1:
+            slide_id = _free_id(entry, by_id[entry.slide_id], taken)
+            taken.add(slide_id)
+        result.append(replace(entry, slide_id=slide_id))
+    return result
+
+
+def _free_id(entry: SlideEntry, rivals: Sequence[SlideEntry], taken: set[str]) -> str:
+    suffixes = {rival.path.suffix.lower() for rival in rivals}
+    base = entry.slide_id
+    tried = []
+    if len(suffixes) == len(rivals):
+        tried.append(f"{base}_{entry.path.suffix.lower().lstrip('.')}")
+    elif len({rival.path.parent for rival in rivals}) == len(rivals):
+        tried.append(f"{entry.path.parent.name}_{base}")
+    tried += [f"{base}_{number}" for number in range(1, len(taken) + len(rivals) + 2)]
+    return next(name for name in tried if name not in taken)
+
+
+def _renamed(before: SlideEntry, after: SlideEntry) -> tuple[str, ...]:
+    if before.slide_id == after.slide_id:
+        return ()
+    return (f"several slides have the id '{before.slide_id}': this id is a proposal",)
+
+
+def _duplicates(entries: Sequence[SlideEntry], looks: Sequence[Look]) -> list[str]:
+    first: dict[str, str] = {}
+    result = []
+    for entry, seen in zip(entries, looks, strict=True):
+        earlier = first.setdefault(seen.content, entry.slide_id) if seen.content else ""
+        result.append("" if earlier == entry.slide_id else earlier)
+    return result
+
+
+def _share_patients(entries: Sequence[SlideEntry], same: Sequence[str]) -> list[SlideEntry]:
+    """Give a copy the patient of its original, else the two may lie in two splits."""
+    patient = {entry.slide_id: entry.patient for entry in entries}
+    return [
+        replace(entry, patient=patient[other]) if other else entry
+        for entry, other in zip(entries, same, strict=True)
+    ]
+
+
+def _fill(entry: SlideEntry, seen: Look) -> SlideEntry:
+    """Write down what the file says where the manifest is silent."""
+    square = seen.mpp is not None and seen.mpp[0] == seen.mpp[1]
+    mpp = seen.mpp[0] if entry.mpp is None and seen.mpp and square else entry.mpp
+    return replace(entry, mpp=mpp, annotation=entry.annotation or seen.annotation)
+
+
+# --- what is written and said ----------------------------------------------------------------
+
+
+def check_target(path: Path, *, overwrite: bool) -> None:
+    """Refuse to write over a manifest that somebody may have edited.
+
+    Raises
+    ------
+    ManifestError
+    """
+    if path.exists() and not overwrite:
+        raise ManifestError(
+            f"{path}: is there already, and may have been edited; say --overwrite (edits are kept "
+            "if it is the INPUT as well), or another --csv"
+        )
+    if path.suffix.lower() != ".csv":
+        raise ManifestError(f"{path}: a manifest's name ends with .csv")
+
+
+def write_triage(path: Path, found: Triage, *, source: Path) -> None:
+    """Write a manifest with what was seen behind the columns of a manifest.
+
+    Parameters
+    ----------
+    source : Path
+        What was looked at; columns of a manifest that are not ours are kept.
+    """
+    own = _own_columns(source)
+    names = list(own[0]) if own else []
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow([*COLUMNS, *FACTS, *names])
+    for number, entry in enumerate(found.entries):
+        facts = _facts(found.looks[number], found.duplicate_of[number])
+        rest = [own[number].get(name) or "" for name in names] if own else []
+        writer.writerow([*manifest_row(entry, path.parent), *facts, *rest])
+    write_text(path, buffer.getvalue())
+
+
+def _own_columns(source: Path) -> list[dict[str, str]]:
+    if source.suffix.lower() != ".csv":
+        return []
+    with source.open(newline="", encoding="utf-8-sig") as file:
+        rows = [row for row in csv.DictReader(file) if any((v or "").strip() for v in row.values())]
+    return [{k: v for k, v in row.items() if k not in (*COLUMNS, *FACTS)} for row in rows]
+
+
+def _facts(seen: Look, duplicate_of: str) -> list[object]:
+    width, height = seen.size or ("", "")
+    mpp_x, mpp_y = seen.mpp or ("", "")
+    n_good = seen.n_probed - seen.n_unreadable
+    return [
+        "no" if seen.problem else "yes",
+        seen.problem,
+        "; ".join(seen.notes),
+        seen.vendor,
+        width,
+        height,
+        len(seen.level_downsamples) or "",
+        " ".join(f"{value:.6g}" for value in seen.level_downsamples),
+        mpp_x,
+        mpp_y,
+        "" if seen.objective_power is None else f"{seen.objective_power:g}",
+        " ".join(str(side) for side in seen.bounds or ()),
+        f"{n_good} of {seen.n_probed} read" if seen.n_probed else "",
+        seen.n_bytes,
+        duplicate_of,
+    ]
+
+
+def describe(found: Triage) -> list[str]:
+    """Lay out one line per slide, and what to do about the whole."""
+    rows = [("slide", "size, px", "levels", "mpp", "vendor", "")]
+    for entry, seen, same in zip(found.entries, found.looks, found.duplicate_of, strict=True):
+        size = f"{seen.size[0]} x {seen.size[1]}" if seen.size else ""
+        mpp = f"{entry.mpp:.4g}" if entry.mpp else " x ".join(f"{v:.4g}" for v in seen.mpp or ())
+        said = [f"NOT READABLE: {seen.problem}"] if seen.problem else list(seen.notes)
+        said += [f"the same as {same}"] if same else []
+        missing = "" if seen.problem else "none"
+        levels = str(len(seen.level_downsamples) or "")
+        rows.append((entry.slide_id, size, levels, mpp or missing, seen.vendor, "; ".join(said)))
+    widths = [max(len(row[column]) for row in rows) for column in range(5)]
+    lines = [
+        "  ".join([*(text.ljust(w) for text, w in zip(row, widths, strict=False)), row[5]]).rstrip()
+        for row in rows
+    ]
+    return [*lines, "", _summary(found)]
+
+
+def _summary(found: Triage) -> str:
+    without = sum(
+        not seen.problem and entry.mpp is None and seen.mpp is None
+        for entry, seen in zip(found.entries, found.looks, strict=True)
+    )
+    n_same = sum(bool(same) for same in found.duplicate_of)
+    damaged = sum(bool(seen.n_unreadable) and not seen.problem for seen in found.looks)
+    annotated = sum(entry.annotation is not None for entry in found.entries)
+    parts = [
+        f"{len(found.looks)} slides: {found.n_readable} readable",
+        f"{len(found.looks) - found.n_readable} not",
+        f"{damaged} with unreadable regions",
+        f"{without} without mpp",
+        f"{n_same} duplicates",
+        f"{annotated} with annotation",
+    ]
+    return ", ".join(parts)
