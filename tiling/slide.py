@@ -16,7 +16,9 @@ from numpy.typing import NDArray
 from tiling.contracts import Slide, SlideInfo
 from tiling.errors import SlideError
 from tiling.readers.openslide_reader import OpenSlideReader
+from tiling.readers.tiff_pixels import CACHE_BYTES
 from tiling.readers.tiff_reader import TiffReader
+from tiling.readers.tiled_tiff_reader import TiledTiffReader
 from tiling.resample import nearest_finer_level, read_resampled
 
 log = logging.getLogger(__name__)
@@ -32,11 +34,20 @@ PLAIN_TIFF_VENDOR = "generic-tiff"  # OpenSlide's word for a TIFF of no known ma
 # --- opening ---------------------------------------------------------------------------------
 
 
-def open_slide(path: Path) -> Slide:
-    """Open a slide: with OpenSlide, or as 8-bit RGB TIFF where OpenSlide refuses.
+def open_slide(path: Path, *, cache_bytes: int = CACHE_BYTES) -> Slide:
+    """Open a slide with the fastest reader that gives OpenSlide's pixels.
 
-    An OME-TIFF is read by the TIFF reader although OpenSlide takes it for a plain TIFF: OpenSlide
-    sees neither its resolution nor its pyramid.
+    That is the tiled-TIFF reader where it knows the file's layout and its probes agree with
+    OpenSlide; else OpenSlide; and the TIFF reader where OpenSlide refuses. An OME-TIFF is read by
+    the TIFF reader although OpenSlide takes it for a plain TIFF: OpenSlide sees neither its
+    resolution nor its pyramid.
+
+    Parameters
+    ----------
+    path : Path
+    cache_bytes : int
+        The most that is kept of decoded file tiles. As many are kept as a row of regions across
+        the slide touches: a pass in raster order decodes each once, if this is enough.
 
     Raises
     ------
@@ -45,14 +56,21 @@ def open_slide(path: Path) -> Slide:
     """
     _check_file(path)
     try:
-        slide: Slide = OpenSlideReader(path)
+        slide = OpenSlideReader(path)
     except openslide.OpenSlideUnsupportedFormatError:
-        return _open_tiff(path)
+        return _open_tiff(path, cache_bytes)
     except openslide.OpenSlideError as error:
-        return _open_damaged(path, error)
+        return _open_damaged(path, error, cache_bytes)
     if slide.vendor == PLAIN_TIFF_VENDOR:
-        return _prefer_ome_tiff(path, slide)
-    return slide
+        ome = _find_ome_tiff(path, slide, cache_bytes)
+        if ome is not None:
+            slide.close()
+            return ome
+    try:
+        return TiledTiffReader(path, slide, cache_bytes=cache_bytes)
+    except SlideError as reason:
+        log.debug("%s; read by OpenSlide", reason)
+        return slide
 
 
 def _check_file(path: Path) -> None:
@@ -79,16 +97,16 @@ def _is_tiff(path: Path) -> bool:
         return file.read(4) in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
-def _open_tiff(path: Path) -> Slide:
+def _open_tiff(path: Path, cache_bytes: int) -> Slide:
     if not _is_tiff(path):
         raise SlideError(
             f"{path.name}: neither a format that OpenSlide knows nor a TIFF; check that it is a "
             "slide and that its copy is complete"
         )
-    return TiffReader(path)
+    return TiffReader(path, cache_bytes=cache_bytes)
 
 
-def _open_damaged(path: Path, error: openslide.OpenSlideError) -> Slide:
+def _open_damaged(path: Path, error: openslide.OpenSlideError, cache_bytes: int) -> Slide:
     # OpenSlide knows the format but not this variant of it (then the TIFF reader may), or the file
     # is damaged (then nobody should guess).
     refusal = (
@@ -98,7 +116,7 @@ def _open_damaged(path: Path, error: openslide.OpenSlideError) -> Slide:
     if not _is_tiff(path):
         raise SlideError(refusal) from error
     try:
-        slide = TiffReader(path)
+        slide = TiffReader(path, cache_bytes=cache_bytes)
     except SlideError as second:
         raise SlideError(refusal) from second
     if slide.n_beyond_end:
@@ -110,15 +128,15 @@ def _open_damaged(path: Path, error: openslide.OpenSlideError) -> Slide:
     return slide
 
 
-def _prefer_ome_tiff(path: Path, slide: Slide) -> Slide:
+def _find_ome_tiff(path: Path, slide: Slide, cache_bytes: int) -> Slide | None:
+    """The TIFF reader, if it sees more of the file than OpenSlide does."""
     try:
-        tiff = TiffReader(path)
+        tiff = TiffReader(path, cache_bytes=cache_bytes)
     except SlideError:
-        return slide  # not 8-bit RGB: OpenSlide converts it
+        return None  # not 8-bit RGB: OpenSlide converts it
     if tiff.vendor == PLAIN_TIFF_VENDOR and len(tiff.level_sizes) <= len(slide.level_sizes):
         tiff.close()
-        return slide
-    slide.close()
+        return None
     return tiff
 
 

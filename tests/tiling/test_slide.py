@@ -13,6 +13,7 @@ from tests.tiling import slides
 from tiling.errors import SlideError
 from tiling.readers.openslide_reader import OpenSlideReader
 from tiling.readers.tiff_reader import TiffReader
+from tiling.readers.tiled_tiff_reader import TiledTiffReader
 from tiling.slide import (
     describe_slide,
     fingerprint_file,
@@ -25,9 +26,9 @@ PIXELS = slides.noise(203, 131)
 
 
 class TestOpening:
-    def test_a_slide_of_a_known_maker_goes_through_openslide(self, tmp_path: Path):
+    def test_a_slide_of_a_known_layout_goes_through_the_fast_reader(self, tmp_path: Path):
         with open_slide(slides.write_svs(tmp_path / "a.svs", [PIXELS])) as slide:
-            assert isinstance(slide, OpenSlideReader)
+            assert isinstance(slide, TiledTiffReader)
             assert slide.vendor == "aperio"
             assert slide.mpp == (0.5, 0.5)
             assert slide.objective_power == 20
@@ -46,6 +47,7 @@ class TestOpening:
     def test_16_bit_rgb_that_openslide_converts_is_opened(self, tmp_path: Path):
         path = slides.write_slide(tmp_path / "a.tif", [PIXELS.astype(np.uint16) * 257])
         with open_slide(path) as slide:
+            assert isinstance(slide, OpenSlideReader)
             region = slide.read_region((0, 0), 0, slide.size)
         assert np.abs(region.astype(int) - PIXELS).max() <= 1
 

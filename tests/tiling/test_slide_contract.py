@@ -12,8 +12,9 @@ from tiling.contracts import Slide
 from tiling.errors import SlideError
 from tiling.readers.openslide_reader import OpenSlideReader
 from tiling.readers.tiff_reader import TiffReader
+from tiling.readers.tiled_tiff_reader import TiledTiffReader
 
-READERS = [OpenSlideReader, TiffReader]
+READERS = [OpenSlideReader, TiffReader, TiledTiffReader]
 LEVELS = [
     slides.noise(643, 517, seed=0),
     slides.noise(321, 258, seed=1),  # odd sizes: a downsample of 2.0035

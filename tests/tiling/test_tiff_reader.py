@@ -10,7 +10,7 @@ import tifffile
 
 from tests.tiling import slides
 from tiling.errors import SlideError
-from tiling.readers import tiff_reader
+from tiling.readers import tiff_levels
 from tiling.readers.tiff_reader import TiffReader
 
 PIXELS = slides.noise(203, 131)
@@ -51,7 +51,7 @@ def test_one_huge_uncompressed_strip_is_cut_not_loaded(tmp_path: Path):
 
 
 def test_one_huge_compressed_strip_is_refused_with_a_cure(tmp_path: Path, monkeypatch):
-    monkeypatch.setattr(tiff_reader, "LARGEST_SEGMENT_BYTES", 10_000)
+    monkeypatch.setattr(tiff_levels, "LARGEST_SEGMENT_BYTES", 10_000)
     path = slides.write_slide(tmp_path / "a.tif", [PIXELS], tile=None, rowsperstrip=131)
 
     with pytest.raises(SlideError, match=r"a\.tif: .*203 x 131 px.*tiled TIFF"):

@@ -1,0 +1,173 @@
+"""Windows of a TIFF's levels, each file tile decoded once while it is kept."""
+
+import itertools
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tiling.errors import SlideError
+from tiling.readers.tiff_decode import WHITE, Decoder, make_decoder
+from tiling.readers.tiff_levels import TiffLevel
+from tiling.readers.tile_cache import TileCache
+
+CACHE_BYTES = 384 * 2**20  # decoded file tiles kept at most, unless the caller says otherwise
+LEAST_CACHE_BYTES = 16 * 2**20
+
+
+class TiffPixels:
+    """Reads windows of whole pixels; from many threads at once.
+
+    Decoded file tiles are kept for the next windows: as many as a row of windows across the slide
+    touches, so that a pass in raster order decodes each once, but never more than `cache_bytes`.
+
+    Parameters
+    ----------
+    path : Path
+    levels : (n_levels,)
+    cache_bytes : int
+        The most that is kept of decoded file tiles.
+
+    Raises
+    ------
+    SlideError
+        If the file cannot be opened.
+    """
+
+    def __init__(
+        self, path: Path, levels: tuple[TiffLevel, ...], *, cache_bytes: int = CACHE_BYTES
+    ) -> None:
+        self._name = path.name
+        self._levels = levels
+        self._decoders: tuple[Decoder, ...] = tuple(make_decoder(level) for level in levels)
+        self._most_bytes = cache_bytes
+        self.cache = TileCache(min(LEAST_CACHE_BYTES, cache_bytes))
+        try:
+            self._file: BinaryIO = path.open("rb", buffering=0)
+        except OSError as error:
+            raise SlideError(f"{path.name}: cannot be opened: {error.strerror or error}") from error
+
+    def read_window(self, level: int, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
+        """Read whole pixels of a level; what lies outside it is white.
+
+        Parameters
+        ----------
+        level : int
+        x, y, width, height : px of the level
+
+        Returns
+        -------
+        window : (height, width, 3) uint8
+
+        Raises
+        ------
+        SlideError
+            If a file tile cannot be read or decoded.
+        """
+        layout = self._levels[level]
+        inside = x >= 0 and x + width <= layout.size[0] and y >= 0 and y + height <= layout.size[1]
+        window = np.empty((height, width, 3), np.uint8)
+        if not inside:
+            window.fill(WHITE)
+        self._provide_for(layout, height)
+        for column, row in _touched(layout, x, y, width, height):
+            self._copy_tile(window, level, column, row, x, y)
+        return window
+
+    def _copy_tile(
+        self, window: NDArray[np.uint8], level: int, column: int, row: int, x: int, y: int
+    ) -> None:
+        layout = self._levels[level]
+        left, top = column * layout.segment[0], row * layout.segment[1]
+        x0, y0 = max(left, x), max(top, y)
+        right = min(left + layout.segment[0], layout.size[0], x + window.shape[1])
+        bottom = min(top + layout.segment[1], layout.size[1], y + window.shape[0])
+        target = window[y0 - y : bottom - y, x0 - x : right - x]
+        index = row * layout.lattice[0] + column
+        indices = self._planes(layout, index)
+        if not any(layout.counts[plane] for plane in indices):
+            target[...] = WHITE  # a file tile that is not stored
+            return
+        tile = self.cache.borrow(
+            (level, index),
+            lambda buffer: self._decode(level, indices, buffer),
+            (layout.segment[1], layout.segment[0], 3),
+        )
+        try:
+            assert tile.pixels is not None
+            target[...] = tile.pixels[y0 - top : bottom - top, x0 - left : right - left]
+        finally:
+            self.cache.give_back(tile)
+
+    def _planes(self, layout: TiffLevel, index: int) -> list[int]:
+        if layout.n_planes == 1:
+            return [index]
+        across, down = layout.lattice
+        return [index + plane * across * down for plane in range(layout.n_planes)]
+
+    def _decode(
+        self, level: int, indices: list[int], buffer: NDArray[np.uint8]
+    ) -> NDArray[np.uint8]:
+        layout = self._levels[level]
+        data = [self._read_bytes(layout, index) for index in indices]
+        try:
+            return self._decoders[level](data, indices, buffer)
+        except Exception as error:  # each codec has errors of its own
+            raise SlideError(
+                f"{self._name}: cannot decode file tile {indices[0]} of level {level}: {error}"
+            ) from error
+
+    def _read_bytes(self, layout: TiffLevel, index: int) -> bytes:
+        offset, count = layout.offsets[index], layout.counts[index]
+        if not count:
+            return b""
+        try:
+            data = os.pread(self._file.fileno(), count, offset)
+        except ValueError as error:
+            raise SlideError(f"{self._name}: the slide is closed; open it again") from error
+        except (OSError, OverflowError) as error:
+            raise SlideError(f"{self._name}: bytes {offset} ff. cannot be read: {error}") from error
+        if len(data) < count:
+            raise SlideError(
+                f"{self._name}: the file ends before file tile {index} (bytes {offset} to "
+                f"{offset + count}); it was cut off, copy it again"
+            )
+        return data
+
+    def _provide_for(self, layout: TiffLevel, height: int) -> None:
+        rows = math.ceil(height / layout.segment[1]) + 1
+        wanted = rows * layout.lattice[0] * layout.segment[0] * layout.segment[1] * 3
+        if wanted > self.cache.budget:
+            self.cache.budget = max(self.cache.budget, min(wanted, self._most_bytes))
+
+    def check_open(self) -> None:
+        """Refuse to go on with a closed slide."""
+        if self._file.closed:
+            raise SlideError(f"{self._name}: the slide is closed; open it again")
+
+    def close(self) -> None:
+        """Release the file and the memory."""
+        self._file.close()
+        self.cache.clear()
+
+
+def _touched(
+    layout: TiffLevel, x: int, y: int, width: int, height: int
+) -> Iterator[tuple[int, int]]:
+    columns, rows = (
+        _touched_span(start, length, side, step)
+        for start, length, side, step in zip(
+            (x, y), (width, height), layout.size, layout.segment, strict=True
+        )
+    )
+    for row, column in itertools.product(rows, columns):
+        yield column, row
+
+
+def _touched_span(start: int, length: int, side: int, step: int) -> range:
+    first, end = max(start, 0), min(start + length, side)
+    return range(first // step, math.ceil(end / step)) if end > first else range(0)
