@@ -12,9 +12,9 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
-from skimage.color import rgb2hsv
 from skimage.filters import threshold_otsu
 
+from tiling.colour import smooth_hsv
 from tiling.contracts import TissueConfig
 from tiling.errors import TissueError
 
@@ -66,15 +66,7 @@ def segment_tissue(
     _check_settings(thumbnail, mpp, config)
     if thumbnail.size == 0:
         return np.zeros(thumbnail.shape[:2], bool)
-    smooth = ndimage.gaussian_filter(
-        thumbnail.astype(np.float32) / 255, (SMOOTHING_PX, SMOOTHING_PX, 0), mode="nearest"
-    )
-    hue, saturation, value = np.moveaxis(rgb2hsv(smooth), -1, 0)
-    if _is_dark_field(value):
-        mask = _find_glow(value, mpp)
-    else:
-        usable = ~_find_artefacts(hue, saturation, value)
-        mask = usable & (saturation > _saturation_threshold(saturation[usable], config))
+    mask = _find_colour(thumbnail, mpp, config)
     return _clean_mask(mask, pixel_um2=mpp[0] * mpp[1], config=config)
 
 
@@ -133,6 +125,16 @@ def tile_tissue_fraction(
     )
     tile_area = math.prod(tile_l0) / math.prod(mask_pixel_l0)
     return np.clip(area / tile_area, 0.0, 1.0).astype(np.float32)
+
+
+def _find_colour(
+    thumbnail: NDArray[np.uint8], mpp: tuple[float, float], config: TissueConfig
+) -> NDArray[np.bool_]:
+    hue, saturation, value = smooth_hsv(thumbnail, sigma=SMOOTHING_PX)
+    if _is_dark_field(value):
+        return _find_glow(value, mpp)
+    usable = ~_find_artefacts(hue, saturation, value)
+    return usable & (saturation > _saturation_threshold(saturation[usable], config))
 
 
 def _check_settings(
