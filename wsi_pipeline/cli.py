@@ -174,6 +174,46 @@ def slides(
     raise typer.Exit(found.exit_code)
 
 
+class PlanFormat(StrEnum):
+    """How a plan is printed."""
+
+    table = "table"
+    json = "json"
+
+
+@app.command()
+def plan(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="RUN", help="Run folder, over the config's.")
+    ] = None,
+    set_: SetOption = None,
+    workers: LookersOption = None,
+    device: DeviceOption = "auto",
+    shard: ShardOption = None,
+    format_: Annotated[
+        PlanFormat, typer.Option("--format", help="What is printed.")
+    ] = PlanFormat.table,
+    quiet: QuietOption = False,
+) -> None:
+    """Tell what a run would do, what would fail, how much room and time; writes nothing."""
+    from wsi_pipeline.config import read_config
+    from wsi_pipeline.lookers import default_workers
+    from wsi_pipeline.plan_text import describe, summarise
+    from wsi_pipeline.planning import plan_run
+
+    settings = read_config(config, set_ or ())
+    settings = replace(settings, out=out) if out else settings
+    n_workers = workers or default_workers()
+    part = _options(n_workers, device, shard, None, False, quiet).shard
+    found = plan_run(settings, workers=n_workers, device=device, shard=part, quiet=quiet)
+    if format_ is PlanFormat.json:
+        print(json.dumps(found.as_plain(), indent=2, allow_nan=False))
+    else:
+        print("\n".join(summarise(found) if quiet else describe(found)))
+    raise typer.Exit(found.exit_code)
+
+
 # ------------------------------------------------------------ the stages
 
 

@@ -1,0 +1,145 @@
+"""`slides`: what it sees, what it proposes, and that the rest takes what it writes."""
+
+import csv
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.tiling.slides import break_file_tile, halve, tissue, write_slide, write_svs
+from wsi_pipeline.cli import main
+from wsi_pipeline.errors import StageError
+from wsi_pipeline.lookers import look_at_each
+from wsi_pipeline.manifest import read_input
+
+OUTLINE = '{"positive": [{"name": "a", "vertices": [[90, 90], [200, 90], [200, 200]]}]}'
+
+
+def look(source: Path, target: Path, *more: str) -> tuple[int, dict[str, dict[str, str]]]:
+    code = main(["slides", str(source), "--csv", str(target), "--quiet", "--workers", "2", *more])
+    with target.open(newline="") as file:
+        return code, {row["slide"].rsplit("/", 1)[-1]: row for row in csv.DictReader(file)}
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    data = tmp_path / "data"
+    data.mkdir()
+    pixels = tissue(420, 340)
+    write_svs(data / "a.svs", [pixels, halve(pixels)], mpp=0.25)
+    write_slide(data / "without.tif", [np.flip(pixels, 0).copy()], mpp=None)
+    return data
+
+
+def test_facts_are_written(folder, tmp_path):
+    code, rows = look(folder, tmp_path / "m.csv")
+    a = rows["a.svs"]
+    assert code == 0
+    assert (a["readable"], a["vendor"], a["width"], a["height"]) == ("yes", "aperio", "420", "340")
+    assert (a["levels"], a["downsamples"], float(a["mpp"])) == ("2", "1 2", 0.25)
+    assert a["probe"] == "10 of 10 read"
+    assert rows["without.tif"]["mpp"] == ""
+    assert "mpp column" in rows["without.tif"]["notes"]
+
+
+def test_an_edited_mpp_is_what_the_rest_takes(folder, tmp_path):
+    target = tmp_path / "m.csv"
+    look(folder, target)
+    edited = target.read_text().replace("without,without,,,,,yes", "without,without,,,,0.75,yes")
+    target.write_text(edited)
+    entries = {e.slide_id: e for e in read_input(target)}
+    assert entries["without"].mpp == 0.75
+    tile = ["tile", str(target), "--out", str(tmp_path / "run"), "--quiet"]
+    settings = ["target_mpp=1", "patch_px=16", "tissue.mpp=4", "tissue.min_object_um2=100"]
+    assert main([*tile, *(part for s in settings for part in ("--set", s))]) == 0
+
+
+def test_a_file_that_may_have_been_edited_is_not_overwritten(folder, tmp_path, capsys):
+    target = tmp_path / "m.csv"
+    target.write_text("mine")
+    assert main(["slides", str(folder), "--csv", str(target)]) == 1
+    assert "--overwrite" in capsys.readouterr().err
+    assert target.read_text() == "mine"
+
+
+def test_what_a_manifest_says_is_kept(folder, tmp_path):
+    source = folder / "m.csv"
+    source.write_text(
+        "slide,slide_id,patient,label,split,mpp,stain\nwithout.tif,x,p,1,val,0.3,IHC\n"
+    )
+    _, rows = look(source, source, "--overwrite")
+    row = rows["without.tif"]
+    said = [row[k] for k in ("slide_id", "patient", "label", "split", "mpp", "stain")]
+    assert said == ["x", "p", "1", "val", "0.3", "IHC"]
+
+
+def test_broken_slides_stay_with_their_problem(folder, tmp_path):
+    (folder / "broken.svs").write_bytes(b"rubbish")
+    code, rows = look(folder, tmp_path / "m.csv")
+    assert code == 3
+    assert rows["broken.svs"]["readable"] == "no"
+    assert "neither a format" in rows["broken.svs"]["problem"]
+    (tmp_path / "only").mkdir()
+    shutil.copy(folder / "broken.svs", tmp_path / "only")
+    assert look(tmp_path / "only", tmp_path / "n.csv")[0] == 1
+
+
+def test_unreadable_regions_are_told(folder, tmp_path):
+    break_file_tile(folder / "a.svs", 0)
+    _, rows = look(folder, tmp_path / "m.csv")
+    assert rows["a.svs"]["probe"] == "9 of 10 read"
+    assert "level 0 at (0, 0)" in rows["a.svs"]["notes"]
+
+
+def test_copies_are_named_and_share_a_patient(folder, tmp_path):
+    shutil.copy(folder / "a.svs", folder / "b.svs")
+    _, rows = look(folder, tmp_path / "m.csv")
+    assert rows["b.svs"]["duplicate_of"] == "a"
+    assert rows["b.svs"]["patient"] == "a"
+
+
+def test_equal_stems_get_ids_that_differ(folder, tmp_path):
+    write_slide(folder / "a.tif", [tissue(300, 300, seed=3)])
+    _, rows = look(folder, tmp_path / "m.csv")
+    assert {rows[name]["slide_id"] for name in ("a.svs", "a.tif")} == {"a_svs", "a_tif"}
+    assert "proposal" in rows["a.tif"]["notes"]
+    assert len(read_input(tmp_path / "m.csv")) == 3
+
+
+def test_an_annotation_beside_the_slide_is_proposed(folder, tmp_path):
+    (folder / "a.json").write_text(OUTLINE)
+    (folder / "without.json").write_text("{}")
+    _, rows = look(folder, tmp_path / "m.csv")
+    assert rows["a.svs"]["annotation"] == "data/a.json"
+    assert rows["without.tif"]["annotation"] == ""
+
+
+def test_nothing_identifying_is_written(folder, tmp_path):
+    target = tmp_path / "m.csv"
+    look(folder, target)
+    text = target.read_text()
+    assert str(tmp_path) not in text
+    assert "12/29/09" not in text
+    assert "secret" not in text
+
+
+def test_a_missing_slide_tells_no_folder(tmp_path):
+    (tmp_path / "m.csv").write_text("slide\ngone.svs\n")
+    code, rows = look(tmp_path / "m.csv", tmp_path / "n.csv")
+    assert code == 1
+    assert str(tmp_path) not in rows["gone.svs"]["problem"]
+
+
+def test_without_csv_nothing_is_written(folder, capsys):
+    before = sorted(folder.rglob("*"))
+    assert main(["slides", str(folder)]) == 0
+    assert sorted(folder.rglob("*")) == before
+    assert "--csv FILE" in capsys.readouterr().out
+
+
+def test_a_slide_that_kills_its_process_is_named_and_the_others_go_on():
+    items = ["3", "2 + 2", "__import__('os')._exit(139)", "5", "6"]
+    found = dict(look_at_each(eval, items, workers=2))
+    assert isinstance(found.pop(2), StageError)
+    assert found == {0: 3, 1: 4, 3: 5, 4: 6}
