@@ -17,7 +17,7 @@ LAYERS = [
     {"runner"},
     {"work"},
     {"training", "inference", "heatmaps", "heatmap_files", "overlays", "nms", "evaluation"}
-    | {"explain", "images"}
+    | {"explain", "images", "baselines"}
     | {"report", "cohorts", "cluster", "progress", "lookers"},
     {"curves", "history", "resume"},
     {"models", "data", "sampling", "augment", "preprocess", "checkpoint", "devices", "scores"},

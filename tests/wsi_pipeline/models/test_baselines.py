@@ -1,0 +1,139 @@
+"""Classic features: lengths, what turning an image does to them, scaling (specs/models.md 1.17)."""
+
+import numpy as np
+import pytest
+from skimage.measure import label, regionprops
+
+from wsi_pipeline.errors import ModelError
+from wsi_pipeline.models import baselines
+from wsi_pipeline.models.baselines import (
+    COMBINATIONS,
+    extract_features,
+    fit_classifier,
+    haralick,
+    lbp,
+    list_rows,
+    pftas,
+    shape,
+    zernike,
+)
+
+RANDOM = np.random.default_rng(0)
+GREY = RANDOM.integers(0, 256, (64, 64, 1), np.uint8)
+RGB = RANDOM.integers(0, 256, (64, 64, 3), np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("name", "grey", "colour"),
+    [("pftas", 54, 162), ("haralick", 13, 13), ("zernike", 25, 25), ("lbp", 36, 36)],
+)
+def test_lengths_are_those_of_the_papers_library(name, grey, colour):
+    assert extract_features(GREY, [name])[name].shape == (grey,)
+    assert extract_features(RGB, [name])[name].shape == (colour,)
+
+
+@pytest.mark.parametrize(
+    ("feature", "tolerance"), [(zernike, 1e-12), (pftas, 0), (haralick, 1e-12)]
+)
+def test_a_quarter_turn_changes_no_feature(feature, tolerance):
+    found, turned = feature(GREY), feature(np.ascontiguousarray(np.rot90(GREY)))
+    assert np.abs(found - turned).max() <= tolerance
+
+
+def test_patterns_are_shares_of_the_pixels():
+    """Their counts change with a turn (mahotas interpolates): nothing is asserted of that."""
+    assert lbp(GREY).sum() == pytest.approx(1)
+    flat = lbp(np.full((20, 20, 1), 9, np.uint8))
+    assert flat.max() == 1
+
+
+def disc(radius, stretch=1):
+    rows, columns = np.mgrid[:121, :121] - 60
+    return rows**2 + (columns / stretch) ** 2 < radius**2
+
+
+def test_shapes_are_mahotas():
+    """Roundness is perimeter^2 / (4 pi area) of pixels: it grows with elongation."""
+    area, eccentricity, roundness = shape(disc(20))
+    assert area == disc(20).sum()
+    assert eccentricity == pytest.approx(0, abs=1e-6)
+    assert roundness == pytest.approx(0.80, abs=0.005)
+    _, eccentricity, longer = shape(disc(10, stretch=2))
+    assert eccentricity == pytest.approx(0.8726, abs=0.002)  # ideal: 0.8660
+    assert longer == pytest.approx(0.999, abs=0.02)
+    assert longer > roundness
+
+
+def test_eccentricity_is_that_of_another_library():
+    mask = disc(12, stretch=1.7)
+    (region,) = regionprops(label(mask))
+    assert shape(mask)[1] == pytest.approx(region.eccentricity, abs=1e-6)
+
+
+def test_no_object_has_no_shape():
+    with pytest.raises(ModelError, match="without any object"):
+        shape(np.zeros((5, 5), bool))
+    with pytest.raises(ModelError, match="need a mask"):
+        extract_features(GREY, ["shape"])
+
+
+@pytest.mark.parametrize("value", [0, 128, 255])
+def test_a_constant_image_has_finite_features(value):
+    flat = np.full((32, 40, 3), value, np.uint8)
+    for found in extract_features(flat, list(baselines.FEATURES)).values():
+        assert np.isfinite(found).all()
+
+
+def test_other_images_and_kinds_are_refused():
+    with pytest.raises(ModelError, match="float32"):
+        extract_features(np.zeros((8, 8, 3), np.float32), ["pftas"])
+    with pytest.raises(ModelError, match="no features are called 'sift'"):
+        extract_features(RGB, ["sift"])
+
+
+def test_an_image_that_cannot_be_written_to_is_no_hindrance():
+    locked = RGB[::2, ::2]
+    locked.flags.writeable = False
+    assert extract_features(locked, ["pftas", "haralick"])["pftas"].shape == (162,)
+
+
+# ------------------------------------------------------------ classifiers
+
+
+def two_clouds(n=40, width=5):
+    random = np.random.default_rng(1)
+    y = np.arange(n) % 2
+    return random.normal(0, 1, (n, width)) * [1, 10, 100, 1000, 0.1] + y[:, None] * 3, y
+
+
+@pytest.mark.parametrize("kind", ["svm", "logistic"])
+def test_scaling_is_fitted_on_training_data_alone(kind):
+    x, y = two_clouds()
+    model = fit_classifier(kind, x[:20], y[:20])
+    assert model["scale"].mean_ == pytest.approx(x[:20].mean(0))
+    assert model["scale"].scale_ == pytest.approx(x[:20].std(0))
+    before = model.predict(x[20:25])
+    assert np.array_equal(model.predict(np.concatenate([x[20:25], x[25:] * 100]))[:5], before)
+
+
+@pytest.mark.parametrize("kind", ["svm", "logistic"])
+def test_the_classifiers_are_linear(kind):
+    x, y = two_clouds()
+    model = fit_classifier(kind, x, y)
+    middle = (x[:10] + x[10:20]) / 2
+    expected = (model.decision_function(x[:10]) + model.decision_function(x[10:20])) / 2
+    assert model.decision_function(middle) == pytest.approx(expected)
+
+
+def test_one_class_is_nothing_to_learn_from():
+    with pytest.raises(ModelError, match="both classes"):
+        fit_classifier("svm", np.zeros((3, 2)), np.zeros(3, int))
+
+
+def test_the_seven_combinations_are_all_there_are():
+    assert {frozenset(names) for names in COMBINATIONS} == {
+        frozenset(name for bit, name in enumerate(("pftas", "haralick", "zernike")) if n >> bit & 1)
+        for n in range(1, 8)
+    }
+    assert len(list_rows(with_shape=False)) == 14
+    assert list_rows(with_shape=True)[-1].features == ("shape", "lbp", "pftas")
