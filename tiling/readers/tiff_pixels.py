@@ -3,7 +3,6 @@
 import itertools
 import math
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -13,7 +12,7 @@ from numpy.typing import NDArray
 from tiling.errors import SlideError
 from tiling.readers.tiff_decode import WHITE, Decoder, make_decoder
 from tiling.readers.tiff_levels import TiffLevel
-from tiling.readers.tile_cache import TileCache
+from tiling.readers.tile_cache import Tile, TileCache
 
 CACHE_BYTES = 384 * 2**20  # decoded file tiles kept at most, unless the caller says otherwise
 LEAST_CACHE_BYTES = 16 * 2**20
@@ -74,34 +73,33 @@ class TiffPixels:
         if not inside:
             window.fill(WHITE)
         self._provide_for(layout, height)
-        for column, row in _touched(layout, x, y, width, height):
-            self._copy_tile(window, level, column, row, x, y)
+        columns = _cut(x, width, layout.size[0], layout.segment[0])
+        rows = _cut(y, height, layout.size[1], layout.segment[1])
+        across = layout.lattice[0]
+        keys = [(level, row * across + column) for row, *_ in rows for column, *_ in columns]
+        tiles = self.cache.borrow_held(keys)
+        try:
+            places = itertools.product(rows, columns)
+            for number, ((_, into_y, from_y), (_, into_x, from_x)) in enumerate(places):
+                tile = tiles[number]
+                if tile is None:
+                    tile = tiles[number] = self._borrow(layout, *keys[number])
+                pixels = WHITE if tile is None else tile.pixels[from_y, from_x]
+                window[into_y, into_x] = pixels
+        finally:
+            self.cache.give_back(tiles)
         return window
 
-    def _copy_tile(
-        self, window: NDArray[np.uint8], level: int, column: int, row: int, x: int, y: int
-    ) -> None:
-        layout = self._levels[level]
-        left, top = column * layout.segment[0], row * layout.segment[1]
-        x0, y0 = max(left, x), max(top, y)
-        right = min(left + layout.segment[0], layout.size[0], x + window.shape[1])
-        bottom = min(top + layout.segment[1], layout.size[1], y + window.shape[0])
-        target = window[y0 - y : bottom - y, x0 - x : right - x]
-        index = row * layout.lattice[0] + column
+    def _borrow(self, layout: TiffLevel, level: int, index: int) -> Tile | None:
+        """Decode a file tile, or wait for whoever does; None where none is stored."""
         indices = self._planes(layout, index)
         if not any(layout.counts[plane] for plane in indices):
-            target[...] = WHITE  # a file tile that is not stored
-            return
-        tile = self.cache.borrow(
+            return None
+        return self.cache.borrow(
             (level, index),
             lambda buffer: self._decode(level, indices, buffer),
             (layout.segment[1], layout.segment[0], 3),
         )
-        try:
-            assert tile.pixels is not None
-            target[...] = tile.pixels[y0 - top : bottom - top, x0 - left : right - left]
-        finally:
-            self.cache.give_back(tile)
 
     def _planes(self, layout: TiffLevel, index: int) -> list[int]:
         if layout.n_planes == 1:
@@ -155,19 +153,16 @@ class TiffPixels:
         self.cache.clear()
 
 
-def _touched(
-    layout: TiffLevel, x: int, y: int, width: int, height: int
-) -> Iterator[tuple[int, int]]:
-    columns, rows = (
-        _touched_span(start, length, side, step)
-        for start, length, side, step in zip(
-            (x, y), (width, height), layout.size, layout.segment, strict=True
-        )
-    )
-    for row, column in itertools.product(rows, columns):
-        yield column, row
-
-
-def _touched_span(start: int, length: int, side: int, step: int) -> range:
+def _cut(start: int, length: int, side: int, step: int) -> list[tuple[int, slice, slice]]:
+    """Cut an interval at the borders of segments: (segment, where in the window, where in it)."""
     first, end = max(start, 0), min(start + length, side)
-    return range(first // step, math.ceil(end / step)) if end > first else range(0)
+    pieces = []
+    while first < end:
+        number = first // step
+        stop = min((number + 1) * step, end)
+        begin = number * step
+        pieces.append(
+            (number, slice(first - start, stop - start), slice(first - begin, stop - begin))
+        )
+        first = stop
+    return pieces

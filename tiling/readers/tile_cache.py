@@ -7,7 +7,8 @@ which costs a sixth of the time that decoding takes.
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +25,7 @@ class Tile:
     __slots__ = ("error", "pixels", "ready", "users")
 
     def __init__(self) -> None:
-        self.pixels: Pixels | None = None
+        self.pixels: Any = None  # (rows, columns, 3) uint8 once it is decoded
         self.error: BaseException | None = None
         self.users = 1
         self.ready = threading.Event()
@@ -105,10 +106,27 @@ class TileCache:
         tile.ready.set()
         return tile
 
-    def give_back(self, tile: Tile) -> None:
-        """Say that a borrowed tile's pixels are no longer looked at."""
+    def borrow_held(self, keys: Sequence[Hashable]) -> list[Tile | None]:
+        """Get the tiles that are here and decoded, None for others; `give_back` them after."""
+        held: list[Tile | None] = []
         with self._lock:
-            tile.users -= 1
+            for key in keys:
+                tile = self._tiles.get(key)
+                if tile is not None:
+                    if tile.pixels is None:  # another thread is decoding it
+                        tile = None
+                    else:
+                        self._tiles.move_to_end(key)
+                        tile.users += 1
+                held.append(tile)
+        return held
+
+    def give_back(self, tiles: Iterable[Tile | None]) -> None:
+        """Say that borrowed tiles' pixels are no longer looked at; None is passed over."""
+        with self._lock:
+            for tile in tiles:
+                if tile is not None:
+                    tile.users -= 1
 
     def clear(self) -> None:
         """Forget every tile."""

@@ -11,7 +11,6 @@ decode (it is the judge of what is unreadable).
 """
 
 import logging
-import threading
 from pathlib import Path
 from typing import Any, Self
 
@@ -46,7 +45,7 @@ class TiledTiffReader:
     ----------
     path : Path
     oracle : OpenSlideReader
-        The same file, open; this reader closes it.
+        The same file, open; closed with this reader, not if there comes to be none.
     cache_bytes : int
         The most that is kept of decoded file tiles.
 
@@ -61,17 +60,24 @@ class TiledTiffReader:
     ) -> None:
         self._path = path
         self._oracle = OpenSlideReader(path) if oracle is None else oracle
-        levels = find_fast_levels(path, self._oracle)
+        try:
+            self._prepare(cache_bytes)
+        except BaseException:
+            if oracle is None:
+                self._oracle.close()
+            raise
+
+    def _prepare(self, cache_bytes: int) -> None:
+        levels = find_fast_levels(self._path, self._oracle)
         self._is_fast = tuple(level is not None for level in levels)
         self._number = {
             n: i for i, n in enumerate(n for n, one in enumerate(levels) if one is not None)
         }
         kept = tuple(level for level in levels if level is not None)
-        self._pixels = TiffPixels(path, kept, cache_bytes=cache_bytes)
-        self._lock = threading.Lock()
+        self._pixels = TiffPixels(self._path, kept, cache_bytes=cache_bytes)
         try:
             self._check_probes(levels)
-        except SlideError:
+        except BaseException:
             self._pixels.close()
             raise
         self._pixels.cache.clear()
