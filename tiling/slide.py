@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import openslide
@@ -289,7 +290,7 @@ def _fill_block(
     x0, y0, x1, y1 = block
     pixel_x, pixel_y = overview.pixel_l0
     try:
-        overview.rgb[y0:y1, x0:x1] = read_resampled(
+        overview.rgb[y0:y1, x0:x1] = _read_part(
             slide,
             (x0 * pixel_x, y0 * pixel_y),
             extent_l0=((x1 - x0) * pixel_x, (y1 - y0) * pixel_y),
@@ -303,6 +304,48 @@ def _fill_block(
             return
         for part in _quarter(block):
             _fill_block(slide, overview, part, level)
+
+
+class _StoredLevel:
+    """One stored level as a slide of its own, level-0 px being that level's."""
+
+    level_downsamples = (1.0,)
+
+    def __init__(self, slide: TiledTiffReader, level: int) -> None:
+        self._slide, self._level = slide, level
+
+    def read_region(
+        self, location: tuple[int, int], level: int, size: tuple[int, int]
+    ) -> NDArray[np.uint8]:
+        return self._slide.read_level(location, self._level, size)
+
+
+def _read_part(
+    slide: Slide,
+    location: tuple[float, float],
+    *,
+    extent_l0: tuple[float, float],
+    out_px: tuple[int, int],
+    level: int,
+) -> NDArray[np.uint8]:
+    """Read part of the overview, from the level's own pixels where the reader gives them.
+
+    A level of 16.0005 has hardly a pixel that starts on a whole level-0 pixel, so that OpenSlide
+    interpolates all of it: slow, and less sharp than what is stored.
+    """
+    downsample = slide.level_downsamples[level]
+    if isinstance(slide, TiledTiffReader) and not downsample.is_integer():
+        try:
+            return read_resampled(
+                cast("Slide", _StoredLevel(slide, level)),
+                (location[0] / downsample, location[1] / downsample),
+                extent_l0=(extent_l0[0] / downsample, extent_l0[1] / downsample),
+                out_px=out_px,
+                level=0,
+            )
+        except SlideError as error:
+            log.debug("%s; asking OpenSlide", error)
+    return read_resampled(slide, location, extent_l0=extent_l0, out_px=out_px, level=level)
 
 
 def _quarter(block: tuple[int, int, int, int]) -> list[tuple[int, int, int, int]]:

@@ -174,6 +174,28 @@ class TiledTiffReader:
             x, y = left, top
         return self._pixels.read_window(self._number[level], x, y, int(size[0]), int(size[1]))
 
+    def read_level(
+        self, corner: tuple[int, int], level: int, size: tuple[int, int]
+    ) -> NDArray[np.uint8]:
+        """Read a stored level's own pixels, also where OpenSlide would interpolate between them.
+
+        Parameters
+        ----------
+        corner : (x, y), px of that level
+        level : int
+        size : (width, height), px of that level
+
+        Raises
+        ------
+        SlideError
+            If only OpenSlide can read this level, or the pixels cannot be decoded here.
+        """
+        check_region(self._path.name, level, len(self._is_fast), size)
+        self._pixels.check_open()
+        if not self._is_fast[level]:
+            raise SlideError(f"{self._path.name}: level {level} is read by OpenSlide only")
+        return self._pixels.read_window(self._number[level], *corner, *size)
+
     def close(self) -> None:
         """Release the file."""
         self._pixels.close()
