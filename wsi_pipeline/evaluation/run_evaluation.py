@@ -7,7 +7,6 @@ the tables beside it.
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,40 +14,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tiling.files import write_json
-from wsi_pipeline.contracts import FrocCurve
 from wsi_pipeline.errors import EvaluationError
 from wsi_pipeline.evaluation.bands import roc_band
-from wsi_pipeline.evaluation.bootstrap import draw_weights, percentile_interval, weighted_ratio
+from wsi_pipeline.evaluation.bootstrap import percentile_interval, weighted_ratio
 from wsi_pipeline.evaluation.cases import ERROR_COLUMNS, SlideCases, choose_errors, count_errors
 from wsi_pipeline.evaluation.crops import ReadPatch, write_crops
 from wsi_pipeline.evaluation.detections import (
-    describe_outside,
-    find_outside,
     write_detections,
 )
 from wsi_pipeline.evaluation.figures import Figures, add_ranking, add_threshold_figures
 from wsi_pipeline.evaluation.froc import (
-    Definition,
-    SlideHits,
-    build_froc,
-    collect_events,
     froc_to_json,
-    match_detections,
-    match_patches,
-)
-from wsi_pipeline.evaluation.froc_results import (
-    LesionRow,
-    add_interval,
-    describe_found,
-    lesion_rows,
-    named_lesion_rows,
-    write_band,
-    write_curve,
-    write_lesions,
 )
 from wsi_pipeline.evaluation.inputs import EvaluationSlide
 from wsi_pipeline.evaluation.leaks import Seen, refuse_leaks
-from wsi_pipeline.evaluation.lesions import LesionReference, label_polygons, no_lesions
 from wsi_pipeline.evaluation.patch import (
     Confusion,
     RankingCurves,
@@ -60,9 +39,15 @@ from wsi_pipeline.evaluation.patch import (
 )
 from wsi_pipeline.evaluation.plots import (
     draw_confusion,
-    draw_froc,
     draw_precision_recall,
     draw_roc,
+)
+from wsi_pipeline.evaluation.run_froc import (
+    DEFINITIONS,
+    count_froc,
+    draw_patients,
+    is_one_patient,
+    write_frocs,
 )
 from wsi_pipeline.evaluation.sections import (
     calibration_section,
@@ -81,18 +66,6 @@ log = logging.getLogger(__name__)
 
 SLIDE_COLUMNS = ("slide_id", "label", "score", "predicted", "tp", "fp", "fn", "tn")
 PATCH_COLUMNS = ("slide_id", "x", "y", "score", "label", "lesions")
-DETECTION_COLUMNS = ("slide_id", "prob", "x", "y", "outcome", "lesion")
-DEFINITIONS: tuple[Definition, ...] = ("camelyon16", "patch")
-
-
-@dataclass(frozen=True)
-class _Froc:
-    """One FROC and what it was counted on."""
-
-    curve: FrocCurve
-    lesions: list[LesionRow]
-    n_itc: dict[str, int]  # by slide_id, of the slides that count
-    detections: list[list[Cell]]  # rows of detections.csv
 
 
 def evaluate_run(
@@ -141,12 +114,12 @@ def evaluate_run(
         notes.insert(0, f"left out of every figure, since they failed: {', '.join(left_out)}")
     slide_scores = {s.slide_id: _slide_score(s, settings) for s in (*test, *val)}
     threshold = _freeze(val, slide_scores, settings)
-    if settings.bootstrap and _is_one_patient(test):
+    if settings.bootstrap and is_one_patient(test):
         notes.append("all slides are of one patient: there is nobody to resample, so no intervals")
-    weights = _draw(test, settings)
+    weights = draw_patients(test, settings)
     patch, patch_curves = _patch_section(test, settings, weights)
     slide, slide_curves = _slide_section(test, slide_scores, threshold, settings, weights)
-    frocs = {name: _froc(test, name, settings, notes) for name in DEFINITIONS}
+    frocs = {name: count_froc(test, name, settings, notes) for name in DEFINITIONS}
     kinds = write_cohort(out, test, frocs["camelyon16"].n_itc)
     sections = {
         "patch": patch,
@@ -179,7 +152,7 @@ def evaluate_run(
         if curve is not None
     ]
     _write_ranking(out, curves, _roc_bands(test, slide_scores, weights))
-    _write_frocs(out, frocs, settings.froc_definition)
+    write_frocs(out, frocs, settings.froc_definition)
     draw_confusion(out / "confusion.png", _confusion(test, settings), threshold=settings.threshold)
     write_json(out / "metrics.json", metrics)
     return metrics
@@ -249,23 +222,6 @@ def _guard(test: Sequence[EvaluationSlide], val: Sequence[EvaluationSlide]) -> l
             "the temperature are too hopeful: " + ", ".join(known)
         )
     return notes
-
-
-def _is_one_patient(test: Sequence[EvaluationSlide]) -> bool:
-    """Resampling one patient gives that patient every time: an interval of no width, and untrue."""
-    return len({slide.patient for slide in test}) < 2
-
-
-def _draw(test: Sequence[EvaluationSlide], settings: EvaluateConfig) -> NDArray[np.int64] | None:
-    if not settings.bootstrap or _is_one_patient(test):
-        return None
-    return draw_weights(
-        len(test),
-        n_replicates=settings.bootstrap,
-        seed=settings.seed,
-        patients=[slide.patient for slide in test],
-        strata=[slide.truth == 1 for slide in test] if settings.stratified else None,
-    )
 
 
 # ------------------------------------------------------------ patches
@@ -373,104 +329,6 @@ def _slide_section(
     section.values["bootstrap"] = settings.bootstrap
     section.values["bootstrap_unit"] = "patient"
     return section, ranking_curves(labels, scores)
-
-
-# ------------------------------------------------------------ FROC
-
-
-def _froc(
-    test: Sequence[EvaluationSlide],
-    definition: Definition,
-    settings: EvaluateConfig,
-    notes: list[str],
-) -> _Froc:
-    # A tumour slide of which only the label is known has lesions that nobody has counted.
-    known = [s for s in test if s.truth == 0 or s.lesion_ids]
-    if len(known) < len(test) and definition == DEFINITIONS[0]:
-        left_out = [s.slide_id for s in test if s not in known]
-        notes.append(
-            f"FROC: {len(left_out)} tumour slides without annotated lesions left out: "
-            + ", ".join(left_out)
-        )
-    match = _match_lesions if definition == "camelyon16" else _match_by_patch
-    matched = [match(slide, settings) for slide in known]
-    hits = [h for h, _, _ in matched]
-    rows = [row for _, lesions, _ in matched for row in lesions]
-    detections = [cells for _, _, found in matched for cells in found]
-    n_itc = {slide.slide_id: h.n_itc for slide, h in zip(known, hits, strict=True)}
-    if not known:
-        return _Froc(_no_froc(definition, settings), rows, n_itc, detections)
-    for line in describe_found(hits):
-        log.info("%s: %s", definition, line)
-    events = collect_events(hits, definition=definition)
-    curve = build_froc(events, rates=settings.rates, at_rate=settings.at_rate)
-    weights = _draw(known, settings)
-    if weights is not None:
-        curve = add_interval(
-            curve,
-            events,
-            weights,
-            seed=settings.seed,
-            unit="patient",
-            stratified=settings.stratified,
-        )
-    return _Froc(curve, rows, n_itc, detections)
-
-
-def _no_froc(definition: Definition, settings: EvaluateConfig) -> FrocCurve:
-    """State that no slide can be counted on."""
-    nothing = SlideHits(np.zeros(0), np.zeros(0), normal=False)
-    events = collect_events([nothing], definition=definition)
-    curve = build_froc(events, rates=settings.rates, at_rate=settings.at_rate)
-    reason = "no slide is normal or has annotated lesions"
-    return replace(curve, n_slides=0, n_normal=0, undefined=dict.fromkeys(curve.undefined, reason))
-
-
-def _match_lesions(
-    slide: EvaluationSlide, settings: EvaluateConfig
-) -> tuple[SlideHits, list[LesionRow], list[list[Cell]]]:
-    outside = find_outside(slide.detections, slide.slide_size)
-    if outside.size:
-        what = describe_outside(slide.detections, int(outside[0]), slide.slide_size)
-        raise EvaluationError(f"slide {slide.slide_id}: {what}")
-    # The rules are in µm along any direction: one µm per pixel for both axes, their mean.
-    mpp = (slide.slide_mpp[0] + slide.slide_mpp[1]) / 2
-    downsample = settings.reference_downsample
-    if slide.truth == 0 or slide.annotation is None:
-        reference = no_lesions(mpp=mpp, downsample=downsample, size=slide.slide_size)
-    else:
-        reference = label_polygons(
-            slide.annotation.tumour, mpp=mpp, downsample=downsample, slide_size=slide.slide_size
-        )
-    hits = match_detections(reference, slide.detections)
-    rows = lesion_rows(slide.slide_id, reference, hits)
-    return hits, rows, _detection_cells(slide, reference)
-
-
-def _detection_cells(slide: EvaluationSlide, reference: LesionReference) -> list[list[Cell]]:
-    found = slide.detections
-    labels = reference.label_at(found.x, found.y).tolist()
-    cells: list[list[Cell]] = []
-    for label, score, x, y in zip(
-        labels, found.scores.tolist(), found.x.tolist(), found.y.tolist(), strict=True
-    ):
-        outcome = "false_positive"
-        if label:
-            outcome = "itc" if reference.is_itc[label - 1] else "hit"
-        cells.append([slide.slide_id, score, x, y, outcome, label or None])
-    return cells
-
-
-def _match_by_patch(
-    slide: EvaluationSlide, settings: EvaluateConfig
-) -> tuple[SlideHits, list[LesionRow], list[list[Cell]]]:
-    hits = match_patches(
-        slide.scores.scores,
-        slide.lesion_pairs,
-        n_lesions=len(slide.lesion_ids),
-        normal=slide.truth == 0,
-    )
-    return hits, named_lesion_rows(slide.slide_id, slide.lesion_ids, hits), []
 
 
 # ------------------------------------------------------------ errors
@@ -647,22 +505,3 @@ def _curve_cells(name: str, points: NDArray[np.float64]) -> list[list[Cell]]:
         [name, threshold if np.isfinite(threshold) else None, x, y]
         for threshold, x, y in points.tolist()
     ]
-
-
-def _write_frocs(
-    out: Path,
-    frocs: dict[Definition, _Froc],
-    primary: Definition,
-) -> None:
-    for definition, froc in frocs.items():
-        write_curve(out / f"froc_{definition}.csv", froc.curve)
-        write_band(out / f"froc_{definition}_band.csv", froc.curve)
-        write_lesions(out / f"lesions_{definition}.csv", froc.lesions)
-        write_json(out / f"froc_{definition}.json", froc_to_json(froc.curve))
-    chosen = frocs[primary]
-    write_curve(out / "froc.csv", chosen.curve)
-    write_band(out / "froc_band.csv", chosen.curve)
-    write_lesions(out / "lesions.csv", chosen.lesions)
-    write_rows(out / "detections.csv", DETECTION_COLUMNS, frocs["camelyon16"].detections)
-    draw_froc(out / "froc.png", [froc.curve for froc in frocs.values()])
-    write_json(out / "froc.json", froc_to_json(chosen.curve))
