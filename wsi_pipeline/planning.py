@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 PROBE_PATCHES, PROBE_S = 8, 1.0  # per slide: read so many patches, no longer than that
 MODEL_PROBE_S = 5.0  # per model
 BACKWARD = 3  # a training step costs about three forward passes (forward, and two products back)
-# Estimates, from the files of the demo: a score file's frame, an overlay picture.
-SCORES_BYTES, BYTES_PER_SCORE, OVERLAY_BYTES = 14_000, 20, 400_000
+# From the files of the demo: the frame of a score file and of a heatmap; the largest overlay.
+SCORES_BYTES, BYTES_PER_SCORE, HEATMAP_BYTES, OVERLAY_BYTES = 9_000, 20, 2_300, 2_000_000
 PYRAMID = 4 / 3  # a pyramid's levels together, of its first
 
 
@@ -247,7 +247,7 @@ def _heatmap_bytes(plan: "TilePlan") -> int:
     columns = -(-width // plan.geometry.stride_l0)
     rows = -(-height // plan.geometry.stride_l0_y)
     scored = min(columns * rows, len(plan.table.coords))  # NaN takes next to nothing
-    return 4_000 + int(4 * scored * PYRAMID)
+    return HEATMAP_BYTES + int(4 * scored * PYRAMID)
 
 
 # --- the whole run ---------------------------------------------------------------------------
