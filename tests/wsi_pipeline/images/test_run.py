@@ -13,6 +13,7 @@ from wsi_pipeline import cli
 from wsi_pipeline.checkpoint import load_checkpoint, read_meta
 from wsi_pipeline.images.folder import read_images
 from wsi_pipeline.images.store import choose_equal, open_images, raise_to_parity
+from wsi_pipeline.models import build_model
 
 SMALL = "{model: {options: {m: 5, stride: 4, filters: 4, depth: 2, channels: 1, normalise: minmax}}"
 TRAIN = "steps_per_epoch: 8, max_epochs: 3, lr: 0.003}"
@@ -201,3 +202,53 @@ def test_balancing_by_repeating_and_by_leaving_out():
     assert np.bincount(labels[chosen]).tolist() == [4, 4]
     assert len(set(chosen)) == 8
     assert np.array_equal(chosen, choose_equal(labels, seed=0))
+
+
+def tiled(tmp_path):
+    make_folder(tmp_path / "data", n=4, channels=3, height=32, width=40)
+    run = tmp_path / "run"
+    tile = ["tile", str(tmp_path / "data"), "--out", str(run), "--quiet"]
+    more = ["--set", "images.channels=3", "--set", "splits.folds=4"]
+    assert cli.main([*tile, *more]) == 0
+    return run
+
+
+def test_training_starts_from_a_weights_file_and_names_the_layer_that_does_not_fit(tmp_path):
+    run = tiled(tmp_path)
+    source = build_model("vgg19", width=1 / 32)
+    torch.save(source.state_dict(), tmp_path / "it's vgg19.pth")
+    train = ["train", str(run), "--model", "cam", "--quiet", "--set", "steps_per_epoch=1"]
+    train += ["--set", "max_epochs=1", "--set", "batch_size=2", "--set", "lr=1.0e-30"]
+    train += ["--weights", str(tmp_path / "it's vgg19.pth")]
+    assert cli.main([*train, "--set", "model.options.width=0.03125"]) == 0
+    trained, _ = load_checkpoint(run / "models" / "cam" / "checkpoint.safetensors")
+    assert torch.equal(trained.features[34].weight, source.features[34].weight)
+
+    assert cli.main([*train, "--set", "model.options.width=0.0625"]) == 1
+    assert "layer 'features.0.weight' is (2, 3, 3, 3)" in (run / "failures.csv").read_text()
+    assert cli.main([*train[:3], "patchnet", *train[4:]]) == 1
+    assert "cannot start from ImageNet weights" in (run / "failures.csv").read_text()
+
+
+@pytest.mark.slow
+def test_every_model_trains_and_scores_on_images(tmp_path):
+    run = tiled(tmp_path)
+    names = {"width": ("vgg16", "vgg11", "vgg11_pooled", "vgg19", "cam"),
+             "filters": ("patchnet", "precision_patchnet")}  # fmt: skip
+    config = tmp_path / "c.yaml"
+    lines = ["train:"]
+    for name in names["width"]:
+        lines += [f"  {name}: {{model: {{options: {{width: 0.03125}}}}, steps_per_epoch: 1, "
+                  "max_epochs: 1, batch_size: 2}"]  # fmt: skip
+    for name in names["filters"]:
+        lines += [f"  {name}: {{model: {{options: {{m: 5, filters: 2, depth: 1}}}}, "
+                  "steps_per_epoch: 1, max_epochs: 1}"]  # fmt: skip
+    config.write_text("\n".join(lines) + "\n")
+    more = ["--config", str(config), "--quiet"]
+    assert cli.main(["train", str(run), *more]) == 0
+    assert cli.main(["predict", str(run), *more]) == 0
+    assert cli.main(["evaluate", str(run), *more]) == 0
+    for name in (*names["width"], *names["filters"]):
+        metrics = json.loads((run / "evaluation" / name / "metrics.json").read_text())
+        assert metrics["patch"]["n"] == 2
+        assert metrics["strict"] == ("patchnet" in name)

@@ -57,10 +57,10 @@ def test_shapes_are_mahotas():
     area, eccentricity, roundness = shape(disc(20))
     assert area == disc(20).sum()
     assert eccentricity == pytest.approx(0, abs=1e-6)
-    assert roundness == pytest.approx(0.80, abs=0.005)
+    assert roundness == pytest.approx(0.8018, abs=1e-4)
     _, eccentricity, longer = shape(disc(10, stretch=2))
-    assert eccentricity == pytest.approx(0.8726, abs=0.002)  # ideal: 0.8660
-    assert longer == pytest.approx(0.999, abs=0.02)
+    assert eccentricity == pytest.approx(0.8726, abs=1e-4)  # ideal: 0.8660
+    assert longer == pytest.approx(0.9988, abs=1e-4)
     assert longer > roundness
 
 
