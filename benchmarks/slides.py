@@ -34,13 +34,14 @@ def tiles_of(source, side, downsample, tile, seed):
     """The tiles of one level, row by row; white beyond the slide."""
     rng = np.random.default_rng(seed)
     size = side // downsample
-    noise = rng.normal(0, GRAIN, (16, tile, tile, 3))
+    noise = rng.normal(0, GRAIN / downsample, (16, tile, tile, 3)).round().astype(np.int16)
     for y in range(0, size, tile):
         for x in range(0, size, tile):
             wide = mirrored(source, x * downsample, y * downsample, *2 * (tile * downsample,))
-            block = wide.reshape(tile, downsample, tile, downsample, 3).mean((1, 3))
-            grain = noise[rng.integers(16)] / downsample
-            pixels = np.clip(np.rint(block + grain), 0, 255).astype(np.uint8)
+            if downsample > 1:
+                wide = wide.reshape(tile, downsample, tile, downsample, 3).mean((1, 3))
+            pixels = wide.astype(np.int16) + noise[rng.integers(len(noise))]
+            pixels = np.clip(pixels, 0, 255).astype(np.uint8)
             pixels[max(0, size - y) :] = 255
             pixels[:, max(0, size - x) :] = 255
             yield pixels

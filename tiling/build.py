@@ -35,6 +35,8 @@ log = logging.getLogger(__name__)
 
 FORMAT = 1  # raised when the same settings would give another store: older stores turn stale
 WHITE = 255
+CACHE_BYTES = 128 * 2**20  # of decoded file tiles: those that neighbouring blocks share
+TILES_AT_ONCE = 2**20  # whose share of tissue is measured
 CHEAP_PX = 32 * 2**20  # of a level: read within a second or so
 VERSIONED = ("wsi-pipeline", "numpy", "zarr", "openslide-python", "openslide-bin", "tifffile")
 
@@ -155,7 +157,7 @@ def tile_slide(
         slide_label=slide_label,
         mpp=mpp,
     )
-    with open_slide(slide_path) as slide, _naming(slide_path):
+    with open_slide(slide_path, cache_bytes=CACHE_BYTES) as slide, _naming(slide_path):
         plan = plan_tiles(
             slide,
             slide_path,
@@ -301,12 +303,16 @@ def _find_tissue(slide: Slide, info: SlideInfo, config: TileConfig, threads: int
 def _choose_tiles(
     grid: NDArray[np.int64], mask: _TissueMask, geometry: TileGeometry, config: TileConfig
 ) -> TileTable:
-    fraction = tile_tissue_fraction(
-        mask.tissue,
-        mask_pixel_l0=mask.overview.pixel_l0,
-        coords=grid,
-        tile_l0=(geometry.patch_l0, geometry.patch_l0_y),
-    )
+    parts = [  # the fractions of millions of tiles would need gigabytes at once
+        tile_tissue_fraction(
+            mask.tissue,
+            mask_pixel_l0=mask.overview.pixel_l0,
+            coords=grid[first : first + TILES_AT_ONCE],
+            tile_l0=(geometry.patch_l0, geometry.patch_l0_y),
+        )
+        for first in range(0, len(grid), TILES_AT_ONCE)
+    ]
+    fraction = np.concatenate(parts)
     kept = (fraction >= config.tissue.min_fraction) & (fraction > 0)
     n_kept = int(kept.sum())
     return TileTable(

@@ -134,6 +134,7 @@ def _find_colour(
     if _is_dark_field(value):
         return _find_glow(value, mpp)
     usable = ~_find_artefacts(hue, saturation, value)
+    del hue, value  # of the largest slides 100 MB each
     return usable & (saturation > _saturation_threshold(saturation[usable], config))
 
 
@@ -195,27 +196,35 @@ def _clean_mask(
 ) -> NDArray[np.bool_]:
     # A picture smaller than the smallest object would lose all its tissue: there a tenth counts.
     largest_um2 = mask.size * pixel_um2 / 10
-    holes = _areas_um2(~mask, pixel_um2=pixel_um2)
-    inner = ~_touches_border(~mask)
-    filled = mask | (~mask & inner & (holes <= min(config.max_hole_um2, largest_um2)))
-    objects = _areas_um2(filled, pixel_um2=pixel_um2)
-    return filled & (objects >= min(config.min_object_um2, largest_um2))
+    holes, n_px = _label_objects(~mask)
+    is_filled = n_px * pixel_um2 <= min(config.max_hole_um2, largest_um2)
+    is_filled[_labels_at_border(holes)] = False
+    is_filled[0] = True  # no hole: tissue already
+    filled = is_filled[holes]
+    del holes
+    objects, n_px = _label_objects(filled)
+    is_kept = n_px * pixel_um2 >= min(config.min_object_um2, largest_um2)
+    is_kept[0] = False
+    kept: NDArray[np.bool_] = is_kept[objects]
+    return kept
 
 
-def _areas_um2(mask: NDArray[np.bool_], *, pixel_um2: float) -> NDArray[np.float64]:
-    """Give each pixel of `mask` the area of the 4-connected object it is part of; 0 elsewhere."""
-    labels, _ = ndimage.label(mask)
-    area_by_label = np.bincount(labels.ravel()) * pixel_um2
-    area_by_label[0] = 0.0
-    areas: NDArray[np.float64] = area_by_label[labels]
-    return areas
+def _label_objects(mask: NDArray[np.bool_]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+    """Number the 4-connected objects of `mask` from 1, and count the pixels of each number."""
+    labels, n_objects = ndimage.label(mask)
+    # Row by row: bincount turns what it is given into 64-bit numbers.
+    n_px = np.zeros(n_objects + 1, np.int64)
+    step = max(1, 2**20 // max(1, mask.shape[1]))
+    for top in range(0, len(labels), step):
+        counts = np.bincount(labels[top : top + step].ravel())
+        n_px[: len(counts)] += counts
+    return labels, n_px
 
 
-def _touches_border(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Mark the objects of `mask` that reach the edge of the picture."""
-    labels, _ = ndimage.label(mask)
-    at_border = np.unique(np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]]))
-    return np.isin(labels, at_border[at_border > 0])
+def _labels_at_border(labels: NDArray[np.int32]) -> NDArray[np.int32]:
+    """Find the numbers of the objects that reach the edge of the picture."""
+    edges = [labels[0], labels[-1], labels[:, 0], labels[:, -1]]
+    return np.unique(np.concatenate(edges))
 
 
 def _summed_area(mask: NDArray[np.bool_]) -> NDArray[np.float64]:
