@@ -69,7 +69,7 @@ def evaluate_images(
             "(or set splits in the config) and predict again"
         )
     notes = [] if name == "test" else [f"no image in the split test: figures are of {name}"]
-    if name == "test":
+    if name != "val":
         trained_on = about.get(TRAINED_ON)
         notes += refuse_leaks(Seen(i.image_id, i.patient, trained_on) for i in chosen)
     values, undefined = summarise(chosen, rule)

@@ -1,7 +1,8 @@
 """Which images a data set has: class folders, or a table; nothing here reads pixels.
 
 ``FOLDER/<class>/*`` names the class by the folder; ``FOLDER/train/<class>/*`` (and val, test) the
-split too. A table is a CSV whose rows are the data set.
+split too. Images that lie in FOLDER itself are of no known class: to predict on. A table is a CSV
+whose rows are the data set.
 """
 
 import csv
@@ -17,6 +18,7 @@ from wsi_pipeline.manifest import check_entries, with_splits
 from wsi_pipeline.settings import ImagesConfig
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
+UNNAMED = ("0", "1")  # classes of images that nobody has sorted
 COLUMNS = ("file", "class", "patient", "split", "mask")
 _SPLIT_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val"} | {
     "test": "test"
@@ -56,8 +58,8 @@ def list_images(folder: Path, config: ImagesConfig) -> tuple[list[ImageEntry], t
     found = _read_table(folder, config.table) if config.table else _walk(folder)
     if not found:
         raise ManifestError(
-            f"{folder}: no images in class folders (FOLDER/<class>/*; looked for "
-            f"{', '.join(SUFFIXES)}); name them in a table: images.table"
+            f"{folder}: no images in it or its class folders (FOLDER/<class>/*; looked for "
+            f"{', '.join(SUFFIXES)})"
         )
     classes = _choose_classes(folder, found, config.classes)
     labels = {name: label for label, name in enumerate(classes)} | {"": -1}
@@ -77,12 +79,12 @@ def _walk(folder: Path) -> list[ImageEntry]:
     for path in sorted(folder.rglob("*")):
         inside = path.relative_to(folder).parts
         wanted = path.suffix.lower() in SUFFIXES and path.is_file()
-        depth = 2 if by_split else 1
-        if not wanted or len(inside) <= depth or any(p.startswith(".") for p in inside):
+        if not wanted or any(p.startswith(".") for p in inside):
             continue
-        split = _SPLIT_FOLDERS[inside[0]] if by_split else None
+        split = _SPLIT_FOLDERS[inside[0]] if by_split and len(inside) > 1 else None
+        folders = inside[1:-1] if by_split else inside[:-1]
         file = PurePosixPath(*inside).as_posix()
-        entries.append(_entry(file, inside[depth - 1], split=split))
+        entries.append(_entry(file, folders[0] if folders else "", split=split))
     return entries
 
 
@@ -142,6 +144,8 @@ def _choose_classes(
     folder: Path, entries: Sequence[ImageEntry], wanted: tuple[str, str] | None
 ) -> tuple[str, str]:
     there = sorted({entry.class_name for entry in entries} - {""})
+    if not there:  # nothing to learn from, but to predict on
+        return wanted or UNNAMED
     if wanted is None:
         if len(there) != 2:
             raise ManifestError(
@@ -150,8 +154,10 @@ def _choose_classes(
                 "by images.classes: [class_0, class_1]"
             )
         return there[0], there[1]
+    others = [name for name in there if name not in wanted]
     missing = [name for name in wanted if name not in there]
-    if missing or wanted[0] == wanted[1]:
+    # One class may be absent from images to predict on; with others about, its name is mistyped.
+    if wanted[0] == wanted[1] or len(missing) == 2 or (missing and others):
         raise ManifestError(
             f"{folder}: images.classes {list(wanted)} are not two of its classes: "
             f"{', '.join(there[:20])}"

@@ -17,7 +17,7 @@ from wsi_pipeline.contracts import SPLITS, Split
 from wsi_pipeline.data import prefetch, same_patches, to_unit_range
 from wsi_pipeline.devices import Precision, compute_in, place_model
 from wsi_pipeline.errors import InferenceError, ScoresError
-from wsi_pipeline.images.folder import ImageEntry
+from wsi_pipeline.images.folder import UNNAMED, ImageEntry
 from wsi_pipeline.images.store import ImageArray
 from wsi_pipeline.models import PatchClassifier
 
@@ -84,6 +84,33 @@ def check_shape(meta: CheckpointMeta, images: ImageArray) -> None:
             "tile with images.size, images.channels and images.mpp to match, or give another "
             "checkpoint"
         )
+
+
+def check_classes(meta: CheckpointMeta, images: ImageArray) -> str:
+    """See that class 1 of the images is class 1 of the model.
+
+    Returns
+    -------
+    doubt : str
+        What is worth a warning: other names than the model was trained with. Empty: nothing.
+
+    Raises
+    ------
+    InferenceError
+        If the names are the same and their order is not.
+    """
+    own, theirs = tuple(meta.class_names), tuple(images.classes)
+    if own == theirs or theirs == UNNAMED:
+        return ""
+    if set(own) == set(theirs):
+        raise InferenceError(
+            f"the images' classes are {theirs[0]} (0) and {theirs[1]} (1), the checkpoint's "
+            f"{own[0]} (0) and {own[1]} (1); tile again with images.classes: [{own[0]}, {own[1]}]"
+        )
+    return (
+        f"the checkpoint of {meta.model} tells {own[0]} (0) from {own[1]} (1); the images are "
+        f"{theirs[0]} (0) and {theirs[1]} (1): make sure that these mean the same"
+    )
 
 
 def score_images(

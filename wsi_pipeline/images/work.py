@@ -4,6 +4,7 @@ Each function takes the run, the model's name, the fingerprint, its arguments an
 callback, and gives the files it made and a line on what was done.
 """
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from wsi_pipeline.settings import (
     PredictConfig,
     TrainConfig,
 )
+
+log = logging.getLogger(__name__)
 
 OnProgress = Callable[[int, int], None]
 Done = tuple[list[Path], str]
@@ -93,7 +96,13 @@ def _predict(
 ) -> Done:
     from wsi_pipeline.checkpoint import digest, load_checkpoint
     from wsi_pipeline.devices import resolve_device, resolve_precision
-    from wsi_pipeline.images.scoring import Rule, check_shape, score_images, write_scores
+    from wsi_pipeline.images.scoring import (
+        Rule,
+        check_classes,
+        check_shape,
+        score_images,
+        write_scores,
+    )
     from wsi_pipeline.images.store import open_images
     from wsi_pipeline.scores import TRAINED_ON
 
@@ -102,6 +111,8 @@ def _predict(
     images = open_images(run.tiles, entries)
     network, meta = load_checkpoint(arguments["checkpoint"])
     check_shape(meta, images)
+    if doubt := check_classes(meta, images):
+        log.warning("%s", doubt)
     wanted = None if config.splits is None else (*config.splits, None)
     rows = [row for row, e in enumerate(entries) if wanted is None or e.split in wanted]
     if not rows:

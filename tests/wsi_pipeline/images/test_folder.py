@@ -50,7 +50,7 @@ def test_of_many_classes_two_are_named(tmp_path):
 
 
 def test_an_empty_folder_is_said_to_be_one(tmp_path):
-    with pytest.raises(ManifestError, match="no images in class folders"):
+    with pytest.raises(ManifestError, match="no images in it"):
         list_images(tmp_path, ImagesConfig())
     with pytest.raises(ManifestError, match="no such folder"):
         list_images(tmp_path / "none", ImagesConfig())
@@ -155,3 +155,17 @@ def test_images_of_a_patient_stay_together(tmp_path):
     for e in split_images(entries, found):
         assert split.setdefault(e.patient, e.split) == e.split
     assert sorted(split.values()) == ["test", "train", "train", "val"]
+
+
+def test_images_that_nobody_sorted_can_be_predicted_on(tmp_path):
+    touch(tmp_path, "1.png", "2.png")
+    entries, classes = list_images(tmp_path, ImagesConfig())
+    assert [e.label for e in entries] == [-1, -1]
+    assert classes == ("0", "1")
+
+
+def test_of_two_named_classes_one_may_be_absent(tmp_path):
+    touch(tmp_path, "b/1.png")
+    entries, classes = list_images(tmp_path, ImagesConfig(classes=("a", "b")))
+    assert classes == ("a", "b")
+    assert [e.label for e in entries] == [1]

@@ -142,6 +142,44 @@ def test_images_of_another_shape_are_refused_by_name(finished, tmp_path, capsys)
     assert "trained on 18 x 25 x 1" in (run / "failures.csv").read_text()
 
 
+def predict_elsewhere(root, folder, run, *more):
+    tile = ["tile", str(folder), "--out", str(run), "--quiet", "--set", "images.channels=1"]
+    assert cli.main([*tile, *more]) == 0
+    checkpoint = root / "run" / "models" / "patchnet" / "checkpoint.safetensors"
+    return cli.main(["predict", str(run), "--checkpoint", str(checkpoint), "--quiet"])
+
+
+def test_classes_in_another_order_than_the_checkpoints_are_refused(finished, tmp_path):
+    root, _ = finished
+    folder = make_folder(tmp_path / "other", n=2)
+    assert predict_elsewhere(root, folder, tmp_path / "run") == 1  # alphabetical: columns, rows
+    said = (tmp_path / "run" / "failures.csv").read_text()
+    assert "tile again with images.classes: [rows, columns]" in said
+    right = ["--set", "images.classes=[rows, columns]"]
+    assert predict_elsewhere(root, folder, tmp_path / "run", *right) == 0
+
+
+def test_images_of_no_class_are_scored_but_not_evaluated(finished, tmp_path, capsys):
+    root, _ = finished
+    folder = make_folder(tmp_path / "other", n=2)
+    for number, path in enumerate(folder.rglob("*.png")):
+        path.rename(folder / f"{number}.png")
+    assert predict_elsewhere(root, folder, tmp_path / "run") == 0
+    (scores,) = (tmp_path / "run" / "scores").glob("*/images.csv")
+    assert all(0 < float(row["score"]) < 1 for row in rows_of(scores))
+    assert cli.main(["evaluate", str(tmp_path / "run"), "--quiet"]) == 1
+    assert "no scored image with a class" in (tmp_path / "run" / "failures.csv").read_text()
+
+
+def test_images_the_model_was_trained_on_are_no_test_of_it(finished, tmp_path):
+    root, _ = finished
+    right = ["--set", "images.classes=[rows, columns]"]
+    folder = make_folder(tmp_path / "again")
+    assert predict_elsewhere(root, folder, tmp_path / "run", *right) == 0
+    assert cli.main(["evaluate", str(tmp_path / "run"), "--quiet"]) == 1
+    assert "was trained on" in (tmp_path / "run" / "failures.csv").read_text()
+
+
 def test_a_mended_file_is_no_failure_any_more(tmp_path):
     folder = make_folder(tmp_path / "data", n=2)
     broken = folder / "rows" / "00.png"
