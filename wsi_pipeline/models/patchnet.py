@@ -20,6 +20,8 @@ from torch.nn import functional as F
 
 from wsi_pipeline.errors import ModelError
 from wsi_pipeline.models.base import PatchClassifier
+from wsi_pipeline.models.dense import DenseEngine
+from wsi_pipeline.models.dense.schemes import Products
 from wsi_pipeline.preprocess import min_max
 
 Grid = Literal["ceil", "floor", "center"]
@@ -76,6 +78,16 @@ class Subnet(nn.Module):
         maps = self.convolutions(patches)
         linear = torch.einsum("nfhw,fhw->nf", maps, self.readout_weight)
         return torch.tanh(linear + self.readout_bias)
+
+    def combine_filters(self, tanh: Tensor) -> Tensor:
+        """Give Q from the filters' maps: (filters, H, W) -> (H, W) in (0, 1)."""
+        probability: Tensor = self.output(tanh.movedim(0, -1)).squeeze(-1).sigmoid()
+        return probability
+
+    def dense_engine(self, products: Products = "toom-cook") -> DenseEngine:
+        """Prepare the filters' maps of images or slides, with the weights as they are now."""
+        convolutions = [layer for layer in self.convolutions if isinstance(layer, nn.Conv2d)]
+        return DenseEngine(convolutions, self.readout_weight, self.readout_bias, products=products)
 
     def forward(self, patches: Tensor) -> Tensor:
         """Give the logit of Q for each patch: (N, c, m, m) -> (N,)."""
@@ -232,8 +244,9 @@ class PatchNet(PatchClassifier):
     def dense_map(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Evaluate the subnet on the patch around every pixel of an image (paper 1, 3.4).
 
-        The image is padded with (m - 1) / 2 zeros. Patch by patch: the subnet pads each patch by
-        itself, so this is not a crop of one pass over the whole image.
+        The image is padded with (m - 1) / 2 zeros, and each patch by itself inside the subnet, so
+        this is not a crop of one pass over the whole image. What patches share is computed once
+        (docs/dense_patchnet.md); no gradients are kept.
 
         Parameters
         ----------
@@ -246,21 +259,8 @@ class PatchNet(PatchClassifier):
         filters : (filters, H, W) in [-1, 1]
             The tanh output of each filter there.
         """
-        radius = (self.m - 1) // 2
-        image = self.prepare(image[None])[0]
-        padded = F.pad(image, (radius,) * 4)
-        windows = padded.unfold(1, self.m, 1).unfold(2, self.m, 1)  # (c, H, W, m, m)
-        height, width = image.shape[-2:]
-        index = torch.arange(height * width, device=image.device)
-        parts = [
-            self.subnet.filter_outputs(
-                windows[:, rows // width, rows % width].transpose(0, 1).contiguous()
-            )
-            for rows in index.split(self.patches_at_once(image.device))
-        ]
-        tanh = torch.cat(parts)
-        heatmap = self.subnet.output(tanh).squeeze(-1).sigmoid()
-        return heatmap.view(height, width), tanh.T.reshape(-1, height, width)
+        tanh = self.subnet.dense_engine().map_image(self.prepare(image[None])[0])
+        return self.subnet.combine_filters(tanh), tanh
 
 
 class PrecisionPatchNet(PatchNet):

@@ -152,8 +152,7 @@ def test_one_half_is_not_class_one():
     assert not net.predict(x)
 
 
-def test_the_dense_map_is_the_subnet_around_every_pixel(monkeypatch):
-    monkeypatch.setattr(patchnet, "CPU_LAYER_VALUES", 5 * 5 * 4 * 8)  # eight patches at once
+def test_the_dense_map_is_the_subnet_around_every_pixel():
     net = with_biases(PatchNet(m=5, filters=4, depth=3))
     image = torch.rand(3, 6, 7, dtype=torch.double)
     heatmap, filters = net.dense_map(image)

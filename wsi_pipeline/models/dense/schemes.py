@@ -1,0 +1,118 @@
+"""Ways to compute a border convolution with few products.
+
+In one dimension, the border of a patch after layer k is k outputs that depend on the border. They
+read the k - 1 border values of the layer before (`n` here), through three taps; whatever else they
+read is shared between patches and is added later. Counted from the border inwards,
+
+    output[p] = sum over d in (-1, 0, 1) with 0 <= p + d < n of tap[d] * input[p + d],   p = 0 .. n.
+
+A scheme turns inputs and taps into as many numbers as it has products, multiplies them pairwise,
+and puts outputs together: ``output = outputs @ ((inputs @ x) * (taps @ w))``. Here x and w are not
+numbers but channel vectors and 64 x 64 matrices, so each product is a matrix product, which is
+where the time goes. In two dimensions (corners) a scheme is applied to rows and then to columns.
+
+References
+----------
+.. [1] Toom 1963; Cook 1966; Winograd, "Arithmetic complexity of computations", 1980: multiplying
+   polynomials by their values at some points.
+.. [2] Lavin, Gray, "Fast algorithms for convolutional neural networks", 2016: the same for 3 x 3.
+"""
+
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Products = Literal["toom-cook", "direct"]
+
+# Points at which polynomials are evaluated, beside infinity. Small numbers keep rounding small:
+# values grow with the points' powers.
+POINTS = {
+    2: ("0", "1", "-1"),
+    3: ("0", "1", "-1", "-1/2"),
+    4: ("0", "1", "-1", "2", "-1/2"),
+    5: ("0", "1", "-1", "2", "-2", "-1/2"),
+    6: ("0", "1", "-1", "2", "-2", "1/2", "-1/2"),
+}
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """A bilinear algorithm for n + 1 outputs of n inputs and three taps; float64."""
+
+    inputs: Tensor  # (products, n)
+    taps: Tensor  # (products, 3): taps at d = -1, 0, 1
+    outputs: Tensor  # (n + 1, products)
+
+    @property
+    def products(self) -> int:
+        """How many products it makes."""
+        return len(self.inputs)
+
+
+def direct(n: int) -> Scheme:
+    """Make each product of the definition: 3 n - 1 of them, nothing lost to rounding.
+
+    Examples
+    --------
+    >>> direct(6).products
+    17
+    """
+    pairs = [(p, d) for p in range(n + 1) for d in (-1, 0, 1) if 0 <= p + d < n]
+    inputs, taps = torch.zeros(len(pairs), n).double(), torch.zeros(len(pairs), 3).double()
+    outputs = torch.zeros(n + 1, len(pairs)).double()
+    for product, (p, d) in enumerate(pairs):
+        inputs[product, p + d] = taps[product, d + 1] = outputs[p, product] = 1
+    return Scheme(inputs, taps, outputs)
+
+
+def toom_cook(n: int) -> Scheme:
+    """Multiply polynomials by their values at n + 2 points: n + 2 products, the fewest possible.
+
+    Inputs are coefficients of a polynomial of degree n - 1, taps of one of degree 2 (in reverse
+    order); outputs are the coefficients 1 .. n + 1 of their product, of degree n + 1. Of a single
+    input there is nothing to save.
+
+    Examples
+    --------
+    >>> toom_cook(6).products
+    8
+    """
+    if n not in POINTS:
+        return direct(n)
+    points = [Fraction(point) for point in POINTS[n]]
+    taps = [row[::-1] for row in _powers(points, 3)]
+    outputs = _inverse(_powers(points, n + 2))[1:]
+    return Scheme(_tensor(_powers(points, n)), _tensor(taps), _tensor(outputs))
+
+
+def choose_scheme(n: int, products: Products) -> Scheme:
+    """Give the scheme for n border values of the layer before."""
+    return direct(n) if products == "direct" else toom_cook(n)
+
+
+def _powers(points: list[Fraction], count: int) -> list[list[Fraction]]:
+    """Values of 1, x, x^2, .. at each point, then at infinity (the last coefficient)."""
+    at_infinity = [Fraction(0)] * (count - 1) + [Fraction(1)]
+    return [[point**power for power in range(count)] for point in points] + [at_infinity]
+
+
+def _inverse(matrix: list[list[Fraction]]) -> list[list[Fraction]]:
+    """Invert exactly, by Gauss and Jordan."""
+    size = len(matrix)
+    rows = [row + [Fraction(int(i == j)) for j in range(size)] for i, row in enumerate(matrix)]
+    for column in range(size):
+        pivot = next(r for r in range(column, size) if rows[r][column] != 0)
+        rows[column], rows[pivot] = rows[pivot], rows[column]
+        rows[column] = [value / rows[column][column] for value in rows[column]]
+        for r in range(size):
+            if r != column:
+                factor = rows[r][column]
+                rows[r] = [a - factor * b for a, b in zip(rows[r], rows[column], strict=True)]
+    return [row[size:] for row in rows]
+
+
+def _tensor(rows: list[list[Fraction]]) -> Tensor:
+    return torch.tensor([[float(value) for value in row] for row in rows], dtype=torch.float64)
