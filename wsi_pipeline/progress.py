@@ -6,14 +6,32 @@ from types import TracebackType
 from typing import Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
 
 # Without a terminal (a cluster's log file), a long slide says something this often.
 PLAIN_INTERVAL_S = 20.0
+LEAST_LEFT_S = 10.0  # of a stage that is nearly done nobody needs to be told
+
+
+class _SpeedColumn(ProgressColumn):
+    """Patches or steps per second of the slide or model at hand."""
+
+    def render(self, task: Task) -> Text:
+        is_inner = task.id > 0  # the first task counts slides
+        return Text(f"{task.speed:.0f}/s" if is_inner and task.speed else "")
 
 
 class StageProgress:
-    """Says what a stage is doing: how many slides, where inside the slide, time left."""
+    """Says what a stage is doing: how many slides, where inside the slide, how fast, time left."""
 
     def __init__(self, stage: str, n_units: int, *, quiet: bool = False) -> None:
         self._stage = stage
@@ -21,6 +39,9 @@ class StageProgress:
         self._quiet = quiet
         self._done = 0
         self._name = ""
+        self._first_begun: float | None = None
+        self._begun: set[str] = set()
+        self._n_worked = 0  # ended after they were begun; what was kept took no time
         self._last_line = time.monotonic()
         self._started = time.monotonic()
         self._console = Console(file=sys.stderr, highlight=False, soft_wrap=True)
@@ -32,6 +53,7 @@ class StageProgress:
                 TextColumn("{task.description}"),
                 BarColumn(),
                 MofNCompleteColumn(),
+                _SpeedColumn(),
                 TimeRemainingColumn(),
                 console=self._console,
                 transient=True,
@@ -54,6 +76,8 @@ class StageProgress:
         """Say which slide or model is next."""
         self._name = name
         self._started = self._last_line = time.monotonic()
+        self._first_begun = self._first_begun or self._started
+        self._begun.add(name)
         if self._bars:
             self._bars.reset(self._inner, description=f"  {name}", visible=True, total=None)
 
@@ -65,8 +89,9 @@ class StageProgress:
             self._bars.update(self._inner, completed=done, total=total)
         elif time.monotonic() - self._last_line > PLAIN_INTERVAL_S and done:
             self._last_line = time.monotonic()
-            left = (self._last_line - self._started) * (total - done) / done
-            self.line(f"{self._name}: {done} of {total}, about {left:.0f} s left")
+            rate = done / (self._last_line - self._started)
+            left = _spell((total - done) / rate)
+            self.line(f"{self._name}: {done} of {total}, {rate:.3g} per second, about {left} left")
 
     def end(self, name: str, line: str, *, failed: bool = False) -> None:
         """Say how a slide or model ended; a failure is said even where quiet is asked for."""
@@ -74,7 +99,16 @@ class StageProgress:
         if self._bars:
             self._bars.update(self._outer, completed=self._done)
         if failed or not self._quiet:
-            self._write(f"[{self._done}/{self._n_units}] {name}: {line}")
+            self._write(f"[{self._done}/{self._n_units}] {name}: {line}{self._time_left(name)}")
+
+    def _time_left(self, name: str) -> str:
+        """What the rest of the stage takes, judged by what was worked on, not by what was kept."""
+        if name not in self._begun or self._first_begun is None:
+            return ""
+        self._n_worked += 1
+        elapsed = time.monotonic() - self._first_begun
+        left = elapsed / self._n_worked * (self._n_units - self._done)
+        return f" (about {_spell(left)} left)" if left >= LEAST_LEFT_S else ""
 
     def line(self, text: str) -> None:
         """Write one line, unless quiet."""
@@ -83,3 +117,11 @@ class StageProgress:
 
     def _write(self, text: str) -> None:
         self._console.print(f"{self._stage}: {text}", markup=False)
+
+
+def _spell(seconds: float) -> str:
+    """Write a duration as people say it."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes = seconds / 60
+    return f"{minutes:.0f} min" if minutes < 100 else f"{minutes / 60:.1f} h"
