@@ -69,7 +69,14 @@ def write_slide(
     return path
 
 
-def write_svs(path: Path, levels: list[Pixels], *, mpp: float | None = MPP, **options: Any) -> Path:
+def write_svs(
+    path: Path,
+    levels: list[Pixels],
+    *,
+    mpp: float | None = MPP,
+    tile: tuple[int, int] = (64, 64),
+    **options: Any,
+) -> Path:
     """Write what OpenSlide takes for an Aperio slide: a description, a thumbnail, tiled levels."""
     height, width = levels[0].shape[:2]
     head = f"Aperio Image Library v11.2.1 \r\n{width}x{height} [0,0 {width}x{height}] (64x64)"
@@ -78,13 +85,25 @@ def write_svs(path: Path, levels: list[Pixels], *, mpp: float | None = MPP, **op
     with tifffile.TiffWriter(path) as tif:
         tif.write(
             levels[0],
-            tile=(64, 64),
+            tile=tile,
             description=f"{head} RAW/RGB|AppMag = 20|Date = 12/29/09|User = secret{resolution}",
             **options,
         )
-        tif.write(np.ascontiguousarray(levels[0][::4, ::4]), description=head, **options)
+        thumbnail = np.ascontiguousarray(levels[0][::4, ::4])
+        tif.write(thumbnail, photometric="rgb", compression="jpeg", description=head, metadata=None)
         for level in levels[1:]:
-            tif.write(level, tile=(64, 64), description=head, **options)
+            tif.write(level, tile=tile, description=head, **options)
+    return path
+
+
+def drop_file_tile(path: Path, index: int, *, page: int = 0) -> Path:
+    """Make a file tile one that is not stored: 0 bytes at 0."""
+    with tifffile.TiffFile(path, mode="r+") as tif:
+        for name in ("TileOffsets", "TileByteCounts"):
+            tag = tif.pages[page].aspage().tags[name]
+            values = list(tag.value)
+            values[index] = 0
+            tag.overwrite(values)
     return path
 
 

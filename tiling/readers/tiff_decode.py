@@ -5,6 +5,7 @@ other threads run meanwhile. Its colours follow the TIFF's photometric tag, neve
 JPEG: scanners write RGB without the marker that would say so. All else goes through tifffile.
 """
 
+import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -20,8 +21,15 @@ Pixels = NDArray[np.uint8]
 # Bytes of each plane of a segment, its index, memory that may be used -> (rows, columns, 3)
 Decoder = Callable[[list[bytes], list[int], Pixels], Pixels]
 
+try:
+    simplejpeg: Any = importlib.import_module("simplejpeg")
+except ImportError:
+    simplejpeg = None
+
 WHITE = 255
-COLOUR_SPACES = {tifffile.PHOTOMETRIC.RGB: "RGB", tifffile.PHOTOMETRIC.YCBCR: "YCBCR"}
+ADOBE_SEGMENT = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00"  # the transform follows
+START_OF_IMAGE, START_OF_SCAN = b"\xff\xd8", b"\xda"
+COLOURS = (tifffile.PHOTOMETRIC.RGB, tifffile.PHOTOMETRIC.YCBCR)
 
 
 def make_decoder(level: TiffLevel) -> Decoder:
@@ -34,12 +42,7 @@ def make_decoder(level: TiffLevel) -> Decoder:
     """
     page = level.page
     is_jpeg = page.compression == tifffile.COMPRESSION.JPEG and page.planarconfig == 1
-    if (
-        is_jpeg
-        and page.samplesperpixel == 3
-        and page.is_tiled
-        and page.photometric in COLOUR_SPACES
-    ):
+    if is_jpeg and page.samplesperpixel == 3 and page.is_tiled and page.photometric in COLOURS:
         return _jpeg_decoder(page)
     if not level.is_raw:
         page.decode  # noqa: B018  tifffile builds its decoder once; not by many threads at a time
@@ -54,16 +57,56 @@ def make_decoder(level: TiffLevel) -> Decoder:
 
 
 def _jpeg_decoder(page: Any) -> Decoder:
-    tables, space = page.jpegtables, COLOUR_SPACES[page.photometric]
+    tables = (page.jpegtables or b"")[2:-2]
+    adobe = ADOBE_SEGMENT + bytes([page.photometric == tifffile.PHOTOMETRIC.YCBCR])
 
     def decode(data: list[bytes], indices: list[int], buffer: Pixels) -> Pixels:
-        # A JPEG of another size than its tile does not fit the buffer, and is an error.
-        pixels: Pixels = imagecodecs.jpeg8_decode(
-            data[0], tables=tables, colorspace=space, outcolorspace="RGB", out=buffer
-        )
-        return pixels
+        whole = rewrite_jpeg_header(data[0], adobe + tables)
+        if simplejpeg is None:  # mends damage without a word: see `notices_damage`
+            pixels = imagecodecs.jpeg8_decode(whole, outcolorspace="RGB", out=buffer)
+        else:
+            pixels = simplejpeg.decode_jpeg(whole, "RGB", buffer=buffer)
+        if pixels.shape != buffer.shape:
+            raise ValueError(f"a JPEG of {pixels.shape[1]} x {pixels.shape[0]} px")
+        return buffer
 
     return decode
+
+
+def notices_damage(level: TiffLevel) -> bool:
+    """Whether a damaged file tile of the level is an error here, as it is for OpenSlide.
+
+    imagecodecs passes over what libjpeg warns of, bad Huffman codes and data that end too soon;
+    simplejpeg does not.
+    """
+    return simplejpeg is not None or level.page.compression != tifffile.COMPRESSION.JPEG
+
+
+def rewrite_jpeg_header(data: bytes, insert: bytes) -> bytes:
+    """Put segments into a JPEG's head, in place of those that speak of its colours.
+
+    libjpeg skips bytes between segments with a warning, and OpenSlide takes that for an error:
+    each segment has to begin where the one before ends.
+
+    Raises
+    ------
+    ValueError
+        If the header is damaged, or its JFIF of no known version.
+    """
+    place, kept = 2, [START_OF_IMAGE, insert]
+    while data[:2] == START_OF_IMAGE:
+        marker, kind = data[place : place + 1], data[place + 1 : place + 2]
+        if marker != b"\xff" or kind in (b"", b"\x00", b"\xff"):
+            break
+        if kind == START_OF_SCAN:
+            return b"".join([*kept, data[place:]])
+        end = place + 2 + int.from_bytes(data[place + 2 : place + 4], "big")
+        if kind == b"\xe0" and data[place + 4 : place + 9] == b"JFIF\0" and data[place + 9] != 1:
+            raise ValueError(f"a JFIF of version {data[place + 9]}")
+        if kind not in (b"\xe0", b"\xee"):  # JFIF, Adobe
+            kept.append(data[place:end])
+        place = end
+    raise ValueError("the JPEG's header is damaged")
 
 
 def _decode_plane(layout: TiffLevel, data: bytes, index: int) -> NDArray[np.uint8]:
