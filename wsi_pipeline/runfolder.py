@@ -119,6 +119,11 @@ class RunFolder:
         StageError
             If this is no run folder.
         """
+        if self.images.is_file():
+            raise StageError(
+                f"{self.path}: a run on a folder of images; this is for runs on slides "
+                "(docs/images_folder.md says what there is for images)"
+            )
         if not self.manifest.is_file():
             raise StageError(
                 f"{self.path}: not a run folder (it has no slides.csv); "

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tiling.files import write_text
+from wsi_pipeline.contracts import SPLITS
 from wsi_pipeline.errors import ReportError
 from wsi_pipeline.images.folder import read_images
 from wsi_pipeline.report.gather import read_json, without_folders
@@ -32,9 +33,12 @@ def build_image_report(path: Path, *, models: Sequence[str]) -> Path:
     """
     run = RunFolder(path)
     entries = read_images(run.images)
-    counts: dict[str, dict[str, int]] = {}
+    names = [e.split or "(none)" for e in entries]
+    counts: dict[str, dict[str, int]] = {
+        split: {} for split in (*SPLITS, "(none)") if split in names
+    }
     for e in entries:
-        split = counts.setdefault(e.split or "(none)", {})
+        split = counts[e.split or "(none)"]
         name = e.class_name or "(unknown)"
         split[name] = split.get(name, 0) + 1
     values = {

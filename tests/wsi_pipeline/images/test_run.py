@@ -290,3 +290,57 @@ def test_every_model_trains_and_scores_on_images(tmp_path):
         metrics = json.loads((run / "evaluation" / name / "metrics.json").read_text())
         assert metrics["patch"]["n"] == 2
         assert metrics["strict"] == ("patchnet" in name)
+
+
+def test_a_tables_path_is_relative_to_the_config(tmp_path):
+    make_folder(tmp_path / "data", n=3)
+    lines = "".join(f"{c}/{i:02d}.png,p{i}\n" for c in ("rows", "columns") for i in range(3))
+    (tmp_path / "patients.csv").write_text("file,patient\n" + lines)
+    (tmp_path / "c.yaml").write_text(
+        "input: data\nout: run\nstages: [tile]\nsplits: {folds: 3}\n"
+        "images: {channels: 1, table: patients.csv}\n"
+    )
+    assert cli.main(["run", str(tmp_path / "c.yaml"), "--quiet"]) == 0
+    split = {}
+    for e in read_images(tmp_path / "run" / "images.csv"):
+        assert split.setdefault(e.patient, e.split) == e.split
+    assert sorted(split.values()) == ["test", "train", "val"]
+
+
+def test_commands_for_slides_say_that_this_is_a_run_on_images(finished, capsys):
+    root, _ = finished
+    assert cli.main(["collect", str(root / "run")]) == 1
+    assert "a run on a folder of images" in capsys.readouterr().err
+
+
+def test_the_report_names_every_split_and_needs_no_other_file(finished):
+    root, _ = finished
+    page = (root / "run" / "report.html").read_text()
+    assert page.index("<td>train</td>") < page.index("<td>val</td>") < page.index("<td>test</td>")
+    assert "score &gt; 0.5" in page or "score > 0.5" in page
+    assert 'src="data:image/jpeg' in page
+    assert str(root) not in page
+
+
+def test_a_killed_training_goes_on_to_the_same_weights(tmp_path, monkeypatch):
+    from wsi_pipeline import training
+
+    run = tiled(tmp_path)
+    train = ["train", str(run), "--model", "patchnet", "--quiet", "--set", "max_epochs=3"]
+    train += ["--set", "model.options={m: 5, filters: 2, depth: 1}", "--set", "steps_per_epoch=3"]
+    train += ["--set", "augment.zoom=1.2", "--set", "augment.rotate_180=true"]
+    assert cli.main(train) == 0
+    checkpoint = run / "models" / "patchnet" / "checkpoint.safetensors"
+    undisturbed = checkpoint.read_bytes()
+    write = training.write_history
+
+    def die(path, history):
+        write(path, history)
+        if len(history) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "write_history", die)
+    assert cli.main([*train, "--overwrite"]) == 130
+    monkeypatch.setattr(training, "write_history", write)
+    assert cli.main(train) == 0
+    assert checkpoint.read_bytes() == undisturbed
