@@ -197,7 +197,8 @@ def _rounds(
         if len(patients) == len(entries):
             raise ConfigError(
                 "--split groups leaves one patient out at a time, and no image says its patient; "
-                "name patients in a table (images.table), or use --split folds"
+                "name patients in a table (images.table) or by images.patient_pattern, or use "
+                "--split folds"
             )
         fold_of = {patient: number for number, patient in enumerate(patients)}
     else:

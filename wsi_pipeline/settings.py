@@ -30,6 +30,8 @@ class ImagesConfig:
     # How an image gets that size. pad: zeros around the centre (PatchNet papers: nuclei, 128).
     fit: Literal["resize", "pad", "crop"] = "resize"
     table: Path | None = None  # CSV: file[,class][,patient][,split][,mask]; None: the folder itself
+    # Regular expression: what it finds in a file's name (its first group) is the patient.
+    patient_pattern: str | None = None
     mpp: float | None = None  # µm per px; None: unknown
     equal_classes: bool = False  # train on equally many of each class (PatchNet paper 2)
 

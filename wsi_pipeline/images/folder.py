@@ -7,6 +7,7 @@ whose rows are the data set.
 
 import csv
 import io
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -61,6 +62,8 @@ def list_images(folder: Path, config: ImagesConfig) -> tuple[list[ImageEntry], t
             f"{folder}: no images in it or its class folders (FOLDER/<class>/*; looked for "
             f"{', '.join(SUFFIXES)})"
         )
+    if config.patient_pattern is not None:
+        found = _name_patients(found, config.patient_pattern)
     classes = _choose_classes(folder, found, config.classes)
     labels = {name: label for label, name in enumerate(classes)} | {"": -1}
     entries = [
@@ -99,6 +102,29 @@ def _entry(
     image_id = PurePosixPath(file).with_suffix("").as_posix().replace("/", "__")
     known: Split | None = next((s for s in SPLITS if s == split), None)
     return ImageEntry(image_id, file, class_name, -1, patient or image_id, known, mask or None)
+
+
+def _name_patients(entries: Sequence[ImageEntry], pattern: str) -> list[ImageEntry]:
+    """Take the patients from the files' names, where no table names them."""
+    try:
+        wanted = re.compile(pattern)
+    except re.error as error:
+        raise ManifestError(
+            f"images.patient_pattern '{pattern}' is no regular expression ({error})"
+        ) from error
+    named = []
+    for entry in entries:
+        if entry.patient != entry.image_id:
+            named.append(entry)
+            continue
+        match = wanted.search(PurePosixPath(entry.file).name)
+        patient = match[1 if wanted.groups else 0] if match else None
+        if not patient:
+            raise ManifestError(
+                f"{entry.file}: images.patient_pattern '{pattern}' finds no patient in its name"
+            )
+        named.append(replace(entry, patient=patient))
+    return named
 
 
 def _read_table(folder: Path, path: Path) -> list[ImageEntry]:

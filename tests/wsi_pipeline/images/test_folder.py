@@ -1,5 +1,7 @@
 """Which images a folder or a table holds."""
 
+from dataclasses import replace
+
 import pytest
 from PIL import Image
 
@@ -169,3 +171,26 @@ def test_of_two_named_classes_one_may_be_absent(tmp_path):
     entries, classes = list_images(tmp_path, ImagesConfig(classes=("a", "b")))
     assert classes == ("a", "b")
     assert [e.label for e in entries] == [1]
+
+
+def test_patients_may_be_read_off_the_names(tmp_path):
+    touch(tmp_path, "a/tumor_001_5_6.png", "a/tumor_001_7_8.png", "b/tumor_064_1_2.png")
+    for pattern in (r"^tumor_\d+", r"^(tumor_\d+)_"):
+        entries, _ = list_images(tmp_path, ImagesConfig(patient_pattern=pattern))
+        assert [e.patient for e in entries] == ["tumor_001", "tumor_001", "tumor_064"]
+
+
+def test_a_tables_patient_comes_before_the_pattern(tmp_path):
+    touch(tmp_path, "a/p1_1.png", "b/p2_1.png")
+    config = table(tmp_path, "file,patient\na/p1_1.png,other\nb/p2_1.png,\n")
+    entries, _ = list_images(tmp_path, replace(config, patient_pattern="^p[0-9]"))
+    assert [e.patient for e in entries] == ["other", "p2"]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "said"), [("^slide", "finds no patient in its name"), ("(", "no regular")]
+)
+def test_a_pattern_that_does_not_fit_is_named(tmp_path, pattern, said):
+    touch(tmp_path, "a/1.png", "b/2.png")
+    with pytest.raises(ManifestError, match=said):
+        list_images(tmp_path, ImagesConfig(patient_pattern=pattern))
