@@ -10,7 +10,13 @@ from typing import Any
 from tiling.files import digest_file
 from wsi_pipeline.config import Config, digest_settings
 from wsi_pipeline.errors import ConfigError, StageError
-from wsi_pipeline.images.folder import as_slides, list_images, split_images, write_images
+from wsi_pipeline.images.folder import (
+    as_slides,
+    list_images,
+    read_images,
+    split_images,
+    write_images,
+)
 from wsi_pipeline.runfolder import (
     RunFolder,
     Unit,
@@ -103,6 +109,11 @@ def train(
 ) -> StageResult:
     """Images -> checkpoints."""
     data = _data_fingerprint(run)
+    if not any(e.split == "train" for e in read_images(run.images)):
+        raise ConfigError(
+            f"{run.path}: no image in the split train; tile again with splits in the config "
+            "(--set splits.val_fraction=0.2), or with train/ and test/ folders, or a table's split"
+        )
     plans = [
         _plan(
             Unit("train", model=name),

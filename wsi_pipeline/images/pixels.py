@@ -37,7 +37,8 @@ def read_image(path: Path, *, channels: int) -> NDArray[np.uint8]:
     try:
         values = _decode(path)
     except Exception as error:  # decoders raise many kinds; each means: no image
-        raise ManifestError(f"{path.name}: cannot be decoded ({error})") from error
+        reason = str(error).replace(str(path), path.name)  # no folder of this machine is told
+        raise ManifestError(f"{path.name}: cannot be decoded ({reason})") from error
     if values.ndim == 2:
         values = values[..., None]
     if values.ndim != 3 or values.shape[2] not in (1, 3) or 0 in values.shape:
@@ -53,7 +54,7 @@ def read_image(path: Path, *, channels: int) -> NDArray[np.uint8]:
 
 def _decode(path: Path) -> NDArray[np.uint8]:
     if path.suffix.lower() in (".tif", ".tiff"):
-        values = tifffile.imread(path)
+        values = _read_tiff(path)
         if values.ndim == 3 and values.shape[2] == 4 and values.dtype == np.uint8:
             return _on_white(Image.fromarray(values))
         return _to_uint8(values)
@@ -63,6 +64,18 @@ def _decode(path: Path) -> NDArray[np.uint8]:
         if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
             return _on_white(image.convert("RGBA"))
         return np.asarray(image.convert("L" if image.mode in ("1", "L") else "RGB"))
+
+
+def _read_tiff(path: Path) -> NDArray[Any]:
+    """Read the picture of a TIFF, (H, W) or (H, W, samples), also where samples lie apart."""
+    with tifffile.TiffFile(path) as file:
+        series = file.series[0]
+        values, axes = series.asarray(), series.axes
+    if "S" in axes:
+        values = np.moveaxis(values, axes.index("S"), -1)
+    if len(axes.replace("S", "")) != 2:
+        raise ValueError(f"one picture is wanted, its shape is {values.shape}")
+    return values
 
 
 def _on_white(image: Image.Image) -> NDArray[np.uint8]:

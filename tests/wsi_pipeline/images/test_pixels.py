@@ -75,7 +75,7 @@ def test_what_is_no_image_is_named(tmp_path):
     tifffile.imwrite(
         tmp_path / "stack.tif", np.zeros((4, 5, 6), np.uint8), photometric="minisblack"
     )
-    with pytest.raises(ManifestError, match="one or three channels"):
+    with pytest.raises(ManifestError, match="one picture is wanted"):
         read_image(tmp_path / "stack.tif", channels=1)
 
 
@@ -100,3 +100,22 @@ def test_resizing_keeps_a_constant_and_the_channels(channels):
     found = fit_image(flat, ImagesConfig(size=(32, 50)), "a")
     assert found.shape == (32, 50, channels)
     assert (found == 77).all()
+
+
+def test_samples_that_lie_apart_are_put_together(tmp_path):
+    apart = np.ascontiguousarray(np.moveaxis(RGB, -1, 0))
+    tifffile.imwrite(tmp_path / "a.tif", apart, photometric="rgb", planarconfig="separate")
+    assert np.array_equal(read_image(tmp_path / "a.tif", channels=3), RGB)
+
+
+def test_several_pictures_in_a_file_are_not_one(tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", np.stack([GREY] * 3), photometric="minisblack")
+    with pytest.raises(ManifestError, match="one picture is wanted"):
+        read_image(tmp_path / "a.tif", channels=1)
+
+
+def test_no_folder_is_told_of_a_broken_file(tmp_path):
+    (tmp_path / "bad.png").write_bytes(b"")
+    with pytest.raises(ManifestError) as told:
+        read_image(tmp_path / "bad.png", channels=1)
+    assert str(tmp_path) not in str(told.value)

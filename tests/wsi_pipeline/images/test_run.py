@@ -344,3 +344,12 @@ def test_a_killed_training_goes_on_to_the_same_weights(tmp_path, monkeypatch):
     monkeypatch.setattr(training, "write_history", write)
     assert cli.main(train) == 0
     assert checkpoint.read_bytes() == undisturbed
+
+
+def test_training_without_a_split_says_how_to_make_one(tmp_path, capsys):
+    make_folder(tmp_path / "data", n=2)
+    run = tmp_path / "run"
+    tile = ["tile", str(tmp_path / "data"), "--out", str(run), "--quiet"]
+    assert cli.main([*tile, "--set", "images.channels=1"]) == 0
+    assert cli.main(["train", str(run), "--model", "patchnet", "--quiet"]) == 1
+    assert "tile again with splits" in capsys.readouterr().err
