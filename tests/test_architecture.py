@@ -10,7 +10,7 @@ MODULES = sorted([*ROOT.glob("tiling/**/*.py"), *ROOT.glob("wsi_pipeline/**/*.py
 
 # A module may import from its own layer and those to its right, at module level or inside.
 LAYERS = [
-    {"cli"},
+    {"cli", "cli_baselines", "cli_options"},
     {"collect", "doctor", "planning", "plan_text", "triage"},
     {"stages"},
     {"image_stages"},

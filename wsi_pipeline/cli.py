@@ -20,6 +20,19 @@ from typer.core import TyperGroup
 
 from tiling.errors import TilingError
 from wsi_pipeline import __version__
+from wsi_pipeline.cli_baselines import baselines
+from wsi_pipeline.cli_options import (
+    ConfigOption,
+    DaskOption,
+    DeviceOption,
+    ModelOption,
+    OverwriteOption,
+    QuietOption,
+    RunArgument,
+    SetOption,
+    ShardOption,
+    WorkersOption,
+)
 from wsi_pipeline.errors import PipelineError
 
 if TYPE_CHECKING:
@@ -83,32 +96,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-# ------------------------------------------------------------ options shared by the stages
-
-RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.", show_default=False)]
-ConfigOption = Annotated[Path | None, typer.Option("--config", help="Settings, a YAML file.")]
-SetOption = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="One setting, over the config; repeatable."),
-]
-WorkersOption = Annotated[int, typer.Option("--workers", min=1, help="Slides at a time.")]
-DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu or cuda:0.")]
-ShardOption = Annotated[
-    str | None,
-    typer.Option("--shard", metavar="I/N", help="Part I of N (from 0), or auto in a job array."),
-]
-DaskOption = Annotated[
-    str | None,
-    typer.Option("--dask", metavar="ADDRESS", help="Scheduler's address, local or slurm."),
-]
-OverwriteOption = Annotated[
-    bool, typer.Option("--overwrite", help="Do again what is finished already.")
-]
-QuietOption = Annotated[bool, typer.Option("--quiet", help="Only errors and the last line.")]
-ModelOption = Annotated[
-    list[str] | None, typer.Option("--model", help="Model name; repeatable. Default: all.")
-]
 
 
 def _options(
@@ -522,89 +509,7 @@ def compare(
     print(build_comparison(runs, out, models=model or (), replicates=bootstrap, seed=seed))
 
 
-class BaselineSplit(StrEnum):
-    """Which images the linear models learn from."""
-
-    given = "given"
-    shares = "shares"
-    folds = "folds"
-    groups = "groups"
-
-
-class BaselineBalance(StrEnum):
-    """What is done about classes of unequal size, in training."""
-
-    none = "none"
-    upsample = "upsample"
-    equal = "equal"
-
-
-@app.command()
-def baselines(
-    folder: Annotated[
-        Path, typer.Argument(metavar="FOLDER", help="Folder of images.", show_default=False)
-    ],
-    out: Annotated[
-        Path | None, typer.Option("--out", metavar="DIR", help="Where to write the tables as CSV.")
-    ] = None,
-    split: Annotated[
-        BaselineSplit | None,
-        typer.Option(
-            "--split",
-            help="given: by folders or table; shares: at random, by patient; folds: k-fold; "
-            "groups: leave one patient out. Default: given if there are any, else shares.",
-        ),
-    ] = None,
-    folds: Annotated[int, typer.Option("--folds", min=2, help="For --split folds.")] = 5,
-    balance: Annotated[
-        BaselineBalance,
-        typer.Option(
-            "--balance", help="upsample: repeat the smaller class; equal: thin the other."
-        ),
-    ] = BaselineBalance.none,
-    nonzero_is_object: Annotated[
-        bool,
-        typer.Option(
-            "--nonzero-is-object", help="Shape features of pixels above 0 (zero-padded nuclei)."
-        ),
-    ] = False,
-    seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
-    config: ConfigOption = None,
-    set_: SetOption = None,
-    workers: Annotated[int, typer.Option("--workers", min=1, help="Processes.")] = 1,
-    quiet: QuietOption = False,
-) -> None:
-    """Linear models on classic features (PatchNet papers): prints the papers' table."""
-    from wsi_pipeline.baselines import BaselineOptions, format_table, run_baselines, write_tables
-    from wsi_pipeline.config import SplitConfig, read_config
-    from wsi_pipeline.progress import StageProgress
-    from wsi_pipeline.settings import ImagesConfig
-
-    settings = read_config(config, set_ or (), section="images")
-    shares = settings.splits or SplitConfig()
-    options = BaselineOptions(
-        scheme=split.value if split else None,
-        splits=replace(shares, folds=folds),
-        balance=balance.value,
-        nonzero_is_object=nonzero_is_object,
-        seed=seed,
-    )
-    with StageProgress("features", 1, quiet=quiet) as progress:
-        progress.begin(folder.name)
-        found = run_baselines(
-            folder,
-            settings.images or ImagesConfig(),
-            options,
-            workers=workers,
-            on_progress=progress.inside,
-        )
-        progress.end(folder.name, f"{len(found.entries)} images")
-    print(format_table(found))
-    for problem in found.problems.values():
-        print(f"left out: {problem}", file=sys.stderr)
-    if out:
-        print(" ".join(map(str, write_tables(out, found))))
-    raise typer.Exit(3 if found.problems else 0)
+app.command()(baselines)
 
 
 @app.command("collect")

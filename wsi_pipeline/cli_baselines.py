@@ -1,0 +1,95 @@
+"""The command `baselines`: parse, call, print."""
+
+import sys
+from dataclasses import replace
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from wsi_pipeline.cli_options import ConfigOption, QuietOption, SetOption
+
+
+class BaselineSplit(StrEnum):
+    """Which images the linear models learn from."""
+
+    given = "given"
+    shares = "shares"
+    folds = "folds"
+    groups = "groups"
+
+
+class BaselineBalance(StrEnum):
+    """What is done about classes of unequal size, in training."""
+
+    none = "none"
+    upsample = "upsample"
+    equal = "equal"
+
+
+def baselines(
+    folder: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="Folder of images.", show_default=False)
+    ],
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="Where to write the tables as CSV.")
+    ] = None,
+    split: Annotated[
+        BaselineSplit | None,
+        typer.Option(
+            "--split",
+            help="given: by folders or table; shares: at random, by patient; folds: k-fold; "
+            "groups: leave one patient out. Default: given if there are any, else shares.",
+        ),
+    ] = None,
+    folds: Annotated[int, typer.Option("--folds", min=2, help="For --split folds.")] = 5,
+    balance: Annotated[
+        BaselineBalance,
+        typer.Option(
+            "--balance", help="upsample: repeat the smaller class; equal: thin the other."
+        ),
+    ] = BaselineBalance.none,
+    nonzero_is_object: Annotated[
+        bool,
+        typer.Option(
+            "--nonzero-is-object", help="Shape features of pixels above 0 (zero-padded nuclei)."
+        ),
+    ] = False,
+    seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
+    config: ConfigOption = None,
+    set_: SetOption = None,
+    workers: Annotated[int, typer.Option("--workers", min=1, help="Processes.")] = 1,
+    quiet: QuietOption = False,
+) -> None:
+    """Linear models on classic features (PatchNet papers): prints the papers' table."""
+    from wsi_pipeline.baselines import BaselineOptions, format_table, run_baselines, write_tables
+    from wsi_pipeline.config import SplitConfig, read_config
+    from wsi_pipeline.progress import StageProgress
+    from wsi_pipeline.settings import ImagesConfig
+
+    settings = read_config(config, set_ or (), section="images")
+    shares = settings.splits or SplitConfig()
+    options = BaselineOptions(
+        scheme=split.value if split else None,
+        splits=replace(shares, folds=folds),
+        balance=balance.value,
+        nonzero_is_object=nonzero_is_object,
+        seed=seed,
+    )
+    with StageProgress("features", 1, quiet=quiet) as progress:
+        progress.begin(folder.name)
+        found = run_baselines(
+            folder,
+            settings.images or ImagesConfig(),
+            options,
+            workers=workers,
+            on_progress=progress.inside,
+        )
+        progress.end(folder.name, f"{len(found.entries)} images")
+    print(format_table(found))
+    for problem in found.problems.values():
+        print(f"left out: {problem}", file=sys.stderr)
+    if out:
+        print(" ".join(map(str, write_tables(out, found))))
+    raise typer.Exit(3 if found.problems else 0)
