@@ -171,7 +171,10 @@ def heatmap(
         _plan(
             Unit("heatmap", _ALL, model),
             partial(
-                digest_settings, data, digest_file(run.checkpoint(model)), config.heatmap.images
+                digest_settings,
+                data,
+                digest_file(run.checkpoint(model)),
+                config.heatmap.maps_per_class,
             ),
             checkpoint=run.checkpoint(model),
             config=config.heatmap,

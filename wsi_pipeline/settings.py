@@ -166,7 +166,7 @@ class HeatmapConfig:
 
     overlap: Overlap = "mean"  # where patches overlap; centre: weighted by nearness to a centre
     thumbnail_px: int = 1200  # longer side of the overlay's thumbnail
-    images: int | None = 4  # of an image folder: so many of each class get maps; None: all
+    maps_per_class: int | None = 4  # of an image folder: so many images get maps; None: all
 
 
 @dataclass(frozen=True)

@@ -162,7 +162,7 @@ def _heatmap(
     network, _ = load_checkpoint(arguments["checkpoint"])
     device = resolve_device(arguments["device"])
     network = network.to(device)
-    rows = choose_shown(entries, images.unreadable, config.images)
+    rows = choose_shown(entries, images.unreadable, config.maps_per_class)
     folder = run.path / "heatmaps" / model
     files: list[Path] = []
     shown = []

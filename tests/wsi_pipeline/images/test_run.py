@@ -42,7 +42,7 @@ def finished(tmp_path_factory):
     config = root / "c.yaml"
     config.write_text(
         "input: data\nout: run\nimages: {classes: [rows, columns], channels: 1}\n"
-        "splits: {folds: 4, fold: 1}\nheatmap: {images: 1}\n"
+        "splits: {folds: 4, fold: 1}\nheatmap: {maps_per_class: 1}\n"
         f"train:\n  patchnet: {SMALL}, {TRAIN}\n"
         "  cam: {model: {options: {width: 0.03125}}, steps_per_epoch: 4, max_epochs: 2, "
         "batch_size: 8}\n"
