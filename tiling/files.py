@@ -1,6 +1,8 @@
 """Write aside, then rename: nothing unfinished ever looks finished."""
 
 import contextlib
+import ctypes
+import errno
 import hashlib
 import json
 import os
@@ -11,6 +13,11 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+_HERE = -100  # AT_FDCWD; the paths given are absolute
+_RENAME_EXCHANGE = 2  # renameat2(2)
+_OCCUPIED = {errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR}
+_ATTEMPTS = 100
 
 _HOST = hashlib.sha256(platform.node().encode()).hexdigest()[:8]
 
@@ -32,7 +39,7 @@ def write_aside(path: Path) -> Iterator[Path]:
     scratch = _scratch_beside(path)
     try:
         yield scratch
-        if scratch.is_dir() and path.exists():
+        if scratch.is_dir():
             _replace_folder(scratch, path)
         else:
             scratch.replace(path)
@@ -46,16 +53,46 @@ def _scratch_beside(path: Path) -> Path:
 
 
 def _replace_folder(scratch: Path, path: Path) -> None:
-    # A non-empty folder cannot be renamed over: move the old one aside first.
-    old = _scratch_beside(path)
-    path.replace(old)
-    scratch.replace(path)
-    _remove(old)
+    """Put a folder where another is, so that several processes may do so at once.
+
+    Linux swaps the two in one step. Where the file system cannot (NFS, for one), the old folder is
+    moved aside first: a process killed between the two renames leaves no folder, and the work is
+    done again; another process may get in between, and then its folder is the one replaced.
+    """
+    if _swap(scratch, path):
+        return
+    for _ in range(_ATTEMPTS):
+        try:
+            scratch.rename(path)
+            return
+        except OSError as error:
+            if error.errno not in _OCCUPIED:
+                raise
+        old = _scratch_beside(path)
+        try:
+            path.rename(old)
+        except FileNotFoundError:  # another process has just moved it aside
+            continue
+        _remove(old)
+    raise OSError(f"{path}: other processes keep replacing it; let one finish and try again")
+
+
+def _swap(a: Path, b: Path) -> bool:
+    """Exchange two paths in one step; False where that cannot be done."""
+    try:
+        exchange = ctypes.CDLL(None, use_errno=True).renameat2
+    except AttributeError:  # not Linux, or an old C library
+        return False
+    done: int = exchange(
+        _HERE, os.fsencode(a.absolute()), _HERE, os.fsencode(b.absolute()), _RENAME_EXCHANGE
+    )
+    return done == 0
 
 
 def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)  # only ever a scratch folder this module named itself
+    if path.is_dir() and not path.is_symlink():
+        # Only ever a scratch folder this module named itself; another process may remove it too.
+        shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
 
