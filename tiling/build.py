@@ -20,6 +20,7 @@ from tiling.blocks import BlockSlide, block_side, group_tiles
 from tiling.contracts import SCHEMA, Annotation, Slide, SlideInfo, TileConfig, TileGeometry
 from tiling.errors import AnnotationError, GridError, SlideError, StoreError, TissueError
 from tiling.files import digest_file, digest_json, write_aside
+from tiling.formats.coords_hdf5 import find_coords, read_coords
 from tiling.geometry import resolve_geometry
 from tiling.grid import tile_coords
 from tiling.labels import label_tiles
@@ -37,6 +38,7 @@ FORMAT = 1  # raised when the same settings would give another store: older stor
 WHITE = 255
 CACHE_BYTES = 128 * 2**20  # of decoded file tiles: those that neighbouring blocks share
 TILES_AT_ONCE = 2**20  # whose share of tissue is measured
+SAME_SIZE = 0.02  # a patch of another tool may differ from ours by this share: its own rounding
 CHEAP_PX = 32 * 2**20  # of a level: read within a second or so
 VERSIONED = ("wsi-pipeline", "numpy", "zarr", "openslide-python", "openslide-bin", "tifffile")
 
@@ -92,7 +94,8 @@ def tile_fingerprint(
             "format": FORMAT,
             "slide": fingerprint_file(slide_path),
             "slide_id": slide_id,
-            "config": asdict(config),
+            "config": asdict(replace(config, coords=None)),
+            "coords": _digest_coords(config.coords, slide_id),
             "annotation": annotation,
             "annotation_format": None
             if annotation_path is None
@@ -183,6 +186,10 @@ def tile_slide(
     return _summarise(table, notes, time.monotonic() - started)
 
 
+def _digest_coords(folder: Path | None, slide_id: str) -> str | None:
+    return None if folder is None else digest_file(find_coords(folder, slide_id))
+
+
 # --- planning: which tiles, which labels -----------------------------------------------------
 
 
@@ -217,7 +224,10 @@ def plan_tiles(
     """
     info = describe_slide(slide, path=slide_path, slide_id=slide_id, mpp=mpp)
     geometry = resolve_geometry(config, slide_mpp=info.mpp)
-    grid = _lay_grid(info, geometry, config)
+    if config.coords is None:
+        grid = _lay_grid(info, geometry, config)
+    else:
+        grid = _foreign_grid(config.coords, info, geometry)
     annotation, notes = _read_annotation(annotation_path, info)
     mask = _find_tissue(slide, info, config, threads)
     table = _choose_tiles(grid, mask, geometry, config)
@@ -282,6 +292,34 @@ def _lay_grid(info: SlideInfo, geometry: TileGeometry, config: TileConfig) -> ND
     return coords
 
 
+def _foreign_grid(folder: Path, info: SlideInfo, geometry: TileGeometry) -> NDArray[np.int64]:
+    """Take another tool's coordinates, if its patches are as large as ours."""
+    path = find_coords(folder, info.slide_id)
+    found = read_coords(path)
+    ours = (geometry.patch_px * geometry.scale[0], geometry.patch_px * geometry.scale[1])
+    if any(abs(a / b - 1) > SAME_SIZE for a, b in zip(found.patch_l0, ours, strict=True)):
+        side_um = found.patch_l0[0] * info.mpp[0]
+        raise GridError(
+            f"{path.name} ({found.tool}): its patches are {found.patch_l0[0]:g} level-0 px wide, "
+            f"{side_um:.4g} µm, but tile.patch_px={geometry.patch_px} at tile.target_mpp="
+            f"{geometry.target_mpp:g} is {geometry.patch_px * geometry.target_mpp:g} µm; for "
+            f"patches of {geometry.patch_px} px set "
+            f"tile.target_mpp={side_um / geometry.patch_px:.6g}"
+        )
+    side, size = np.array([geometry.patch_l0, geometry.patch_l0_y]), np.array(info.size)
+    outside = np.flatnonzero(
+        ((found.coords <= -side) | (found.coords >= size)).any(axis=1)  # not one pixel on it
+    )
+    if outside.size:
+        x, y = found.coords[outside[0]].tolist()
+        raise GridError(
+            f"{path.name} ({found.tool}): {outside.size} of {len(found.coords)} patches lie off "
+            f"the slide of {info.size[0]} x {info.size[1]} px, for example x={x}, y={y}; is it "
+            "another slide's file?"
+        )
+    return found.coords
+
+
 def _read_annotation(
     path: Path | None, info: SlideInfo
 ) -> tuple[Annotation | None, tuple[str, ...]]:
@@ -313,7 +351,10 @@ def _choose_tiles(
         for first in range(0, len(grid), TILES_AT_ONCE)
     ]
     fraction = np.concatenate(parts)
-    kept = (fraction >= config.tissue.min_fraction) & (fraction > 0)
+    if config.coords is None:
+        kept = (fraction >= config.tissue.min_fraction) & (fraction > 0)
+    else:  # whoever made them has chosen
+        kept = np.ones(len(grid), np.bool_)
     n_kept = int(kept.sum())
     return TileTable(
         coords=grid[kept],
@@ -508,6 +549,7 @@ def _resolved(config: TileConfig, geometry: TileGeometry, info: SlideInfo) -> di
     level = nearest_finer_level(info.level_downsamples, geometry.scale)
     return {
         **asdict(config),
+        "coords": None if config.coords is None else config.coords.name,  # of a path, its last name
         **asdict(geometry),
         "stride_px": stride_px,
         "level": level,  # the stored level that patches are read from

@@ -6,6 +6,7 @@ arrays are (row, column). Lengths say their unit: `_l0` level-0 px, `_px` px at 
 """
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, Protocol, Self
 
 import numpy as np
@@ -128,6 +129,8 @@ class TileConfig:
     negative_fraction: float = 0.0  # label_rule fraction: negative iff share <= this; between: -1
     edge: EdgeRule = "drop"  # tiles that hang over the slide's right or lower edge
     store: StoreKind = "patches"  # "coords" keeps no pixels; later stages read the slide
+    # Folder of <slide_id>.h5 of CLAM, TRIDENT or WSInfer, whose patches are taken; None: our grid.
+    coords: Path | None = None
     max_unreadable: float = 0.5  # a slide with a larger share of unreadable patches fails
     tissue: TissueConfig = field(default_factory=TissueConfig)
 

@@ -65,7 +65,13 @@ class Config:
 
 
 # Where a path may stand in a config.
-_PATHS = (("input",), ("out",), ("images", "table"), ("train", "*", "model", "weights"))
+_PATHS = (
+    ("input",),
+    ("out",),
+    ("images", "table"),
+    ("tile", "coords"),
+    ("train", "*", "model", "weights"),
+)
 
 
 def read_config(

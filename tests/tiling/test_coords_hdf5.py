@@ -1,0 +1,125 @@
+"""Coordinates of CLAM, TRIDENT and WSInfer, and tiling at them."""
+
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from tests.tiling.slides import halve, tissue, write_slide
+from tiling.build import tile_fingerprint, tile_slide
+from tiling.contracts import TileConfig
+from tiling.errors import GridError
+from tiling.formats.coords_hdf5 import find_coords, read_coords
+from tiling.patches import read_patch
+from tiling.slide import open_slide
+from tiling.store import PatchStore
+
+XY = [[130, 40], [10, 20], [200, 100]]  # in no order, on no lattice
+
+# The attributes each tool writes beside what is read here, too: they must not confuse.
+CLAM = {"patch_size": 32, "patch_level": 1, "downsample": (2.0, 2.0), "level_dim": (200, 150)}
+TRIDENT = {"patch_size": 32, "patch_size_level0": 64, "target_magnification": 10, "overlap": 0}
+WSINFER = {"patch_size": 64, "patch_level": 0, "patch_spacing_um_px": 1.0}
+TOOLS = {"clam": CLAM, "trident": TRIDENT, "wsinfer": WSINFER}
+
+
+def write_coords(path: Path, attributes, coords=XY) -> Path:
+    path.parent.mkdir(exist_ok=True)
+    with h5py.File(path, "w") as file:
+        found = file.create_dataset("coords", data=np.asarray(coords, np.int64))
+        found.attrs.update(attributes)
+    return path
+
+
+@pytest.mark.parametrize("tool", TOOLS)
+def test_each_tools_patches_are_as_large_as_it_says(tmp_path, tool):
+    found = read_coords(write_coords(tmp_path / "a.h5", TOOLS[tool]))
+
+    assert found.tool == tool
+    assert found.patch_l0 == (64.0, 64.0)
+    assert found.coords.tolist() == XY
+
+
+@pytest.mark.parametrize(
+    ("attributes", "missing"),
+    [
+        ({"patch_level": 0}, "patch_size"),
+        ({"patch_size": 32}, "patch_level"),
+        ({"patch_size": 32, "patch_level": 2}, "downsample"),
+        ({"patch_spacing_um_px": 0.5}, "patch_size"),
+    ],
+)
+def test_a_missing_attribute_is_named(tmp_path, attributes, missing):
+    with pytest.raises(GridError, match=rf"a.h5: .* no attribute {missing}"):
+        read_coords(write_coords(tmp_path / "a.h5", attributes))
+
+
+@pytest.mark.parametrize("coords", [np.zeros((0, 2)), np.zeros(4), np.zeros((3, 3))])
+def test_coords_of_another_shape_are_refused(tmp_path, coords):
+    with pytest.raises(GridError, match=r"wanted \(N, 2\)"):
+        read_coords(write_coords(tmp_path / "a.h5", CLAM, coords))
+
+
+def test_what_is_no_hdf5_is_refused(tmp_path):
+    (tmp_path / "a.h5").write_bytes(b"no")
+    with pytest.raises(GridError, match=r"a\.h5: no coordinates can be read"):
+        read_coords(tmp_path / "a.h5")
+
+
+@pytest.mark.parametrize("name", ["s.h5", "s_patches.h5"])
+def test_a_file_is_found_by_the_slides_id(tmp_path, name):
+    write_coords(tmp_path / name, CLAM)
+
+    assert find_coords(tmp_path, "s").name == name
+    with pytest.raises(GridError, match=r"t: no coordinates .*t_patches\.h5"):
+        find_coords(tmp_path, "t")
+
+
+@pytest.fixture
+def slide(tmp_path):
+    pixels = tissue(400, 300)
+    return write_slide(tmp_path / "s.tif", [pixels, halve(pixels)])
+
+
+def cut(slide, folder, *, attributes, coords=XY, target_mpp=1.0):
+    write_coords(folder / "other" / "s.h5", attributes, coords)
+    config = TileConfig(target_mpp=target_mpp, patch_px=32, coords=folder / "other")
+    tile_slide(slide, folder / "s.zarr", slide_id="s", config=config)
+    return PatchStore.open(folder / "s.zarr")
+
+
+@pytest.mark.parametrize("tool", TOOLS)
+def test_a_slide_is_cut_where_the_other_tool_did_glass_and_all(slide, tmp_path, tool):
+    with cut(slide, tmp_path, attributes=TOOLS[tool]) as store, open_slide(slide) as source:
+        assert store.coords.tolist() == XY
+        for row, (x, y) in enumerate(XY):
+            expected = read_patch(source, (x, y), geometry=store.geometry)
+            np.testing.assert_array_equal(store.read([row])[0], expected)
+        assert store.tissue[1] < store.tissue[0]
+        assert store.tiling["coords"] == "other"
+
+
+def test_patches_of_another_size_are_refused_with_the_resolution_to_ask_for(slide, tmp_path):
+    with pytest.raises(GridError, match=r"\(clam\).* 64 level-0 px wide, 32 µm.*target_mpp=1$"):
+        cut(slide, tmp_path, attributes=CLAM, target_mpp=0.5)
+
+
+def test_patches_off_the_slide_are_refused(slide, tmp_path):
+    with pytest.raises(GridError, match=r"1 of 2 patches lie off the slide of 400 x 300"):
+        cut(slide, tmp_path, attributes=CLAM, coords=[[0, 0], [400, 0]])
+
+
+def test_changed_coordinates_make_a_store_stale_and_a_moved_folder_does_not(slide, tmp_path):
+    def fingerprint(folder):
+        config = TileConfig(coords=folder)
+        return tile_fingerprint(
+            slide, slide_id="s", config=config, annotation_path=None, slide_label=None, mpp=None
+        )
+
+    write_coords(tmp_path / "a/s.h5", CLAM)
+    before = fingerprint(tmp_path / "a")
+    (tmp_path / "a").rename(tmp_path / "b")
+    assert fingerprint(tmp_path / "b") == before
+    write_coords(tmp_path / "b/s.h5", CLAM, XY[:2])
+    assert fingerprint(tmp_path / "b") != before
