@@ -4,18 +4,30 @@ Inference only: no gradients are kept. To train, cut patches (`PatchNet.patch_lo
 """
 
 from collections.abc import Callable
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from wsi_pipeline.errors import ModelError
-from wsi_pipeline.models.dense.regions import assemble, compute_regions, read_out
+from wsi_pipeline.models.dense.costs import cheaper_by_patches
+from wsi_pipeline.models.dense.regions import (
+    Corners,
+    TorchCorners,
+    assemble,
+    compute_regions,
+    read_out,
+)
+from wsi_pipeline.models.dense.repeats import find_distinct, take_patches
 from wsi_pipeline.models.dense.schemes import Products
+from wsi_pipeline.models.dense.scratch import Scratch
 from wsi_pipeline.models.dense.weights import DenseWeights, transform_weights
 
-BLOCK = 32  # patches, each way, computed at once
-ASSEMBLED_PATCHES = 256  # small patches put together at once, for layers that share nothing
+CPU_BLOCK, GPU_BLOCK = 32, 96  # patches, each way, computed at once
+# Where patches are computed one by one; on a CPU their layers stay in its cache.
+CPU_PATCHES_AT_ONCE, GPU_PATCHES_AT_ONCE = 32, 4096
+COMPILED_PATCHES = 100_000  # compiled code saves 100 us per patch, and compiling takes 10 s
 
 ReadWindow = Callable[[int, int, int, int], Tensor]  # (top, left, height, width) -> (c, h, w)
 
@@ -36,8 +48,12 @@ class DenseEngine:
     products : {"toom-cook", "direct"}
         ``toom-cook`` is the fast one; ``direct`` makes every product of the definition, for
         rounding errors as small as those of patch by patch.
-    block : int
-        Patches, each way, computed at once. Memory grows with its square, not with the image.
+    block : int, optional
+        Patches, each way, computed at once. None: as it suits the device. Memory
+        grows with its square, not with the image.
+    compiled : bool, optional
+        Whether to compute corners by compiled code (CPU, numba). None: where there is numba and
+        a map is large enough to be worth ten seconds of compiling.
     """
 
     def __init__(
@@ -47,9 +63,10 @@ class DenseEngine:
         readout_bias: Tensor,
         *,
         products: Products = "toom-cook",
-        block: int = BLOCK,
+        block: int | None = None,
+        compiled: bool | None = None,
     ) -> None:
-        if block < 1 or products not in ("toom-cook", "direct"):
+        if (block is not None and block < 1) or products not in ("toom-cook", "direct"):
             raise ModelError(
                 "the dense map's block is at least 1 and its products toom-cook or direct, got "
                 f"block={block}, products={products!r}"
@@ -57,8 +74,13 @@ class DenseEngine:
         self.weights: DenseWeights = transform_weights(
             convolutions, readout, readout_bias, products
         )
+        self.convolutions = convolutions
         self.m = self.weights.m
-        self.block = block
+        on_cpu = readout.device.type == "cpu"
+        self.block = block or (CPU_BLOCK if on_cpu else GPU_BLOCK)
+        self.patches_at_once = CPU_PATCHES_AT_ONCE if on_cpu else GPU_PATCHES_AT_ONCE
+        self.compiled = compiled
+        self._scratch = Scratch()
 
     @torch.no_grad()
     def map_padded(self, pixels: Tensor) -> Tensor:
@@ -74,19 +96,46 @@ class DenseEngine:
         tanh : (filters, H, W) in [-1, 1]
             What each filter says of the patch with its top-left corner there.
         """
+        return self.map_lattice(pixels, stride=1)
+
+    @torch.no_grad()
+    def map_lattice(self, pixels: Tensor, *, stride: int) -> Tensor:
+        """Evaluate every `stride`-th patch, each way, that lies wholly inside some pixels.
+
+        Block by block the cheaper way is taken: all patches by regions, or the lattice's patches
+        one by one. Patches that are equal are evaluated once where that is cheaper still.
+
+        Parameters
+        ----------
+        pixels : (c, H + m - 1, W + m - 1)
+        stride : int
+            Step between patches, px; from the first.
+
+        Returns
+        -------
+        tanh : (filters, ceil(H / stride), ceil(W / stride)) in [-1, 1]
+        """
         height, width = (side - self.m + 1 for side in pixels.shape[1:])
         if min(height, width) < 1:
             raise ModelError(
                 f"no patch of side {self.m} lies in {pixels.shape[2]} x {pixels.shape[1]} px"
             )
-        channels_last = pixels.permute(1, 2, 0)
-        out = pixels.new_empty(self.weights.filters, height, width)
-        for top in range(0, height, self.block):
-            for left in range(0, width, self.block):
-                bottom, right = min(top + self.block, height), min(left + self.block, width)
-                window = channels_last[top : bottom + self.m - 1, left : right + self.m - 1]
-                values = self._map_block(window.contiguous())
-                out[:, top:bottom, left:right] = values.permute(2, 0, 1)
+        if stride < 1:
+            raise ModelError(f"the step between patches is at least 1 px, got stride={stride}")
+        # Blocks start on the lattice.
+        step = max(stride, self.block // stride * stride)
+        compiled = self._use_compiled(pixels, height * width)
+        out = pixels.new_empty(self.weights.filters, -(-height // stride), -(-width // stride))
+        for top in range(0, height, step):
+            for left in range(0, width, step):
+                h, w = min(step, height - top), min(step, width - left)
+                # Of a block, nothing beyond the last patch of the lattice.
+                h, w = ((side - 1) // stride * stride + 1 for side in (h, w))
+                window = pixels[:, top : top + h + self.m - 1, left : left + w + self.m - 1]
+                values = self._map_block(window, (h, w), stride, compiled)
+                rows = slice(top // stride, top // stride + values.shape[0])
+                columns = slice(left // stride, left // stride + values.shape[1])
+                out[:, rows, columns] = values.permute(2, 0, 1)
         return out
 
     def map_image(self, image: Tensor) -> Tensor:
@@ -103,7 +152,7 @@ class DenseEngine:
         return self.map_padded(F.pad(image, ((self.m - 1) // 2,) * 4))
 
     def map_region(
-        self, read: ReadWindow, *, top: int, left: int, height: int, width: int
+        self, read: ReadWindow, *, top: int, left: int, height: int, width: int, stride: int = 1
     ) -> Tensor:
         """Map a window of an image too large to hold.
 
@@ -116,10 +165,13 @@ class DenseEngine:
             asked for pixels beyond the image too, and gives zeros there.
         top, left, height, width : px
             The window.
+        stride : int
+            Step between evaluated pixels, from the window's first. For windows to join without a
+            seam, `top` and `left` are multiples of it.
 
         Returns
         -------
-        tanh : (filters, height, width)
+        tanh : (filters, ceil(height / stride), ceil(width / stride))
         """
         radius = (self.m - 1) // 2
         wanted = (height + 2 * radius, width + 2 * radius)
@@ -129,24 +181,61 @@ class DenseEngine:
                 f"a window of {wanted[1]} x {wanted[0]} px was asked for and one of "
                 f"{pixels.shape[2]} x {pixels.shape[1]} px came"
             )
-        return self.map_padded(pixels)
+        return self.map_lattice(pixels, stride=stride)
 
-    def _map_block(self, pixels: Tensor) -> Tensor:
-        """(h + m - 1, w + m - 1, c) -> tanh (h, w, filters)."""
-        regions = compute_regions(pixels, self.weights)
-        if self.weights.tail:
-            linear = self._finish_patches(assemble(regions, self.m))
+    def _map_block(
+        self, pixels: Tensor, size: tuple[int, int], stride: int, compiled: bool
+    ) -> Tensor:
+        """(c, h + m - 1, w + m - 1) -> tanh (ceil(h / stride), ceil(w / stride), filters)."""
+        first, kind = find_distinct(pixels, self.m, stride)
+        if cheaper_by_patches(self.weights, *size, len(first)):
+            distinct = torch.cat(
+                [
+                    self._map_patches(take_patches(pixels, self.m, stride, part))
+                    for part in first.split(self.patches_at_once)
+                ]
+            )
+            linear = distinct[kind].view(*(-(-side // stride) for side in size), -1)
         else:
-            linear = read_out(regions, self.weights)
+            linear = self._map_regions(pixels.permute(1, 2, 0).contiguous(), size, compiled)
+            linear = linear[::stride, ::stride]
         return torch.tanh(linear + self.weights.readout_bias)
 
-    def _finish_patches(self, maps: Tensor) -> Tensor:
-        """Run the layers that share nothing: (h, w, C, m, m) -> linear models (h, w, filters)."""
-        weight = self.weights.readout.permute(2, 0, 1)
-        parts = []
-        for part in maps.flatten(0, 1).split(ASSEMBLED_PATCHES):
-            values = part.contiguous(memory_format=torch.channels_last)
-            for conv in self.weights.tail:
-                values = F.conv2d(values, conv.weight, conv.bias, padding=1).relu_()
-            parts.append(torch.einsum("nfhw,fhw->nf", values, weight))
-        return torch.cat(parts).view(*maps.shape[:2], -1)
+    def _map_patches(self, patches: Tensor) -> Tensor:
+        """Evaluate patches one by one: (n, c, m, m) -> linear models (n, filters)."""
+        return self._run_layers(patches, self.convolutions)
+
+    def _map_regions(self, pixels: Tensor, size: tuple[int, int], compiled: bool) -> Tensor:
+        """Evaluate all patches of a block: (h + m - 1, w + m - 1, c) -> (h, w, filters)."""
+        if self.weights.tail:
+            corners = TorchCorners(self.weights, size)
+            regions = compute_regions(pixels, self.weights, corners, self._scratch)
+            maps = assemble(regions, corners, self.m).flatten(0, 1)
+            tail = list(self.weights.tail)
+            parts = [self._run_layers(part, tail) for part in maps.split(self.patches_at_once)]
+            return torch.cat(parts).view(*size, -1)
+        regions = compute_regions(
+            pixels, self.weights, self._corners(size, compiled), self._scratch
+        )
+        return read_out(regions, self.weights)
+
+    def _run_layers(self, values: Tensor, convolutions: list[nn.Conv2d]) -> Tensor:
+        """Run layers and the linear models patch by patch: (n, C, m, m) -> (n, filters)."""
+        values = values.contiguous(memory_format=torch.channels_last)
+        for conv in convolutions:
+            values = F.conv2d(values, conv.weight, conv.bias, padding=1).relu_()
+        return torch.einsum("nfhw,hwf->nf", values, self.weights.readout)
+
+    def _corners(self, size: tuple[int, int], compiled: bool) -> Corners:
+        if not compiled:
+            return TorchCorners(self.weights, size)
+        from wsi_pipeline.models.dense.compiled import CompiledCorners
+
+        return CompiledCorners(self.weights, size, self._scratch)
+
+    def _use_compiled(self, pixels: Tensor, patches: int) -> bool:
+        """Say whether to use compiled code for a map of this many patches."""
+        possible = pixels.device.type == "cpu" and pixels.dtype in (torch.float32, torch.float64)
+        if self.compiled is not None:
+            return self.compiled and possible
+        return possible and patches >= COMPILED_PATCHES and find_spec("numba") is not None

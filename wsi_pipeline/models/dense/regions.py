@@ -20,15 +20,19 @@ outside inwards.
 """
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from wsi_pipeline.models.dense.schemes import Scheme
+from wsi_pipeline.models.dense.scratch import Scratch
 from wsi_pipeline.models.dense.weights import CORNERS, FAR, SIDES, DenseWeights, LayerWeights
 
-CORNER_PATCHES = 128  # patches whose corners are computed at once, so that they stay in the cache
+CORNER_PATCHES = (
+    128  # patches whose corners are computed at once, so that they stay in a CPU's cache
+)
 
 
 @dataclass(frozen=True)
@@ -60,17 +64,74 @@ class Regions:
     """All values of a block's patches after layer k.
 
     Edges are (k, lines, along, C): a line is a row of patches at the top and bottom, a column of
-    patches at the left and right. Corners are lists of (k, k, rows, w, C), some rows of patches
-    each.
+    patches at the left and right.
     """
 
     k: int
     interior: Tensor  # (h + m - 2k - 1, w + m - 2k - 1, C)
     edges: dict[str, Tensor]
-    corners: dict[tuple[str, str], list[Tensor]]
+    corners: "Corners"
 
 
-def compute_regions(pixels: Tensor, weights: DenseWeights) -> Regions:
+class Corners(Protocol):
+    """The corners of a block's patches, taken from layer to layer."""
+
+    def advance(self, shared: Shared, borders: dict[str, Border]) -> None:
+        """Go on by one layer."""
+
+    def read_out(self) -> Tensor:
+        """Give the corners' part of the linear models: (h, w, filters)."""
+
+
+class TorchCorners:
+    """Corners in plain torch, on any device."""
+
+    def __init__(self, weights: DenseWeights, size: tuple[int, int]) -> None:
+        self.weights = weights
+        self.size = size  # (h, w) patches
+        on_cpu = weights.readout.device.type == "cpu"
+        self.rows = max(1, CORNER_PATCHES // size[1]) if on_cpu else size[0]
+        # Each corner's values, (k, k, rows, w, C) for some rows of patches at a time.
+        self.values: dict[tuple[str, str], list[Tensor]] = {}
+
+    def advance(self, shared: Shared, borders: dict[str, Border]) -> None:
+        """Go on by one layer."""
+        h, w = self.size
+        before = self.values
+        k = len(before[CORNERS[0]][0]) + 1 if before else 1
+        self.values = {
+            corner: [
+                _next_corner(
+                    before[corner][number] if before else None,
+                    shared,
+                    corner,
+                    (borders[corner[0]], borders[corner[1]]),
+                    self.weights.split[k - 1],
+                    (top, min(self.rows, h - top), w),
+                )
+                for number, top in enumerate(range(0, h, self.rows))
+            ]
+            for corner in CORNERS
+        }
+
+    def read_out(self) -> Tensor:
+        """Give the corners' part of the linear models: (h, w, filters)."""
+        total = self.weights.readout.new_zeros(*self.size, self.weights.filters)
+        for (vertical, horizontal), chunks in self.values.items():
+            weight = self.weights.readout
+            weight = weight.flip(0) if vertical in FAR else weight
+            weight = weight.flip(1) if horizontal in FAR else weight
+            for number, chunk in enumerate(chunks):
+                part = total[number * self.rows : number * self.rows + chunk.shape[2]]
+                for p, row in enumerate(chunk):
+                    for q, values in enumerate(row):
+                        part.addcmul_(values, weight[p, q])
+        return total
+
+
+def compute_regions(
+    pixels: Tensor, weights: DenseWeights, corners: Corners, scratch: Scratch
+) -> Regions:
     """Run the layers that are computed by regions over a block.
 
     Parameters
@@ -78,32 +139,20 @@ def compute_regions(pixels: Tensor, weights: DenseWeights) -> Regions:
     pixels : (h + m - 1, w + m - 1, channels)
         Pixels of all patches of the block.
     weights : DenseWeights
+    corners : Corners
+        New ones, of h x w patches.
     """
     h, w = (side - weights.m + 1 for side in pixels.shape[:2])
-    rows = max(1, CORNER_PATCHES // w)
-    regions = Regions(0, pixels, {}, {})
+    regions = Regions(0, pixels, {}, corners)
     for layer in weights.split:
         k = regions.k + 1
         borders = {side: Border.of(side, weights.m, k) for side in SIDES}
-        shared = _share(regions, layer)
+        shared = _share(regions, layer, scratch)
         edges = {
             side: _next_edge(shared, side, borders[side], h if side in ("top", "bottom") else w, k)
             for side in SIDES
         }
-        corners = {
-            corner: [
-                _next_corner(
-                    regions.corners[corner][number] if k > 1 else None,
-                    shared,
-                    corner,
-                    (borders[corner[0]], borders[corner[1]]),
-                    layer,
-                    (top, min(rows, h - top), w),
-                )
-                for number, top in enumerate(range(0, h, rows))
-            ]
-            for corner in CORNERS
-        }
+        corners.advance(shared, borders)
         interior = shared.across_rows[:-2, :, 0] + shared.across_rows[1:-1, :, 1]
         interior += shared.across_rows[2:, :, 2]
         regions = Regions(
@@ -115,10 +164,11 @@ def compute_regions(pixels: Tensor, weights: DenseWeights) -> Regions:
     return regions
 
 
-def _share(regions: Regions, layer: LayerWeights) -> Shared:
+def _share(regions: Regions, layer: LayerWeights, scratch: Scratch) -> Shared:
     """Multiply what is shared with each tap."""
     height, width, channels = regions.interior.shape
-    taps = regions.interior.reshape(-1, channels) @ layer.taps
+    taps = scratch.take("interior", layer.taps, height * width, layer.taps.shape[1])
+    torch.mm(regions.interior.reshape(-1, channels), layer.taps, out=taps)
     taps = taps.view(height, width, 3, 3, -1)
     across_rows = taps[:, :-2, :, 0] + taps[:, 1:-1, :, 1]
     across_rows += taps[:, 2:, :, 2]
@@ -128,13 +178,15 @@ def _share(regions: Regions, layer: LayerWeights) -> Shared:
     edges = {}
     if layer.scheme is not None:
         edges = {
-            side: multiply_edge(edge, layer.edges[side], layer.scheme)
+            side: multiply_edge(edge, layer.edges[side], layer.scheme, scratch, side)
             for side, edge in regions.edges.items()
         }
     return Shared(taps, across_rows, across_columns, edges)
 
 
-def multiply_edge(edge: Tensor, weights: Tensor, scheme: Scheme) -> Tensor:
+def multiply_edge(
+    edge: Tensor, weights: Tensor, scheme: Scheme, scratch: Scratch, side: str
+) -> Tensor:
     """Sum the products of an edge across the border, the three taps along it kept apart.
 
     Parameters
@@ -147,10 +199,14 @@ def multiply_edge(edge: Tensor, weights: Tensor, scheme: Scheme) -> Tensor:
     -------
     products : (k, lines, along, 3, co)
     """
-    n, lines, along, _ = edge.shape
-    moved = scheme.inputs.to(edge) @ edge.reshape(n, -1)
-    made = torch.bmm(moved.view(scheme.products, lines * along, -1), weights)
-    summed = scheme.outputs.to(edge) @ made.view(scheme.products, -1)
+    n, lines, along, channels = edge.shape
+    products, size = scheme.products, lines * along
+    moved = scratch.take("edge moved", edge, products, size * channels)
+    torch.mm(scheme.inputs.to(edge), edge.reshape(n, -1), out=moved)
+    made = scratch.take("edge products", edge, products, size, weights.shape[2])
+    torch.bmm(moved.view(products, size, channels), weights, out=made)
+    summed = scratch.take(("edge", side), edge, n + 1, size * weights.shape[2])
+    torch.mm(scheme.outputs.to(edge), made.view(products, -1), out=summed)
     return summed.view(n + 1, lines, along, 3, -1)
 
 
@@ -239,20 +295,7 @@ def multiply_corner(corner: Tensor, weights: Tensor, scheme: Scheme | None) -> T
 def read_out(regions: Regions, weights: DenseWeights) -> Tensor:
     """Apply the 64 linear models, without their bias, to all patches: (h, w, filters)."""
     k, m = regions.k, weights.m
-    inner = m - 2 * k  # side of a patch's interior
-    size = [side - inner + 1 for side in regions.interior.shape[:2]]
-    total = regions.interior.new_zeros(*size, weights.filters)
-    for (vertical, horizontal), chunks in regions.corners.items():
-        weight = weights.readout
-        weight = weight.flip(0) if vertical in FAR else weight
-        weight = weight.flip(1) if horizontal in FAR else weight
-        top = 0
-        for chunk in chunks:
-            part = total[top : top + chunk.shape[2]]
-            for p in range(k):
-                for q in range(k):
-                    part.addcmul_(chunk[p, q], weight[p, q])
-            top += chunk.shape[2]
+    total = regions.corners.read_out()
     total += _slide(regions.interior[None], weights.readout[k : m - k, k : m - k])[0]
     for side, edge in regions.edges.items():
         upright = side in ("top", "bottom")
@@ -273,7 +316,7 @@ def _slide(maps: Tensor, weight: Tensor) -> Tensor:
     return made.permute(0, 2, 3, 1)
 
 
-def assemble(regions: Regions, m: int) -> Tensor:
+def assemble(regions: Regions, corners: TorchCorners, m: int) -> Tensor:
     """Put the values of each patch together: (h, w, C, m, m).
 
     For patches so small that after these layers all is border; their other layers are computed
@@ -294,7 +337,7 @@ def assemble(regions: Regions, m: int) -> Tensor:
             values = values.permute(2, 1, 3, 4, 0)
             columns = slice(0, k) if side == "left" else slice(m - k, m)
             maps[..., k : m - k, columns] = values if side == "left" else values.flip(4)
-    for (vertical, horizontal), chunks in regions.corners.items():
+    for (vertical, horizontal), chunks in corners.values.items():
         values = torch.cat(chunks, dim=2).permute(2, 3, 4, 0, 1)  # (h, w, C, k, k)
         rows = slice(0, k) if vertical == "top" else slice(m - k, m)
         columns = slice(0, k) if horizontal == "left" else slice(m - k, m)

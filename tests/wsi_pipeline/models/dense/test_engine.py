@@ -6,7 +6,16 @@ from torch.nn import functional as F
 
 from wsi_pipeline.errors import ModelError
 from wsi_pipeline.models.dense import DenseEngine
+from wsi_pipeline.models.dense import engine as engine_module
 from wsi_pipeline.models.patchnet import PatchNet, Subnet
+
+
+# Small images are cheaper patch by patch: without this, regions would go untested.
+@pytest.fixture(autouse=True)
+def by_regions(monkeypatch, request):
+    if not request.node.name.endswith("_evaluated_once"):
+        monkeypatch.setattr(engine_module, "cheaper_by_patches", lambda *_: False)
+
 
 PRODUCTS = ["toom-cook", "direct"]
 
@@ -133,3 +142,76 @@ def test_patchnet_prepares_the_image_first():
     expected = patch_by_patch(net.subnet, net.prepare(image[None])[0])
     torch.testing.assert_close(filters, expected, rtol=0, atol=1e-12)
     torch.testing.assert_close(heatmap, net.subnet.combine_filters(expected))
+
+
+@pytest.mark.parametrize("stride", [1, 2, 3, 5, 17, 40])
+@pytest.mark.parametrize("m", [5, 15])
+@pytest.mark.parametrize("by_patches", [False, True])
+def test_any_stride_is_the_dense_map_at_its_lattice(m, stride, by_patches, monkeypatch):
+    monkeypatch.setattr(engine_module, "cheaper_by_patches", lambda *_: by_patches)
+    net = random_subnet(m, filters=4)
+    image = torch.rand(3, 23, 19, dtype=torch.double)
+    engine = engine_of(net, block=8)
+    padded = F.pad(image, (m // 2,) * 4)
+    made = engine.map_lattice(padded, stride=stride)
+    expected = patch_by_patch(net, image)[:, ::stride, ::stride]
+    torch.testing.assert_close(made, expected, rtol=0, atol=1e-12)
+
+
+def test_strided_windows_join_without_a_seam():
+    net = random_subnet(15, filters=4)
+    image = torch.rand(3, 44, 44, dtype=torch.double)
+
+    def read(top, left, height, width):
+        return F.pad(image, (20,) * 4)[:, top + 20 :, left + 20 :][:, :height, :width]
+
+    engine = engine_of(net, block=8)
+    whole = engine.map_region(read, top=0, left=0, height=44, width=44, stride=3)
+    left = engine.map_region(read, top=0, left=0, height=44, width=21, stride=3)
+    right = engine.map_region(read, top=0, left=21, height=44, width=23, stride=3)
+    torch.testing.assert_close(torch.cat([left, right], 2), whole, rtol=0, atol=1e-13)
+
+
+def test_background_is_evaluated_once(monkeypatch):
+    net = random_subnet(15, filters=4)
+    image = torch.full((3, 40, 40), 0.9, dtype=torch.double)
+    image[:, 3, 4] = 0.2
+    engine = engine_of(net, block=40)
+    evaluated = []
+    original = engine._map_patches
+    monkeypatch.setattr(
+        engine, "_map_patches", lambda part: evaluated.append(len(part)) or original(part)
+    )
+    padded = F.pad(image, (7,) * 4, value=0.9)
+    made = engine.map_padded(padded)
+    assert sum(evaluated) == 11 * 12 + 1  # those that see the dark pixel, and one that does not
+    torch.testing.assert_close(
+        made[:, 20:, 20:], made[:, 39:, 39:].expand(4, 20, 20), rtol=0, atol=0
+    )
+    expected = patch_by_patch(net, padded)[:, 7:47, 7:47]
+    torch.testing.assert_close(made, expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("products", PRODUCTS)
+@pytest.mark.slow
+def test_compiled_corners_are_the_same(products):
+    pytest.importorskip("numba")
+    for m in (15, 21):
+        net = random_subnet(m, filters=8)
+        image = torch.rand(3, 13, 23, dtype=torch.double)
+        made = engine_of(net, products=products, block=20, compiled=True).map_image(image)
+        assert (made - patch_by_patch(net, image)).abs().max() < 1e-12
+
+
+def test_compiled_corners_of_a_shallow_network():
+    pytest.importorskip("numba")
+    net = random_subnet(7, filters=3, depth=2)
+    image = torch.rand(3, 9, 31, dtype=torch.double)
+    made = engine_of(net, compiled=True).map_image(image)
+    assert (made - patch_by_patch(net, image)).abs().max() < 1e-12
+
+
+def test_a_step_of_nothing_is_told():
+    engine = engine_of(random_subnet(5, filters=2, depth=1))
+    with pytest.raises(ModelError, match="stride=0"):
+        engine.map_lattice(torch.rand(3, 9, 9, dtype=torch.double), stride=0)

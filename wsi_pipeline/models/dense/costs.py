@@ -1,0 +1,31 @@
+"""Which way is the cheaper for a block: all its patches by regions, or only some, one by one."""
+
+from wsi_pipeline.models.dense.weights import DenseWeights
+
+# Share of the speed of a plain convolution at which the products by regions are made, the additions
+# between them included (measured, one core, 64 filters: 0.3 to 0.5; docs/dense_patchnet.md).
+EFFICIENCY = 0.4
+
+
+def count_patch_products(weights: DenseWeights) -> int:
+    """Count the filters x filters products of one patch by itself, after the first layer."""
+    layers = len(weights.split) + len(weights.tail) - 1
+    return 9 * weights.m**2 * layers
+
+
+def count_block_products(weights: DenseWeights, h: int, w: int) -> int:
+    """Count the filters x filters products of a block of h x w patches by regions."""
+    m, total = weights.m, 9 * weights.m**2 * len(weights.tail) * h * w
+    for k, layer in enumerate(weights.split[1:], 2):
+        assert layer.scheme is not None  # only the first layer has none
+        products, wider = layer.scheme.products, m - 2 * k + 1
+        total += 4 * products**2 * h * w
+        total += 6 * products * (h * (w + wider) + w * (h + wider))
+        total += 9 * (h + wider) * (w + wider)
+    return total
+
+
+def cheaper_by_patches(weights: DenseWeights, h: int, w: int, patches: int) -> bool:
+    """Say whether this many patches one by one cost less than all h x w by regions."""
+    one_by_one = patches * count_patch_products(weights)
+    return one_by_one < count_block_products(weights, h, w) / EFFICIENCY
