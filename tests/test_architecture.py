@@ -19,7 +19,6 @@ LAYERS = [
     {"training", "inference", "heatmaps", "heatmap_files", "overlays", "nms", "evaluation"}
     | {"explain", "images", "baselines"}
     | {"report", "cohorts", "cluster", "progress", "lookers"},
-    {"curves", "history", "resume"},
     {"models", "data", "sampling", "augment", "preprocess", "checkpoint", "devices", "scores"},
     {"manifest", "splits", "runfolder", "config"},
     {"contracts", "settings", "errors", "versions"},

@@ -4,6 +4,7 @@ Resolved when a stage starts, never at import: nothing here changes torch's glob
 """
 
 import contextlib
+import os
 import re
 from collections.abc import Iterator
 from typing import Literal, TypeVar, cast, get_args
@@ -106,15 +107,36 @@ def compute_in(precision: Precision, device: torch.device) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def reproducible(device: torch.device, *, seed: int) -> Iterator[None]:
+def reproducible(device: torch.device, *, seed: int, strict: bool = False) -> Iterator[None]:
     """Run the block with seeded random numbers and cuDNN's repeatable algorithms.
 
     Torch's own generators and settings are as before when the block ends.
+
+    Parameters
+    ----------
+    device : torch.device
+    seed : int
+    strict : bool
+        Refuse every operation that might give other bits the next time (a RuntimeError of torch
+        that names it).
     """
     devices = [device] if device.type == "cuda" else []
     with (
+        _only_deterministic() if strict else contextlib.nullcontext(),
         torch.random.fork_rng(devices=devices),
         torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True),
     ):
         torch.manual_seed(seed)
         yield
+
+
+@contextlib.contextmanager
+def _only_deterministic() -> Iterator[None]:
+    # cuBLAS is deterministic with this workspace only; it is read when CUDA is first used.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)

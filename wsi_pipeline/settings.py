@@ -99,7 +99,16 @@ class TrainConfig:
     # trained, with the learning rate as it is, and the last weights are kept.
     monitor: Monitor = "roc_auc"
     patience: int = 5  # epochs without a better monitored figure (lecture)
+    # PatchNet paper 2: training ends where this share of the training patches is decided rightly
+    # (1.0); None: it is not looked at.
+    stop_at_train_accuracy: float | None = None
     val_patches: int | None = None  # at most so many, half of each class; None: all labelled
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"  # of the passes; weights stay fp32
+    accumulate: int = 1  # parts that a batch is computed in, one after the other
+    processes: int = 1  # that share each batch, one per GPU
+    readers: int = 2  # threads of each process that read batches ahead
+    # repeatable: the same bits again on one device; strict: an operation that cannot is an error
+    determinism: Literal["repeatable", "strict"] = "repeatable"
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     seed: int | None = None  # None: that of the whole config
 

@@ -4,6 +4,7 @@
 and returns what happened. Nothing here knows of other slides.
 """
 
+import contextlib
 import errno
 import logging
 import traceback
@@ -131,22 +132,38 @@ def _tile(task: Task, on_progress: OnProgress) -> Done:
 
 
 def _train(task: Task, on_progress: OnProgress) -> Done:
+    from wsi_pipeline.training.processes import in_processes
+
+    config: TrainConfig = task.arguments["config"]
+    return in_processes(_train_here, task, processes=config.processes, on_progress=on_progress)
+
+
+def _train_here(task: Task, on_progress: OnProgress) -> Done:
     from wsi_pipeline.devices import resolve_device
     from wsi_pipeline.training import train_model
+    from wsi_pipeline.training.processes import rank
 
     config: TrainConfig = task.arguments["config"]
     entries: Sequence[SlideEntry] = task.arguments["entries"]
     folder = task.run.model(task.unit.model)
-    summary = train_model(
-        config,
-        train=[open_store(task.run, e) for e in entries if e.split == "train"],
-        val=[open_store(task.run, e) for e in entries if e.split == "val"],
-        patients={e.slide_id: e.patient for e in entries},
-        out=folder,
-        device=resolve_device(task.arguments["device"]),
-        fingerprint=task.fingerprint,
-        on_progress=lambda done, total, _: on_progress(done, total),
-    )
+    with contextlib.ExitStack() as opened:
+        stores = {
+            split: [
+                opened.enter_context(open_store(task.run, e)) for e in entries if e.split == split
+            ]
+            for split in ("train", "val")
+        }
+        summary = train_model(
+            config,
+            train=stores["train"],
+            val=stores["val"],
+            patients={e.slide_id: e.patient for e in entries},
+            out=folder,
+            device=resolve_device(task.arguments["device"], worker=rank()),
+            readers=config.readers,
+            fingerprint=task.fingerprint,
+            on_progress=lambda done, total, _: on_progress(done, total),
+        )
     return [task.run.checkpoint(task.unit.model), folder / "history.csv"], str(summary)
 
 
@@ -171,36 +188,36 @@ def _predict(task: Task, on_progress: OnProgress) -> Done:
     device = resolve_device(task.arguments["device"], worker=worker_number())
     precision = resolve_precision(config.precision, device)
     model, meta, digest = _load_model(task.arguments["checkpoint"])
-    store = open_store(task.run, entry)
     journal = task.run.journal(task.unit.model, entry.slide_id)
-    scores, summary = predict_store(
-        model,
-        meta,
-        store,
-        device=device,
-        precision=precision,
-        compiler=config.compiler,
-        batch_size=config.batch_size,
-        readers=config.readers or max(2, task.arguments["threads"]),
-        tolerance=config.tolerance,
-        journal=journal,
-        key=f"{task.fingerprint} {device.type} {precision}",
-        on_progress=lambda done, total, _: on_progress(done, total),
-    )
-    path = task.run.scores(task.unit.model, entry.slide_id)
-    check = summary.precision_check
-    write_scores(
-        path,
-        make_scores(
-            store,
-            scores,
+    with open_store(task.run, entry) as store:
+        scores, summary = predict_store(
+            model,
             meta,
-            digest,
+            store,
+            device=device,
             precision=precision,
-            precision_check=check.as_plain() if check else None,
-            fingerprint=task.fingerprint,
-        ),
-    )
+            compiler=config.compiler,
+            batch_size=config.batch_size,
+            readers=config.readers or max(2, task.arguments["threads"]),
+            tolerance=config.tolerance,
+            journal=journal,
+            key=f"{task.fingerprint} {device.type} {precision}",
+            on_progress=lambda done, total, _: on_progress(done, total),
+        )
+        path = task.run.scores(task.unit.model, entry.slide_id)
+        check = summary.precision_check
+        write_scores(
+            path,
+            make_scores(
+                store,
+                scores,
+                meta,
+                digest,
+                precision=precision,
+                precision_check=check.as_plain() if check else None,
+                fingerprint=task.fingerprint,
+            ),
+        )
     journal.unlink(missing_ok=True)
     return [path], str(summary)
 

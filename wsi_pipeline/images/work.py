@@ -56,8 +56,26 @@ def _prepare(
 def _train(
     run: RunFolder, model: str, fingerprint: str, arguments: Mapping[str, Any], tell: OnProgress
 ) -> Done:
+    from wsi_pipeline.training.processes import in_processes
+
+    config: TrainConfig = arguments["config"]
+    return in_processes(
+        _train_here,
+        run,
+        model,
+        fingerprint,
+        arguments,
+        processes=config.processes,
+        on_progress=tell,
+    )
+
+
+def _train_here(
+    run: RunFolder, model: str, fingerprint: str, arguments: Mapping[str, Any], tell: OnProgress
+) -> Done:
     from wsi_pipeline.devices import resolve_device
     from wsi_pipeline.training import train_model
+    from wsi_pipeline.training.processes import rank
 
     config: TrainConfig = arguments["config"]
     train, val = (_groups(run, s, config.seed or 0) for s in ("train", "val"))
@@ -67,7 +85,8 @@ def _train(
         val=val,
         patients={group.info.slide_id: group.info.slide_id for group in (*train, *val)},
         out=run.model(model),
-        device=resolve_device(arguments["device"]),
+        device=resolve_device(arguments["device"], worker=rank()),
+        readers=config.readers,
         fingerprint=fingerprint,
         on_progress=lambda done, total, _: tell(done, total),
     )

@@ -323,7 +323,7 @@ def test_the_report_names_every_split_and_needs_no_other_file(finished):
 
 
 def test_a_killed_training_goes_on_to_the_same_weights(tmp_path, monkeypatch):
-    from wsi_pipeline import training
+    from wsi_pipeline.training import loop as training
 
     run = tiled(tmp_path)
     train = ["train", str(run), "--model", "patchnet", "--quiet", "--set", "max_epochs=3"]

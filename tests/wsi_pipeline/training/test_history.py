@@ -3,8 +3,8 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wsi_pipeline.curves import draw_curves
-from wsi_pipeline.history import EpochRecord, best_epoch, stop_reason, write_history
+from wsi_pipeline.training.curves import draw_curves
+from wsi_pipeline.training.history import EpochRecord, best_epoch, stop_reason, write_history
 
 
 def history_of(aucs, losses=None):
@@ -63,12 +63,12 @@ def test_the_rule_equals_a_counter_that_is_carried_along(aucs):
 
 
 def test_history_is_a_csv_in_full_precision(tmp_path):
-    history = [EpochRecord(1, 5e-5, 0.1 + 0.2, 2 / 3, 0.9)]
+    history = [EpochRecord(1, 5e-5, 0.1 + 0.2, 2 / 3, 0.9, 1 / 3)]
     write_history(tmp_path / "history.csv", history)
 
     header, line = (tmp_path / "history.csv").read_text().splitlines()
-    assert header == "epoch,lr,train_loss,val_loss,val_roc_auc"
-    assert [float(v) for v in line.split(",")] == [1, 5e-5, 0.1 + 0.2, 2 / 3, 0.9]
+    assert header == "epoch,lr,train_loss,val_loss,val_roc_auc,train_accuracy"
+    assert [float(v) for v in line.split(",")] == [1, 5e-5, 0.1 + 0.2, 2 / 3, 0.9, 1 / 3]
 
 
 def test_curves_are_a_png_with_the_same_bytes_each_time(tmp_path):
@@ -81,3 +81,13 @@ def test_curves_are_a_png_with_the_same_bytes_each_time(tmp_path):
     assert len(data) > 10_000
     assert data == (tmp_path / "b.png").read_bytes()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.png", "b.png"]
+
+
+def test_training_may_end_by_the_accuracy_on_its_own_patches():
+    history = [EpochRecord(1, 1e-4, 0.5, 0.5, 0.9, 0.99), EpochRecord(2, 1e-4, 0.4, 0.5, 0.9, 1.0)]
+    limits = {"monitor": "loss", "patience": 10, "max_epochs": 10}
+
+    assert stop_reason(history, **limits) is None
+    assert stop_reason(history[:1], **limits, train_accuracy=1.0) is None
+    said = stop_reason(history, **limits, train_accuracy=1.0)
+    assert said == "100 % of the training patches are decided rightly"

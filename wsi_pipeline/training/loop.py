@@ -9,9 +9,6 @@ References
 .. [1] specs/models.md, 1.1 and 1.2 (PatchNet), 1.9 (VGG16 and its optimiser), 1.10 (sampling).
 """
 
-import csv
-import dataclasses
-import io
 import logging
 import math
 import time
@@ -27,11 +24,9 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor
 from torch.nn import functional as F
 
-from tiling.files import digest_json, remove_leftovers, write_json, write_text
+from tiling.files import digest_json, remove_leftovers
 from wsi_pipeline.augment import Augment
-from wsi_pipeline.checkpoint import CheckpointMeta, save_checkpoint
 from wsi_pipeline.config import as_plain
-from wsi_pipeline.curves import draw_curves
 from wsi_pipeline.data import (
     CLASS_NAMES,
     Batch,
@@ -43,18 +38,31 @@ from wsi_pipeline.data import (
     to_unit_range,
     usable_labels,
 )
-from wsi_pipeline.devices import place_model, reproducible
-from wsi_pipeline.errors import ConfigError, ModelError, TrainingError
-from wsi_pipeline.history import (
+from wsi_pipeline.devices import compute_in, reproducible, resolve_precision
+from wsi_pipeline.errors import TrainingError
+from wsi_pipeline.sampling import ThreeStepSampler
+from wsi_pipeline.settings import TrainConfig
+from wsi_pipeline.training import processes
+from wsi_pipeline.training.history import (
     EpochRecord,
     best_epoch,
     describe_validation,
     stop_reason,
     write_history,
 )
-from wsi_pipeline.models import PatchClassifier, build_model
-from wsi_pipeline.models.vgg import load_imagenet_weights
-from wsi_pipeline.resume import (
+from wsi_pipeline.training.outputs import (
+    CHECKPOINT_FILE,
+    describe_training,
+    write_ledger,
+    write_outputs,
+)
+from wsi_pipeline.training.recipe import (
+    build_classifier,
+    build_optimizer,
+    build_scheduler,
+    check_config,
+)
+from wsi_pipeline.training.resume import (
     ResumeState,
     Tensors,
     optimizer_tensors,
@@ -62,16 +70,13 @@ from wsi_pipeline.resume import (
     restore_optimizer,
     write_resume,
 )
-from wsi_pipeline.sampling import ThreeStepSampler
-from wsi_pipeline.settings import TrainConfig
-from wsi_pipeline.versions import versions
 
 log = logging.getLogger(__name__)
 
 Progress = Callable[[int, int, dict[str, Any]], None]
 
-CHECKPOINT_FILE = "checkpoint.safetensors"
 RESUME_FILE = "resume.safetensors"
+STARVED = 0.2  # share of the time spent waiting for patches from which a cure is named
 
 
 @dataclass(frozen=True)
@@ -84,13 +89,26 @@ class TrainSummary:
     best: EpochRecord  # the epoch whose weights are kept
     stopped: str  # why, in words
     seconds: float  # of this process
+    seconds_waited: float  # of these the device waited for patches
+
+    @property
+    def starved(self) -> bool:
+        """Whether the device waited for patches for a good part of the time."""
+        return self.seconds_waited > max(STARVED * self.seconds, 1.0)
 
     def __str__(self) -> str:
         again = f" (resumed after {self.resumed_from})" if self.resumed_from else ""
-        return (
+        said = (
             f"{self.epochs} epochs{again} in {self.seconds:.0f} s, {self.stopped}; kept epoch "
-            f"{self.best.epoch}: {describe_validation(self.best)}"
+            f"{self.best.epoch}: {describe_validation(self.best)}; waited "
+            f"{self.seconds_waited:.0f} s for patches"
         )
+        if self.starved:
+            said += (
+                ": the device starves; raise train.<model>.readers, use a faster disk, or tile "
+                "with tile.store=patches where they come from the slides"
+            )
+        return said
 
 
 def train_model(
@@ -135,24 +153,29 @@ def train_model(
     """
     started = time.perf_counter()
     check_config(config)
+    resolve_precision(config.precision, device)
     val = () if config.monitor == "none" else val
     check_stores(train, val, patients, validated=config.monitor != "none")
-    remove_leftovers(out)
-    with reproducible(device, seed=config.seed or 0):
+    writes = processes.rank() == 0
+    if writes:
+        remove_leftovers(out)
+    with reproducible(device, seed=config.seed or 0, strict=config.determinism == "strict"):
         training = _Training(config, train, val, device=device, readers=readers)
         key = _resume_key(config, train, val, fingerprint)
         resumed_from = training.restore(read_resume(out / RESUME_FILE, key=key))
+        processes.wait_for_all()  # nobody writes before everybody has read
         if resumed_from:
             log.info("%s: going on after epoch %d", config.model.name, resumed_from)
-        else:
+        elif writes:
             (out / CHECKPOINT_FILE).unlink(missing_ok=True)  # of other settings or inputs
         while (stopped := training.stop_reason()) is None:
             training.run_epoch(on_progress)
-            write_resume(out / RESUME_FILE, training.state(), key=key)
-            write_history(out / "history.csv", training.history)
-        meta = _describe(config, training, train, val, patients, fingerprint)
-        _write_outputs(out, config, training, meta)
-    (out / RESUME_FILE).unlink(missing_ok=True)
+            if writes:
+                write_resume(out / RESUME_FILE, training.state(), key=key)
+                write_history(out / "history.csv", training.history)
+                write_ledger(out / "draws.csv", training.drawn, train, patients)
+        if writes:
+            _finish(out, config, training, train, val, patients, fingerprint)
     return TrainSummary(
         checkpoint=out / CHECKPOINT_FILE,
         epochs=len(training.history),
@@ -160,25 +183,49 @@ def train_model(
         best=training.best,
         stopped=stopped,
         seconds=time.perf_counter() - started,
+        seconds_waited=training.seconds_waited,
     )
 
 
-def check_config(config: TrainConfig) -> None:
-    """Refuse settings that no training can follow.
+def _finish(
+    out: Path,
+    config: TrainConfig,
+    training: "_Training",
+    train: Sequence[Patches],
+    val: Sequence[Patches],
+    patients: Mapping[str, str],
+    fingerprint: str,
+) -> None:
+    meta = describe_training(
+        config,
+        best=training.best,
+        options=training.model.options,
+        train=train,
+        val=val,
+        patients=patients,
+        fingerprint=fingerprint,
+    )
+    write_ledger(out / "draws.csv", training.drawn, train, patients)
+    write_outputs(
+        out,
+        config,
+        meta,
+        model=training.model,
+        weights=training.best_weights,
+        history=training.history,
+        best=training.best,
+    )
+    (out / RESUME_FILE).unlink(missing_ok=True)
 
-    Raises
-    ------
-    ConfigError
-        Naming the setting, its value and what would be right.
-    """
-    least = {"batch_size": 1, "steps_per_epoch": 1, "max_epochs": 1, "patience": 1}
-    least |= {"lr_halve_after": 1, "val_patches": 2, "seed": 0}
-    for name, minimum in least.items():
-        value = getattr(config, name)
-        if value is not None and value < minimum:
-            raise ConfigError(f"train: {name} must be at least {minimum}, got {value}")
-    if not (0 < config.lr < math.inf):
-        raise ConfigError(f"train: lr must be above 0, got {config.lr}")
+
+@dataclass(frozen=True)
+class _Rows:
+    """Chosen patches of some stores."""
+
+    stores: Sequence[Patches]
+    slide: NDArray[np.int64]  # (n,) index into `stores`
+    patch: NDArray[np.int64]  # (n,) row of that store
+    label: NDArray[np.int8]  # (n,)
 
 
 class _Training:
@@ -202,14 +249,22 @@ class _Training:
         self.model = build_classifier(config, device)
         self._optimizer = build_optimizer(config, self.model)
         self._scheduler = build_scheduler(config, self._optimizer)
+        self._scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
         self._sampler = ThreeStepSampler([usable_labels(s) for s in train], seed=self._seed)
         if val:
-            self._chosen = choose_validation(
-                [usable_labels(s) for s in val], most=config.val_patches, seed=self._seed
-            )
+            self._chosen = self._choose(val)
+        if config.stop_at_train_accuracy is not None:
+            self._fitted = self._choose(train)
         self.history: list[EpochRecord] = []
         self.drawn = np.zeros((len(train), 2), np.int64)
         self.best_weights: Tensors = {}
+        self.seconds_waited = 0.0
+
+    def _choose(self, stores: Sequence[Patches]) -> _Rows:
+        labels = [usable_labels(store) for store in stores]
+        return _Rows(
+            stores, *choose_validation(labels, most=self._config.val_patches, seed=self._seed)
+        )
 
     @property
     def best(self) -> EpochRecord:
@@ -224,6 +279,7 @@ class _Training:
             monitor=config.monitor,
             patience=config.patience,
             max_epochs=config.max_epochs,
+            train_accuracy=config.stop_at_train_accuracy,
         )
 
     def state(self) -> ResumeState:
@@ -235,6 +291,7 @@ class _Training:
             weights=self.model.state_dict(),
             best=self.best_weights,
             optimizer=optimizer_tensors(self._optimizer),
+            scaler=dict(self._scaler.state_dict()),
         )
 
     def restore(self, state: ResumeState | None) -> int:
@@ -244,6 +301,8 @@ class _Training:
         self.model.load_state_dict(state.weights)
         self.best_weights = state.best
         restore_optimizer(self._optimizer, state.optimizer)
+        if state.scaler:
+            self._scaler.load_state_dict(state.scaler)
         self._sampler.set_state(state.sampler)
         self.drawn = state.drawn
         self.history = state.history
@@ -256,20 +315,24 @@ class _Training:
         epoch = len(self.history) + 1
         lr = float(self._optimizer.param_groups[0]["lr"])
         train_loss = self._train_once(epoch, on_progress)
+        accuracy = None
+        if self._config.stop_at_train_accuracy is not None:
+            accuracy = self._accuracy(self._fitted, epoch)
         val_loss, val_roc_auc = self.validate(epoch) if self._val else (None, None)
-        record = EpochRecord(epoch, lr, train_loss, val_loss, val_roc_auc)
+        record = EpochRecord(epoch, lr, train_loss, val_loss, val_roc_auc, accuracy)
         self.history.append(record)
         self._adapt_rate(record)
         if self.best is record:  # compared with all epochs before
             self.best_weights = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
         log.info(
-            "%s: epoch %d of at most %d: lr %.3g, loss %.4f, %s",
+            "%s: epoch %d of at most %d: lr %.3g, loss %.4f, %s; waited %.1f s for patches so far",
             self._config.model.name,
             epoch,
             self._config.max_epochs,
             lr,
             train_loss,
             describe_validation(record),
+            self.seconds_waited,
         )
 
     def _adapt_rate(self, record: EpochRecord) -> None:
@@ -280,18 +343,19 @@ class _Training:
         config = self._config
         # Seeded by the epoch, not by what came before: an epoch done again is the same epoch.
         seed = epoch_seed(self._seed, epoch)
-        torch.manual_seed(seed)
+        torch.manual_seed(seed + processes.rank())
         augment = Augment(config.augment, seed=seed, crop=config.model.preprocess.crop)
         steps, size = config.steps_per_epoch, config.batch_size
         slide, patch, label = self._sampler.draw(steps * size)
+        own = processes.own_share(size)
+        rows = [step * size + np.arange(own.start, own.stop) for step in range(steps)]
         self.model.train()
         losses: list[float] = []
-        for step, batch in enumerate(self._batches(self._train, slide, patch)):
-            y = label[step * size : (step + 1) * size][batch.readable]
-            if len(y):
-                samples = step * size + np.flatnonzero(batch.readable)
-                x = augment(to_unit_range(batch.pixels, self._device), samples)
-                losses.append(self._step(x, y, epoch))
+        for step, batch in enumerate(self._batches(self._train, slide, patch, rows)):
+            samples = rows[step][batch.readable]
+            loss = self._step(batch.pixels, label[samples], samples, augment, epoch)
+            if loss is not None:
+                losses.append(loss)
             if on_progress:
                 done = (epoch - 1) * steps + step + 1
                 info = {"epoch": epoch, "loss": losses[-1] if losses else None}
@@ -304,36 +368,78 @@ class _Training:
         np.add.at(self.drawn, (slide, label.astype(np.int64)), 1)
         return math.fsum(losses) / len(losses)
 
-    def _step(self, x: Tensor, label: NDArray[np.int8], epoch: int) -> float:
-        y = torch.from_numpy(label.astype(np.float32)).to(self._device)
+    def _step(
+        self,
+        pixels: Tensor,
+        label: NDArray[np.int8],
+        samples: NDArray[np.int64],
+        augment: Augment,
+        epoch: int,
+    ) -> float | None:
+        """Descend once on a batch, in parts; None where none of it could be read.
+
+        The gradient is that of the mean loss over the patches of all processes and parts.
+        """
+        n_in_all = processes.sum_over_all(len(label), self._device)
+        if not n_in_all:
+            return None
         self._optimizer.zero_grad(set_to_none=True)
-        loss = self.model.loss(x, y)
-        value = float(loss.detach())
+        own = 0.0
+        for part in np.array_split(np.arange(len(label)), self._config.accumulate):
+            if len(part):
+                x = to_unit_range(pixels[part[0] : part[-1] + 1], self._device)
+                y = torch.from_numpy(label[part].astype(np.float32)).to(self._device)
+                with compute_in(self._config.precision, self._device):
+                    loss = self.model.loss(augment(x, samples[part]), y)
+                loss = loss * (len(part) / n_in_all)
+                own += float(loss.detach())
+                torch.autograd.backward(self._scaler.scale(loss))
+        value = processes.sum_over_all(own, self._device)
         if not math.isfinite(value):
             raise self._diverged(f"the training loss became {value}", epoch)
-        torch.autograd.backward(loss)
-        self._optimizer.step()
+        processes.add_up_gradients(self.model)
+        self._scaler.step(self._optimizer)
+        self._scaler.update()
         return value
 
-    @torch.no_grad()
     def validate(self, epoch: int) -> tuple[float, float]:
         """Give the validation loss E (mean cross-entropy) and the ROC AUC."""
-        slide, patch, label = self._chosen
+        logits, label = self._logits(self._chosen)
+        if len(np.unique(label)) < len(CLASS_NAMES):
+            raise TrainingError(
+                f"{self._config.model.name}: of the {len(self._chosen.label)} validation patches "
+                "those of one class cannot be read; check the slide files of split val"
+            )
+        return self._measure(torch.from_numpy(logits), label, epoch)
+
+    def _accuracy(self, chosen: "_Rows", epoch: int) -> float:
+        """Share of patches decided rightly, by the model's own rule."""
+        logits, label = self._logits(chosen)
+        scores = 1 / (1 + np.exp(-logits))
+        rule = np.greater if self.model.strict else np.greater_equal
+        return float((rule(scores, self.model.threshold) == (label == 1)).mean())
+
+    @torch.no_grad()
+    def _logits(self, chosen: "_Rows") -> tuple[NDArray[np.float64], NDArray[np.int8]]:
+        """Pass patches through the model, unchanged; those that cannot be read are left out."""
+        n, size = len(chosen.label), self._config.batch_size
+        own = np.arange(n)[processes.own_share(n)]
+        rows = [own[start : start + size] for start in range(0, len(own), size)]
         self.model.eval()
-        logits: list[Tensor] = []
-        readable: list[NDArray[np.bool_]] = []
-        for batch in self._batches(self._val, slide, patch):
-            readable.append(batch.readable)
+        parts = [np.empty(0)]
+        for batch in self._batches(chosen.stores, chosen.slide, chosen.patch, rows):
+            part = np.full(len(batch.readable), np.nan)
             if batch.readable.any():
                 x = to_unit_range(batch.pixels, self._device)
-                logits.append(self.model(x).double().cpu())
-        y = label[np.concatenate(readable)]
-        if len(np.unique(y)) < len(CLASS_NAMES):
-            raise TrainingError(
-                f"{self._config.model.name}: of the {len(label)} validation patches those of one "
-                "class cannot be read; check the slide files of split val"
-            )
-        return self._measure(torch.cat(logits), y, epoch)
+                with compute_in(self._config.precision, self._device):
+                    found = self.model(x)
+                part[batch.readable] = found.double().cpu().numpy()
+                if not np.isfinite(part[batch.readable]).all():
+                    part[batch.readable & ~np.isfinite(part)] = np.inf  # NaN means unread
+            parts.append(part)
+        logits = processes.gather_rows(np.concatenate(parts), n, self._device)
+        read = ~np.isnan(logits)
+        return logits[read], chosen.label[read]
 
     def _measure(self, logits: Tensor, label: NDArray[np.int8], epoch: int) -> tuple[float, float]:
         if not torch.isfinite(logits).all():
@@ -343,77 +449,33 @@ class _Training:
         return loss, float(roc_auc_score(label, logits.numpy()))
 
     def _batches(
-        self, stores: Sequence[Patches], slide: NDArray[np.int64], patch: NDArray[np.int64]
+        self,
+        stores: Sequence[Patches],
+        slide: NDArray[np.int64],
+        patch: NDArray[np.int64],
+        rows: Sequence[NDArray[np.int64]],
     ) -> Iterator[Batch]:
-        size = self._config.batch_size
         pinned = self._device.type == "cuda"
 
-        def load(start: int) -> Batch:
-            rows = np.s_[start : start + size]
-            return load_batch(stores, slide[rows], patch[rows], pinned=pinned)
+        def load(chosen: NDArray[np.int64]) -> Batch:
+            if not len(chosen):  # of a small batch this process has no share
+                return Batch(torch.empty((0, 1, 1, 3), dtype=torch.uint8), np.zeros(0, np.bool_))
+            return load_batch(stores, slide[chosen], patch[chosen], pinned=pinned)
 
-        return prefetch(load, range(0, len(slide), size), threads=self._readers)
+        batches = prefetch(load, rows, threads=self._readers)
+        while True:
+            asked = time.perf_counter()
+            batch = next(batches, None)
+            self.seconds_waited += time.perf_counter() - asked
+            if batch is None:
+                return
+            yield batch
 
     def _diverged(self, what: str, epoch: int) -> TrainingError:
         return TrainingError(
             f"{self._config.model.name}: {what} in epoch {epoch}: training diverged; lower its "
             f"learning rate (lr, now {self._config.lr:g})"
         )
-
-
-def build_classifier(config: TrainConfig, device: torch.device) -> PatchClassifier:
-    """Build the model to train, in the layout that convolutions like.
-
-    Raises
-    ------
-    ModelError
-        If there is no such model or option, or the weights to start from do not fit.
-    """
-    name, weights = config.model.name, config.model.weights
-    preprocess = dataclasses.asdict(config.model.preprocess)
-    model = build_model(name, preprocess=preprocess, **config.model.options)
-    if weights is not None:
-        if not hasattr(model, "features"):
-            raise ModelError(
-                f"{name} cannot start from ImageNet weights ({weights.name}); they are for the VGG "
-                "models: leave model.weights out"
-            )
-        load_imagenet_weights(model, weights)
-    return place_model(model, device)
-
-
-def build_optimizer(config: TrainConfig, model: torch.nn.Module) -> torch.optim.Optimizer:
-    """Build the optimiser.
-
-    The lecture's names are not torch's: its rho (0.9) is torch's `alpha`, and its alpha (0.9) is
-    torch's `momentum` (specs/models.md 1.9).
-    """
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    if config.optimizer == "adam":
-        return torch.optim.Adam(parameters, lr=config.lr, eps=config.eps)
-    return torch.optim.RMSprop(
-        parameters,
-        lr=config.lr,
-        alpha=config.rho,
-        momentum=config.momentum,
-        eps=config.eps,
-        centered=False,
-    )
-
-
-def build_scheduler(
-    config: TrainConfig, optimizer: torch.optim.Optimizer
-) -> torch.optim.lr_scheduler.ReduceLROnPlateau | None:
-    """Halve the learning rate after `lr_halve_after` epochs in a row without a lower E, if at all.
-
-    Torch reduces when bad epochs exceed its patience, hence one less; any lower E counts as lower,
-    hence the threshold of 0.
-    """
-    if config.lr_halve_after is None:
-        return None
-    return torch.optim.lr_scheduler.ReduceLROnPlateau(
-        optimizer, mode="min", factor=0.5, patience=config.lr_halve_after - 1, threshold=0.0
-    )
 
 
 def epoch_seed(seed: int, epoch: int) -> int:
@@ -426,63 +488,3 @@ def _resume_key(
 ) -> str:
     stores = [[(s.info.slide_id, s.fingerprint) for s in split] for split in (train, val)]
     return digest_json([as_plain(config), stores, fingerprint])
-
-
-def _describe(
-    config: TrainConfig,
-    training: _Training,
-    train: Sequence[Patches],
-    val: Sequence[Patches],
-    patients: Mapping[str, str],
-    fingerprint: str,
-) -> CheckpointMeta:
-    best = training.best
-    ids = [tuple(s.info.slide_id for s in split) for split in (train, val)]
-    groups = [tuple(sorted({patients[i] for i in split})) for split in ids]
-    return CheckpointMeta(
-        model=config.model.name,
-        options=training.model.options,
-        patch_px=train[0].geometry.patch_px,
-        target_mpp=train[0].geometry.target_mpp,
-        class_names=getattr(train[0], "class_names", CLASS_NAMES),
-        image_shape=getattr(train[0], "image_shape", None),
-        training=as_plain(config),
-        fingerprint=fingerprint,
-        versions=versions(),
-        train_slides=ids[0],
-        val_slides=ids[1],
-        train_patients=groups[0],
-        val_patients=groups[1],
-        epoch=best.epoch,
-        metrics={
-            name: value
-            for name, value in (("val_loss", best.val_loss), ("val_roc_auc", best.val_roc_auc))
-            if value is not None
-        },
-    )
-
-
-def _write_outputs(
-    out: Path, config: TrainConfig, training: _Training, meta: CheckpointMeta
-) -> None:
-    """Write all that a training leaves; the checkpoint last, as the mark of a finished one."""
-    write_history(out / "history.csv", training.history)
-    write_json(out / "config.json", dataclasses.asdict(meta))
-    slides = zip(meta.train_slides, training.drawn.tolist(), strict=True)
-    write_draws(
-        out / "draws.csv", [(i, y, n) for i, counts in slides for y, n in enumerate(counts)]
-    )
-    draw_curves(
-        out / "curves.png", training.history, title=config.model.name, best=training.best.epoch
-    )
-    training.model.load_state_dict(training.best_weights)
-    save_checkpoint(out / CHECKPOINT_FILE, training.model, meta)
-
-
-def write_draws(path: Path, rows: Sequence[tuple[str, int, int]]) -> None:
-    """Write ``draws.csv``: how many patches of each label training drew from each slide."""
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(("slide_id", "label", "drawn"))
-    writer.writerows(rows)
-    write_text(path, buffer.getvalue())

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from tiling.files import write_aside
-from wsi_pipeline.history import EpochRecord
+from wsi_pipeline.training.history import EpochRecord
 
 
 def draw_curves(path: Path, history: Sequence[EpochRecord], *, title: str, best: int) -> None:

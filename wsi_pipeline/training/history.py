@@ -22,6 +22,7 @@ class EpochRecord:
     train_loss: float  # mean over the epoch's batches
     val_loss: float | None  # E: mean binary cross-entropy over the validation patches, if any
     val_roc_auc: float | None  # over the validation patches, if there are any
+    train_accuracy: float | None = None  # after the epoch, where training may stop by it
 
 
 def best_epoch(history: Sequence[EpochRecord], monitor: Monitor) -> int:
@@ -68,7 +69,12 @@ def epochs_without_improvement(history: Sequence[EpochRecord], monitor: Monitor)
 
 
 def stop_reason(
-    history: Sequence[EpochRecord], *, monitor: Monitor, patience: int, max_epochs: int
+    history: Sequence[EpochRecord],
+    *,
+    monitor: Monitor,
+    patience: int,
+    max_epochs: int,
+    train_accuracy: float | None = None,
 ) -> str | None:
     """Tell why training ends here, in words; None if it goes on.
 
@@ -76,7 +82,12 @@ def stop_reason(
     ----------
     patience : epochs
         So many epochs in a row that are not strictly better than the best before them.
+    train_accuracy : share, optional
+        Training ends at this accuracy on the training patches (PatchNet paper 2: 100 %).
     """
+    reached = history[-1].train_accuracy if history else None
+    if train_accuracy is not None and reached is not None and reached >= train_accuracy:
+        return f"{100 * reached:.4g} % of the training patches are decided rightly"
     stale = epochs_without_improvement(history, monitor)
     if stale >= patience and monitor != "none":
         name = "ROC AUC" if monitor == "roc_auc" else "loss"

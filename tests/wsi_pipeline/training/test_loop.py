@@ -18,15 +18,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from wsi_pipeline import training
 from wsi_pipeline.checkpoint import load_checkpoint, read_tensors
 from wsi_pipeline.data import to_unit_range
 from wsi_pipeline.errors import ConfigError, ModelError, TrainingError
 from wsi_pipeline.inference import predict_store
 from wsi_pipeline.models import MODELS, PatchClassifier, build_model
-from wsi_pipeline.resume import optimizer_tensors, restore_optimizer
 from wsi_pipeline.settings import AugmentConfig, ModelConfig, TrainConfig
-from wsi_pipeline.training import build_classifier, build_optimizer, build_scheduler, train_model
+from wsi_pipeline.training import loop, outputs, train_model
+from wsi_pipeline.training.recipe import build_classifier, build_optimizer, build_scheduler
+from wsi_pipeline.training.resume import optimizer_tensors, restore_optimizer
 
 CPU = torch.device("cpu")
 TINY = TrainConfig(
@@ -115,6 +115,7 @@ def test_the_draws_are_counted_by_slide_and_label(fake_store, tmp_path):
     assert sum(drawn.values()) == 4 * 3 * 4  # epochs, batches, patches
     assert drawn["b", "1"] == 0
     assert drawn["a", "1"] > 0
+    assert {row["slide_id"]: row["patient"] for row in rows} == {"a": "p1", "b": "p2"}
 
 
 def test_no_folder_of_this_machine_is_in_the_outputs(fake_store, tmp_path):
@@ -198,16 +199,25 @@ def test_a_training_killed_at_any_batch_comes_out_the_same(
 
 
 @pytest.mark.parametrize(
-    "step", ["write_resume", "write_history", "draw_curves", "save_checkpoint", "write_json"]
+    ("module", "step"),
+    [
+        (loop, "write_resume"),
+        (loop, "write_history"),
+        (loop, "write_ledger"),
+        (outputs, "draw_curves"),
+        (outputs, "save_checkpoint"),
+        (outputs, "write_json"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_a_training_killed_while_writing_comes_out_the_same(
-    fake_store, tmp_path, monkeypatch, undisturbed, step
+    fake_store, tmp_path, monkeypatch, undisturbed, module, step
 ):
     def kill(*args, **options):
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(training, step, kill)
+        patch.setattr(module, step, kill)
         with pytest.raises(Killed):
             train(fake_store, tmp_path / "killed")
     train(fake_store, tmp_path / "killed")
@@ -259,7 +269,7 @@ def test_optimiser_state_comes_back_in_the_layout_of_its_parameters():
 
 def test_rate_and_best_weights_survive_a_kill(fake_store, tmp_path, monkeypatch):
     """Best in epoch 1, halved after epoch 4, killed in epoch 6, stopped after it."""
-    monkeypatch.setattr(training._Training, "validate", lambda self, epoch: (0.7, 0.9 / epoch))
+    monkeypatch.setattr(loop._Training, "validate", lambda self, epoch: (0.7, 0.9 / epoch))
     config = replace(TINY, max_epochs=50)
     train(fake_store, tmp_path / "undisturbed", config)
     with pytest.raises(Killed):
@@ -388,8 +398,8 @@ train_model(
 
 @pytest.mark.slow
 def test_a_process_killed_outright_is_resumed_to_the_same_bytes(tmp_path):
-    root = Path(__file__).parents[2]
-    support = Path(__file__).with_name("conftest.py")
+    root = Path(__file__).parents[3]
+    support = Path(__file__).parents[1] / "conftest.py"
 
     def start(out, pause):
         command = [sys.executable, "-c", KILL_ME, str(support), str(tmp_path / out), str(pause)]
@@ -464,7 +474,7 @@ def test_training_stops_early_and_the_rate_falls_when_nothing_improves(
     fake_store, tmp_path, monkeypatch
 ):
     """With a validation that never changes: halved after 1 + 3 epochs, stopped after 1 + 5."""
-    monkeypatch.setattr(training._Training, "validate", lambda self, epoch: (0.7, 0.6))
+    monkeypatch.setattr(loop._Training, "validate", lambda self, epoch: (0.7, 0.6))
     summary = train(fake_store, tmp_path, replace(TINY, max_epochs=50))
 
     rows = rows_of(tmp_path / "history.csv")
@@ -475,13 +485,13 @@ def test_training_stops_early_and_the_rate_falls_when_nothing_improves(
 
 def test_each_epoch_draws_anew(fake_store, tmp_path, monkeypatch):
     drawn = []
-    draw = training.ThreeStepSampler.draw
+    draw = loop.ThreeStepSampler.draw
 
     def spy(self, n):
         drawn.append(draw(self, n))
         return drawn[-1]
 
-    monkeypatch.setattr(training.ThreeStepSampler, "draw", spy)
+    monkeypatch.setattr(loop.ThreeStepSampler, "draw", spy)
     train(fake_store, tmp_path)
 
     assert len({d[1].tobytes() + d[0].tobytes() for d in drawn}) == 4
@@ -586,4 +596,87 @@ def test_without_anything_monitored_no_validation_is_needed_and_the_last_weights
     )
     assert (summary.epochs, summary.best.epoch, summary.best.val_loss) == (3, 3, None)
     rows = (tmp_path / "history.csv").read_text().splitlines()
-    assert [row.split(",")[3:] for row in rows[1:]] == [["", ""]] * 3
+    assert [row.split(",")[3:5] for row in rows[1:]] == [["", ""]] * 3
+
+
+# ------------------------------------------------------------------ how a batch is computed
+
+
+def weights_of(folder: Path) -> dict[str, np.ndarray]:
+    tensors = safetensors.torch.load((folder / "checkpoint.safetensors").read_bytes())
+    return {name: tensor.numpy() for name, tensor in tensors.items()}
+
+
+@pytest.mark.parametrize("parts", [2, 3, 9])
+def test_a_batch_in_parts_is_the_same_step(fake_store, tmp_path, parts):
+    """Also where parts are unequal, and where there are more parts than patches."""
+    config = replace(TINY, batch_size=5, max_epochs=1, lr=1e-3)
+    options = {"train": [fake_store("a", [0, 1] * 6, broken=[3, 4]), fake_store("b", [0] * 9)]}
+    for name, accumulate in (("whole", 1), ("parts", parts)):
+        train_model(
+            replace(config, accumulate=accumulate), **options, val=[fake_store("c", [0, 1] * 4)],
+            patients=PATIENTS, out=tmp_path / name, device=CPU, fingerprint="f",
+        )  # fmt: skip
+
+    whole, in_parts = weights_of(tmp_path / "whole"), weights_of(tmp_path / "parts")
+    for name, values in whole.items():
+        np.testing.assert_allclose(in_parts[name], values, rtol=1e-4, atol=2e-5, err_msg=name)
+
+
+def test_bf16_trains_float32_weights_near_those_of_fp32(fake_store, tmp_path):
+    train(fake_store, tmp_path / "fp32")
+    train(fake_store, tmp_path / "bf16", replace(TINY, precision="bf16"))
+
+    losses = [
+        [float(row["train_loss"]) for row in rows_of(tmp_path / name / "history.csv")]
+        for name in ("fp32", "bf16")
+    ]
+    assert losses[0] != losses[1]
+    np.testing.assert_allclose(losses[1], losses[0], rtol=0.05)
+    assert {w.dtype for w in weights_of(tmp_path / "bf16").values()} == {np.dtype(np.float32)}
+
+
+def test_the_scale_of_fp16_survives_a_kill(fake_store, tmp_path, monkeypatch):
+    """On the CPU only here: there fp16 is refused, and this is where the scaler can be tested."""
+    monkeypatch.setattr(loop, "resolve_precision", lambda name, device: name)
+    config = replace(TINY, precision="fp16")
+    train(fake_store, tmp_path / "undisturbed", config)
+    with pytest.raises(Killed):
+        train(fake_store, tmp_path / "killed", config, on_progress=kill_after(8))
+    state = read_tensors(tmp_path / "killed" / "resume.safetensors")[1]["scaler"]
+    assert state["scale"] > 0
+    train(fake_store, tmp_path / "killed", config)
+
+    assert contents(tmp_path / "killed") == contents(tmp_path / "undisturbed")
+
+
+def test_fp16_is_refused_on_the_cpu(fake_store, tmp_path):
+    with pytest.raises(ConfigError, match="fp16 needs a GPU"):
+        train(fake_store, tmp_path, replace(TINY, precision="fp16"))
+
+
+def test_training_ends_where_its_own_patches_are_all_decided_rightly(fake_store, tmp_path):
+    config = replace(TINY, lr=3e-3, max_epochs=60, patience=60, stop_at_train_accuracy=1.0)
+    summary = train(fake_store, tmp_path, config)
+
+    accuracies = [float(row["train_accuracy"]) for row in rows_of(tmp_path / "history.csv")]
+    assert accuracies[-1] == 1.0 > max(accuracies[:-1], default=0)
+    assert summary.stopped == "100 % of the training patches are decided rightly"
+
+
+def test_strict_determinism_names_an_operation_that_may_differ(fake_store, tmp_path, undisturbed):
+    train(fake_store, tmp_path / "strict", replace(TINY, determinism="strict"))
+
+    history = contents(tmp_path / "strict")["history.csv"]
+    assert history == undisturbed["history.csv"]
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_a_starved_device_is_told_with_a_cure(fake_store, tmp_path):
+    summary = train(fake_store, tmp_path)
+
+    assert "s for patches" in str(summary)
+    starved = replace(summary, seconds=100.0, seconds_waited=40.0)
+    assert starved.starved
+    assert "the device starves; raise train.<model>.readers" in str(starved)
+    assert not replace(summary, seconds=100.0, seconds_waited=10.0).starved

@@ -6,7 +6,7 @@ It is written after each epoch: an epoch that was cut short is done again from i
 
 import dataclasses
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from wsi_pipeline.checkpoint import read_header, read_tensors, write_tensors
 from wsi_pipeline.errors import CheckpointError
-from wsi_pipeline.history import EpochRecord
+from wsi_pipeline.training.history import EpochRecord
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +36,7 @@ class ResumeState:
     weights: Tensors  # of the last epoch
     best: Tensors  # of the best epoch
     optimizer: Tensors  # named "<index of the parameter>.<name of the state>"
+    scaler: dict[str, Any] = field(default_factory=dict)  # of fp16's loss; empty in others
 
 
 def write_resume(path: Path, state: ResumeState, *, key: str) -> None:
@@ -46,6 +47,7 @@ def write_resume(path: Path, state: ResumeState, *, key: str) -> None:
         "history": [dataclasses.asdict(record) for record in state.history],
         "sampler": state.sampler,
         "drawn": state.drawn.tolist(),
+        "scaler": state.scaler,
     }
     tensors = {
         f"{group}/{name}": tensor
@@ -85,6 +87,7 @@ def _from_parts(header: dict[str, Any], tensors: Tensors) -> ResumeState:
         weights=groups["weights"],
         best=groups["best"],
         optimizer=groups["optimizer"],
+        scaler=header["scaler"],
     )
 
 

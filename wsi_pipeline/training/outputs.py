@@ -1,0 +1,98 @@
+"""What a finished training leaves: checkpoint, settings, history, ledger of the draws, picture."""
+
+import csv
+import dataclasses
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tiling.files import write_json, write_text
+from wsi_pipeline.checkpoint import CheckpointMeta, save_checkpoint
+from wsi_pipeline.config import as_plain
+from wsi_pipeline.data import CLASS_NAMES, Patches
+from wsi_pipeline.models import PatchClassifier
+from wsi_pipeline.settings import TrainConfig
+from wsi_pipeline.training.curves import draw_curves
+from wsi_pipeline.training.history import EpochRecord, write_history
+from wsi_pipeline.training.resume import Tensors
+from wsi_pipeline.versions import versions
+
+CHECKPOINT_FILE = "checkpoint.safetensors"
+
+
+def describe_training(
+    config: TrainConfig,
+    *,
+    best: EpochRecord,
+    options: dict[str, object],
+    train: Sequence[Patches],
+    val: Sequence[Patches],
+    patients: Mapping[str, str],
+    fingerprint: str,
+) -> CheckpointMeta:
+    """Say what a checkpoint is, what it was trained with and on whom."""
+    ids = [tuple(s.info.slide_id for s in split) for split in (train, val)]
+    groups = [tuple(sorted({patients[i] for i in split})) for split in ids]
+    return CheckpointMeta(
+        model=config.model.name,
+        options=options,
+        patch_px=train[0].geometry.patch_px,
+        target_mpp=train[0].geometry.target_mpp,
+        class_names=getattr(train[0], "class_names", CLASS_NAMES),
+        image_shape=getattr(train[0], "image_shape", None),
+        training=as_plain(config),
+        fingerprint=fingerprint,
+        versions=versions(),
+        train_slides=ids[0],
+        val_slides=ids[1],
+        train_patients=groups[0],
+        val_patients=groups[1],
+        epoch=best.epoch,
+        metrics={
+            name: value
+            for name, value in (("val_loss", best.val_loss), ("val_roc_auc", best.val_roc_auc))
+            if value is not None
+        },
+    )
+
+
+def write_outputs(
+    out: Path,
+    config: TrainConfig,
+    meta: CheckpointMeta,
+    *,
+    model: PatchClassifier,
+    weights: Tensors,
+    history: Sequence[EpochRecord],
+    best: EpochRecord,
+) -> None:
+    """Write all that a training leaves; the checkpoint last, as the mark of a finished one."""
+    write_history(out / "history.csv", history)
+    write_json(out / "config.json", dataclasses.asdict(meta))
+    draw_curves(out / "curves.png", history, title=config.model.name, best=best.epoch)
+    model.load_state_dict(weights)
+    save_checkpoint(out / CHECKPOINT_FILE, model, meta)
+
+
+def write_ledger(
+    path: Path, drawn: NDArray[np.int64], stores: Sequence[Patches], patients: Mapping[str, str]
+) -> None:
+    """Write ``draws.csv``: how many patches of each label training drew from each slide so far.
+
+    Parameters
+    ----------
+    drawn : (n_slides, n_labels)
+    stores : patch stores
+        In the order of `drawn`.
+    patients : patient by slide_id
+    """
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(("slide_id", "patient", "label", "drawn"))
+    for store, counts in zip(stores, drawn.tolist(), strict=True):
+        slide_id = store.info.slide_id
+        writer.writerows((slide_id, patients[slide_id], y, n) for y, n in enumerate(counts))
+    write_text(path, buffer.getvalue())

@@ -1,0 +1,94 @@
+"""What a training is made of, from its settings: the model, the optimiser, the learning rate.
+
+References
+----------
+.. [1] specs/models.md, 1.9 (VGG16 and its optimiser).
+"""
+
+import dataclasses
+import math
+
+import torch
+
+from wsi_pipeline.devices import place_model
+from wsi_pipeline.errors import ConfigError, ModelError
+from wsi_pipeline.models import PatchClassifier, build_model
+from wsi_pipeline.models.vgg import load_imagenet_weights
+from wsi_pipeline.settings import TrainConfig
+
+
+def check_config(config: TrainConfig) -> None:
+    """Refuse settings that no training can follow.
+
+    Raises
+    ------
+    ConfigError
+        Naming the setting, its value and what would be right.
+    """
+    least = {"batch_size": 1, "steps_per_epoch": 1, "max_epochs": 1, "patience": 1}
+    least |= {"lr_halve_after": 1, "val_patches": 2, "seed": 0}
+    least |= {"accumulate": 1, "processes": 1, "readers": 1}
+    for name, minimum in least.items():
+        value = getattr(config, name)
+        if value is not None and value < minimum:
+            raise ConfigError(f"train: {name} must be at least {minimum}, got {value}")
+    share = config.stop_at_train_accuracy
+    if share is not None and not 0 < share <= 1:
+        raise ConfigError(f"train: stop_at_train_accuracy is a share in (0, 1], got {share}")
+    if not (0 < config.lr < math.inf):
+        raise ConfigError(f"train: lr must be above 0, got {config.lr}")
+
+
+def build_classifier(config: TrainConfig, device: torch.device) -> PatchClassifier:
+    """Build the model to train, in the layout that convolutions like.
+
+    Raises
+    ------
+    ModelError
+        If there is no such model or option, or the weights to start from do not fit.
+    """
+    name, weights = config.model.name, config.model.weights
+    preprocess = dataclasses.asdict(config.model.preprocess)
+    model = build_model(name, preprocess=preprocess, **config.model.options)
+    if weights is not None:
+        if not hasattr(model, "features"):
+            raise ModelError(
+                f"{name} cannot start from ImageNet weights ({weights.name}); they are for the VGG "
+                "models: leave model.weights out"
+            )
+        load_imagenet_weights(model, weights)
+    return place_model(model, device)
+
+
+def build_optimizer(config: TrainConfig, model: torch.nn.Module) -> torch.optim.Optimizer:
+    """Build the optimiser.
+
+    The lecture's names are not torch's: its rho (0.9) is torch's `alpha`, and its alpha (0.9) is
+    torch's `momentum` (specs/models.md 1.9).
+    """
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    if config.optimizer == "adam":
+        return torch.optim.Adam(parameters, lr=config.lr, eps=config.eps)
+    return torch.optim.RMSprop(
+        parameters,
+        lr=config.lr,
+        alpha=config.rho,
+        momentum=config.momentum,
+        eps=config.eps,
+        centered=False,
+    )
+
+
+def build_scheduler(
+    config: TrainConfig, optimizer: torch.optim.Optimizer
+) -> torch.optim.lr_scheduler.ReduceLROnPlateau | None:
+    """Halve the learning rate after `lr_halve_after` epochs in a row without a lower E, if at all.
+
+    Torch reduces when bad epochs exceed its patience, hence one less; any lower E counts as lower,
+    hence the threshold of 0.
+    """
+    if config.lr_halve_after is None:
+        return None
+    return torch.optim.lr_scheduler.ReduceLROnPlateau(
+        optimizer, mode="min", factor=0.5, patience=config.lr_halve_after - 1, threshold=0.0
+    )
