@@ -16,7 +16,8 @@ LAYERS = [
     {"image_stages"},
     {"runner"},
     {"work"},
-    {"training", "inference", "heatmaps", "heatmap_files", "overlays", "nms", "evaluation"}
+    {"training", "inference", "evaluation"}
+    | {"heatmaps", "heatmap_files", "dense_maps", "overlays", "nms"}
     | {"explain", "images", "baselines"}
     | {"report", "cohorts", "cluster", "progress", "lookers"},
     {"models", "data", "sampling", "augment", "preprocess", "checkpoint", "devices", "scores"},

@@ -94,6 +94,14 @@ class RunFolder:
         """Picture of a slide's heatmap."""
         return self.path / "heatmaps" / model / f"{slide_id}.png"
 
+    def dense_map(self, model: str, slide_id: str) -> Path:
+        """PatchNet's own map of a slide."""
+        return self.path / "heatmaps" / model / f"{slide_id}.dense.ome.tif"
+
+    def dense_overlay(self, model: str, slide_id: str) -> Path:
+        """Picture of PatchNet's own map of a slide."""
+        return self.path / "heatmaps" / model / f"{slide_id}.dense.png"
+
     def figures(self, model: str) -> Path:
         """Figures for papers."""
         return self.path / "figures" / model

@@ -175,6 +175,8 @@ class HeatmapConfig:
 
     overlap: Overlap = "mean"  # where patches overlap; centre: weighted by nearness to a centre
     thumbnail_px: int = 1200  # longer side of the overlay's thumbnail
+    # PatchNet: also the map of its own Q, every so many px at target_mpp; None: not made
+    dense_step_px: int | None = None
     maps_per_class: int | None = 4  # of an image folder: so many images get maps; None: all
 
 

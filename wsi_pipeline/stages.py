@@ -295,7 +295,11 @@ def heatmap(
             Unit("heatmap", slide_id, model),
             weight=slide_bytes(by_id[slide_id]),
             fingerprint=partial(_heatmap_fingerprint, run, model, slide_id, config),
-            arguments={"entry": by_id[slide_id], "config": config.heatmap},
+            arguments={
+                "entry": by_id[slide_id],
+                "config": config.heatmap,
+                "device": options.device,
+            },
         )
         for model in _models_scored(run, models)
         for slide_id in scored(run, model, by_id)

@@ -18,7 +18,7 @@ from tiling.contracts import TileConfig
 from tiling.errors import TilingError
 from tiling.files import write_text
 from wsi_pipeline.contracts import Heatmap, Scores, SlideEntry
-from wsi_pipeline.errors import PipelineError
+from wsi_pipeline.errors import HeatmapError, PipelineError
 from wsi_pipeline.runfolder import (
     RunFolder,
     Unit,
@@ -30,6 +30,7 @@ from wsi_pipeline.settings import EvaluateConfig, HeatmapConfig, PredictConfig, 
 
 if TYPE_CHECKING:
     from tiling.store import PatchStore
+    from wsi_pipeline.dense_maps import DenseMap
     from wsi_pipeline.evaluation.inputs import EvaluationSlide
 
 log = logging.getLogger(__name__)
@@ -241,22 +242,59 @@ def _heatmap(task: Task, on_progress: OnProgress) -> Done:
 
     entry: SlideEntry = task.arguments["entry"]
     config: HeatmapConfig = task.arguments["config"]
-    store = open_store(task.run, entry)
-    scores = read_scores(task.run.scores(task.unit.model, entry.slide_id))
-    heatmap = _lay_out(scores, store, config)
-    values = task.run.heatmap(task.unit.model, entry.slide_id)
-    picture = task.run.overlay(task.unit.model, entry.slide_id)
-    write_heatmap(values, heatmap, mpp=store.info.mpp, name=entry.slide_id)
-    draw_overlay(
-        picture,
-        heatmap,
-        _thumbnail(entry, store.info.mpp, config.thumbnail_px),
-        title=f"{entry.slide_id}, {task.unit.model}",
-        mpp=store.info.mpp,
-        outlines=_outlines(entry),
-    )
-    height, width = heatmap.values.shape
-    return [values, picture], f"{width} x {height} px, hottest {_hottest(scores.scores)}"
+    model = task.unit.model
+    scores = read_scores(task.run.scores(model, entry.slide_id))
+    values = task.run.heatmap(model, entry.slide_id)
+    picture = task.run.overlay(model, entry.slide_id)
+    with open_store(task.run, entry) as store:
+        heatmap = _lay_out(scores, store, config)
+        about: dict[str, Any] = {"mpp": store.info.mpp, "outlines": _outlines(entry)}
+        thumbnail = _thumbnail(entry, store.info.mpp, config.thumbnail_px)
+        write_heatmap(values, heatmap, mpp=store.info.mpp, name=entry.slide_id)
+        draw_overlay(picture, heatmap, thumbnail, title=f"{entry.slide_id}, {model}", **about)
+        height, width = heatmap.values.shape
+        files = [values, picture]
+        line = f"{width} x {height} px, hottest {_hottest(scores.scores)}"
+        if config.dense_step_px is None:
+            return files, line
+        dense = _map_densely(task, store, scores, on_progress)
+        values = task.run.dense_map(model, entry.slide_id)
+        picture = task.run.dense_overlay(model, entry.slide_id)
+        write_heatmap(values, dense.heatmap, mpp=store.info.mpp, name=entry.slide_id)
+        title = f"{entry.slide_id}, {model}, Q of each patch"
+        draw_overlay(picture, dense.heatmap, thumbnail, title=title, **about)
+    lost = f", {dense.n_unreadable} unreadable" if dense.n_unreadable else ""
+    line += f"; own map of {dense.n_mapped} patches{lost}"
+    return [*files, values, picture], line
+
+
+def _map_densely(
+    task: Task, store: "PatchStore", scores: Scores, on_progress: OnProgress
+) -> "DenseMap":
+    from tiling.slide import open_slide
+    from wsi_pipeline.cluster import worker_number
+    from wsi_pipeline.dense_maps import check_mappable, map_slide
+    from wsi_pipeline.devices import resolve_device
+
+    entry: SlideEntry = task.arguments["entry"]
+    config: HeatmapConfig = task.arguments["config"]
+    checkpoint = task.run.checkpoint(task.unit.model)
+    model, _, digest = _load_model(checkpoint)
+    if digest != scores.attributes.get("checkpoint"):
+        raise HeatmapError(
+            f"{entry.slide_id}: its scores were made with another checkpoint than {checkpoint}; "
+            "run predict again"
+        )
+    with open_slide(entry.path) as slide:
+        return map_slide(
+            check_mappable(model),
+            slide,
+            store.coords,
+            geometry=store.geometry,
+            step_px=config.dense_step_px or 1,
+            device=resolve_device(task.arguments["device"], worker=worker_number()),
+            on_progress=on_progress,
+        )
 
 
 def _lay_out(scores: Scores, store: "PatchStore", config: HeatmapConfig) -> Heatmap:

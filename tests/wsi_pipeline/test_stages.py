@@ -303,6 +303,22 @@ def test_stores_that_keep_coordinates_give_the_same_scores(copy, capsys):
         assert np.array_equal(file["scores"][:], kept)
 
 
+def test_patchnets_own_map_is_written_beside_the_heatmap(copy):
+    ask = ["heatmap", str(copy / "run"), "--quiet", "--set", "dense_step_px=8"]
+    assert main(ask) == 0
+
+    folder = copy / "run/heatmaps/patchnet"
+    values = tifffile.imread(folder / "s4.dense.ome.tif")
+    patches = tifffile.imread(folder / "s4.ome.tif")
+    assert values.shape == (-(-SIZE[1] // 8), -(-SIZE[0] // 8))
+    # It is known where patches were scored, and nowhere else.
+    tiles = np.kron(patches, np.ones((4, 4)))[: values.shape[0], : values.shape[1]]
+    np.testing.assert_array_equal(np.isnan(values), np.isnan(tiles))
+    assert (folder / "s4.dense.png").is_file()
+    assert main([*ask, "--overwrite"]) == 0
+    np.testing.assert_array_equal(tifffile.imread(folder / "s4.dense.ome.tif"), values)
+
+
 TISSUE = ["--set", "tile.tissue.mpp=2.0", "--set", "tile.tissue.min_object_um2=100.0"]
 
 

@@ -1,0 +1,295 @@
+"""PatchNet's own map of a whole slide: Q of the patch around every step-th pixel.
+
+The slide is seen at the resolution the model was trained at, as one image with zeros beyond it, and
+is mapped window by window; windows read what lies around them, so the map is the one that the
+whole image at once would give. Only where there is tissue.
+
+References
+----------
+.. [1] PatchNet paper 1, 3.4, and paper 2, appendix B: heat maps at stride 1.
+"""
+
+import logging
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tiling.contracts import Slide, TileGeometry
+from tiling.errors import SlideError
+from tiling.resample import nearest_finer_level, read_resampled
+from wsi_pipeline.contracts import Heatmap
+from wsi_pipeline.errors import HeatmapError
+from wsi_pipeline.heatmaps import build_heatmap
+from wsi_pipeline.models import PatchClassifier
+from wsi_pipeline.models.patchnet import PatchNet
+
+log = logging.getLogger(__name__)
+
+OnProgress = Callable[[int, int], None]
+
+WINDOW_PX = 256  # side of a window, px at the target resolution; what is around it is read twice
+CHUNK_PX = 512  # side of what is read from the slide at once
+CHUNKS_KEPT = 64  # 48 MiB: two rows of a wide slide's windows seldom need more
+
+
+@dataclass(frozen=True)
+class DenseMap:
+    """What `map_slide` gives."""
+
+    heatmap: Heatmap  # Q; NaN where there is no tissue, or pixels could not be decoded
+    n_mapped: int  # patches evaluated
+    n_unreadable: int  # patches wanted whose surroundings could not be decoded
+
+
+def check_mappable(model: PatchClassifier) -> PatchNet:
+    """Refuse models that have no such map.
+
+    Raises
+    ------
+    HeatmapError
+        If it is no PatchNet, or sees an image as a whole before it looks at patches.
+    """
+    if not isinstance(model, PatchNet):
+        raise HeatmapError(
+            f"heatmap.dense_step_px is for PatchNet; {type(model).__name__} has no map of its own: "
+            "leave it out"
+        )
+    config = None if model.preprocess is None else model.preprocess.config
+    whole = model.normalise == "minmax" or (
+        config is not None and (config.minmax or config.colour_constancy or config.crop is not None)
+    )
+    if whole or model.subnet.convolutions[0].in_channels != 3:
+        raise HeatmapError(
+            "heatmap.dense_step_px: this PatchNet stretches or crops each image as a whole, or has "
+            "one channel, so a slide cannot be mapped in windows; train one with normalise: unit "
+            "and without preprocess.minmax, colour_constancy and crop"
+        )
+    return model
+
+
+def map_slide(
+    model: PatchNet,
+    slide: Slide,
+    coords: NDArray[np.int64],
+    *,
+    geometry: TileGeometry,
+    step_px: int,
+    device: torch.device,
+    on_progress: OnProgress | None = None,
+) -> DenseMap:
+    """Map a slide where its tiles lie.
+
+    Parameters
+    ----------
+    model : PatchNet
+        As `check_mappable` gives it; moved to the device.
+    slide : open slide
+    coords : (N, 2), level-0 px
+        Top-left corners of the tiles; between them nothing is mapped.
+    geometry : TileGeometry
+        Of the tiles.
+    step_px : int
+        Step between patches, px at the target resolution, at least 1.
+    device : torch.device
+    on_progress : function, optional
+        Called with windows done, and windows in all.
+
+    Returns
+    -------
+    map : DenseMap
+        A pixel of its heatmap is `step_px` wide, rounded to whole level-0 px, and shows Q of the
+        patch nearest to its centre.
+
+    Raises
+    ------
+    HeatmapError
+        If the step is less than 1.
+    """
+    if step_px < 1:
+        raise HeatmapError(f"heatmap.dense_step_px must be at least 1, got {step_px}")
+    lattice = _Lattice.over(slide.size, geometry.scale, step_px)
+    frame = _frame_of_tiles(coords, slide.size, geometry, lattice)
+    wanted = lattice.of_heatmap(~np.isnan(frame.values), frame.pixel_l0)
+    values = np.full(wanted.shape, np.nan, np.float32)
+    source = _SlidePixels(slide, geometry.scale, lattice.image_px, model, device)
+    engine = model.to(device).eval().subnet.dense_engine()
+    windows = _windows(wanted, max(1, WINDOW_PX // step_px))
+    n_unreadable = 0
+    for number, (rows, columns) in enumerate(windows, start=1):
+        inside = wanted[rows, columns]
+        try:
+            tanh = engine.map_region(
+                source.read,
+                top=lattice.position(rows.start),
+                left=lattice.position(columns.start),
+                height=(inside.shape[0] - 1) * step_px + 1,
+                width=(inside.shape[1] - 1) * step_px + 1,
+                stride=step_px,
+            )
+        except SlideError as error:
+            log.warning("%s", error)
+            n_unreadable += int(inside.sum())
+        else:
+            with torch.no_grad():
+                q = model.subnet.combine_filters(tanh).cpu().numpy()
+            values[rows, columns] = np.where(inside, q, np.nan)
+        if on_progress:
+            on_progress(number, len(windows))
+    shown = values[np.ix_(*lattice.nearest(frame.values.shape, frame.pixel_l0))]
+    shown[np.isnan(frame.values)] = np.nan
+    heatmap = Heatmap(shown, frame.pixel_l0, frame.slide_size)
+    return DenseMap(heatmap, int(wanted.sum()) - n_unreadable, n_unreadable)
+
+
+@dataclass(frozen=True)
+class _Lattice:
+    """Where patches are centred: every `step` px from half a step on, in an image of the slide."""
+
+    image_px: tuple[int, int]  # (width, height), px at the target resolution
+    scale: tuple[float, float]  # (x, y) level-0 px per px
+    step: int
+
+    @classmethod
+    def over(cls, size: tuple[int, int], scale: tuple[float, float], step: int) -> "_Lattice":
+        width, height = (max(1, int(side / s)) for side, s in zip(size, scale, strict=True))
+        return cls((width, height), scale, step)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(rows, columns)."""
+        first = min(self.step // 2, *(side - 1 for side in self.image_px))
+        width, height = (len(range(first, side, self.step)) for side in self.image_px)
+        return height, width
+
+    def position(self, index: int) -> int:
+        """Px of the image at which a row or column lies."""
+        return min(self.step // 2, *(side - 1 for side in self.image_px)) + index * self.step
+
+    def nearest(
+        self, shape: tuple[int, int], pixel_l0: tuple[int, int]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Row and column of the lattice nearest to the centre of each heatmap row and column."""
+        found = []
+        for n, count, pixel, scale in zip(
+            shape, self.shape, reversed(pixel_l0), reversed(self.scale), strict=True
+        ):
+            centre = (np.arange(n) + 0.5) * pixel / scale - 0.5
+            index = np.rint((centre - self.position(0)) / self.step)
+            found.append(np.clip(index, 0, count - 1).astype(np.int64))
+        return found[0], found[1]
+
+    def of_heatmap(self, mask: NDArray[np.bool_], pixel_l0: tuple[int, int]) -> NDArray[np.bool_]:
+        """Tell which patches some pixel of a heatmap wants to show."""
+        wanted = np.zeros(self.shape, np.bool_)
+        rows, columns = self.nearest((mask.shape[0], mask.shape[1]), pixel_l0)
+        y, x = np.nonzero(mask)
+        wanted[rows[y], columns[x]] = True
+        return wanted
+
+
+def _frame_of_tiles(
+    coords: NDArray[np.int64],
+    size: tuple[int, int],
+    geometry: TileGeometry,
+    lattice: _Lattice,
+) -> Heatmap:
+    """Lay out the heatmap: a number where tiles lie, NaN elsewhere."""
+    patch = (geometry.patch_l0, geometry.patch_l0_y)
+    x, y = (
+        min(max(1, round(lattice.step * scale)), side)
+        for scale, side in zip(lattice.scale, patch, strict=True)
+    )
+    return build_heatmap(
+        coords,
+        np.ones(len(coords), np.float32),
+        slide_size=size,
+        patch_l0=patch,
+        stride_l0=(geometry.stride_l0, geometry.stride_l0_y),
+        pixel_l0=(x, y),
+    )
+
+
+def _windows(wanted: NDArray[np.bool_], side: int) -> list[tuple[slice, slice]]:
+    """Cut the lattice into windows, and keep those in which something is wanted."""
+    height, width = wanted.shape
+    cut = [
+        (slice(top, min(top + side, height)), slice(left, min(left + side, width)))
+        for top in range(0, height, side)
+        for left in range(0, width, side)
+    ]
+    return [window for window in cut if wanted[window].any()]
+
+
+class _SlidePixels:
+    """A slide as one image at the target resolution, prepared for the model; zeros beyond it.
+
+    It is read in chunks that are always the same, so that a pixel is the same in every window.
+    """
+
+    def __init__(
+        self,
+        slide: Slide,
+        scale: tuple[float, float],
+        image_px: tuple[int, int],
+        model: PatchNet,
+        device: torch.device,
+    ) -> None:
+        self._slide = slide
+        self._scale = scale
+        self._width, self._height = image_px
+        self._level = nearest_finer_level(slide.level_downsamples, scale)
+        self._model = model
+        self._device = device
+        self._chunks: OrderedDict[tuple[int, int], NDArray[np.uint8]] = OrderedDict()
+
+    def read(self, top: int, left: int, height: int, width: int) -> Tensor:
+        """Give a window: (3, height, width) on the device."""
+        rows = slice(max(top, 0), min(top + height, self._height))
+        columns = slice(max(left, 0), min(left + width, self._width))
+        window = torch.zeros((3, height, width), device=self._device)
+        if rows.start >= rows.stop or columns.start >= columns.stop:
+            return window
+        pixels = torch.from_numpy(self._assemble(rows, columns)).to(self._device)
+        x = pixels.permute(2, 0, 1)[None].to(torch.float32).div_(255.0)
+        window[
+            :, rows.start - top : rows.stop - top, columns.start - left : columns.stop - left
+        ] = self._model.prepare(x)[0]
+        return window
+
+    def _assemble(self, rows: slice, columns: slice) -> NDArray[np.uint8]:
+        out = np.empty((rows.stop - rows.start, columns.stop - columns.start, 3), np.uint8)
+        for row in range(rows.start // CHUNK_PX, (rows.stop - 1) // CHUNK_PX + 1):
+            for column in range(columns.start // CHUNK_PX, (columns.stop - 1) // CHUNK_PX + 1):
+                chunk = self._chunk(row, column)
+                y0, x0 = row * CHUNK_PX, column * CHUNK_PX
+                y = slice(max(rows.start, y0), min(rows.stop, y0 + len(chunk)))
+                x = slice(max(columns.start, x0), min(columns.stop, x0 + chunk.shape[1]))
+                out[
+                    y.start - rows.start : y.stop - rows.start,
+                    x.start - columns.start : x.stop - columns.start,
+                ] = chunk[y.start - y0 : y.stop - y0, x.start - x0 : x.stop - x0]
+        return out
+
+    def _chunk(self, row: int, column: int) -> NDArray[np.uint8]:
+        key = (row, column)
+        if key in self._chunks:
+            self._chunks.move_to_end(key)
+            return self._chunks[key]
+        y, x = row * CHUNK_PX, column * CHUNK_PX
+        size = (min(CHUNK_PX, self._width - x), min(CHUNK_PX, self._height - y))
+        chunk = read_resampled(
+            self._slide,
+            (x * self._scale[0], y * self._scale[1]),
+            extent_l0=(size[0] * self._scale[0], size[1] * self._scale[1]),
+            out_px=size,
+            level=self._level,
+        )
+        self._chunks[key] = chunk
+        if len(self._chunks) > CHUNKS_KEPT:
+            self._chunks.popitem(last=False)
+        return chunk
