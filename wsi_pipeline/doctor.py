@@ -32,7 +32,7 @@ def examine() -> list[Finding]:
     return [
         *_packages(),
         _attempt("slide reader", _openslide, "pip install openslide-bin openslide-python"),
-        _attempt("JPEG and JPEG 2000 codecs", _codecs, "pip install imagecodecs"),
+        _attempt("JPEG and JPEG 2000 codecs", _codecs, "pip install imagecodecs simplejpeg"),
         _attempt("patch store", _zarr, "pip install 'zarr>=3.1'"),
         _attempt("torch", _torch, "pip install -c constraints.txt torch"),
         _machine(),
@@ -62,10 +62,11 @@ def _openslide() -> str:
 
 def _codecs() -> str:
     import numpy as np
-    from imagecodecs import jpeg2k_decode, jpeg2k_encode, jpeg8_decode, jpeg8_encode
+    from imagecodecs import jpeg2k_decode, jpeg2k_encode
+    from simplejpeg import decode_jpeg, encode_jpeg
 
     picture = np.full((16, 16, 3), 200, np.uint8)
-    for decode, encode in ((jpeg8_decode, jpeg8_encode), (jpeg2k_decode, jpeg2k_encode)):
+    for decode, encode in ((decode_jpeg, encode_jpeg), (jpeg2k_decode, jpeg2k_encode)):
         if decode(encode(picture)).shape != picture.shape:
             raise RuntimeError(f"{decode.__name__} does not give back what was encoded")
     return "encode and decode"

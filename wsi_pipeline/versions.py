@@ -12,6 +12,7 @@ PACKAGES = (
     "openslide-bin",
     "tifffile",
     "imagecodecs",
+    "simplejpeg",
     "scikit-image",
     "scikit-learn",
     "shapely",

@@ -40,8 +40,6 @@ def path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 @pytest.fixture(params=READERS, ids=lambda reader: reader.__name__)
 def slide(request: pytest.FixtureRequest, path: Path):
-    if request.param is TiledTiffReader and "jpeg" in path.name:
-        pytest.importorskip("simplejpeg")
     with request.param(path) as opened:
         yield opened
 
@@ -147,8 +145,6 @@ class TestEverySlide:
 class TestDamagedSpot:
     @pytest.fixture
     def broken(self, tmp_path: Path, compression, reader) -> Path:
-        if reader is TiledTiffReader and compression == "jpeg":
-            pytest.importorskip("simplejpeg")
         # File tile 13 covers x 128 to 191, y 64 to 127 (11 across).
         file = slides.write_slide(tmp_path / "broken.tif", LEVELS, compression=compression)
         return slides.break_file_tile(file, 13)

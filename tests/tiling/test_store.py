@@ -159,8 +159,8 @@ class TestCoordsOnly:
         with PatchStore.open(path) as kept, PatchStore.open(coords_path, slide_path=slide) as read:
             np.testing.assert_array_equal(kept.coords, read.coords)
             np.testing.assert_array_equal(kept.read([2, 0, 2]), read.read([2, 0, 2]))
-            copy = pickle.loads(pickle.dumps(read))
-            np.testing.assert_array_equal(copy.read([1]), kept.read([1]))
+            with pickle.loads(pickle.dumps(read)) as copy:
+                np.testing.assert_array_equal(copy.read([1]), kept.read([1]))
 
     def test_needs_the_slide(self, coords_path: Path):
         with PatchStore.open(coords_path) as store, pytest.raises(StoreError, match="slide_path"):

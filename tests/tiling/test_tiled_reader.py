@@ -20,8 +20,6 @@ from tiling.readers.tile_cache import TileCache
 from tiling.readers.tiled_tiff_reader import TiledTiffReader
 from tiling.slide import open_slide
 
-pytest.importorskip("simplejpeg", reason="without it OpenSlide reads JPEG tiles")
-
 LEVELS = [slides.tissue(643, 517), slides.tissue(160, 129, seed=1), slides.tissue(81, 66, seed=2)]
 YCBCR = {"compression": "jpeg", "photometric": "ycbcr"}
 KINDS = {

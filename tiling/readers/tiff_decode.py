@@ -5,12 +5,11 @@ other threads run meanwhile. Its colours follow the TIFF's photometric tag, neve
 JPEG: scanners write RGB without the marker that would say so. All else goes through tifffile.
 """
 
-import importlib
 from collections.abc import Callable
 from typing import Any
 
-import imagecodecs
 import numpy as np
+import simplejpeg
 import tifffile
 from numpy.typing import NDArray
 
@@ -20,11 +19,6 @@ from tiling.readers.tiff_levels import TiffLevel
 Pixels = NDArray[np.uint8]
 # Bytes of each plane of a segment, its index, memory that may be used -> (rows, columns, 3)
 Decoder = Callable[[list[bytes], list[int], Pixels], Pixels]
-
-try:
-    simplejpeg: Any = importlib.import_module("simplejpeg")
-except ImportError:
-    simplejpeg = None
 
 WHITE = 255
 ADOBE_SEGMENT = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00"  # the transform follows
@@ -62,24 +56,14 @@ def _jpeg_decoder(page: Any) -> Decoder:
 
     def decode(data: list[bytes], indices: list[int], buffer: Pixels) -> Pixels:
         whole = rewrite_jpeg_header(data[0], adobe + tables)
-        if simplejpeg is None:  # mends damage without a word: see `notices_damage`
-            pixels = imagecodecs.jpeg8_decode(whole, outcolorspace="RGB", out=buffer)
-        else:
-            pixels = simplejpeg.decode_jpeg(whole, "RGB", buffer=buffer)
+        # Strict, as OpenSlide is: imagecodecs passes over what libjpeg warns of, bad Huffman codes
+        # and data that end too soon.
+        pixels = simplejpeg.decode_jpeg(whole, "RGB", buffer=buffer)
         if pixels.shape != buffer.shape:
             raise ValueError(f"a JPEG of {pixels.shape[1]} x {pixels.shape[0]} px")
         return buffer
 
     return decode
-
-
-def notices_damage(level: TiffLevel) -> bool:
-    """Whether a damaged file tile of the level is an error here, as it is for OpenSlide.
-
-    imagecodecs passes over what libjpeg warns of, bad Huffman codes and data that end too soon;
-    simplejpeg does not.
-    """
-    return simplejpeg is not None or level.page.compression != tifffile.COMPRESSION.JPEG
 
 
 def rewrite_jpeg_header(data: bytes, insert: bytes) -> bytes:

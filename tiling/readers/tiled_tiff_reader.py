@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 from tiling.errors import SlideError
 from tiling.readers.common import check_region
 from tiling.readers.openslide_reader import OpenSlideReader
-from tiling.readers.tiff_decode import notices_damage
 from tiling.readers.tiff_levels import TiffLevel, check_pixels, lay_out
 from tiling.readers.tiff_pixels import CACHE_BYTES, TiffPixels
 
@@ -259,13 +258,7 @@ def _lay_out_known(file_name: str, page: Any) -> TiffLevel:
     )
     if not known:
         raise SlideError(f"{file_name}: a layout that only OpenSlide reads ({page.compression!s})")
-    level = lay_out(file_name, page)
-    if not notices_damage(level):
-        raise SlideError(
-            f"{file_name}: JPEG tiles are read by OpenSlide, which notices damage; install "
-            "simplejpeg to read them several times faster"
-        )
-    return level
+    return lay_out(file_name, page)
 
 
 def _is_equal(level: TiffLevel, finer: list[TiffLevel], vendor: str) -> bool:
