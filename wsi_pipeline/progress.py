@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
@@ -80,6 +81,11 @@ class StageProgress:
         self._begun.add(name)
         if self._bars:
             self._bars.reset(self._inner, description=f"  {name}", visible=True, total=None)
+
+    def begin_all(self, names: Sequence[str]) -> None:
+        """Say which slides or models several workers will take up from now on."""
+        self._first_begun = self._first_begun or time.monotonic()
+        self._begun.update(names)
 
     def inside(self, done: int, total: int) -> None:
         """Say how far the current slide or model is."""

@@ -140,6 +140,8 @@ def _work_off(
     failed: list[str] = []
     in_process = options.dask is None and (options.workers == 1 or len(tasks) <= 1)
     work = partial(_perform_here, progress=progress) if in_process else perform
+    if not in_process:
+        progress.begin_all([task.unit.title for task in tasks])
     results = map_tasks(
         work, tasks, workers=options.workers, dask=options.dask, cluster_options=config.cluster
     )

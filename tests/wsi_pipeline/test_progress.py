@@ -52,3 +52,14 @@ def test_quiet_tells_failures_only(clock, capsys):
 )
 def test_durations(seconds, said):
     assert progress._spell(seconds) == said
+
+
+def test_the_time_left_is_told_for_several_workers_too(clock, capsys):
+    with StageProgress("tile", 10) as told:
+        told.end("kept", "finished before, kept")
+        told.begin_all([str(number) for number in range(9)])
+        clock[0] += 40
+        for number in range(2):  # two workers, side by side
+            told.end(str(number), "done")
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[-1] == "tile: [3/10] 1: done (about 2 min left)"  # 7 more, 20 s each
