@@ -1,8 +1,8 @@
 """What a person drew on a slide: ASAP XML, QuPath GeoJSON and CAMELYON JSON.
 
 Every format becomes one `Annotation`: the tumour, with exclusions and holes cut out, and its
-lesions. Coordinates are (x, y) in level-0 pixels of OpenSlide's frame. Nothing is left out in
-silence: what was mended, ignored or guessed is said in `Annotation.notes`.
+lesions. Coordinates are (x, y) in level-0 pixels of OpenSlide's frame, whatever the file's.
+Nothing is left out in silence: what was mended, ignored or guessed is said in `Annotation.notes`.
 
 A name (an ASAP group, a QuPath class) is read without regard to case:
 
@@ -20,13 +20,14 @@ names inside CAMELYON JSON are ids without meaning: its two lists say what is wh
 import gzip
 import json
 import zlib
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import shapely
 
-from tiling.contracts import Annotation
+from tiling.contracts import Annotation, AnnotationOrigin
 from tiling.errors import AnnotationError
 from tiling.formats.asap_xml import parse_asap_xml, write_asap_xml
 from tiling.formats.camelyon_json import parse_camelyon_json
@@ -39,7 +40,13 @@ __all__ = ["check_annotation_fits", "read_annotation", "write_asap_xml"]
 MAX_BYTES = 1 << 29  # unpacked; the largest CAMELYON16 annotation has 3 MB
 
 
-def read_annotation(path: Path) -> Annotation:
+def read_annotation(
+    path: Path,
+    *,
+    origin: AnnotationOrigin = "level0",
+    bounds: tuple[int, int, int, int] | None = None,
+    exclude: Collection[str] = (),
+) -> Annotation:
     """Read one slide's annotation.
 
     Parameters
@@ -47,11 +54,20 @@ def read_annotation(path: Path) -> Annotation:
     path : Path
         ``.xml`` (ASAP), ``.geojson`` or ``.json`` (QuPath GeoJSON or CAMELYON JSON, told apart by
         their content); either may be gzipped (``.gz``).
+    origin : ``level0`` or ``bounds``
+        Where the file's (0, 0) lies: at the slide's corner, or at that of its bounds, as QuPath
+        has it unless a slide is opened with ``--no-crop``. A slide without bounds begins at its
+        corner for either.
+    bounds : (x, y, width, height), level-0 px, or None
+        Of the slide's scanned part, if the slide says so.
+    exclude : names
+        Groups and classes that are cut out of the tumour, besides those that always are.
 
     Returns
     -------
     annotation : Annotation
-        Without any tumour if the file holds no polygon: that is legal.
+        In level-0 pixels of the whole slide. Without any tumour if the file holds no polygon:
+        that is legal.
 
     Raises
     ------
@@ -59,9 +75,14 @@ def read_annotation(path: Path) -> Annotation:
         If the file cannot be read, is none of the formats, or holds a polygon that is none.
     """
     path = Path(path)
+    corner = (0, 0) if bounds is None else bounds[:2]
+    drawing = Drawing(offset_l0=corner if origin == "bounds" else (0, 0), exclude=exclude)
     try:
         data = _read_bytes(path)
-        drawing = parse_asap_xml(data) if _format_suffix(path) == ".xml" else _parse_json(data)
+        if _format_suffix(path) == ".xml":
+            parse_asap_xml(data, drawing)
+        else:
+            _parse_json(data, drawing)
     except AnnotationError as error:
         raise AnnotationError(f"{path.name}: {error}") from error
     except RecursionError as error:
@@ -101,8 +122,9 @@ def check_annotation_fits(annotation: Annotation, slide_size: tuple[int, int]) -
         raise AnnotationError(
             f"{np.count_nonzero(~inside)} of {len(lesions)} lesions lie wholly outside the slide: "
             f"lesion {first + 1} spans {_span(lesions[first])}, the slide is {width} x {height} "
-            "level-0 pixels; it was drawn on another slide, on another level, or in a cropped "
-            "frame: export it again in level-0 pixels of the whole slide"
+            "level-0 pixels; it was drawn on another slide, on another level, or in another frame: "
+            "export it again in level-0 pixels of the whole slide, or set tile.annotation_origin "
+            "(bounds: counted from the corner of the scanned part, as QuPath does)"
         )
     over = np.flatnonzero(~shapely.covers(slide, lesions))
     if not over.size:
@@ -148,7 +170,7 @@ def _read_bytes(path: Path) -> bytes:
     return data
 
 
-def _parse_json(data: bytes) -> Drawing:
+def _parse_json(data: bytes, drawing: Drawing) -> None:
     try:
         content = json.loads(data.decode("utf-8-sig"))
     except ValueError as error:
@@ -156,11 +178,12 @@ def _parse_json(data: bytes) -> Drawing:
             f"is not well-formed JSON ({error}); it is damaged or cut short: export it again"
         ) from error
     if isinstance(content, dict) and ("positive" in content or "negative" in content):
-        return parse_camelyon_json(content)
-    if isinstance(content, list) or (isinstance(content, dict) and "type" in content):
-        return parse_geojson(content)
-    found = f"keys {sorted(content)[:5]}" if isinstance(content, dict) else f"{content!r:.40}"
-    raise AnnotationError(
-        "is JSON of another kind: neither GeoJSON (a type) nor CAMELYON JSON (lists positive and "
-        f"negative), found {found}; export GeoJSON from QuPath"
-    )
+        parse_camelyon_json(content, drawing)
+    elif isinstance(content, list) or (isinstance(content, dict) and "type" in content):
+        parse_geojson(content, drawing)
+    else:
+        found = f"keys {sorted(content)[:5]}" if isinstance(content, dict) else f"{content!r:.40}"
+        raise AnnotationError(
+            "is JSON of another kind: neither GeoJSON (a type) nor CAMELYON JSON (lists positive "
+            f"and negative), found {found}; export GeoJSON from QuPath"
+        )

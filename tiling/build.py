@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL.Image import Image
 
-from tiling.annotations import check_annotation_fits, read_annotation
 from tiling.blocks import BlockSlide, block_side, group_tiles
 from tiling.contracts import SCHEMA, Annotation, Slide, SlideInfo, TileConfig, TileGeometry
 from tiling.errors import AnnotationError, GridError, SlideError, StoreError, TissueError
@@ -29,6 +28,11 @@ from tiling.qc import SIDE_PX, draw_qc, write_qc
 from tiling.resample import nearest_finer_level
 from tiling.shards import ShardWriter
 from tiling.slide import Overview, describe_slide, fingerprint_file, open_slide, read_overview
+from tiling.slide_annotation import (
+    describe_lesions,
+    note_unhit_lesions,
+    read_slide_annotation,
+)
 from tiling.store import TileTable, create_patches, finish_store, shard_length, write_table
 from tiling.tissue import segment_tissue, tile_tissue_fraction
 
@@ -63,7 +67,8 @@ class TileSummary:
         )
         bad = f", {self.n_unreadable} unreadable" if self.n_unreadable else ""
         notes = "".join(f"; {note}" for note in self.notes)
-        return f"{self.n_patches} patches ({counts}{bad}) in {self.seconds:.1f} s{notes}"
+        rate = f"{self.n_patches / max(self.seconds, 1e-3):.0f} per second"
+        return f"{self.n_patches} patches ({counts}{bad}) in {self.seconds:.1f} s, {rate}{notes}"
 
 
 def tile_fingerprint(
@@ -228,12 +233,12 @@ def plan_tiles(
         grid = _lay_grid(info, geometry, config)
     else:
         grid = _foreign_grid(config.coords, info, geometry)
-    annotation, notes = _read_annotation(annotation_path, info)
+    annotation, notes = read_slide_annotation(annotation_path, info, config)
     mask = _find_tissue(slide, info, config, threads)
     table = _choose_tiles(grid, mask, geometry, config)
     if len(table.coords):
         table = _label(table, geometry, annotation, annotation_path, slide_label, config)
-        notes += _unhit_lesions(table, annotation)
+        notes += note_unhit_lesions(table, annotation)
     return TilePlan(info, geometry, mask, table, len(grid), annotation, slide_label, notes)
 
 
@@ -256,7 +261,7 @@ def store_attributes(
         "slide": asdict(plan.info),
         "tiling": _resolved(config, plan.geometry, plan.info),
         "slide_label": plan.slide_label,
-        "lesions": _describe_lesions(plan.annotation, plan.info),
+        "lesions": describe_lesions(plan.annotation, plan.info),
         "fingerprint": fingerprint,
         "versions": _versions(),
         "notes": list(notes),
@@ -318,16 +323,6 @@ def _foreign_grid(folder: Path, info: SlideInfo, geometry: TileGeometry) -> NDAr
             "another slide's file?"
         )
     return found.coords
-
-
-def _read_annotation(
-    path: Path | None, info: SlideInfo
-) -> tuple[Annotation | None, tuple[str, ...]]:
-    if path is None:
-        return None, ()
-    annotation = read_annotation(path)
-    with _naming(path):
-        return annotation, annotation.notes + check_annotation_fits(annotation, info.size)
 
 
 def _find_tissue(slide: Slide, info: SlideInfo, config: TileConfig, threads: int) -> _TissueMask:
@@ -395,18 +390,6 @@ def _label(
     return replace(
         table, label=labels.label, tumour=labels.tumour, lesion_pairs=labels.lesion_pairs
     )
-
-
-def _unhit_lesions(table: TileTable, annotation: Annotation | None) -> tuple[str, ...]:
-    if annotation is None:
-        return ()
-    hit = set(table.lesion_pairs[:, 1].tolist())
-    missed = [str(index + 1) for index in range(len(annotation.lesions)) if index not in hit]
-    if not missed:
-        return ()
-    shown = ", ".join(missed[:5]) + (", ..." if len(missed) > 5 else "")
-    said = f"{len(missed)} of {len(annotation.lesions)} lesions"
-    return (f"{said} meet no patch's inner square ({shown})",)
 
 
 # --- pixels ----------------------------------------------------------------------------------
@@ -555,20 +538,6 @@ def _resolved(config: TileConfig, geometry: TileGeometry, info: SlideInfo) -> di
         "level": level,  # the stored level that patches are read from
         "tissue": asdict(config.tissue),
     }
-
-
-def _describe_lesions(annotation: Annotation | None, info: SlideInfo) -> list[dict[str, Any]]:
-    lesions = () if annotation is None else annotation.lesions
-    um2 = info.mpp[0] * info.mpp[1]
-    return [
-        {
-            "id": str(number),
-            "area_um2": float(lesion.area * um2),
-            "centroid": [float(lesion.centroid.x), float(lesion.centroid.y)],  # level-0 px
-            "bbox": [float(side) for side in lesion.bounds],  # x0, y0, x1, y1, level-0 px
-        }
-        for number, lesion in enumerate(lesions, start=1)
-    ]
 
 
 def _versions() -> dict[str, str]:

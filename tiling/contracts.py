@@ -17,6 +17,7 @@ SCHEMA = "wsi-pipeline/patch-store/1"
 LabelRule = Literal["inner", "centre", "fraction"]
 EdgeRule = Literal["drop", "pad"]
 StoreKind = Literal["patches", "coords"]
+AnnotationOrigin = Literal["level0", "bounds"]
 
 
 @dataclass(frozen=True)
@@ -127,6 +128,9 @@ class TileConfig:
     label_rule: LabelRule = "inner"
     positive_fraction: float = 0.5  # label_rule fraction: positive iff share >= this
     negative_fraction: float = 0.0  # label_rule fraction: negative iff share <= this; between: -1
+    # Where an annotation's (0, 0) lies: at the slide's corner, or at that of its bounds (QuPath).
+    annotation_origin: AnnotationOrigin = "level0"
+    exclude: tuple[str, ...] = ()  # groups and classes cut out of the tumour, besides the known
     edge: EdgeRule = "drop"  # tiles that hang over the slide's right or lower edge
     store: StoreKind = "patches"  # "coords" keeps no pixels; later stages read the slide
     # Folder of <slide_id>.h5 of CLAM, TRIDENT or WSInfer, whose patches are taken; None: our grid.

@@ -10,7 +10,14 @@ from typing import get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from tiling.contracts import EdgeRule, LabelRule, StoreKind, TileConfig, TileGeometry
+from tiling.contracts import (
+    AnnotationOrigin,
+    EdgeRule,
+    LabelRule,
+    StoreKind,
+    TileConfig,
+    TileGeometry,
+)
 from tiling.errors import GridError
 
 COARSER_TOLERANCE = 0.02  # scanners round the mpp they state: 2 % coarser than asked is as asked
@@ -100,6 +107,7 @@ def check_tile_config(config: TileConfig) -> None:
         )
     _check_lengths(config)
     _check_choice("label_rule", config.label_rule, get_args(LabelRule))
+    _check_choice("annotation_origin", config.annotation_origin, get_args(AnnotationOrigin))
     _check_choice("edge", config.edge, get_args(EdgeRule))
     _check_choice("store", config.store, get_args(StoreKind))
     low, high = config.negative_fraction, config.positive_fraction

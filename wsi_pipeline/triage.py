@@ -5,6 +5,7 @@ Nothing that could identify a patient is written: no date, no label image, no fo
 machine.
 """
 
+import contextlib
 import csv
 import io
 from collections import defaultdict
@@ -14,7 +15,7 @@ from itertools import product
 from pathlib import Path
 
 from tiling.contracts import Slide
-from tiling.errors import SlideError, TilingError
+from tiling.errors import AnnotationError, SlideError, TilingError
 from tiling.files import write_text
 from wsi_pipeline.contracts import SlideEntry
 from wsi_pipeline.errors import ManifestError, StageError
@@ -105,7 +106,7 @@ def _look(task: LookTask) -> Look:
     entry = task.entry
     with open_slide(entry.path) as slide:
         failures, n_probed = _probe(slide)
-        annotation, notes = _find_annotation(task, slide.size)
+        annotation, notes = _find_annotation(task, slide)
         if failures:
             notes += (f"{len(failures)} of {n_probed} probes unreadable: {failures[0]}",)
         if slide.mpp is None and entry.mpp is None:
@@ -161,10 +162,8 @@ def _probe(slide: Slide) -> tuple[list[str], int]:
     return failures, len(slide.level_downsamples) * len(places)
 
 
-def _find_annotation(task: LookTask, size: tuple[int, int]) -> tuple[Path | None, tuple[str, ...]]:
+def _find_annotation(task: LookTask, slide: Slide) -> tuple[Path | None, tuple[str, ...]]:
     """Check the annotation that is named, or one beside the slide that bears its name."""
-    from tiling.annotations import check_annotation_fits, read_annotation
-
     path = task.entry.path
     beside = [path.with_name(path.stem + suffix) for suffix in ANNOTATION_SUFFIXES]
     found = [task.entry.annotation] if task.entry.annotation else []
@@ -173,13 +172,31 @@ def _find_annotation(task: LookTask, size: tuple[int, int]) -> tuple[Path | None
     notes: tuple[str, ...] = ()
     for candidate in found:
         try:
-            notes += check_annotation_fits(read_annotation(candidate), size)
+            notes += _check_annotation(candidate, slide)
         except (TilingError, OSError) as error:
             notes += (f"annotation: {_without_folder(str(error), candidate)}",)
             continue
         others = tuple(f"another annotation beside it: {o.name}" for o in found if o != candidate)
         return candidate, notes + others
     return task.entry.annotation, notes
+
+
+def _check_annotation(path: Path, slide: Slide) -> tuple[str, ...]:
+    """See that an annotation lies on the slide, in either frame; returns what to say of it."""
+    from tiling.annotations import check_annotation_fits, read_annotation
+
+    annotation = read_annotation(path)
+    try:
+        return check_annotation_fits(annotation, slide.size)
+    except AnnotationError:
+        if slide.bounds is None or slide.bounds[:2] == (0, 0):
+            raise
+        moved = read_annotation(path, origin="bounds", bounds=slide.bounds)
+        with contextlib.suppress(AnnotationError):
+            notes = check_annotation_fits(moved, slide.size)
+            cure = "the annotation fits only if counted from the slide's bounds: tile it with "
+            return (*notes, f"{cure}tile.annotation_origin=bounds")
+        raise
 
 
 # --- the data set ----------------------------------------------------------------------------

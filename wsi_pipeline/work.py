@@ -248,7 +248,7 @@ def _heatmap(task: Task, on_progress: OnProgress) -> Done:
     picture = task.run.overlay(model, entry.slide_id)
     with open_store(task.run, entry) as store:
         heatmap = _lay_out(scores, store, config)
-        about: dict[str, Any] = {"mpp": store.info.mpp, "outlines": _outlines(entry)}
+        about: dict[str, Any] = {"mpp": store.info.mpp, "outlines": _outlines(entry, store)}
         thumbnail = _thumbnail(entry, store.info.mpp, config.thumbnail_px)
         write_heatmap(values, heatmap, mpp=store.info.mpp, name=entry.slide_id)
         draw_overlay(picture, heatmap, thumbnail, title=f"{entry.slide_id}, {model}", **about)
@@ -326,16 +326,16 @@ def _thumbnail(entry: SlideEntry, mpp: tuple[float, float], longest_px: int) -> 
     return thumbnail
 
 
-def _outlines(entry: SlideEntry) -> list[Any]:
+def _outlines(entry: SlideEntry, store: "PatchStore") -> list[Any]:
     """Rings of the annotated tumour, (n, 2) level-0 px each."""
     import numpy as np
     from shapely import get_parts
 
-    from tiling.annotations import read_annotation
+    from tiling.slide_annotation import read_annotation_of_store
 
     if entry.annotation is None:
         return []
-    parts = get_parts(read_annotation(entry.annotation).tumour)
+    parts = get_parts(read_annotation_of_store(entry.annotation, store).tumour)
     rings = [ring for part in parts for ring in (part.exterior, *part.interiors)]
     return [np.asarray(ring.coords) for ring in rings]
 
@@ -377,7 +377,7 @@ def _evaluation_slide(task: Task, entry: SlideEntry) -> "EvaluationSlide":
 
     The heatmap is laid out of the scores at hand, not read from its file, which may be older.
     """
-    from tiling.annotations import read_annotation
+    from tiling.slide_annotation import read_annotation_of_store
     from wsi_pipeline.evaluation.inputs import EvaluationSlide
     from wsi_pipeline.nms import detect
     from wsi_pipeline.scores import read_scores
@@ -388,7 +388,8 @@ def _evaluation_slide(task: Task, entry: SlideEntry) -> "EvaluationSlide":
     heatmap = _lay_out(scores, store, task.arguments["heatmap"])
     pixel_um = heatmap.pixel_l0[0] * store.info.mpp[0]
     radius_px = max(1, round(config.detection_radius_um / pixel_um))
-    annotation = None if entry.annotation is None else read_annotation(entry.annotation)
+    drawn = entry.annotation
+    annotation = None if drawn is None else read_annotation_of_store(drawn, store)
     return EvaluationSlide(
         slide_id=entry.slide_id,
         patient=entry.patient,

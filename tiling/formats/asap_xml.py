@@ -11,13 +11,13 @@ from numpy.typing import ArrayLike, NDArray
 
 from tiling.errors import AnnotationError
 from tiling.files import write_aside
-from tiling.formats.drawing import Drawing, Role, check_vertices, role_of_name
+from tiling.formats.drawing import Drawing, Role, check_vertices
 
 GROUP_COLOURS = ("#ff0000", "#0000ff", "#00a000", "#ff8000", "#a000a0", "#00a0a0")
 
 
-def parse_asap_xml(data: bytes) -> Drawing:
-    """Parse a file's bytes; groups are resolved, splines become polygons.
+def parse_asap_xml(data: bytes, drawing: Drawing) -> None:
+    """Put a file's polygons into a drawing; groups are resolved, splines become polygons.
 
     Raises
     ------
@@ -28,7 +28,6 @@ def parse_asap_xml(data: bytes) -> Drawing:
     parent_by_group = {
         group.get("Name", ""): group.get("PartOfGroup", "None") for group in root.iter("Group")
     }
-    drawing = Drawing()
     for number, annotation in enumerate(root.iter("Annotation")):
         name = annotation.get("Name") or f"number {number + 1}"
         kind = annotation.get("Type", "Polygon")
@@ -43,7 +42,6 @@ def parse_asap_xml(data: bytes) -> Drawing:
             drawing.add(name, role, [_asap_vertices(annotation, name, kind.casefold())])
             if kind.casefold() == "spline":
                 drawing.say("taken as the polygon through the points of a spline", name)
-    return drawing
 
 
 def _root_of(data: bytes) -> Element:
@@ -69,15 +67,15 @@ def _root_of(data: bytes) -> Element:
 def _role_of_group(name: str, parent_by_group: Mapping[str, str], drawing: Drawing) -> Role:
     """Walk from a group outwards to the first that has a meaning."""
     group, seen = name, set[str]()
-    if role_of_name(name) != "ignored" and name not in parent_by_group:
+    if drawing.role_of(name) != "ignored" and name not in parent_by_group:
         drawing.say("used as a group but not declared as one", name)
-    role = role_of_name(group)
+    role = drawing.role_of(group)
     while role is None and group in parent_by_group and group not in seen:
         seen.add(group)
         group = parent_by_group[group]
         if group.casefold() == "none":  # the root that all groups are part of
             break
-        role = role_of_name(group)
+        role = drawing.role_of(group)
     if role is None:
         drawing.say("group taken for tumour, as its name says nothing else", name)
         return "tumour"

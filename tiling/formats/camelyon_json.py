@@ -7,7 +7,7 @@ from tiling.errors import AnnotationError
 from tiling.formats.drawing import Drawing, Role, check_vertices
 
 
-def parse_camelyon_json(content: Mapping[str, Any]) -> Drawing:
+def parse_camelyon_json(content: Mapping[str, Any], drawing: Drawing) -> None:
     """Take ``positive`` for tumour and cut ``negative`` out of it; names are ids only.
 
     Raises
@@ -15,7 +15,6 @@ def parse_camelyon_json(content: Mapping[str, Any]) -> Drawing:
     AnnotationError
         If a list is none or an entry is no polygon.
     """
-    drawing = Drawing()
     roles: tuple[tuple[str, Role], ...] = (("positive", "tumour"), ("negative", "exclusion"))
     for key, role in roles:
         entries = content.get(key, [])
@@ -27,4 +26,3 @@ def parse_camelyon_json(content: Mapping[str, Any]) -> Drawing:
                 raise AnnotationError(f"{name} has no list of vertices; export it again")
             name = str(entry.get("name", name))
             drawing.add(name, role, [check_vertices(name, entry["vertices"])])
-    return drawing

@@ -3,7 +3,7 @@
 import math
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -40,21 +40,37 @@ NAMED_IN_NOTES = 5  # notes name this many polygons, then count
 
 @dataclass
 class Drawing:
-    """What a file holds, while it is read."""
+    """What a file holds, while it is read.
 
+    Attributes
+    ----------
+    offset_l0 : (x, y), level-0 px
+        Where the file's (0, 0) lies on the slide.
+    exclude : names
+        Cut out of the tumour, besides those that always are.
+    """
+
+    offset_l0: tuple[float, float] = (0.0, 0.0)
+    exclude: Collection[str] = ()
     tumours: list[Any] = field(default_factory=list)  # shapely MultiPolygons
     exclusions: list[Any] = field(default_factory=list)
     names_by_event: dict[str, list[str]] = field(default_factory=dict)
 
     def add(self, name: str, role: Role, rings: Sequence[NDArray[np.float64]]) -> None:
         """Take one polygon: its shell, then its holes."""
-        area, mended = mend_polygon(rings[0], rings[1:])
+        shell, *holes = (ring + np.array(self.offset_l0) for ring in rings)
+        area, mended = mend_polygon(shell, holes)
         if area.is_empty:
             self.say("left out, as they enclose no area", name)
             return
         if mended:
             self.say("mended, as their outlines cross or touch themselves", name)
         (self.tumours if role == "tumour" else self.exclusions).append(area)
+
+    def role_of(self, name: str) -> Role | None:
+        """Tell what a name stands for here; what is asked to be cut out comes first."""
+        asked = {_plain(other) for other in self.exclude}
+        return "exclusion" if _plain(name) in asked else role_of_name(name)
 
     def say(self, event: str, name: str) -> None:
         """Remember what happened to which polygon or group."""
@@ -109,7 +125,7 @@ def _number(value: Any) -> float:
 
 def role_of_name(name: str) -> Role | None:
     """Tell what a group or class name stands for; None if it is not one we know."""
-    plain = name.strip().casefold()
+    plain = _plain(name)
     if plain in TUMOUR_NAMES:
         return "tumour"
     if plain in EXCLUSION_NAMES:
@@ -117,3 +133,7 @@ def role_of_name(name: str) -> Role | None:
     if not plain or plain.endswith("*") or plain in IGNORED_NAMES or IGNORED_PATTERN.match(plain):
         return "ignored"
     return None
+
+
+def _plain(name: str) -> str:
+    return name.strip().casefold()

@@ -8,18 +8,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tiling.errors import AnnotationError
-from tiling.formats.drawing import Drawing, Role, check_vertices, role_of_name
+from tiling.formats.drawing import Drawing, Role, check_vertices
 
 
-def parse_geojson(content: Any) -> Drawing:
-    """Parse decoded GeoJSON; what was not drawn by a person is ignored.
+def parse_geojson(content: Any, drawing: Drawing) -> None:
+    """Put decoded GeoJSON into a drawing; what was not drawn by a person is ignored.
 
     Raises
     ------
     AnnotationError
         If it is no GeoJSON or holds a polygon that is none.
     """
-    drawing = Drawing()
     for number, feature in enumerate(_features(content)):
         properties = feature.get("properties") or {}
         if not isinstance(properties, dict):
@@ -35,7 +34,6 @@ def parse_geojson(content: Any) -> Drawing:
         else:
             for rings in _geojson_polygons(feature.get("geometry"), name, drawing):
                 drawing.add(name, role, rings)
-    return drawing
 
 
 def _features(content: Any) -> Iterator[dict[str, Any]]:
@@ -78,7 +76,7 @@ def _role_of_feature(properties: Mapping[str, Any], drawing: Drawing) -> Role:
     name = _class_name(properties)
     if not name:
         return "tumour"
-    role = role_of_name(name)
+    role = drawing.role_of(name)
     if role is None:
         drawing.say("class taken for tumour, as its name says nothing else", name)
         return "tumour"

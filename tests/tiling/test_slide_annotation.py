@@ -1,0 +1,133 @@
+"""The frames an annotation may be drawn in, from the file to the labels."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.tiling import slides
+from tiling.annotations import read_annotation, write_asap_xml
+from tiling.build import tile_slide
+from tiling.contracts import TileConfig, TissueConfig
+from tiling.errors import AnnotationError, GridError
+from tiling.readers import openslide_reader
+from tiling.slide_annotation import read_annotation_of_store
+from tiling.store import PatchStore
+
+CONFIG = TileConfig(target_mpp=0.5, patch_px=32, tissue=TissueConfig(mpp=2.0, min_object_um2=100.0))
+BOUNDS = (37, 21, 200, 170)  # x, y, width, height
+TUMOUR = np.array([(100.5, 80), (161, 83), (140, 120), (99, 119)])
+
+
+def geojson(path: Path, rings: dict[str, np.ndarray]) -> Path:
+    features = [
+        {
+            "type": "Feature",
+            "geometry": {"type": "Polygon", "coordinates": [[*ring.tolist(), ring[0].tolist()]]},
+            "properties": {"objectType": "annotation", "classification": {"name": name}},
+        }
+        for name, ring in rings.items()
+    ]
+    path.write_text(json.dumps({"type": "FeatureCollection", "features": features}))
+    return path
+
+
+@pytest.fixture
+def slide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A slide whose file tells of a scanned part, as MIRAX and Ventana files do."""
+    monkeypatch.setattr(openslide_reader, "_read_bounds", lambda properties: BOUNDS)
+    pixels = slides.tissue(260, 210)
+    return slides.write_slide(tmp_path / "s.tif", [pixels, slides.halve(pixels)])
+
+
+def tile(slide: Path, annotation: Path, **changes) -> PatchStore:
+    store = slide.with_name(f"{annotation.stem}.zarr")
+    config = replace(CONFIG, **changes)
+    summary = tile_slide(
+        slide, store, slide_id="s", config=config, annotation_path=annotation, slide_label=1
+    )
+    opened = PatchStore.open(store)
+    assert list(summary.notes) == opened.attributes["notes"]
+    return opened
+
+
+def test_one_lesion_is_labelled_the_same_in_both_frames(slide, tmp_path):
+    of_slide = geojson(tmp_path / "whole.geojson", {"Tumor": TUMOUR})
+    of_bounds = geojson(tmp_path / "cropped.geojson", {"Tumor": TUMOUR - np.array(BOUNDS[:2])})
+
+    whole = tile(slide, of_slide)
+    cropped = tile(slide, of_bounds, annotation_origin="bounds")
+
+    assert whole.label.sum() > 0
+    for name in ("label", "tumour", "lesion_pairs", "coords"):
+        np.testing.assert_array_equal(getattr(whole, name), getattr(cropped, name))
+    assert whole.attributes["lesions"] == cropped.attributes["lesions"]
+    tumours = [
+        read_annotation_of_store(of_slide, whole).tumour,
+        read_annotation_of_store(of_bounds, cropped).tumour,
+    ]
+    assert tumours[0].equals(tumours[1])
+    assert whole.fingerprint != cropped.fingerprint
+    assert (tile(slide, of_bounds).label != whole.label).any()  # the wrong frame is another label
+
+
+@pytest.mark.parametrize(
+    ("origin", "said"), [("level0", "set tile.annotation_origin=bounds"), ("bounds", "(37, 21)")]
+)
+def test_a_file_that_could_be_in_either_frame_is_noted(slide, tmp_path, origin, said):
+    annotation = geojson(tmp_path / "a.geojson", {"Tumor": TUMOUR})
+    notes = tile(slide, annotation, annotation_origin=origin).attributes["notes"]
+    assert any("bounds" in note and said in note for note in notes)
+
+
+def test_asap_counts_from_the_slides_corner_and_nothing_is_noted(slide, tmp_path):
+    write_asap_xml(tmp_path / "a.xml", [("one", "Tumor", TUMOUR)], ["Tumor"])
+    assert tile(slide, tmp_path / "a.xml").attributes["notes"] == []
+
+
+def test_a_slide_without_bounds_begins_at_its_corner(tmp_path):
+    annotation = geojson(tmp_path / "a.geojson", {"Tumor": TUMOUR})
+    for bounds in (None, (0, 0, 10, 10)):
+        found = read_annotation(annotation, origin="bounds", bounds=bounds)
+        assert found.tumour.bounds == read_annotation(annotation).tumour.bounds
+
+
+def test_an_outline_that_fits_only_the_other_frame_is_refused_with_the_cure(slide, tmp_path):
+    annotation = geojson(tmp_path / "a.geojson", {"Tumor": TUMOUR - np.array([200, 0])})
+    with pytest.raises(AnnotationError, match=r"a\.geojson.*annotation_origin"):
+        tile(slide, annotation)
+
+
+def test_an_unknown_origin_is_refused(slide, tmp_path):
+    annotation = geojson(tmp_path / "a.geojson", {"Tumor": TUMOUR})
+    with pytest.raises(GridError, match="annotation_origin must be one of level0, bounds"):
+        tile(slide, annotation, annotation_origin="crop")
+
+
+class TestExclude:
+    HOLE = np.array([(110, 90), (130, 90), (130, 110), (110, 110)], float)
+
+    def test_a_class_is_cut_out_where_asked(self, tmp_path):
+        path = geojson(tmp_path / "a.geojson", {"Tumor": TUMOUR, "Necrosis": self.HOLE})
+        whole = read_annotation(path).tumour
+        cut = read_annotation(path, exclude=["necrosis "]).tumour
+        assert whole.area - cut.area == pytest.approx(400)
+
+    def test_a_group_of_asap_is_cut_out_where_asked(self, tmp_path):
+        polygons = [("one", "Tumor", TUMOUR), ("two", "Blood", self.HOLE)]
+        write_asap_xml(tmp_path / "a.xml", polygons, ["Tumor", "Blood"])
+        assert read_annotation(tmp_path / "a.xml").notes  # taken for tumour, and said
+        found = read_annotation(tmp_path / "a.xml", exclude=["Blood"])
+        assert not found.notes
+        assert found.tumour.area == pytest.approx(
+            read_annotation(tmp_path / "a.xml").tumour.area - 400
+        )
+
+    def test_it_reaches_the_labels_and_what_is_read_again(self, slide, tmp_path):
+        path = geojson(tmp_path / "a.geojson", {"Tumor": TUMOUR, "Necrosis": self.HOLE})
+        whole, cut = tile(slide, path), tile(slide, path, exclude=("Necrosis",))
+        assert cut.tumour.sum() < whole.tumour.sum()
+        again = read_annotation_of_store(path, cut).tumour
+        assert again.equals(read_annotation(path, exclude=["Necrosis"]).tumour)
