@@ -38,7 +38,7 @@ from tiling.tissue import segment_tissue, tile_tissue_fraction
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1  # raised when the same settings would give another store: older stores turn stale
+FORMAT = 2  # raised when the same settings would give another store: older stores turn stale
 WHITE = 255
 CACHE_BYTES = 128 * 2**20  # of decoded file tiles: those that neighbouring blocks share
 TILES_AT_ONCE = 2**20  # whose share of tissue is measured

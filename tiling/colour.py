@@ -8,7 +8,7 @@ BAND_PX = 2**18  # about; a band's working arrays stay in the processor's cache
 
 
 def smooth_hsv(
-    rgb: NDArray[np.uint8], *, sigma: float
+    rgb: NDArray[np.uint8], *, sigma: float, white: tuple[float, float, float] = (1.0, 1.0, 1.0)
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
     """Blur a picture and give the blurred colours' hue, saturation and value.
 
@@ -17,6 +17,9 @@ def smooth_hsv(
     rgb : (H, W, 3) uint8
     sigma : px
         Of the Gaussian, cut off at four sigma; beyond the edge the nearest pixel counts.
+    white : R, G, B, above 0, at most 1
+        What counts as white: each channel is divided by it. What is whiter in each has no
+        saturation.
 
     Returns
     -------
@@ -31,11 +34,13 @@ def smooth_hsv(
     hue, saturation, value = (np.empty((height, width), np.float32) for _ in range(3))
     rim = int(4 * sigma + 0.5)
     step = max(1, BAND_PX // max(1, width))
+    full = np.array(white, np.float32).reshape(3, 1, 1) * 255
     for top in range(0, height, step):
         bottom = min(top + step, height)
         first, last = max(0, top - rim), min(height, bottom + rim)
         # (rows, W, 3) -> (3, rows, W): each channel in one piece
-        band = np.ascontiguousarray(np.moveaxis(rgb[first:last], -1, 0), np.float32) / 255
+        band = np.ascontiguousarray(np.moveaxis(rgb[first:last], -1, 0), np.float32)
+        band /= full
         band = ndimage.gaussian_filter(band, (0, sigma, sigma), mode="nearest")
         rows = slice(top, bottom)
         _fill_hsv(band[:, top - first : bottom - first], hue[rows], saturation[rows], value[rows])
@@ -50,9 +55,10 @@ def _fill_hsv(
 ) -> None:
     red, green, blue = rgb
     np.maximum(np.maximum(red, green), blue, out=value)
-    spread = value - np.minimum(np.minimum(red, green), blue)
+    least = np.minimum(np.minimum(red, green), blue)
+    spread = value - least
     saturation[...] = 0
-    np.divide(spread, value, out=saturation, where=value > 0)
+    np.divide(spread, value, out=saturation, where=(value > 0) & (least < 1))
     some = np.where(spread > 0, spread, np.float32(1))
     sector = np.where(
         blue == value,
@@ -60,3 +66,4 @@ def _fill_hsv(
         np.where(green == value, 2 + (blue - red) / some, (green - blue) / some),
     )
     hue[...] = np.where(spread > 0, (sector / 6) % 1, 0)
+    np.minimum(value, 1, out=value)

@@ -107,7 +107,7 @@ class TissueConfig:
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012  read by pydantic on the class
 
     mpp: float = 8.0  # µm per px of the thumbnail the mask is made on
-    min_saturation: float = 0.05  # HSV saturation floor under Otsu's threshold: glass is not tissue
+    min_saturation: float = 0.05  # HSV saturation against glass: paler is not tissue
     min_object_um2: float = 10_000.0  # smaller specks are dirt (a square of 100 µm)
     max_hole_um2: float = 40_000.0  # smaller holes (lumina, vessels) are filled
     min_fraction: float = 0.1  # a tile is kept if at least this share of it is tissue

@@ -1,10 +1,9 @@
 """Where tissue is: a mask on a small picture of the slide, and its share of each tile.
 
-Pure arrays: nothing here opens a file. Made for bright-field stains, haematoxylin and eosin first:
-glass is bright and colourless, tissue is coloured. Not taken for tissue: black (unscanned parts,
-scanner borders, black pen), and the hues that H&E does not have (green and blue pen, green ink).
-Red pen is not told from blood. A dark-field (fluorescence) slide is told by its lack of anything
-bright; there tissue is what shines.
+Pure arrays: nothing here opens a file. Made for bright-field stains (haematoxylin and eosin, DAB,
+haematoxylin alone): glass is bright and has one colour, tissue is coloured. Ink, black and grey are
+left out by `tiling.ink`. A dark-field (fluorescence) slide is told by its lack of anything bright;
+there tissue is what shines. docs/tissue.md says why each rule is as it is.
 """
 
 import math
@@ -17,18 +16,18 @@ from skimage.filters import threshold_otsu
 from tiling.colour import smooth_hsv
 from tiling.contracts import TissueConfig
 from tiling.errors import TissueError
+from tiling.glass import find_glass, glass_flicker
+from tiling.ink import find_artefacts, widen
 
 # All in HSV, 0 to 1; chosen on the slides of ../shared/data and the demo's drawn ones.
-MAX_THRESHOLD = 0.15  # ceiling on Otsu: where all is tissue it would part pale from dark tissue
-BLACK_VALUE = 0.2  # dense nuclei at 8 µm/px stay above 0.3
-GREEN_HUES = (75 / 360, 195 / 360)  # yellow-green to cyan: no tissue in H&E
-BLUE_HUES = (195 / 360, 248 / 360)  # haematoxylin lies above, blue pen within
-GREEN_SATURATION = 0.1  # from here on a hue can be told
-BLUE_SATURATION = 0.45  # pale blue is haematoxylin beside DAB, strong blue is pen
-PEN_RIM_PX = 2  # the blurred rim of a pen stroke fades through other hues
+FLICKERS = 8.0  # of glass; what is more saturated is no glass
+MAX_THRESHOLD = 0.15  # however much glass flickers
+MIN_WIDTH_UM = 50.0  # objects thinner all along are hairs, scratches and the rims of bubbles
 SMOOTHING_PX = 1.0  # Gaussian sigma: takes away JPEG and sensor noise
-# Dark field: next to nothing as bright as glass, and most of it near black.
+# Dark field: next to nothing as bright as glass, most of it near black, and what is not black
+# begins dim. On a bright-field slide with much unscanned black, what is not black is not dim.
 BRIGHT_VALUE, MAX_BRIGHT_SHARE, DARK_MEDIAN = 0.7, 0.05, 0.25
+UNSCANNED_VALUE, DIM_QUARTILE = 0.05, 0.3
 MIN_GLOW, MAX_GLOW = 0.04, 0.1  # bounds of Otsu's threshold on the value in dark field
 GLOW_SMOOTHING_UM = 25.0  # Gaussian sigma that bridges the dark between lit nuclei
 
@@ -36,10 +35,10 @@ GLOW_SMOOTHING_UM = 25.0  # Gaussian sigma that bridges the dark between lit nuc
 def segment_tissue(
     thumbnail: NDArray[np.uint8], *, mpp: tuple[float, float], config: TissueConfig
 ) -> NDArray[np.bool_]:
-    """Tell tissue from glass, pen and black.
+    """Tell tissue from glass, ink, grey and black.
 
-    Smoothed HSV saturation above Otsu's threshold, which is held between `min_saturation` and 0.15;
-    then small holes are filled and small objects removed.
+    HSV saturation against the colour of the slide's glass, above `min_saturation` or what glass
+    itself reaches; without artefacts. Then small holes are filled, small and thin objects removed.
 
     Parameters
     ----------
@@ -61,13 +60,13 @@ def segment_tissue(
     References
     ----------
     .. [1] N. Otsu, "A threshold selection method from gray-level histograms", IEEE Transactions on
-       Systems, Man, and Cybernetics 9 (1979) 62. The bounds on it are ours.
+       Systems, Man, and Cybernetics 9 (1979) 62: in dark field. The bounds on it are ours.
     """
     _check_settings(thumbnail, mpp, config)
     if thumbnail.size == 0:
         return np.zeros(thumbnail.shape[:2], bool)
     mask = _find_colour(thumbnail, mpp, config)
-    return _clean_mask(mask, pixel_um2=mpp[0] * mpp[1], config=config)
+    return _clean_mask(mask, mpp=mpp, config=config)
 
 
 def tile_tissue_fraction(
@@ -130,12 +129,15 @@ def tile_tissue_fraction(
 def _find_colour(
     thumbnail: NDArray[np.uint8], mpp: tuple[float, float], config: TissueConfig
 ) -> NDArray[np.bool_]:
-    hue, saturation, value = smooth_hsv(thumbnail, sigma=SMOOTHING_PX)
+    glass = find_glass(thumbnail)
+    hue, saturation, value = smooth_hsv(thumbnail, sigma=SMOOTHING_PX, white=glass)
     if _is_dark_field(value):
         return _find_glow(value, mpp)
-    usable = ~_find_artefacts(hue, saturation, value)
-    del hue, value  # of the largest slides 100 MB each
-    return usable & (saturation > _saturation_threshold(saturation[usable], config))
+    flicker = glass_flicker(thumbnail, saturation, glass)
+    threshold = max(config.min_saturation, min(FLICKERS * flicker, MAX_THRESHOLD))
+    mask: NDArray[np.bool_] = saturation > threshold
+    mask &= ~find_artefacts(hue, saturation, value, mpp=mpp)
+    return mask
 
 
 def _check_settings(
@@ -158,8 +160,12 @@ def _check_settings(
 
 
 def _is_dark_field(value: NDArray[np.float32]) -> bool:
-    few_bright = float(np.mean(value > BRIGHT_VALUE)) < MAX_BRIGHT_SHARE
-    return few_bright and float(np.median(value)) < DARK_MEDIAN
+    if float(np.mean(value > BRIGHT_VALUE)) >= MAX_BRIGHT_SHARE:
+        return False
+    if float(np.median(value)) >= DARK_MEDIAN:
+        return False
+    lit = value[value > UNSCANNED_VALUE]
+    return not lit.size or float(np.quantile(lit, 0.25)) < DIM_QUARTILE
 
 
 def _find_glow(value: NDArray[np.float32], mpp: tuple[float, float]) -> NDArray[np.bool_]:
@@ -167,21 +173,6 @@ def _find_glow(value: NDArray[np.float32], mpp: tuple[float, float]) -> NDArray[
     glow = ndimage.gaussian_filter(value, sigma, mode="nearest")
     mask: NDArray[np.bool_] = glow > min(max(_otsu(glow), MIN_GLOW), MAX_GLOW)
     return mask
-
-
-def _find_artefacts(
-    hue: NDArray[np.float32], saturation: NDArray[np.float32], value: NDArray[np.float32]
-) -> NDArray[np.bool_]:
-    green = (hue >= GREEN_HUES[0]) & (hue < GREEN_HUES[1]) & (saturation >= GREEN_SATURATION)
-    blue = (hue >= BLUE_HUES[0]) & (hue < BLUE_HUES[1]) & (saturation >= BLUE_SATURATION)
-    artefacts: NDArray[np.bool_] = (value < BLACK_VALUE) | green | blue
-    wider: NDArray[np.bool_] = ndimage.binary_dilation(artefacts, iterations=PEN_RIM_PX)
-    return wider
-
-
-def _saturation_threshold(saturation: NDArray[np.float32], config: TissueConfig) -> float:
-    ceiling = max(MAX_THRESHOLD, config.min_saturation)
-    return min(max(_otsu(saturation), config.min_saturation), ceiling)
 
 
 def _otsu(values: NDArray[np.float32]) -> float:
@@ -192,8 +183,9 @@ def _otsu(values: NDArray[np.float32]) -> float:
 
 
 def _clean_mask(
-    mask: NDArray[np.bool_], *, pixel_um2: float, config: TissueConfig
+    mask: NDArray[np.bool_], *, mpp: tuple[float, float], config: TissueConfig
 ) -> NDArray[np.bool_]:
+    pixel_um2 = mpp[0] * mpp[1]
     # A picture smaller than the smallest object would lose all its tissue: there a tenth counts.
     largest_um2 = mask.size * pixel_um2 / 10
     holes, n_px = _label_objects(~mask)
@@ -204,9 +196,26 @@ def _clean_mask(
     del holes
     objects, n_px = _label_objects(filled)
     is_kept = n_px * pixel_um2 >= min(config.min_object_um2, largest_um2)
+    if mask.shape[0] * mpp[1] > 10 * MIN_WIDTH_UM and mask.shape[1] * mpp[0] > 10 * MIN_WIDTH_UM:
+        is_kept &= _are_wide(objects, filled, mpp, n_objects=len(n_px))
     is_kept[0] = False
     kept: NDArray[np.bool_] = is_kept[objects]
     return kept
+
+
+def _are_wide(
+    objects: NDArray[np.int32],
+    mask: NDArray[np.bool_],
+    mpp: tuple[float, float],
+    *,
+    n_objects: int,
+) -> NDArray[np.bool_]:
+    """Tell which numbered objects hold a square as wide as `MIN_WIDTH_UM` somewhere."""
+    reach = [max(0, math.floor(MIN_WIDTH_UM / side) - 1) // 2 for side in (mpp[1], mpp[0])]
+    inner = ~widen(~mask, (reach[0], reach[1]))
+    wide = np.zeros(n_objects, np.bool_)
+    wide[objects[inner]] = True
+    return wide
 
 
 def _label_objects(mask: NDArray[np.bool_]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:

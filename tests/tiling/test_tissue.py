@@ -1,6 +1,7 @@
 """Tissue against glass, pen and black; its share of each tile."""
 
 import dataclasses
+import itertools
 import math
 from pathlib import Path
 
@@ -9,7 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from scipy import ndimage
 
+from tests.tiling import thumbnails
 from tiling.contracts import TissueConfig
 from tiling.errors import TissueError
 from tiling.tissue import segment_tissue, tile_tissue_fraction
@@ -112,6 +115,100 @@ def test_in_dark_field_what_shines_is_tissue():
     picture[51:150:4, 100:200:4, 2] = 220
 
     assert agreement(segment(picture), *BLOCK) > 0.8
+
+
+def score(scene: thumbnails.Scene, mask: NDArray[np.bool_]) -> tuple[float, float, float]:
+    """IoU beside the artefacts; the share of them taken for tissue, on glass and across tissue."""
+    beside = ~ndimage.binary_dilation(scene.artefact, iterations=8)
+    iou = (mask & scene.tissue & beside).sum() / ((mask | scene.tissue) & beside).sum()
+    on_glass, across = scene.artefact & ~scene.tissue, scene.artefact & scene.tissue
+    leaks = [float((mask & part).sum() / max(1, part.sum())) for part in (on_glass, across)]
+    return float(iou), leaks[0], leaks[1]
+
+
+@pytest.mark.parametrize("glass", [thumbnails.GLASS, (240, 233, 220), (226, 222, 230)])
+@pytest.mark.parametrize("stain", thumbnails.STAINS)
+def test_every_stain_is_found_on_any_glass(stain, glass):
+    scene = thumbnails.draw_scene(stain, mpp=12.0, glass=glass)
+
+    assert score(scene, segment(scene.rgb, mpp=12.0))[0] > 0.97
+
+
+@pytest.mark.parametrize("ink", thumbnails.INKS)
+@pytest.mark.parametrize("stain", thumbnails.STAINS)
+def test_pen_across_and_beside_tissue_is_left_out(stain, ink):
+    scene = thumbnails.draw_scene(stain, ink=ink)
+
+    iou, on_glass, across = score(scene, segment(scene.rgb))
+
+    assert iou > 0.97
+    assert on_glass < 0.02
+    assert across < 0.4  # where ink is thin over tissue, tissue is seen
+
+
+@pytest.mark.parametrize("stain", thumbnails.STAINS)
+@pytest.mark.parametrize("artefact", ["edges", "bubble"])
+def test_edges_and_rims_of_bubbles_are_left_out(stain, artefact):
+    scene = thumbnails.draw_scene(stain, **{artefact: True})
+
+    iou, on_glass, _ = score(scene, segment(scene.rgb))
+
+    assert iou > 0.97
+    assert on_glass < 0.01
+
+
+@pytest.mark.parametrize(
+    ("stain", "mpp"),
+    [("H&E", 4.0), *itertools.product(thumbnails.STAINS, (16.0, 32.0))],
+)
+def test_another_resolution_finds_the_same_tissue(stain, mpp):
+    scene = thumbnails.draw_scene(stain, mpp=mpp)
+
+    mask = segment(scene.rgb, mpp=mpp)
+
+    assert score(scene, mask)[0] > 0.92
+    at_8 = segment(thumbnails.draw_scene(stain).rgb)
+    assert mask.mean() == pytest.approx(at_8.mean(), rel=0.05)
+
+
+def test_tissue_filled_up_by_pale_eosin_is_not_taken_for_glass():
+    assert segment(draw(glass=(240, 222, 232))).mean() > 0.99
+
+
+def test_white_that_no_camera_saw_beside_warm_glass_holds_no_tissue():
+    picture = draw((*BLOCK, PINK), glass=(240, 232, 222))
+    picture[:, 220:] = 255
+
+    mask = segment(picture)
+
+    assert not mask[:, 215:].any()
+    assert agreement(mask, *BLOCK) > 0.92
+
+
+def test_a_bright_field_slide_mostly_unscanned_is_not_taken_for_dark_field():
+    picture = draw((slice(0, 200), slice(0, 300), (150, 80, 150)))
+    picture[:, :180] = 0
+
+    mask = segment(picture)
+
+    assert not mask[:, :178].any()
+    assert mask[:, 185:].all()
+
+
+def test_tissue_that_touches_the_border_is_kept():
+    picture = draw((slice(0, 80), slice(0, 90), PINK))
+
+    assert agreement(segment(picture), slice(0, 80), slice(0, 90)) > 0.92
+
+
+def test_hairs_are_no_tissue_however_long():
+    """8 µm wide, 2.2 mm long: twice the smallest object's area."""
+    picture = draw((*BLOCK, PINK), (slice(20, 21), slice(10, 290), (190, 150, 190)))
+
+    mask = segment(picture, mpp=8.0)
+
+    assert not mask[:40].any()
+    assert mask[100, 150]
 
 
 @pytest.mark.parametrize("mpp", [2.0, 8.0])
