@@ -53,7 +53,7 @@ def mend_polygon(
     area = _encircled_area(shell)
     if holes:
         area = shapely.difference(area, shapely.union_all([_encircled_area(h) for h in holes]))
-    parts = _polygons_of(area)
+    parts = polygons_of(area)
     return shapely.MultiPolygon(parts), bool(parts)
 
 
@@ -100,7 +100,7 @@ def assemble_annotation(
     area = shapely.union_all(list(tumours))
     if exclusions:
         area = shapely.difference(area, shapely.union_all(list(exclusions)))
-    parts = [part for part in _polygons_of(area) if part.area >= MIN_AREA_L0]
+    parts = [part for part in polygons_of(area) if part.area >= MIN_AREA_L0]
     said = list(notes)
     if tumours and not parts:
         said.append("exclusions cover all of the tumour: none is left")
@@ -109,11 +109,11 @@ def assemble_annotation(
     )
 
 
-def _polygons_of(area: Any) -> list[Any]:
+def polygons_of(area: Any) -> list[Any]:
     """List the polygons in any shapely geometry, leaving out lines and points."""
     if area.geom_type == "Polygon":
         return [] if area.is_empty else [area]
-    return [polygon for part in getattr(area, "geoms", ()) for polygon in _polygons_of(part)]
+    return [polygon for part in getattr(area, "geoms", ()) for polygon in polygons_of(part)]
 
 
 def _group_touching(parts: list[Any]) -> tuple[Any, ...]:

@@ -10,6 +10,7 @@ import shapely
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tiling import labels
 from tiling.annotations import read_annotation
 from tiling.contracts import Annotation, TileConfig
 from tiling.errors import AnnotationError, GridError
@@ -277,3 +278,73 @@ def test_a_hundred_thousand_tiles_of_a_real_slide_take_a_second_or_two(name):
         area = annotation.tumour.intersection(box).area
         assert result.tumour[row] == pytest.approx(area / box.area, abs=1e-6)
         assert result.label[row] == (area > 0)
+
+
+@st.composite
+def crossing_outlines(draw):
+    """A ring of any points, which may cross itself, over the squares of the test."""
+    numbers = st.floats(-20, 220, allow_nan=False, width=32)
+    whole = st.integers(-2, 22).map(lambda n: 10.0 * n)  # also along and through squares' corners
+    n = draw(st.integers(3, 24))
+    kind = draw(st.sampled_from([numbers, whole]))
+    return np.array(draw(st.lists(st.tuples(kind, kind), min_size=n, max_size=n)))
+
+
+@given(rings=st.lists(crossing_outlines(), min_size=1, max_size=4), cut=crossing_outlines())
+@settings(deadline=None, max_examples=40)
+def test_areas_cut_in_steps_are_those_of_each_square_cut_from_the_whole(rings, cut):
+    """Brute force: every square against the union, by shapely alone."""
+    areas = [mend_polygon(ring)[0] for ring in rings]
+    annotation = assemble_annotation(areas, [mend_polygon(cut)[0]])
+    coords = np.array([(x, y) for y in range(0, 200, 10) for x in range(0, 200, 10)])
+    config = TileConfig(target_mpp=1.0, patch_px=20, inner_px=10, stride_px=10)
+    with pytest.MonkeyPatch.context() as patch:  # so that these few vertices are cut in steps
+        patch.setattr(labels, "FEW_VERTICES", 4)
+        patch.setattr(labels, "FEW_BOXES", 1)
+        patch.setattr(labels, "GROUPS", 3)
+        result = label(coords, annotation, config=config)
+
+    squares = shapely.box(*(coords + 5).T, *(coords + 15).T)
+    for row, square in enumerate(squares):
+        share = annotation.tumour.intersection(square).area / 100
+        hit = [
+            index
+            for index, lesion in enumerate(annotation.lesions)
+            if lesion.relate_pattern(square, "T********")
+        ]
+        assert result.label[row] == bool(hit)
+        assert result.lesion_pairs[result.lesion_pairs[:, 0] == row, 1].tolist() == hit
+        assert float(result.tumour[row]) == pytest.approx(share, abs=1e-7)  # float32's rounding
+
+
+def test_areas_cut_in_steps_are_exact_to_a_billionth():
+    rng = np.random.default_rng(1)
+    angle = np.linspace(0, 2 * np.pi, 6000, endpoint=False)
+    radius = 30_000 + 4_000 * np.cos(7 * angle) + rng.normal(scale=30, size=len(angle))
+    ring = 100_000 + radius[:, None] * np.stack([np.cos(angle), np.sin(angle)], axis=1)
+    lesion, _ = mend_polygon(ring)
+    x, y = ring[rng.choice(len(ring), 400, replace=False)].T
+    boxes = shapely.box(np.floor(x) - 128, np.floor(y) - 128, np.floor(x) + 128, np.floor(y) + 128)
+
+    areas = labels._clip_areas(lesion, boxes)
+
+    whole = shapely.area(shapely.intersection(lesion, boxes))  # each from the whole outline
+    np.testing.assert_allclose(areas, whole, rtol=1e-9)
+
+
+def test_an_outline_of_two_hundred_thousand_points_is_labelled_in_seconds():
+    rng = np.random.default_rng(0)
+    angle = np.linspace(0, 2 * np.pi, 200_000, endpoint=False)
+    radius = 30_000 + 6_000 * np.cos(5 * angle) + rng.normal(scale=2, size=len(angle))
+    ring = 50_000 + radius[:, None] * np.stack([np.cos(angle), np.sin(angle)], axis=1)
+    annotation = annotate(mend_polygon(ring)[0])
+    config = TileConfig(target_mpp=0.25, patch_px=512, stride_px=256)
+    coords = tile_coords((100_000, 100_000), tile_l0=512, stride_l0=256)
+    started = time.perf_counter()
+
+    result = label(coords, annotation, slide_label=1, config=config)
+
+    assert len(coords) > 150_000
+    assert time.perf_counter() - started < 30  # 2 s on a quiet core; 12 s and more, cut one by one
+    covered = result.tumour.sum(dtype=float) * 256**2  # the inner squares tile the plane
+    assert covered == pytest.approx(annotation.tumour.area, rel=1e-6)
