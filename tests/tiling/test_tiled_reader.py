@@ -311,3 +311,40 @@ class TestTileCache:
         cache.give_back([first])
         cache.give_back([cache.borrow("b", self.fill(2), self.SHAPE)])
         assert cache.borrow("c", self.fill(3), self.SHAPE).pixels is memory
+
+
+def outcome(reader, path: Path, corner: tuple[int, int]):
+    """The pixels of a file tile, or None where the reader says that they cannot be decoded."""
+    with reader(path) as slide:
+        try:
+            return slide.read_region(corner, 0, (64, 64))
+        except SlideError:
+            return None
+
+
+@pytest.mark.parametrize("photometric", ["rgb", "ycbcr"])
+def test_one_damaged_byte_of_a_jpeg_is_noticed_where_openslide_notices_it(tmp_path, photometric):
+    """A lenient decoder mends what it can and says nothing: then pixels would be made up."""
+    options = {"compression": "jpeg", "photometric": photometric}
+    if photometric == "ycbcr":
+        options["subsampling"] = (2, 2)
+    path = slides.write_slide(tmp_path / "a.tif", LEVELS, tile=(64, 64), **options)
+    with tifffile.TiffFile(path) as tif:
+        offset, count = (
+            numbers[13] for numbers in (tif.pages[0].dataoffsets, tif.pages[0].databytecounts)
+        )
+    whole = path.read_bytes()
+    n_noticed = 0
+    places = [*range(2, min(count, 160), 3), *range(160, count, max(1, count // 40))]
+    for place in places:
+        damaged = bytearray(whole)
+        damaged[offset + place] ^= 0x55
+        path.write_bytes(bytes(damaged))
+        ours, theirs = (
+            outcome(reader, path, (128, 64)) for reader in (TiledTiffReader, OpenSlideReader)
+        )
+        assert (ours is None) == (theirs is None), f"byte {place}"
+        if ours is not None:
+            np.testing.assert_array_equal(ours, theirs, err_msg=f"byte {place}")
+        n_noticed += ours is None
+    assert 0 < n_noticed < len(places)
