@@ -9,7 +9,7 @@ References
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,9 @@ from wsi_pipeline.errors import SamplingError
 
 _WORDS_PER_BLOCK = 4  # 64-bit numbers that one step of the Philox counter gives; a draw uses one
 _MAX_SEED = 2**128  # of Philox's key
+_CHUNK = 16_384  # draws at a time, so that what is computed on the way stays in the cache
+
+Entry = TypeVar("Entry", bound=np.generic)
 
 
 class ThreeStepSampler:
@@ -58,12 +61,14 @@ class ThreeStepSampler:
         # slide; `_patches` has the rows of group after group.
         found = [_find_groups(labels, label) for label in classes]
         self._classes = np.array(classes, np.int8)
-        self._n_slides = np.array([len(slides) for slides, _ in found])  # (k,) |S_y|
-        self._first_group = np.cumsum(self._n_slides) - self._n_slides  # (k,)
+        n_slides = np.array([len(slides) for slides, _ in found])
+        self._n_slides = n_slides.astype(np.float64)  # (k,) |S_y|
+        self._first_group = np.cumsum(n_slides) - n_slides  # (k,)
         self._slides = np.concatenate([slides for slides, _ in found])  # (groups,)
         rows = [of_group for _, of_label in found for of_group in of_label]
-        self._sizes = np.array([len(of_group) for of_group in rows])  # (groups,) n_{s,y}
-        self._starts = np.cumsum(self._sizes) - self._sizes  # (groups,) into `_patches`
+        sizes = np.array([len(of_group) for of_group in rows])
+        self._sizes = sizes.astype(np.float64)  # (groups,) n_{s,y}
+        self._starts = np.cumsum(sizes) - sizes  # (groups,) into `_patches`
         self._patches: NDArray[np.int32] = np.concatenate(rows)
 
     def draw(self, n: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int8]]:
@@ -75,24 +80,37 @@ class ThreeStepSampler:
             Index into the slides given, and row of that slide.
         label : (n,)
         """
+        slide, patch = np.empty(n, np.int64), np.empty(n, np.int64)
+        label = np.empty(n, np.int8)
+        generator = self._generator()
+        for start in range(0, n, _CHUNK):
+            part = slice(start, min(start + _CHUNK, n))
+            numbers = self._uniform(generator, part.stop - start)
+            slide[part], patch[part], label[part] = self._choose(numbers)
+        self._drawn += n
+        return slide, patch, label
+
+    def _choose(
+        self, number: NDArray[np.float64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.int8]]:
+        """Turn numbers in [0, 1), (n,), which are overwritten, into slides, patches and labels."""
         # One number per draw: what a choice leaves over of it, stretched to [0, 1), makes the next
         # choice. Of its 53 bits a million patches on a thousand slides use 31, so that all chances
         # are right to 1 in 10^6.
-        which, rest = _pick(self._uniform(n), len(self._classes))
-        place, rest = _pick(rest, self._n_slides[which])
-        group = self._first_group[which] + place
-        row, _ = _pick(rest, self._sizes[group])
-        patch = self._patches[self._starts[group] + row].astype(np.int64)
-        self._drawn += n
-        return self._slides[group], patch, self._classes[which]
+        which = _pick(number, len(self._classes))
+        group = _pick(number, _at(self._n_slides, which))
+        group += _at(self._first_group, which)
+        row = _pick(number, _at(self._sizes, group))
+        row += _at(self._starts, group)
+        return _at(self._slides, group), _at(self._patches, row), _at(self._classes, which)
 
     def probability(self, slide: int, patch: int) -> float:
         """Give the exact chance that a draw is this patch: 1/|classes| * 1/|S_y| * 1/n_{s,y}."""
         for group in np.flatnonzero(self._slides == slide):
-            start, size = self._starts[group], self._sizes[group]
+            start, size = self._starts[group], int(self._sizes[group])
             if patch in self._patches[start : start + size]:
                 which = np.searchsorted(self._first_group, group, side="right") - 1
-                return 1 / len(self._classes) / int(self._n_slides[which]) / int(size)
+                return 1 / len(self._classes) / float(self._n_slides[which]) / size
         return 0.0
 
     def state(self) -> dict[str, Any]:
@@ -107,13 +125,19 @@ class ThreeStepSampler:
             )
         self._drawn = int(state["drawn"])
 
-    def _uniform(self, n: int) -> NDArray[np.float64]:
-        """Give the numbers of draws `drawn` to `drawn + n`: (n,) in [0, 1)."""
+    def _generator(self) -> np.random.Philox:
+        """Give the source of random words as it stands before the next draw."""
         blocks, within = divmod(self._drawn, _WORDS_PER_BLOCK)
         generator = np.random.Philox(key=self._seed)
         generator.advance(blocks)
-        words = generator.random_raw(within + n)[within:]
-        return (words >> np.uint64(11)).astype(np.float64) * 2.0**-53
+        generator.random_raw(within)
+        return generator
+
+    def _uniform(self, generator: np.random.Philox, n: int) -> NDArray[np.float64]:
+        """Give the numbers of the next `n` draws: (n,) in [0, 1)."""
+        words = generator.random_raw(n) >> np.uint64(11)
+        signed = words.view(np.int64)  # which become floats faster
+        return signed * np.float64(2.0**-53)
 
 
 def _find_groups(
@@ -132,10 +156,14 @@ def _find_groups(
     return slides, [rows[s] for s in slides]
 
 
-def _pick(
-    uniform: NDArray[np.float64], count: NDArray[np.int64] | int
-) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Turn numbers in [0, 1) into whole ones in [0, count), and what is left over, in [0, 1)."""
-    scaled = uniform * count  # below count even when rounded: uniform is at most 1 - 2^-53
-    picked = scaled.astype(np.int64)
-    return picked, scaled - picked
+def _pick(number: NDArray[np.float64], count: NDArray[np.float64] | int) -> NDArray[np.int64]:
+    """Turn numbers in [0, 1) into whole ones in [0, count); leave what is over, in [0, 1)."""
+    number *= count  # below count even when rounded: a number is at most 1 - 2^-53
+    picked = number.astype(np.int64)
+    number -= picked
+    return picked
+
+
+def _at(table: NDArray[Entry], places: NDArray[np.int64]) -> NDArray[Entry]:
+    # `clip` only saves take's own look at the places, which are all within the table.
+    return table.take(places, mode="clip")

@@ -20,44 +20,76 @@ LABELS = [
     np.zeros(0, np.int8),
 ]
 
-cohorts = st.lists(
-    st.lists(st.sampled_from([-1, 0, 1]), max_size=8).map(lambda x: np.array(x, np.int8)),
-    min_size=1,
-    max_size=6,
-).filter(lambda slides: {0, 1} <= {int(label) for s in slides for label in s})
+FIVE_CLASSES = [
+    np.array([0, 3, 3, 1, 4, -1], np.int8),
+    np.array([3, 3, 2], np.int8),
+    np.array([4, 2, 2, 2, 2, 0], np.int8),
+    np.array([1], np.int8),
+]
+CLASSES = [(LABELS, (0, 1)), (FIVE_CLASSES, (0, 1, 2, 3, 4)), (FIVE_CLASSES, (4, 0, 2))]
 
 
-def expected_probability(labels, slide, patch):
-    """1/2 * 1/|S_y| * 1/n_{s,y}, read off one patch at a time."""
+def cohorts(classes):
+    """Slides of a few patches; every class on at least one."""
+    of_slide = st.lists(st.sampled_from([-1, *classes]), max_size=8)
+    slides = st.lists(of_slide.map(lambda x: np.array(x, np.int8)), min_size=1, max_size=6)
+    return slides.filter(lambda found: set(classes) <= {int(y) for s in found for y in s})
+
+
+def expected_probability(labels, slide, patch, classes=(0, 1)):
+    """1/|classes| * 1/|S_y| * 1/n_{s,y}, read off one patch at a time."""
     y = labels[slide][patch]
-    if y < 0:
+    if y not in classes:
         return 0.0
     having = [s for s in labels if (s == y).any()]
-    return 1 / 2 / len(having) / int((labels[slide] == y).sum())
+    return 1 / len(classes) / len(having) / int((labels[slide] == y).sum())
 
 
-@given(labels=cohorts)
-def test_probabilities_are_the_definition_and_sum_to_one(labels):
-    sampler = ThreeStepSampler(labels, seed=0)
+@pytest.mark.parametrize("classes", [(0, 1), (2, 0, 1)], ids=["two", "three"])
+@settings(deadline=None, max_examples=40)
+@given(data=st.data())
+def test_probabilities_are_the_definition_and_sum_to_one(classes, data):
+    labels = data.draw(cohorts(classes))
+    sampler = ThreeStepSampler(labels, seed=0, classes=classes)
     found = {
         (s, p): sampler.probability(s, p) for s, of in enumerate(labels) for p in range(len(of))
     }
     assert sum(found.values()) == pytest.approx(1)
     for (slide, patch), probability in found.items():
-        assert probability == pytest.approx(expected_probability(labels, slide, patch))
+        assert probability == pytest.approx(expected_probability(labels, slide, patch, classes))
 
 
-def test_draws_follow_the_probabilities():
-    sampler = ThreeStepSampler(LABELS, seed=1)
+@pytest.mark.parametrize(("labels", "classes"), CLASSES, ids=["two", "five", "three-of-five"])
+def test_draws_follow_the_probabilities(labels, classes):
+    sampler = ThreeStepSampler(labels, seed=1, classes=classes)
     slide, patch, label = sampler.draw(100_000)
     assert all(
-        LABELS[s][p] == y for s, p, y in zip(slide[:500], patch[:500], label[:500], strict=True)
+        labels[s][p] == y for s, p, y in zip(slide[:500], patch[:500], label[:500], strict=True)
     )
-    cells = [(s, p) for s, of in enumerate(LABELS) for p in range(len(of)) if of[p] >= 0]
+    cells = [(s, p) for s, of in enumerate(labels) for p in range(len(of)) if of[p] in classes]
     counts = [int(((slide == s) & (patch == p)).sum()) for s, p in cells]
-    expected = [100_000 * expected_probability(LABELS, s, p) for s, p in cells]
+    expected = [100_000 * expected_probability(labels, s, p, classes) for s, p in cells]
     assert sum(counts) == 100_000
     assert chisquare(counts, expected).pvalue > 1e-4
+
+
+def test_draws_are_those_of_the_first_release():
+    """Draw i is this function of the seed and i for good, else old trainings could not go on."""
+    sampler = ThreeStepSampler(FIVE_CLASSES, seed=7, classes=range(5))
+    sampler.draw(20_000)  # more than is computed at a time
+    slide, patch, label = sampler.draw(12)
+    assert slide.tolist() == [0, 0, 1, 0, 3, 2, 2, 0, 1, 3, 1, 0]
+    assert patch.tolist() == [3, 1, 1, 2, 0, 0, 0, 2, 1, 0, 2, 4]
+    assert label.tolist() == [1, 3, 3, 3, 1, 4, 4, 3, 3, 1, 2, 4]
+
+
+def test_long_draws_equal_short_ones():
+    """Draws are computed in parts; where the parts meet nothing is lost or doubled."""
+    whole = ThreeStepSampler(LABELS, seed=3).draw(40_003)
+    sampler = ThreeStepSampler(LABELS, seed=3)
+    pieces = [sampler.draw(n) for n in (16_383, 3, 16_384, 7_233)]
+    for field in range(3):
+        assert np.array_equal(np.concatenate([piece[field] for piece in pieces]), whole[field])
 
 
 @settings(deadline=None)
@@ -71,24 +103,26 @@ def test_a_draw_depends_on_its_number_alone(parts, seed):
         assert np.array_equal(np.concatenate([piece[field] for piece in pieces]), whole[field])
 
 
-def test_every_patch_gets_its_exact_share_of_the_numbers(monkeypatch):
+@pytest.mark.parametrize(("labels", "classes"), CLASSES, ids=["two", "five", "three-of-five"])
+def test_every_patch_gets_its_exact_share_of_the_numbers(monkeypatch, labels, classes):
     """Numbers evenly spread over [0, 1) fall to each patch in proportion to its probability."""
-    n = 2 * 2 * 2 * 6 * 2 * 5  # a multiple of every 1 / probability
+    n = 2 * 2 * 2 * 3 * 2 * 5 * 2  # a multiple of every 1 / probability
     monkeypatch.setattr(
-        ThreeStepSampler, "_uniform", lambda _, count: (np.arange(count) + 0.5) / count
+        ThreeStepSampler, "_uniform", lambda *given: (np.arange(given[-1]) + 0.5) / given[-1]
     )
-    slide, patch, _ = ThreeStepSampler(LABELS, seed=0).draw(n)
-    for s, of in enumerate(LABELS):
+    slide, patch, _ = ThreeStepSampler(labels, seed=0, classes=classes).draw(n)
+    for s, of in enumerate(labels):
         for p in range(len(of)):
-            expected = n * expected_probability(LABELS, s, p)
-            assert ((slide == s) & (patch == p)).sum() == pytest.approx(expected)
+            expected = n * expected_probability(labels, s, p, classes)
+            assert expected == pytest.approx(round(expected))
+            assert ((slide == s) & (patch == p)).sum() == round(expected)
 
 
 @pytest.mark.parametrize("n_classes", [1, 2, 3, 7])
 def test_the_largest_number_still_picks_a_patch(monkeypatch, n_classes):
     labels = [np.arange(n_classes, dtype=np.int8).repeat(s + 3) for s in range(11)]
     sampler = ThreeStepSampler(labels, seed=0, classes=range(n_classes))
-    monkeypatch.setattr(sampler, "_uniform", lambda n: np.full(n, 1 - 2.0**-53))
+    monkeypatch.setattr(sampler, "_uniform", lambda _, n: np.full(n, 1 - 2.0**-53))
     slide, patch, label = sampler.draw(1)
     assert (slide[0], patch[0], label[0]) == (10, len(labels[10]) - 1, n_classes - 1)
 
