@@ -21,7 +21,9 @@ from typer.core import TyperGroup
 from tiling.errors import TilingError
 from wsi_pipeline import __version__
 from wsi_pipeline.cli_baselines import baselines
+from wsi_pipeline.cli_export import export
 from wsi_pipeline.cli_options import (
+    EXIT_NOTHING_DONE,
     ConfigOption,
     DaskOption,
     DeviceOption,
@@ -32,6 +34,8 @@ from wsi_pipeline.cli_options import (
     SetOption,
     ShardOption,
     WorkersOption,
+    finish,
+    make_options,
 )
 from wsi_pipeline.errors import PipelineError
 
@@ -61,7 +65,6 @@ class AtRate(StrEnum):
     step = "step"
 
 
-EXIT_NOTHING_DONE = 1
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 
@@ -96,33 +99,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-
-def _options(
-    workers: int, device: str, shard: str | None, dask: str | None, overwrite: bool, quiet: bool
-) -> "Options":
-    from wsi_pipeline.cluster import parse_shard
-    from wsi_pipeline.errors import ConfigError
-    from wsi_pipeline.runner import Options
-
-    try:
-        part = parse_shard(shard) if shard else None
-    except ConfigError as error:
-        raise typer.BadParameter(str(error)) from error
-    return Options(workers, device, part, dask, overwrite, quiet)
-
-
-def _finish(results: Sequence["StageResult"], run: Path, last_line: str = "") -> NoReturn:
-    """Say what was done and end with the right exit code (contract 3)."""
-    for result in results:
-        print(result)
-    codes = {result.exit_code for result in results}
-    code = EXIT_NOTHING_DONE if EXIT_NOTHING_DONE in codes else max(codes, default=0)
-    if code:
-        print(f"what failed and why: {run / 'failures.csv'}, {run / 'logs'}", file=sys.stderr)
-    if last_line:
-        print(last_line)
-    raise typer.Exit(code)
 
 
 # ------------------------------------------------------------ before a run
@@ -192,7 +168,7 @@ def plan(
     settings = read_config(config, set_ or ())
     settings = replace(settings, out=out) if out else settings
     n_workers = workers or default_workers()
-    part = _options(n_workers, device, shard, None, False, quiet).shard
+    part = make_options(n_workers, device, shard, None, False, quiet).shard
     found = plan_run(settings, workers=n_workers, device=device, shard=part, quiet=quiet)
     if format_ is PlanFormat.json:
         print(json.dumps(found.as_plain(), indent=2, allow_nan=False))
@@ -223,8 +199,8 @@ def tile(
     from wsi_pipeline.runfolder import RunFolder
 
     settings = replace(read_config(config, set_ or (), section="tile"), input=input, out=out)
-    options = _options(workers, device, shard, dask, overwrite, quiet)
-    _finish([stages.tile(RunFolder(out), settings, options)], out)
+    options = make_options(workers, device, shard, dask, overwrite, quiet)
+    finish([stages.tile(RunFolder(out), settings, options)], out)
 
 
 def _stage_command(
@@ -241,7 +217,7 @@ def _stage_command(
 
     models = [str(name) for name in chosen["models"]] if section == "train" else []
     settings = read_config(config, set_ or (), section=section, models=models)
-    _finish([stage(RunFolder(run), replace(settings, out=run), options, **chosen)], run)
+    finish([stage(RunFolder(run), replace(settings, out=run), options, **chosen)], run)
 
 
 def _add_model_stage(name: str, summary: str) -> None:
@@ -262,7 +238,7 @@ def _add_model_stage(name: str, summary: str) -> None:
     ) -> None:
         from wsi_pipeline import stages
 
-        options = _options(workers, device, shard, dask, overwrite, quiet)
+        options = make_options(workers, device, shard, dask, overwrite, quiet)
         stage = getattr(stages, name)
         _stage_command(name, run, config, set_, options, stage, models=model or ())
 
@@ -292,7 +268,7 @@ def train(
     from wsi_pipeline import stages
 
     chosen = [f"model.weights={json.dumps(str(weights))}"] if weights else []
-    options = _options(workers, device, shard, dask, overwrite, quiet)
+    options = make_options(workers, device, shard, dask, overwrite, quiet)
     _stage_command(
         "train", run, config, [*(set_ or ()), *chosen], options, stages.train, models=model or ()
     )
@@ -327,14 +303,14 @@ def predict(
     from wsi_pipeline.config import read_config
     from wsi_pipeline.runfolder import RunFolder
 
-    options = _options(workers, device, shard, dask, overwrite, quiet)
+    options = make_options(workers, device, shard, dask, overwrite, quiet)
     settings = replace(read_config(config, set_ or (), section="predict"), out=run)
     folder, files = RunFolder(run), checkpoint or []
     results = []
     if slides:
         results.append(stages.cut_for(folder, settings, options, slides, checkpoints=files))
     results.append(stages.predict(folder, settings, options, checkpoints=files))
-    _finish(results, run)
+    finish(results, run)
 
 
 _add_model_stage(
@@ -368,7 +344,7 @@ def run(
 
     settings = read_config(config, set_ or ())
     settings = replace(settings, out=out) if out else settings
-    _run(settings, _options(workers, device, shard, dask, overwrite, quiet))
+    _run(settings, make_options(workers, device, shard, dask, overwrite, quiet))
 
 
 def _run(settings: "Config", options: "Options") -> NoReturn:
@@ -381,7 +357,7 @@ def _run(settings: "Config", options: "Options") -> NoReturn:
     folder = RunFolder(settings.out)
     results = stages.run_stages(folder, settings, options)
     last_line = str(folder.report) if "report" in settings.stages else ""
-    _finish(results, settings.out, last_line)
+    finish(results, settings.out, last_line)
 
 
 @app.command()
@@ -510,6 +486,7 @@ def compare(
 
 
 app.command()(baselines)
+app.command()(export)
 
 
 @app.command("collect")

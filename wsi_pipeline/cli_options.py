@@ -1,9 +1,16 @@
-"""Options that several commands share, each written down once."""
+"""Options that several commands share, each written down once; how a stage's command ends."""
 
+import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
+
+if TYPE_CHECKING:
+    from wsi_pipeline.runner import Options, StageResult
+
+EXIT_NOTHING_DONE = 1
 
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.", show_default=False)]
 ConfigOption = Annotated[Path | None, typer.Option("--config", help="Settings, a YAML file.")]
@@ -28,3 +35,31 @@ QuietOption = Annotated[bool, typer.Option("--quiet", help="Only errors and the 
 ModelOption = Annotated[
     list[str] | None, typer.Option("--model", help="Model name; repeatable. Default: all.")
 ]
+
+
+def make_options(
+    workers: int, device: str, shard: str | None, dask: str | None, overwrite: bool, quiet: bool
+) -> "Options":
+    """Put the options that every stage has together."""
+    from wsi_pipeline.cluster import parse_shard
+    from wsi_pipeline.errors import ConfigError
+    from wsi_pipeline.runner import Options
+
+    try:
+        part = parse_shard(shard) if shard else None
+    except ConfigError as error:
+        raise typer.BadParameter(str(error)) from error
+    return Options(workers, device, part, dask, overwrite, quiet)
+
+
+def finish(results: Sequence["StageResult"], run: Path, last_line: str = "") -> NoReturn:
+    """Say what was done and end with the right exit code (contract 3)."""
+    for result in results:
+        print(result)
+    codes = {result.exit_code for result in results}
+    code = EXIT_NOTHING_DONE if EXIT_NOTHING_DONE in codes else max(codes, default=0)
+    if code:
+        print(f"what failed and why: {run / 'failures.csv'}, {run / 'logs'}", file=sys.stderr)
+    if last_line:
+        print(last_line)
+    raise typer.Exit(code)

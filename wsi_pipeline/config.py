@@ -19,6 +19,7 @@ from tiling.files import digest_json
 from wsi_pipeline.errors import ConfigError
 from wsi_pipeline.settings import (
     EvaluateConfig,
+    ExportConfig,
     HeatmapConfig,
     ImagesConfig,
     PredictConfig,
@@ -59,6 +60,7 @@ class Config:
     predict: PredictConfig = field(default_factory=PredictConfig)
     heatmap: HeatmapConfig = field(default_factory=HeatmapConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    export: ExportConfig = field(default_factory=ExportConfig)
     cluster: dict[str, Any] = field(
         default_factory=dict
     )  # for --dask slurm: dask-jobqueue's options
@@ -70,6 +72,7 @@ _PATHS = (
     ("out",),
     ("images", "table"),
     ("tile", "coords"),
+    ("tile", "tissue", "mask"),
     ("train", "*", "model", "weights"),
 )
 

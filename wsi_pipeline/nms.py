@@ -8,6 +8,23 @@ from wsi_pipeline.errors import HeatmapError
 THRESHOLD = 0.5  # only scores above it are detections (CAMELYON16 baseline)
 
 
+def radius_in_px(radius_um: float, heatmap: Heatmap, mpp: tuple[float, float]) -> int:
+    """Turn a radius in µm into heatmap pixels, at least one.
+
+    Parameters
+    ----------
+    radius_um : µm
+    heatmap : Heatmap
+    mpp : (x, y), µm per level-0 px
+
+    Examples
+    --------
+    >>> radius_in_px(75, Heatmap(np.zeros((1, 1), np.float32), (64, 64), (64, 64)), (0.25, 0.25))
+    5
+    """
+    return max(1, round(radius_um / (heatmap.pixel_l0[0] * mpp[0])))
+
+
 def detect(heatmap: Heatmap, *, threshold: float = THRESHOLD, radius_px: int) -> Detections:
     """Take the highest score, clear the square around it, and repeat.
 

@@ -10,6 +10,7 @@ import csv
 import io
 import json
 import logging
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,12 +111,17 @@ class RunFolder:
         """Folder of a model's figures."""
         return self.path / "evaluation" / model
 
+    def exports(self, name: str, model: str) -> Path:
+        """Folder of a model's scores in another tool's format."""
+        return self.path / "exports" / name / model
+
     def output_folders(self) -> list[Path]:
         """List the folders that stages write into; the insides of stores are not among them."""
         parents = [
             self.path / name for name in ("models", "scores", "heatmaps", "evaluation", "figures")
         ]
         of_models = [path for parent in parents for path in parent.glob("*") if path.is_dir()]
+        of_models += [path for path in self.path.glob("exports/*/*") if path.is_dir()]
         states = [path for path in (self.path / ".state").rglob("*") if path.is_dir()]
         return [self.path, self.tiles, self.logs, *of_models, *states]
 
@@ -154,6 +160,7 @@ class Unit:
     stage: str
     slide_id: str = ""
     model: str = ""
+    variant: str = ""  # which of several outputs that the stage makes of one input
 
     @property
     def name(self) -> str:
@@ -167,7 +174,14 @@ class Unit:
 
     def mark(self, run: RunFolder, kind: Literal["done", "failed"]) -> Path:
         """Where the state of this unit is kept."""
-        return run.path / ".state" / self.stage / self.model / f"{self.name}.{kind}.json"
+        return (
+            run.path
+            / ".state"
+            / self.stage
+            / self.variant
+            / self.model
+            / f"{self.name}.{kind}.json"
+        )
 
 
 def unit_state(run: RunFolder, unit: Unit, fingerprint: str) -> State:
@@ -191,7 +205,8 @@ def _size(path: Path) -> int | None:
 
 def mark_finished(run: RunFolder, unit: Unit, fingerprint: str, files: Sequence[Path]) -> None:
     """Say that a unit's files are whole; forget that it ever failed."""
-    sizes = {path.relative_to(run.path).as_posix(): _size(path) for path in files}
+    # An export may lie outside the run folder.
+    sizes = {Path(os.path.relpath(path, run.path)).as_posix(): _size(path) for path in files}
     absent = [name for name, size in sizes.items() if size is None]
     if absent:
         raise StageError(f"{unit.name}: {unit.stage} ended without writing {', '.join(absent)}")

@@ -9,7 +9,7 @@ from typing import Any
 from tiling.errors import TilingError
 from tiling.files import remove_leftovers, write_json
 from wsi_pipeline.cluster import Shard, map_tasks, select_shard
-from wsi_pipeline.config import Config, Stage, as_plain, digest_settings
+from wsi_pipeline.config import Config, as_plain, digest_settings
 from wsi_pipeline.errors import PipelineError, StageError
 from wsi_pipeline.progress import StageProgress
 from wsi_pipeline.runfolder import (
@@ -40,7 +40,7 @@ class Options:
 class StageResult:
     """What a stage did."""
 
-    stage: Stage
+    stage: str
     done: tuple[str, ...]
     kept: tuple[str, ...]
     failed: tuple[str, ...]
@@ -70,7 +70,7 @@ class Plan:
 
 
 def run_stage(
-    stage: Stage, run: RunFolder, plans: Sequence[Plan], config: Config, options: Options
+    stage: str, run: RunFolder, plans: Sequence[Plan], config: Config, options: Options
 ) -> StageResult:
     """Work off what is not finished; record what failed.
 
@@ -158,7 +158,7 @@ def _perform_here(task: Task, *, progress: StageProgress) -> Outcome:
     return perform(task, on_progress=progress.inside)
 
 
-def _write_run_json(stage: Stage, run: RunFolder, config: Config) -> None:
+def _write_run_json(stage: str, run: RunFolder, config: Config) -> None:
     """Keep the settings and versions of each stage beside its results."""
     stages = read_run_json(run)
     stages[stage] = {"config": as_plain(config), "versions": versions()}

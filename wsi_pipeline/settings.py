@@ -200,3 +200,22 @@ class EvaluateConfig:
     bootstrap: int = 1000  # resampled sets of patients for each interval; 0: no intervals
     stratified: bool = False  # resample patients with and without tumour apart
     seed: int = 0
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """How scores and heatmaps are written for other tools."""
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
+
+    splits: tuple[Split, ...] | None = None  # None: all scored slides
+    # QuPath: where its (0, 0) lies, at the slide's corner or at that of openslide.bounds
+    origin: Literal["level0", "bounds"] = "level0"
+    qupath: Literal["tiles", "regions", "both"] = "tiles"
+    thresholds: tuple[float, ...] = (0.5, 0.75, 0.9)  # of QuPath's regions: score >= threshold
+    compression: Literal["none", "gzip"] = "none"  # of GeoJSON
+    class_name: str = "tumour"  # WSInfer's prob_<class>; class of QuPath's regions
+    # None: as the run laid its heatmaps (for detections: as it was evaluated)
+    overlap: Overlap | None = None
+    detection_threshold: float | None = None  # None: as the run was evaluated
+    detection_radius_um: float | None = None  # None: as the run was evaluated

@@ -55,7 +55,7 @@ def tile(run: RunFolder, config: Config, options: Options) -> StageResult:
     entries = list_entries(config)
     run.path.mkdir(parents=True, exist_ok=True)
     write_manifest(run.manifest, entries)
-    forget_failures(run, PER_SLIDE, listed=[e.slide_id for e in entries])
+    forget_failures(run, (*PER_SLIDE, "export"), listed=[e.slide_id for e in entries])
     plans = [
         Plan(
             Unit("tile", e.slide_id),
@@ -168,7 +168,8 @@ def _finished_entries(
     return tiled
 
 
-def _store_fingerprint(run: RunFolder, entry: SlideEntry) -> str:
+def digest_store(run: RunFolder, entry: SlideEntry) -> str:
+    """Tell what a slide's patch store was made from."""
     from tiling.store import PatchStore, stored_fingerprint
 
     path = run.store(entry.slide_id)
@@ -177,7 +178,7 @@ def _store_fingerprint(run: RunFolder, entry: SlideEntry) -> str:
 
 
 def _train_fingerprint(run: RunFolder, entries: Sequence[SlideEntry], settings: TrainConfig) -> str:
-    data = [(e.slide_id, e.patient, e.split, _store_fingerprint(run, e)) for e in entries]
+    data = [(e.slide_id, e.patient, e.split, digest_store(run, e)) for e in entries]
     weights = settings.model.weights
     return digest_settings(data, settings, digest_file(weights) if weights else None)
 
@@ -279,7 +280,7 @@ def model_name(checkpoint: Path) -> str:
 def _predict_fingerprint(run: RunFolder, entry: SlideEntry, digest: str, config: Config) -> str:
     # Batches and threads change no score; what is left does, or stands in the score file.
     how = (config.predict.precision, config.predict.compiler, config.predict.tolerance)
-    return digest_settings(_store_fingerprint(run, entry), digest, *how)
+    return digest_settings(digest_store(run, entry), digest, *how)
 
 
 def heatmap(
@@ -287,7 +288,7 @@ def heatmap(
 ) -> StageResult:
     """Scores -> heatmaps; of images, maps of those models that have any."""
     if image_stages.is_image_run(run):
-        named = _models_scored(run, models)
+        named = choose_scored_models(run, models)
         return image_stages.heatmap(run, config, options, models=named)
     by_id = {e.slide_id: e for e in run.read_manifest()}
     plans = [
@@ -301,13 +302,14 @@ def heatmap(
                 "device": options.device,
             },
         )
-        for model in _models_scored(run, models)
+        for model in choose_scored_models(run, models)
         for slide_id in scored(run, model, by_id)
     ]
     return run_stage("heatmap", run, plans, config, options)
 
 
-def _models_scored(run: RunFolder, names: Sequence[str]) -> list[str]:
+def choose_scored_models(run: RunFolder, names: Sequence[str]) -> list[str]:
+    """Choose the models named, or all that have scores."""
     found = run.models_with("scores")
     unknown = [name for name in names if name not in found]
     if unknown or not found:
@@ -329,10 +331,11 @@ def scored(run: RunFolder, model: str, slide_ids: Iterable[str]) -> list[str]:
 
 
 def _heatmap_fingerprint(run: RunFolder, model: str, slide_id: str, config: Config) -> str:
-    return digest_settings(_scores_fingerprint(run, model, slide_id), config.heatmap)
+    return digest_settings(digest_scores(run, model, slide_id), config.heatmap)
 
 
-def _scores_fingerprint(run: RunFolder, model: str, slide_id: str) -> str:
+def digest_scores(run: RunFolder, model: str, slide_id: str) -> str:
+    """Tell what a slide's scores were made from."""
     from wsi_pipeline.scores import read_scores
 
     return str(read_scores(run.scores(model, slide_id)).attributes["fingerprint"])
@@ -343,11 +346,11 @@ def evaluate(
 ) -> StageResult:
     """Scores + reference -> figures, for each model."""
     if image_stages.is_image_run(run):
-        named = _models_scored(run, models)
+        named = choose_scored_models(run, models)
         return image_stages.evaluate(run, config, options, models=named)
     entries = run.read_manifest()
     plans = []
-    for model in _models_scored(run, models):
+    for model in choose_scored_models(run, models):
         chosen, left_out = _to_evaluate(run, model, entries)
         plans.append(
             Plan(
@@ -415,8 +418,8 @@ def _evaluate_fingerprint(
             e.split,
             e.label,
             digest_file(e.annotation) if e.annotation else None,
-            _scores_fingerprint(run, model, e.slide_id),
-            _store_fingerprint(run, e),
+            digest_scores(run, model, e.slide_id),
+            digest_store(run, e),
         )
         for e in chosen
     ]
@@ -448,11 +451,13 @@ def report(
 
 
 def _report_fingerprint(run: RunFolder, models: Sequence[str]) -> str:
-    """Hash the marks of all other stages: the report is of the whole run folder."""
+    """Hash the marks of all stages that a report tells of: it is of the whole run folder."""
+    state = run.path / ".state"
+    found = {path.relative_to(state): path for path in sorted(state.rglob("*.json"))}
     marks = {
-        path.relative_to(run.path).as_posix(): path.read_text(encoding="utf-8")
-        for path in sorted((run.path / ".state").rglob("*.json"))
-        if "report" not in path.parts
+        name.as_posix(): path.read_text(encoding="utf-8")
+        for name, path in found.items()
+        if name.parts[0] not in ("report", "export")
     }
     return digest_settings(marks, list(models))
 

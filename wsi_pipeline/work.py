@@ -86,7 +86,8 @@ def fail(run: RunFolder, unit: Unit, error: Exception) -> Outcome:
     trace = "".join(traceback.format_exception(error))
     try:
         record_failure(run, unit, type(error).__name__, message)
-        write_text(run.logs / f"{unit.stage}-{unit.model or 'slide'}-{unit.name}.log", trace)
+        stage = "-".join(filter(None, (unit.stage, unit.variant)))
+        write_text(run.logs / f"{stage}-{unit.model or 'slide'}-{unit.name}.log", trace)
     except OSError as second:  # a full disk cannot even take the record
         log.warning("%s: the failure could not be recorded (%s)", unit.name, second)
     return Outcome(False, f"FAILED: {message}")
@@ -136,7 +137,13 @@ def _train(task: Task, on_progress: OnProgress) -> Done:
     from wsi_pipeline.training.processes import in_processes
 
     config: TrainConfig = task.arguments["config"]
-    return in_processes(_train_here, task, processes=config.processes, on_progress=on_progress)
+    return in_processes(
+        _train_here,
+        task,
+        processes=config.processes,
+        device=task.arguments["device"],
+        on_progress=on_progress,
+    )
 
 
 def _train_here(task: Task, on_progress: OnProgress) -> Done:
@@ -379,15 +386,14 @@ def _evaluation_slide(task: Task, entry: SlideEntry) -> "EvaluationSlide":
     """
     from tiling.slide_annotation import read_annotation_of_store
     from wsi_pipeline.evaluation.inputs import EvaluationSlide
-    from wsi_pipeline.nms import detect
+    from wsi_pipeline.nms import detect, radius_in_px
     from wsi_pipeline.scores import read_scores
 
     config: EvaluateConfig = task.arguments["config"]
     store = open_store(task.run, entry)
     scores = read_scores(task.run.scores(task.unit.model, entry.slide_id))
     heatmap = _lay_out(scores, store, task.arguments["heatmap"])
-    pixel_um = heatmap.pixel_l0[0] * store.info.mpp[0]
-    radius_px = max(1, round(config.detection_radius_um / pixel_um))
+    radius_px = radius_in_px(config.detection_radius_um, heatmap, store.info.mpp)
     drawn = entry.annotation
     annotation = None if drawn is None else read_annotation_of_store(drawn, store)
     return EvaluationSlide(
@@ -441,6 +447,19 @@ def _report(task: Task, on_progress: OnProgress) -> Done:
     return [path, *figures], f"{path.stat().st_size / 2**20:.1f} MiB, {len(figures)} figures"
 
 
+def _export(task: Task, on_progress: OnProgress) -> Done:
+    from wsi_pipeline.exports import load_format
+    from wsi_pipeline.exports.base import ExportJob, ExportSlide
+    from wsi_pipeline.scores import read_scores
+
+    entry: SlideEntry = task.arguments["entry"]
+    scores = read_scores(task.run.scores(task.unit.model, entry.slide_id))
+    with open_store(task.run, entry) as store:
+        slide = ExportSlide(store.info, store.geometry, task.unit.model, scores)
+    job = ExportJob(slide, task.arguments["config"])
+    return load_format(task.unit.variant)(job, task.arguments["out"])
+
+
 # What a stage does to one unit.
 WORK: dict[str, Callable[[Task, OnProgress], Done]] = {
     "tile": _tile,
@@ -449,4 +468,5 @@ WORK: dict[str, Callable[[Task, OnProgress], Done]] = {
     "heatmap": _heatmap,
     "evaluate": _evaluate,
     "report": _report,
+    "export": _export,
 }

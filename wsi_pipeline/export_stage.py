@@ -1,0 +1,140 @@
+"""The stage ``export``: scores -> other tools' files, for each slide and model."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from os import path as os_path
+from pathlib import Path
+from typing import Any
+
+from tiling.files import remove_leftovers
+from wsi_pipeline.config import Config, digest_settings
+from wsi_pipeline.contracts import SlideEntry
+from wsi_pipeline.errors import ConfigError
+from wsi_pipeline.exports import check_format
+from wsi_pipeline.runfolder import RunFolder, Unit
+from wsi_pipeline.runner import Options, Plan, StageResult, read_run_json, run_stage
+from wsi_pipeline.settings import ExportConfig
+from wsi_pipeline.stages import (
+    choose_scored_models,
+    digest_scores,
+    digest_store,
+    scored,
+    slide_bytes,
+)
+
+
+def export(
+    run: RunFolder,
+    config: Config,
+    options: Options,
+    *,
+    name: str,
+    models: Sequence[str] = (),
+    out: Path | None = None,
+) -> StageResult:
+    """Scores -> files of the format `name`.
+
+    Parameters
+    ----------
+    run : RunFolder
+    config : Config
+    options : Options
+    name : str
+        A format of `wsi_pipeline.exports.FORMATS`.
+    models : sequence of str
+        Default: all that have scores.
+    out : Path, optional
+        Folder for the files; of several models, each has its own in it. Default: in the run.
+
+    Raises
+    ------
+    ConfigError
+        If the format or a setting is unknown or senseless.
+    StageError
+        If there are no scores.
+    """
+    check_format(name)
+    entries = run.read_manifest()
+    chosen = choose_scored_models(run, models)
+    settings = _fill_in(run, config, name)
+    _check(settings)
+    by_id = {e.slide_id: e for e in entries if _is_wanted(e, settings)}
+    plans = []
+    for model in chosen:
+        folder = _folder(run, name, model, out, several=len(chosen) > 1)
+        if options.shard is None and folder.is_dir():
+            remove_leftovers(folder)
+        for slide_id in scored(run, model, by_id):
+            plans.append(
+                Plan(
+                    Unit("export", slide_id, model, name),
+                    weight=slide_bytes(by_id[slide_id]),
+                    fingerprint=partial(
+                        _fingerprint, run, model, by_id[slide_id], settings, folder
+                    ),
+                    arguments={"entry": by_id[slide_id], "config": settings, "out": folder},
+                )
+            )
+    return run_stage("export", run, plans, config, options)
+
+
+def _is_wanted(entry: SlideEntry, settings: ExportConfig) -> bool:
+    return settings.splits is None or entry.split in settings.splits
+
+
+def _folder(run: RunFolder, name: str, model: str, out: Path | None, *, several: bool) -> Path:
+    if out is None:
+        return run.exports(name, model)
+    return out / model if several else out
+
+
+def _fingerprint(
+    run: RunFolder, model: str, entry: SlideEntry, settings: ExportConfig, folder: Path
+) -> str:
+    # Which slides are chosen changes none of them.
+    how = replace(settings, splits=None)
+    where = Path(os_path.relpath(folder, run.path)).as_posix()
+    return digest_settings(
+        digest_scores(run, model, entry.slide_id), digest_store(run, entry), how, where
+    )
+
+
+def _fill_in(run: RunFolder, config: Config, name: str) -> ExportConfig:
+    """Take from the run what the settings leave to it, so that its figures can be found again."""
+    # Heatmaps as they were written; detections as they were evaluated.
+    stages = ("evaluate", "heatmap") if name == "camelyon16" else ("heatmap", "evaluate")
+    recorded = read_run_json(run)
+
+    def told(section: str, key: str, default: Any, stages: Sequence[str]) -> Any:
+        for stage in stages:
+            found = recorded.get(stage, {}).get("config", {}).get(section, {})
+            if key in found:
+                return found[key]
+        return default
+
+    asked, evaluate = config.export, config.evaluate
+    values: dict[str, Any] = {
+        "overlap": told("heatmap", "overlap", config.heatmap.overlap, stages),
+        "detection_threshold": told(
+            "evaluate", "detection_threshold", evaluate.detection_threshold, ["evaluate"]
+        ),
+        "detection_radius_um": told(
+            "evaluate", "detection_radius_um", evaluate.detection_radius_um, ["evaluate"]
+        ),
+    }
+    missing = {key: value for key, value in values.items() if getattr(asked, key) is None}
+    return replace(asked, **missing)
+
+
+def _check(settings: ExportConfig) -> None:
+    if not settings.thresholds or not all(0 <= t <= 1 for t in settings.thresholds):
+        raise ConfigError(
+            f"export.thresholds: {list(settings.thresholds)} must be scores in [0, 1], at least one"
+        )
+    if not settings.class_name or not settings.class_name.isprintable():
+        raise ConfigError(f"export.class_name: {settings.class_name!r} is no name")
+    if settings.detection_radius_um is not None and not settings.detection_radius_um > 0:
+        raise ConfigError(
+            f"export.detection_radius_um: {settings.detection_radius_um} must be above 0"
+        )

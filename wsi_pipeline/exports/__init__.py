@@ -1,0 +1,44 @@
+"""Scores and heatmaps in other tools' formats (contract 8), one file per format.
+
+A format is a module here, named as in `FORMATS` (``ome-zarr``: ``ome_zarr.py``), with a function
+``write`` of the type `Writer`. To add one: write that file and add a line to `FORMATS`.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, cast
+
+from wsi_pipeline.errors import ConfigError
+
+if TYPE_CHECKING:
+    from wsi_pipeline.exports.base import Writer
+
+__all__ = ["FORMATS", "check_format", "load_format"]
+
+# What each format is; the modules are loaded by whoever writes, since some are heavy.
+FORMATS = {
+    "qupath": "GeoJSON of tiles or merged regions, for QuPath",
+    "wsinfer": "CSV of WSInfer: minx,miny,width,height,prob_<class>",
+    "clam": "HDF5 of CLAM: coords and attention_scores",
+    "trident": "HDF5 of TRIDENT: <slide_id>_patches.h5 with coords",
+    "camelyon16": "CSV of detections, prob,x,y, as the froc command reads them",
+    "ome-zarr": "OME-Zarr 0.5 of the heatmap",
+}
+
+
+def check_format(name: str) -> None:
+    """Refuse a format that nobody has written.
+
+    Raises
+    ------
+    ConfigError
+        Naming those there are.
+    """
+    if name not in FORMATS:
+        raise ConfigError(f"no format is called '{name}'; known: {', '.join(FORMATS)}")
+
+
+def load_format(name: str) -> "Writer":
+    """Load the function that writes a format."""
+    check_format(name)
+    module = import_module(f"{__name__}.{name.replace('-', '_')}")
+    return cast("Writer", module.write)

@@ -1,0 +1,64 @@
+"""What every format is written from."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tiling.contracts import SlideInfo, TileGeometry
+from wsi_pipeline.contracts import Heatmap, Scores
+from wsi_pipeline.heatmaps import build_heatmap
+from wsi_pipeline.settings import ExportConfig
+
+
+@dataclass(frozen=True)
+class ExportSlide:
+    """What is known of one slide, by one model."""
+
+    info: SlideInfo
+    geometry: TileGeometry
+    model: str  # name of the model's folder
+    scores: Scores
+
+    @property
+    def scored(self) -> NDArray[np.bool_]:
+        """(N,) patches that have a score; the others could not be read."""
+        return ~np.isnan(self.scores.scores)
+
+    @property
+    def patch_l0(self) -> tuple[int, int]:
+        """(width, height) of a patch, level-0 px."""
+        return self.geometry.patch_l0, self.geometry.patch_l0_y
+
+    def describe_unscored(self) -> str:
+        """Say how many patches have no score; nothing where all have one."""
+        lost = int((~self.scored).sum())
+        return f", {lost} without score left out" if lost else ""
+
+
+@dataclass(frozen=True)
+class ExportJob:
+    """A slide, how it is written, and its heatmap for those formats that ask for it."""
+
+    slide: ExportSlide
+    settings: ExportConfig  # what it left to the run is filled in
+
+    @cached_property
+    def heatmap(self) -> Heatmap:
+        """The scores laid over the slide, as the stage ``heatmap`` lays them."""
+        geometry = self.slide.geometry
+        return build_heatmap(
+            self.slide.scores.coords,
+            self.slide.scores.scores,
+            slide_size=self.slide.info.size,
+            patch_l0=self.slide.patch_l0,
+            stride_l0=(geometry.stride_l0, geometry.stride_l0_y),
+            overlap=self.settings.overlap or "mean",
+        )
+
+
+# Writes one slide into a folder; gives back the files or folders made, and a line on them.
+Writer = Callable[[ExportJob, Path], tuple[list[Path], str]]

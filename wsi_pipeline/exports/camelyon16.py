@@ -1,0 +1,31 @@
+"""Detections as CAMELYON16 exchanges them: ``prob,x,y``, level-0 px, one CSV per slide.
+
+They are taken from the heatmap by non-maximum suppression, as the evaluation takes its own; a slide
+without any gets a CSV without rows.
+"""
+
+from pathlib import Path
+
+from wsi_pipeline.evaluation.detections import write_detections
+from wsi_pipeline.exports.base import ExportJob
+from wsi_pipeline.nms import detect, radius_in_px
+from wsi_pipeline.settings import EvaluateConfig
+
+
+def write(job: ExportJob, folder: Path) -> tuple[list[Path], str]:
+    """Write ``<slide_id>.csv``."""
+    chosen, default = job.settings, EvaluateConfig()
+    radius_um = chosen.detection_radius_um
+    threshold = chosen.detection_threshold
+    found = detect(
+        job.heatmap,
+        threshold=default.detection_threshold if threshold is None else threshold,
+        radius_px=radius_in_px(
+            default.detection_radius_um if radius_um is None else radius_um,
+            job.heatmap,
+            job.slide.info.mpp,
+        ),
+    )
+    path = folder / f"{job.slide.info.slide_id}.csv"
+    write_detections(path, found)
+    return [path], f"{len(found.scores)} detections"

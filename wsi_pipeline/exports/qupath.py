@@ -1,0 +1,129 @@
+"""GeoJSON that QuPath opens: each scored patch as a tile, or regions above thresholds, or both.
+
+QuPath (0.4 and later) takes a UUID as the id of an object, ``objectType`` for its kind, and
+``measurements`` inside ``properties`` as a mapping of names to numbers. It crops slides to
+``openslide.bounds`` unless told not to: ``origin: bounds`` counts from there.
+
+References
+----------
+.. [1] QuPath, qupath-core, ``QuPathTypeAdapters.java``, what is read of a feature.
+"""
+
+import gzip
+import json
+import uuid
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from tiling.files import write_aside
+from wsi_pipeline.exports.base import ExportJob, ExportSlide
+
+# Ids are made from what an object is, so that the same export gives the same bytes.
+_NAMESPACE = uuid.uuid5(uuid.NAMESPACE_URL, "wsi-pipeline/export/qupath")
+_COLD, _HOT = (254, 224, 144), (165, 0, 38)  # of regions at threshold 0 and 1
+
+Feature = dict[str, Any]
+
+
+def write(job: ExportJob, folder: Path) -> tuple[list[Path], str]:
+    """Write ``<slide_id>.geojson``, or ``.geojson.gz``."""
+    slide, settings = job.slide, job.settings
+    packed = settings.compression == "gzip"
+    path = folder / f"{slide.info.slide_id}.geojson{'.gz' if packed else ''}"
+    offset = _offset(slide, settings.origin)
+    parts: list[Iterable[Feature]] = []
+    said: list[str] = []
+    if settings.qupath in ("regions", "both"):
+        regions = list(_regions(job, offset))
+        parts.append(regions)
+        said.append(f"{len(regions)} regions")
+    if settings.qupath in ("tiles", "both"):
+        parts.append(_tiles(slide, offset))
+        said.append(f"{int(slide.scored.sum())} tiles{slide.describe_unscored()}")
+    with write_aside(path) as scratch, scratch.open("wb") as file:
+        if packed:  # no name and no date inside: equal content, equal bytes
+            with gzip.GzipFile("", "wb", fileobj=file, mtime=0) as archive:
+                _write_features(archive, parts)
+        else:
+            _write_features(file, parts)
+    return [path], ", ".join(said) + _hint(slide, settings.origin)
+
+
+def _offset(slide: ExportSlide, origin: str) -> tuple[int, int]:
+    bounds = slide.info.bounds
+    return (0, 0) if origin == "level0" or bounds is None else (bounds[0], bounds[1])
+
+
+def _hint(slide: ExportSlide, origin: str) -> str:
+    bounds = slide.info.bounds
+    if origin == "bounds" or bounds is None or bounds[:2] == (0, 0):
+        return ""
+    return (
+        f"; the scanned part begins at x {bounds[0]}, y {bounds[1]}: where QuPath crops to it, "
+        "use --set origin=bounds"
+    )
+
+
+def _write_features(file: IO[bytes] | gzip.GzipFile, parts: Iterable[Iterable[Feature]]) -> None:
+    """Write one feature after the other: a slide has hundreds of thousands."""
+    file.write(b'{"type":"FeatureCollection","features":[')
+    before = b"\n"
+    for feature in (feature for part in parts for feature in part):
+        text = json.dumps(feature, separators=(",", ":"), allow_nan=False)
+        file.write(before + text.encode())
+        before = b",\n"
+    file.write(b"\n]}\n")
+
+
+def _tiles(slide: ExportSlide, offset: tuple[int, int]) -> Iterator[Feature]:
+    (wide, high), (width, height) = slide.patch_l0, slide.info.size
+    coords = slide.scores.coords[slide.scored].tolist()
+    scores = slide.scores.scores[slide.scored].tolist()
+    for (x, y), score in zip(coords, scores, strict=True):
+        # A patch may hang over the slide's edge; an object of QuPath may not.
+        left, top = max(x, 0) - offset[0], max(y, 0) - offset[1]
+        right, bottom = min(x + wide, width) - offset[0], min(y + high, height) - offset[1]
+        ring = [[left, top], [right, top], [right, bottom], [left, bottom], [left, top]]
+        yield {
+            "type": "Feature",
+            "id": _make_id(slide, f"tile {x} {y}"),
+            "geometry": {"type": "Polygon", "coordinates": [ring]},
+            "properties": {"objectType": "tile", "measurements": {"score": score}},
+        }
+
+
+def _regions(job: ExportJob, offset: tuple[int, int]) -> Iterator[Feature]:
+    from shapely import transform
+    from shapely.geometry import mapping
+
+    from wsi_pipeline.exports.regions import find_regions
+
+    for threshold in sorted(set(job.settings.thresholds)):
+        name = f"{job.settings.class_name} >= {threshold:g}"
+        for region in find_regions(job.heatmap, threshold):
+            moved = transform(region.outline, lambda points: points - offset)
+            yield {
+                "type": "Feature",
+                "id": _make_id(job.slide, f"region {threshold} {region.outline.wkt}"),
+                "geometry": mapping(moved),
+                "properties": {
+                    "objectType": "annotation",
+                    "name": f"{region.highest:.3f}",
+                    "classification": {"name": name, "color": _colour(threshold)},
+                    "isLocked": True,
+                    "measurements": {
+                        "threshold": threshold,
+                        "score max": region.highest,
+                        "score mean": region.mean,
+                    },
+                },
+            }
+
+
+def _make_id(slide: ExportSlide, what: str) -> str:
+    return str(uuid.uuid5(_NAMESPACE, f"{slide.info.slide_id} {slide.model} {what}"))
+
+
+def _colour(share: float) -> list[int]:
+    return [round(a + share * (b - a)) for a, b in zip(_COLD, _HOT, strict=True)]

@@ -1,0 +1,42 @@
+"""TRIDENT's coordinates of one slide: ``<slide_id>_patches.h5``, all patches, without scores.
+
+TRIDENT reads a square of ``patch_size_level0`` level-0 px and scales it by the ratio of its two
+magnifications. These are names for resolutions here: the ratio is exact, and the level-0 one is
+what the scanner says or, where it says nothing, 10 / mpp (0.25 µm/px is called 40).
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from wsi_pipeline.exports.base import ExportJob, ExportSlide
+from wsi_pipeline.exports.hdf5 import write_hdf5
+
+
+def write(job: ExportJob, folder: Path) -> tuple[list[Path], str]:
+    """Write ``<slide_id>_patches.h5``."""
+    slide = job.slide
+    path = folder / f"{slide.info.slide_id}_patches.h5"
+    coords = slide.scores.coords.astype(np.int64)
+    write_hdf5(path, {"coords": coords}, coords_attributes=describe_patches(slide))
+    width, height = slide.patch_l0
+    square = "" if width == height else f"; written as {width} px squares, though {height} px high"
+    return [path], f"{len(coords)} patches{square}"
+
+
+def describe_patches(slide: ExportSlide) -> dict[str, Any]:
+    """Say in TRIDENT's words how large the patches are."""
+    geometry, info = slide.geometry, slide.info
+    level0 = info.objective_power or round(10 / info.mpp[0])  # a name; see above
+    ratio = geometry.patch_l0 / geometry.patch_px
+    return {
+        "patch_size": geometry.patch_px,
+        "patch_size_level0": geometry.patch_l0,
+        "level0_magnification": level0,
+        "target_magnification": level0 / ratio,
+        "overlap": geometry.patch_px - round(geometry.stride_l0 / geometry.scale[0]),
+        "name": info.slide_id,
+        "level0_width": info.size[0],
+        "level0_height": info.size[1],
+    }

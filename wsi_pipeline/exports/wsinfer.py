@@ -1,0 +1,21 @@
+"""WSInfer's CSV of one slide: ``minx,miny,width,height,prob_<class>``, level-0 px.
+
+A patch without score is left out: WSInfer's readers take every row for a number.
+"""
+
+from pathlib import Path
+
+from wsi_pipeline.evaluation.tables import write_rows
+from wsi_pipeline.exports.base import ExportJob
+
+
+def write(job: ExportJob, folder: Path) -> tuple[list[Path], str]:
+    """Write ``<slide_id>.csv``."""
+    slide = job.slide
+    path = folder / f"{slide.info.slide_id}.csv"
+    header = ("minx", "miny", "width", "height", f"prob_{job.settings.class_name}")
+    coords = slide.scores.coords[slide.scored].tolist()
+    scores = slide.scores.scores[slide.scored].tolist()
+    rows = ((x, y, *slide.patch_l0, score) for (x, y), score in zip(coords, scores, strict=True))
+    write_rows(path, header, rows)
+    return [path], f"{len(scores)} patches{slide.describe_unscored()}"
