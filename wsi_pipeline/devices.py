@@ -61,6 +61,28 @@ def resolve_device(name: str, *, worker: int | None = None) -> torch.device:
     return torch.device("cuda", index)
 
 
+def check_one_each(name: str, processes: int) -> None:
+    """Refuse to put several processes that train together on one GPU, where each would wait.
+
+    Raises
+    ------
+    ConfigError
+        If the name is of one GPU, or there are fewer GPUs than processes.
+    """
+    if resolve_device(name).type != "cuda":
+        return
+    if ":" in name:
+        raise ConfigError(
+            f"device {name} is one GPU for {processes} processes; say cuda or auto, which give "
+            "each its own, or processes: 1"
+        )
+    if processes > torch.cuda.device_count():
+        raise ConfigError(
+            f"processes: {processes} need as many GPUs, but torch sees "
+            f"{torch.cuda.device_count()}; lower train.<model>.processes"
+        )
+
+
 def resolve_precision(name: str, device: torch.device) -> Precision:
     """Turn ``auto``, ``fp32``, ``bf16`` or ``fp16`` into what the device computes well.
 

@@ -3,7 +3,13 @@
 import pytest
 import torch
 
-from wsi_pipeline.devices import compute_in, reproducible, resolve_device, resolve_precision
+from wsi_pipeline.devices import (
+    check_one_each,
+    compute_in,
+    reproducible,
+    resolve_device,
+    resolve_precision,
+)
 from wsi_pipeline.errors import ConfigError
 
 CPU = torch.device("cpu")
@@ -32,6 +38,20 @@ def test_workers_of_a_machine_take_its_gpus_in_turn(monkeypatch):
 
     assert taken == [0, 1, 0, 1]
     assert resolve_device("cuda:1", worker=0).index == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "processes", "said"),
+    [("cuda:1", 2, "is one GPU for 2 processes"), ("cuda", 3, "need as many GPUs"),
+     ("auto", 3, "torch sees 2")],
+)  # fmt: skip
+def test_processes_that_would_share_a_gpu_are_refused(monkeypatch, name, processes, said):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(ConfigError, match=said):
+        check_one_each(name, processes)
+    check_one_each("auto", 2)
+    check_one_each("cpu", 64)
 
 
 @pytest.mark.parametrize("name", ["gpu", "cuda:", "cuda:x", "CPU", ""])

@@ -66,6 +66,7 @@ def _train(
         fingerprint,
         arguments,
         processes=config.processes,
+        device=arguments["device"],
         on_progress=tell,
     )
 

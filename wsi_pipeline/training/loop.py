@@ -250,6 +250,9 @@ class _Training:
         self._optimizer = build_optimizer(config, self.model)
         self._scheduler = build_scheduler(config, self._optimizer)
         self._scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
+        self._scaler.scale(
+            torch.zeros((), device=device)
+        )  # ready, should no patch be ours at first
         self._sampler = ThreeStepSampler([usable_labels(s) for s in train], seed=self._seed)
         if val:
             self._chosen = self._choose(val)
@@ -317,8 +320,8 @@ class _Training:
         train_loss = self._train_once(epoch, on_progress)
         accuracy = None
         if self._config.stop_at_train_accuracy is not None:
-            accuracy = self._accuracy(self._fitted, epoch)
-        val_loss, val_roc_auc = self.validate(epoch) if self._val else (None, None)
+            accuracy = self._accuracy(self._fitted)
+        val_loss, val_roc_auc = self.validate() if self._val else (None, None)
         record = EpochRecord(epoch, lr, train_loss, val_loss, val_roc_auc, accuracy)
         self.history.append(record)
         self._adapt_rate(record)
@@ -402,7 +405,7 @@ class _Training:
         self._scaler.update()
         return value
 
-    def validate(self, epoch: int) -> tuple[float, float]:
+    def validate(self) -> tuple[float, float]:
         """Give the validation loss E (mean cross-entropy) and the ROC AUC."""
         logits, label = self._logits(self._chosen)
         if len(np.unique(label)) < len(CLASS_NAMES):
@@ -410,12 +413,14 @@ class _Training:
                 f"{self._config.model.name}: of the {len(self._chosen.label)} validation patches "
                 "those of one class cannot be read; check the slide files of split val"
             )
-        return self._measure(torch.from_numpy(logits), label, epoch)
+        y = torch.from_numpy(label.astype(np.float64))
+        loss = float(F.binary_cross_entropy_with_logits(torch.from_numpy(logits), y))
+        return loss, float(roc_auc_score(label, logits))
 
-    def _accuracy(self, chosen: "_Rows", epoch: int) -> float:
+    def _accuracy(self, chosen: "_Rows") -> float:
         """Share of patches decided rightly, by the model's own rule."""
         logits, label = self._logits(chosen)
-        scores = 1 / (1 + np.exp(-logits))
+        scores = torch.from_numpy(logits).sigmoid().numpy()
         rule = np.greater if self.model.strict else np.greater_equal
         return float((rule(scores, self.model.threshold) == (label == 1)).mean())
 
@@ -439,14 +444,9 @@ class _Training:
             parts.append(part)
         logits = processes.gather_rows(np.concatenate(parts), n, self._device)
         read = ~np.isnan(logits)
+        if np.isinf(logits).any():
+            raise self._diverged("an output became infinite or NaN", len(self.history) + 1)
         return logits[read], chosen.label[read]
-
-    def _measure(self, logits: Tensor, label: NDArray[np.int8], epoch: int) -> tuple[float, float]:
-        if not torch.isfinite(logits).all():
-            raise self._diverged("an output for a validation patch became infinite or NaN", epoch)
-        y = torch.from_numpy(label.astype(np.float64))
-        loss = float(F.binary_cross_entropy_with_logits(logits, y))
-        return loss, float(roc_auc_score(label, logits.numpy()))
 
     def _batches(
         self,

@@ -7,8 +7,12 @@ first process alone writes.
 
 import contextlib
 import logging
+import multiprocessing
+import multiprocessing.connection
 import os
+import signal
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -21,13 +25,15 @@ import torch.multiprocessing as mp
 from numpy.typing import NDArray
 from torch import nn
 
-from wsi_pipeline.errors import TrainingError
+from wsi_pipeline.devices import check_one_each, resolve_device
+from wsi_pipeline.errors import PipelineError, TrainingError
 
 log = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], None]
 Result = TypeVar("Result")
 _POLL_S = 0.2
+_LAST_WORDS_S = 2.0  # from when a process loses the others until the one that died is known
 
 
 def rank() -> int:
@@ -93,9 +99,12 @@ def in_processes(
     work: Callable[..., Result],
     *arguments: Any,
     processes: int,
+    device: str,
     on_progress: Progress,
 ) -> Result:
     """Call ``work(*arguments, on_progress)`` in several processes that form a group; one: here.
+
+    They end when this process does, however it ends.
 
     Parameters
     ----------
@@ -104,6 +113,8 @@ def in_processes(
     arguments
         Sent to each process.
     processes : int
+    device : str
+        As `resolve_device` takes it; GPUs go round.
     on_progress : function
         Called here with what the first process tells.
 
@@ -111,57 +122,102 @@ def in_processes(
     ------
     Exception
         What `work` raised in one of the processes; the others are ended.
+    ConfigError
+        If the processes would share a GPU.
     TrainingError
         If a process died without a word.
     """
     if processes == 1:
         return work(*arguments, on_progress)
+    check_one_each(device, processes)
     context = mp.get_context("spawn")
-    told, answers = context.Array("q", 2), context.SimpleQueue()
+    # Without a lock: a process killed while it held one would hang this one.
+    told, answers = context.RawArray("q", 2), context.SimpleQueue()
     with tempfile.TemporaryDirectory() as folder:
         meeting = (Path(folder) / "meeting").as_uri()
         members = [
             context.Process(
-                target=_member, args=(number, processes, meeting, work, arguments, told, answers)
+                target=_member,
+                args=(number, processes, device, meeting, work, arguments, told, answers),
             )
             for number in range(processes)
         ]
-        for member in members:
-            member.start()
         try:
+            with _children_allowed():
+                for member in members:
+                    member.start()
             result: Result = _wait(members, told, answers, on_progress)
         finally:
-            for member in members:
-                member.terminate()
-            for member in members:
-                member.join()
+            _end([member for member in members if member.pid is not None])
     return result
+
+
+@contextlib.contextmanager
+def _children_allowed() -> Iterator[None]:
+    # Dask's workers are daemons, which may start no process, lest it outlive them: ours cannot.
+    here = multiprocessing.current_process()
+    daemon = here.daemon
+    if daemon:
+        here.daemon = False
+    try:
+        yield
+    finally:
+        if daemon:
+            here.daemon = True
+
+
+def _end(members: Sequence[Any]) -> None:
+    for member in members:
+        member.terminate()
+    for member in members:
+        member.join(_LAST_WORDS_S)
+        if member.exitcode is None:  # in a driver's call that no signal interrupts
+            member.kill()
+            member.join()
 
 
 def _wait(members: Sequence[Any], told: Any, answers: Any, on_progress: Progress) -> Any:
     said = (0, 0)
-    while True:
-        if answers.empty():
-            ended = [m.exitcode for m in members if m.exitcode not in (None, 0)]
-            if ended and answers.empty():
-                raise TrainingError(
-                    f"a training process ended without a word (exit code {ended[0]}); often too "
-                    "little memory: lower batch_size or processes"
-                )
-            time.sleep(_POLL_S)
-        else:
-            kind, value = answers.get()
-            if kind == "raised":
-                raise value
-            return value
+    while answers.empty():
+        # Looked at before the answers: what a process says, it says before it ends.
+        died = _died(members)
+        if died is not None and answers.empty():
+            raise _without_a_word(died)
+        time.sleep(_POLL_S)
         if tuple(told) != said:
-            said = tuple(told)
+            said = (told[0], told[1])
             on_progress(*said)
+    kind, value = answers.get()
+    if kind == "done":
+        return value
+    if not isinstance(value, PipelineError):  # perhaps only that another one is gone
+        died = _died(members, patience_s=_LAST_WORDS_S)
+        if died is not None:
+            raise _without_a_word(died) from value
+    raise value
+
+
+def _died(members: Sequence[Any], *, patience_s: float = 0.0) -> int | None:
+    """Give the exit code of a process that ended by itself; None if none does within this time."""
+    until = time.monotonic() + patience_s
+    while True:
+        codes = [member.exitcode for member in members if member.exitcode not in (None, 0)]
+        if codes or time.monotonic() >= until:
+            return codes[0] if codes else None
+        time.sleep(0.05)
+
+
+def _without_a_word(exit_code: int) -> TrainingError:
+    return TrainingError(
+        f"a training process ended without a word (exit code {exit_code}); often too little "
+        "memory: lower batch_size or processes"
+    )
 
 
 def _member(
     number: int,
     count: int,
+    device: str,
     meeting: str,
     work: Callable[..., Any],
     arguments: tuple[Any, ...],
@@ -169,14 +225,16 @@ def _member(
     answers: Any,
 ) -> None:
     """Be one of the processes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all; the first process ends us
+    threading.Thread(target=_end_with_parent, daemon=True).start()
 
     def tell(done: int, total: int) -> None:
         if number == 0:
             told[:] = (done, total)
 
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // count))
+    torch.set_num_threads(max(1, torch.get_num_threads() // count))
     try:
-        with _group(number, count, meeting):
+        with _group(number, count, meeting, resolve_device(device, worker=number)):
             result = work(*arguments, tell)
         if number == 0:
             answers.put(("done", result))
@@ -184,18 +242,30 @@ def _member(
         answers.put(("raised", _sendable(error)))
 
 
+def _end_with_parent() -> None:
+    """Wait for the process that started this one to end, killed or not, and end too."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)
+
+
 @contextlib.contextmanager
-def _group(number: int, count: int, meeting: str) -> Iterator[None]:
+def _group(number: int, count: int, meeting: str, device: torch.device) -> Iterator[None]:
     """Join the group; its messages stay on this machine."""
     os.environ["GLOO_SOCKET_IFNAME"] = os.environ["NCCL_SOCKET_IFNAME"] = "lo"
-    backend = "nccl" if torch.cuda.is_available() else "gloo"
-    if backend == "nccl":
-        torch.cuda.set_device(number % torch.cuda.device_count())
-    dist.init_process_group(backend, init_method=meeting, rank=number, world_size=count)
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()
+    on_gpu = device.type == "cuda"
+    if on_gpu:
+        torch.cuda.set_device(device)
+    dist.init_process_group(
+        "nccl" if on_gpu else "gloo",
+        init_method=meeting,
+        rank=number,
+        world_size=count,
+        device_id=device if on_gpu else None,
+    )
+    yield
+    dist.destroy_process_group()  # not after an error, for it may wait for one that is gone
 
 
 def _sendable(error: Exception) -> Exception:
