@@ -33,8 +33,14 @@ from tiling.slide_annotation import (
     note_unhit_lesions,
     read_slide_annotation,
 )
+from tiling.slide_tissue import (
+    SlideTissue,
+    digest_mask,
+    find_tissue,
+    measure_tissue,
+    say_no_tissue,
+)
 from tiling.store import TileTable, create_patches, finish_store, shard_length, write_table
-from tiling.tissue import segment_tissue, tile_tissue_fraction
 
 log = logging.getLogger(__name__)
 
@@ -99,8 +105,11 @@ def tile_fingerprint(
             "format": FORMAT,
             "slide": fingerprint_file(slide_path),
             "slide_id": slide_id,
-            "config": asdict(replace(config, coords=None)),
+            "config": asdict(
+                replace(config, coords=None, tissue=replace(config.tissue, mask=None))
+            ),
             "coords": _digest_coords(config.coords, slide_id),
+            "tissue_mask": digest_mask(config.tissue.mask, slide_id),
             "annotation": annotation,
             "annotation_format": None
             if annotation_path is None
@@ -204,7 +213,7 @@ class TilePlan:
 
     info: SlideInfo
     geometry: TileGeometry
-    mask: "_TissueMask"
+    mask: SlideTissue
     table: TileTable
     n_tiles: int  # of the whole grid
     annotation: Annotation | None
@@ -234,7 +243,7 @@ def plan_tiles(
     else:
         grid = _foreign_grid(config.coords, info, geometry)
     annotation, notes = read_slide_annotation(annotation_path, info, config)
-    mask = _find_tissue(slide, info, config, threads)
+    mask = find_tissue(slide, info, config, threads)
     table = _choose_tiles(grid, mask, geometry, config)
     if len(table.coords):
         table = _label(table, geometry, annotation, annotation_path, slide_label, config)
@@ -250,7 +259,7 @@ def check_has_tiles(plan: TilePlan, config: TileConfig) -> None:
     TissueError
     """
     if not len(plan.table.coords):
-        raise TissueError(_no_tissue(plan.mask, config, n_tiles=plan.n_tiles))
+        raise TissueError(say_no_tissue(plan.mask, config, n_tiles=plan.n_tiles))
 
 
 def store_attributes(
@@ -271,13 +280,6 @@ def store_attributes(
 def draw_plan(slide: Slide, plan: TilePlan) -> Image:
     """Draw the quality-control picture of a plan."""
     return _Picture(None, slide, plan.info, plan.geometry, plan.mask).draw(plan.table)
-
-
-@dataclass(frozen=True)
-class _TissueMask:
-    overview: Overview
-    tissue: NDArray[np.bool_]  # (H, W) of the overview; what cannot be decoded counts as tissue
-    share: float  # of the slide that is tissue
 
 
 def _lay_grid(info: SlideInfo, geometry: TileGeometry, config: TileConfig) -> NDArray[np.int64]:
@@ -325,24 +327,11 @@ def _foreign_grid(folder: Path, info: SlideInfo, geometry: TileGeometry) -> NDAr
     return found.coords
 
 
-def _find_tissue(slide: Slide, info: SlideInfo, config: TileConfig, threads: int) -> _TissueMask:
-    overview = read_overview(slide, mpp=info.mpp, target_mpp=config.tissue.mpp, threads=threads)
-    mpp = (overview.pixel_l0[0] * info.mpp[0], overview.pixel_l0[1] * info.mpp[1])
-    tissue = segment_tissue(overview.rgb, mpp=mpp, config=config.tissue)
-    # Where nothing could be decoded there may be tissue: its patches are tried and counted.
-    return _TissueMask(overview, tissue | overview.unreadable, float(tissue.mean()))
-
-
 def _choose_tiles(
-    grid: NDArray[np.int64], mask: _TissueMask, geometry: TileGeometry, config: TileConfig
+    grid: NDArray[np.int64], mask: SlideTissue, geometry: TileGeometry, config: TileConfig
 ) -> TileTable:
     parts = [  # the fractions of millions of tiles would need gigabytes at once
-        tile_tissue_fraction(
-            mask.tissue,
-            mask_pixel_l0=mask.overview.pixel_l0,
-            coords=grid[first : first + TILES_AT_ONCE],
-            tile_l0=(geometry.patch_l0, geometry.patch_l0_y),
-        )
+        measure_tissue(grid[first : first + TILES_AT_ONCE], mask, geometry)
         for first in range(0, len(grid), TILES_AT_ONCE)
     ]
     fraction = np.concatenate(parts)
@@ -358,16 +347,6 @@ def _choose_tiles(
         tumour=np.zeros(n_kept, np.float32),
         unreadable=np.zeros(n_kept, np.bool_),
         lesion_pairs=np.zeros((0, 2), np.int64),
-    )
-
-
-def _no_tissue(mask: _TissueMask, config: TileConfig, *, n_tiles: int) -> str:
-    tissue = config.tissue
-    return (
-        f"no tissue: {100 * mask.share:.2g} % of the slide was taken for tissue, and none of "
-        f"its {n_tiles} tiles reaches min_fraction={tissue.min_fraction:g}; look at the QC "
-        f"picture, then lower tissue.min_fraction, min_saturation={tissue.min_saturation:g} or "
-        f"min_object_um2={tissue.min_object_um2:g}, or leave the slide out"
     )
 
 
@@ -486,7 +465,7 @@ class _Picture:
     slide: Slide
     info: SlideInfo
     geometry: TileGeometry
-    mask: _TissueMask
+    mask: SlideTissue
 
     def write(self, table: TileTable) -> None:
         """Draw and keep the quality-control picture, if one is wanted."""
@@ -536,7 +515,10 @@ def _resolved(config: TileConfig, geometry: TileGeometry, info: SlideInfo) -> di
         **asdict(geometry),
         "stride_px": stride_px,
         "level": level,  # the stored level that patches are read from
-        "tissue": asdict(config.tissue),
+        "tissue": {
+            **asdict(config.tissue),
+            "mask": None if config.tissue.mask is None else config.tissue.mask.name,
+        },
     }
 
 

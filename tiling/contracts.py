@@ -111,6 +111,8 @@ class TissueConfig:
     min_object_um2: float = 10_000.0  # smaller specks are dirt (a square of 100 µm)
     max_hole_um2: float = 40_000.0  # smaller holes (lumina, vessels) are filled
     min_fraction: float = 0.1  # a tile is kept if at least this share of it is tissue
+    # Folder of <slide_id>.tif, .tiff, .png or .geojson that say what is tissue; None: detect it.
+    mask: Path | None = None
 
 
 @dataclass(frozen=True)

@@ -70,7 +70,7 @@ def segment_tissue(
 
 
 def tile_tissue_fraction(
-    mask: NDArray[np.bool_],
+    mask: NDArray[np.bool_] | NDArray[np.float32],
     *,
     mask_pixel_l0: tuple[float, float],
     coords: NDArray[np.int64],
@@ -80,8 +80,8 @@ def tile_tissue_fraction(
 
     Parameters
     ----------
-    mask : (H, W) bool
-        True on tissue; its top-left corner is that of the slide.
+    mask : (H, W) bool or float32
+        True on tissue, or the share of each pixel; its top-left corner is that of the slide.
     mask_pixel_l0 : (x, y), level-0 px
         Sides of one mask pixel.
     coords : (n_tiles, 2), level-0 px
@@ -236,7 +236,7 @@ def _labels_at_border(labels: NDArray[np.int32]) -> NDArray[np.int32]:
     return np.unique(np.concatenate(edges))
 
 
-def _summed_area(mask: NDArray[np.bool_]) -> NDArray[np.float64]:
+def _summed_area(mask: NDArray[np.bool_] | NDArray[np.float32]) -> NDArray[np.float64]:
     """Sum the mask up to each pixel corner: (H + 1, W + 1)."""
     total = np.zeros((mask.shape[0] + 1, mask.shape[1] + 1))
     total[1:, 1:] = mask.cumsum(axis=0, dtype=np.float64).cumsum(axis=1)

@@ -1,0 +1,363 @@
+"""Tissue as a user drew it: a TIFF or PNG mask, or GeoJSON polygons, instead of detection.
+
+In a picture what is not zero is tissue; it covers the whole slide, in whatever steps. Polygons are
+in level-0 pixels. A picture of any size is held in bounded memory: its file tiles or strips are
+decoded one by one and counted into pixels large enough.
+"""
+
+import json
+import math
+import struct
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import shapely
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+from tiling.contracts import Annotation, TileConfig, TileGeometry
+from tiling.errors import AnnotationError, TissueError
+from tiling.formats.drawing import Drawing, Role, role_of_name
+from tiling.formats.geojson import parse_geojson
+from tiling.labels import label_tiles
+from tiling.polygons import assemble_annotation, polygons_of
+from tiling.tissue import tile_tissue_fraction
+
+SUFFIXES = (".tif", ".tiff", ".png", ".geojson")
+MASK_PX = 2**24  # held; a finer mask is counted into as many pixels
+MAX_SEGMENT_BYTES = 2**28  # of one decoded file tile or strip
+MAX_PNG_PX = 2**26  # a PNG can only be decoded whole
+MAX_JSON_BYTES = 2**29
+SAME_ASPECT = 0.01  # share by which the sides' ratio may differ, besides rounding to whole pixels
+TILES_AT_ONCE = 2**16  # boxes laid over polygons
+MINISWHITE, SEPARATE = 0, 2  # of TIFF: Photometric and PlanarConfiguration
+LOSSY = {6, 7, 33003, 33004, 33005, 34712, 50001, 50002, 52546}  # JPEG and its kind
+NO_TISSUE = {"background", "glass", "artefact", "artefacts", "artifact", "artifacts", "none"}
+# What the decoders raise on damaged files.
+DAMAGE = (OSError, ValueError, SyntaxError, KeyError, IndexError, RuntimeError, EOFError)
+
+Share = NDArray[np.bool_] | NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class UserMask:
+    """A user's mask of one slide: either a picture or polygons."""
+
+    share: Share | None  # (H, W) of each pixel that is tissue
+    pixel_l0: tuple[float, float]  # (x, y) level-0 px; sides of a pixel of `share`
+    polygons: Annotation | None
+    slide_size: tuple[int, int]
+    slide_share: float  # of the slide that is tissue
+
+    def tile_fraction(
+        self, coords: NDArray[np.int64], geometry: TileGeometry
+    ) -> NDArray[np.float32]:
+        """Measure the share of each tile that is tissue, by area.
+
+        Exact for polygons, and for pictures to the fraction of a pixel of `share`.
+        """
+        if self.share is not None:
+            return tile_tissue_fraction(
+                self.share,
+                mask_pixel_l0=self.pixel_l0,
+                coords=coords,
+                tile_l0=(geometry.patch_l0, geometry.patch_l0_y),
+            )
+        whole = replace(  # the inner square is all of the tile
+            geometry,
+            patch_px=1,
+            inner_px=1,
+            scale=(float(geometry.patch_l0), float(geometry.patch_l0_y)),
+        )
+        parts = [np.empty(0, np.float32)]
+        for first in range(0, len(coords), TILES_AT_ONCE):
+            labels = label_tiles(
+                coords[first : first + TILES_AT_ONCE],
+                geometry=whole,
+                annotation=self.polygons,
+                slide_label=None,
+                config=TileConfig(),
+            )
+            parts.append(labels.tumour)
+        return np.concatenate(parts)
+
+    def on_grid(self, shape: tuple[int, int]) -> NDArray[np.bool_]:
+        """Draw the mask as (H, W) pixels that cover the slide; for pictures, not for measuring."""
+        if self.share is not None:
+            rows = _sample_steps(shape[0], self.slide_size[1], self.pixel_l0[1])
+            columns = _sample_steps(shape[1], self.slide_size[0], self.pixel_l0[0])
+            drawn: NDArray[np.bool_] = self.share[np.ix_(rows, columns)] >= 0.5
+            return drawn
+        assert self.polygons is not None
+        return _rasterise(self.polygons.tumour, shape, self.slide_size)
+
+
+def find_mask(folder: Path, slide_id: str) -> Path:
+    """Find a slide's mask.
+
+    Raises
+    ------
+    TissueError
+        If there is none, or more than one.
+    """
+    found = [path for suffix in SUFFIXES if (path := folder / f"{slide_id}{suffix}").is_file()]
+    if not found:
+        raise TissueError(
+            f"{slide_id}: no tissue mask in {folder.name} (looked for "
+            f"{', '.join(slide_id + suffix for suffix in SUFFIXES)}); name the file as the slide, "
+            "or leave out tile.tissue.mask"
+        )
+    if len(found) > 1:
+        raise TissueError(
+            f"{slide_id}: more than one tissue mask in {folder.name}: "
+            f"{', '.join(path.name for path in found)}; keep one"
+        )
+    return found[0]
+
+
+def read_mask(path: Path, *, slide_size: tuple[int, int], wanted_px: tuple[int, int]) -> UserMask:
+    """Read a user's mask of a slide.
+
+    Parameters
+    ----------
+    path : Path
+        ``.tif``, ``.tiff``, ``.png`` (not zero is tissue) or ``.geojson`` (level-0 px).
+    slide_size : (width, height), level-0 px
+    wanted_px : (width, height)
+        Of a TIFF pyramid the smallest level of at least this size is read.
+
+    Returns
+    -------
+    mask : UserMask
+
+    Raises
+    ------
+    TissueError
+        If the file cannot be read, is of another shape than the slide, or holds no polygon on it.
+    """
+    with _naming_damage(path):
+        if path.suffix.lower() == ".geojson":
+            polygons = _read_polygons(path, slide_size)
+            area = polygons.tumour.intersection(shapely.box(0, 0, *slide_size)).area
+            return UserMask(
+                None, (1.0, 1.0), polygons, slide_size, float(area) / math.prod(slide_size)
+            )
+        counter = (
+            _read_png(path, slide_size)
+            if path.suffix.lower() == ".png"
+            else _read_tiff(path, slide_size, wanted_px)
+        )
+    size, step = counter.size, counter.step
+    pixel_l0 = (step * slide_size[0] / size[0], step * slide_size[1] / size[1])
+    share = counter.n_px / math.prod(size)
+    return UserMask(counter.finish(), pixel_l0, None, slide_size, share)
+
+
+# --- pictures --------------------------------------------------------------------------------
+
+
+class _Counter:
+    """Counts what is not zero into square blocks of a picture's pixels."""
+
+    def __init__(self, size: tuple[int, int]) -> None:
+        self.size = size  # (width, height) of the picture
+        self.n_px = 0  # that are tissue
+        self.step = max(1, math.ceil(math.sqrt(math.prod(size) / MASK_PX)))
+        shape = (math.ceil(size[1] / self.step), math.ceil(size[0] / self.step))
+        self._counts: NDArray[Any] = np.zeros(shape, np.bool_ if self.step == 1 else np.float32)
+
+    def add(self, x: int, y: int, tissue: NDArray[np.bool_]) -> None:
+        """Take a rectangle of the picture; each pixel once."""
+        height, width = tissue.shape
+        n_px = int(np.count_nonzero(tissue))
+        if not n_px:
+            return
+        self.n_px += n_px
+        if self.step == 1:
+            self._counts[y : y + height, x : x + width] = tissue
+            return
+        rows, columns = self._starts(y, height), self._starts(x, width)
+        counts = np.add.reduceat(tissue, rows, axis=0, dtype=np.float32)
+        counts = np.add.reduceat(counts, columns, axis=1)
+        top, left = y // self.step, x // self.step
+        self._counts[top : top + len(rows), left : left + len(columns)] += counts
+
+    def finish(self) -> Share:
+        """Give the share of what each block holds of the picture."""
+        if self.step > 1:
+            rows, columns = (
+                np.minimum(self.step, side - self.step * np.arange(n, dtype=np.float32))
+                for side, n in zip(self.size[::-1], self._counts.shape, strict=True)
+            )
+            self._counts /= rows[:, None] * columns
+        return self._counts
+
+    def _starts(self, first: int, length: int) -> NDArray[np.int64]:
+        to_next = -first % self.step  # px to the next block's first
+        later = np.arange(to_next if to_next else self.step, length, self.step)
+        return np.concatenate([[0], later]).astype(np.int64)
+
+
+def _read_png(path: Path, slide_size: tuple[int, int]) -> _Counter:
+    with path.open("rb") as file:
+        head = file.read(24)
+    if head[:8] != b"\x89PNG\r\n\x1a\n" or len(head) < 24:
+        raise TissueError("is no PNG by its content; export it again")
+    size: tuple[int, int] = struct.unpack(">II", head[16:24])
+    _check_aspect(size, slide_size)
+    if math.prod(size) > MAX_PNG_PX:
+        raise TissueError(
+            f"{size[0]} x {size[1]} px are too many for a PNG, which can only be decoded whole "
+            f"(at most {MAX_PNG_PX}); make it smaller, or save it as a tiled TIFF"
+        )
+    with Image.open(path) as image:
+        values = np.asarray(image)
+        has_alpha = image.mode in ("LA", "RGBA", "PA")
+    counter = _Counter(size)
+    counter.add(0, 0, _not_zero(values, has_alpha=has_alpha))
+    return counter
+
+
+def _read_tiff(path: Path, slide_size: tuple[int, int], wanted_px: tuple[int, int]) -> _Counter:
+    import tifffile  # a quarter of a second that only these files need
+
+    with tifffile.TiffFile(path) as file:
+        if not file.series:
+            raise TissueError("holds no picture; export it again")
+        levels = [level.keyframe for level in file.series[0].levels]
+        first = levels[0]
+        _check_aspect((first.imagewidth, first.imagelength), slide_size)
+        _check_kind(first)
+        fine = [
+            page
+            for page in levels
+            if page.imagewidth >= wanted_px[0] and page.imagelength >= wanted_px[1]
+        ]
+        page = fine[-1] if fine else first
+        _check_kind(page)
+        size = (int(page.imagewidth), int(page.imagelength))
+        counter = _Counter(size)
+        for values, position, shape in page.segments(maxworkers=1):
+            if values is None:
+                continue  # a sparse file's empty tile
+            y, x = position[2], position[3]
+            height, width = min(shape[1], size[1] - y), min(shape[2], size[0] - x)
+            found = _not_zero(values[0, :height, :width], has_alpha=bool(page.extrasamples))
+            counter.add(x, y, ~found if page.photometric == MINISWHITE else found)
+    return counter
+
+
+def _check_kind(page: Any) -> None:
+    if int(page.compression) in LOSSY:
+        raise TissueError(
+            f"is compressed with {page.compression.name}, which turns some zeros into other "
+            "numbers; save the mask with deflate, LZW or no compression"
+        )
+    if page.samplesperpixel > 1 and page.planarconfig == SEPARATE:
+        raise TissueError("keeps its colours apart; save the mask with one channel")
+    if page.is_tiled:
+        shape = (page.tilelength, page.tilewidth)
+    else:
+        shape = (min(page.rowsperstrip, page.imagelength), page.imagewidth)
+    n_bytes = math.prod(shape) * page.samplesperpixel * page.dtype.itemsize
+    if n_bytes > MAX_SEGMENT_BYTES:
+        raise TissueError(
+            f"is stored in strips of {shape[1]} x {shape[0]} px, {n_bytes >> 20} MiB each, which "
+            "can only be decoded whole; save it tiled, or smaller: the mask is scaled to the slide"
+        )
+
+
+def _not_zero(values: NDArray[Any], *, has_alpha: bool) -> NDArray[np.bool_]:
+    found: NDArray[np.bool_] = np.asarray(values != 0)
+    if found.ndim == 2:
+        return found
+    if not (has_alpha and found.shape[2] in (2, 4)):
+        return np.asarray(found.any(axis=2))
+    coloured: NDArray[np.bool_] = np.asarray(found[..., :-1].any(axis=2))
+    coloured &= found[..., -1]
+    return coloured
+
+
+def _check_aspect(size: tuple[int, int], slide_size: tuple[int, int]) -> None:
+    if min(size) < 1:
+        raise TissueError(f"is {size[0]} x {size[1]} px; export it again")
+    ratio = (size[0] / size[1]) / (slide_size[0] / slide_size[1])
+    if not abs(math.log(ratio)) <= SAME_ASPECT + 1 / min(size):
+        raise TissueError(
+            f"is {size[0]} x {size[1]} px, another shape than the slide of {slide_size[0]} x "
+            f"{slide_size[1]} px: a mask covers the whole slide, not a crop of it, and is not "
+            "turned; is it another slide's?"
+        )
+
+
+def _sample_steps(n_out: int, side_l0: int, pixel_l0: float) -> NDArray[np.int64]:
+    centres: NDArray[np.int64] = ((np.arange(n_out) + 0.5) * side_l0 / n_out / pixel_l0).astype(
+        np.int64
+    )
+    return centres
+
+
+# --- polygons --------------------------------------------------------------------------------
+
+
+class _TissueDrawing(Drawing):
+    """Takes every polygon for tissue, but those whose class says that it is none."""
+
+    def role_of(self, name: str) -> Role | None:
+        plain = name.strip().casefold()
+        if plain in NO_TISSUE or role_of_name(plain) == "exclusion":
+            return "exclusion"
+        return "ignored" if plain.endswith("*") else "tumour"
+
+
+def _read_polygons(path: Path, slide_size: tuple[int, int]) -> Annotation:
+    if path.stat().st_size > MAX_JSON_BYTES:
+        raise TissueError(f"holds more than {MAX_JSON_BYTES >> 20} MiB; simplify its polygons")
+    drawing = _TissueDrawing()
+    try:
+        parse_geojson(json.loads(path.read_bytes().decode("utf-8-sig")), drawing)
+    except RecursionError as error:
+        raise TissueError("is nested too deeply; export it again") from error
+    found = assemble_annotation(drawing.tumours, drawing.exclusions)
+    if found.tumour.is_empty:
+        raise TissueError("holds no polygon of tissue; draw one, or leave the slide out")
+    x0, y0, x1, y1 = found.tumour.bounds
+    if x0 >= slide_size[0] or y0 >= slide_size[1] or x1 <= 0 or y1 <= 0:
+        raise TissueError(
+            f"its polygons span x {x0:.0f} to {x1:.0f}, y {y0:.0f} to {y1:.0f}, off the slide of "
+            f"{slide_size[0]} x {slide_size[1]} level-0 px; is it another slide's?"
+        )
+    return found
+
+
+def _rasterise(area: Any, shape: tuple[int, int], slide_size: tuple[int, int]) -> NDArray[np.bool_]:
+    factor = np.array([shape[1] / slide_size[0], shape[0] / slide_size[1]])
+    picture = Image.new("1", (shape[1], shape[0]))
+    draw = ImageDraw.Draw(picture)
+    # Larger first: what lies in a hole of another is drawn after the hole.
+    for polygon in sorted(polygons_of(area), key=lambda part: -part.area):
+        for ring, colour in [(polygon.exterior, 1), *((hole, 0) for hole in polygon.interiors)]:
+            points = np.asarray(ring.coords)[:, :2] * factor
+            draw.polygon([(float(x), float(y)) for x, y in points], fill=colour)
+    return np.asarray(picture, np.bool_)
+
+
+# --- errors ----------------------------------------------------------------------------------
+
+
+@contextmanager
+def _naming_damage(path: Path) -> Iterator[None]:
+    """Put the file's name before what is wrong with it."""
+    try:
+        yield
+    except (TissueError, AnnotationError) as error:
+        raise TissueError(f"{path.name}: {error}") from error
+    except (*DAMAGE, zlib.error, struct.error) as error:
+        raise TissueError(
+            f"{path.name}: cannot be read as a tissue mask ({error}); export it again"
+        ) from error
