@@ -208,9 +208,14 @@ def _died(members: Sequence[Any], *, patience_s: float = 0.0) -> int | None:
 
 
 def _without_a_word(exit_code: int) -> TrainingError:
+    if exit_code < 0:
+        return TrainingError(
+            f"a training process was killed (signal {-exit_code}); often too little memory: lower "
+            "batch_size or processes"
+        )
     return TrainingError(
-        f"a training process ended without a word (exit code {exit_code}); often too little "
-        "memory: lower batch_size or processes"
+        f"a training process ended without a word (exit code {exit_code}); what it wrote last "
+        "stands above, or in the worker's log"
     )
 
 
