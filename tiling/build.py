@@ -185,7 +185,7 @@ def tile_slide(
             mpp=mpp,
             threads=threads,
         )
-        picture = _Picture(qc_path, slide, plan.info, plan.geometry, plan.mask)
+        picture = _Picture(qc_path, slide, plan.info, plan.geometry, plan.mask, plan.annotation)
         if not len(plan.table.coords):
             picture.write(plan.table)
         check_has_tiles(plan, config)
@@ -279,7 +279,9 @@ def store_attributes(
 
 def draw_plan(slide: Slide, plan: TilePlan) -> Image:
     """Draw the quality-control picture of a plan."""
-    return _Picture(None, slide, plan.info, plan.geometry, plan.mask).draw(plan.table)
+    return _Picture(None, slide, plan.info, plan.geometry, plan.mask, plan.annotation).draw(
+        plan.table
+    )
 
 
 def _lay_grid(info: SlideInfo, geometry: TileGeometry, config: TileConfig) -> NDArray[np.int64]:
@@ -466,6 +468,7 @@ class _Picture:
     info: SlideInfo
     geometry: TileGeometry
     mask: SlideTissue
+    annotation: Annotation | None
 
     def write(self, table: TileTable) -> None:
         """Draw and keep the quality-control picture, if one is wanted."""
@@ -488,6 +491,8 @@ class _Picture:
             label=table.label,
             unreadable=table.unreadable,
             title=title,
+            mpp=self.info.mpp[0],
+            tumour=None if self.annotation is None else self.annotation.tumour,
         )
 
     def _overview(self) -> Overview:

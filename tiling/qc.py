@@ -1,9 +1,11 @@
 """The quality-control picture: what was taken for tissue, which tiles were cut, their labels."""
 
+import math
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
+import shapely
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from scipy.ndimage import binary_erosion
@@ -12,13 +14,21 @@ from tiling.files import write_aside
 
 SIDE_PX = 1200  # the longer side of the slide in the picture, about
 LINE_PX = 26  # of the legend
+MARGIN_PX = 8
+MIN_WIDTH_PX = 620  # of the legend
 WHITE = (255, 255, 255)
 BLACK = (0, 0, 0)
-OUTLINE = (255, 140, 0)  # of the tissue; seen on pink, white and black
-UNREADABLE = (160, 0, 200)
-COLOUR_BY_LABEL = {1: (220, 30, 30), 0: (0, 150, 70), -1: (120, 120, 120)}
+# Told apart with any colour vision: M. Okabe and K. Ito, "Color universal design", 2008.
+OUTLINE = (0, 190, 110)  # of the tissue; seen on pink, white and black
+UNREADABLE = (240, 200, 0)
+COLOUR_BY_LABEL = {1: (213, 62, 0), 0: (0, 114, 178), -1: (110, 110, 110)}
 NAME_BY_LABEL = {1: "positive", 0: "negative", -1: "unlabelled or ignored"}
-FILL_ALPHA = 70  # of 255: the tissue shows through
+FILL_ALPHA = {1: 80, 0: 16, -1: 90}  # of 255: the tissue shows through
+UNREADABLE_ALPHA = 120
+SMALL_TILE_PX = 5  # smaller tiles have no line around them: lines would be all that is seen
+GRID_ALPHA = {1: 255, 0: 150, -1: 200}
+LEGEND_PX = 430  # of both columns
+BAR_SHARE = 0.25  # of the picture's width, that the scale bar takes at most
 
 
 def draw_qc(
@@ -31,8 +41,10 @@ def draw_qc(
     label: NDArray[np.int8],
     unreadable: NDArray[np.bool_],
     title: str,
+    mpp: float,
+    tumour: Any = None,
 ) -> Image.Image:
-    """Draw the tissue's outline and the tiles, coloured by label, over the slide.
+    """Draw tissue, tiles coloured by label, and the annotation over the slide.
 
     Parameters
     ----------
@@ -46,16 +58,22 @@ def draw_qc(
     unreadable : (n_tiles,) bool
     title : str
         First line of the legend.
+    mpp : µm per level-0 px along x
+        For the scale bar.
+    tumour : shapely area, level-0 px
+        What is annotated; None if nothing is.
 
     Returns
     -------
-    picture : RGB, the slide with a legend under it
+    picture : RGB, the slide with a legend and a scale bar under it
     """
     size, factor = _picture_size(thumbnail, pixel_l0)
     slide = Image.fromarray(thumbnail).resize(size, Image.Resampling.BOX)
     slide = _draw_tiles(slide, factor, coords, tile_l0, label, unreadable)
     slide = _draw_outline(slide, tissue)
-    return _add_legend(slide, title, label, unreadable)
+    _draw_annotation(slide, factor, tumour)
+    entries = _legend(label, unreadable, annotated=tumour is not None)
+    return _add_legend(slide, title, entries, um_per_px=mpp / factor[0])
 
 
 def write_qc(path: Path, picture: Image.Image) -> None:
@@ -90,45 +108,115 @@ def _draw_tiles(
 ) -> Image.Image:
     layer = Image.new("RGBA", slide.size, (0, 0, 0, 0))
     draw = ImageDraw.Draw(layer)
-    for (x, y), kind, bad in zip(coords.tolist(), label.tolist(), unreadable, strict=True):
-        colour = UNREADABLE if bad else COLOUR_BY_LABEL[kind]
+    lines = min(tile_l0[0] * factor[0], tile_l0[1] * factor[1]) >= SMALL_TILE_PX
+    # What matters most last: overlapping tiles hide each other.
+    order = np.lexsort((unreadable, label == 1))
+    for row in order.tolist():
+        x, y = coords[row].tolist()
+        kind = int(label[row])
+        colour, alpha = COLOUR_BY_LABEL[kind], FILL_ALPHA[kind]
+        if unreadable[row]:
+            colour, alpha = UNREADABLE, UNREADABLE_ALPHA
         x0, y0 = x * factor[0], y * factor[1]
         x1 = max(x0, (x + tile_l0[0]) * factor[0] - 1)
         y1 = max(y0, (y + tile_l0[1]) * factor[1] - 1)
-        alpha = FILL_ALPHA if kind == 1 or bad else FILL_ALPHA // 3
-        draw.rectangle((x0, y0, x1, y1), fill=(*colour, alpha), outline=(*colour, 255))
+        line = (*colour, GRID_ALPHA[kind]) if lines else None
+        draw.rectangle((x0, y0, x1, y1), fill=(*colour, alpha), outline=line)
     return Image.alpha_composite(slide.convert("RGBA"), layer).convert("RGB")
 
 
 def _draw_outline(slide: Image.Image, tissue: NDArray[np.bool_]) -> Image.Image:
     mask = np.asarray(Image.fromarray(tissue).resize(slide.size, Image.Resampling.NEAREST))
-    edge = mask & ~binary_erosion(mask, np.ones((3, 3), np.bool_), border_value=0)
+    edge = mask & ~binary_erosion(mask, np.ones((3, 3), np.bool_), 2)
     pixels = np.array(slide)
     pixels[edge] = OUTLINE
     return Image.fromarray(pixels)
 
 
-def _add_legend(
-    slide: Image.Image, title: str, label: NDArray[np.int8], unreadable: NDArray[np.bool_]
-) -> Image.Image:
+def _draw_annotation(slide: Image.Image, factor: tuple[float, float], tumour: Any) -> None:
+    """Draw black lines cased in white: seen on every colour."""
+    if tumour is None or tumour.is_empty:
+        return
+    drawn = shapely.simplify(tumour, 0.5 / max(factor))
+    rings = shapely.get_rings(shapely.get_parts(drawn))
+    outlines = [
+        [(x * factor[0], y * factor[1]) for x, y in shapely.get_coordinates(ring).tolist()]
+        for ring in rings
+    ]
+    draw = ImageDraw.Draw(slide)
+    for colour, width in ((WHITE, 4), (BLACK, 2)):
+        for outline in outlines:
+            draw.line(outline, fill=colour, width=width, joint="curve")
+
+
+def _legend(
+    label: NDArray[np.int8], unreadable: NDArray[np.bool_], *, annotated: bool
+) -> list[tuple[tuple[int, int, int], str]]:
     readable = label[~unreadable]
     entries = [
         (colour, f"{NAME_BY_LABEL[kind]}: {int((readable == kind).sum())}")
         for kind, colour in COLOUR_BY_LABEL.items()
     ]
-    entries += [
-        (UNREADABLE, f"unreadable: {int(unreadable.sum())}"),
-        (OUTLINE, "outline of tissue"),
-    ]
-    lines = len(entries) + 1
-    picture = Image.new("RGB", (max(slide.width, 420), slide.height + lines * LINE_PX + 8), WHITE)
+    if unreadable.any():
+        entries.append((UNREADABLE, f"unreadable: {int(unreadable.sum())}"))
+    entries.append((OUTLINE, "outline of tissue"))
+    if annotated:
+        entries.append((BLACK, "annotation"))
+    return entries
+
+
+def _add_legend(
+    slide: Image.Image,
+    title: str,
+    entries: list[tuple[tuple[int, int, int], str]],
+    *,
+    um_per_px: float,
+) -> Image.Image:
+    """Put the title and the entries, in two columns, and a scale bar under the slide."""
+    font = ImageFont.load_default(size=15)
+    rows = -(-len(entries) // 2)
+    width = max(slide.width, MIN_WIDTH_PX, math.ceil(font.getlength(title)) + 2 * MARGIN_PX)
+    height = slide.height + (rows + 1) * LINE_PX + 2 * MARGIN_PX
+    picture = Image.new("RGB", (width, height), WHITE)
     picture.paste(slide, (0, 0))
     draw = ImageDraw.Draw(picture)
-    font = ImageFont.load_default(size=15)
-    top = slide.height + 6
-    draw.text((6, top), title, fill=BLACK, font=font)
-    for number, (colour, text) in enumerate(entries, start=1):
-        y = top + number * LINE_PX
-        draw.rectangle((6, y + 2, 22, y + 18), fill=colour)
-        draw.text((30, y), text, fill=BLACK, font=font)
+    top = slide.height + MARGIN_PX
+    draw.text((MARGIN_PX, top), title, fill=BLACK, font=font)
+    for number, (colour, text) in enumerate(entries):
+        x = MARGIN_PX + 220 * (number // rows)
+        y = top + (1 + number % rows) * LINE_PX
+        draw.rectangle((x, y + 2, x + 16, y + 18), fill=colour)
+        draw.text((x + 24, y), text, fill=BLACK, font=font)
+    _draw_scale_bar(draw, font, right=width - MARGIN_PX, top=top + LINE_PX, um_per_px=um_per_px)
     return picture
+
+
+def _draw_scale_bar(
+    draw: ImageDraw.ImageDraw,
+    font: Any,
+    *,
+    right: int,
+    top: int,
+    um_per_px: float,
+) -> None:
+    longest_px = min(BAR_SHARE * right, right - LEGEND_PX)
+    length_um = scale_bar_um(longest_px * um_per_px)
+    left = right - length_um / um_per_px
+    y = top + 4
+    draw.line((left, y, right, y), fill=BLACK, width=3)
+    for x in (left, right):
+        draw.line((x, y - 5, x, y + 5), fill=BLACK, width=2)
+    text = f"{length_um / 1000:g} mm" if length_um >= 1000 else f"{length_um:g} microns"
+    draw.text((right - font.getlength(text), y + 8), text, fill=BLACK, font=font)
+
+
+def scale_bar_um(longest_um: float) -> float:
+    """Find the longest of 1, 2, 5, 10, ... µm (or their tenths, ...) that is not too long.
+
+    Examples
+    --------
+    >>> scale_bar_um(4300), scale_bar_um(0.15)
+    (2000.0, 0.1)
+    """
+    power = 10.0 ** math.floor(math.log10(longest_um))
+    return max((step * power for step in (1, 2, 5) if step * power <= longest_um), default=power)
