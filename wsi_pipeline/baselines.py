@@ -202,8 +202,10 @@ def _rounds(
             )
         fold_of = {patient: number for number, patient in enumerate(patients)}
     else:
-        folds = options.splits.folds or 5
-        fold_of = assign_folds(slides, folds=folds, seed=options.seed)
+        folds = options.splits.folds
+        fold_of = assign_folds(
+            slides, folds=folds if isinstance(folds, int) else 5, seed=options.seed
+        )
     of_image = np.array([fold_of[e.patient] for e in entries])
     for fold in range(max(fold_of.values()) + 1):
         yield np.where(of_image == fold, "test", "train")

@@ -39,7 +39,8 @@ class SplitConfig:
 
     val_fraction: float = 0.2  # share of the patients
     test_fraction: float = 0.2  # share of the patients
-    folds: int | None = None  # k-fold instead: the fold below is the test, the next one val
+    # k-fold instead: the fold below is the test, the next one val; patients: each is a fold
+    folds: int | Literal["patients"] | None = None
     fold: int = 0  # from 0
 
 

@@ -6,6 +6,7 @@ is not tested by the other.
 
 import random
 from collections.abc import Sequence
+from typing import Literal
 
 from wsi_pipeline.contracts import SlideEntry, Split
 from wsi_pipeline.errors import ConfigError, ManifestError
@@ -17,22 +18,25 @@ def assign_splits(
     val_fraction: float,
     test_fraction: float,
     seed: int,
-    folds: int | None = None,
+    folds: int | Literal["patients"] | None = None,
     fold: int = 0,
 ) -> dict[str, Split]:
     """Put each patient of a data set without splits into train, val or test.
 
     Patients with and without a tumour slide are dealt separately, so that each split gets its
     share of both; each split asked for gets at least one patient of a kind while the kind has
-    enough for all splits.
+    enough for all splits, and training always does. The order of the entries does not matter.
 
     Parameters
     ----------
     val_fraction, test_fraction : in [0, 1)
-        Shares of the patients; the rest trains. Not looked at where `folds` is given.
-    folds, fold : int
-        Deal the patients into so many folds; number `fold`, from 0, is the test, the next one
-        (the first after the last) validates, the rest trains. Of two folds the other one trains.
+        Shares of the patients; the rest trains. Not looked at where `folds` is a number.
+    folds : int, optional
+        Deal the patients into so many folds; number `fold` is the test, the next one (the first
+        after the last) validates, the rest trains. Of two folds the other one trains. "patients":
+        each patient is a fold, in the order of their names; of the others `val_fraction` validate.
+    fold : int
+        From 0.
 
     Returns
     -------
@@ -53,7 +57,7 @@ def assign_splits(
     >>> sorted(found.values()).count("train")
     6
     """
-    if folds is not None and not (folds >= 2 and 0 <= fold < folds):
+    if isinstance(folds, int) and not (folds >= 2 and 0 <= fold < folds):
         raise ConfigError(
             "splits: folds must be at least 2 and fold in 0 to folds - 1, "
             f"got folds={folds}, fold={fold}"
@@ -67,6 +71,8 @@ def assign_splits(
         raise ManifestError(
             "the manifest has splits already; remove its split column or the config's splits"
         )
+    if folds == "patients":
+        return _leave_out(entries, fold, val_fraction=val_fraction, seed=seed)
     if folds is not None:
         return _take_fold(assign_folds(entries, folds=folds, seed=seed), folds, fold)
     positive = _positive_patients(entries)
@@ -76,7 +82,7 @@ def assign_splits(
     for kind in (True, False):
         group = [p for p in patients if (p in positive) == kind]
         generator.shuffle(group)
-        n_val, n_test = (_share(fraction, len(group)) for fraction in (val_fraction, test_fraction))
+        n_val, n_test = _shares(len(group), val_fraction, test_fraction)
         for i, patient in enumerate(group):
             result[patient] = "test" if i < n_test else "val" if i < n_test + n_val else "train"
     return result
@@ -112,10 +118,27 @@ def _take_fold(fold_by_patient: dict[str, int], folds: int, fold: int) -> dict[s
     return {patient: split_of(found) for patient, found in fold_by_patient.items()}
 
 
+def _leave_out(
+    entries: Sequence[SlideEntry], fold: int, *, val_fraction: float, seed: int
+) -> dict[str, Split]:
+    patients = sorted({entry.patient for entry in entries})
+    if not (len(patients) >= 2 and 0 <= fold < len(patients)):
+        raise ConfigError(
+            f"splits: with folds=patients fold is in 0 to patients - 1, and there are at least two "
+            f"patients; got fold={fold} of {len(patients)} patients"
+        )
+    others = [entry for entry in entries if entry.patient != patients[fold]]
+    result = assign_splits(others, val_fraction=val_fraction, test_fraction=0.0, seed=seed)
+    return {**result, patients[fold]: "test"}
+
+
 def _positive_patients(entries: Sequence[SlideEntry]) -> set[str]:
     return {e.patient for e in entries if e.label == 1 or (e.label is None and e.annotation)}
 
 
-def _share(fraction: float, n: int) -> int:
+def _shares(n: int, *fractions: float) -> list[int]:
     # At least one where asked for, as long as one each remains for the other two splits.
-    return max(round(fraction * n), 1 if fraction > 0 and n >= 3 else 0)
+    shares = [max(round(f * n), 1 if f > 0 and n >= 3 else 0) for f in fractions]
+    while sum(shares) >= n > 0:  # nobody would train
+        shares[shares.index(max(shares))] -= 1
+    return shares
