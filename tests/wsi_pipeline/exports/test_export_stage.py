@@ -1,0 +1,290 @@
+"""The command on a whole run: its figures can be had again from the files; it resumes, it fails."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import tifffile
+import zarr
+
+from tests.wsi_pipeline.test_stages import TUMOUR, draw_cohort
+from wsi_pipeline.cli import main
+from wsi_pipeline.contracts import Heatmap
+from wsi_pipeline.evaluation.detections import write_detections
+from wsi_pipeline.exports import FORMATS
+from wsi_pipeline.heatmap_files import read_heatmap
+from wsi_pipeline.nms import detect, radius_in_px
+from wsi_pipeline.scores import read_scores, write_scores
+
+MPP = 3.0  # by the manifest: the tumour of 140 px is no isolated cell
+# Overlapping patches, laid by their maximum, and detections that are not the default ones.
+CONFIG = """
+input: {data}/manifest.csv
+out: {run}
+stages: [tile, train, predict]
+tile: {{target_mpp: 3.0, patch_px: 32, stride_px: 16, tissue: {{mpp: 12.0}}}}
+train:
+  patchnet:
+    model: {{options: {{m: 5, stride: 5, filters: 4, depth: 2}}}}
+    batch_size: 8
+    steps_per_epoch: 1
+    max_epochs: 1
+predict: {{splits: [val, test]}}
+heatmap: {{overlap: max}}
+evaluate: {{bootstrap: 0, detection_threshold: 0.3, detection_radius_um: 72.0,
+           reference_downsample: 4.0}}
+"""
+
+
+def rescore(path: Path, seed: int) -> None:
+    """Score patches as a fair model would: high on the tumour, noise, one unreadable."""
+    found = read_scores(path)
+    rng = np.random.default_rng(seed)
+    scores = rng.beta(1, 4, len(found.coords)).astype(np.float32)
+    low, high = np.array(TUMOUR).min(axis=0), np.array(TUMOUR).max(axis=0)
+    inside = ((found.coords >= low - 16) & (found.coords + 16 < high)).all(axis=1)
+    if seed % 2:
+        scores[inside] = rng.beta(4, 2, int(inside.sum()))
+    scores[7] = np.nan
+    found.scores[:] = scores
+    write_scores(path, found)
+
+
+@pytest.fixture(scope="session")
+def scored_run(tmp_path_factory) -> Path:
+    """A run with heatmaps and figures; not to be changed but for its exports."""
+    folder = tmp_path_factory.mktemp("export")
+    draw_cohort(folder / "data")
+    manifest = folder / "data/manifest.csv"
+    head, *rows = manifest.read_text().splitlines()
+    manifest.write_text("\n".join([f"{head},mpp", *(f"{row},{MPP}" for row in rows)]) + "\n")
+    config = folder / "config.yaml"
+    config.write_text(CONFIG.format(data=folder / "data", run=folder / "run"))
+    assert main(["run", str(config), "--quiet"]) == 0
+    for number in range(2, 6):
+        rescore(folder / f"run/scores/patchnet/s{number}.h5", number)
+    for stage in ("heatmap", "evaluate"):
+        assert main([stage, str(folder / "run"), "--config", str(config), "--quiet"]) == 0
+    return folder
+
+
+@pytest.fixture
+def run(scored_run, tmp_path) -> Path:
+    """A copy of that run, to be changed."""
+    shutil.copytree(scored_run, tmp_path / "copy")
+    return tmp_path / "copy/run"
+
+
+def export(run: Path, name: str, *more: str) -> int:
+    return main(["export", str(run), "--format", name, "--quiet", *more])
+
+
+# ------------------------------------------------------------ figures had again
+
+
+def count_froc(folder: Path, detections: Path, out: Path) -> dict:
+    """Count the FROC of plain files, by the command."""
+    reference = out.parent / "reference"
+    reference.mkdir(exist_ok=True)
+    shutil.copy(folder / "data/s5.xml", reference / "s5.xml")
+    (out.parent / "slides.csv").write_text("slide_id,label\ns4,0\ns5,1\n")
+    options = {
+        "--detections": detections,
+        "--reference": reference,
+        "--slides": out.parent / "slides.csv",
+        "--mpp": MPP,
+        "--mask-downsample": 4.0,
+        "--out": out,
+    }
+    words = [str(part) for pair in options.items() for part in pair]
+    assert main(["froc", "--definition", "camelyon16", "--quiet", *words]) == 0
+    return json.loads((out / "froc.json").read_text())
+
+
+def read_metrics(folder: Path) -> dict:
+    return json.loads((folder / "run/evaluation/patchnet/metrics.json").read_text())
+
+
+def assert_same_froc(again: dict, metrics: dict) -> None:
+    ours = metrics["froc"]
+    assert ours["n_lesions"] == 1
+    assert len(ours["curve"]) > 3  # there is something to be found, and to be wrong about
+    for name in ("curve", "score", "sensitivity_at", "n_lesions", "n_itc", "n_slides"):
+        assert again[name] == ours[name], name
+
+
+def test_froc_of_the_exported_detections_is_the_runs_own(scored_run, tmp_path):
+    detections = tmp_path / "detections"
+    assert (
+        export(
+            scored_run / "run",
+            "camelyon16",
+            "--set",
+            "export.splits=[test]",
+            "--out",
+            str(detections),
+        )
+        == 0
+    )
+    assert sorted(p.name for p in detections.iterdir()) == ["s4.csv", "s5.csv"]
+    assert_same_froc(count_froc(scored_run, detections, tmp_path / "out"), read_metrics(scored_run))
+
+
+@pytest.mark.parametrize("kind", ["ome-tiff", "ome-zarr"])
+def test_froc_of_the_heatmap_file_is_the_runs_own(scored_run, tmp_path, kind):
+    """Whoever has the heatmap alone, in either format, can count the figure of the report."""
+    run = scored_run / "run"
+    assert export(run, "ome-zarr", "--out", str(tmp_path / "zarr")) == 0
+    for slide_id in ("s4", "s5"):
+        ours = read_heatmap(run / f"heatmaps/patchnet/{slide_id}.ome.tif")
+        if kind == "ome-tiff":
+            values = tifffile.imread(run / f"heatmaps/patchnet/{slide_id}.ome.tif")
+        else:
+            values = zarr.open_group(tmp_path / f"zarr/{slide_id}.ome.zarr", mode="r")["0"][:]
+        np.testing.assert_array_equal(values, ours.values)
+        heatmap = Heatmap(values, ours.pixel_l0, ours.slide_size)
+        radius = radius_in_px(72.0, heatmap, (MPP, MPP))
+        found = detect(heatmap, threshold=0.3, radius_px=radius)
+        write_detections(tmp_path / f"detections/{slide_id}.csv", found)
+    again = count_froc(scored_run, tmp_path / "detections", tmp_path / "out")
+    assert_same_froc(again, read_metrics(scored_run))
+
+
+@pytest.mark.parametrize("name", ["wsinfer", "clam", "qupath"])
+def test_slide_score_of_the_exported_patches_is_that_of_the_evaluation(scored_run, tmp_path, name):
+    assert export(scored_run / "run", name, "--out", str(tmp_path)) == 0
+    with (scored_run / "run/evaluation/patchnet/slides.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["slide_id"] for row in rows] == ["s4", "s5"]
+    for row in rows:
+        if name == "clam":
+            with h5py.File(tmp_path / f"{row['slide_id']}.h5") as file:
+                scores = file["attention_scores"][:, 0]
+        elif name == "wsinfer":
+            path = tmp_path / f"{row['slide_id']}.csv"
+            scores = np.loadtxt(path, delimiter=",", skiprows=1)[:, 4]
+        else:
+            found = json.loads((tmp_path / f"{row['slide_id']}.geojson").read_text())
+            scores = [f["properties"]["measurements"]["score"] for f in found["features"]]
+        assert np.float32(max(scores)) == np.float32(row["score"])
+
+
+# ------------------------------------------------------------ round trip
+
+
+@pytest.mark.parametrize("name", ["clam", "trident"])
+def test_exported_coordinates_cut_the_same_patches_again(scored_run, tmp_path, name):
+    assert export(scored_run / "run", name, "--out", str(tmp_path / "coords")) == 0
+    settings = (f"coords={tmp_path / 'coords'}", "target_mpp=3.0", "patch_px=32", "tissue.mpp=12.0")
+    words = [part for setting in settings for part in ("--set", setting)]
+    manifest = tmp_path / "one.csv"
+    manifest.write_text(f"slide,mpp\n{scored_run / 'data/s5.tif'},{MPP}\n")
+    assert main(["tile", str(manifest), "--out", str(tmp_path / "again"), "--quiet", *words]) == 0
+    ours = zarr.open_group(scored_run / "run/tiles/s5.zarr", mode="r")
+    again = zarr.open_group(tmp_path / "again/tiles/s5.zarr", mode="r")
+    kept = np.delete(np.arange(ours["coords"].shape[0]), 7) if name == "clam" else slice(None)
+    np.testing.assert_array_equal(again["coords"][:], ours["coords"][:][kept])
+    np.testing.assert_array_equal(again["patches"][:], ours["patches"][:][kept])
+
+
+# ------------------------------------------------------------ as a stage
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {
+        p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()
+    }
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_format_is_written_kept_and_mended(run, capsys, name):
+    assert export(run, name) == 0
+    assert "export: 4 done" in capsys.readouterr().out
+    folder = run / "exports" / name / "patchnet"
+    before = files_of(folder)
+    assert len(list(folder.iterdir())) == 4
+
+    assert export(run, name) == 0
+    assert "0 done, 4 kept from before" in capsys.readouterr().out
+    lost = next(path for path in sorted(folder.iterdir()) if path.name.startswith("s3"))
+    shutil.rmtree(lost) if lost.is_dir() else lost.unlink()
+    assert export(run, name) == 0
+    assert "1 done, 3 kept from before" in capsys.readouterr().out
+    assert files_of(folder) == before
+
+
+def test_formats_do_not_touch_each_other_nor_the_report(run, capsys):
+    assert main(["report", str(run), "--quiet"]) == 0
+    assert export(run, "wsinfer") == 0
+    assert export(run, "clam") == 0
+    capsys.readouterr()
+    assert export(run, "wsinfer") == 0
+    assert main(["report", str(run), "--quiet"]) == 0
+    out = capsys.readouterr().out
+    assert "export: 0 done, 4 kept" in out
+    assert "report: 0 done, 1 kept" in out
+
+
+def test_a_changed_setting_is_named_stale(run, capsys):
+    assert export(run, "qupath") == 0
+    assert main(["export", str(run), "--format", "qupath", "--set", "qupath=regions"]) == 0
+    captured = capsys.readouterr()
+    assert "stale" in captured.err
+    assert "regions" in captured.err
+
+
+def test_shards_write_disjoint_parts_of_the_whole(run, tmp_path):
+    for index in range(2):
+        assert export(run, "wsinfer", "--shard", f"{index}/2") == 0
+    assert export(run, "wsinfer", "--out", str(tmp_path / "whole")) == 0
+    assert files_of(run / "exports/wsinfer/patchnet") == files_of(tmp_path / "whole")
+
+
+def test_a_slide_that_fails_is_recorded_and_the_others_are_written(run, capsys):
+    (run / "scores/patchnet/s4.h5").write_bytes(b"no HDF5")
+    assert export(run, "camelyon16") == 3
+    with (run / "failures.csv").open(newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert (row["slide_id"], row["stage"], row["error"]) == ("s4", "export", "ScoresError")
+    assert "damaged" in row["message"] or "not" in row["message"]
+    written = sorted(p.name for p in (run / "exports/camelyon16/patchnet").iterdir())
+    assert written == ["s2.csv", "s3.csv", "s5.csv"]
+    assert (run / "logs/export-camelyon16-patchnet-s4.log").is_file()
+
+
+def test_several_models_have_a_folder_each(run, tmp_path):
+    shutil.copytree(run / "scores/patchnet", run / "scores/other")
+    shutil.copytree(run / ".state/predict/patchnet", run / ".state/predict/other")
+    assert export(run, "wsinfer", "--out", str(tmp_path / "all")) == 0
+    assert sorted(p.name for p in (tmp_path / "all").iterdir()) == ["other", "patchnet"]
+    assert export(run, "wsinfer", "--out", str(tmp_path / "one"), "--model", "other") == 0
+    assert files_of(tmp_path / "one") == files_of(tmp_path / "all/other")
+
+
+def test_what_cannot_be_is_said(run, tmp_path, capsys):
+    assert main(["export", str(run), "--format", "qupth"]) == 2
+    assert "known: qupath" in capsys.readouterr().err.replace("\n", " ").replace("│ ", "")
+    for words, message in (
+        ((), "not a run folder"),
+        (("--set", "thresholds=[1.5]"), "must be scores in [0, 1]"),
+        (("--set", "class_name="), "class_name"),
+        (("--set", "detection_radius_um=0"), "must be above 0"),
+        (("--set", "export.splits=[train]"), "nothing to export"),
+        (("--model", "absent"), "no scores of absent"),
+    ):
+        folder = run if words else tmp_path / "nowhere"
+        assert main(["export", str(folder), "--format", "qupath", *words]) == 1
+        assert message in capsys.readouterr().err
+
+
+def test_no_folder_of_this_machine_is_written(run):
+    for name in FORMATS:
+        assert export(run, name) == 0
+    secret = str(run.parent).encode()
+    for name, content in files_of(run).items():
+        if not name.startswith("logs/"):
+            assert secret not in content, name
