@@ -19,7 +19,8 @@ LAYERS = [
     {"training", "inference", "evaluation"}
     | {"heatmaps", "heatmap_files", "dense_maps", "overlays", "nms"}
     | {"explain", "exports", "images", "baselines"}
-    | {"report", "cohorts", "cluster", "progress", "lookers"},
+    | {"report", "cohorts", "cluster", "progress", "lookers"}
+    | {"label_audit", "audit_pictures"},
     {"models", "data", "sampling", "augment", "preprocess", "checkpoint", "devices", "scores"},
     {"manifest", "splits", "runfolder", "config"},
     {"contracts", "settings", "errors", "versions"},

@@ -19,7 +19,12 @@ class Collected:
 
 
 def collect(run: RunFolder) -> Collected:
-    """Merge the failures of all shards; list the slides and shards that each stage misses."""
+    """Merge the failures of all shards; list the slides and shards that each stage misses.
+
+    The label audit is brought up to date too, as no shard sees all slides.
+    """
+    from wsi_pipeline.label_audit import update_audit
+
     entries = run.read_manifest()
     n_failed = write_failures(run)
     lines, n_missing = [], 0
@@ -39,6 +44,8 @@ def collect(run: RunFolder) -> Collected:
             lines.append(
                 f"{stage}: of {count} shards these never ended: {', '.join(map(str, shards))}"
             )
+    if any(Unit("tile", e.slide_id).mark(run, "done").is_file() for e in entries):
+        lines.append(update_audit(run))
     lines += [f"{n_failed} failures are listed in {run.failures}"] if n_failed else []
     return Collected(tuple(lines), n_missing, n_failed)
 

@@ -71,6 +71,11 @@ class RunFolder:
         """Picture of a slide's tissue mask, grid and labels."""
         return self.tiles / f"{slide_id}.png"
 
+    @property
+    def label_audit(self) -> Path:
+        """Folder of what all stores say of the labels."""
+        return self.tiles / "label_audit"
+
     def model(self, model: str) -> Path:
         """Folder of a trained model."""
         return self.path / "models" / model

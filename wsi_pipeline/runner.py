@@ -44,6 +44,7 @@ class StageResult:
     done: tuple[str, ...]
     kept: tuple[str, ...]
     failed: tuple[str, ...]
+    notes: tuple[str, ...] = ()  # lines to say behind it
 
     @property
     def exit_code(self) -> int:
@@ -56,7 +57,7 @@ class StageResult:
         parts = [f"{len(self.done)} done"]
         parts += [f"{len(self.kept)} kept from before"] if self.kept else []
         parts += [f"{len(self.failed)} failed ({', '.join(self.failed)})"] if self.failed else []
-        return f"{self.stage}: " + ", ".join(parts)
+        return "\n".join((f"{self.stage}: " + ", ".join(parts), *self.notes))
 
 
 @dataclass(frozen=True)

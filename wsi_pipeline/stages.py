@@ -65,7 +65,12 @@ def tile(run: RunFolder, config: Config, options: Options) -> StageResult:
         )
         for e in entries
     ]
-    return run_stage("tile", run, plans, config, options)
+    result = run_stage("tile", run, plans, config, options)
+    if options.shard:  # the others are at work: collect makes the audit
+        return result
+    from wsi_pipeline.label_audit import update_audit
+
+    return replace(result, notes=(update_audit(run, overwrite=options.overwrite),))
 
 
 def slide_bytes(entry: SlideEntry) -> int:

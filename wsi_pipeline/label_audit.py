@@ -1,0 +1,341 @@
+"""The label audit: what all patch stores of a run say together, as tables and pictures.
+
+Made from the finished stores alone, so that it is right whatever made them: one run, a resumed
+one, or the shards of a job array. Pixels are read of the few patches that are shown.
+"""
+
+import csv
+import io
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tiling.audit import (
+    GROUPS,
+    Ambiguous,
+    Group,
+    LabelCounts,
+    count_labels,
+    count_shares,
+    find_ambiguous,
+    share_bins,
+)
+from tiling.errors import TilingError
+from tiling.files import digest_json, write_aside, write_json
+from tiling.store import PatchStore, stored_fingerprint
+from wsi_pipeline.contracts import SlideEntry
+from wsi_pipeline.errors import PipelineError
+from wsi_pipeline.runfolder import RunFolder, Unit, clear_mark, mark_finished, unit_state
+
+if TYPE_CHECKING:
+    from wsi_pipeline.audit_pictures import Sample
+
+log = logging.getLogger(__name__)
+
+VERSION = 1  # raised when the same stores would give other files
+SHOWN = 24  # patches in the picture: six columns of four
+UNIT = Unit("label_audit")
+
+
+@dataclass(frozen=True)
+class _Audited:
+    """What the audit keeps of one store."""
+
+    entry: SlideEntry
+    counts: LabelCounts
+    shares: NDArray[np.int64]  # (3, bins)
+    n_lesions: int
+    n_lesions_hit: int
+    ambiguous: list[Ambiguous]
+    coords: dict[int, tuple[int, int]]  # of the ambiguous rows
+    rule: tuple[Any, ...]
+
+
+def update_audit(run: RunFolder, *, overwrite: bool = False) -> str:
+    """Bring a run's label audit up to date; keep it where no store has changed.
+
+    Parameters
+    ----------
+    run : RunFolder
+        With a manifest and patch stores.
+    overwrite : bool
+        Make it again even so.
+
+    Returns
+    -------
+    line : str
+        What it found, or why it could not be made: labels are there without it.
+    """
+    try:
+        stores = _list_stores(run)
+        fingerprint = digest_json([VERSION, [_made_from(entry, made) for entry, made in stores]])
+        if overwrite or unit_state(run, UNIT, fingerprint) != "finished":
+            clear_mark(run, UNIT)
+            files = _write_audit(run, [entry for entry, _ in stores])
+            mark_finished(run, UNIT, fingerprint, files)
+        return _line(run.label_audit / "slides.csv")
+    except (TilingError, PipelineError, OSError) as error:
+        log.debug("label audit", exc_info=True)
+        return f"label audit: not made: {error}"
+
+
+def _list_stores(run: RunFolder) -> list[tuple[SlideEntry, str]]:
+    """List the slides that are tiled, and what each store was made from."""
+    found = [
+        (entry, stored_fingerprint(run.store(entry.slide_id)))
+        for entry in run.read_manifest()
+        if Unit("tile", entry.slide_id).mark(run, "done").is_file()
+    ]
+    return [(entry, made) for entry, made in found if made is not None]
+
+
+def _made_from(entry: SlideEntry, made: str) -> tuple[Any, ...]:
+    return (entry.slide_id, entry.patient, entry.split, made)
+
+
+def _write_audit(run: RunFolder, entries: Sequence[SlideEntry]) -> list[Path]:
+    from wsi_pipeline.audit_pictures import draw_histogram, draw_sheet
+
+    audited = [_audit(run, entry) for entry in entries]
+    shares = np.zeros((len(GROUPS), len(share_bins()[0])), np.int64)
+    shares += sum(one.shares for one in audited)
+    chosen = _choose(audited)
+    rows = [_ambiguous_row(rank, one, patch) for rank, (one, patch) in enumerate(chosen, start=1)]
+    slides = [_slide_row(one) for one in audited]
+    patients = _patient_rows(audited)
+    classes = _class_rows(audited)
+    histogram = _histogram_rows(shares)
+    with write_aside(run.label_audit) as scratch:
+        scratch.mkdir()
+        _write_csv(scratch / "slides.csv", slides, SLIDE_COLUMNS)
+        _write_csv(scratch / "patients.csv", patients, PATIENT_COLUMNS)
+        _write_csv(scratch / "classes.csv", classes, CLASS_COLUMNS)
+        _write_csv(scratch / "histogram.csv", histogram, HISTOGRAM_COLUMNS)
+        _write_csv(scratch / "ambiguous.csv", rows, AMBIGUOUS_COLUMNS)
+        whole = {
+            "total": asdict(sum((one.counts for one in audited), LabelCounts())),
+            "slides": slides,
+            "patients": patients,
+            "classes": classes,
+            "histogram": histogram,
+            "ambiguous": rows,
+        }
+        write_json(scratch / "audit.json", whole)
+        if shares.any():
+            draw_histogram(scratch / "histogram.png", shares)
+        if chosen:
+            draw_sheet(scratch / "ambiguous.png", [_sample(run, *pair) for pair in chosen])
+    return sorted(run.label_audit.iterdir())
+
+
+def _audit(run: RunFolder, entry: SlideEntry) -> _Audited:
+    with PatchStore.open(run.store(entry.slide_id)) as store:
+        tile = store.geometry
+        bounds = (store.tiling["negative_fraction"], store.tiling["positive_fraction"])
+        found = find_ambiguous(
+            coords=store.coords,
+            side_l0=(
+                max(tile.patch_l0, tile.stride_l0),
+                max(tile.patch_l0_y, tile.stride_l0_y),
+            ),
+            label=store.label,
+            tumour=store.tumour,
+            unreadable=store.unreadable,
+            bounds=bounds,
+            most=SHOWN,
+        )
+        return _Audited(
+            entry=entry,
+            counts=count_labels(store.label, store.tumour, store.unreadable),
+            shares=count_shares(store.label, store.tumour),
+            n_lesions=len(store.lesion_ids),
+            n_lesions_hit=len(np.unique(store.lesion_pairs[:, 1])),
+            ambiguous=found,
+            coords={at.row: _point(store.coords[at.row]) for at in found},
+            rule=(store.tiling["label_rule"], *bounds),
+        )
+
+
+def _point(at: NDArray[np.int64]) -> tuple[int, int]:
+    x, y = at.tolist()
+    return x, y
+
+
+def _choose(audited: Sequence[_Audited]) -> list[tuple[_Audited, Ambiguous]]:
+    """Choose the least certain patches of all slides, an equal part of each group that has any."""
+    by_group: dict[Group, list[tuple[_Audited, Ambiguous]]] = {}
+    for one in audited:
+        for patch in one.ambiguous:
+            by_group.setdefault(patch.group, []).append((one, patch))
+    for pairs in by_group.values():
+        pairs.sort(key=lambda p: (-p[1].doubt[0], -p[1].doubt[1], p[0].entry.slide_id, p[1].row))
+    share = SHOWN // max(1, len(by_group))
+    return [pair for group in GROUPS for pair in by_group.get(group, [])[:share]]
+
+
+# --- tables ----------------------------------------------------------------------------------
+
+_COUNTS = tuple(LabelCounts.__dataclass_fields__)
+SLIDE_COLUMNS = (
+    "slide_id", "patient", "split", "slide_label", *_COUNTS, "lesions", "lesions_hit",
+)  # fmt: skip
+PATIENT_COLUMNS = ("patient", "split", "slides", *_COUNTS)
+CLASS_COLUMNS = ("split", "label", "patches", "slides", "patients")
+HISTOGRAM_COLUMNS = ("above", "up_to", *GROUPS)
+AMBIGUOUS_COLUMNS = (
+    "rank", "label", "slide_id", "patch", "x", "y", "tumour", "around", "label_rule",
+)  # fmt: skip
+
+
+def _slide_row(one: _Audited) -> dict[str, Any]:
+    entry = one.entry
+    return {
+        "slide_id": entry.slide_id,
+        "patient": entry.patient,
+        "split": entry.split,
+        "slide_label": entry.label,
+        **asdict(one.counts),
+        "lesions": one.n_lesions,
+        "lesions_hit": one.n_lesions_hit,
+    }
+
+
+def _patient_rows(audited: Sequence[_Audited]) -> list[dict[str, Any]]:
+    by_patient: dict[str, list[_Audited]] = {}
+    for one in audited:
+        by_patient.setdefault(one.entry.patient, []).append(one)
+    return [
+        {
+            "patient": patient,
+            "split": ones[0].entry.split,
+            "slides": len(ones),
+            **asdict(sum((one.counts for one in ones), LabelCounts())),
+        }
+        for patient, ones in sorted(by_patient.items())
+    ]
+
+
+def _class_rows(audited: Sequence[_Audited]) -> list[dict[str, Any]]:
+    rows = []
+    splits = sorted({one.entry.split or "" for one in audited})
+    for split in splits:
+        ones = [one for one in audited if (one.entry.split or "") == split]
+        for label in (*GROUPS, "unlabelled"):
+            having = [one for one in ones if getattr(one.counts, label)]
+            rows.append(
+                {
+                    "split": split or None,
+                    "label": label,
+                    "patches": sum(getattr(one.counts, label) for one in having),
+                    "slides": len(having),
+                    "patients": len({one.entry.patient for one in having}),
+                }
+            )
+    return rows
+
+
+def _histogram_rows(shares: NDArray[np.int64]) -> list[dict[str, Any]]:
+    low, high = (bounds.tolist() for bounds in share_bins())
+    return [
+        {"above": low[at], "up_to": high[at], **dict(zip(GROUPS, column, strict=True))}
+        for at, column in enumerate(shares.T.tolist())
+    ]
+
+
+def _ambiguous_row(rank: int, one: _Audited, patch: Ambiguous) -> dict[str, Any]:
+    x, y = one.coords[patch.row]
+    return {
+        "rank": rank,
+        "label": patch.group,
+        "slide_id": one.entry.slide_id,
+        "patch": patch.row,
+        "x": x,
+        "y": y,
+        "tumour": patch.share,
+        "around": patch.neighbours,
+        "label_rule": one.rule[0],
+    }
+
+
+def _write_csv(path: Path, rows: Iterable[dict[str, Any]], columns: Sequence[str]) -> None:
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    path.write_text(buffer.getvalue(), encoding="utf-8")
+
+
+def _line(slides_csv: Path) -> str:
+    with slides_csv.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    total = {name: sum(int(row[name]) for row in rows) for name in _COUNTS}
+    n_patients = len({row["patient"] for row in rows})
+    known = total["patches"] - total["unlabelled"]
+    share = f" ({100 * total['positive'] / known:.2g} %)" if known else ""
+    parts = [f"{total['positive']} positive{share}", f"{total['negative']} negative"]
+    parts += [f"{total[name]} {name}" for name in ("ignored", "unlabelled") if total[name]]
+    missed = sum(int(row["lesions"]) - int(row["lesions_hit"]) for row in rows)
+    parts += [f"{missed} lesions without a positive patch"] if missed else []
+    where = f"{slides_csv.parent.parent.name}/{slides_csv.parent.name}/"
+    return (
+        f"labels: {total['patches']} patches of {len(rows)} slides, {n_patients} patients: "
+        f"{', '.join(parts)}; look them over in {where}"
+    )
+
+
+# --- the patches that are shown --------------------------------------------------------------
+
+
+def _sample(run: RunFolder, one: _Audited, patch: Ambiguous) -> "Sample":
+    from wsi_pipeline.audit_pictures import Sample
+
+    entry = one.entry
+    path = run.store(entry.slide_id)
+    with PatchStore.open(path, slide_path=entry.path) as store:
+        tile, (x, y) = store.geometry, one.coords[patch.row]
+        return Sample(
+            pixels=_read_pixels(store, patch.row),
+            lines=_outlines_within(entry, store, (x, y, x + tile.patch_l0, y + tile.patch_l0_y)),
+            inner=tile.inner_px / tile.patch_px,
+            group=patch.group,
+            caption=f"{entry.slide_id} #{patch.row}",
+            share=patch.share,
+            around=patch.neighbours,
+        )
+
+
+def _read_pixels(store: PatchStore, row: int) -> NDArray[np.uint8] | None:
+    try:
+        pixels, unreadable = store.read_flagged([row])
+    except (TilingError, OSError) as error:  # of `store: coords`, perhaps the slide is away
+        log.warning("label audit: %s", error)
+        return None
+    return None if unreadable[0] else pixels[0]
+
+
+def _outlines_within(
+    entry: SlideEntry, store: PatchStore, window: tuple[int, int, int, int]
+) -> list[NDArray[np.float64]]:
+    """Cut the annotation's outlines to a window; (n, 2) each, in shares of its sides."""
+    import shapely
+
+    from tiling.slide_annotation import read_annotation_of_store
+
+    if entry.annotation is None:
+        return []
+    try:
+        tumour = read_annotation_of_store(entry.annotation, store).tumour
+    except (TilingError, OSError) as error:
+        log.warning("label audit: %s", error)
+        return []
+    cut = shapely.intersection(tumour.boundary, shapely.box(*window))
+    corner = np.array(window[:2], float)
+    side = np.array(window[2:], float) - corner
+    parts = shapely.get_parts(cut)
+    lines = [(shapely.get_coordinates(part) - corner) / side for part in parts]
+    return [line for line in lines if len(line) > 1]
