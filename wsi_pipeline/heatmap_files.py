@@ -21,6 +21,7 @@ _TILE_PX = 256
 _SMALLEST_LEVEL_PX = 256  # the pyramid ends at the first level within this side
 _OME = "http://www.openmicroscopy.org/Schemas/OME/2016-06"
 _NAMESPACE = "wsi-pipeline/heatmap/1"
+_BAND_ROWS = 256  # of a level, made at a time: their sums take more room than the values
 _BIG_BYTES = 2**31  # above, a file may outgrow classic TIFF's 4 GiB of offsets
 
 
@@ -86,9 +87,18 @@ def build_pyramid(values: NDArray[np.float32]) -> list[NDArray[np.float32]]:
 
 
 def _halve(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    half = np.empty([-(-side // 2) for side in values.shape], np.float32)
+    for start in range(0, len(half), _BAND_ROWS):
+        rows = slice(start, start + _BAND_ROWS)
+        half[rows] = _average_blocks(values[2 * rows.start : 2 * rows.stop])
+    return half
+
+
+def _average_blocks(values: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Mean of the scored pixels of each block of 2 x 2."""
     height, width = (-(-side // 2) for side in values.shape)
     total = np.zeros((height, width))
-    count = np.zeros((height, width), np.int64)
+    count = np.zeros((height, width), np.uint8)
     for row in (0, 1):
         for column in (0, 1):
             part = values[row::2, column::2]
@@ -97,8 +107,8 @@ def _halve(values: NDArray[np.float32]) -> NDArray[np.float32]:
             total[inside] += np.where(scored, part, 0)
             count[inside] += scored
     with np.errstate(invalid="ignore"):  # 0 / 0 is the NaN that is wanted
-        half: NDArray[np.float32] = (total / count).astype(np.float32)
-    return half
+        mean: NDArray[np.float64] = total / count
+    return mean
 
 
 def _describe(heatmap: Heatmap, pixel_um: tuple[float, float], name: str) -> bytes:

@@ -43,7 +43,7 @@ def write(job: ExportJob, folder: Path) -> tuple[list[Path], str]:
         said.append(f"{int(slide.scored.sum())} tiles{slide.describe_unscored()}")
     with write_aside(path) as scratch, scratch.open("wb") as file:
         if packed:  # no name and no date inside: equal content, equal bytes
-            with gzip.GzipFile("", "wb", fileobj=file, mtime=0) as archive:
+            with gzip.GzipFile("", "wb", 6, file, mtime=0) as archive:
                 _write_features(archive, parts)
         else:
             _write_features(file, parts)
