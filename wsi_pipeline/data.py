@@ -187,9 +187,17 @@ def check_stores(
     Raises
     ------
     TrainingError
-        If a split lacks a class, patches differ in size or resolution, or a patient is in both
-        splits.
+        If a split lacks a class, a patch has a third one, patches differ in size or resolution, or
+        a patient is in both splits.
     """
+    for store in (*train, *val):
+        if (usable_labels(store) >= len(CLASS_NAMES)).any():
+            found = ", ".join(map(str, np.unique(store.label)))
+            raise TrainingError(
+                f"{store.info.slide_id} has patches of the labels {found}; every model here has "
+                "one logistic output, so training takes two classes: 0 and 1, and -1 for patches "
+                "to leave out"
+            )
     _check_classes("train", train)
     if validated:
         _check_classes("val", val)

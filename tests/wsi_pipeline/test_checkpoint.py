@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import safetensors.torch
@@ -109,11 +110,23 @@ def test_a_flipped_bit_in_the_weights_is_noticed(path):
         load_checkpoint(path)
 
 
-def test_a_pickle_is_never_opened(path):
-    torch.save({"a": 1}, path)
+class TouchesWhenLoaded:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("new_format", [True, False], ids=["zip", "plain"])
+def test_a_pickle_is_never_opened(path, tmp_path, new_format):
+    touched = tmp_path / "touched"
+    what = {"a": TouchesWhenLoaded(touched)}
+    torch.save(what, path, _use_new_zipfile_serialization=new_format)
 
     with pytest.raises(CheckpointError, match="not a safetensors file"):
         load_checkpoint(path)
+    assert not touched.exists()
 
 
 def test_a_checkpoint_of_another_program_is_told_apart(path):

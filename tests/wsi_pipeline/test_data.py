@@ -131,6 +131,13 @@ def test_an_empty_split_is_named(fake_store):
         check_stores([fake_store("a", [0, 1])], [], {"a": "p"})
 
 
+def test_a_third_class_is_refused_by_name(fake_store):
+    """It was left out of training, and taken for a target of 2 in validation."""
+    train, val = [fake_store("a", [0, 1])], [fake_store("b", [0, 1, 2, -1])]
+    with pytest.raises(TrainingError, match=r"b has patches of the labels -1, 0, 1, 2; .*two cl"):
+        check_stores(train, val, {"a": "p", "b": "q"})
+
+
 @pytest.mark.parametrize("other", [{"patch_px": 17}, {"target_mpp": 0.25}])
 def test_patches_that_differ_name_two_slides_and_the_cure(fake_store, other):
     a, b = fake_store("a", [0, 1]), fake_store("b", [0, 1], **other)

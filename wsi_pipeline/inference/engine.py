@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from wsi_pipeline.checkpoint import CheckpointMeta
-from wsi_pipeline.data import Batch, Patches, prefetch, read_batch, same_patches
+from wsi_pipeline.data import CLASS_NAMES, Batch, Patches, prefetch, read_batch, same_patches
 from wsi_pipeline.devices import Precision
 from wsi_pipeline.errors import ConfigError, InferenceError
 from wsi_pipeline.inference.forward import Forward, Pending, automatic_batch_size, check_compiler
@@ -257,7 +257,7 @@ class _Waiting:
 
 
 def check_patches(meta: CheckpointMeta, store: Patches) -> None:
-    """Refuse patches of another size or resolution than the model was trained on.
+    """Refuse patches of another size, resolution or meaning than the model was trained on.
 
     Raises
     ------
@@ -265,11 +265,26 @@ def check_patches(meta: CheckpointMeta, store: Patches) -> None:
         Saying both sides' values and what to do.
     """
     geometry = store.geometry
+    shape = (geometry.patch_px, geometry.patch_px, 3)
+    if meta.image_shape is not None and tuple(meta.image_shape) != shape:
+        own, wanted = (" x ".join(map(str, s)) for s in (shape, meta.image_shape))
+        raise InferenceError(
+            f"{store.info.slide_id}: its patches are {own}, but the checkpoint of {meta.model} "
+            f"was trained on single images of {wanted}; give a checkpoint trained on patches"
+        )
+    if tuple(meta.class_names) == CLASS_NAMES[::-1]:
+        raise InferenceError(
+            f"the checkpoint of {meta.model} scores {meta.class_names[1]} (1), not "
+            f"{CLASS_NAMES[1]}: its classes stand in the other order; train again with "
+            f"images.classes: [{', '.join(CLASS_NAMES)}]"
+        )
     if same_patches(geometry.patch_px, geometry.target_mpp, meta.patch_px, meta.target_mpp):
         return
+    cure = "give a checkpoint trained on such patches"
+    if meta.target_mpp > 0:  # 0: of images whose resolution nobody knew
+        cure = f"tile with patch_px={meta.patch_px} and target_mpp={meta.target_mpp:g}, or {cure}"
     raise InferenceError(
         f"{store.info.slide_id}: its patches are {geometry.patch_px} px at {geometry.target_mpp:g} "
         f"µm/px, but the checkpoint of {meta.model} was trained on {meta.patch_px} px at "
-        f"{meta.target_mpp:g} µm/px; tile with patch_px={meta.patch_px} and "
-        f"target_mpp={meta.target_mpp:g}, or give a checkpoint trained on such patches"
+        f"{meta.target_mpp:g} µm/px; {cure}"
     )

@@ -320,8 +320,8 @@ class _Training:
         train_loss = self._train_once(epoch, on_progress)
         accuracy = None
         if self._config.stop_at_train_accuracy is not None:
-            accuracy = self._accuracy(self._fitted)
-        val_loss, val_roc_auc = self.validate() if self._val else (None, None)
+            accuracy = self._accuracy(self._fitted, epoch)
+        val_loss, val_roc_auc = self.validate(epoch) if self._val else (None, None)
         record = EpochRecord(epoch, lr, train_loss, val_loss, val_roc_auc, accuracy)
         self.history.append(record)
         self._adapt_rate(record)
@@ -405,9 +405,9 @@ class _Training:
         self._scaler.update()
         return value
 
-    def validate(self) -> tuple[float, float]:
+    def validate(self, epoch: int) -> tuple[float, float]:
         """Give the validation loss E (mean cross-entropy) and the ROC AUC."""
-        logits, label = self._logits(self._chosen)
+        logits, label = self._logits(self._chosen, epoch)
         if len(np.unique(label)) < len(CLASS_NAMES):
             raise TrainingError(
                 f"{self._config.model.name}: of the {len(self._chosen.label)} validation patches "
@@ -417,15 +417,15 @@ class _Training:
         loss = float(F.binary_cross_entropy_with_logits(torch.from_numpy(logits), y))
         return loss, float(roc_auc_score(label, logits))
 
-    def _accuracy(self, chosen: "_Rows") -> float:
+    def _accuracy(self, chosen: "_Rows", epoch: int) -> float:
         """Share of patches decided rightly, by the model's own rule."""
-        logits, label = self._logits(chosen)
+        logits, label = self._logits(chosen, epoch)
         scores = torch.from_numpy(logits).sigmoid().numpy()
         rule = np.greater if self.model.strict else np.greater_equal
         return float((rule(scores, self.model.threshold) == (label == 1)).mean())
 
     @torch.no_grad()
-    def _logits(self, chosen: "_Rows") -> tuple[NDArray[np.float64], NDArray[np.int8]]:
+    def _logits(self, chosen: "_Rows", epoch: int) -> tuple[NDArray[np.float64], NDArray[np.int8]]:
         """Pass patches through the model, unchanged; those that cannot be read are left out."""
         n, size = len(chosen.label), self._config.batch_size
         own = np.arange(n)[processes.own_share(n)]
@@ -445,7 +445,7 @@ class _Training:
         logits = processes.gather_rows(np.concatenate(parts), n, self._device)
         read = ~np.isnan(logits)
         if np.isinf(logits).any():
-            raise self._diverged("an output became infinite or NaN", len(self.history) + 1)
+            raise self._diverged("an output became infinite or NaN", epoch)
         return logits[read], chosen.label[read]
 
     def _batches(

@@ -2,6 +2,7 @@
 
 import inspect
 import json
+from pathlib import Path
 
 import pytest
 import safetensors.torch
@@ -166,6 +167,23 @@ def test_a_file_that_is_no_weights_is_refused(tmp_path):
         load_imagenet_weights(VGG16(width=1 / 16), path)
     with pytest.raises(ModelError, match="no such weights file"):
         load_imagenet_weights(VGG16(width=1 / 16), tmp_path / "none.pth")
+
+
+class TouchesWhenLoaded:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("name", ["a.pth", "a.pt", "a.safetensors"])
+def test_weights_that_would_run_code_are_refused_without_running_it(tmp_path, name):
+    touched = tmp_path / "touched"
+    torch.save({"features.0.weight": TouchesWhenLoaded(touched)}, tmp_path / name)
+    with pytest.raises(ModelError, match="not a file of weights"):
+        load_imagenet_weights(VGG16(width=1 / 16), tmp_path / name)
+    assert not touched.exists()
 
 
 def test_the_gradient_reaches_every_convolution():

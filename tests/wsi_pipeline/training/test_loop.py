@@ -535,6 +535,14 @@ def test_a_loss_that_is_no_number_stops_with_a_cure(fake_store, tmp_path):
     assert not (tmp_path / "checkpoint.safetensors").exists()
 
 
+def test_outputs_that_are_no_numbers_stop_the_accuracy_rule_too(fake_store, tmp_path):
+    """They were counted as sure of tumour."""
+    rule = {"monitor": "none", "steps_per_epoch": 1, "stop_at_train_accuracy": 1.0}
+    config = replace(TINY, lr=1e30, optimizer="adam", **rule)
+    with pytest.raises(TrainingError, match="output became infinite or NaN in epoch 1"):
+        train(fake_store, tmp_path, config)
+
+
 def test_a_class_absent_from_val_is_refused_before_training(fake_store, tmp_path):
     with pytest.raises(TrainingError, match="split val has no readable patch of class tumour"):
         train_model(
