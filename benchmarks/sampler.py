@@ -23,7 +23,7 @@ from tiling.files import write_json
 from wsi_pipeline.sampling import ThreeStepSampler
 
 N_PATCHES, N_SLIDES = 7_878_675, 698
-BATCHES = (32, 256, 1024, 32_000)  # the last: a whole epoch of the default settings
+BATCHES = (32, 256, 1024, 32_000, 100_000)  # 32,000: a whole epoch of the default settings
 RESULT = Path(__file__).parent / "results" / "sampler.json"
 
 
