@@ -46,7 +46,7 @@ def _write_group(path: Path, levels: list[NDArray[np.float32]], attributes: dict
             dtype="float32",
             chunks=(_CHUNK_PX, _CHUNK_PX),
             fill_value=np.nan,
-            # Of Zarr's own specification, so that all read it; its gzip would write the time of day.
+            # Of Zarr's specification, so that all read it; gzip would write the time of day.
             compressors=BloscCodec(cname="zstd", clevel=5, shuffle="shuffle"),
             dimension_names=("y", "x"),
         )

@@ -68,10 +68,10 @@ def _hint(slide: ExportSlide, origin: str) -> str:
 def _write_features(file: IO[bytes] | gzip.GzipFile, parts: Iterable[Iterable[Feature]]) -> None:
     """Write one feature after the other: a slide has hundreds of thousands."""
     file.write(b'{"type":"FeatureCollection","features":[')
+    encode = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
     before = b"\n"
     for feature in (feature for part in parts for feature in part):
-        text = json.dumps(feature, separators=(",", ":"), allow_nan=False)
-        file.write(before + text.encode())
+        file.write(before + encode(feature).encode())
         before = b",\n"
     file.write(b"\n]}\n")
 

@@ -38,9 +38,10 @@ def find_regions(heatmap: Heatmap, threshold: float) -> list[Region]:
     boxes = _draw_boxes(heatmap, rows[order], starts[order], stops[order])
     ends = np.flatnonzero(np.diff(owners[order])) + 1
     outlines = [shapely.union_all(part) for part in np.split(boxes, ends)]
-    numbers = np.arange(1, n + 1)
-    highest = ndimage.maximum(heatmap.values, labels, numbers)
-    mean = ndimage.mean(heatmap.values, labels, numbers)
+    member, values = labels[hot] - 1, heatmap.values[hot]
+    highest = np.zeros(n, np.float32)
+    np.maximum.at(highest, member, values)
+    mean = np.bincount(member, values) / np.bincount(member)
     return [
         Region(outline, float(high), float(average))
         for outline, high, average in zip(outlines, highest, mean, strict=True)
