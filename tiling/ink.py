@@ -34,7 +34,7 @@ VIOLET_HUES, VIOLET_SATURATION = (226 / 360, 250 / 360), 0.6
 # Eosin lies below in hue, DAB above and darker, blood within but paler.
 RED_HUES, RED_SATURATION, RED_VALUE = (347 / 360, 17 / 360), 0.72, 0.45
 DARK_RED_HUE, DARK_RED_SATURATION = 333 / 360, 0.85  # of red ink over tissue, however dark
-FADING_UM = 80.0  # so far from opaque ink, paler of its hues is its faded rim
+FADING_UM = 120.0  # so far from opaque ink, paler of its hues is its faded rim
 FADED_BLUE_HUES, FADED_SATURATION = (195 / 360, 245 / 360), 0.06
 RIM_UM, RIM_PX = 16.0, 2  # blur around artefacts, the longer of both
 BAND_PX = 2**18  # about; worked on at a time
@@ -64,8 +64,7 @@ def find_artefacts(
         ink[rows], faded[rows] = _find_ink(*colours)
         artefacts[rows] = _find_dark(*colours)
         fleck[rows] = artefacts[rows] & (value[rows] < FLECK_VALUE)
-    ink = _open(ink)
-    if ink.any():
+    if ink.any() and (ink := _open(ink)).any():
         artefacts |= faded & widen(ink, _reach(FADING_UM, mpp))
         artefacts |= ink
     # What is thin and not dark has no rim to speak of: often the colour fringe of tissue's edge.
@@ -120,6 +119,16 @@ def widen(mask: NDArray[np.bool_], reach: tuple[int, int]) -> NDArray[np.bool_]:
     -------
     wider : (H, W) bool, always a new array
     """
+    wider = np.empty_like(mask)
+    step = max(2 * reach[0], BAND_PX // max(1, mask.shape[1]), 1)
+    for top in range(0, len(mask), step):  # in the processor's cache
+        first, last = max(0, top - reach[0]), min(len(mask), top + step + reach[0])
+        band = _widen_band(mask[first:last], reach)
+        wider[top : top + step] = band[top - first : top - first + step]
+    return wider
+
+
+def _widen_band(mask: NDArray[np.bool_], reach: tuple[int, int]) -> NDArray[np.bool_]:
     wider = mask.copy()
     for axis, pixels in enumerate(reach):
         wider = np.swapaxes(wider, 0, axis)
