@@ -25,7 +25,7 @@ from wsi_pipeline.runfolder import (
     write_failures,
 )
 from wsi_pipeline.runner import Options, Plan, StageResult, run_stage
-from wsi_pipeline.settings import TrainConfig
+from wsi_pipeline.settings import TrainConfig, result_settings
 from wsi_pipeline.splits import assign_splits
 
 _ALL = "images"  # name of the one unit that holds all images
@@ -128,7 +128,9 @@ def train(
 
 def _train_fingerprint(data: str, settings: TrainConfig) -> str:
     weights = settings.model.weights
-    return digest_settings(data, settings, digest_file(weights) if weights else None)
+    return digest_settings(
+        data, result_settings(settings), digest_file(weights) if weights else None
+    )
 
 
 def predict(

@@ -5,7 +5,7 @@ Light on purpose: the command line reads them without importing torch. The defau
 say otherwise, and a config overrides both.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -131,6 +131,11 @@ RECIPES: dict[str, dict[str, Any]] = {
     "cam": _WHOLE_IMAGE,
     "vgg11": _WHOLE_IMAGE,
 }
+
+
+def result_settings(config: TrainConfig) -> TrainConfig:
+    """Give the settings that a training's result depends on: those that it does not, by default."""
+    return replace(config, readers=TrainConfig.readers)
 
 
 def with_recipe(values: dict[str, Any]) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from wsi_pipeline.errors import ConfigError, StageError
 from wsi_pipeline.manifest import read_input, with_splits, write_manifest
 from wsi_pipeline.runfolder import RunFolder, Unit, forget_failures, iterate_failures
 from wsi_pipeline.runner import Options, Plan, StageResult, read_run_json, run_stage, some
-from wsi_pipeline.settings import TrainConfig
+from wsi_pipeline.settings import TrainConfig, result_settings
 from wsi_pipeline.splits import assign_splits
 
 PER_SLIDE: tuple[Stage, ...] = ("tile", "predict", "heatmap")
@@ -185,7 +185,9 @@ def digest_store(run: RunFolder, entry: SlideEntry) -> str:
 def _train_fingerprint(run: RunFolder, entries: Sequence[SlideEntry], settings: TrainConfig) -> str:
     data = [(e.slide_id, e.patient, e.split, digest_store(run, e)) for e in entries]
     weights = settings.model.weights
-    return digest_settings(data, settings, digest_file(weights) if weights else None)
+    return digest_settings(
+        data, result_settings(settings), digest_file(weights) if weights else None
+    )
 
 
 def predict(

@@ -41,7 +41,7 @@ from wsi_pipeline.data import (
 from wsi_pipeline.devices import compute_in, reproducible, resolve_precision
 from wsi_pipeline.errors import TrainingError
 from wsi_pipeline.sampling import ThreeStepSampler
-from wsi_pipeline.settings import TrainConfig
+from wsi_pipeline.settings import TrainConfig, result_settings
 from wsi_pipeline.training import processes
 from wsi_pipeline.training.history import (
     EpochRecord,
@@ -487,4 +487,4 @@ def _resume_key(
     config: TrainConfig, train: Sequence[Patches], val: Sequence[Patches], fingerprint: str
 ) -> str:
     stores = [[(s.info.slide_id, s.fingerprint) for s in split] for split in (train, val)]
-    return digest_json([as_plain(config), stores, fingerprint])
+    return digest_json([as_plain(result_settings(config)), stores, fingerprint])

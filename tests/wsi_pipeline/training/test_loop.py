@@ -335,6 +335,13 @@ def test_resuming_goes_on_where_the_last_epoch_ended(fake_store, tmp_path, caplo
     assert "going on after epoch 2" in caplog.text
 
 
+def test_a_starved_training_may_go_on_with_more_readers(fake_store, tmp_path):
+    """They do not change the result; yet training started over, just when told to raise them."""
+    with pytest.raises(Killed):
+        train(fake_store, tmp_path, on_progress=kill_after(8))
+    assert train(fake_store, tmp_path, replace(TINY, readers=4)).resumed_from == 2
+
+
 @pytest.mark.parametrize(
     ("config", "fingerprint"),
     [(TINY, "other"), (replace(TINY, lr=2e-4), "f")],
