@@ -1,9 +1,10 @@
 """The stage ``export``: scores -> other tools' files, for each slide and model."""
 
+import json
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from os import path as os_path
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,8 @@ def export(
     plans = []
     for model in chosen:
         folder = _folder(run, name, model, out, several=len(chosen) > 1)
+        if out is not None:
+            _refuse_shared(run, name, model, folder)
         if options.shard is None and folder.is_dir():
             remove_leftovers(folder)
         for slide_id in scored(run, model, by_id):
@@ -89,15 +92,32 @@ def _folder(run: RunFolder, name: str, model: str, out: Path | None, *, several:
     return out / model if several else out
 
 
+def _refuse_shared(run: RunFolder, name: str, model: str, folder: Path) -> None:
+    """See that no other format or model has its files in a folder: names would clash."""
+    own = Unit("export", model=model, variant=name).mark(run, "done").parent
+    where = _from_run(run, folder)
+    for mark in sorted((run.path / ".state" / "export").rglob("*.done.json")):
+        if mark.parent == own:
+            continue
+        for file in json.loads(mark.read_text(encoding="utf-8"))["files"]:
+            if Path(file).parent.as_posix() == where and (run.path / file).exists():
+                of = " of ".join(mark.parent.relative_to(run.path / ".state/export").parts)
+                raise ConfigError(
+                    f"--out {folder} holds the export {of} ({Path(file).name}); name another folder"
+                )
+
+
+def _from_run(run: RunFolder, path: Path) -> str:
+    return Path(os.path.relpath(path, run.path)).as_posix()
+
+
 def _fingerprint(
     run: RunFolder, model: str, entry: SlideEntry, settings: ExportConfig, folder: Path
 ) -> str:
     # Which slides are chosen changes none of them.
     how = replace(settings, splits=None)
-    where = Path(os_path.relpath(folder, run.path)).as_posix()
-    return digest_settings(
-        digest_scores(run, model, entry.slide_id), digest_store(run, entry), how, where
-    )
+    made_from = (digest_scores(run, model, entry.slide_id), digest_store(run, entry))
+    return digest_settings(*made_from, how, _from_run(run, folder))
 
 
 def _fill_in(run: RunFolder, config: Config, name: str) -> ExportConfig:

@@ -265,6 +265,18 @@ def test_several_models_have_a_folder_each(run, tmp_path):
     assert files_of(tmp_path / "one") == files_of(tmp_path / "all/other")
 
 
+def test_another_format_does_not_write_over_files_of_the_same_name(run, tmp_path, capsys):
+    """WSInfer's and CAMELYON16's files are both called <slide_id>.csv."""
+    out = tmp_path / "out"
+    assert export(run, "wsinfer", "--out", str(out)) == 0
+    before = files_of(out)
+    assert export(run, "camelyon16", "--out", str(out)) == 1
+    assert "holds the export wsinfer of patchnet (s2.csv)" in capsys.readouterr().err
+    assert files_of(out) == before
+    shutil.rmtree(out)
+    assert export(run, "camelyon16", "--out", str(out)) == 0
+
+
 def test_what_cannot_be_is_said(run, tmp_path, capsys):
     assert main(["export", str(run), "--format", "qupth"]) == 2
     assert "known: qupath" in capsys.readouterr().err.replace("\n", " ").replace("│ ", "")
