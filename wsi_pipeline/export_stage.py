@@ -13,7 +13,7 @@ from wsi_pipeline.config import Config, digest_settings
 from wsi_pipeline.contracts import SlideEntry
 from wsi_pipeline.errors import ConfigError
 from wsi_pipeline.exports import check_format
-from wsi_pipeline.runfolder import RunFolder, Unit
+from wsi_pipeline.runfolder import RunFolder, Unit, marked_file
 from wsi_pipeline.runner import Options, Plan, StageResult, read_run_json, run_stage
 from wsi_pipeline.settings import ExportConfig
 from wsi_pipeline.stages import (
@@ -100,7 +100,7 @@ def _refuse_shared(run: RunFolder, name: str, model: str, folder: Path) -> None:
         if mark.parent == own:
             continue
         for file in json.loads(mark.read_text(encoding="utf-8"))["files"]:
-            if Path(file).parent.as_posix() == where and (run.path / file).exists():
+            if Path(file).parent.as_posix() == where and marked_file(run, file).exists():
                 of = " of ".join(mark.parent.relative_to(run.path / ".state/export").parts)
                 raise ConfigError(
                     f"--out {folder} holds the export {of} ({Path(file).name}); name another folder"

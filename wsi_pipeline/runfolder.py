@@ -197,8 +197,13 @@ def unit_state(run: RunFolder, unit: Unit, fingerprint: str) -> State:
         return "missing"
     if mark["fingerprint"] != fingerprint:
         return "stale"
-    whole = all(_size(run.path / name) == size for name, size in mark["files"].items())
+    whole = all(_size(marked_file(run, name)) == size for name, size in mark["files"].items())
     return "finished" if whole else "missing"
+
+
+def marked_file(run: RunFolder, name: str) -> Path:
+    """Where a file of a mark is; by its name, as it was written: RUN may be a link."""
+    return Path(os.path.normpath(run.path / name))
 
 
 def _size(path: Path) -> int | None:

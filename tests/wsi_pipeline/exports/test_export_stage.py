@@ -277,6 +277,16 @@ def test_another_format_does_not_write_over_files_of_the_same_name(run, tmp_path
     assert export(run, "camelyon16", "--out", str(out)) == 0
 
 
+def test_files_outside_of_a_linked_run_folder_are_known_again(run, tmp_path, capsys):
+    """RUN/.. of a link is not the folder that the link lies in."""
+    link = tmp_path / "links/run"
+    link.parent.mkdir()
+    link.symlink_to(run)
+    for expected in ("4 done", "0 done, 4 kept"):
+        assert export(link, "clam", "--out", str(tmp_path / "links/out")) == 0
+        assert expected in capsys.readouterr().out
+
+
 def test_what_cannot_be_is_said(run, tmp_path, capsys):
     assert main(["export", str(run), "--format", "qupth"]) == 2
     assert "known: qupath" in capsys.readouterr().err.replace("\n", " ").replace("│ ", "")
