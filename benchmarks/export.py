@@ -21,7 +21,7 @@ from tiling.files import write_json
 from wsi_pipeline.contracts import Scores
 from wsi_pipeline.exports import FORMATS, load_format
 from wsi_pipeline.exports.base import ExportJob, ExportSlide
-from wsi_pipeline.heatmap_files import write_heatmap
+from wsi_pipeline.heatmaps.files import write_heatmap
 from wsi_pipeline.scores import clam_attributes
 from wsi_pipeline.settings import ExportConfig
 

@@ -19,8 +19,8 @@ from pathlib import Path
 import numpy as np
 
 from tiling.files import write_json
-from wsi_pipeline.heatmap_files import read_heatmap, write_heatmap
-from wsi_pipeline.heatmaps import build_heatmap
+from wsi_pipeline.heatmaps.files import read_heatmap, write_heatmap
+from wsi_pipeline.heatmaps.rasters import build_heatmap
 
 SLIDE_SIZE = (105_185, 221_772)
 N_PATCHES, PATCH = 350_000, 256

@@ -30,7 +30,7 @@ from wsi_pipeline.evaluation.lesions import (  # noqa: E402
     label_polygons,
     no_lesions,
 )
-from wsi_pipeline.nms import detect  # noqa: E402
+from wsi_pipeline.heatmaps.nms import detect  # noqa: E402
 
 MPP = 0.25  # µm per level-0 px
 PATCH = 512  # level-0 px; the inner square is half as wide

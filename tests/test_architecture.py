@@ -11,15 +11,15 @@ MODULES = sorted([*ROOT.glob("tiling/**/*.py"), *ROOT.glob("wsi_pipeline/**/*.py
 # A module may import from its own layer and those to its right, at module level or inside.
 LAYERS = [
     {"cli", "cli_baselines", "cli_export", "cli_options"},
-    {"collect", "doctor", "planning", "plan_text", "triage"},
+    {"collect", "doctor", "planning", "triage"},
     {"stages", "export_stage"},
     {"image_stages"},
     {"runner"},
     {"work"},
     {"training", "inference", "evaluation"}
-    | {"heatmaps", "heatmap_files", "dense_maps", "overlays", "nms"}
+    | {"heatmaps"}
     | {"explain", "exports", "images", "baselines"}
-    | {"report", "cohorts", "cluster", "progress", "lookers"}
+    | {"report", "cohorts", "cluster", "progress"}
     | {"label_audit", "audit_pictures"},
     {"models", "data", "sampling", "augment", "preprocess", "checkpoint", "devices", "scores"},
     {"manifest", "splits", "runfolder", "config"},

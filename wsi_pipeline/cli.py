@@ -121,8 +121,8 @@ def slides(
     quiet: QuietOption = False,
 ) -> None:
     """Look at each slide: readable, size, resolution, duplicates; write a manifest to edit."""
-    from wsi_pipeline.lookers import default_workers
-    from wsi_pipeline.triage import check_target, describe, triage, write_triage
+    from wsi_pipeline.planning.lookers import default_workers
+    from wsi_pipeline.planning.triage import check_target, describe, triage, write_triage
 
     if csv is not None:
         check_target(csv, overwrite=overwrite)
@@ -161,9 +161,9 @@ def plan(
 ) -> None:
     """Tell what a run would do, what would fail, how much room and time; writes nothing."""
     from wsi_pipeline.config import read_config
-    from wsi_pipeline.lookers import default_workers
-    from wsi_pipeline.plan_text import describe, summarise
-    from wsi_pipeline.planning import plan_run
+    from wsi_pipeline.planning.lookers import default_workers
+    from wsi_pipeline.planning.plan import plan_run
+    from wsi_pipeline.planning.plan_text import describe, summarise
 
     settings = read_config(config, set_ or ())
     settings = replace(settings, out=out) if out else settings

@@ -30,8 +30,8 @@ from wsi_pipeline.settings import EvaluateConfig, HeatmapConfig, PredictConfig, 
 
 if TYPE_CHECKING:
     from tiling.store import PatchStore
-    from wsi_pipeline.dense_maps import DenseMap
     from wsi_pipeline.evaluation.inputs import EvaluationSlide
+    from wsi_pipeline.heatmaps.dense_maps import DenseMap
 
 log = logging.getLogger(__name__)
 
@@ -243,8 +243,8 @@ def _load_model(checkpoint: Path) -> tuple[Any, Any, str]:
 
 
 def _heatmap(task: Task, on_progress: OnProgress) -> Done:
-    from wsi_pipeline.heatmap_files import write_heatmap
-    from wsi_pipeline.overlays import draw_overlay
+    from wsi_pipeline.heatmaps.files import write_heatmap
+    from wsi_pipeline.heatmaps.overlays import draw_overlay
     from wsi_pipeline.scores import read_scores
 
     entry: SlideEntry = task.arguments["entry"]
@@ -280,8 +280,8 @@ def _map_densely(
 ) -> "DenseMap":
     from tiling.slide import open_slide
     from wsi_pipeline.cluster import worker_number
-    from wsi_pipeline.dense_maps import check_mappable, map_slide
     from wsi_pipeline.devices import resolve_device
+    from wsi_pipeline.heatmaps.dense_maps import check_mappable, map_slide
 
     entry: SlideEntry = task.arguments["entry"]
     config: HeatmapConfig = task.arguments["config"]
@@ -305,7 +305,7 @@ def _map_densely(
 
 
 def _lay_out(scores: Scores, store: "PatchStore", config: HeatmapConfig) -> Heatmap:
-    from wsi_pipeline.heatmaps import build_heatmap
+    from wsi_pipeline.heatmaps.rasters import build_heatmap
 
     tile = store.geometry
     return build_heatmap(
@@ -386,7 +386,7 @@ def _evaluation_slide(task: Task, entry: SlideEntry) -> "EvaluationSlide":
     """
     from tiling.slide_annotation import read_annotation_of_store
     from wsi_pipeline.evaluation.inputs import EvaluationSlide
-    from wsi_pipeline.nms import detect, radius_in_px
+    from wsi_pipeline.heatmaps.nms import detect, radius_in_px
     from wsi_pipeline.scores import read_scores
 
     config: EvaluateConfig = task.arguments["config"]

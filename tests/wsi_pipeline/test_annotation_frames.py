@@ -48,7 +48,7 @@ def test_labels_heatmaps_and_figures_are_the_same_from_either_frame(tmp_path, sc
 def test_slides_proposes_an_annotation_that_fits_only_the_scanned_part(
     tmp_path, scanned_part, monkeypatch
 ):
-    import wsi_pipeline.triage as triage
+    import wsi_pipeline.planning.triage as triage
 
     folder = tmp_path / "data"
     draw_cohort(folder)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from tiling.contracts import SlideInfo, TileGeometry
 from wsi_pipeline.contracts import Heatmap, Scores
-from wsi_pipeline.heatmaps import build_heatmap
+from wsi_pipeline.heatmaps.rasters import build_heatmap
 from wsi_pipeline.settings import ExportConfig
 
 

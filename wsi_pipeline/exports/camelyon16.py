@@ -8,7 +8,7 @@ from pathlib import Path
 
 from wsi_pipeline.evaluation.detections import write_detections
 from wsi_pipeline.exports.base import ExportJob
-from wsi_pipeline.nms import detect, radius_in_px
+from wsi_pipeline.heatmaps.nms import detect, radius_in_px
 from wsi_pipeline.settings import EvaluateConfig
 
 

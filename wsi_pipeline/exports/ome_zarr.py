@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from tiling.files import write_aside
 from wsi_pipeline.contracts import Heatmap
 from wsi_pipeline.exports.base import ExportJob
-from wsi_pipeline.heatmap_files import build_pyramid
+from wsi_pipeline.heatmaps.files import build_pyramid
 
 _CHUNK_PX = 256
 

@@ -19,7 +19,7 @@ from tiling.store import PatchStore
 from wsi_pipeline.contracts import Scores
 from wsi_pipeline.exports import load_format
 from wsi_pipeline.exports.base import ExportSlide
-from wsi_pipeline.heatmap_files import write_heatmap
+from wsi_pipeline.heatmaps.files import write_heatmap
 from wsi_pipeline.scores import clam_attributes
 
 MPP = 0.5

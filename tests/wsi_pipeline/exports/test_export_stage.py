@@ -16,8 +16,8 @@ from wsi_pipeline.cli import main
 from wsi_pipeline.contracts import Heatmap
 from wsi_pipeline.evaluation.detections import write_detections
 from wsi_pipeline.exports import FORMATS
-from wsi_pipeline.heatmap_files import read_heatmap
-from wsi_pipeline.nms import detect, radius_in_px
+from wsi_pipeline.heatmaps.files import read_heatmap
+from wsi_pipeline.heatmaps.nms import detect, radius_in_px
 from wsi_pipeline.scores import read_scores, write_scores
 
 MPP = 3.0  # by the manifest: the tumour of 140 px is no isolated cell

@@ -10,7 +10,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from tiling.contracts import SlideInfo, TileGeometry
 from tiling.store import TileTable, create_patches, finish_store, write_table
 from wsi_pipeline.contracts import Heatmap
-from wsi_pipeline.overlays import draw_overlay
+from wsi_pipeline.heatmaps.overlays import draw_overlay
 
 SIZE, PATCH_L0, STRANGE = (6400, 4800), 200, "te_<script>alert(1)<"
 SLIDES = [

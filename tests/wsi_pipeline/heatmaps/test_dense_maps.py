@@ -9,9 +9,9 @@ from tiling.contracts import TileConfig
 from tiling.geometry import resolve_geometry
 from tiling.resample import nearest_finer_level, read_resampled
 from tiling.slide import open_slide
-from wsi_pipeline import dense_maps
-from wsi_pipeline.dense_maps import check_mappable, map_slide
 from wsi_pipeline.errors import HeatmapError
+from wsi_pipeline.heatmaps import dense_maps
+from wsi_pipeline.heatmaps.dense_maps import check_mappable, map_slide
 from wsi_pipeline.models import build_model
 
 CPU = torch.device("cpu")

@@ -19,8 +19,8 @@ from tiling.errors import AnnotationError, SlideError, TilingError
 from tiling.files import write_text
 from wsi_pipeline.contracts import SlideEntry
 from wsi_pipeline.errors import ManifestError, StageError
-from wsi_pipeline.lookers import look_at_each
 from wsi_pipeline.manifest import COLUMNS, list_input, manifest_row
+from wsi_pipeline.planning.lookers import look_at_each
 from wsi_pipeline.progress import StageProgress
 
 FACTS = (

@@ -9,9 +9,9 @@ import zarr
 
 from tests.tiling.slides import halve, tissue, write_slide
 from wsi_pipeline.cli import main
-from wsi_pipeline.plan_text import size_text, time_text
+from wsi_pipeline.planning.plan_text import size_text, time_text
 
-SHARED = Path(__file__).parents[2] / "../shared/data/slides"
+SHARED = Path(__file__).parents[3] / "../shared/data/slides"
 TILE = {"target_mpp": 0.5, "patch_px": 32, "tissue": {"mpp": 2.0, "min_object_um2": 100.0}}
 
 

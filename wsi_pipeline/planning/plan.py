@@ -18,7 +18,7 @@ from wsi_pipeline.cluster import Shard, select_shard
 from wsi_pipeline.config import Config
 from wsi_pipeline.contracts import SlideEntry
 from wsi_pipeline.errors import ConfigError, PipelineError, StageError
-from wsi_pipeline.lookers import look_at_each
+from wsi_pipeline.planning.lookers import look_at_each
 from wsi_pipeline.progress import StageProgress
 from wsi_pipeline.runfolder import RunFolder, State, Unit, unit_state
 from wsi_pipeline.settings import TrainConfig

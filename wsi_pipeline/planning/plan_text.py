@@ -1,6 +1,6 @@
 """A plan in words, for the terminal."""
 
-from wsi_pipeline.planning import ModelPlan, RunPlan, SlidePlan
+from wsi_pipeline.planning.plan import ModelPlan, RunPlan, SlidePlan
 
 STATE = {"missing": "new", "stale": "stale, built again", "finished": "finished, kept"}
 

@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wsi_pipeline import heatmaps
 from wsi_pipeline.errors import HeatmapError
-from wsi_pipeline.heatmaps import build_heatmap, choose_pixel
+from wsi_pipeline.heatmaps import rasters as heatmaps
+from wsi_pipeline.heatmaps.rasters import build_heatmap, choose_pixel
 
 sides = st.tuples(st.integers(1, 13), st.integers(1, 13))
 

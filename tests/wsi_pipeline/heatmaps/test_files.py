@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from wsi_pipeline.contracts import Heatmap
 from wsi_pipeline.errors import HeatmapError
-from wsi_pipeline.heatmap_files import build_pyramid, read_heatmap, write_heatmap
-from wsi_pipeline.heatmaps import build_heatmap
+from wsi_pipeline.heatmaps.files import build_pyramid, read_heatmap, write_heatmap
+from wsi_pipeline.heatmaps.rasters import build_heatmap
 
 
 def make_heatmap(height=600, width=900, seed=0):

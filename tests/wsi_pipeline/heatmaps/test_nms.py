@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from wsi_pipeline.contracts import Heatmap
 from wsi_pipeline.errors import HeatmapError
-from wsi_pipeline.nms import detect
+from wsi_pipeline.heatmaps.nms import detect
 
 
 def brute_force(values, threshold, radius):

@@ -8,7 +8,7 @@ from PIL import Image
 
 from wsi_pipeline.contracts import Heatmap
 from wsi_pipeline.errors import HeatmapError
-from wsi_pipeline.overlays import compose_overlay, draw_overlay
+from wsi_pipeline.heatmaps.overlays import compose_overlay, draw_overlay
 
 
 @settings(deadline=None, max_examples=50)

@@ -24,7 +24,7 @@ from tiling.errors import SlideError
 from tiling.resample import nearest_finer_level, read_resampled
 from wsi_pipeline.contracts import Heatmap
 from wsi_pipeline.errors import HeatmapError
-from wsi_pipeline.heatmaps import build_heatmap
+from wsi_pipeline.heatmaps.rasters import build_heatmap
 from wsi_pipeline.models import PatchClassifier
 from wsi_pipeline.models.patchnet import PatchNet
 

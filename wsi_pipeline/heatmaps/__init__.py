@@ -1,0 +1,1 @@
+"""Scores laid over slides: rasters, files, pictures, detections; PatchNet's own maps."""
