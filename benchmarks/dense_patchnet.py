@@ -15,6 +15,7 @@ import statistics
 import time
 from pathlib import Path
 
+import numba
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -109,20 +110,17 @@ def main():
     parser.add_argument("--out", type=Path, default=RESULT)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    ways = {"direct": {"products": "direct", "compiled": False}, "torch": {"compiled": False}}
-    try:
-        import numba
-
-        ways["compiled"] = {"compiled": True}
-        version = numba.__version__
-    except ImportError:
-        version = None
+    ways = {
+        "direct": {"products": "direct", "compiled": False},
+        "torch": {"compiled": False},
+        "compiled": {"compiled": True},
+    }
     rows = []
     for m in (15, 17, 31):
         rows.append(measure(m, arguments.size, arguments.rounds, ways))
         print(json.dumps(rows[-1]), flush=True)
     machine = {"cpu": platform.machine(), "python": platform.python_version()}
-    machine |= {"torch": torch.__version__, "numba": version}
+    machine |= {"torch": torch.__version__, "numba": numba.__version__}
     write_json(
         arguments.out,
         {"row": "T5", "size": arguments.size, "rounds": arguments.rounds, "machine": machine}

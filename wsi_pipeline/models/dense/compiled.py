@@ -1,4 +1,4 @@
-"""Corners on a CPU: everything between two matrix products in one compiled pass (needs numba).
+"""Corners on a CPU: everything between two matrix products in one compiled pass (numba).
 
 In plain torch the products of a layer's corners are written to memory, transformed along rows,
 along columns, added to, cut at zero, transformed twice more, and each step reads and writes them

@@ -4,7 +4,6 @@ Inference only: no gradients are kept. To train, cut patches (`PatchNet.patch_lo
 """
 
 from collections.abc import Callable
-from importlib.util import find_spec
 
 import torch
 from torch import Tensor, nn
@@ -52,8 +51,8 @@ class DenseEngine:
         Patches, each way, computed at once. None: as it suits the device. Memory
         grows with its square, not with the image.
     compiled : bool, optional
-        Whether to compute corners by compiled code (CPU, numba). None: where there is numba and
-        a map is large enough to be worth ten seconds of compiling.
+        Whether to compute corners by compiled code (CPU). None: where a map is large enough to be
+        worth ten seconds of compiling.
     """
 
     def __init__(
@@ -238,4 +237,4 @@ class DenseEngine:
         possible = pixels.device.type == "cpu" and pixels.dtype in (torch.float32, torch.float64)
         if self.compiled is not None:
             return self.compiled and possible
-        return possible and patches >= COMPILED_PATCHES and find_spec("numba") is not None
+        return possible and patches >= COMPILED_PATCHES

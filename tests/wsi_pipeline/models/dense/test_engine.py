@@ -195,7 +195,6 @@ def test_background_is_evaluated_once(monkeypatch):
 @pytest.mark.parametrize("products", PRODUCTS)
 @pytest.mark.slow
 def test_compiled_corners_are_the_same(products):
-    pytest.importorskip("numba")
     for m in (15, 21):
         net = random_subnet(m, filters=8)
         image = torch.rand(3, 13, 23, dtype=torch.double)
@@ -204,7 +203,6 @@ def test_compiled_corners_are_the_same(products):
 
 
 def test_compiled_corners_of_a_shallow_network():
-    pytest.importorskip("numba")
     net = random_subnet(7, filters=3, depth=2)
     image = torch.rand(3, 9, 31, dtype=torch.double)
     made = engine_of(net, compiled=True).map_image(image)
