@@ -42,6 +42,14 @@ HIDDEN = 4096
 DROPOUT = 0.5
 
 
+class ReLU(nn.ReLU):
+    """In place where no backward pass can want its input: 8 % of a prediction on a CPU."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(any shape) -> the same shape."""
+        return F.relu(x, inplace=torch.is_inference_mode_enabled())
+
+
 class VGGFeatures(PatchClassifier):
     """What all VGGs share: normalisation and convolutions; a child adds the top.
 
@@ -220,7 +228,7 @@ def make_features(
         # the signal goes; from scratch, configuration D learns with nothing smaller.
         nn.init.normal_(conv.weight, std=math.sqrt(2 / (9 * channels)))
         nn.init.zeros_(conv.bias)  # type: ignore[arg-type]  # Conv2d's bias is there by default
-        modules += [conv, nn.ReLU()]  # modules, not functions: guided backpropagation hooks them
+        modules += [conv, ReLU()]  # modules, not functions: guided backpropagation hooks them
         channels = out
     return nn.Sequential(*modules), channels
 

@@ -102,6 +102,17 @@ def test_no_activation_hides_from_hooks():
     assert sum(isinstance(m, nn.ReLU) for m in VGG16(width=1 / 16).modules()) == 13
 
 
+def test_activations_in_place_change_no_score_and_no_gradient():
+    model = VGG16(width=0.1)
+    x = torch.rand(2, 3, 40, 40)
+    with torch.inference_mode():
+        predicted = model(x)
+    trained = model(x.requires_grad_())
+    trained.sum().backward()
+    assert torch.equal(predicted, trained.detach())
+    assert x.grad is not None and x.grad.abs().max() > 0
+
+
 def test_its_layers_are_named_as_in_torchvision():
     with torch.device("meta"):
         names = list(VGG16().state_dict())
