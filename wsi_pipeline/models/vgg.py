@@ -47,7 +47,7 @@ class ReLU(nn.ReLU):
 
     def forward(self, x: Tensor) -> Tensor:
         """(any shape) -> the same shape."""
-        return F.relu(x, inplace=torch.is_inference_mode_enabled())
+        return x.relu_() if torch.is_inference_mode_enabled() else super().forward(x)
 
 
 class VGGFeatures(PatchClassifier):
