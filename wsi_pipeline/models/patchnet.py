@@ -91,8 +91,11 @@ class Subnet(nn.Module):
 
     def forward(self, patches: Tensor) -> Tensor:
         """Give the logit of Q for each patch: (N, c, m, m) -> (N,)."""
-        logits: Tensor = self.output(self.filter_outputs(patches)).squeeze(-1)
-        return logits
+        tanh = self.filter_outputs(patches)
+        with torch.autocast(patches.device.type, enabled=False):
+            # In half precision the last sum would leave a few hundred distinct scores.
+            logits: Tensor = self.output(tanh.to(self.output.weight.dtype))
+        return logits.squeeze(-1)
 
 
 class PatchNet(PatchClassifier):
@@ -298,6 +301,9 @@ def log_mean_probability(logits: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _missing(side: int, m: int, stride: int) -> int:
-    """Zeros to add so that patches of `m` at `stride` cover `side` pixels."""
-    steps = -(-max(side - m, 0) // stride)
-    return steps * stride + m - side
+    """Zeros to add so that patches of `m` at `stride` cover `side` pixels.
+
+    A stride above `m` leaves pixels between patches; no patch begins beyond the image then either.
+    """
+    steps = min(-(-max(side - m, 0) // stride), (side - 1) // stride)
+    return max(0, steps * stride + m - side)

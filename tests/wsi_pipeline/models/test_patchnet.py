@@ -95,6 +95,17 @@ def test_only_the_grid_tells_the_papers_toy_image_apart(grid, white, mixed, blac
             int((share == 0).sum())) == (white, mixed, black)  # fmt: skip
 
 
+@pytest.mark.parametrize("side", range(3, 25))
+@pytest.mark.parametrize(("m", "stride"), [(3, 1), (5, 3), (7, 7), (3, 5), (5, 9)])
+def test_ceil_covers_every_pixel_that_a_patch_can_reach_and_has_no_empty_patch(side, m, stride):
+    net = PatchNet(m=m, stride=stride, filters=1, depth=1)
+    patches = net.cut(torch.ones(1, 3, side, m))[0]
+    starts = [0]
+    while starts[-1] + m < side and starts[-1] + stride < side:
+        starts.append(starts[-1] + stride)
+    assert [int(p.sum()) for p in patches] == [3 * m * min(m, side - s) for s in starts]
+
+
 def test_with_one_patch_the_image_is_the_patch():
     net = with_biases(PatchNet(m=5, stride=5, filters=3, depth=2))
     x = torch.rand(2, 3, 5, 5, dtype=torch.double)
@@ -141,6 +152,21 @@ def test_the_gradient_of_the_loss_is_right():
         return F.binary_cross_entropy_with_logits(logits, y)
 
     assert torch.autograd.gradcheck(loss, tuple(weights[name] for name in names))
+
+
+@pytest.mark.parametrize("kind", [PatchNet, PrecisionPatchNet])
+def test_in_half_precision_scores_stay_apart(kind):
+    """The sums over filters and patches are float32's: in bf16 near scores would all be one."""
+    net = kind(m=5, stride=2, filters=32, depth=3)
+    x, y = torch.rand(40, 3, 16, 16), torch.arange(40) % 2
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        logits, loss = net(x), net.loss(x, y)
+    with torch.no_grad():
+        expected = net(x), net.loss(x, y)
+    assert logits.dtype == torch.float32
+    assert logits.unique().numel() == 40
+    torch.testing.assert_close(logits, expected[0], atol=2e-3, rtol=0)
+    torch.testing.assert_close(loss, expected[1], atol=1e-3, rtol=0)
 
 
 def test_one_half_is_not_class_one():
