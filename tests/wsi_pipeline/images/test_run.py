@@ -11,9 +11,13 @@ from PIL import Image
 
 from wsi_pipeline import cli
 from wsi_pipeline.checkpoint import load_checkpoint, read_meta
+from wsi_pipeline.errors import EvaluationError
+from wsi_pipeline.images.evaluation import evaluate_images
 from wsi_pipeline.images.folder import read_images
+from wsi_pipeline.images.scoring import Rule, ScoredImage
 from wsi_pipeline.images.store import choose_equal, open_images, raise_to_parity
 from wsi_pipeline.models import build_model
+from wsi_pipeline.scores import TRAINED_ON
 
 SMALL = "{model: {options: {m: 5, stride: 4, filters: 4, depth: 2, channels: 1, normalise: minmax}}"
 TRAIN = "steps_per_epoch: 8, max_epochs: 3, lr: 0.003}"
@@ -178,6 +182,26 @@ def test_images_the_model_was_trained_on_are_no_test_of_it(finished, tmp_path):
     assert predict_elsewhere(root, folder, tmp_path / "run", *right) == 0
     assert cli.main(["evaluate", str(tmp_path / "run"), "--quiet"]) == 1
     assert "was trained on" in (tmp_path / "run" / "failures.csv").read_text()
+
+
+@pytest.mark.parametrize("role", ["train", "val"])
+def test_a_validation_by_images_the_model_was_trained_on_is_refused(tmp_path, role):
+    """Without a test split figures are of val, which another run's model may have trained on."""
+    images = [
+        ScoredImage(f"i{n}", f"p{n}", "val", "c", n % 2, score=0.3 + n / 10, logit=n / 10)
+        for n in range(4)
+    ]
+    about = {
+        "classes": ["a", "b"],
+        TRAINED_ON: {"train_slides": [], "val_slides": [], f"{role}_patients": ["p2"]},
+    }
+    rule = Rule(0.5, strict=False)
+    if role == "val":  # its own validation: said to be one, not refused
+        metrics = evaluate_images(images, about, rule=rule, model="m", out=tmp_path)
+        assert metrics["notes"] == ["no image in the split test: figures are of val"]
+    else:
+        with pytest.raises(EvaluationError, match=r"trained on 1 patient .*p2"):
+            evaluate_images(images, about, rule=rule, model="m", out=tmp_path)
 
 
 def test_a_mended_file_is_no_failure_any_more(tmp_path):
