@@ -27,6 +27,7 @@ from wsi_pipeline.cli_options import (
     ConfigOption,
     DaskOption,
     DeviceOption,
+    FileOption,
     ModelOption,
     OverwriteOption,
     QuietOption,
@@ -36,6 +37,7 @@ from wsi_pipeline.cli_options import (
     WorkersOption,
     finish,
     make_options,
+    read_settings,
 )
 from wsi_pipeline.errors import PipelineError
 
@@ -184,7 +186,7 @@ def plan(
 def tile(
     input: Annotated[Path, typer.Argument(metavar="INPUT", help="Slide, folder or manifest.")],
     out: Annotated[Path, typer.Option("--out", metavar="RUN", help="Run folder.")],
-    config: ConfigOption = None,
+    config: FileOption = None,
     set_: SetOption = None,
     workers: WorkersOption = 1,
     device: DeviceOption = "auto",
@@ -198,6 +200,7 @@ def tile(
     from wsi_pipeline.config import read_config
     from wsi_pipeline.runfolder import RunFolder
 
+    # It begins a run: what the run was told before is left to the stages that go on with it.
     settings = replace(read_config(config, set_ or (), section="tile"), input=input, out=out)
     options = make_options(workers, device, shard, dask, overwrite, quiet)
     finish([stages.tile(RunFolder(out), settings, options)], out)
@@ -212,11 +215,10 @@ def _stage_command(
     stage: Callable[..., "StageResult"],
     **chosen: Sequence[str] | Sequence[Path],
 ) -> NoReturn:
-    from wsi_pipeline.config import read_config
     from wsi_pipeline.runfolder import RunFolder
 
     models = [str(name) for name in chosen["models"]] if section == "train" else []
-    settings = read_config(config, set_ or (), section=section, models=models)
+    settings = read_settings(run, config, set_, section=section, models=models, quiet=options.quiet)
     finish([stage(RunFolder(run), replace(settings, out=run), options, **chosen)], run)
 
 
@@ -300,11 +302,11 @@ def predict(
 ) -> None:
     """Score patches: patch stores, or slides -> scores."""
     from wsi_pipeline import stages
-    from wsi_pipeline.config import read_config
     from wsi_pipeline.runfolder import RunFolder
 
     options = make_options(workers, device, shard, dask, overwrite, quiet)
-    settings = replace(read_config(config, set_ or (), section="predict"), out=run)
+    told = read_settings(run, config, set_, section="predict", quiet=quiet)
+    settings = replace(told, out=run)
     folder, files = RunFolder(run), checkpoint or []
     results = []
     if slides:

@@ -18,6 +18,7 @@ from wsi_pipeline.cli_options import (
     WorkersOption,
     finish,
     make_options,
+    read_settings,
 )
 from wsi_pipeline.errors import ConfigError
 from wsi_pipeline.exports import FORMATS, check_format
@@ -57,12 +58,11 @@ def export(
     quiet: QuietOption = False,
 ) -> None:
     """Write scores and heatmaps in other tools' formats: QuPath, WSInfer, CLAM, OME-Zarr, ..."""
-    from wsi_pipeline.config import read_config
     from wsi_pipeline.export_stage import export as export_stage
     from wsi_pipeline.runfolder import RunFolder
 
     options = make_options(workers, device, shard, dask, overwrite, quiet)
-    settings = read_config(config, set_ or (), section="export")
+    settings = read_settings(run, config, set_, section="export", quiet=quiet)
     result = export_stage(
         RunFolder(run), settings, options, name=format_, models=model or (), out=out
     )

@@ -8,12 +8,19 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 if TYPE_CHECKING:
+    from wsi_pipeline.config import Config
     from wsi_pipeline.runner import Options, StageResult
 
 EXIT_NOTHING_DONE = 1
 
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.", show_default=False)]
-ConfigOption = Annotated[Path | None, typer.Option("--config", help="Settings, a YAML file.")]
+FileOption = Annotated[Path | None, typer.Option("--config", help="Settings, a YAML file.")]
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--config", help="Settings, a YAML file. Default: what RUN was told before (RUN/run.json)."
+    ),
+]
 SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="One setting, over the config; repeatable."),
@@ -50,6 +57,28 @@ def make_options(
     except ConfigError as error:
         raise typer.BadParameter(str(error)) from error
     return Options(workers, device, part, dask, overwrite, quiet)
+
+
+def read_settings(
+    run: Path,
+    config: Path | None,
+    set_: Sequence[str] | None,
+    *,
+    section: str,
+    models: Sequence[str] = (),
+    quiet: bool = False,
+) -> "Config":
+    """Read a stage's settings: of the file, or else what the run was told; ``--set`` over it."""
+    from wsi_pipeline.config import name_changes, read_config
+    from wsi_pipeline.runfolder import RunFolder
+    from wsi_pipeline.runner import recall_settings
+
+    told = {} if config else recall_settings(RunFolder(run), section)
+    settings = read_config(config, set_ or (), section=section, models=models, told=told)
+    recalled = name_changes(told.get(section), section) if section != "train" else []
+    if recalled and not quiet:
+        print(f"{section}: as in {run / 'run.json'}: {', '.join(recalled)}", file=sys.stderr)
+    return settings
 
 
 def finish(results: Sequence["StageResult"], run: Path, last_line: str = "") -> NoReturn:

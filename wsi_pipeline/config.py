@@ -6,7 +6,9 @@ are relative to the config's folder; those of ``--set`` to the working folder.
 
 import dataclasses
 import difflib
-from collections.abc import Iterable, Mapping, Sequence
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -67,6 +69,8 @@ class Config:
     )  # for --dask slurm: dask-jobqueue's options
 
 
+_TOLD = "run.json, what this run was told before (--config FILE takes its place)"
+
 # Where a path may stand in a config.
 _PATHS = (
     ("input",),
@@ -84,6 +88,7 @@ def read_config(
     *,
     section: str | None = None,
     models: Sequence[str] = (),
+    told: Mapping[str, Any] | None = None,
 ) -> Config:
     """Read a config file and the ``--set key=value`` beside it.
 
@@ -99,22 +104,50 @@ def read_config(
     models : sequence of str, optional
         Models whose training settings are wanted; short keys of ``train`` are theirs. Default:
         those of the config.
+    told : mapping, optional
+        What the run was told before, as `wsi_pipeline.runner.recall_settings` gives it: the
+        settings where there is no `path`.
 
     Raises
     ------
     ConfigError
         Naming the file, the key and what would be right.
     """
-    values = _read_yaml(path) if path else {}
+    values = _read_yaml(path) if path else deepcopy(dict(told or {}))
     if path:
-        _resolve_paths(values, path.parent)
+        _resolve_paths(values, lambda name: str(path.parent / name))
+    elif told:
+        _resolve_paths(values, _Lost)
     trained = values.setdefault("train", {}) or {}
     if isinstance(trained, dict):
         values["train"] = trained | {name: trained.get(name) or {} for name in models}
     for setting in settings:
-        _apply(values, setting, section)
+        _apply(values, setting, section, models)
+    _refuse_lost_paths(values, section, models)
     _complete_models(values["train"])
-    return _validate(values, str(path) if path else "settings")
+    return _validate(values, str(path) if path else _TOLD if told else "settings")
+
+
+class _Lost(str):
+    """A path that a run was told before: it keeps the name alone."""
+
+
+def _refuse_lost_paths(
+    values: Mapping[str, Any], section: str | None, models: Sequence[str]
+) -> None:
+    """Ask again for the files that a stage was told of before."""
+    for first, *rest in _PATHS:
+        chosen: Sequence[str] = models or list(values["train"]) if first == "train" else ("",)
+        for middle in chosen if first == section else ():
+            keys = [first, *(middle if key == "*" else key for key in rest)]
+            for holder in _holders(values, keys[:-1]):
+                name = holder.get(keys[-1])
+                if isinstance(name, _Lost):
+                    key = ".".join(keys)
+                    raise ConfigError(
+                        f"{key} was '{name}' in this run, which keeps no folders; say "
+                        f"--set {key}=FOLDER/{name} (null: none), or --config FILE"
+                    )
 
 
 def _complete_models(trained: Any) -> None:
@@ -141,12 +174,12 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return values
 
 
-def _resolve_paths(values: dict[str, Any], folder: Path) -> None:
+def _resolve_paths(values: dict[str, Any], resolve: Callable[[str], str]) -> None:
     for keys in _PATHS:
         for holder in _holders(values, keys[:-1]):
             value = holder.get(keys[-1])
             if isinstance(value, str):
-                holder[keys[-1]] = str(folder / value)
+                holder[keys[-1]] = resolve(value)
 
 
 def _holders(values: Any, keys: Sequence[str]) -> Iterable[dict[str, Any]]:
@@ -161,7 +194,9 @@ def _holders(values: Any, keys: Sequence[str]) -> Iterable[dict[str, Any]]:
         yield from _holders(values.get(keys[0]), keys[1:])
 
 
-def _apply(values: dict[str, Any], setting: str, section: str | None) -> None:
+def _apply(
+    values: dict[str, Any], setting: str, section: str | None, models: Sequence[str]
+) -> None:
     key, equals, text = setting.partition("=")
     if not equals or not key:
         raise ConfigError(f"--set {setting}: say key=value, e.g. tile.patch_px=256")
@@ -169,11 +204,11 @@ def _apply(values: dict[str, Any], setting: str, section: str | None) -> None:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"--set {setting}: '{text}' is not a YAML value") from error
-    for full_key in _full_keys(key, section, values["train"]):
+    for full_key in _full_keys(key, section, models or list(values["train"])):
         _put(values, full_key.split("."), value)
 
 
-def _full_keys(key: str, section: str | None, trained: Mapping[str, Any]) -> list[str]:
+def _full_keys(key: str, section: str | None, trained: Sequence[str]) -> list[str]:
     """Find what a short key means: itself, or a key of the section (of each model) at hand."""
     if not section or key.split(".")[0] in _field_names(Config):
         return [key]
@@ -239,6 +274,29 @@ def as_plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [as_plain(item) for item in value]
     return value.name if isinstance(value, Path) else value
+
+
+def name_changes(told: Any, section: str) -> list[str]:
+    """List what of a stage's plain settings is not the default, as ``key=value``.
+
+    Examples
+    --------
+    >>> name_changes({"overlap": "max", "thumbnail_px": 1200}, "heatmap")
+    ['overlap=max']
+    """
+    default = as_plain(getattr(Config(), section, None))
+    return list(_changes(told or {}, default or {}))
+
+
+def _changes(
+    told: Mapping[str, Any], default: Mapping[str, Any], before: str = ""
+) -> Iterable[str]:
+    for key, value in told.items():
+        if isinstance(value, Mapping) and isinstance(default.get(key), Mapping):
+            yield from _changes(value, default[key], f"{before}{key}.")
+        elif value != default.get(key):
+            shown = value if isinstance(value, str) else json.dumps(value)
+            yield f"{before}{key}={shown}"
 
 
 def digest_settings(*parts: Any) -> str:

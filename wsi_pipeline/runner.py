@@ -162,6 +162,7 @@ def _perform_here(task: Task, *, progress: StageProgress) -> Outcome:
 def _write_run_json(stage: str, run: RunFolder, config: Config) -> None:
     """Keep the settings and versions of each stage beside its results."""
     stages = read_run_json(run)
+    stages.pop(stage, None)  # the one that was told last is the last in the file
     stages[stage] = {"config": as_plain(config), "versions": versions()}
     write_json(run.path / "run.json", {"seed": config.seed, "stages": stages})
 
@@ -173,6 +174,39 @@ def read_run_json(run: RunFolder) -> dict[str, Any]:
     except (FileNotFoundError, ValueError, KeyError):
         return {}
     return dict(found)
+
+
+# Sections of a config that belong to a stage of another name.
+_OWNERS = {"splits": "tile", "images": "tile"}
+_PER_COMMAND = ("input", "out", "stages")  # said anew with each command
+
+
+def recall_settings(run: RunFolder, stage: str) -> dict[str, Any]:
+    """Recall what a run was told, so that a stage need not be told again.
+
+    Each section of the config is what its own stage was last told (heatmaps by ``heatmap``, also
+    where ``evaluate`` lays them); of a stage that never ran, and of what belongs to none, what
+    `stage` was told last, or else the latest of all.
+
+    Returns
+    -------
+    told : dict
+        A config as plain values, for `wsi_pipeline.config.read_config`; of paths the names alone.
+        Empty before the first stage.
+    """
+    recorded = read_run_json(run).items()
+    # What one export was told says nothing of the next one, to another tool.
+    configs = {name: done.get("config", {}) for name, done in recorded if name != "export"}
+    if not configs:
+        return {}
+    latest = configs.get(stage) or list(configs.values())[-1]
+    told = {}
+    for name in dict.fromkeys(key for config in (*configs.values(), latest) for key in config):
+        own = configs.get(_OWNERS.get(name, name), {})
+        source = own if name in own else latest
+        if name in source and name not in _PER_COMMAND:
+            told[name] = source[name]
+    return told
 
 
 def some(names: Sequence[str], most: int = 5) -> str:

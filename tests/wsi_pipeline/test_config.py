@@ -71,6 +71,50 @@ def test_a_short_training_key_is_each_chosen_models():
     assert [c.lr for c in config.train.values()] == [1e-3, 1e-3]
 
 
+def test_a_short_training_key_leaves_the_models_alone_that_are_not_chosen(tmp_path):
+    path = write(tmp_path, "train: {vgg16: {lr: 0.1}, patchnet: {lr: 0.2}}\n")
+    config = read_config(path, ["lr=0.3"], section="train", models=["vgg16"])
+    assert (config.train["vgg16"].lr, config.train["patchnet"].lr) == (0.3, 0.2)
+
+
+# ------------------------------------------------------------ what a run was told before
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda p: p.name)
+def test_a_config_comes_back_from_plain_values(path):
+    config = read_config(path)
+    for section in ("predict", "heatmap", "evaluate", "export"):
+        again = read_config(None, told=as_plain(config), section=section)
+        assert as_plain(again) == as_plain(config)
+
+
+def test_set_lies_over_what_was_told_and_a_file_takes_its_place(tmp_path):
+    told = as_plain(read_config(None, ["heatmap.overlap=max", "evaluate.top_k=3"]))
+    config = read_config(None, ["overlap=centre"], section="heatmap", told=told)
+    assert (config.heatmap.overlap, config.evaluate.top_k) == ("centre", 3)
+    path = write(tmp_path, "evaluate: {top_k: 5}\n")
+    config = read_config(path, section="heatmap", told=told)
+    assert (config.heatmap.overlap, config.evaluate.top_k) == ("mean", 5)
+
+
+def test_weights_whose_folder_was_not_kept_are_asked_for_by_training():
+    key = "train.vgg16.model.weights"
+    told = as_plain(read_config(None, [f"{key}=/far/vgg.pth"]))
+    for models in ((), ("vgg16",)):
+        with pytest.raises(ConfigError, match=rf"{key} was 'vgg\.pth'.*--set {key}=FOLDER/vgg"):
+            read_config(None, section="train", models=models, told=told)
+    for value in ("null", "vgg.pth"):
+        assert read_config(None, [f"{key}={value}"], section="train", told=told)
+    assert read_config(None, section="train", models=["patchnet"], told=told)
+    assert read_config(None, section="heatmap", told=told)
+
+
+def test_what_an_older_version_was_told_is_refused_by_name():
+    told = {"heatmap": {"blur": 3}}
+    with pytest.raises(ConfigError, match=r"run\.json.*--config FILE.*unknown key 'blur'"):
+        read_config(None, section="heatmap", told=told)
+
+
 @pytest.mark.parametrize("setting", ["patch_px", "=3", "tile.patch_px=["])
 def test_a_setting_without_sense_is_refused(setting):
     with pytest.raises(ConfigError, match="--set"):

@@ -370,3 +370,40 @@ def test_dask_workers_write_the_same_bytes(finished, tmp_path):
     assert main(["tile", str(finished / "data/manifest.csv"), "--out", str(tmp_path / "run"),
                  "--config", str(config), "--quiet", "--workers", "2"]) == 0  # fmt: skip
     assert contents(tmp_path / "run/tiles") == contents(finished / "run/tiles")
+
+
+# ------------------------------------------------------------ a stage without a config
+
+
+def test_stages_alone_keep_what_the_run_was_told(copy, capsys):
+    run, before = copy / "run", contents(copy / "run")
+    for stage in ("train", "predict", "heatmap", "evaluate"):
+        assert main([stage, str(run)]) == 0
+        said = capsys.readouterr().out
+        assert f"{stage}: 0 done" in said
+    after = contents(run)
+    assert {k: v for k, v in after.items() if k != "run.json"} == {
+        k: v for k, v in before.items() if k != "run.json"
+    }
+
+
+def test_a_section_is_what_its_own_stage_was_told_last(copy, capsys):
+    run = copy / "run"
+    assert main(["heatmap", str(run), "--set", "overlap=max", "--quiet"]) == 0
+    capsys.readouterr()
+    assert main(["evaluate", str(run), "--set", "top_k=3"]) == 0
+    told = json.loads((run / "run.json").read_text())["stages"]
+    assert list(told)[-1] == "evaluate"
+    assert told["evaluate"]["config"]["heatmap"]["overlap"] == "max"  # as they were laid
+    assert told["evaluate"]["config"]["evaluate"]["bootstrap"] == 20  # as the config had it
+    assert main(["heatmap", str(run)]) == 0
+    said = capsys.readouterr()
+    assert "4 kept" in said.out
+    assert "overlap=max" in said.err
+
+
+def test_one_export_does_not_tell_the_next(copy, capsys):
+    for words in (["--set", "thresholds=[0.1]"], []):
+        assert main(["export", str(copy / "run"), "--format", "qupath", *words]) == 0
+    told = json.loads((copy / "run/run.json").read_text())["stages"]
+    assert told["export"]["config"]["export"]["thresholds"] == [0.5, 0.75, 0.9]
