@@ -1,12 +1,25 @@
 """configs/*.yaml: each is read, and says what its paper says."""
 
+import dataclasses
+import inspect
+import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 from wsi_pipeline.config import read_config
+from wsi_pipeline.models import MODELS
+from wsi_pipeline.settings import (
+    AugmentConfig,
+    ImagesConfig,
+    ModelConfig,
+    PreprocessConfig,
+    TrainConfig,
+)
 
 CONFIGS = Path(__file__).parents[1] / "configs"
+PUBLISHED = ["mmci_prostate", *sorted(p.stem for p in CONFIGS.glob("patchnet_*.yaml"))]
 
 
 def recipe(name, model):
@@ -19,6 +32,36 @@ def test_every_config_is_read(path):
     assert read_config(path).train
 
 
+def keys_of(kind):
+    return {field.name for field in dataclasses.fields(kind)}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_published_recipe_leaves_no_key_of_its_training_unsaid(name):
+    """A default that changes later must not change a paper's experiment."""
+    said = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
+    assert {"input", "out", "seed", "stages", "train"} <= set(said)
+    if "images" in said:
+        assert set(said["images"]) == keys_of(ImagesConfig)
+    for train in said["train"].values():
+        unused = {"rho", "momentum"} if train["optimizer"] == "adam" else set()
+        assert set(train) == keys_of(TrainConfig) - {"seed"} - unused  # the run's seed
+        assert set(train["augment"]) == keys_of(AugmentConfig)
+        model = train["model"]
+        assert set(model) == keys_of(ModelConfig)
+        assert set(model["preprocess"]) == keys_of(PreprocessConfig)
+        assert set(model["options"]) == set(inspect.signature(MODELS[model["name"]]).parameters)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_published_recipe_says_where_each_value_is_from(name):
+    for line in (CONFIGS / f"{name}.yaml").read_text().splitlines():
+        key, _, value = line.strip().partition(":")
+        own = key.startswith("#") or key in ("", "input", "out", "stages", "<<")
+        opens_a_block = re.fullmatch(r"( [&*]\w+)?", value) is not None
+        assert own or opens_a_block or "#" in value, line
+
+
 @pytest.mark.parametrize(
     ("name", "model", "size", "m", "stride", "lr", "batches", "patience"),
     [
@@ -29,6 +72,11 @@ def test_every_config_is_read(path):
         ("patchnet_nuclei", "patchnet_11", (128, 128), 11, 3, 1e-4, (4,), 1000),
         ("patchnet_nuclei", "patchnet_17", (128, 128), 17, 5, 1e-4, (4,), 1000),
         ("patchnet_nuclei", "patchnet_31", (128, 128), 31, 10, 1e-4, (4,), 1000),
+        ("patchnet_nuclei", "patchnet_17_p1", (128, 128), 17, 5, 5e-5, (8, 16), 2000),
+        ("patchnet_mcf10a", "patchnet_11", (128, 128), 11, 3, 1e-4, (4,), 1000),
+        ("patchnet_mcf10a", "patchnet_17", (128, 128), 17, 5, 1e-4, (4,), 1000),
+        ("patchnet_mcf10a", "patchnet_31", (128, 128), 31, 10, 1e-4, (4,), 1000),
+        ("patchnet_dtd_p2", "patchnet_31", (224, 224), 31, 10, 1e-4, (4,), 1000),
     ],
 )
 def test_patchnet_recipes_have_the_papers_numbers(
@@ -45,6 +93,27 @@ def test_patchnet_recipes_have_the_papers_numbers(
     assert train.max_epochs > patience
 
 
+@pytest.mark.parametrize(
+    ("name", "model", "n_images", "size"),
+    [
+        ("patchnet_isic2017", "cam", 748, (192, 256)),
+        ("patchnet_isic2017_vgg11", "vgg11", 748, (224, 224)),
+        ("patchnet_nuclei", "cam", 950, (128, 128)),
+        ("patchnet_mcf10a", "cam", 2169, (128, 128)),
+        ("patchnet_dtd_p2", "cam", 160, (224, 224)),
+        ("patchnet_dtd_p2", "vgg11", 160, (224, 224)),
+    ],
+)
+def test_networks_of_whole_images_are_trained_as_paper_2_says(name, model, n_images, size):
+    config, train = recipe(name, model)
+    assert tuple(config.images.size) == size
+    assert (train.optimizer, train.lr, train.batch_size) == ("adam", 1e-4, 64)
+    assert (train.monitor, train.patience) == ("loss", 1000)
+    assert train.stop_at_train_accuracy == 1.0
+    assert train.steps_per_epoch == -(-n_images // 64)  # an epoch is about one pass
+    assert train.model.weights is None
+
+
 def test_what_single_papers_add():
     config, train = recipe("patchnet_dtd", "patchnet")
     assert tuple(train.model.preprocess.crop) == (128, 128)
@@ -57,6 +126,8 @@ def test_what_single_papers_add():
     config, train = recipe("patchnet_nuclei", "patchnet_17")
     assert (config.images.channels, config.images.fit) == (1, "pad")
     assert train.model.options["region"] == 64
+    assert recipe("patchnet_nuclei", "patchnet_17_p1")[1].model.options["region"] is None
+    assert recipe("patchnet_mcf10a", "patchnet_17")[1].model.options["region"] is None
 
 
 def test_the_toy_recipe_is_appendix_a():
@@ -64,6 +135,12 @@ def test_the_toy_recipe_is_appendix_a():
     assert tuple(config.images.size) == (128, 128)
     assert (train.model.options["m"], train.model.options["stride"]) == (17, 17)
     assert (train.lr, train.batch_size) == (5e-5, 8)
+    grids = {name: found.model.options["grid"] for name, found in config.train.items()}
+    assert grids == {
+        "patchnet": "ceil",
+        "patchnet_floor": "floor",
+        "patchnet_center": "center",
+    }
 
 
 def test_the_lectures_recipe():
