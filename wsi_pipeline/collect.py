@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from wsi_pipeline.contracts import SlideEntry
+from wsi_pipeline.image_stages import ALL, is_image_run
+from wsi_pipeline.images.folder import read_images
 from wsi_pipeline.runfolder import RunFolder, Unit, missing_shards, write_failures
 from wsi_pipeline.runner import read_run_json, some
 from wsi_pipeline.stages import scored
@@ -18,26 +20,30 @@ class Collected:
     failed: int
 
 
+@dataclass(frozen=True)
+class _Job:
+    """A stage that has begun, and what it should have done."""
+
+    stage: str
+    title: str
+    units: Sequence[Unit]
+
+
 def collect(run: RunFolder) -> Collected:
-    """Merge the failures of all shards; list the slides and shards that each stage misses.
+    """Merge the failures of all shards; list what each stage and shard misses.
 
-    The label audit is brought up to date too, as no shard sees all slides.
+    Of slides, the label audit is brought up to date too, as no shard sees all of them.
     """
-    from wsi_pipeline.label_audit import update_audit
-
-    entries = run.read_manifest()
+    of_images = is_image_run(run)
+    entries = [] if of_images else run.read_manifest()
+    jobs = _expect_images(run) if of_images else _expect_slides(run, entries)
     n_failed = write_failures(run)
     lines, n_missing = [], 0
-    for stage, model, expected in _expected(run, entries):
-        done = [s for s in expected if Unit(stage, s, model).mark(run, "done").is_file()]
-        lost = [s for s in expected if Unit(stage, s, model).mark(run, "failed").is_file()]
-        missing = [s for s in expected if s not in done and s not in lost]
-        n_missing += len(missing)
-        line = f"{f'{stage} {model}'.strip()}: {len(done)} of {len(expected)} slides done"
-        line += f", {len(lost)} failed ({some(lost, 20)})" if lost else ""
-        line += f", {len(missing)} missing ({some(missing, 20)})" if missing else ""
+    for job in jobs:
+        line, n = _describe(run, job)
         lines.append(line)
-    for stage in dict.fromkeys(stage for stage, _, _ in _expected(run, entries)):
+        n_missing += n
+    for stage in dict.fromkeys(job.stage for job in jobs):
         count, shards = missing_shards(run, stage)
         if shards:
             n_missing += len(shards)
@@ -45,20 +51,69 @@ def collect(run: RunFolder) -> Collected:
                 f"{stage}: of {count} shards these never ended: {', '.join(map(str, shards))}"
             )
     if any(Unit("tile", e.slide_id).mark(run, "done").is_file() for e in entries):
+        from wsi_pipeline.label_audit import update_audit
+
         lines.append(update_audit(run))
+    lines += [_describe_images(run)] if of_images else []
     lines += [f"{n_failed} failures are listed in {run.failures}"] if n_failed else []
     return Collected(tuple(lines), n_missing, n_failed)
 
 
-def _expected(run: RunFolder, entries: Sequence[SlideEntry]) -> list[tuple[str, str, list[str]]]:
-    """Stages that have begun, and the slides that each should have done."""
+def _describe(run: RunFolder, job: _Job) -> tuple[str, int]:
+    done = [u for u in job.units if u.mark(run, "done").is_file()]
+    lost = [u for u in job.units if u.mark(run, "failed").is_file()]
+    missing = [u for u in job.units if u not in done and u not in lost]
+    if [u.slide_id for u in job.units] == [ALL]:  # a folder of images is one piece of work
+        return f"{job.title}: {'done' if done else 'failed' if lost else 'missing'}", len(missing)
+    line = f"{job.title}: {len(done)} of {len(job.units)} slides done"
+    for name, units in (("failed", lost), ("missing", missing)):
+        line += f", {len(units)} {name} ({some([u.name for u in units], 20)})" if units else ""
+    return line, len(missing)
+
+
+def _expect_slides(run: RunFolder, entries: Sequence[SlideEntry]) -> list[_Job]:
+    def per_slide(stage: str, slides: Sequence[str], model: str = "", variant: str = "") -> _Job:
+        title = " ".join(filter(None, (stage, variant, model)))
+        return _Job(stage, title, [Unit(stage, s, model, variant) for s in slides])
+
     tiled = [e for e in entries if Unit("tile", e.slide_id).mark(run, "done").is_file()]
-    splits = read_run_json(run).get("predict", {}).get("config", {}).get("predict", {})
-    wanted = splits.get("splits")
-    predicted = [e.slide_id for e in tiled if wanted is None or e.split in (*wanted, None)]
-    jobs = [("tile", "", [e.slide_id for e in entries])]
-    jobs += [("predict", model, predicted) for model in run.models_with("scores")]
+    predicted = [e.slide_id for e in tiled if _is_wanted(run, "predict", e, always=(None,))]
+    exported = [e.slide_id for e in tiled if _is_wanted(run, "export", e)]
+    jobs = [per_slide("tile", [e.slide_id for e in entries])]
+    jobs += [per_slide("predict", predicted, model) for model in run.models_with("scores")]
     jobs += [
-        ("heatmap", model, scored(run, model, predicted)) for model in run.models_with("heatmaps")
+        per_slide("heatmap", scored(run, model, predicted), model)
+        for model in run.models_with("heatmaps")
     ]
+    for variant, model in _find_exports(run):
+        jobs.append(per_slide("export", scored(run, model, exported), model, variant))
     return jobs
+
+
+def _find_exports(run: RunFolder) -> list[tuple[str, str]]:
+    """List the formats and models of which an export has begun."""
+    marks = (run.path / ".state/export").glob("*/*/*.json")
+    return sorted({(mark.parts[-3], mark.parts[-2]) for mark in marks})
+
+
+def _is_wanted(
+    run: RunFolder, stage: str, entry: SlideEntry, always: Sequence[str | None] = ()
+) -> bool:
+    """Tell whether a stage was told to work on a slide's split."""
+    told = read_run_json(run).get(stage, {}).get("config", {}).get(stage, {})
+    splits = told.get("splits")
+    return splits is None or entry.split in (*splits, *always)
+
+
+def _expect_images(run: RunFolder) -> list[_Job]:
+    jobs = [_Job("tile", "tile", [Unit("tile", ALL)])]
+    for stage, folder in (("predict", "scores"), ("heatmap", "heatmaps")):
+        for model in run.models_with(folder):
+            jobs.append(_Job(stage, f"{stage} {model}", [Unit(stage, ALL, model)]))
+    return jobs
+
+
+def _describe_images(run: RunFolder) -> str:
+    ids = [e.image_id for e in read_images(run.images)]
+    lost = [i for i in ids if Unit("tile", i).mark(run, "failed").is_file()]
+    return f"images: {len(ids)}, {len(lost)} unreadable" + (f" ({some(lost, 20)})" if lost else "")

@@ -28,7 +28,7 @@ from wsi_pipeline.runner import Options, Plan, StageResult, run_stage
 from wsi_pipeline.settings import TrainConfig, result_settings
 from wsi_pipeline.splits import assign_splits
 
-_ALL = "images"  # name of the one unit that holds all images
+ALL = "images"  # name of the one unit that holds all images
 
 
 def is_image_run(run: RunFolder) -> bool:
@@ -58,7 +58,7 @@ def tile(run: RunFolder, config: Config, options: Options) -> StageResult:
     run.path.mkdir(parents=True, exist_ok=True)
     write_images(run.images, entries)
     plan = _plan(
-        Unit("tile", _ALL),
+        Unit("tile", ALL),
         partial(images_fingerprint, config.input, entries, config.images),
         folder=config.input,
         entries=entries,
@@ -95,7 +95,7 @@ def _data_fingerprint(run: RunFolder) -> str:
     import json
 
     path = run.tiles / "images.json"
-    if not path.is_file() or not Unit("tile", _ALL).mark(run, "done").is_file():
+    if not path.is_file() or not Unit("tile", ALL).mark(run, "done").is_file():
         raise StageError(
             f"{run.path}: its images are not prepared; run: wsi-pipeline tile FOLDER --out "
             f"{run.path}"
@@ -140,7 +140,7 @@ def predict(
     data = _data_fingerprint(run)
     plans = [
         _plan(
-            Unit("predict", _ALL, model),
+            Unit("predict", ALL, model),
             partial(
                 digest_settings,
                 data,
@@ -171,7 +171,7 @@ def heatmap(
         return StageResult("heatmap", (), (), ())
     plans = [
         _plan(
-            Unit("heatmap", _ALL, model),
+            Unit("heatmap", ALL, model),
             partial(
                 digest_settings,
                 data,

@@ -57,6 +57,8 @@ class PredictSummary:
         return self.seconds_read_wait > max(STARVED * total, 1.0)
 
     def __str__(self) -> str:
+        if not self.n_patches:
+            return "0 patches: none of its tiles shows tissue, nothing to score"
         parts = [f"{self.n_patches} patches"]
         if self.n_unreadable:
             parts.append(f"{self.n_unreadable} unreadable")
@@ -65,7 +67,7 @@ class PredictSummary:
         said = (
             f"{', '.join(parts)}; read {self.seconds_read_wait:.1f} s, transfer "
             f"{self.seconds_transfer:.1f} s, model {self.seconds_model:.1f} s in batches of "
-            f"{self.batch_size}"
+            f"{min(self.batch_size, self.n_patches)}"
         )
         if self.precision_check:
             said += f"; {self.precision_check}"

@@ -244,6 +244,18 @@ def test_shards_write_disjoint_parts_of_the_whole(run, tmp_path):
     assert files_of(run / "exports/wsinfer/patchnet") == files_of(tmp_path / "whole")
 
 
+def test_collect_lists_the_exports_that_are_missing(run, capsys):
+    assert export(run, "qupath", "--shard", "0/2", "--set", "export.splits=[test]") == 0
+    assert export(run, "wsinfer") == 0
+    capsys.readouterr()
+    assert main(["collect", str(run)]) == 3
+    out = capsys.readouterr().out
+    assert "export wsinfer patchnet: 4 of 4 slides done\n" in out
+    # The last export was told of all splits.
+    assert "export qupath patchnet: 1 of 4 slides done, 3 missing (s2, s3, s" in out
+    assert "export: of 2 shards these never ended: 1" not in out  # a whole export came after it
+
+
 def test_a_slide_that_fails_is_recorded_and_the_others_are_written(run, capsys):
     (run / "scores/patchnet/s4.h5").write_bytes(b"no HDF5")
     assert export(run, "camelyon16") == 3

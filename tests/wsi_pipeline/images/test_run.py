@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -123,6 +124,21 @@ def test_each_shown_image_has_its_maps(finished):
     cam = sorted((root / "run" / "heatmaps" / "cam").glob("*.tif"))
     assert tifffile.imread(cam[0]).shape == (18, 25)
     assert (folder / "overview.png").is_file()
+
+
+def test_collect_says_what_is_done_and_what_was_lost(finished, tmp_path, capsys):
+    root, _ = finished
+    run = tmp_path / "run"
+    shutil.copytree(root / "run", run)
+    (run / ".state/predict/cam/images.done.json").unlink()
+    assert cli.main(["collect", str(run)]) == 3
+    out = capsys.readouterr().out.splitlines()
+    assert "tile: done" in out
+    assert "predict patchnet: done" in out
+    assert "predict cam: missing" in out
+    assert "heatmap cam: done" in out
+    assert "images: 25, 1 unreadable (rows__broken)" in out
+    assert any(line.startswith("1 failures are listed in") for line in out)
 
 
 def test_a_second_run_keeps_everything_but_the_broken_file(finished, capsys):
@@ -333,7 +349,7 @@ def test_a_tables_path_is_relative_to_the_config(tmp_path):
 
 def test_commands_for_slides_say_that_this_is_a_run_on_images(finished, capsys):
     root, _ = finished
-    assert cli.main(["collect", str(root / "run")]) == 1
+    assert cli.main(["export", str(root / "run"), "--format", "qupath"]) == 1
     assert "a run on a folder of images" in capsys.readouterr().err
 
 

@@ -93,6 +93,13 @@ def test_a_slide_of_which_nothing_can_be_read_fails(fake_store):
         predict(fake_store("a", [0, 1], broken=[0, 1]))
 
 
+def test_batches_are_said_no_larger_than_the_slide(fake_store):
+    few, none = (predict(fake_store("s", labels))[1] for labels in ([0, 1, 0], []))
+    assert few.batch_size > 3
+    assert "in batches of 3" in str(few)
+    assert str(none) == "0 patches: none of its tiles shows tissue, nothing to score"
+
+
 def test_a_slide_without_patches_has_no_scores(fake_store):
     scores, summary = predict(fake_store("a", []))
 
