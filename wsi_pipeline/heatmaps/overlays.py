@@ -11,6 +11,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.collections import LineCollection
 from matplotlib.colors import Colormap, Normalize
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
 
 from tiling.files import write_aside
@@ -91,17 +92,21 @@ def draw_overlay(
         RGB of the whole slide.
     title : str
     mpp : (x, y), µm per level-0 px, optional
-        Draws a scale bar.
+        Draws a scale bar, and the slide in its true proportions; without it pixels are square.
     outlines : sequence of (n, 2), level-0 px
         Rings of the reference annotation, drawn over both pictures.
     """
     overlay = compose_overlay(thumbnail, heatmap)
-    figure, (left, right) = _lay_out(heatmap.slide_size)
+    width, height = heatmap.slide_size
+    tall = 1.0 if mpp is None else mpp[1] / mpp[0]  # of a level-0 px
+    figure, (left, right) = _lay_out((width, height * tall))
     figure.suptitle(title.replace("$", r"\$"), fontsize=11)
     _draw_slide(left, thumbnail, heatmap.slide_size, outlines)
     _draw_slide(right, overlay, heatmap.slide_size, outlines)
     left.set_title("slide, reference outlined" if outlines else "slide", fontsize=9)
     right.set_title("heatmap over the slide", fontsize=9)
+    left.set_aspect(tall)
+    right.set_aspect(tall)
     if mpp is not None:
         _draw_scale_bar(left, heatmap.slide_size, mpp)
     scale = ScalarMappable(Normalize(0, 1), _colour_map())
@@ -112,7 +117,7 @@ def draw_overlay(
         figure.savefig(scratch, format="png", dpi=_DPI, metadata={"Software": None})
 
 
-def _lay_out(slide_size: tuple[int, int]) -> tuple[Figure, tuple[Axes, Axes]]:
+def _lay_out(slide_size: tuple[float, float]) -> tuple[Figure, tuple[Axes, Axes]]:
     """Two pictures, side by side if the slide is upright, one above the other if it is wide."""
     width, height = slide_size
     stacked = width > 1.6 * height
@@ -155,5 +160,12 @@ def _draw_scale_bar(axes: Axes, slide_size: tuple[int, int], mpp: tuple[float, f
     length_l0 = length_um / mpp[0]
     label = f"{length_um / 1000:g} mm" if length_um >= 1000 else f"{length_um} µm"
     x, y = 0.03 * width, 0.97 * height
-    axes.plot([x, x + length_l0], [y, y], color="black", linewidth=3, solid_capstyle="butt")
-    axes.text(x + length_l0 / 2, y - 0.012 * height, label, fontsize=8, ha="center", va="bottom")
+    cased = [withStroke(linewidth=3, foreground="white")]  # to be read on dark tissue
+    for colour, width_pt in (("white", 5), ("black", 3)):
+        axes.plot(
+            [x, x + length_l0], [y, y], color=colour, linewidth=width_pt, solid_capstyle="butt"
+        )
+    axes.text(
+        x + length_l0 / 2, y - 0.012 * height, label, fontsize=8, ha="center", va="bottom",
+        path_effects=cased,
+    )  # fmt: skip

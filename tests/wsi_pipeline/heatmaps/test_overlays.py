@@ -70,3 +70,19 @@ def test_thumbnail_that_is_no_picture_is_refused():
     heatmap = Heatmap(np.zeros((1, 1), np.float32), (1, 1), (1, 1))
     with pytest.raises(HeatmapError, match=r"\(h, w, 3\) uint8"):
         compose_overlay(np.zeros((4, 4), np.uint8), heatmap)
+
+
+@pytest.mark.parametrize("mpp", [(0.5, 0.25), (0.25, 0.5), (0.5, 0.5)])
+def test_a_slide_is_drawn_in_its_true_proportions(tmp_path, mpp):
+    """A slide of pixels that are not square was drawn as if they were."""
+    heatmap = Heatmap(np.full((8, 4), np.nan, "f4"), (100, 100), (400, 800))
+    picture = np.full((80, 40, 3), (0, 200, 0), np.uint8)
+    draw_overlay(tmp_path / "a.png", heatmap, picture, title="s", mpp=mpp)
+    with Image.open(tmp_path / "a.png") as image:
+        green = (np.asarray(image.convert("RGB")) == (0, 200, 0)).all(axis=2)
+
+    def first_run(line):
+        return int(np.argmin(line[np.argmax(line) :]))
+
+    wide, high = first_run(green.any(axis=0)), first_run(green.any(axis=1))
+    assert high / wide == pytest.approx(2 * mpp[1] / mpp[0], rel=0.05)
