@@ -2,7 +2,8 @@
 
 QuPath (0.4 and later) takes a UUID as the id of an object, ``objectType`` for its kind, and
 ``measurements`` inside ``properties`` as a mapping of names to numbers. It crops slides to
-``openslide.bounds`` unless told not to: ``origin: bounds`` counts from there.
+``openslide.bounds`` unless told not to: ``origin: bounds`` counts from there. Objects are cut at
+the edges of what QuPath then shows.
 
 References
 ----------
@@ -16,6 +17,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from tiling.files import write_aside
 from wsi_pipeline.exports.base import ExportJob, ExportSlide
 
@@ -24,6 +28,7 @@ _NAMESPACE = uuid.uuid5(uuid.NAMESPACE_URL, "wsi-pipeline/export/qupath")
 _COLD, _HOT = (254, 224, 144), (165, 0, 38)  # of regions at threshold 0 and 1
 
 Feature = dict[str, Any]
+Box = tuple[int, int, int, int]
 
 
 def write(job: ExportJob, folder: Path) -> tuple[list[Path], str]:
@@ -31,16 +36,21 @@ def write(job: ExportJob, folder: Path) -> tuple[list[Path], str]:
     slide, settings = job.slide, job.settings
     packed = settings.compression == "gzip"
     path = folder / f"{slide.info.slide_id}.geojson{'.gz' if packed else ''}"
-    offset = _offset(slide, settings.origin)
+    shown = _shown(slide, settings.origin)
     parts: list[Iterable[Feature]] = []
     said: list[str] = []
     if settings.qupath in ("regions", "both"):
-        regions = list(_regions(job, offset))
+        regions = list(_regions(job, shown))
         parts.append(regions)
         said.append(f"{len(regions)} regions")
     if settings.qupath in ("tiles", "both"):
-        parts.append(_tiles(slide, offset))
-        said.append(f"{int(slide.scored.sum())} tiles{slide.describe_unscored()}")
+        chosen = slide.scored & _touches(slide, shown)
+        parts.append(_tiles(slide, chosen, shown))
+        beside = int(slide.scored.sum() - chosen.sum())
+        said.append(
+            f"{int(chosen.sum())} tiles{slide.describe_unscored()}"
+            + (f", {beside} beside the scanned part left out" if beside else "")
+        )
     with write_aside(path) as scratch, scratch.open("wb") as file:
         if packed:  # no name and no date inside: equal content, equal bytes
             with gzip.GzipFile("", "wb", 6, file, mtime=0) as archive:
@@ -50,9 +60,21 @@ def write(job: ExportJob, folder: Path) -> tuple[list[Path], str]:
     return [path], ", ".join(said) + _hint(slide, settings.origin)
 
 
-def _offset(slide: ExportSlide, origin: str) -> tuple[int, int]:
-    bounds = slide.info.bounds
-    return (0, 0) if origin == "level0" or bounds is None else (bounds[0], bounds[1])
+def _shown(slide: ExportSlide, origin: str) -> Box:
+    """Find what QuPath shows of the slide: left, top, right, bottom, level-0 px."""
+    (width, height), bounds = slide.info.size, slide.info.bounds
+    if origin == "level0" or bounds is None:
+        return 0, 0, width, height
+    x, y, wide, high = bounds
+    return x, y, x + wide, y + high
+
+
+def _touches(slide: ExportSlide, shown: Box) -> NDArray[np.bool_]:
+    """(N,) patches of which something is shown."""
+    (wide, high), (x, y) = slide.patch_l0, slide.scores.coords.T
+    left, top, right, bottom = shown
+    touches: NDArray[np.bool_] = (x < right) & (x + wide > left) & (y < bottom) & (y + high > top)
+    return touches
 
 
 def _hint(slide: ExportSlide, origin: str) -> str:
@@ -76,14 +98,14 @@ def _write_features(file: IO[bytes] | gzip.GzipFile, parts: Iterable[Iterable[Fe
     file.write(b"\n]}\n")
 
 
-def _tiles(slide: ExportSlide, offset: tuple[int, int]) -> Iterator[Feature]:
-    (wide, high), (width, height) = slide.patch_l0, slide.info.size
-    coords = slide.scores.coords[slide.scored].tolist()
-    scores = slide.scores.scores[slide.scored].tolist()
+def _tiles(slide: ExportSlide, chosen: NDArray[np.bool_], shown: Box) -> Iterator[Feature]:
+    (wide, high), (x_first, y_first, x_last, y_last) = slide.patch_l0, shown
+    coords = slide.scores.coords[chosen].tolist()
+    scores = slide.scores.scores[chosen].tolist()
     for (x, y), score in zip(coords, scores, strict=True):
-        # A patch may hang over the slide's edge; an object of QuPath may not.
-        left, top = max(x, 0) - offset[0], max(y, 0) - offset[1]
-        right, bottom = min(x + wide, width) - offset[0], min(y + high, height) - offset[1]
+        # A patch may hang over the picture's edge; an object of QuPath may not.
+        left, top = max(x, x_first) - x_first, max(y, y_first) - y_first
+        right, bottom = min(x + wide, x_last) - x_first, min(y + high, y_last) - y_first
         ring = [[left, top], [right, top], [right, bottom], [left, bottom], [left, top]]
         yield {
             "type": "Feature",
@@ -93,16 +115,21 @@ def _tiles(slide: ExportSlide, offset: tuple[int, int]) -> Iterator[Feature]:
         }
 
 
-def _regions(job: ExportJob, offset: tuple[int, int]) -> Iterator[Feature]:
-    from shapely import transform
+def _regions(job: ExportJob, shown: Box) -> Iterator[Feature]:
+    from shapely import MultiPolygon, box, get_parts, transform
     from shapely.geometry import mapping
 
     from wsi_pipeline.exports.regions import find_regions
 
+    frame, corner = box(*shown), shown[:2]
     for threshold in sorted(set(job.settings.thresholds)):
         name = f"{job.settings.class_name} >= {threshold:g}"
         for region in find_regions(job.heatmap, threshold):
-            moved = transform(region.outline, lambda points: points - offset)
+            parts = [part for part in get_parts(region.outline & frame) if part.area]
+            if not parts:
+                continue
+            visible = parts[0] if len(parts) == 1 else MultiPolygon(parts)
+            moved = transform(visible, lambda points: points - corner)
             yield {
                 "type": "Feature",
                 "id": _make_id(job.slide, f"region {threshold} {region.outline.wkt}"),
