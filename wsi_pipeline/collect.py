@@ -86,14 +86,17 @@ def _expect_slides(run: RunFolder, entries: Sequence[SlideEntry]) -> list[_Job]:
         for model in run.models_with("heatmaps")
     ]
     for variant, model in _find_exports(run):
-        jobs.append(per_slide("export", scored(run, model, exported), model, variant))
+        expected = scored(run, model, exported) if model else exported
+        jobs.append(per_slide("export", expected, model, variant))
     return jobs
 
 
 def _find_exports(run: RunFolder) -> list[tuple[str, str]]:
-    """List the formats and models of which an export has begun."""
-    marks = (run.path / ".state/export").glob("*/*/*.json")
-    return sorted({(mark.parts[-3], mark.parts[-2]) for mark in marks})
+    """List the formats and models (of coordinates: none) of which an export has begun."""
+    state = run.path / ".state/export"
+    marks = [path.parent.relative_to(state).parts for path in state.glob("**/*.json")]
+    found = {(of[0], of[1] if of[1:] else "") for of in marks if of[0] != "shards"}
+    return sorted(found)
 
 
 def _is_wanted(

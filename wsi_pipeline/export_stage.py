@@ -1,8 +1,8 @@
-"""The stage ``export``: scores -> other tools' files, for each slide and model."""
+"""The stage ``export``: scores, or coordinates alone -> other tools' files, slide by slide."""
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -11,8 +11,8 @@ from typing import Any
 from tiling.files import remove_leftovers
 from wsi_pipeline.config import Config, digest_settings
 from wsi_pipeline.contracts import SlideEntry
-from wsi_pipeline.errors import ConfigError
-from wsi_pipeline.exports import check_format
+from wsi_pipeline.errors import ConfigError, StageError
+from wsi_pipeline.exports import COORDS_ONLY, check_format
 from wsi_pipeline.runfolder import RunFolder, Unit, marked_file
 from wsi_pipeline.runner import Options, Plan, StageResult, read_run_json, run_stage
 from wsi_pipeline.settings import ExportConfig
@@ -34,7 +34,7 @@ def export(
     models: Sequence[str] = (),
     out: Path | None = None,
 ) -> StageResult:
-    """Scores -> files of the format `name`.
+    """Scores (or, of `COORDS_ONLY`, patch stores alone) -> files of the format `name`.
 
     Parameters
     ----------
@@ -44,7 +44,7 @@ def export(
     name : str
         A format of `wsi_pipeline.exports.FORMATS`.
     models : sequence of str
-        Default: all that have scores.
+        Default: all that have scores. None of `COORDS_ONLY`.
     out : Path, optional
         Folder for the files; of several models, each has its own in it. Default: in the run.
 
@@ -57,7 +57,7 @@ def export(
     """
     check_format(name)
     entries = run.read_manifest()
-    chosen = choose_scored_models(run, models)
+    chosen = _choose_models(run, name, models)
     settings = _fill_in(run, config, name)
     _check(settings)
     by_id = {e.slide_id: e for e in entries if _is_wanted(e, settings)}
@@ -68,7 +68,7 @@ def export(
             _refuse_shared(run, name, model, folder)
         if options.shard is None and folder.is_dir():
             remove_leftovers(folder)
-        for slide_id in scored(run, model, by_id):
+        for slide_id in scored(run, model, by_id) if model else _tiled(run, by_id):
             plans.append(
                 Plan(
                     Unit("export", slide_id, model, name),
@@ -80,6 +80,23 @@ def export(
                 )
             )
     return run_stage("export", run, plans, config, options)
+
+
+def _choose_models(run: RunFolder, name: str, models: Sequence[str]) -> list[str]:
+    if name in COORDS_ONLY:
+        if models:
+            raise ConfigError(f"{name} holds no scores: leave out --model {models[0]}")
+        return [""]
+    try:
+        return choose_scored_models(run, models)
+    except StageError as error:
+        raise StageError(
+            f"{error} (without any, where the patches lie: --format {' or '.join(COORDS_ONLY)})"
+        ) from error
+
+
+def _tiled(run: RunFolder, slide_ids: Iterable[str]) -> list[str]:
+    return [s for s in slide_ids if Unit("tile", s).mark(run, "done").is_file()]
 
 
 def _is_wanted(entry: SlideEntry, settings: ExportConfig) -> bool:
@@ -116,7 +133,8 @@ def _fingerprint(
 ) -> str:
     # Which slides are chosen changes none of them.
     how = replace(settings, splits=None)
-    made_from = (digest_scores(run, model, entry.slide_id), digest_store(run, entry))
+    scores = digest_scores(run, model, entry.slide_id) if model else None
+    made_from = (scores, digest_store(run, entry))
     return digest_settings(*made_from, how, _from_run(run, folder))
 
 

@@ -126,7 +126,8 @@ class RunFolder:
             self.path / name for name in ("models", "scores", "heatmaps", "evaluation", "figures")
         ]
         of_models = [path for parent in parents for path in parent.glob("*") if path.is_dir()]
-        of_models += [path for path in self.path.glob("exports/*/*") if path.is_dir()]
+        for pattern in ("exports/*", "exports/*/*"):
+            of_models += [path for path in self.path.glob(pattern) if path.is_dir()]
         states = [path for path in (self.path / ".state").rglob("*") if path.is_dir()]
         return [self.path, self.tiles, self.logs, *of_models, *states]
 

@@ -449,13 +449,17 @@ def _report(task: Task, on_progress: OnProgress) -> Done:
 
 def _export(task: Task, on_progress: OnProgress) -> Done:
     from wsi_pipeline.exports import load_format
-    from wsi_pipeline.exports.base import ExportJob, ExportSlide
+    from wsi_pipeline.exports.base import ExportJob, ExportSlide, leave_unscored
     from wsi_pipeline.scores import read_scores
 
     entry: SlideEntry = task.arguments["entry"]
-    scores = read_scores(task.run.scores(task.unit.model, entry.slide_id))
+    model = task.unit.model
     with open_store(task.run, entry) as store:
-        slide = ExportSlide(store.info, store.geometry, task.unit.model, scores)
+        if model:
+            scores = read_scores(task.run.scores(model, entry.slide_id))
+        else:
+            scores = leave_unscored(store.coords)
+        slide = ExportSlide(store.info, store.geometry, model, scores)
     job = ExportJob(slide, task.arguments["config"])
     return load_format(task.unit.variant)(job, task.arguments["out"])
 

@@ -12,17 +12,22 @@ from wsi_pipeline.errors import ConfigError
 if TYPE_CHECKING:
     from wsi_pipeline.exports.base import Writer
 
-__all__ = ["FORMATS", "check_format", "load_format"]
+__all__ = ["COORDS_ONLY", "FORMATS", "check_format", "load_format"]
 
 # What each format is; the modules are loaded by whoever writes, since some are heavy.
 FORMATS = {
     "qupath": "GeoJSON of tiles or merged regions, for QuPath",
     "wsinfer": "CSV of WSInfer: minx,miny,width,height,prob_<class>",
     "clam": "HDF5 of CLAM: coords and attention_scores",
-    "trident": "HDF5 of TRIDENT: <slide_id>_patches.h5 with coords",
+    "trident": "HDF5 of TRIDENT: <slide_id>_patches.h5 with coords; needs no scores",
+    "clam-coords": "the same for CLAM: coords alone",
+    "wsinfer-coords": "the same for WSInfer",
     "camelyon16": "CSV of detections, prob,x,y, as the froc command reads them",
     "ome-zarr": "OME-Zarr 0.5 of the heatmap",
 }
+
+# Where patches lie, whatever was made of them: written from the patch stores, for no model.
+COORDS_ONLY = ("trident", "clam-coords", "wsinfer-coords")
 
 
 def check_format(name: str) -> None:

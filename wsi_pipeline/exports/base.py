@@ -20,8 +20,8 @@ class ExportSlide:
 
     info: SlideInfo
     geometry: TileGeometry
-    model: str  # name of the model's folder
-    scores: Scores
+    model: str  # name of the model's folder; empty: coordinates alone
+    scores: Scores  # of coordinates alone: all NaN
 
     @property
     def scored(self) -> NDArray[np.bool_]:
@@ -37,6 +37,16 @@ class ExportSlide:
         """Say how many patches have no score; nothing where all have one."""
         lost = int((~self.scored).sum())
         return f", {lost} without score left out" if lost else ""
+
+    def describe_square(self) -> str:
+        """Say what is rounded where a format knows squares only; nothing where patches are such."""
+        width, height = self.patch_l0
+        return "" if width == height else f"; as {width} px squares, though {height} px high"
+
+
+def leave_unscored(coords: NDArray[np.int64]) -> Scores:
+    """Stand in for the scores of patches of which nothing but their place is written."""
+    return Scores(np.asarray(coords, np.int64), np.full(len(coords), np.nan, np.float32), {}, {})
 
 
 @dataclass(frozen=True)

@@ -23,4 +23,5 @@ def write(job: ExportJob, folder: Path) -> tuple[list[Path], str]:
         },
         coords_attributes=clam_attributes(slide.info, slide.geometry),
     )
-    return [path], f"{int(slide.scored.sum())} patches{slide.describe_unscored()}"
+    said = f"{int(slide.scored.sum())} patches{slide.describe_unscored()}"
+    return [path], said + slide.describe_square()

@@ -20,9 +20,7 @@ def write(job: ExportJob, folder: Path) -> tuple[list[Path], str]:
     path = folder / f"{slide.info.slide_id}_patches.h5"
     coords = slide.scores.coords.astype(np.int64)
     write_hdf5(path, {"coords": coords}, coords_attributes=describe_patches(slide))
-    width, height = slide.patch_l0
-    square = "" if width == height else f"; written as {width} px squares, though {height} px high"
-    return [path], f"{len(coords)} patches{square}"
+    return [path], f"{len(coords)} patches{slide.describe_square()}"
 
 
 def describe_patches(slide: ExportSlide) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from tests.wsi_pipeline.test_stages import TUMOUR, draw_cohort
 from wsi_pipeline.cli import main
 from wsi_pipeline.contracts import Heatmap
 from wsi_pipeline.evaluation.detections import write_detections
-from wsi_pipeline.exports import FORMATS
+from wsi_pipeline.exports import COORDS_ONLY, FORMATS
 from wsi_pipeline.heatmaps.files import read_heatmap
 from wsi_pipeline.heatmaps.nms import detect, radius_in_px
 from wsi_pipeline.scores import read_scores, write_scores
@@ -176,9 +176,15 @@ def test_slide_score_of_the_exported_patches_is_that_of_the_evaluation(scored_ru
 # ------------------------------------------------------------ round trip
 
 
-@pytest.mark.parametrize("name", ["clam", "trident"])
+@pytest.mark.parametrize("name", ["clam", *COORDS_ONLY])
 def test_exported_coordinates_cut_the_same_patches_again(scored_run, tmp_path, name):
-    assert export(scored_run / "run", name, "--out", str(tmp_path / "coords")) == 0
+    run = scored_run / "run"
+    if name in COORDS_ONLY:  # of a run that went no further than tile
+        run = tmp_path / "tiled"
+        for part in ("tiles", ".state/tile"):
+            shutil.copytree(scored_run / "run" / part, run / part)
+        shutil.copy(scored_run / "run/slides.csv", run)
+    assert export(run, name, "--out", str(tmp_path / "coords")) == 0
     settings = (f"coords={tmp_path / 'coords'}", "target_mpp=3.0", "patch_px=32", "tissue.mpp=12.0")
     words = [part for setting in settings for part in ("--set", setting)]
     manifest = tmp_path / "one.csv"
@@ -202,18 +208,19 @@ def files_of(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_every_format_is_written_kept_and_mended(run, capsys, name):
+    n = 6 if name in COORDS_ONLY else 4  # two slides are tiled and not scored
     assert export(run, name) == 0
-    assert "export: 4 done" in capsys.readouterr().out
-    folder = run / "exports" / name / "patchnet"
+    assert f"export: {n} done" in capsys.readouterr().out
+    folder = run / "exports" / name / ("" if name in COORDS_ONLY else "patchnet")
     before = files_of(folder)
-    assert len(list(folder.iterdir())) == 4
+    assert len(list(folder.iterdir())) == n
 
     assert export(run, name) == 0
-    assert "0 done, 4 kept from before" in capsys.readouterr().out
+    assert f"0 done, {n} kept from before" in capsys.readouterr().out
     lost = next(path for path in sorted(folder.iterdir()) if path.name.startswith("s3"))
     shutil.rmtree(lost) if lost.is_dir() else lost.unlink()
     assert export(run, name) == 0
-    assert "1 done, 3 kept from before" in capsys.readouterr().out
+    assert f"1 done, {n - 1} kept from before" in capsys.readouterr().out
     assert files_of(folder) == before
 
 
@@ -244,7 +251,22 @@ def test_shards_write_disjoint_parts_of_the_whole(run, tmp_path):
     assert files_of(run / "exports/wsinfer/patchnet") == files_of(tmp_path / "whole")
 
 
+def test_coordinates_belong_to_no_model(run, capsys):
+    assert export(run, "trident", "--model", "patchnet") == 1
+    assert "leave out --model" in capsys.readouterr().err
+    shutil.rmtree(run / "scores")
+    assert export(run, "clam") == 1
+    assert "where the patches lie: --format trident or clam-coords" in capsys.readouterr().err
+    assert export(run, "clam-coords", "--shard", "0/2") == 0
+    capsys.readouterr()
+    assert main(["collect", str(run)]) == 3
+    out = capsys.readouterr().out
+    assert "export clam-coords: 3 of 6 slides done, 3 missing" in out
+    assert "export: of 2 shards these never ended: 1" in out
+
+
 def test_collect_lists_the_exports_that_are_missing(run, capsys):
+    shutil.rmtree(run / ".state/export", ignore_errors=True)
     assert export(run, "qupath", "--shard", "0/2", "--set", "export.splits=[test]") == 0
     assert export(run, "wsinfer") == 0
     capsys.readouterr()

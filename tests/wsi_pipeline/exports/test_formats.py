@@ -16,7 +16,7 @@ from tests.wsi_pipeline.exports.conftest import BOUNDS, SIZE, make_job, make_sli
 from tiling.formats.coords_hdf5 import read_coords
 from wsi_pipeline.errors import ConfigError
 from wsi_pipeline.evaluation.detections import read_detections
-from wsi_pipeline.exports import FORMATS, check_format, load_format
+from wsi_pipeline.exports import COORDS_ONLY, FORMATS, check_format, load_format
 
 formats = pytest.mark.parametrize("name", FORMATS)
 
@@ -198,7 +198,7 @@ def test_clam_file_holds_what_clam_reads(slide, tmp_path):
 def test_trident_file_holds_all_patches_and_an_exact_ratio(slide, tmp_path):
     path, line = export("trident", make_job(slide), tmp_path)
     assert path.name == f"{slide.info.slide_id}_patches.h5"
-    assert "66 px squares, though 62 px high" in line
+    assert "as 66 px squares, though 62 px high" in line
     with h5py.File(path) as file:
         np.testing.assert_array_equal(file["coords"][:], slide.scores.coords)
         attributes = dict(file["coords"].attrs)
@@ -209,13 +209,17 @@ def test_trident_file_holds_all_patches_and_an_exact_ratio(slide, tmp_path):
     assert (attributes["level0_width"], attributes["level0_height"]) == SIZE
 
 
-@pytest.mark.parametrize("name", ["clam", "trident"])
+@pytest.mark.parametrize("name", ["clam", *COORDS_ONLY])
 def test_coordinates_come_back_as_another_tools(name, slide, tmp_path):
-    path, _ = export(name, make_job(slide), tmp_path)
+    path, line = export(name, make_job(slide), tmp_path)
+    assert "66 px squares, though 62 px high" in line
     found = read_coords(path)
     chosen = ~np.isnan(slide.scores.scores) if name == "clam" else slice(None)
     np.testing.assert_array_equal(found.coords, slide.scores.coords[chosen])
-    assert (found.tool, found.patch_l0) == (name, (66, 66))
+    assert (found.tool, found.patch_l0) == (name.removesuffix("-coords"), (66, 66))
+    if name in COORDS_ONLY:
+        with h5py.File(path) as file:
+            assert list(file) == ["coords"]
 
 
 # ------------------------------------------------------------ detections

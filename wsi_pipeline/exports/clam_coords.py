@@ -1,0 +1,16 @@
+"""CLAM's coordinates of one slide, as its ``patches/`` folder has them: ``coords``, no scores."""
+
+from pathlib import Path
+
+from wsi_pipeline.exports.base import ExportJob
+from wsi_pipeline.exports.hdf5 import write_hdf5
+from wsi_pipeline.scores import clam_attributes
+
+
+def write(job: ExportJob, folder: Path) -> tuple[list[Path], str]:
+    """Write ``<slide_id>.h5``."""
+    slide = job.slide
+    path = folder / f"{slide.info.slide_id}.h5"
+    attributes = clam_attributes(slide.info, slide.geometry)
+    write_hdf5(path, {"coords": slide.scores.coords}, coords_attributes=attributes)
+    return [path], f"{len(slide.scores.coords)} patches{slide.describe_square()}"

@@ -1,0 +1,22 @@
+"""WSInfer's coordinates of one slide, as its ``patches/`` folder has them: ``coords``, no scores.
+
+WSInfer reads squares of ``patch_size`` level-0 px and takes them as of ``patch_spacing_um_px``.
+"""
+
+from pathlib import Path
+
+from wsi_pipeline.exports.base import ExportJob
+from wsi_pipeline.exports.hdf5 import write_hdf5
+
+
+def write(job: ExportJob, folder: Path) -> tuple[list[Path], str]:
+    """Write ``<slide_id>.h5``."""
+    slide = job.slide
+    path = folder / f"{slide.info.slide_id}.h5"
+    attributes = {
+        "patch_size": slide.geometry.patch_l0,
+        "patch_level": 0,
+        "patch_spacing_um_px": slide.geometry.target_mpp,
+    }
+    write_hdf5(path, {"coords": slide.scores.coords}, coords_attributes=attributes)
+    return [path], f"{len(slide.scores.coords)} patches{slide.describe_square()}"
