@@ -71,29 +71,56 @@ def test_precision_patchnet_trains_alike_where_all_normal_patches_are_equal():
     assert losses[0] == pytest.approx(losses[1], abs=1e-5)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("grid", "target"), [("ceil", 32 / 96), ("floor", 17 / 66), ("center", 14 / 78)]
-)
-def test_the_papers_own_toy_experiment_ends_at_one_third(grid, target):
-    """64 filters, 128 px, m = s = 17: only the grid that covers every pixel gives .333.
+def train_on_distinct_patches(net, *, steps, lr):
+    """The paper's images, 128 px with a square of 64; Q of the distinct patches, black to white.
 
     Equal patches are computed once and counted as often as they come, which changes nothing.
     Patches that are partly white count as white.
     """
-    net = PatchNet(m=17, stride=17, grid=grid)
     patches = net.cut(toy_images(128, 64))
     distinct, which = patches.flatten(2).flatten(0, 1).unique(dim=0, return_inverse=True)
     share = torch.stack([row.bincount(minlength=len(distinct)) for row in which.view(2, -1)])
     log_share = (share / patches.shape[1]).log()
-    optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
-    for _ in range(200):
+    optimizer = torch.optim.Adam(net.parameters(), lr=lr)
+    for _ in range(steps):
         optimizer.zero_grad()
         z = net.subnet(distinct.view(-1, 3, 17, 17))
         log_p = torch.logsumexp(F.logsigmoid(z) + log_share[1], dim=0)
         log_not_p = torch.logsumexp(F.logsigmoid(-z) + log_share[0], dim=0)
         (-log_p - log_not_p).backward()
         optimizer.step()
-    black, *_, white = z.sigmoid()  # in ascending order
+    return z.detach().sigmoid()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("grid", "target"), [("ceil", 32 / 96), ("floor", 17 / 66), ("center", 14 / 78)]
+)
+def test_the_papers_own_toy_experiment_ends_at_one_third(grid, target):
+    """64 filters, 128 px, m = s = 17: only the grid that covers every pixel gives .333."""
+    net = PatchNet(m=17, stride=17, grid=grid)
+    black, *_, white = train_on_distinct_patches(net, steps=200, lr=1e-3)
     assert abs(black.item() - target) < 0.005
     assert white > 0.99
+
+
+@pytest.mark.slow
+def test_the_papers_own_rate_gets_there_too():
+    """Adam, 5e-5: .333 and .982 are the paper's numbers."""
+    net = PatchNet(m=17, stride=17)
+    black, *_, white = train_on_distinct_patches(net, steps=400, lr=5e-5)
+    assert abs(black.item() - 1 / 3) < 0.01
+    assert white > 0.982
+
+
+@pytest.mark.slow
+def test_the_map_of_the_trained_net_shows_the_square_widened_by_half_a_patch():
+    """Every patch that touches a white pixel lights up: (64 + 8)^2 of 128^2 pixels."""
+    net = PatchNet(m=17, stride=17)
+    train_on_distinct_patches(net, steps=100, lr=1e-3)
+    heatmap, _ = net.dense_map(toy_images(128, 64)[1])
+    black = heatmap[80:, 80:]
+    assert black.max() - black.min() < 1e-5
+    assert abs(black[0, 0].item() - 1 / 3) < 0.01
+    assert heatmap[32, 32] > 0.99
+    assert abs((heatmap > 0.9).double().mean().item() - 72**2 / 128**2) < 0.01
