@@ -121,11 +121,17 @@ def extract_features(
     Raises
     ------
     ModelError
-        If there is no such kind, the image is of another type, or the mask is missing or empty.
+        If there is no such kind, the image is of another type or a single row or column of pixels,
+        or the mask is missing or empty.
     """
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] not in (1, 3):
         raise ModelError(
             f"features are of (H, W, 1 or 3) uint8 images, got {image.shape} {image.dtype}"
+        )
+    if min(image.shape[:2]) < 2:  # no neighbours in some direction
+        raise ModelError(
+            f"features need at least 2 x 2 px, got {image.shape[1]} x {image.shape[0]}; leave the "
+            "image out"
         )
     image = np.array(image)  # mahotas refuses arrays that are read-only, or views
     found: dict[str, NDArray[np.float64]] = {}

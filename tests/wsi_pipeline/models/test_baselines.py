@@ -91,6 +91,13 @@ def test_other_images_and_kinds_are_refused():
         extract_features(RGB, ["sift"])
 
 
+@pytest.mark.parametrize("shape", [(1, 1, 1), (1, 9, 3), (9, 1, 1)])
+def test_a_single_row_of_pixels_is_refused_as_too_small(shape):
+    """mahotas raises a ValueError of its own, which ended the whole table."""
+    with pytest.raises(ModelError, match="at least 2 x 2 px"):
+        extract_features(np.zeros(shape, np.uint8), ["haralick"])
+
+
 def test_an_image_that_cannot_be_written_to_is_no_hindrance():
     locked = RGB[::2, ::2]
     locked.flags.writeable = False
