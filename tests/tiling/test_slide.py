@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 
 from tests.tiling import slides
 from tiling.errors import SlideError
@@ -103,6 +104,16 @@ class TestRefusals:
         path = slides.write_slide(tmp_path / "a.tif", [PIXELS])
         path.write_bytes(path.read_bytes()[:-1000])
         assert "cut off" in self.refusal(path)
+
+    def test_tiles_of_terabytes_do_not_end_the_process(self, tmp_path: Path):
+        """OpenSlide aborts when it cannot allocate a tile."""
+        path = slides.write_svs(tmp_path / "a.svs", [PIXELS])
+        with tifffile.TiffFile(path) as tif:
+            offset = tif.pages[0].tags["TileWidth"].valueoffset
+        data = bytearray(path.read_bytes())
+        data[offset : offset + 4] = (2**31 - 1).to_bytes(4, "little")
+        path.write_bytes(data)
+        assert "damaged, copy it again" in self.refusal(path)
 
     def test_the_shared_broken_slide(self):
         path = slides.SHARED / "slides/broken.svs"

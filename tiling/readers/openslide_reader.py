@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from tiling.errors import SlideError
 from tiling.readers.common import check_region, composite_over_white, usable_mpp
 
+LARGEST_TILE_BYTES = 2**32  # decoded, four bytes per pixel: 32,768 x 32,768 px
+
 
 class OpenSlideReader:
     """A slide read by OpenSlide; reads may come from many threads at once.
@@ -28,6 +30,8 @@ class OpenSlideReader:
     ------
     openslide.OpenSlideError
         If OpenSlide cannot open the file; `tiling.slide.open_slide` makes a sentence of it.
+    SlideError
+        If it says to have tiles so large that OpenSlide would end this process.
     """
 
     def __init__(self, path: Path) -> None:
@@ -35,6 +39,11 @@ class OpenSlideReader:
         self._handle: openslide.OpenSlide | None = openslide.OpenSlide(path)
         self._lock = threading.Lock()
         properties = dict(self._handle.properties)
+        try:
+            _check_tiles(path.name, properties)
+        except SlideError:
+            self._handle.close()
+            raise
         self._vendor = properties.get(openslide.PROPERTY_NAME_VENDOR, "unknown")
         self._level_sizes = tuple((int(w), int(h)) for w, h in self._handle.level_dimensions)
         self._level_downsamples = tuple(float(d) for d in self._handle.level_downsamples)
@@ -153,6 +162,19 @@ def _number(text: str | None) -> float | None:
         return None if text is None else float(text)
     except ValueError:
         return None
+
+
+def _check_tiles(file_name: str, properties: dict[str, str]) -> None:
+    # A damaged directory can name tiles of terabytes; OpenSlide, asked for one, aborts the process.
+    for key, value in properties.items():
+        if key.startswith("openslide.level[") and key.endswith("].tile-width"):
+            width = int(value)
+            height = int(properties.get(key.replace("tile-width", "tile-height"), 0))
+            if 4 * width * height > LARGEST_TILE_BYTES:
+                raise SlideError(
+                    f"{file_name}: its directory tells of file tiles of {width} x {height} px; "
+                    "it is damaged, copy it again from its source"
+                )
 
 
 def _read_bounds(properties: dict[str, str]) -> tuple[int, int, int, int] | None:
