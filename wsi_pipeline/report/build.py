@@ -19,6 +19,7 @@ from wsi_pipeline.report.gather import (
     RunFiles,
     gather_run,
 )
+from wsi_pipeline.report.labels import read_label_audit
 from wsi_pipeline.report.page import Figure, read_figure, read_sensitivity_figure, render_page
 from wsi_pipeline.report.pictures import embed_picture
 from wsi_pipeline.runfolder import RunFolder
@@ -114,6 +115,7 @@ def render_report(run: RunFiles) -> str:
         "run": run,
         "evaluated": evaluated,
         "cohort": summarise_cohort(run.cohort),
+        "labels": read_label_audit(run.label_audit, run.audited),
         "headline_names": HEADLINES,
         "headlines": {model.name: read_headlines(model) for model in evaluated},
         "thresholds": {model.name: _read_thresholds(model) for model in evaluated},

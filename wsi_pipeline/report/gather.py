@@ -100,6 +100,8 @@ class RunFiles:
     failures: list[Row]
     settings: dict[str, Any]  # run.json, without folders
     models: list[ModelFiles]
+    label_audit: Path  # folder
+    audited: list[Row]  # its slides.csv
 
 
 def gather_run(folder: Path, *, models: Sequence[str] = ()) -> RunFiles:
@@ -133,6 +135,8 @@ def gather_run(folder: Path, *, models: Sequence[str] = ()) -> RunFiles:
         failures=read_rows(run.failures),
         settings=without_folders(read_json(run.path / "run.json") or {}),
         models=[_read_model(run, name, entries) for name in models or names],
+        label_audit=run.label_audit,
+        audited=read_rows(run.label_audit / "slides.csv"),
     )
 
 

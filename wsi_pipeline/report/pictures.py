@@ -40,6 +40,7 @@ def embed_picture(path: Path, *, longest_px: int = LONGEST_PX) -> str:
             small.save(buffer, "JPEG", quality=_JPEG_QUALITY, optimize=True)
     except OSError as error:
         raise ReportError(
-            f"{path.parent.name}/{path.name}: not a picture ({error}); run heatmap again"
+            f"{path.parent.name}/{path.name}: not a picture ({error}); delete it and run "
+            "its stage again"
         ) from error
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

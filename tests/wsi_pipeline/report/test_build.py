@@ -190,6 +190,31 @@ def test_undefined_froc_shows_its_reason_and_no_curve(run, tmp_path):
     assert "undefined: there is no normal slide" in page.text
 
 
+def add_audit(run, rows):
+    folder = run / "tiles/label_audit"
+    header = "slide_id,positive,negative,lesions,lesions_hit"
+    folder.mkdir()
+    (folder / "slides.csv").write_text("\n".join([header, *rows]) + "\n")
+    shutil.copy(next((run / "heatmaps").rglob("*.png")), folder / "ambiguous.png")
+
+
+def test_the_label_audit_is_shown(run, tmp_path, page):
+    assert ("section", "id", "labels") not in page.attributes  # this run has none
+    copy = shutil.copytree(run, tmp_path / "copy")
+    add_audit(copy, ["tr_1,5,9,3,1", "te_1,4,8,2,2"])
+    shown = Page(build_report(copy).read_text(encoding="utf-8"))
+    assert "as they meet the inner square of none: tr_1 2 of 3." in shown.text
+    assert "labels decided most narrowly" in shown.text
+    n_pictures = [tag for tag, key, _ in shown.attributes if (tag, key) == ("img", "src")]
+    assert len(n_pictures) == 1 + sum((t, k) == ("img", "src") for t, k, _ in page.attributes)
+
+
+def test_an_audit_without_labels_is_not_shown(run, tmp_path):
+    copy = shutil.copytree(run, tmp_path / "copy")
+    add_audit(copy, ["tr_1,0,0,0,0"])
+    assert 'id="labels"' not in build_report(copy).read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
