@@ -5,6 +5,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import imagecodecs
 import numpy as np
 import pytest
 import tifffile
@@ -208,6 +209,37 @@ class TestOtherLayouts:
             TiledTiffReader(path)
         with open_slide(path) as slide:
             assert isinstance(slide, OpenSlideReader)
+
+    @pytest.mark.parametrize(
+        ("compression", "reader"), [(33003, OpenSlideReader), (34712, TiffReader)]
+    )
+    def test_other_jpeg_2000_goes_to_who_reads_it(self, tmp_path: Path, compression, reader):
+        """Aperio's YCbCr kind is OpenSlide's; the standard's number OpenSlide refuses."""
+        # Equal colours: the same grey in RGB and, with neutral chroma, in YCbCr.
+        grey = np.repeat(np.arange(0, 256, 2, dtype=np.uint8)[None], 128, axis=0)
+        chroma = np.full_like(grey, 128) if compression == 33003 else grey
+        tile = imagecodecs.jpeg2k_encode(
+            np.stack([grey, chroma, chroma], axis=-1), codecformat="j2k", level=0, reversible=True,
+            mct=False,
+        )  # fmt: skip
+        path = tmp_path / "a.svs"
+        tifffile.imwrite(
+            path, iter([tile] * 2), shape=(128, 256, 3), dtype=np.uint8, tile=(128, 128),
+            compression=compression, photometric="ycbcr" if compression == 33003 else "rgb",
+            description="Aperio Image Library v11\r\n256x128 |MPP = 0.5", metadata=None,
+        )  # fmt: skip
+        with open_slide(path) as slide:
+            assert isinstance(slide, reader)
+            region = slide.read_region((0, 0), 0, (256, 128))
+        np.testing.assert_array_equal(region, np.tile(grey[..., None], (1, 2, 3)))
+
+    def test_big_endian(self, tmp_path: Path):
+        pixels = LEVELS[0]
+        with tifffile.TiffWriter(tmp_path / "a.tif", byteorder=">") as tif:
+            tif.write(pixels, tile=(64, 64), compression="deflate", photometric="rgb",
+                      predictor=True, metadata=None)  # fmt: skip
+        with open_slide(tmp_path / "a.tif") as slide:
+            np.testing.assert_array_equal(slide.read_region((0, 0), 0, slide.size), pixels)
 
     def test_ome_tiff_with_a_pyramid_in_subifds(self, tmp_path: Path):
         path = slides.write_ome(tmp_path / "a.ome.tif", LEVELS, compression="jpeg")
