@@ -203,7 +203,7 @@ def tile(
     # It begins a run: what the run was told before is left to the stages that go on with it.
     settings = replace(read_config(config, set_ or (), section="tile"), input=input, out=out)
     options = make_options(workers, device, shard, dask, overwrite, quiet)
-    finish([stages.tile(RunFolder(out), settings, options)], out)
+    finish([stages.tile(RunFolder(out), settings, options)], out, quiet=quiet)
 
 
 def _stage_command(
@@ -219,7 +219,8 @@ def _stage_command(
 
     models = [str(name) for name in chosen["models"]] if section == "train" else []
     settings = read_settings(run, config, set_, section=section, models=models, quiet=options.quiet)
-    finish([stage(RunFolder(run), replace(settings, out=run), options, **chosen)], run)
+    result = stage(RunFolder(run), replace(settings, out=run), options, **chosen)
+    finish([result], run, quiet=options.quiet)
 
 
 def _add_model_stage(name: str, summary: str) -> None:
@@ -312,7 +313,7 @@ def predict(
     if slides:
         results.append(stages.cut_for(folder, settings, options, slides, checkpoints=files))
     results.append(stages.predict(folder, settings, options, checkpoints=files))
-    finish(results, run)
+    finish(results, run, quiet=quiet)
 
 
 _add_model_stage(
@@ -344,9 +345,9 @@ def run(
     """Run every stage that a config names, in order; keep what is finished."""
     from wsi_pipeline.config import read_config
 
+    options = make_options(workers, device, shard, dask, overwrite, quiet)
     settings = read_config(config, set_ or ())
-    settings = replace(settings, out=out) if out else settings
-    _run(settings, make_options(workers, device, shard, dask, overwrite, quiet))
+    _run(replace(settings, out=out) if out else settings, options)
 
 
 def _run(settings: "Config", options: "Options") -> NoReturn:
@@ -358,8 +359,9 @@ def _run(settings: "Config", options: "Options") -> NoReturn:
         raise ConfigError("no run folder; set out in the config, or say --out RUN")
     folder = RunFolder(settings.out)
     results = stages.run_stages(folder, settings, options)
-    last_line = str(folder.report) if "report" in settings.stages else ""
-    finish(results, settings.out, last_line)
+    reported = any(result.stage == "report" and not result.failed for result in results)
+    last_line = str(folder.report) if reported else ""
+    finish(results, settings.out, last_line, quiet=options.quiet)
 
 
 @app.command()
@@ -428,44 +430,45 @@ def froc(
     quiet: QuietOption = False,
 ) -> None:
     """FROC from plain files: detections and masks, or scored patches; needs no run folder."""
-    from wsi_pipeline.evaluation.froc_files import FrocOptions, run_froc
+    from wsi_pipeline.errors import EvaluationError
+    from wsi_pipeline.evaluation.froc_files import FrocOptions, check_options, run_froc
     from wsi_pipeline.report.froc_page import build_froc_page
 
     def say(line: str) -> None:
         if not quiet:
             print(line)
 
-    run_froc(
-        FrocOptions(
-            definition=definition.value,
-            out=out,
-            detections=detections,
-            reference=reference,
-            patches=patches,
-            slides=slides,
-            fp_denominator=fp_denominator.value if fp_denominator else None,
-            at_rate=at_rate.value,
-            rates=_parse_rates(rates),
-            bootstrap=bootstrap,
-            seed=seed,
-            stratified=stratified,
-            mask_downsample=mask_downsample,
-            mpp=mpp,
-            tumour_value=tumour_value,
-        ),
-        say=say,
+    options = FrocOptions(
+        definition=definition.value,
+        out=out,
+        detections=detections,
+        reference=reference,
+        patches=patches,
+        slides=slides,
+        fp_denominator=fp_denominator.value if fp_denominator else None,
+        at_rate=at_rate.value,
+        rates=_parse_rates(rates),
+        bootstrap=bootstrap,
+        seed=seed,
+        stratified=stratified,
+        mask_downsample=mask_downsample,
+        mpp=mpp,
+        tumour_value=tumour_value,
     )
+    try:
+        check_options(options)
+    except EvaluationError as error:
+        raise typer.BadParameter(str(error)) from error
+    run_froc(options, say=say)
     build_froc_page(out)
     print(out / "froc.json")
 
 
 def _parse_rates(text: str) -> tuple[float, ...]:
-    from wsi_pipeline.errors import ConfigError
-
     try:
         return tuple(float(part) for part in text.split(","))
     except ValueError as error:
-        raise ConfigError(f"--rates '{text}' are not numbers with commas between") from error
+        raise typer.BadParameter(f"--rates '{text}' are not numbers with commas between") from error
 
 
 @app.command()

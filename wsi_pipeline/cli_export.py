@@ -66,4 +66,4 @@ def export(
     result = export_stage(
         RunFolder(run), settings, options, name=format_, models=model or (), out=out
     )
-    finish([result], run)
+    finish([result], run, quiet=quiet)

@@ -51,7 +51,10 @@ def make_options(
     from wsi_pipeline.cluster import parse_shard
     from wsi_pipeline.errors import ConfigError
     from wsi_pipeline.runner import Options
+    from wsi_pipeline.settings import DEVICE_NAME
 
+    if not DEVICE_NAME.fullmatch(device):
+        raise typer.BadParameter(f"--device {device!r} is none of auto, cpu, cuda, cuda:0, ...")
     try:
         part = parse_shard(shard) if shard else None
     except ConfigError as error:
@@ -81,10 +84,15 @@ def read_settings(
     return settings
 
 
-def finish(results: Sequence["StageResult"], run: Path, last_line: str = "") -> NoReturn:
+def finish(
+    results: Sequence["StageResult"], run: Path, last_line: str = "", *, quiet: bool
+) -> NoReturn:
     """Say what was done and end with the right exit code (contract 3)."""
-    for result in results:
-        print(result)
+    said = [line for result in results for line in str(result).splitlines()]
+    if quiet:  # the report's path says it all, else what the last stage did
+        said = [] if last_line or not results else str(results[-1]).splitlines()[:1]
+    for line in said:
+        print(line)
     codes = {result.exit_code for result in results}
     code = EXIT_NOTHING_DONE if EXIT_NOTHING_DONE in codes else max(codes, default=0)
     if code:

@@ -5,7 +5,6 @@ Resolved when a stage starts, never at import: nothing here changes torch's glob
 
 import contextlib
 import os
-import re
 from collections.abc import Iterator
 from typing import Literal, TypeVar, cast, get_args
 
@@ -13,6 +12,7 @@ import torch
 from torch import nn
 
 from wsi_pipeline.errors import ConfigError
+from wsi_pipeline.settings import DEVICE_NAME
 
 Precision = Literal["fp32", "bf16", "fp16"]
 Model = TypeVar("Model", bound=nn.Module)
@@ -49,7 +49,7 @@ def resolve_device(name: str, *, worker: int | None = None) -> torch.device:
         name = f"cuda:{(worker or 0) % n_devices}"
     if name == "cpu":
         return torch.device("cpu")
-    match = re.fullmatch(r"cuda(?::(\d+))?", name)
+    match = DEVICE_NAME.fullmatch(name)
     if match is None:
         raise ConfigError(f"unknown device {name!r}; give auto, cpu or cuda:0 (cuda:1, ...)")
     index = int(match[1] or 0)

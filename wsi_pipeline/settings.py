@@ -5,6 +5,7 @@ Light on purpose: the command line reads them without importing torch. The defau
 say otherwise, and a config overrides both.
 """
 
+import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +16,7 @@ Optimizer = Literal["rmsprop", "adam"]
 Monitor = Literal["roc_auc", "loss", "none"]
 Compiler = Literal["none", "inductor"]
 Overlap = Literal["mean", "max", "centre"]
+DEVICE_NAME = re.compile(r"auto|cpu|cuda(?::(\d+))?")  # what --device takes
 
 
 @dataclass(frozen=True)

@@ -283,7 +283,6 @@ def test_a_checkpoint_for_other_patches_is_refused_with_the_cure(copy, capsys):
     [
         (("--checkpoint", "none.safetensors"), "no such checkpoint"),
         (("--device", "cuda:7"), "not there"),
-        (("--device", "tpu"), "unknown device"),
     ],
 )
 def test_a_wrong_option_is_said_once_and_destroys_nothing(copy, capsys, arguments, said):

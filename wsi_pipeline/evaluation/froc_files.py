@@ -106,7 +106,7 @@ def run_froc(options: FrocOptions, *, say: Say = log.info) -> FrocCurve:
     EvaluationError
         If the files contradict each other or themselves, naming file and line.
     """
-    _check_options(options)
+    check_options(options)
     matched = (
         _match_camelyon16(options) if options.definition == "camelyon16" else _match_patch(options)
     )
@@ -162,7 +162,14 @@ def _describe_inputs(options: FrocOptions, matched: MatchedSlides) -> dict[str, 
     }
 
 
-def _check_options(options: FrocOptions) -> None:
+def check_options(options: FrocOptions) -> None:
+    """Refuse options that miss something, contradict each other or cannot be; reads no file.
+
+    Raises
+    ------
+    EvaluationError
+        Naming the option.
+    """
     check_rates(options.rates)
     needed = {
         "camelyon16": {"--detections": options.detections, "--reference": options.reference},
