@@ -22,7 +22,9 @@ from wsi_pipeline.report.build import (
 from wsi_pipeline.report.charts import Chart
 from wsi_pipeline.report.figures import write_chart
 from wsi_pipeline.report.gather import DEFINITIONS, ModelFiles, read_evaluated_models
+from wsi_pipeline.report.image_comparison import build_image_comparison
 from wsi_pipeline.report.page import read_figure, render_page
+from wsi_pipeline.runfolder import RunFolder
 
 PAIRED_FIGURES = {
     "patch.roc_auc": "ROC AUC of patches",
@@ -52,6 +54,8 @@ def build_comparison(
 ) -> Path:
     """Write ``compare.html``, ``comparison.json``, and the curves for papers under ``figures/``.
 
+    Of runs on image folders the page and the JSON file: `image_comparison`.
+
     Parameters
     ----------
     runs : sequence of Path
@@ -77,6 +81,12 @@ def build_comparison(
     StageError
         If one of `runs` is no run folder.
     """
+    of_images = [RunFolder(run).images.is_file() for run in runs]
+    if any(of_images):
+        if not all(of_images):
+            raise ReportError("runs on slides and on images cannot be compared; name one kind")
+        named = list(zip(_name_runs(runs), runs, strict=True))
+        return build_image_comparison(named, out, models=models, replicates=replicates, seed=seed)
     chosen = _choose(runs, models)
     shown = [contestant.model for contestant in chosen]
     charts = {name: chart for name, chart in _draw(shown).items() if chart is not None}

@@ -347,6 +347,30 @@ def test_a_tables_path_is_relative_to_the_config(tmp_path):
     assert sorted(split.values()) == ["test", "train", "val"]
 
 
+def test_two_models_are_compared_on_the_same_images(finished, tmp_path, capsys):
+    root, _ = finished
+    out = tmp_path / "compared"
+    assert cli.main(["compare", str(root / "run"), "--out", str(out), "--bootstrap", "30"]) == 0
+    (pair,) = json.loads((out / "comparison.json").read_text())
+    assert (pair["first"], pair["second"]) == ("cam", "patchnet")
+    for name, figure in pair["figures"].items():
+        for side in ("first", "second"):
+            metrics = json.loads(
+                (root / "run/evaluation" / pair[side] / "metrics.json").read_text()
+            )
+            assert figure[side] == pytest.approx(metrics["patch"][name])
+            assert pair["n_images"] == metrics["patch"]["n"]
+        assert figure["difference"] == pytest.approx(figure["first"] - figure["second"])
+        low, high = figure["difference_ci95"]
+        assert low <= high
+    page = (out / "compare.html").read_text()
+    assert "<script src" not in page
+    assert "cam less patchnet" in page
+    named = ["--model", "cam", "--model", "vgg"]
+    assert cli.main(["compare", str(root / "run"), "--out", str(out), *named]) == 1
+    assert "no evaluated model vgg in run" in capsys.readouterr().err
+
+
 def test_commands_for_slides_say_that_this_is_a_run_on_images(finished, capsys):
     root, _ = finished
     assert cli.main(["export", str(root / "run"), "--format", "qupath"]) == 1
