@@ -11,7 +11,7 @@ MODULES = sorted([*ROOT.glob("tiling/**/*.py"), *ROOT.glob("wsi_pipeline/**/*.py
 # A module may import from its own layer and those to its right, at module level or inside.
 LAYERS = [
     {"cli", "cli_baselines", "cli_export", "cli_options"},
-    {"collect", "doctor", "planning", "triage"},
+    {"collect", "doctor", "planning", "whole_run"},
     {"stages", "export_stage"},
     {"image_stages"},
     {"runner"},

@@ -351,14 +351,14 @@ def run(
 
 
 def _run(settings: "Config", options: "Options") -> NoReturn:
-    from wsi_pipeline import stages
     from wsi_pipeline.errors import ConfigError
     from wsi_pipeline.runfolder import RunFolder
+    from wsi_pipeline.whole_run import run_stages
 
     if settings.out is None:
         raise ConfigError("no run folder; set out in the config, or say --out RUN")
     folder = RunFolder(settings.out)
-    results = stages.run_stages(folder, settings, options)
+    results = run_stages(folder, settings, options)
     reported = any(result.stage == "report" and not result.failed for result in results)
     last_line = str(folder.report) if reported else ""
     finish(results, settings.out, last_line, quiet=options.quiet)

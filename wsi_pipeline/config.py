@@ -29,7 +29,7 @@ from wsi_pipeline.settings import (
     with_recipe,
 )
 
-Stage = Literal["tile", "train", "predict", "heatmap", "evaluate", "report"]
+Stage = Literal["tile", "train", "predict", "heatmap", "evaluate", "export", "report"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
 
 

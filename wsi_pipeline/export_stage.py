@@ -131,8 +131,8 @@ def _from_run(run: RunFolder, path: Path) -> str:
 def _fingerprint(
     run: RunFolder, model: str, entry: SlideEntry, settings: ExportConfig, folder: Path
 ) -> str:
-    # Which slides are chosen changes none of them.
-    how = replace(settings, splits=None)
+    # Which slides and formats are chosen changes none of the files.
+    how = replace(settings, splits=None, formats=())
     scores = digest_scores(run, model, entry.slide_id) if model else None
     made_from = (scores, digest_store(run, entry))
     return digest_settings(*made_from, how, _from_run(run, folder))

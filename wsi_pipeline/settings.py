@@ -215,6 +215,7 @@ class ExportConfig:
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
 
+    formats: tuple[str, ...] = ()  # that `run` writes; the command export names its own
     splits: tuple[Split, ...] | None = None  # None: all scored slides
     # QuPath: where its (0, 0) lies, at the slide's corner or at that of openslide.bounds
     origin: Literal["level0", "bounds"] = "level0"

@@ -4,7 +4,7 @@ Each stage lists its units of work (slides, or models) and says what each would 
 runner does the rest.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from os import cpu_count
@@ -13,7 +13,7 @@ from pathlib import Path
 from tiling.files import digest_file
 from tiling.geometry import check_tile_config
 from wsi_pipeline import image_stages
-from wsi_pipeline.config import STAGES, Config, Stage, digest_settings
+from wsi_pipeline.config import Config, Stage, digest_settings
 from wsi_pipeline.contracts import SlideEntry
 from wsi_pipeline.errors import ConfigError, StageError
 from wsi_pipeline.manifest import read_input, with_splits, write_manifest
@@ -22,7 +22,7 @@ from wsi_pipeline.runner import Options, Plan, StageResult, read_run_json, run_s
 from wsi_pipeline.settings import TrainConfig, result_settings
 from wsi_pipeline.splits import assign_splits
 
-PER_SLIDE: tuple[Stage, ...] = ("tile", "predict", "heatmap")
+PER_SLIDE: tuple[Stage, ...] = ("tile", "predict", "heatmap", "export")
 
 
 def list_entries(config: Config) -> list[SlideEntry]:
@@ -55,7 +55,7 @@ def tile(run: RunFolder, config: Config, options: Options) -> StageResult:
     entries = list_entries(config)
     run.path.mkdir(parents=True, exist_ok=True)
     write_manifest(run.manifest, entries)
-    forget_failures(run, (*PER_SLIDE, "export"), listed=[e.slide_id for e in entries])
+    forget_failures(run, PER_SLIDE, listed=[e.slide_id for e in entries])
     plans = [
         Plan(
             Unit("tile", e.slide_id),
@@ -467,38 +467,3 @@ def _report_fingerprint(run: RunFolder, models: Sequence[str]) -> str:
         if name.parts[0] not in ("report", "export")
     }
     return digest_settings(marks, list(models))
-
-
-def run_stages(run: RunFolder, config: Config, options: Options) -> list[StageResult]:
-    """Run the stages that a config names, in order; stop where nothing could be done.
-
-    Raises
-    ------
-    ConfigError
-        If one shard of a job array is asked to do what needs all of them.
-    """
-    whole = [stage for stage in config.stages if stage not in PER_SLIDE]
-    if options.shard and whole:
-        raise ConfigError(
-            f"--shard: {', '.join(whole)} need all slides; run the array with "
-            f"--set stages=[tile] (or predict, heatmap), then collect, then the others once"
-        )
-    if options.shard and config.images:
-        raise ConfigError("--shard: a folder of images is one piece of work; leave it out")
-    results: list[StageResult] = []
-    for stage in STAGES:
-        if stage in config.stages:
-            results.append(STAGE_BY_NAME[stage](run, config, options))
-            if results[-1].exit_code == 1:
-                break
-    return results
-
-
-STAGE_BY_NAME: dict[Stage, Callable[[RunFolder, Config, Options], StageResult]] = {
-    "tile": tile,
-    "train": train,
-    "predict": predict,
-    "heatmap": heatmap,
-    "evaluate": evaluate,
-    "report": report,
-}

@@ -344,3 +344,41 @@ def test_no_folder_of_this_machine_is_written(run):
     for name, content in files_of(run).items():
         if not name.startswith("logs/"):
             assert secret not in content, name
+
+
+# ------------------------------------------------------------ as a part of `run`
+
+
+def run_with(run: Path, *settings: str) -> int:
+    config = run.parent / "config.yaml"
+    config.write_text(CONFIG.format(data=run.parent / "data", run=run))
+    words = [word for setting in settings for word in ("--set", setting)]
+    return main(["run", str(config), *words])
+
+
+def test_run_exports_what_the_config_names(run, capsys):
+    shutil.rmtree(run / "exports", ignore_errors=True)
+    formats = "export.formats=[camelyon16, clam-coords]"
+    assert run_with(run, "stages=[export, report]", formats, "export.splits=[test]") == 0
+    captured = capsys.readouterr().out
+    assert "export camelyon16: 2 done\nexport clam-coords: 2 done\nreport: " in captured
+    found = {path.name for path in (run / "exports").rglob("*.*")}
+    assert found == {"s4.csv", "s5.csv", "s4.h5", "s5.h5"}
+    assert run_with(run, "stages=[export, report]", formats, "export.splits=[test]") == 0
+    assert "export camelyon16: 0 done, 2 kept" in capsys.readouterr().out
+    assert export(run, "camelyon16", "--set", "export.splits=[test]") == 0
+    assert "export: 0 done, 2 kept" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (["stages=[tile, export]"], "export has nothing to do; set export.formats"),
+        (["export.formats=[qupth]"], "no format is called 'qupth'"),
+    ],
+)
+def test_an_export_that_cannot_be_is_said_before_anything_is_done(run, capsys, settings, said):
+    before = (run / "run.json").read_bytes()
+    assert run_with(run, *settings) == 1
+    assert said in capsys.readouterr().err
+    assert (run / "run.json").read_bytes() == before

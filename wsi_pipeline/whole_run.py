@@ -1,0 +1,73 @@
+"""The command ``run``: every stage that a config names, in order."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+from wsi_pipeline import stages
+from wsi_pipeline.config import STAGES, Config, Stage
+from wsi_pipeline.errors import ConfigError
+from wsi_pipeline.export_stage import export
+from wsi_pipeline.exports import check_format
+from wsi_pipeline.runfolder import RunFolder
+from wsi_pipeline.runner import Options, StageResult
+from wsi_pipeline.stages import PER_SLIDE
+
+
+def run_stages(run: RunFolder, config: Config, options: Options) -> list[StageResult]:
+    """Run the stages that a config names, in order; stop where nothing could be done.
+
+    Raises
+    ------
+    ConfigError
+        If one shard of a job array is asked to do what needs all of them, or an export of nothing.
+    """
+    _check(config, options)
+    results: list[StageResult] = []
+    for result in _run(run, config, options):
+        results.append(result)
+        if result.exit_code == 1:
+            break
+    return results
+
+
+def _check(config: Config, options: Options) -> None:
+    whole = [stage for stage in config.stages if stage not in PER_SLIDE]
+    if options.shard and whole:
+        raise ConfigError(
+            f"--shard: {', '.join(whole)} need all slides; run the array with "
+            f"--set stages=[tile] (or predict, heatmap, export), then collect, then the others once"
+        )
+    if options.shard and config.images:
+        raise ConfigError("--shard: a folder of images is one piece of work; leave it out")
+    for name in config.export.formats:
+        check_format(name)
+    if "export" not in config.stages:
+        return
+    if config.images and config.export.formats:
+        raise ConfigError("export.formats: there are none for a folder of images; leave it out")
+    if config.stages != STAGES and not config.export.formats:
+        raise ConfigError(
+            "stages: export has nothing to do; set export.formats, e.g. [qupath], or leave it out"
+        )
+
+
+def _run(run: RunFolder, config: Config, options: Options) -> Iterator[StageResult]:
+    for stage in STAGES:
+        if stage not in config.stages:
+            continue
+        if stage == "export":
+            for name in config.export.formats:
+                done = export(run, config, options, name=name)
+                yield replace(done, stage=f"export {name}")
+        else:
+            yield STAGE_BY_NAME[stage](run, config, options)
+
+
+STAGE_BY_NAME: dict[Stage, Callable[[RunFolder, Config, Options], StageResult]] = {
+    "tile": stages.tile,
+    "train": stages.train,
+    "predict": stages.predict,
+    "heatmap": stages.heatmap,
+    "evaluate": stages.evaluate,
+    "report": stages.report,
+}
