@@ -137,6 +137,11 @@ class PatchNet(PatchClassifier):
         depth: int = 7,
     ) -> None:
         super().__init__()
+        sizes = {"m": m, "stride": stride, "region": region}
+        sizes |= {"channels": channels, "filters": filters, "depth": depth}
+        for name, value in sizes.items():
+            if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
+                raise ModelError(f"PatchNet's {name} is a whole number, got {name}={value!r}")
         self.subnet = Subnet(m, channels=channels, filters=filters, depth=depth)
         self.m = m
         self.stride = STRIDE_BY_SIDE.get(m, m // 3) if stride is None else stride
@@ -197,6 +202,12 @@ class PatchNet(PatchClassifier):
 
     def prepare(self, x: Tensor) -> Tensor:
         """Bring images to what the subnet was trained on; of the same shape, but for a crop."""
+        channels = self.options["channels"]
+        if x.shape[1] != channels:
+            raise ModelError(
+                f"this PatchNet takes images of {channels} channels, these have {x.shape[1]}; set "
+                f"model.options.channels={x.shape[1]}, or images.channels={channels}"
+            )
         x = super().prepare(x)
         return x if self.normalise == "unit" else min_max(x)
 

@@ -241,12 +241,22 @@ def test_region_keeps_the_central_square():
         ({"m": 17, "region": 8}, "region"),
         ({"grid": "round"}, "ceil, floor or center"),
         ({"stride": 0}, "stride must be at least 1"),
+        ({"stride": 2.5}, "stride is a whole number, got stride=2.5"),
+        ({"m": "17"}, "m is a whole number"),
         ({"strides": 2}, "did you mean 'stride'"),
     ],
 )
 def test_a_wrong_option_is_refused(options, said):
     with pytest.raises(ModelError, match=said):
         build_model("patchnet", **options)
+
+
+@pytest.mark.parametrize(("channels", "given"), [(1, 3), (3, 1)])
+def test_images_of_other_channels_are_refused_with_a_cure(channels, given):
+    """It was torch's sentence about groups and weights."""
+    net = PatchNet(m=5, filters=1, depth=1, channels=channels)
+    with pytest.raises(ModelError, match=f"channels={given}, or images.channels={channels}"):
+        net(torch.rand(2, given, 9, 9))
 
 
 def test_strides_are_the_papers():
