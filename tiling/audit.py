@@ -8,7 +8,6 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.spatial import cKDTree
 
 Group = Literal["positive", "negative", "ignored"]
 GROUPS: tuple[Group, ...] = ("positive", "negative", "ignored")
@@ -157,6 +156,8 @@ def _shares_around(
     tumour: NDArray[np.float32],
 ) -> NDArray[np.float64]:
     """Mean share of the squares around each patch, (N,); one that is not there counts as 0."""
+    from scipy.spatial import cKDTree  # a third of a second that counting does not need
+
     touched = np.flatnonzero(tumour > 0)
     if not touched.size:
         return np.zeros(len(coords))

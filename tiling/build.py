@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL.Image import Image
 
+from tiling.audit import count_labels
 from tiling.blocks import BlockSlide, block_side, group_tiles
 from tiling.contracts import SCHEMA, Annotation, Slide, SlideInfo, TileConfig, TileGeometry
 from tiling.errors import AnnotationError, GridError, SlideError, StoreError, TissueError
@@ -62,15 +63,16 @@ class TileSummary:
     n_patches: int
     n_positive: int
     n_negative: int
-    n_ignored: int  # label -1
+    n_ignored: int  # label -1 by the rule
+    n_unlabelled: int  # label -1, as nobody annotated the slide
     n_unreadable: int
     seconds: float
     notes: tuple[str, ...]
 
     def __str__(self) -> str:
-        counts = (
-            f"{self.n_positive} positive, {self.n_negative} negative, {self.n_ignored} unlabelled"
-        )
+        counts = f"{self.n_positive} positive, {self.n_negative} negative"
+        for n, word in ((self.n_ignored, "ignored"), (self.n_unlabelled, "unlabelled")):
+            counts += f", {n} {word}" if n else ""
         bad = f", {self.n_unreadable} unreadable" if self.n_unreadable else ""
         notes = "".join(f"; {note}" for note in self.notes)
         rate = f"{self.n_patches / max(self.seconds, 1e-3):.0f} per second"
@@ -538,12 +540,14 @@ def _versions() -> dict[str, str]:
 
 
 def _summarise(table: TileTable, notes: tuple[str, ...], seconds: float) -> TileSummary:
+    counts = count_labels(table.label, table.tumour, table.unreadable)
     return TileSummary(
-        n_patches=len(table.coords),
-        n_positive=int((table.label == 1).sum()),
-        n_negative=int((table.label == 0).sum()),
-        n_ignored=int((table.label == -1).sum()),
-        n_unreadable=int(table.unreadable.sum()),
+        n_patches=counts.patches,
+        n_positive=counts.positive,
+        n_negative=counts.negative,
+        n_ignored=counts.ignored,
+        n_unlabelled=counts.unlabelled,
+        n_unreadable=counts.unreadable,
         seconds=seconds,
         notes=notes,
     )

@@ -61,7 +61,16 @@ class TestStore:
             at for at in grid if at in set(map(tuple, coords.tolist()))
         ]
         assert (store.tissue >= CONFIG.tissue.min_fraction).all()
-        assert summary.n_ignored == len(store)
+        assert (summary.n_unlabelled, summary.n_ignored) == (len(store), 0)
+        assert f", {len(store)} unlabelled) in" in str(summary)
+
+    def test_ignored_patches_are_not_called_unlabelled(self, slide: Path, annotation: Path):
+        rule = replace(CONFIG, label_rule="fraction", positive_fraction=1.0)
+        summary, store = tile(slide, config=rule, annotation_path=annotation)
+
+        assert summary.n_ignored == (store.label == -1).sum() > 0
+        assert f", {summary.n_ignored} ignored) in" in str(summary)
+        assert "unlabelled" not in str(summary)
 
     def test_labels_and_lesions(self, slide: Path, annotation: Path):
         summary, store = tile(slide, annotation_path=annotation, slide_label=1)

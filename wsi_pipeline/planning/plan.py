@@ -59,6 +59,7 @@ class SlidePlan:
     patches: int = 0
     positive: int = 0
     negative: int = 0
+    ignored: int = 0
     unlabelled: int = 0
     bytes: int = 0  # patch store and picture
     files: int = 0
@@ -168,6 +169,7 @@ def plan_slide(task: PlanTask) -> SlidePlan:
 
 
 def _plan_slide(task: PlanTask) -> SlidePlan:
+    from tiling.audit import count_labels
     from tiling.build import check_has_tiles, plan_tiles, tile_fingerprint
     from tiling.footprint import picture_footprint, store_footprint
     from tiling.slide import open_slide
@@ -194,15 +196,16 @@ def _plan_slide(task: PlanTask) -> SlidePlan:
             each, n_bad, n_read = _probe(slide, plan)
             seconds += each * len(plan.table.coords) if task.config.store == "patches" else 0.0
             _check_probe(n_bad, n_read, task)
-    label = plan.table.label
+    counts = count_labels(plan.table.label, plan.table.tumour, plan.table.unreadable)
     return SlidePlan(
         slide_id=entry.slide_id,
         split=entry.split,
         state=state,
-        patches=len(label),
-        positive=int((label == 1).sum()),
-        negative=int((label == 0).sum()),
-        unlabelled=int((label == -1).sum()),
+        patches=counts.patches,
+        positive=counts.positive,
+        negative=counts.negative,
+        ignored=counts.ignored,
+        unlabelled=counts.unlabelled,
         bytes=takes.bytes,
         files=takes.files,
         heatmap_bytes=_heatmap_bytes(plan),

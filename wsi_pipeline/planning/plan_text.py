@@ -8,25 +8,25 @@ STATE = {"missing": "new", "stale": "stale, built again", "finished": "finished,
 def describe(plan: RunPlan) -> list[str]:
     """Lay out one line per slide, then the totals, the models, and what would go wrong."""
     rows: list[tuple[str, ...]] = [
-        ("slide", "patches", "pos.", "neg.", "unl.", "size", "files", "time", "")
+        ("slide", "patches", "pos.", "neg.", "ign.", "unl.", "size", "files", "time", "")
     ]
     rows += [_slide_row(s) for s in plan.slides]
-    widths = [max(len(row[column]) for row in rows) for column in range(8)]
+    widths = [max(len(row[column]) for row in rows) for column in range(9)]
     table = []
     for row in rows:
         cells = [row[0].ljust(widths[0])]
-        cells += [text.rjust(w) for text, w in zip(row[1:8], widths[1:], strict=True)]
-        table.append("  ".join([*cells, row[8]]).rstrip())
+        cells += [text.rjust(w) for text, w in zip(row[1:9], widths[1:], strict=True)]
+        table.append("  ".join([*cells, row[9]]).rstrip())
     return [*table, "", *summarise(plan)]
 
 
 def _slide_row(s: SlidePlan) -> tuple[str, ...]:
     if s.problem:
-        return (s.slide_id, *[""] * 7, f"WOULD FAIL: {s.problem}")
+        return (s.slide_id, *[""] * 8, f"WOULD FAIL: {s.problem}")
     said = [STATE[s.state], *s.notes]
     if s.unreadable_probes:
         said.append(f"{s.unreadable_probes} of the patches tried cannot be decoded")
-    counts = [str(n) for n in (s.patches, s.positive, s.negative, s.unlabelled)]
+    counts = [str(n) for n in (s.patches, s.positive, s.negative, s.ignored, s.unlabelled)]
     size, seconds = size_text(s.bytes), time_text(s.seconds)
     return (s.slide_id, *counts, size, str(s.files), seconds, "; ".join(said))
 
