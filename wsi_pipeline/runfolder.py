@@ -208,10 +208,16 @@ def marked_file(run: RunFolder, name: str) -> Path:
 
 
 def _size(path: Path) -> int | None:
-    # A patch store is a folder that carries its own finished mark; its presence is enough here.
+    """Tell the bytes of a file, or of all files in a Zarr folder; None where there is none."""
     if path.is_dir():
-        return -1
+        return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
     return path.stat().st_size if path.is_file() else None
+
+
+def list_files(folder: Path) -> list[Path]:
+    """List all files under a folder but scratch files."""
+    found = sorted(folder.rglob("*"))
+    return [path for path in found if path.is_file() and not path.name.startswith(".")]
 
 
 def mark_finished(run: RunFolder, unit: Unit, fingerprint: str, files: Sequence[Path]) -> None:

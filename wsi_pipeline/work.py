@@ -23,6 +23,7 @@ from wsi_pipeline.runfolder import (
     RunFolder,
     Unit,
     clear_mark,
+    list_files,
     mark_finished,
     record_failure,
 )
@@ -376,7 +377,7 @@ def _evaluate(task: Task, on_progress: OnProgress) -> Done:
         left_out=left_out,
     )
     lost = f"; WITHOUT {', '.join(left_out)}, which failed before" if left_out else ""
-    return [out / "metrics.json"], _headline(metrics) + lost
+    return list_files(out), _headline(metrics) + lost
 
 
 def _evaluation_slide(task: Task, entry: SlideEntry) -> "EvaluationSlide":

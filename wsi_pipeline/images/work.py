@@ -14,7 +14,7 @@ import numpy as np
 from wsi_pipeline.contracts import Split
 from wsi_pipeline.errors import StageError
 from wsi_pipeline.images.folder import ImageEntry, read_images
-from wsi_pipeline.runfolder import RunFolder, Unit, record_failure
+from wsi_pipeline.runfolder import RunFolder, Unit, list_files, record_failure
 from wsi_pipeline.settings import (
     EvaluateConfig,
     HeatmapConfig,
@@ -230,7 +230,7 @@ def _evaluate(
     figures = {"accuracy": "accuracy", "ROC AUC": "roc_auc", "loss": "loss"}
     found = {name: metrics["patch"][key] for name, key in figures.items()}
     said = [f"{name} {'undefined' if v is None else f'{v:.3f}'}" for name, v in found.items()]
-    return [out / "metrics.json"], f"{metrics['evaluated']}: " + ", ".join(said)
+    return list_files(out), f"{metrics['evaluated']}: " + ", ".join(said)
 
 
 def _report(
