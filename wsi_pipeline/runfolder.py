@@ -264,6 +264,7 @@ def write_failures(run: RunFolder) -> int:
     writer.writeheader()
     writer.writerows(rows)
     write_text(run.failures, buffer.getvalue())
+    run.logs.mkdir(exist_ok=True)  # where failures.csv sends its readers
     return len(rows)
 
 

@@ -107,6 +107,7 @@ def test_every_file_of_the_contract_is_there(finished):
         "models/patchnet/history.csv",
     ):
         assert (run / name).is_file(), name
+    assert (run / "logs").is_dir()
     for slide in ("s2", "s3", "s4", "s5"):
         for path in (
             run / f"tiles/{slide}.zarr/zarr.json",
