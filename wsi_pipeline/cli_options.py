@@ -79,6 +79,7 @@ def read_settings(
     told = {} if config else recall_settings(RunFolder(run), section)
     settings = read_config(config, set_ or (), section=section, models=models, told=told)
     recalled = name_changes(told.get(section), section) if section != "train" else []
+    recalled = [change for change in recalled if not change.startswith("formats=")]  # of run alone
     if recalled and not quiet:
         print(f"{section}: as in {run / 'run.json'}: {', '.join(recalled)}", file=sys.stderr)
     return settings

@@ -117,6 +117,7 @@ def read_config(
     if path:
         _resolve_paths(values, lambda name: str(path.parent / name))
     elif told:
+        _validate(values, _TOLD)  # before anything new is laid over it
         _resolve_paths(values, _Lost)
     trained = values.setdefault("train", {}) or {}
     if isinstance(trained, dict):
@@ -125,7 +126,7 @@ def read_config(
         _apply(values, setting, section, models)
     _refuse_lost_paths(values, section, models)
     _complete_models(values["train"])
-    return _validate(values, str(path) if path else _TOLD if told else "settings")
+    return _validate(values, str(path) if path else "settings")
 
 
 class _Lost(str):

@@ -20,6 +20,7 @@ from wsi_pipeline.stages import (
     choose_scored_models,
     digest_scores,
     digest_store,
+    name_unscored,
     scored,
     slide_bytes,
 )
@@ -79,7 +80,8 @@ def export(
                     arguments={"entry": by_id[slide_id], "config": settings, "out": folder},
                 )
             )
-    return run_stage("export", run, plans, config, options)
+    result = run_stage("export", run, plans, config, options)
+    return replace(result, notes=name_unscored(run, [m for m in chosen if m], by_id))
 
 
 def _choose_models(run: RunFolder, name: str, models: Sequence[str]) -> list[str]:

@@ -298,6 +298,7 @@ def heatmap(
         named = choose_scored_models(run, models)
         return image_stages.heatmap(run, config, options, models=named)
     by_id = {e.slide_id: e for e in run.read_manifest()}
+    chosen = choose_scored_models(run, models)
     plans = [
         Plan(
             Unit("heatmap", slide_id, model),
@@ -309,10 +310,11 @@ def heatmap(
                 "device": options.device,
             },
         )
-        for model in choose_scored_models(run, models)
+        for model in chosen
         for slide_id in scored(run, model, by_id)
     ]
-    return run_stage("heatmap", run, plans, config, options)
+    result = run_stage("heatmap", run, plans, config, options)
+    return replace(result, notes=name_unscored(run, chosen, by_id))
 
 
 def choose_scored_models(run: RunFolder, names: Sequence[str]) -> list[str]:
@@ -335,6 +337,22 @@ def scored(run: RunFolder, model: str, slide_ids: Iterable[str]) -> list[str]:
         if Unit("predict", s, model).mark(run, "done").is_file()
         and Unit("tile", s).mark(run, "done").is_file()
     ]
+
+
+def name_unscored(
+    run: RunFolder, models: Sequence[str], slide_ids: Iterable[str]
+) -> tuple[str, ...]:
+    """Name the slides that are not among the scored ones since their prediction failed."""
+    slide_ids = list(slide_ids)
+    lost = {
+        model: [s for s in slide_ids if Unit("predict", s, model).mark(run, "failed").is_file()]
+        for model in models
+    }
+    return tuple(
+        f"without {some(slides)}, which predict by {model} failed on"
+        for model, slides in lost.items()
+        if slides
+    )
 
 
 def _heatmap_fingerprint(run: RunFolder, model: str, slide_id: str, config: Config) -> str:
@@ -396,6 +414,13 @@ def _to_evaluate(
         if (e.split in {"val", "test"} or not has_splits)
         and (e.label is not None or e.annotation is not None)
     ]
+    if not wanted:
+        among = "in the splits test and val" if has_splits else "in the manifest"
+        raise StageError(
+            f"{run.path}: nothing to compare the scores of {model} with: no slide {among} has a "
+            "label or an annotation; fill these columns in and run tile again (heatmap, export and "
+            "report need none)"
+        )
     done = set(scored(run, model, [e.slide_id for e in wanted]))
     units = {
         e.slide_id: (Unit("tile", e.slide_id), Unit("predict", e.slide_id, model)) for e in wanted

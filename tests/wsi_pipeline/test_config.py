@@ -115,6 +115,13 @@ def test_what_an_older_version_was_told_is_refused_by_name():
         read_config(None, section="heatmap", told=told)
 
 
+def test_a_wrong_setting_is_not_blamed_on_what_was_told():
+    told = as_plain(read_config(None))
+    with pytest.raises(ConfigError, match="got 'median'") as caught:
+        read_config(None, ["overlap=median"], section="heatmap", told=told)
+    assert "run.json" not in str(caught.value)
+
+
 @pytest.mark.parametrize("setting", ["patch_px", "=3", "tile.patch_px=["])
 def test_a_setting_without_sense_is_refused(setting):
     with pytest.raises(ConfigError, match="--set"):

@@ -273,6 +273,18 @@ def test_half_a_test_set_is_not_evaluated(copy, capsys):
     assert "s5" in capsys.readouterr().err
 
 
+def test_scores_with_nothing_to_compare_them_with_are_said_to_be(copy, capsys):
+    manifest = copy / "run/slides.csv"
+    rows = [row.split(",") for row in manifest.read_text().splitlines()]
+    names = rows[0]
+    for row in rows[1:]:
+        for name in ("label", "annotation"):
+            row[names.index(name)] = ""
+    manifest.write_text("\n".join(",".join(row) for row in rows) + "\n")
+    assert main(["evaluate", str(copy / "run")]) == 1
+    assert "no slide in the splits test and val has a label" in capsys.readouterr().err
+
+
 def test_a_checkpoint_for_other_patches_is_refused_with_the_cure(copy, capsys):
     other = copy / "other"
     assert main(["tile", str(copy / "data/s4.tif"), "--out", str(other), "--quiet",

@@ -18,6 +18,7 @@ from wsi_pipeline.evaluation.detections import write_detections
 from wsi_pipeline.exports import COORDS_ONLY, FORMATS
 from wsi_pipeline.heatmaps.files import read_heatmap
 from wsi_pipeline.heatmaps.nms import detect, radius_in_px
+from wsi_pipeline.runfolder import RunFolder, Unit, clear_mark, record_failure
 from wsi_pipeline.scores import read_scores, write_scores
 
 MPP = 3.0  # by the manifest: the tumour of 140 px is no isolated cell
@@ -288,6 +289,18 @@ def test_a_slide_that_fails_is_recorded_and_the_others_are_written(run, capsys):
     written = sorted(p.name for p in (run / "exports/camelyon16/patchnet").iterdir())
     assert written == ["s2.csv", "s3.csv", "s5.csv"]
     assert (run / "logs/export-camelyon16-patchnet-s4.log").is_file()
+
+
+def test_slides_whose_prediction_failed_are_named(run, capsys):
+    """They were passed over in silence."""
+    unit, folder = Unit("predict", "s4", "patchnet"), RunFolder(run)
+    clear_mark(folder, unit)
+    record_failure(folder, unit, "StoreError", "has changed")
+    assert export(run, "wsinfer") == 0
+    assert main(["heatmap", str(run)]) == 0
+    out = capsys.readouterr().out
+    assert out.count("without s4, which predict by patchnet failed on") >= 1
+    assert "heatmap: 0 done, 3 kept" in out
 
 
 def test_several_models_have_a_folder_each(run, tmp_path):
