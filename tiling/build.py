@@ -4,7 +4,7 @@ import errno
 import importlib.metadata
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -22,7 +22,7 @@ from tiling.errors import AnnotationError, GridError, SlideError, StoreError, Ti
 from tiling.files import digest_file, digest_json, write_aside
 from tiling.formats.coords_hdf5 import find_coords, read_coords
 from tiling.geometry import resolve_geometry
-from tiling.grid import tile_coords
+from tiling.grid import TileGrid, lay_grid
 from tiling.labels import label_tiles
 from tiling.patches import read_patch
 from tiling.qc import SIDE_PX, draw_qc, write_qc
@@ -38,8 +38,8 @@ from tiling.slide_tissue import (
     SlideTissue,
     digest_mask,
     find_tissue,
-    measure_tissue,
     say_no_tissue,
+    tissue_meter,
 )
 from tiling.store import TileTable, create_patches, finish_store, shard_length, write_table
 
@@ -48,7 +48,7 @@ log = logging.getLogger(__name__)
 FORMAT = 2  # raised when the same settings would give another store: older stores turn stale
 WHITE = 255
 CACHE_BYTES = 128 * 2**20  # of decoded file tiles: those that neighbouring blocks share
-TILES_AT_ONCE = 2**20  # whose share of tissue is measured
+TILES_AT_ONCE = 2**18  # laid and measured: more need more memory and are no faster
 SAME_SIZE = 0.02  # a patch of another tool may differ from ours by this share: its own rounding
 CHEAP_PX = 32 * 2**20  # of a level: read within a second or so
 VERSIONED = ("wsi-pipeline", "numpy", "zarr", "openslide-python", "openslide-bin", "tifffile")
@@ -242,15 +242,18 @@ def plan_tiles(
     geometry = resolve_geometry(config, slide_mpp=info.mpp)
     if config.coords is None:
         grid = _lay_grid(info, geometry, config)
+        n_tiles, tiles = len(grid), grid.iterate(most=TILES_AT_ONCE)
     else:
-        grid = _foreign_grid(config.coords, info, geometry)
+        coords = _foreign_grid(config.coords, info, geometry)
+        n_tiles = len(coords)
+        tiles = (coords[i : i + TILES_AT_ONCE] for i in range(0, n_tiles, TILES_AT_ONCE))
     annotation, notes = read_slide_annotation(annotation_path, info, config)
     mask = find_tissue(slide, info, config, threads)
-    table = _choose_tiles(grid, mask, geometry, config)
+    table = _choose_tiles(tiles, mask, geometry, config)
     if len(table.coords):
         table = _label(table, geometry, annotation, annotation_path, slide_label, config)
         notes += note_unhit_lesions(table, annotation)
-    return TilePlan(info, geometry, mask, table, len(grid), annotation, slide_label, notes)
+    return TilePlan(info, geometry, mask, table, n_tiles, annotation, slide_label, notes)
 
 
 def check_has_tiles(plan: TilePlan, config: TileConfig) -> None:
@@ -286,21 +289,21 @@ def draw_plan(slide: Slide, plan: TilePlan) -> Image:
     )
 
 
-def _lay_grid(info: SlideInfo, geometry: TileGeometry, config: TileConfig) -> NDArray[np.int64]:
+def _lay_grid(info: SlideInfo, geometry: TileGeometry, config: TileConfig) -> TileGrid:
     tile_l0 = (geometry.patch_l0, geometry.patch_l0_y)
-    coords = tile_coords(
+    grid = lay_grid(
         info.size,
         tile_l0=tile_l0,
         stride_l0=(geometry.stride_l0, geometry.stride_l0_y),
         edge=config.edge,
     )
-    if not len(coords):
+    if not len(grid):
         raise GridError(
             f"the slide has {info.size[0]} x {info.size[1]} level-0 pixels, too few for one tile "
             f"of {tile_l0[0]} x {tile_l0[1]} (patch_px={config.patch_px} at "
             f"target_mpp={config.target_mpp:g}); use a smaller patch_px, or edge: pad"
         )
-    return coords
+    return grid
 
 
 def _foreign_grid(folder: Path, info: SlideInfo, geometry: TileGeometry) -> NDArray[np.int64]:
@@ -332,21 +335,26 @@ def _foreign_grid(folder: Path, info: SlideInfo, geometry: TileGeometry) -> NDAr
 
 
 def _choose_tiles(
-    grid: NDArray[np.int64], mask: SlideTissue, geometry: TileGeometry, config: TileConfig
+    tiles: Iterable[NDArray[np.int64]],
+    mask: SlideTissue,
+    geometry: TileGeometry,
+    config: TileConfig,
 ) -> TileTable:
-    parts = [  # the fractions of millions of tiles would need gigabytes at once
-        measure_tissue(grid[first : first + TILES_AT_ONCE], mask, geometry)
-        for first in range(0, len(grid), TILES_AT_ONCE)
-    ]
-    fraction = np.concatenate(parts)
-    if config.coords is None:
-        kept = (fraction >= config.tissue.min_fraction) & (fraction > 0)
-    else:  # whoever made them has chosen
-        kept = np.ones(len(grid), np.bool_)
-    n_kept = int(kept.sum())
+    """Keep the tiles with tissue, group by group: a whole grid may be larger than the memory."""
+    measure = tissue_meter(mask, geometry)
+    coords, tissue = [np.zeros((0, 2), np.int64)], [np.zeros(0, np.float32)]
+    for group in tiles:
+        fraction = measure(group)
+        if config.coords is None:
+            kept = (fraction >= config.tissue.min_fraction) & (fraction > 0)
+        else:  # whoever made them has chosen
+            kept = np.ones(len(group), np.bool_)
+        coords.append(group[kept])
+        tissue.append(fraction[kept])
+    n_kept = sum(map(len, tissue))
     return TileTable(
-        coords=grid[kept],
-        tissue=fraction[kept],
+        coords=np.concatenate(coords),
+        tissue=np.concatenate(tissue),
         label=np.full(n_kept, -1, np.int8),
         tumour=np.zeros(n_kept, np.float32),
         unreadable=np.zeros(n_kept, np.bool_),

@@ -1,6 +1,8 @@
 """The tissue of one slide: by its colours or a user's mask, and its share of each tile."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,10 @@ from tiling.contracts import Slide, SlideInfo, TileConfig, TileGeometry
 from tiling.files import digest_file
 from tiling.masks import UserMask, find_mask, read_mask
 from tiling.slide import Overview, read_overview
-from tiling.tissue import segment_tissue, tile_tissue_fraction
+from tiling.tissue import SummedMask, segment_tissue
+
+# (n_tiles, 2) level-0 px -> (n_tiles,) share of each tile that is tissue
+TissueMeter = Callable[[NDArray[np.int64]], NDArray[np.float32]]
 
 
 @dataclass(frozen=True)
@@ -48,18 +53,16 @@ def _read_user_mask(folder: Path, info: SlideInfo, overview: Overview) -> SlideT
     return SlideTissue(overview, user.on_grid((height, width)), user.slide_share, user)
 
 
-def measure_tissue(
-    coords: NDArray[np.int64], mask: SlideTissue, geometry: TileGeometry
-) -> NDArray[np.float32]:
-    """Measure the share of each tile that is tissue: (n_tiles,), of `coords` in level-0 px."""
-    if mask.user is not None:
-        return mask.user.tile_fraction(coords, geometry)
-    return tile_tissue_fraction(
-        mask.tissue,
-        mask_pixel_l0=mask.overview.pixel_l0,
-        coords=coords,
-        tile_l0=(geometry.patch_l0, geometry.patch_l0_y),
-    )
+def tissue_meter(mask: SlideTissue, geometry: TileGeometry) -> TissueMeter:
+    """Make ready to measure the share of tiles that is tissue, however many groups of them."""
+    user = mask.user
+    if user is None:
+        summed = SummedMask(mask.tissue, mask.overview.pixel_l0)
+    elif user.share is None:  # polygons
+        return partial(user.tile_fraction, geometry=geometry)
+    else:
+        summed = SummedMask(user.share, user.pixel_l0)
+    return partial(summed.tile_fraction, tile_l0=(geometry.patch_l0, geometry.patch_l0_y))
 
 
 def say_no_tissue(mask: SlideTissue, config: TileConfig, *, n_tiles: int) -> str:

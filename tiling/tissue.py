@@ -107,23 +107,37 @@ def tile_tissue_fraction(
     >>> tile_tissue_fraction(mask, coords=coords, **kwargs).tolist()
     [1.0, 0.5, 0.0]
     """
-    if min(*mask_pixel_l0, *tile_l0) <= 0:
-        raise TissueError(
-            "mask pixels and tiles must have positive sides, "
-            f"got mask_pixel_l0={mask_pixel_l0}, tile_l0={tile_l0}"
+    if not min(mask_pixel_l0) > 0:
+        raise TissueError(f"a mask's pixels must have positive sides, got {mask_pixel_l0}")
+    return SummedMask(mask, mask_pixel_l0).tile_fraction(coords, tile_l0)
+
+
+class SummedMask:
+    """A mask made ready to measure many tiles, group by group; see `tile_tissue_fraction`."""
+
+    def __init__(
+        self, mask: NDArray[np.bool_] | NDArray[np.float32], pixel_l0: tuple[float, float]
+    ) -> None:
+        self._pixel_l0 = pixel_l0
+        self._total = _summed_area(mask)
+
+    def tile_fraction(
+        self, coords: NDArray[np.int64], tile_l0: tuple[int, int]
+    ) -> NDArray[np.float32]:
+        """Measure the share of each tile that is tissue: (n_tiles,) in [0, 1]."""
+        if min(tile_l0) <= 0:
+            raise TissueError(f"tiles must have positive sides, got {tile_l0}")
+        coords = np.asarray(coords, dtype=np.int64).reshape(-1, 2)
+        first = coords / np.array(self._pixel_l0)  # mask px
+        last = (coords + np.array(tile_l0)) / np.array(self._pixel_l0)
+        area = (
+            _area_before(self._total, last[:, 0], last[:, 1])
+            - _area_before(self._total, first[:, 0], last[:, 1])
+            - _area_before(self._total, last[:, 0], first[:, 1])
+            + _area_before(self._total, first[:, 0], first[:, 1])
         )
-    coords = np.asarray(coords, dtype=np.int64).reshape(-1, 2)
-    first = coords / np.array(mask_pixel_l0)  # mask px
-    last = (coords + np.array(tile_l0)) / np.array(mask_pixel_l0)
-    total = _summed_area(mask)
-    area = (
-        _area_before(total, last[:, 0], last[:, 1])
-        - _area_before(total, first[:, 0], last[:, 1])
-        - _area_before(total, last[:, 0], first[:, 1])
-        + _area_before(total, first[:, 0], first[:, 1])
-    )
-    tile_area = math.prod(tile_l0) / math.prod(mask_pixel_l0)
-    return np.clip(area / tile_area, 0.0, 1.0).astype(np.float32)
+        tile_area = math.prod(tile_l0) / math.prod(self._pixel_l0)
+        return np.clip(area / tile_area, 0.0, 1.0).astype(np.float32)
 
 
 def _find_colour(

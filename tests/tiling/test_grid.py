@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tiling.errors import GridError
-from tiling.grid import tile_coords
+from tiling.grid import lay_grid, tile_coords
 
 sizes = st.tuples(st.integers(0, 40), st.integers(0, 40))
 sides = st.tuples(st.integers(1, 12), st.integers(1, 12))
@@ -62,3 +62,16 @@ def test_negative_sizes_and_unknown_edges_are_refused():
         tile_coords((-1, 10), tile_l0=2, stride_l0=2)
     with pytest.raises(GridError, match="edge must be one of drop, pad, got 'keep'"):
         tile_coords((10, 10), tile_l0=2, stride_l0=2, edge="keep")
+
+
+@given(
+    columns=st.integers(0, 9), rows=st.integers(0, 9), most=st.integers(1, 100)
+)  # a side of 1: as many tiles as pixels
+def test_tiles_laid_group_by_group_are_those_of_the_whole_grid(columns, rows, most):
+    grid = lay_grid((columns, rows), tile_l0=1, stride_l0=1)
+    groups = list(grid.iterate(most=most))
+    laid = np.concatenate([np.zeros((0, 2), np.int64), *groups])
+
+    np.testing.assert_array_equal(laid, tile_coords((columns, rows), tile_l0=1, stride_l0=1))
+    assert len(grid) == columns * rows
+    assert all(0 < len(group) <= max(most, columns) for group in groups)
