@@ -223,7 +223,7 @@ def _lay_mean(
             return single
     values = np.empty(raster.shape, np.float32)
     for rows, total, count in _sum_bands(coords, scores, patch_l0, raster):
-        with np.errstate(invalid="ignore"):  # 0 / 0 is the NaN that is wanted
+        with np.errstate(divide="ignore", invalid="ignore"):  # over holes, which become NaN
             np.divide(total, count, out=total)
         total[count == 0] = np.nan
         values[rows] = total
@@ -426,7 +426,7 @@ def _lay_centre(
             np.add.at(corners[1], at, 1.0)
             down = _spread_sum(corners, _tent(rows), axis=1)
             sums += _spread_sum(down, _tent(columns), axis=2)
-        with np.errstate(invalid="ignore"):  # 0 / 0 is the NaN that is wanted
+        with np.errstate(divide="ignore", invalid="ignore"):  # over holes, which become NaN
             values[start:stop] = sums[0] / sums[1]
     return values
 

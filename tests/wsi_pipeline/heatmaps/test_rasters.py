@@ -126,6 +126,17 @@ def test_unreadable_patch_leaves_a_hole_and_does_not_dim_its_neighbours():
     np.testing.assert_array_equal(heatmap.values, np.array([[0.8, np.nan, 0.4, np.nan]], "f4"))
 
 
+def test_holes_say_nothing_of_a_division_by_zero():
+    """A running sum leaves a rounding's rest over a hole; dividing it by 0 was told to the user."""
+    coords = np.array([(x, y) for y in (0, 96, 480) for x in (0, 96, 192, 576)])
+    scores = (10.0 ** np.random.default_rng(0).uniform(-30, 0, len(coords))).astype(np.float32)
+    heatmap = build_heatmap(
+        coords, scores, slide_size=(704, 608), patch_l0=(128, 128), stride_l0=(96, 96)
+    )
+    assert np.isnan(heatmap.values[8:12, :]).all()
+    assert not np.isinf(heatmap.values).any()
+
+
 def test_all_scores_unreadable_gives_an_empty_heatmap():
     heatmap = build_heatmap(
         np.array([[0, 0]]),
