@@ -144,15 +144,10 @@ def _overlap_lesion(
     inside, rest = near[whole], near[~whole]
     rest = rest[shapely.intersects(lesion, boxes[rest])]
     area = _clip_areas(lesion, boxes[rest])
-    # Where next to nothing is shared, the whole outline tells whether it is more than an edge: a
-    # slanted edge through a corner misses it by less than a float64 can tell, and shares no area.
-    doubtful = np.flatnonzero(area < SLIVER * shapely.area(boxes[rest]))
-    edge_only = np.zeros(len(rest), np.bool_)
-    edge_only[doubtful] = shapely.touches(lesion, boxes[rest[doubtful]])
-    doubtful = doubtful[~edge_only[doubtful]]
-    area[doubtful] = shapely.area(shapely.intersection(lesion, boxes[rest[doubtful]]))
-    edge_only |= area == 0
-    rest, area = rest[~edge_only], area[~edge_only]
+    # Where next to nothing is shared, the whole outline tells whether it is more than an edge.
+    doubtful = area < SLIVER * shapely.area(boxes[rest])
+    doubtful[doubtful] = shapely.touches(lesion, boxes[rest[doubtful]])
+    rest, area = rest[~doubtful], area[~doubtful]
     return np.concatenate([inside, rest]), np.concatenate([shapely.area(boxes[inside]), area])
 
 
