@@ -20,7 +20,6 @@ outside inwards.
 """
 
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -70,17 +69,7 @@ class Regions:
     k: int
     interior: Tensor  # (h + m - 2k - 1, w + m - 2k - 1, C)
     edges: dict[str, Tensor]
-    corners: "Corners"
-
-
-class Corners(Protocol):
-    """The corners of a block's patches, taken from layer to layer."""
-
-    def advance(self, shared: Shared, borders: dict[str, Border]) -> None:
-        """Go on by one layer."""
-
-    def read_out(self) -> Tensor:
-        """Give the corners' part of the linear models: (h, w, filters)."""
+    corners: "TorchCorners"
 
 
 class TorchCorners:
@@ -130,7 +119,7 @@ class TorchCorners:
 
 
 def compute_regions(
-    pixels: Tensor, weights: DenseWeights, corners: Corners, scratch: Scratch
+    pixels: Tensor, weights: DenseWeights, corners: TorchCorners, scratch: Scratch
 ) -> Regions:
     """Run the layers that are computed by regions over a block.
 

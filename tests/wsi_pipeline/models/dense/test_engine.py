@@ -192,21 +192,43 @@ def test_background_is_evaluated_once(monkeypatch):
     torch.testing.assert_close(made, expected, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("products", PRODUCTS)
 @pytest.mark.slow
-def test_compiled_corners_are_the_same(products):
-    for m in (15, 21):
-        net = random_subnet(m, filters=8)
-        image = torch.rand(3, 13, 23, dtype=torch.double)
-        made = engine_of(net, products=products, block=20, compiled=True).map_image(image)
-        assert (made - patch_by_patch(net, image)).abs().max() < 1e-12
-
-
-def test_compiled_corners_of_a_shallow_network():
-    net = random_subnet(7, filters=3, depth=2)
-    image = torch.rand(3, 9, 31, dtype=torch.double)
-    made = engine_of(net, compiled=True).map_image(image)
+@pytest.mark.parametrize("products", PRODUCTS)
+@pytest.mark.parametrize("m", [15, 17, 21, 31])
+def test_compiled_maps_are_the_same(m, products):
+    net = random_subnet(m, filters=8, channels=1 if m == 17 else 3)
+    image = torch.rand(net.convolutions[0].in_channels, 13, 23, dtype=torch.double)
+    made = engine_of(net, products=products, block=20, compiled=True).map_image(image)
     assert (made - patch_by_patch(net, image)).abs().max() < 1e-12
+
+
+@pytest.mark.slow
+def test_compiled_maps_in_float32_with_64_filters():
+    net = random_subnet(15, filters=64, dtype=torch.float)
+    image = torch.rand(3, 12, 10)
+    made = engine_of(net, compiled=True).map_image(image)
+    assert (made - patch_by_patch(net, image)).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize(("m", "depth"), [(3, 1), (7, 2), (7, 3)])
+def test_compiled_maps_of_shallow_networks(m, depth):
+    net = random_subnet(m, filters=3, depth=depth)
+    image = torch.rand(3, 9, 35, dtype=torch.double)
+    engine = engine_of(net, compiled=True, block=40)
+    made = engine.map_image(image)
+    assert (made - patch_by_patch(net, image)).abs().max() < 1e-12
+    stepped = engine.map_lattice(F.pad(image, (m // 2,) * 4), stride=4)
+    torch.testing.assert_close(stepped, made[:, ::4, ::4], rtol=0, atol=1e-13)
+
+
+def test_compiled_maps_keep_nan():
+    net = random_subnet(7, filters=3, depth=3)
+    image = torch.rand(3, 9, 11, dtype=torch.double)
+    image[0, 4, 5] = torch.nan
+    made = engine_of(net, compiled=True).map_image(image)
+    expected = patch_by_patch(net, image)
+    assert torch.equal(made.isnan(), expected.isnan())
+    torch.testing.assert_close(made, expected, rtol=0, atol=1e-12, equal_nan=True)
 
 
 def test_a_step_of_nothing_is_told():
