@@ -287,6 +287,11 @@ def _map_densely(
     entry: SlideEntry = task.arguments["entry"]
     config: HeatmapConfig = task.arguments["config"]
     checkpoint = task.run.checkpoint(task.unit.model)
+    if not checkpoint.is_file():
+        raise HeatmapError(
+            f"{entry.slide_id}: the map of {task.unit.model} itself (dense_step_px) needs its "
+            f"checkpoint in the run; copy the one that predict was given to {checkpoint}"
+        )
     model, _, digest = _load_model(checkpoint)
     if digest != scores.attributes.get("checkpoint"):
         raise HeatmapError(

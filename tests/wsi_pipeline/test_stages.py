@@ -332,6 +332,10 @@ def test_patchnets_own_map_is_written_beside_the_heatmap(copy):
     assert (folder / "s4.dense.png").is_file()
     assert main([*ask, "--overwrite"]) == 0
     np.testing.assert_array_equal(tifffile.imread(folder / "s4.dense.ome.tif"), values)
+    shutil.rmtree(copy / "run/models")  # as where predict was given a checkpoint from elsewhere
+    assert main([*ask, "--overwrite"]) == 1
+    said = (copy / "run/failures.csv").read_text()
+    assert "copy the one that predict was given to" in said
 
 
 TISSUE = ["--set", "tile.tissue.mpp=2.0", "--set", "tile.tissue.min_object_um2=100.0"]
