@@ -50,6 +50,7 @@ WHITE = 255
 CACHE_BYTES = 128 * 2**20  # of decoded file tiles: those that neighbouring blocks share
 TILES_AT_ONCE = 2**18  # laid and measured: more need more memory and are no faster
 SAME_SIZE = 0.02  # a patch of another tool may differ from ours by this share: its own rounding
+TOLD_ERRORS = 3  # of a slide's patches, as warnings
 CHEAP_PX = 32 * 2**20  # of a level: read within a second or so
 VERSIONED = ("wsi-pipeline", "numpy", "zarr", "openslide-python", "openslide-bin", "tifffile")
 
@@ -249,6 +250,7 @@ def plan_tiles(
         tiles = (coords[i : i + TILES_AT_ONCE] for i in range(0, n_tiles, TILES_AT_ONCE))
     annotation, notes = read_slide_annotation(annotation_path, info, config)
     mask = find_tissue(slide, info, config, threads)
+    notes += _overview_note(mask.overview)
     table = _choose_tiles(tiles, mask, geometry, config)
     if len(table.coords):
         table = _label(table, geometry, annotation, annotation_path, slide_label, config)
@@ -417,7 +419,8 @@ def _write_pixels(
             try:
                 writer.write(row, read_patch(block, (x, y), geometry=geometry))
             except SlideError as error:
-                log.warning("%s", error)
+                level = logging.WARNING if unreadable.sum() < TOLD_ERRORS else logging.DEBUG
+                log.log(level, "%s", error)  # all of them are counted in the slide's line
                 writer.write(row, white)
                 unreadable[row] = True
         return len(rows)
@@ -456,6 +459,16 @@ def _check_unreadable(unreadable: NDArray[np.bool_], config: TileConfig) -> None
             f"{n_bad} of {n_patches} patches cannot be decoded, more than "
             f"max_unreadable={config.max_unreadable:g} allows; copy the file again from its source"
         )
+
+
+def _overview_note(overview: Overview) -> tuple[str, ...]:
+    share = overview.unreadable.mean()
+    if not share:
+        return ()
+    return (
+        f"{share:.1%} of the slide's overview cannot be decoded; "
+        "copy the file again from its source",
+    )
 
 
 def _unreadable_note(table: TileTable) -> tuple[str, ...]:

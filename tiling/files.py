@@ -128,7 +128,12 @@ def _is_orphan(path: Path) -> bool:
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as readable JSON, whole or not at all. NaN is refused: use None."""
     with write_aside(path) as scratch:
-        scratch.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        scratch.write_text(json_text(value), encoding="utf-8")
+
+
+def json_text(value: Any) -> str:
+    """Lay `value` out as `write_json` writes it."""
+    return json.dumps(value, indent=2, allow_nan=False) + "\n"
 
 
 def write_text(path: Path, text: str) -> None:

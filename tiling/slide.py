@@ -28,6 +28,7 @@ EDGE_BYTES = 2**20  # of the file's head and of its tail, hashed whole
 SAMPLE_BYTES, N_SAMPLES = 2**16, 16  # and blocks spread evenly between them
 OVERVIEW_BLOCK_PX = 2048  # side of what is read at once, px of the level read
 SMALLEST_UNREADABLE_PX = 16  # overview px: a bad spot is narrowed down to this
+PROBES = 4  # along x and y, in a block that cannot be read
 
 PLAIN_TIFF_VENDOR = "generic-tiff"  # OpenSlide's word for a TIFF of no known maker
 
@@ -245,7 +246,7 @@ def read_thumbnail(
     Returns
     -------
     thumbnail : (H, W, 3) uint8
-        What cannot be decoded is white, and logged.
+        What cannot be decoded is white.
     pixel_l0 : (x, y), level-0 px per px of the thumbnail
         Exact: the thumbnail covers the slide from edge to edge.
     """
@@ -277,9 +278,6 @@ def read_overview(
         _fill_block(slide, overview, block, level)
 
     _map_in_threads(fill, blocks, threads)
-    if overview.unreadable.any():
-        share = overview.unreadable.mean()
-        log.warning("%.1f %% of the slide's overview cannot be decoded", 100 * share)
     return overview
 
 
@@ -298,12 +296,33 @@ def _fill_block(
             level=level,
         )
     except SlideError as error:
-        if max(x1 - x0, y1 - y0) <= SMALLEST_UNREADABLE_PX:
+        small = max(x1 - x0, y1 - y0) <= SMALLEST_UNREADABLE_PX
+        if small or not _is_readable_somewhere(slide, overview, block, level):
             log.debug("overview: %s", error)
             overview.unreadable[y0:y1, x0:x1] = True
             return
         for part in _quarter(block):
             _fill_block(slide, overview, part, level)
+
+
+def _is_readable_somewhere(
+    slide: Slide, overview: Overview, block: tuple[int, int, int, int], level: int
+) -> bool:
+    """Try a few pixels of a block that cannot be read: what is bad all over is not narrowed down.
+
+    A failed read is slow, as the slide is opened anew.
+    """
+    x0, y0, x1, y1 = block
+    for row, column in product(range(PROBES), range(PROBES)):
+        x = x0 + (x1 - x0) * (column + 0.5) / PROBES
+        y = y0 + (y1 - y0) * (row + 0.5) / PROBES
+        at = (int(x * overview.pixel_l0[0]), int(y * overview.pixel_l0[1]))
+        try:
+            slide.read_region(at, level, (1, 1))
+        except SlideError:
+            continue
+        return True
+    return False
 
 
 class _StoredLevel:

@@ -1,7 +1,7 @@
 """Pictures of the label audit: a histogram of shares, and a sheet of the least certain patches."""
 
 from dataclasses import dataclass
-from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -43,7 +43,7 @@ class Sample:
     around: float  # mean share of the squares around it
 
 
-def draw_sheet(path: Path, samples: list[Sample]) -> None:
+def draw_sheet(file: BinaryIO, samples: list[Sample]) -> None:
     """Draw patches with their inner square and the annotation's outline, by group."""
     step = (CELL_PX + GAP_PX, CELL_PX + TEXT_PX + GAP_PX)
     groups = {name: [s for s in samples if s.group == name] for name in GROUPS}
@@ -61,7 +61,7 @@ def draw_sheet(path: Path, samples: list[Sample]) -> None:
             corner = (GAP_PX + at % COLUMNS * step[0], top + at // COLUMNS * step[1])
             _draw_sample(sheet, draw, corner, sample)
         top += n_rows[name] * step[1]
-    sheet.save(path, format="PNG")
+    sheet.save(file, format="PNG")
 
 
 def _draw_head(draw: ImageDraw.ImageDraw) -> None:
@@ -124,12 +124,13 @@ def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size=size)
 
 
-def draw_histogram(path: Path, shares: NDArray[np.int64]) -> None:
+def draw_histogram(file: BinaryIO, shares: NDArray[np.int64]) -> None:
     """Draw how many patches have which share of tumour.
 
     Parameters
     ----------
-    path : Path
+    file : binary file
+        Gets a PNG.
     shares : (3, N_BINS + 2)
         Of `GROUPS`; the first bin is exactly 0, the last exactly 1.
     """
@@ -151,4 +152,4 @@ def draw_histogram(path: Path, shares: NDArray[np.int64]) -> None:
     axes.set_ylabel("patches")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
-    figure.savefig(path, format="png", dpi=110, metadata={"Software": None})
+    figure.savefig(file, format="png", dpi=110, metadata={"Software": None})

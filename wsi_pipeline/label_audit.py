@@ -7,10 +7,10 @@ one, or the shards of a job array. Pixels are read of the few patches that are s
 import csv
 import io
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,8 +25,9 @@ from tiling.audit import (
     find_ambiguous,
     share_bins,
 )
+from tiling.contracts import LabelRule, TileGeometry
 from tiling.errors import TilingError
-from tiling.files import digest_json, write_aside, write_json
+from tiling.files import digest_json, json_text, write_aside
 from tiling.store import PatchStore, stored_fingerprint
 from wsi_pipeline.contracts import SlideEntry
 from wsi_pipeline.errors import PipelineError
@@ -42,9 +43,33 @@ SHOWN = 24  # patches in the picture: six columns of four
 UNIT = Unit("label_audit")
 
 
+class Labelled(Protocol):
+    """A labelled slide's arrays, of a store or of a plan; see `TileTable`."""
+
+    @property
+    def coords(self) -> NDArray[np.int64]:
+        """(N, 2): top left corners, level-0 px."""
+
+    @property
+    def label(self) -> NDArray[np.int8]:
+        """(N,): a `Label` each."""
+
+    @property
+    def tumour(self) -> NDArray[np.float32]:
+        """(N,): share of the inner square that is tumour."""
+
+    @property
+    def unreadable(self) -> NDArray[np.bool_]:
+        """(N,)."""
+
+    @property
+    def lesion_pairs(self) -> NDArray[np.int64]:
+        """(M, 2): row, number of a lesion that it meets."""
+
+
 @dataclass(frozen=True)
-class _Audited:
-    """What the audit keeps of one store."""
+class Audited:
+    """What the audit keeps of one slide."""
 
     entry: SlideEntry
     counts: LabelCounts
@@ -99,66 +124,113 @@ def _made_from(entry: SlideEntry, made: str) -> tuple[Any, ...]:
 
 
 def _write_audit(run: RunFolder, entries: Sequence[SlideEntry]) -> list[Path]:
+    audited = [_audit(run, entry) for entry in entries]
+    files = make_files(audited, lambda one, patch: _sample(run, one, patch))
+    with write_aside(run.label_audit) as scratch:
+        scratch.mkdir()
+        for name, content in files.items():
+            (scratch / name).write_bytes(content)
+    return sorted(run.label_audit.iterdir())
+
+
+def make_files(
+    audited: Sequence[Audited], sample: "Callable[[Audited, Ambiguous], Sample]"
+) -> dict[str, bytes]:
+    """Make the audit's files in memory.
+
+    Parameters
+    ----------
+    audited : sequence of Audited
+    sample : function
+        Gives what the sheet shows of a patch.
+
+    Returns
+    -------
+    files : dict
+        Contents by name.
+    """
     from wsi_pipeline.audit_pictures import draw_histogram, draw_sheet
 
-    audited = [_audit(run, entry) for entry in entries]
     shares = np.zeros((len(GROUPS), len(share_bins()[0])), np.int64)
     shares += sum(one.shares for one in audited)
-    chosen = _choose(audited)
+    chosen = choose(audited)
     rows = [_ambiguous_row(rank, one, patch) for rank, (one, patch) in enumerate(chosen, start=1)]
     slides = [_slide_row(one) for one in audited]
     patients = _patient_rows(audited)
     classes = _class_rows(audited)
     histogram = _histogram_rows(shares)
-    with write_aside(run.label_audit) as scratch:
-        scratch.mkdir()
-        _write_csv(scratch / "slides.csv", slides, SLIDE_COLUMNS)
-        _write_csv(scratch / "patients.csv", patients, PATIENT_COLUMNS)
-        _write_csv(scratch / "classes.csv", classes, CLASS_COLUMNS)
-        _write_csv(scratch / "histogram.csv", histogram, HISTOGRAM_COLUMNS)
-        _write_csv(scratch / "ambiguous.csv", rows, AMBIGUOUS_COLUMNS)
-        whole = {
-            "total": asdict(sum((one.counts for one in audited), LabelCounts())),
-            "slides": slides,
-            "patients": patients,
-            "classes": classes,
-            "histogram": histogram,
-            "ambiguous": rows,
-        }
-        write_json(scratch / "audit.json", whole)
-        if shares.any():
-            draw_histogram(scratch / "histogram.png", shares)
-        if chosen:
-            draw_sheet(scratch / "ambiguous.png", [_sample(run, *pair) for pair in chosen])
-    return sorted(run.label_audit.iterdir())
+    whole = {
+        "total": asdict(sum((one.counts for one in audited), LabelCounts())),
+        "slides": slides,
+        "patients": patients,
+        "classes": classes,
+        "histogram": histogram,
+        "ambiguous": rows,
+    }
+    files = {
+        "slides.csv": _as_csv(slides, SLIDE_COLUMNS),
+        "patients.csv": _as_csv(patients, PATIENT_COLUMNS),
+        "classes.csv": _as_csv(classes, CLASS_COLUMNS),
+        "histogram.csv": _as_csv(histogram, HISTOGRAM_COLUMNS),
+        "ambiguous.csv": _as_csv(rows, AMBIGUOUS_COLUMNS),
+        "audit.json": json_text(whole).encode(),
+    }
+    if shares.any():
+        picture = io.BytesIO()
+        draw_histogram(picture, shares)
+        files["histogram.png"] = picture.getvalue()
+    if chosen:
+        picture = io.BytesIO()
+        draw_sheet(picture, [sample(*pair) for pair in chosen])
+        files["ambiguous.png"] = picture.getvalue()
+    return files
 
 
-def _audit(run: RunFolder, entry: SlideEntry) -> _Audited:
+def _audit(run: RunFolder, entry: SlideEntry) -> Audited:
     with PatchStore.open(run.store(entry.slide_id)) as store:
-        tile = store.geometry
         bounds = (store.tiling["negative_fraction"], store.tiling["positive_fraction"])
-        found = find_ambiguous(
-            coords=store.coords,
-            side_l0=(
-                max(tile.patch_l0, tile.stride_l0),
-                max(tile.patch_l0_y, tile.stride_l0_y),
-            ),
-            label=store.label,
-            tumour=store.tumour,
-            unreadable=store.unreadable,
-            bounds=bounds,
-            most=SHOWN,
-        )
-        return _Audited(
-            entry=entry,
-            counts=count_labels(store.label, store.tumour, store.unreadable),
-            shares=count_shares(store.label, store.tumour),
+        return audit_slide(
+            entry,
+            store,
+            geometry=store.geometry,
             n_lesions=len(store.lesion_ids),
-            n_lesions_hit=len(np.unique(store.lesion_pairs[:, 1])),
-            ambiguous=found,
-            coords={at.row: _point(store.coords[at.row]) for at in found},
-            rule=(store.tiling["label_rule"], *bounds),
+            label_rule=store.tiling["label_rule"],
+            bounds=bounds,
         )
+
+
+def audit_slide(
+    entry: SlideEntry,
+    table: Labelled,
+    *,
+    geometry: TileGeometry,
+    n_lesions: int,
+    label_rule: LabelRule,
+    bounds: tuple[float, float],
+) -> Audited:
+    """Look over the labels of one slide; `bounds` are those of the rule ``fraction``."""
+    found = find_ambiguous(
+        coords=table.coords,
+        side_l0=(
+            max(geometry.patch_l0, geometry.stride_l0),
+            max(geometry.patch_l0_y, geometry.stride_l0_y),
+        ),
+        label=table.label,
+        tumour=table.tumour,
+        unreadable=table.unreadable,
+        bounds=bounds,
+        most=SHOWN,
+    )
+    return Audited(
+        entry=entry,
+        counts=count_labels(table.label, table.tumour, table.unreadable),
+        shares=count_shares(table.label, table.tumour),
+        n_lesions=n_lesions,
+        n_lesions_hit=len(np.unique(table.lesion_pairs[:, 1])),
+        ambiguous=found,
+        coords={at.row: _point(table.coords[at.row]) for at in found},
+        rule=(label_rule, *bounds),
+    )
 
 
 def _point(at: NDArray[np.int64]) -> tuple[int, int]:
@@ -166,9 +238,9 @@ def _point(at: NDArray[np.int64]) -> tuple[int, int]:
     return x, y
 
 
-def _choose(audited: Sequence[_Audited]) -> list[tuple[_Audited, Ambiguous]]:
+def choose(audited: Sequence[Audited]) -> list[tuple[Audited, Ambiguous]]:
     """Choose the least certain patches of all slides, an equal part of each group that has any."""
-    by_group: dict[Group, list[tuple[_Audited, Ambiguous]]] = {}
+    by_group: dict[Group, list[tuple[Audited, Ambiguous]]] = {}
     for one in audited:
         for patch in one.ambiguous:
             by_group.setdefault(patch.group, []).append((one, patch))
@@ -192,7 +264,7 @@ AMBIGUOUS_COLUMNS = (
 )  # fmt: skip
 
 
-def _slide_row(one: _Audited) -> dict[str, Any]:
+def _slide_row(one: Audited) -> dict[str, Any]:
     entry = one.entry
     return {
         "slide_id": entry.slide_id,
@@ -205,8 +277,8 @@ def _slide_row(one: _Audited) -> dict[str, Any]:
     }
 
 
-def _patient_rows(audited: Sequence[_Audited]) -> list[dict[str, Any]]:
-    by_patient: dict[str, list[_Audited]] = {}
+def _patient_rows(audited: Sequence[Audited]) -> list[dict[str, Any]]:
+    by_patient: dict[str, list[Audited]] = {}
     for one in audited:
         by_patient.setdefault(one.entry.patient, []).append(one)
     return [
@@ -220,7 +292,7 @@ def _patient_rows(audited: Sequence[_Audited]) -> list[dict[str, Any]]:
     ]
 
 
-def _class_rows(audited: Sequence[_Audited]) -> list[dict[str, Any]]:
+def _class_rows(audited: Sequence[Audited]) -> list[dict[str, Any]]:
     rows = []
     splits = sorted({one.entry.split or "" for one in audited})
     for split in splits:
@@ -247,7 +319,7 @@ def _histogram_rows(shares: NDArray[np.int64]) -> list[dict[str, Any]]:
     ]
 
 
-def _ambiguous_row(rank: int, one: _Audited, patch: Ambiguous) -> dict[str, Any]:
+def _ambiguous_row(rank: int, one: Audited, patch: Ambiguous) -> dict[str, Any]:
     x, y = one.coords[patch.row]
     return {
         "rank": rank,
@@ -262,12 +334,12 @@ def _ambiguous_row(rank: int, one: _Audited, patch: Ambiguous) -> dict[str, Any]
     }
 
 
-def _write_csv(path: Path, rows: Iterable[dict[str, Any]], columns: Sequence[str]) -> None:
+def _as_csv(rows: Iterable[dict[str, Any]], columns: Sequence[str]) -> bytes:
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    path.write_text(buffer.getvalue(), encoding="utf-8")
+    return buffer.getvalue().encode()
 
 
 def _line(slides_csv: Path) -> str:
@@ -291,22 +363,36 @@ def _line(slides_csv: Path) -> str:
 # --- the patches that are shown --------------------------------------------------------------
 
 
-def _sample(run: RunFolder, one: _Audited, patch: Ambiguous) -> "Sample":
-    from wsi_pipeline.audit_pictures import Sample
-
+def _sample(run: RunFolder, one: Audited, patch: Ambiguous) -> "Sample":
     entry = one.entry
     path = run.store(entry.slide_id)
     with PatchStore.open(path, slide_path=entry.path) as store:
-        tile, (x, y) = store.geometry, one.coords[patch.row]
-        return Sample(
-            pixels=_read_pixels(store, patch.row),
-            lines=_outlines_within(entry, store, (x, y, x + tile.patch_l0, y + tile.patch_l0_y)),
-            inner=tile.inner_px / tile.patch_px,
-            group=patch.group,
-            caption=f"{entry.slide_id} #{patch.row}",
-            share=patch.share,
-            around=patch.neighbours,
-        )
+        pixels = _read_pixels(store, patch.row)
+        tumour = _read_tumour(entry, store)
+        return make_sample(one, patch, pixels=pixels, tumour=tumour, geometry=store.geometry)
+
+
+def make_sample(
+    one: Audited,
+    patch: Ambiguous,
+    *,
+    pixels: NDArray[np.uint8] | None,
+    tumour: Any,
+    geometry: TileGeometry,
+) -> "Sample":
+    """Put together what the sheet shows of a patch; `tumour` is a shapely area or None."""
+    from wsi_pipeline.audit_pictures import Sample
+
+    x, y = one.coords[patch.row]
+    return Sample(
+        pixels=pixels,
+        lines=_outlines_within(tumour, (x, y, x + geometry.patch_l0, y + geometry.patch_l0_y)),
+        inner=geometry.inner_px / geometry.patch_px,
+        group=patch.group,
+        caption=f"{one.entry.slide_id} #{patch.row}",
+        share=patch.share,
+        around=patch.neighbours,
+    )
 
 
 def _read_pixels(store: PatchStore, row: int) -> NDArray[np.uint8] | None:
@@ -318,20 +404,23 @@ def _read_pixels(store: PatchStore, row: int) -> NDArray[np.uint8] | None:
     return None if unreadable[0] else pixels[0]
 
 
-def _outlines_within(
-    entry: SlideEntry, store: PatchStore, window: tuple[int, int, int, int]
-) -> list[NDArray[np.float64]]:
-    """Cut the annotation's outlines to a window; (n, 2) each, in shares of its sides."""
-    import shapely
-
+def _read_tumour(entry: SlideEntry, store: PatchStore) -> Any:
     from tiling.slide_annotation import read_annotation_of_store
 
     if entry.annotation is None:
-        return []
+        return None
     try:
-        tumour = read_annotation_of_store(entry.annotation, store).tumour
+        return read_annotation_of_store(entry.annotation, store).tumour
     except (TilingError, OSError) as error:
         log.warning("label audit: %s", error)
+        return None
+
+
+def _outlines_within(tumour: Any, window: tuple[int, int, int, int]) -> list[NDArray[np.float64]]:
+    """Cut the annotation's outlines to a window; (n, 2) each, in shares of its sides."""
+    import shapely
+
+    if tumour is None:
         return []
     cut = shapely.intersection(tumour.boundary, shapely.box(*window))
     corner = np.array(window[:2], float)

@@ -238,6 +238,16 @@ class TestUnreadable:
         inside = ((store.coords + 32 > [64, 64]) & (store.coords < [256, 128])).all(axis=1)
         assert summary.n_unreadable == inside.sum() == 12
 
+    def test_few_are_told_of_one_by_one(self, tmp_path: Path, caplog):
+        """A damaged slide of a million patches would flood the screen; the sum is told anyway."""
+        path = slides.write_slide(tmp_path / "a.tif", [slides.tissue(*SIZE)])
+        for index in (6, 7, 8):
+            slides.break_file_tile(path, index)
+        summary, _ = tile(path)
+        told = [record for record in caplog.records if record.levelno >= logging.WARNING]
+        assert len(told) == 3 < summary.n_unreadable
+        assert any("of the slide's overview cannot be decoded" in note for note in summary.notes)
+
     def test_too_many_fail_the_slide(self, slide: Path):
         for index in range(5, 15):
             slides.break_file_tile(slide, index)

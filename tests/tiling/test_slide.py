@@ -113,7 +113,7 @@ class TestRefusals:
         data = bytearray(path.read_bytes())
         data[offset : offset + 4] = (2**31 - 1).to_bytes(4, "little")
         path.write_bytes(data)
-        assert "damaged, copy it again" in self.refusal(path)
+        assert "if damaged, copy it again" in self.refusal(path)
 
     def test_the_shared_broken_slide(self):
         path = slides.SHARED / "slides/broken.svs"
@@ -231,3 +231,22 @@ class TestThumbnail:
         assert not overview.unreadable[80:].any()
         assert (overview.rgb[overview.unreadable] == 255).all()
         assert overview.rgb[~overview.unreadable].mean() < 140
+
+    def test_of_a_wholly_damaged_slide_is_not_tried_spot_by_spot(self, tmp_path: Path, monkeypatch):
+        """It took minutes: every 16 px of the picture were read, and each failure opens it anew."""
+        path = slides.write_slide(tmp_path / "a.tif", [slides.noise(640, 640)])
+        for index in range(100):
+            slides.break_file_tile(path, index)
+        n_reads = 0
+        with open_slide(path) as slide:
+            read = slide.read_region
+
+            def counting(*region):
+                nonlocal n_reads
+                n_reads += 1
+                return read(*region)
+
+            monkeypatch.setattr(slide, "read_region", counting)
+            overview = read_overview(slide, mpp=(0.5, 0.5), target_mpp=0.5)
+        assert overview.unreadable.all()
+        assert n_reads < 20

@@ -142,6 +142,40 @@ def test_other_pixels_are_refused_by_name(tmp_path: Path, pixels, options, said)
         TiffReader(path)
 
 
+@pytest.mark.parametrize(
+    ("counts", "said"),
+    [(2**32 - 1, "the file ends before file tile 1"), (2**21, "has 2097152 bytes")],
+    ids=["more than the file has", "more than pixels need"],
+)
+def test_a_directory_that_tells_of_huge_file_tiles_takes_no_memory(tmp_path: Path, counts, said):
+    path = slides.write_slide(tmp_path / "a.tif", [PIXELS], bigtiff=True)
+    with tifffile.TiffFile(path, mode="r+") as tif:
+        tag = tif.pages[0].tags["TileByteCounts"]
+        tag.overwrite([tag.value[0], counts, *tag.value[2:]])
+    with path.open("ab") as file:
+        file.truncate(2**22)
+
+    with pytest.raises(SlideError, match=said):
+        read_all(path)
+
+
+def test_a_compression_that_cannot_be_read_is_named(tmp_path: Path):
+    path = slides.write_slide(tmp_path / "a.tif", [PIXELS])
+    with tifffile.TiffFile(path, mode="r+") as tif:
+        tif.pages[0].tags["Compression"].overwrite(tifffile.COMPRESSION.PIXARFILM)
+
+    with pytest.raises(SlideError, match="PIXARFILM"):
+        TiffReader(path)
+
+
+def test_more_images_than_a_slide_has_are_not_read_on_and_on(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(tiff_levels, "MOST_IMAGES", 3)
+    path = slides.write_slide(tmp_path / "a.tif", [PIXELS] * 4)
+
+    with pytest.raises(SlideError, match="more than 3 images"):
+        TiffReader(path)
+
+
 def test_a_damaged_directory_is_an_error_of_the_slide(tmp_path: Path):
     path = slides.write_slide(tmp_path / "a.tif", [PIXELS])
     data = path.read_bytes()

@@ -58,9 +58,7 @@ def copy(data: Path, whole: Path) -> Path:
 
 
 def tile(data: Path, run: Path, *more: str) -> int:
-    return main(
-        ["tile", str(data / "manifest.csv"), "--out", str(run), "--quiet", *SETTINGS, *more]
-    )
+    return main(["tile", str(data / "manifest.csv"), "--out", str(run), *SETTINGS, *more])
 
 
 def contents(run: Path) -> dict[str, bytes]:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from tiling.errors import SlideError
 from tiling.readers.common import check_region, composite_over_white, usable_mpp
 
-LARGEST_TILE_BYTES = 2**32  # decoded, four bytes per pixel: 32,768 x 32,768 px
+LARGEST_TILE_BYTES = 2**30  # decoded, four bytes per pixel: 16,384 x 16,384 px
 
 
 class OpenSlideReader:
@@ -115,11 +115,14 @@ class OpenSlideReader:
         except openslide.OpenSlideError as error:
             raise SlideError(
                 f"{self._path.name}: cannot decode level {level} at {tuple(location)}, "
-                f"{size[0]} x {size[1]} px: {error}"
+                f"{size[0]} x {size[1]} px: {self._say(error)}"
             ) from error
         finally:
             self._replace(failed)
         return region
+
+    def _say(self, error: openslide.OpenSlideError) -> str:
+        return str(error).replace(str(self._path), self._path.name)
 
     def _replace(self, failed: openslide.OpenSlide) -> None:
         # The failed handle is dropped, not closed: another thread may still be inside it, and
@@ -130,8 +133,8 @@ class OpenSlideReader:
                     self._handle = openslide.OpenSlide(self._path)
                 except openslide.OpenSlideError as error:
                     raise SlideError(
-                        f"{self._path.name}: cannot be opened again after a failed read: {error}; "
-                        "was the file moved or changed?"
+                        f"{self._path.name}: cannot be opened again after a failed read: "
+                        f"{self._say(error)}; was the file moved or changed?"
                     ) from error
 
     def close(self) -> None:
@@ -173,7 +176,7 @@ def _check_tiles(file_name: str, properties: dict[str, str]) -> None:
             if 4 * width * height > LARGEST_TILE_BYTES:
                 raise SlideError(
                     f"{file_name}: its directory tells of file tiles of {width} x {height} px; "
-                    "it is damaged, copy it again from its source"
+                    "if damaged, copy it again from its source, else convert it to smaller ones"
                 )
 
 

@@ -1,5 +1,6 @@
 """Where the pixels of a TIFF lie: its pyramid's levels, each a lattice of file tiles or strips."""
 
+import itertools
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,7 @@ from tiling.errors import SlideError
 
 LARGEST_SEGMENT_BYTES = 512 * 2**20  # decoded; a file of one huge compressed strip cannot be cut
 STRIP_BYTES = 2**18  # uncompressed strips are read in pieces of about this size
+MOST_IMAGES = 1000  # in one file; slides have a dozen
 
 
 @dataclass(frozen=True)
@@ -35,11 +37,38 @@ class TiffLevel:
         return self.page.samplesperpixel if self.page.planarconfig == 2 else 1
 
 
-def pyramid_pages(tif: Any) -> list[Any]:
-    """The finest image and its smaller copies, the finest first."""
-    pages = [page.aspage() for page in tif.pages]
+def list_pages(file_name: str, pages: Any) -> list[Any]:
+    """Every image of a file, or every image inside another one.
+
+    Parameters
+    ----------
+    pages : tifffile.TiffPages
+
+    Raises
+    ------
+    SlideError
+        If there are more than any slide has: they would be read for hours.
+    """
+    listed = [page.aspage() for page in itertools.islice(pages, MOST_IMAGES + 1)]
+    if len(listed) > MOST_IMAGES:
+        raise SlideError(
+            f"{file_name}: more than {MOST_IMAGES} images in its TIFF directory, more than any "
+            "slide has; copy the file again from its source"
+        )
+    return listed
+
+
+def pyramid_pages(file_name: str, tif: Any) -> list[Any]:
+    """The finest image and its smaller copies, the finest first.
+
+    Raises
+    ------
+    SlideError
+        If the file has more images than any slide.
+    """
+    pages = list_pages(file_name, tif.pages)
     base = max(pages, key=lambda page: page.imagewidth * page.imagelength)  # the first of equals
-    inside = [page.aspage() for page in base.pages] if base.subifds else []
+    inside = list_pages(file_name, base.pages) if base.subifds else []
     copies = inside + [page for page in pages if page is not base and _is_copy(page, base)]
     levels = [base]
     for page in sorted(copies, key=lambda page: -page.imagewidth):
@@ -91,6 +120,11 @@ def check_pixels(file_name: str, page: Any) -> None:
         raise SlideError(
             f"{file_name}: {page.samplesperpixel} samples per pixel of kind "
             f"{_name(page.photometric)} where 8-bit RGB or grey is needed; convert it to RGB"
+        )
+    if page.compression not in tifffile.TIFF.DECOMPRESSORS or page.planarconfig not in (1, 2):
+        raise SlideError(
+            f"{file_name}: compression {_name(page.compression)} with planar configuration "
+            f"{page.planarconfig} is not read; convert it, for example with QuPath or libvips"
         )
     if page.photometric == photometric.YCBCR and not is_jpeg:
         raise SlideError(

@@ -16,6 +16,7 @@ from tiling.readers.tile_cache import Tile, TileCache
 
 CACHE_BYTES = 384 * 2**20  # decoded file tiles kept at most, unless the caller says otherwise
 LEAST_CACHE_BYTES = 16 * 2**20
+MOST_BYTES_PER_SAMPLE = 4  # stored; what cannot be made smaller grows by a few per cent
 
 
 class TiffPixels:
@@ -49,6 +50,7 @@ class TiffPixels:
             self._file: BinaryIO = path.open("rb", buffering=0)
         except OSError as error:
             raise SlideError(f"{path.name}: cannot be opened: {error.strerror or error}") from error
+        self._end = os.fstat(self._file.fileno()).st_size
 
     def read_window(self, level: int, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
         """Read whole pixels of a level; what lies outside it is white.
@@ -123,6 +125,7 @@ class TiffPixels:
         offset, count = layout.offsets[index], layout.counts[index]
         if not count:
             return b""
+        self._check_bytes(layout, index, offset, count)
         try:
             data = os.pread(self._file.fileno(), count, offset)
         except ValueError as error:
@@ -130,11 +133,25 @@ class TiffPixels:
         except (OSError, OverflowError) as error:
             raise SlideError(f"{self._name}: bytes {offset} ff. cannot be read: {error}") from error
         if len(data) < count:
-            raise SlideError(
-                f"{self._name}: the file ends before file tile {index} (bytes {offset} to "
-                f"{offset + count}); it was cut off, copy it again"
-            )
+            raise self._cut_off(index, offset, count)
         return data
+
+    def _check_bytes(self, layout: TiffLevel, index: int, offset: int, count: int) -> None:
+        # Before memory is taken for them: a damaged directory may tell of exabytes.
+        if offset + count > self._end:
+            raise self._cut_off(index, offset, count)
+        across, down = layout.segment
+        if count > MOST_BYTES_PER_SAMPLE * across * down * layout.page.samplesperpixel + 2**20:
+            raise SlideError(
+                f"{self._name}: file tile {index} of {across} x {down} px has {count} bytes; the "
+                "directory is damaged, copy the file again"
+            )
+
+    def _cut_off(self, index: int, offset: int, count: int) -> SlideError:
+        return SlideError(
+            f"{self._name}: the file ends before file tile {index} (bytes {offset} to "
+            f"{offset + count}); it was cut off, copy it again"
+        )
 
     def _provide_for(self, layout: TiffLevel, height: int) -> None:
         rows = math.ceil(height / layout.segment[1]) + 1

@@ -52,7 +52,7 @@ class TiffReader:
                 raise SlideError(f"{path.name}: its TIFF directory is damaged: {error}") from error
 
     def _describe(self, tif: tifffile.TiffFile) -> None:
-        pages = pyramid_pages(tif)
+        pages = pyramid_pages(self._path.name, tif)
         for page in pages:
             check_pixels(self._path.name, page)
         self._levels = tuple(lay_out(self._path.name, page) for page in pages)

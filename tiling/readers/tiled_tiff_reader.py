@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from tiling.errors import SlideError
 from tiling.readers.common import check_region
 from tiling.readers.openslide_reader import OpenSlideReader
-from tiling.readers.tiff_levels import TiffLevel, check_pixels, lay_out
+from tiling.readers.tiff_levels import TiffLevel, check_pixels, lay_out, list_pages
 from tiling.readers.tiff_pixels import CACHE_BYTES, TiffPixels
 
 log = logging.getLogger(__name__)
@@ -225,7 +225,7 @@ def find_fast_levels(path: Path, oracle: OpenSlideReader) -> tuple[TiffLevel | N
         raise SlideError(f"{path.name}: slides of {oracle.vendor} are read by OpenSlide")
     try:
         with tifffile.TiffFile(path) as tif:
-            pages = [page.aspage() for page in tif.pages]
+            pages = list_pages(path.name, tif.pages)
             found = [_find_page(path.name, pages, size) for size in oracle.level_sizes]
             levels = [_lay_out_known(path.name, page) for page in found]
     except SlideError:

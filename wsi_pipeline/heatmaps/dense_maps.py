@@ -132,7 +132,7 @@ def map_slide(
                 stride=step_px,
             )
         except SlideError as error:
-            log.warning("%s", error)
+            log.log(logging.DEBUG if n_unreadable else logging.WARNING, "%s", error)
             n_unreadable += int(inside.sum())
         else:
             with torch.no_grad():

@@ -18,6 +18,8 @@ from wsi_pipeline.cluster import Shard, select_shard
 from wsi_pipeline.config import Config
 from wsi_pipeline.contracts import SlideEntry
 from wsi_pipeline.errors import ConfigError, PipelineError, StageError
+from wsi_pipeline.label_audit import Audited, audit_slide
+from wsi_pipeline.planning.around import NOTHING, Footprint, plan_around
 from wsi_pipeline.planning.lookers import look_at_each
 from wsi_pipeline.progress import StageProgress
 from wsi_pipeline.runfolder import RunFolder, State, Unit, unit_state
@@ -100,6 +102,7 @@ class RunPlan:
     """What a whole run would do."""
 
     slides: tuple[SlidePlan, ...]
+    around: Footprint = NOTHING  # what tile writes besides: the label audit, run.json, ...
     models: tuple[ModelPlan, ...] = ()
     estimates: dict[str, tuple[int, int]] = field(default_factory=dict)  # stage -> files, bytes
     free_bytes: int | None = None
@@ -115,7 +118,17 @@ class RunPlan:
     @property
     def need_bytes(self) -> int:
         """Room that would be taken, estimates included."""
-        return sum(s.bytes for s in self.new) + sum(size for _, size in self.estimates.values())
+        return self.new_bytes + sum(size for _, size in self.estimates.values())
+
+    @property
+    def new_bytes(self) -> int:
+        """Bytes that `tile` would write."""
+        return sum(s.bytes for s in self.new) + self.around.bytes
+
+    @property
+    def new_files(self) -> int:
+        """Files that `tile` would write."""
+        return sum(s.files for s in self.new) + self.around.files
 
     @property
     def exit_code(self) -> int:
@@ -133,9 +146,10 @@ class RunPlan:
                 "slides": len(self.slides),
                 "failing": sum(bool(s.problem) for s in self.slides),
                 "patches": sum(s.patches for s in self.slides),
-                "files": sum(s.files for s in self.slides),
-                "bytes": sum(s.bytes for s in self.slides),
-                "new_bytes": sum(s.bytes for s in self.new),
+                "files": sum(s.files for s in self.slides) + self.around.files,
+                "bytes": sum(s.bytes for s in self.slides) + self.around.bytes,
+                "new_files": self.new_files,
+                "new_bytes": self.new_bytes,
                 "seconds": sum(s.seconds for s in self.new) / self.workers,
             },
             "estimates": {
@@ -156,20 +170,19 @@ class RunPlan:
 # --- one slide -------------------------------------------------------------------------------
 
 
-def plan_slide(task: PlanTask) -> SlidePlan:
-    """Plan one slide; why it would fail is part of the answer."""
+def plan_slide(task: PlanTask) -> tuple[SlidePlan, Audited | None]:
+    """Plan one slide, and look its labels over; why it would fail is part of the answer."""
     entry = task.entry
     try:
         return _plan_slide(task)
     except (TilingError, PipelineError, OSError) as error:
-        return SlidePlan(entry.slide_id, entry.split, problem=str(error))
+        return SlidePlan(entry.slide_id, entry.split, problem=str(error)), None
     except Exception as error:  # a reader's bug must not lose the other slides
         problem = f"{entry.slide_id}: unexpected {type(error).__name__}: {error}"
-        return SlidePlan(entry.slide_id, entry.split, problem=problem)
+        return SlidePlan(entry.slide_id, entry.split, problem=problem), None
 
 
-def _plan_slide(task: PlanTask) -> SlidePlan:
-    from tiling.audit import count_labels
+def _plan_slide(task: PlanTask) -> tuple[SlidePlan, Audited]:
     from tiling.build import check_has_tiles, plan_tiles, tile_fingerprint
     from tiling.footprint import picture_footprint, store_footprint
     from tiling.slide import open_slide
@@ -196,8 +209,16 @@ def _plan_slide(task: PlanTask) -> SlidePlan:
             each, n_bad, n_read = _probe(slide, plan)
             seconds += each * len(plan.table.coords) if task.config.store == "patches" else 0.0
             _check_probe(n_bad, n_read, task)
-    counts = count_labels(plan.table.label, plan.table.tumour, plan.table.unreadable)
-    return SlidePlan(
+    audited = audit_slide(
+        entry,
+        plan.table,
+        geometry=plan.geometry,
+        n_lesions=len(plan.annotation.lesions) if plan.annotation else 0,
+        label_rule=task.config.label_rule,
+        bounds=(task.config.negative_fraction, task.config.positive_fraction),
+    )
+    counts = audited.counts
+    planned = SlidePlan(
         slide_id=entry.slide_id,
         split=entry.split,
         state=state,
@@ -213,6 +234,7 @@ def _plan_slide(task: PlanTask) -> SlidePlan:
         unreadable_probes=n_bad,
         notes=plan.notes,
     )
+    return planned, audited
 
 
 def _probe(slide: "Slide", plan: "TilePlan") -> tuple[float, int, int]:
@@ -277,10 +299,11 @@ def plan_run(
     weights = {entry.slide_id: slide_bytes(entry) for entry in entries}
     chosen = select_shard(weights, shard)
     mine = [entry for entry in entries if entry.slide_id in chosen]
-    slides = _plan_slides(mine, config, workers=workers, quiet=quiet)
+    slides, audited = _plan_slides(mine, config, workers=workers, quiet=quiet)
     models = _plan_models(slides, config, device) if shard is None else []
     return RunPlan(
         slides=tuple(slides),
+        around=plan_around(slides, audited, config, entries, workers=workers),
         models=tuple(models),
         estimates=_estimate(slides, config),
         free_bytes=_free_bytes(config.out),
@@ -299,19 +322,22 @@ def _shard_bytes(weights: dict[str, int], shard: Shard | None) -> tuple[int, ...
 
 def _plan_slides(
     entries: Sequence[SlideEntry], config: Config, *, workers: int, quiet: bool
-) -> list[SlidePlan]:
+) -> tuple[list[SlidePlan], list[Audited]]:
     run = config.out.absolute() if config.out else None
     tasks = [PlanTask(_absolute(entry), config.tile, run) for entry in entries]
     plans: dict[int, SlidePlan] = {}
+    audited: dict[int, Audited] = {}
     with StageProgress("plan", len(tasks), quiet=quiet) as progress:
         for number, found in look_at_each(plan_slide, tasks, workers=workers):
             entry = entries[number]
             if isinstance(found, StageError):
                 problem = f"{entry.path.name}: {found}"
-                found = SlidePlan(entry.slide_id, entry.split, problem=problem)
-            plans[number] = found
-            progress.end(entry.slide_id, "would fail" if found.problem else "planned")
-    return [plans[number] for number in range(len(tasks))]
+                found = SlidePlan(entry.slide_id, entry.split, problem=problem), None
+            plans[number], labels = found
+            if labels is not None:
+                audited[number] = labels
+            progress.end(entry.slide_id, "would fail" if plans[number].problem else "planned")
+    return [plans[number] for number in sorted(plans)], [audited[n] for n in sorted(audited)]
 
 
 def _absolute(entry: SlideEntry) -> SlideEntry:

@@ -42,7 +42,7 @@ def summarise(plan: RunPlan) -> list[str]:
         f"{len(plan.slides)} slides: {len(by_state['missing'])} new, {len(by_state['stale'])} "
         f"stale, {len(by_state['finished'])} finished, {len(failing)} would fail",
         f"tile: {sum(s.patches for s in plan.new)} patches, "
-        f"{size_text(sum(s.bytes for s in plan.new))} in {sum(s.files for s in plan.new)} files, "
+        f"{size_text(plan.new_bytes)} in {plan.new_files} files, "
         f"about {time_text(sum(s.seconds for s in plan.new) / plan.workers)} with "
         f"{plan.workers} worker{'s' if plan.workers > 1 else ''}",
     ]

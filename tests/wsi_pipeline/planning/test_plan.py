@@ -8,6 +8,7 @@ import yaml
 import zarr
 
 from tests.tiling.slides import halve, tissue, write_slide
+from tiling.annotations import write_asap_xml
 from wsi_pipeline.cli import main
 from wsi_pipeline.planning.plan_text import size_text, time_text
 
@@ -55,6 +56,11 @@ def check_against_tile(config: Path, run: Path, capsys) -> None:
         files, n_bytes = held(run, slide["slide_id"])
         assert files == slide["files"]
         assert n_bytes == pytest.approx(slide["bytes"], rel=0.01)
+    written = [p for p in run.rglob("*") if p.is_file()]
+    assert found["totals"]["new_files"] == len(written)
+    assert found["totals"]["new_bytes"] == pytest.approx(
+        sum(p.stat().st_size for p in written), rel=0.01
+    )
 
 
 @pytest.mark.parametrize(
@@ -71,6 +77,21 @@ def test_several_shards_are_counted(tmp_path, capsys, monkeypatch):
     check_against_tile(write_config(tmp_path, data, tile=tile), tmp_path / "run", capsys)
     shards = [p for p in (tmp_path / "run/tiles/s0.zarr/patches").rglob("*") if p.is_file()]
     assert len(shards) > 2
+
+
+@pytest.mark.parametrize("store", ["patches", "coords"])
+def test_the_label_audit_is_counted_with_its_pictures(tmp_path, capsys, store):
+    data = make_slides(tmp_path / "data")
+    outline = [(121, 101), (259, 105), (255, 229), (118, 226)]
+    write_asap_xml(data / "s0.xml", [("one", "Tumor", outline)], ["Tumor"])
+    (data / "broken.tif").write_bytes(b"II*\0rubbish")
+    rows = "slide,label,annotation\ns0.tif,1,s0.xml\ns1.tif,0,\nbroken.tif,0,\n"
+    (data / "m.csv").write_text(rows)
+    config = write_config(tmp_path, data / "m.csv", tile=TILE | {"store": store})
+    check_against_tile(config, tmp_path / "run", capsys)
+    assert len(list((tmp_path / "run/tiles/label_audit").iterdir())) == 8
+    _, found = plan(config, capsys)
+    assert found["totals"]["new_files"] == 3  # the failing slide is tried again
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="needs ../shared/data")

@@ -3,8 +3,9 @@
 from wsi_pipeline.models.dense.weights import DenseWeights
 
 # Share of the speed of a plain convolution at which the products by regions are made, the additions
-# between them included (measured, one core, 64 filters: 0.3 to 0.5; docs/dense_patchnet.md).
-EFFICIENCY = 0.4
+# between them included, in plain torch and compiled (measured, one core, 64 filters, m = 15 to 31:
+# 0.3 to 0.5, 0.55 to 0.65; docs/dense_patchnet.md).
+EFFICIENCY, COMPILED_EFFICIENCY = 0.4, 0.6
 
 
 def count_patch_products(weights: DenseWeights) -> int:
@@ -25,7 +26,11 @@ def count_block_products(weights: DenseWeights, h: int, w: int) -> int:
     return total
 
 
-def cheaper_by_patches(weights: DenseWeights, h: int, w: int, patches: int) -> bool:
+def cheaper_by_patches(
+    weights: DenseWeights, h: int, w: int, patches: int, *, compiled: bool = False
+) -> bool:
     """Say whether this many patches one by one cost less than all h x w by regions."""
     one_by_one = patches * count_patch_products(weights)
-    return one_by_one < count_block_products(weights, h, w) / EFFICIENCY
+    # Where layers are left to compute patch by patch, nothing is compiled.
+    efficiency = COMPILED_EFFICIENCY if compiled and not weights.tail else EFFICIENCY
+    return one_by_one < count_block_products(weights, h, w) / efficiency

@@ -186,7 +186,7 @@ class DenseEngine:
     ) -> Tensor:
         """(c, h + m - 1, w + m - 1) -> tanh (ceil(h / stride), ceil(w / stride), filters)."""
         first, kind = find_distinct(pixels, self.m, stride)
-        if cheaper_by_patches(self.weights, *size, len(first)):
+        if cheaper_by_patches(self.weights, *size, len(first), compiled=compiled):
             distinct = torch.cat(
                 [
                     self._map_patches(take_patches(pixels, self.m, stride, part))

@@ -34,3 +34,9 @@ def test_dense_maps_go_by_regions_and_sparse_ones_patch_by_patch():
     assert not cheaper_by_patches(weights, 32, 32, 32 * 32)
     assert cheaper_by_patches(weights, 32, 32, 4)
     assert cheaper_by_patches(weights, 1, 1, 1)
+
+
+def test_compiled_regions_are_worth_more():
+    weights = weights_of(15)
+    assert cheaper_by_patches(weights, 32, 32, 16 * 16)
+    assert not cheaper_by_patches(weights, 32, 32, 16 * 16, compiled=True)

@@ -14,7 +14,7 @@ from wsi_pipeline.models.patchnet import PatchNet, Subnet
 @pytest.fixture(autouse=True)
 def by_regions(monkeypatch, request):
     if not request.node.name.endswith("_evaluated_once"):
-        monkeypatch.setattr(engine_module, "cheaper_by_patches", lambda *_: False)
+        monkeypatch.setattr(engine_module, "cheaper_by_patches", lambda *_, **__: False)
 
 
 PRODUCTS = ["toom-cook", "direct"]
@@ -148,7 +148,7 @@ def test_patchnet_prepares_the_image_first():
 @pytest.mark.parametrize("m", [5, 15])
 @pytest.mark.parametrize("by_patches", [False, True])
 def test_any_stride_is_the_dense_map_at_its_lattice(m, stride, by_patches, monkeypatch):
-    monkeypatch.setattr(engine_module, "cheaper_by_patches", lambda *_: by_patches)
+    monkeypatch.setattr(engine_module, "cheaper_by_patches", lambda *_, **__: by_patches)
     net = random_subnet(m, filters=4)
     image = torch.rand(3, 23, 19, dtype=torch.double)
     engine = engine_of(net, block=8)
@@ -210,7 +210,12 @@ def test_compiled_maps_in_float32_with_64_filters():
     assert (made - patch_by_patch(net, image)).abs().max() < 1e-5
 
 
-@pytest.mark.parametrize(("m", "depth"), [(3, 1), (7, 2), (7, 3)])
+SLOW = pytest.mark.slow  # to compile
+
+
+@pytest.mark.parametrize(
+    ("m", "depth"), [pytest.param(3, 1, marks=SLOW), pytest.param(7, 2, marks=SLOW), (7, 3)]
+)
 def test_compiled_maps_of_shallow_networks(m, depth):
     net = random_subnet(m, filters=3, depth=depth)
     image = torch.rand(3, 9, 35, dtype=torch.double)

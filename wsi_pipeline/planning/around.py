@@ -1,0 +1,116 @@
+"""What `tile` writes besides patch stores and their pictures: the label audit, and the run's own.
+
+The audit's files are made in memory by the code that writes them. The run's own files (settings,
+manifest, marks, tracebacks) are few and short: their number is exact, their length about right.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tiling.audit import Ambiguous
+from tiling.contracts import TileConfig
+from tiling.errors import SlideError
+from wsi_pipeline.config import Config
+from wsi_pipeline.contracts import SlideEntry
+from wsi_pipeline.errors import StageError
+from wsi_pipeline.label_audit import Audited, choose, make_files, make_sample
+from wsi_pipeline.planning.lookers import look_at_each
+from wsi_pipeline.runfolder import RunFolder
+
+if TYPE_CHECKING:
+    from wsi_pipeline.audit_pictures import Sample
+    from wsi_pipeline.planning.plan import SlidePlan
+
+# As found in runs: settings, a manifest's row, a mark that a slide is done, a failure with its log.
+SETTINGS_BYTES, ROW_BYTES, MARK_BYTES, FAILURE_BYTES = 2_800, 90, 140, 2_300
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Files and their lengths."""
+
+    files: int
+    bytes: int
+
+
+NOTHING = Footprint(0, 0)
+
+
+@dataclass(frozen=True)
+class SampleTask:
+    """A patch that the audit's sheet will show."""
+
+    audited: Audited
+    patch: Ambiguous
+    config: TileConfig
+
+
+def plan_around(
+    slides: "Sequence[SlidePlan]",
+    audited: Sequence[Audited],
+    config: Config,
+    entries: Sequence[SlideEntry],
+    *,
+    workers: int,
+) -> Footprint:
+    """Tell what `tile` would write besides stores; nothing where nothing would be tiled."""
+    tiled = [s for s in slides if not s.problem and s.state != "finished"]
+    failing = [s for s in slides if s.problem]
+    if not tiled and not failing:
+        return NOTHING
+    own = _plan_own(len(tiled), len(failing), config, len(entries))
+    audit = _plan_audit(audited, config.tile, workers=workers) if tiled else NOTHING
+    return Footprint(own.files + audit.files, own.bytes + audit.bytes)
+
+
+def _plan_own(n_tiled: int, n_failing: int, config: Config, n_entries: int) -> Footprint:
+    files, size = n_tiled + 1, n_tiled * MARK_BYTES  # and failures.csv
+    run = None if config.out is None else RunFolder(config.out)
+    if run is None or not run.manifest.is_file():  # run.json, slides.csv
+        files, size = files + 2, size + SETTINGS_BYTES + n_entries * ROW_BYTES
+    # A mark and a traceback of each that fails.
+    return Footprint(files + 2 * n_failing, size + n_failing * FAILURE_BYTES)
+
+
+def _plan_audit(audited: Sequence[Audited], config: TileConfig, *, workers: int) -> Footprint:
+    chosen = choose(audited)
+    tasks = [SampleTask(one, patch, config) for one, patch in chosen]
+    samples: dict[tuple[str, int], Sample] = {}
+    for number, found in look_at_each(read_sample, tasks, workers=workers):
+        if not isinstance(found, StageError):
+            one, patch = chosen[number]
+            samples[one.entry.slide_id, patch.row] = found
+    files = make_files(
+        audited, lambda one, patch: samples.get((one.entry.slide_id, patch.row)) or _blank(patch)
+    )
+    sizes = [len(content) for content in files.values()]
+    return Footprint(len(sizes) + 1, sum(sizes) + MARK_BYTES)  # and its mark
+
+
+def read_sample(task: SampleTask) -> "Sample":
+    """Read a patch that is not tiled yet, with the outlines over it."""
+    from tiling.geometry import resolve_geometry
+    from tiling.patches import read_patch
+    from tiling.slide import describe_slide, open_slide
+    from tiling.slide_annotation import read_slide_annotation
+
+    entry = task.audited.entry
+    with open_slide(entry.path) as slide:
+        info = describe_slide(slide, path=entry.path, slide_id=entry.slide_id, mpp=entry.mpp)
+        geometry = resolve_geometry(task.config, slide_mpp=info.mpp)
+        annotation, _ = read_slide_annotation(entry.annotation, info, task.config)
+        try:
+            pixels = read_patch(slide, task.audited.coords[task.patch.row], geometry=geometry)
+        except SlideError:
+            pixels = None
+    tumour = None if annotation is None else annotation.tumour
+    return make_sample(task.audited, task.patch, pixels=pixels, tumour=tumour, geometry=geometry)
+
+
+def _blank(patch: Ambiguous) -> "Sample":
+    """Stand in for a patch whose slide ended the process that read it."""
+    from wsi_pipeline.audit_pictures import Sample
+
+    share, around = patch.share, patch.neighbours
+    return Sample(None, [], 0.5, patch.group, f"#{patch.row}", share, around)
