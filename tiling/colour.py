@@ -65,5 +65,9 @@ def _fill_hsv(
         4 + (red - green) / some,
         np.where(green == value, 2 + (blue - red) / some, (green - blue) / some),
     )
-    hue[...] = np.where(spread > 0, (sector / 6) % 1, 0)
+    sector /= 6
+    sector += (
+        sector < 0
+    )  # a turn on; the remainder by 1 would be the same and take ten times as long
+    hue[...] = np.where(spread > 0, sector, 0)
     np.minimum(value, 1, out=value)

@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 EDGE_BYTES = 2**20  # of the file's head and of its tail, hashed whole
 SAMPLE_BYTES, N_SAMPLES = 2**16, 16  # and blocks spread evenly between them
-OVERVIEW_BLOCK_PX = 2048  # side of what is read at once, px of the level read
+OVERVIEW_BLOCK_PX = 1024  # side of what is read at once, px of the level read; larger is slower
 SMALLEST_UNREADABLE_PX = 16  # overview px: a bad spot is narrowed down to this
 PROBES = 4  # along x and y, in a block that cannot be read
 

@@ -253,7 +253,9 @@ def _labels_at_border(labels: NDArray[np.int32]) -> NDArray[np.int32]:
 def _summed_area(mask: NDArray[np.bool_] | NDArray[np.float32]) -> NDArray[np.float64]:
     """Sum the mask up to each pixel corner: (H + 1, W + 1)."""
     total = np.zeros((mask.shape[0] + 1, mask.shape[1] + 1))
-    total[1:, 1:] = mask.cumsum(axis=0, dtype=np.float64).cumsum(axis=1)
+    inner = total[1:, 1:]
+    np.cumsum(mask, axis=1, dtype=np.float64, out=inner)
+    np.cumsum(inner, axis=0, out=inner)
     return total
 
 
