@@ -66,8 +66,6 @@ def _fill_hsv(
         np.where(green == value, 2 + (blue - red) / some, (green - blue) / some),
     )
     sector /= 6
-    sector += (
-        sector < 0
-    )  # a turn on; the remainder by 1 would be the same and take ten times as long
+    sector += sector < 0  # as the remainder by 1, which takes ten times as long
     hue[...] = np.where(spread > 0, sector, 0)
     np.minimum(value, 1, out=value)

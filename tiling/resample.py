@@ -118,13 +118,8 @@ def average_areas(
     rows, columns, channels = image.shape
     width, height = out_px
     x, y = int(box[0]), int(box[1])
-    if box == (
-        float(x),
-        float(y),
-        float(width),
-        float(height),
-    ):  # as it is stored, without the memory and time of a mean
-        return image[y : y + height, x : x + width].copy()
+    if box == (float(x), float(y), float(width), float(height)):
+        return image[y : y + height, x : x + width].copy()  # each pixel is its own mean
     down = _weights(rows, box[1], box[3], height)
     across = _weights(columns, box[0], box[2], width)
     # (H, W, 3) -> (height, W, 3) -> (W, height, 3) -> (width, height, 3)
