@@ -138,15 +138,16 @@ def collect_events(
     normal = np.array([h.normal for h in hits], dtype=bool)
     # With the normal slides as denominator, others' false positives are points that add nothing.
     counts = normal if fp_denominator == "normal" else np.ones_like(normal)
-    found = [h.best[~np.isnan(h.best)] for h in hits]
-    n_fp = [h.false_positives.size for h in hits]
-    n_hit = [f.size for f in found]
+    n_fp = np.array([h.false_positives.size for h in hits], np.int64)
+    n_lesions = np.array([h.best.size for h in hits], np.int64)
     index = np.arange(len(hits))
-    slide = np.concatenate([np.repeat(index, n_fp), np.repeat(index, n_hit)]).astype(np.int64)
-    scores = np.concatenate([np.zeros(0), *(h.false_positives for h in hits), *found])
-    is_hit = np.arange(scores.size) >= sum(n_fp)
-    order = np.argsort(-scores, kind="stable")
-    scores, slide, is_hit = scores[order], slide[order], is_hit[order]
+    slide = np.concatenate([np.repeat(index, n_fp), np.repeat(index, n_lesions)])
+    scores = np.concatenate(
+        [np.zeros(0), *(h.false_positives for h in hits), *(h.best for h in hits)]
+    )
+    order = np.argsort(-scores, kind="stable")  # lesions never hit, NaN, come last
+    order = order[: scores.size - np.isnan(scores).sum()]
+    scores, slide, is_hit = scores[order], slide[order], order >= n_fp.sum()
     changes = np.flatnonzero(np.diff(scores))
     return FrocEvents(
         definition=definition,
@@ -156,7 +157,7 @@ def collect_events(
         is_fp=~is_hit & counts[slide],
         is_hit=is_hit,
         last=np.append(changes, scores.size - 1) if scores.size else changes,
-        n_lesions=np.array([h.best.size for h in hits], dtype=np.int64),
+        n_lesions=n_lesions,
         normal=normal,
         n_itc=sum(h.n_itc for h in hits),
     )
