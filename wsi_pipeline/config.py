@@ -162,6 +162,11 @@ def _complete_models(trained: Any) -> None:
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
+    if path.suffix.lower() == ".csv" or path.is_dir():
+        raise ConfigError(
+            f"{path}: a config is a YAML file; give a manifest or a folder of slides as "
+            f"--set input={path} beside it"
+        )
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:

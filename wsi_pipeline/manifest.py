@@ -60,12 +60,21 @@ def list_input(path: Path) -> list[SlideEntry]:
 
 
 def _folder_entries(folder: Path) -> list[SlideEntry]:
-    files = sorted(p for p in folder.iterdir() if _looks_like_slide(p))
+    files = _slides_in(folder)
     if not files:
+        inside = sorted(p.name for p in folder.glob("*/") if _slides_in(p))
+        hint = f"; its folder {inside[0]} has some: give that" if inside else ""
         raise ManifestError(
-            f"{folder}: no slides in this folder (looked for {', '.join(sorted(SLIDE_SUFFIXES))})"
+            f"{folder}: no slides in this folder (looked for "
+            f"{', '.join(sorted(SLIDE_SUFFIXES))}){hint}"
         )
     return [SlideEntry(slide_id=p.stem, path=p, patient=p.stem) for p in files]
+
+
+def _slides_in(folder: Path) -> list[Path]:
+    if not os.access(folder, os.R_OK | os.X_OK):
+        return []
+    return sorted(p for p in folder.iterdir() if _looks_like_slide(p))
 
 
 def _looks_like_slide(path: Path) -> bool:

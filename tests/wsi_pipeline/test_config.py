@@ -149,3 +149,11 @@ def test_the_same_settings_have_the_same_digest():
         read_config(None, ["tile.patch_px=256"]).tile
     )
     assert digest_settings(one.tile) != digest_settings(other.tile)
+
+
+@pytest.mark.parametrize("name", ["manifest.csv", "slides"])
+def test_a_manifest_in_place_of_a_config_is_told_where_it_belongs(tmp_path, name):
+    path = tmp_path / name
+    path.mkdir()
+    with pytest.raises(ConfigError, match=f"--set input=.*{name} beside it"):
+        read_config(path)

@@ -93,6 +93,14 @@ def test_a_folder_lists_its_slides_and_nothing_else(tmp_path):
     assert [e.slide_id for e in read_input(tmp_path)] == ["a", "b"]
 
 
+def test_a_folder_of_folders_of_slides_says_which(tmp_path):
+    for name in ("notes", "slides"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "slides/a.tif").touch()
+    with pytest.raises(ManifestError, match="its folder slides has some: give that"):
+        read_input(tmp_path)
+
+
 def test_a_folder_without_slides_is_refused(tmp_path):
     with pytest.raises(ManifestError, match="no slides in this folder"):
         read_input(tmp_path)
