@@ -4,19 +4,17 @@ import errno
 import importlib.metadata
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL.Image import Image
 
 from tiling.audit import count_labels
-from tiling.blocks import BlockSlide, block_side, group_tiles
 from tiling.contracts import SCHEMA, Annotation, Slide, SlideInfo, TileConfig, TileGeometry
 from tiling.errors import AnnotationError, GridError, SlideError, StoreError, TissueError
 from tiling.files import digest_file, digest_json, write_aside
@@ -24,10 +22,8 @@ from tiling.formats.coords_hdf5 import find_coords, read_coords
 from tiling.geometry import resolve_geometry
 from tiling.grid import TileGrid, lay_grid
 from tiling.labels import label_tiles
-from tiling.patches import read_patch
 from tiling.qc import SIDE_PX, draw_qc, write_qc
 from tiling.resample import nearest_finer_level
-from tiling.shards import ShardWriter
 from tiling.slide import Overview, describe_slide, fingerprint_file, open_slide, read_overview
 from tiling.slide_annotation import (
     describe_lesions,
@@ -41,20 +37,17 @@ from tiling.slide_tissue import (
     say_no_tissue,
     tissue_meter,
 )
-from tiling.store import TileTable, create_patches, finish_store, shard_length, write_table
+from tiling.store import TileTable, finish_store, write_table
+from tiling.write_pixels import OnProgress, write_pixels
 
 log = logging.getLogger(__name__)
 
 FORMAT = 2  # raised when the same settings would give another store: older stores turn stale
-WHITE = 255
 CACHE_BYTES = 128 * 2**20  # of decoded file tiles: those that neighbouring blocks share
 TILES_AT_ONCE = 2**18  # laid and measured: more need more memory and are no faster
 SAME_SIZE = 0.02  # a patch of another tool may differ from ours by this share: its own rounding
-TOLD_ERRORS = 3  # of a slide's patches, as warnings
 CHEAP_PX = 32 * 2**20  # of a level: read within a second or so
 VERSIONED = ("wsi-pipeline", "numpy", "zarr", "openslide-python", "openslide-bin", "tifffile")
-
-OnProgress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -193,7 +186,7 @@ def tile_slide(
             picture.write(plan.table)
         check_has_tiles(plan, config)
         with _full_disk_said(store_path), write_aside(store_path) as scratch:
-            table = _write_pixels(
+            table = write_pixels(
                 scratch, slide, plan.table, plan.geometry, config, threads, on_progress
             )
             notes = plan.notes + _unreadable_note(table)
@@ -385,80 +378,7 @@ def _label(
     )
 
 
-# --- pixels ----------------------------------------------------------------------------------
-
-
-def _write_pixels(
-    folder: Path,
-    slide: Slide,
-    table: TileTable,
-    geometry: TileGeometry,
-    config: TileConfig,
-    threads: int,
-    on_progress: OnProgress | None,
-) -> TileTable:
-    """Write the patches block by block; returns the table with the unreadable ones marked."""
-    if config.store == "coords":
-        folder.mkdir()
-        return table
-    n_patches = len(table.coords)
-    create_patches(folder, n_patches=n_patches, patch_px=geometry.patch_px)
-    writer = ShardWriter(
-        folder / "patches",
-        n_patches=n_patches,
-        patch_bytes=3 * geometry.patch_px**2,
-        shard_length=shard_length(n_patches, geometry.patch_px),
-    )
-    unreadable = table.unreadable.copy()
-    white = np.full((geometry.patch_px, geometry.patch_px, 3), WHITE, np.uint8)
-
-    def fill(rows: NDArray[np.int64]) -> int:
-        block = cast("Slide", BlockSlide(slide, rows, coords=table.coords, geometry=geometry))
-        for row in rows.tolist():
-            x, y = table.coords[row].tolist()
-            try:
-                writer.write(row, read_patch(block, (x, y), geometry=geometry))
-            except SlideError as error:
-                level = logging.WARNING if unreadable.sum() < TOLD_ERRORS else logging.DEBUG
-                log.log(level, "%s", error)  # all of them are counted in the slide's line
-                writer.write(row, white)
-                unreadable[row] = True
-        return len(rows)
-
-    groups = group_tiles(
-        table.coords,
-        tile_l0=(geometry.patch_l0, geometry.patch_l0_y),
-        side_l0=block_side(slide, geometry),
-    )
-    done = 0
-    with _pool(threads) as pool:
-        # Results come in order; an interrupt or an error drops what has not begun.
-        for n_rows in pool.map(fill, groups):
-            done += n_rows
-            if on_progress is not None:
-                on_progress(done, n_patches)
-            _check_unreadable(unreadable, config)
-    writer.finish()
-    return replace(table, unreadable=unreadable)
-
-
-@contextmanager
-def _pool(threads: int) -> Iterator[ThreadPoolExecutor]:
-    pool = ThreadPoolExecutor(max_workers=max(1, threads), thread_name_prefix="patches")
-    try:
-        yield pool
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _check_unreadable(unreadable: NDArray[np.bool_], config: TileConfig) -> None:
-    # As soon as the whole slide's share is passed: no need to read the rest.
-    n_bad, n_patches = int(unreadable.sum()), len(unreadable)
-    if n_bad > config.max_unreadable * n_patches:
-        raise SlideError(
-            f"{n_bad} of {n_patches} patches cannot be decoded, more than "
-            f"max_unreadable={config.max_unreadable:g} allows; copy the file again from its source"
-        )
+# --- what it says of the slide ----------------------------------------------------------------
 
 
 def _overview_note(overview: Overview) -> tuple[str, ...]:

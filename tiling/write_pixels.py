@@ -1,0 +1,134 @@
+"""The pixels of a store: neighbouring patches read as one block, each written to its place."""
+
+import itertools
+import logging
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tiling.blocks import BlockSlide, block_side, group_tiles
+from tiling.contracts import Slide, TileConfig, TileGeometry
+from tiling.errors import SlideError
+from tiling.patches import read_patch
+from tiling.shards import ShardWriter
+from tiling.store import TileTable, create_patches, shard_length
+
+log = logging.getLogger(__name__)
+
+WHITE = 255
+TOLD_ERRORS = 3  # of a slide's patches, as warnings
+
+OnProgress = Callable[[int, int], None]
+
+
+def write_pixels(
+    folder: Path,
+    slide: Slide,
+    table: TileTable,
+    geometry: TileGeometry,
+    config: TileConfig,
+    threads: int,
+    on_progress: OnProgress | None,
+) -> TileTable:
+    """Write a store's patches block by block.
+
+    Parameters
+    ----------
+    folder : Path
+        The store, not yet there; with ``store: coords`` it gets no pixels.
+    table : TileTable
+    threads : int
+        That read and write at a time.
+    on_progress : function, optional
+        Told how many patches are written, and of how many.
+
+    Returns
+    -------
+    table : TileTable
+        The patches that cannot be decoded are marked; they are white in the store.
+
+    Raises
+    ------
+    SlideError
+        If more of them cannot be decoded than `config` allows.
+    """
+    if config.store == "coords":
+        folder.mkdir()
+        return table
+    n_patches = len(table.coords)
+    create_patches(folder, n_patches=n_patches, patch_px=geometry.patch_px)
+    writer = ShardWriter(
+        folder / "patches",
+        n_patches=n_patches,
+        patch_bytes=3 * geometry.patch_px**2,
+        shard_length=shard_length(n_patches, geometry.patch_px),
+    )
+    unreadable = table.unreadable.copy()
+    white = np.full((geometry.patch_px, geometry.patch_px, 3), WHITE, np.uint8)
+
+    tell = _Teller()
+
+    def fill(rows: NDArray[np.int64]) -> int:
+        block = cast("Slide", BlockSlide(slide, rows, coords=table.coords, geometry=geometry))
+        for row in rows.tolist():
+            x, y = table.coords[row].tolist()
+            try:
+                writer.write(row, read_patch(block, (x, y), geometry=geometry))
+            except SlideError as error:
+                writer.write(row, white)
+                unreadable[row] = True
+                tell(error)
+        return len(rows)
+
+    groups = group_tiles(
+        table.coords,
+        tile_l0=(geometry.patch_l0, geometry.patch_l0_y),
+        side_l0=block_side(slide, geometry),
+    )
+    done = 0
+    with _pool(threads) as pool:
+        # Results come in order; an interrupt or an error drops what has not begun.
+        for n_rows in pool.map(fill, groups):
+            done += n_rows
+            if on_progress is not None:
+                on_progress(done, n_patches)
+            _check_unreadable(unreadable, config)
+    writer.finish()
+    return replace(table, unreadable=unreadable)
+
+
+class _Teller:
+    """Warns of the first errors; all are counted in the slide's line, and in the log of debug."""
+
+    def __init__(self) -> None:
+        self._left = itertools.chain(
+            [logging.WARNING] * TOLD_ERRORS, itertools.repeat(logging.DEBUG)
+        )
+
+    def __call__(self, error: SlideError) -> None:
+        log.log(next(self._left), "%s", error)
+
+
+@contextmanager
+def _pool(threads: int) -> Iterator[ThreadPoolExecutor]:
+    pool = ThreadPoolExecutor(max_workers=max(1, threads), thread_name_prefix="patches")
+    try:
+        yield pool
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _check_unreadable(unreadable: NDArray[np.bool_], config: TileConfig) -> None:
+    # As soon as the whole slide's share is passed: no need to read the rest.
+    n_bad, n_patches = int(unreadable.sum()), len(unreadable)
+    if n_bad > config.max_unreadable * n_patches:
+        raise SlideError(
+            f"{n_bad} of {n_patches} patches cannot be decoded, more than "
+            f"max_unreadable={config.max_unreadable:g} allows; copy the file again from its source"
+        )
