@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from tests.tiling import slides
-from tiling import build, patches
+from tiling import build, patches, write_pixels
 from tiling import store as store_module
 from tiling.annotations import write_asap_xml
 from tiling.build import tile_fingerprint, tile_slide
@@ -133,7 +133,7 @@ class TestStore:
             lengths.append(array.shards[0])
             return array
 
-        monkeypatch.setattr(build, "create_patches", spy)
+        monkeypatch.setattr(write_pixels, "create_patches", spy)
         tile(slide)
         assert lengths == [5]
 
