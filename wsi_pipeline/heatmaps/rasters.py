@@ -195,8 +195,9 @@ def _cells(
     coords: NDArray[np.int64], cell: tuple[int, int]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
     """Column and row of each patch in cells, or None if a corner lies inside a cell."""
-    column, row = coords[:, 0] // cell[0], coords[:, 1] // cell[1]
-    exact = (column * cell[0] == coords[:, 0]).all() and (row * cell[1] == coords[:, 1]).all()
+    x, y = np.ascontiguousarray(coords.T)  # in one piece, numbers are divided twice as fast
+    column, row = x // cell[0], y // cell[1]
+    exact = np.array_equal(column * cell[0], x) and np.array_equal(row * cell[1], y)
     return (column, row) if exact else None
 
 
