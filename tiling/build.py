@@ -307,13 +307,20 @@ def _foreign_grid(folder: Path, info: SlideInfo, geometry: TileGeometry) -> NDAr
     found = read_coords(path)
     ours = (geometry.patch_px * geometry.scale[0], geometry.patch_px * geometry.scale[1])
     if any(abs(a / b - 1) > SAME_SIZE for a, b in zip(found.patch_l0, ours, strict=True)):
-        side_um = found.patch_l0[0] * info.mpp[0]
+        wide, high = (side * mpp for side, mpp in zip(found.patch_l0, info.mpp, strict=True))
+        is_square = abs(wide / high - 1) <= SAME_SIZE
+        cure = (
+            f"for patches of {geometry.patch_px} px set "
+            f"tile.target_mpp={wide / geometry.patch_px:.6g}"
+            if is_square
+            else f"no target_mpp fits, as the slide has {info.mpp[0]:g} x {info.mpp[1]:g} µm per "
+            "pixel and our patches are square in µm; leave out tile.coords"
+        )
         raise GridError(
-            f"{path.name} ({found.tool}): its patches are {found.patch_l0[0]:g} level-0 px wide, "
-            f"{side_um:.4g} µm, but tile.patch_px={geometry.patch_px} at tile.target_mpp="
-            f"{geometry.target_mpp:g} is {geometry.patch_px * geometry.target_mpp:g} µm; for "
-            f"patches of {geometry.patch_px} px set "
-            f"tile.target_mpp={side_um / geometry.patch_px:.6g}"
+            f"{path.name} ({found.tool}): its patches are {found.patch_l0[0]:g} x "
+            f"{found.patch_l0[1]:g} level-0 px, {wide:.4g} x {high:.4g} µm, but "
+            f"tile.patch_px={geometry.patch_px} at tile.target_mpp={geometry.target_mpp:g} is "
+            f"{geometry.patch_px * geometry.target_mpp:g} µm; {cure}"
         )
     side, size = np.array([geometry.patch_l0, geometry.patch_l0_y]), np.array(info.size)
     outside = np.flatnonzero(

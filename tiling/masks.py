@@ -143,10 +143,8 @@ def read_mask(path: Path, *, slide_size: tuple[int, int], wanted_px: tuple[int, 
     with _naming_damage(path):
         if path.suffix.lower() == ".geojson":
             polygons = _read_polygons(path, slide_size)
-            area = polygons.tumour.intersection(shapely.box(0, 0, *slide_size)).area
-            return UserMask(
-                None, (1.0, 1.0), polygons, slide_size, float(area) / math.prod(slide_size)
-            )
+            slide_share = float(polygons.tumour.area) / math.prod(slide_size)
+            return UserMask(None, (1.0, 1.0), polygons, slide_size, slide_share)
         counter = (
             _read_png(path, slide_size)
             if path.suffix.lower() == ".png"
@@ -326,13 +324,15 @@ def _read_polygons(path: Path, slide_size: tuple[int, int]) -> Annotation:
     found = assemble_annotation(drawing.tumours, drawing.exclusions)
     if found.tumour.is_empty:
         raise TissueError("holds no polygon of tissue; draw one, or leave the slide out")
-    x0, y0, x1, y1 = found.tumour.bounds
-    if x0 >= slide_size[0] or y0 >= slide_size[1] or x1 <= 0 or y1 <= 0:
+    # What sticks out is no tissue: tiles that hang over the edge are white there.
+    inside = polygons_of(shapely.intersection(found.tumour, shapely.box(0, 0, *slide_size)))
+    if not inside:
+        x0, y0, x1, y1 = found.tumour.bounds
         raise TissueError(
             f"its polygons span x {x0:.0f} to {x1:.0f}, y {y0:.0f} to {y1:.0f}, off the slide of "
             f"{slide_size[0]} x {slide_size[1]} level-0 px; is it another slide's?"
         )
-    return found
+    return replace(found, tumour=shapely.MultiPolygon(inside), lesions=tuple(inside))
 
 
 def _rasterise(area: Any, shape: tuple[int, int], slide_size: tuple[int, int]) -> NDArray[np.bool_]:

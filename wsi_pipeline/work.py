@@ -209,6 +209,7 @@ def _predict(task: Task, on_progress: OnProgress) -> Done:
             batch_size=config.batch_size,
             readers=config.readers or max(2, task.arguments["threads"]),
             tolerance=config.tolerance,
+            max_unreadable=store.tiling["max_unreadable"],
             journal=journal,
             key=f"{task.fingerprint} {device.type} {precision}",
             on_progress=lambda done, total, _: on_progress(done, total),

@@ -101,8 +101,17 @@ def test_a_slide_is_cut_where_the_other_tool_did_glass_and_all(slide, tmp_path, 
 
 
 def test_patches_of_another_size_are_refused_with_the_resolution_to_ask_for(slide, tmp_path):
-    with pytest.raises(GridError, match=r"\(clam\).* 64 level-0 px wide, 32 µm.*target_mpp=1$"):
+    with pytest.raises(
+        GridError, match=r"\(clam\).* 64 x 64 level-0 px, 32 x 32 µm.*target_mpp=1$"
+    ):
         cut(slide, tmp_path, attributes=CLAM, target_mpp=0.5)
+
+
+def test_where_x_and_y_differ_no_resolution_is_asked_for_that_cannot_help(tmp_path):
+    """It asked for the target_mpp that was set."""
+    path = write_slide(tmp_path / "s.tif", [tissue(400, 300)], mpp=(0.5, 0.6))
+    with pytest.raises(GridError, match=r"32 x 38.4 µm.* no target_mpp fits.*0.5 x 0.6 µm per"):
+        cut(path, tmp_path, attributes=CLAM)
 
 
 def test_patches_off_the_slide_are_refused(slide, tmp_path):

@@ -153,6 +153,14 @@ def test_polygons_are_measured_exactly(tmp_path):
     assert found.on_grid((600, 1000)).mean() == pytest.approx(area.area / 600_000, abs=0.005)
 
 
+def test_polygons_that_stick_out_are_no_tissue_beyond_the_slide(tmp_path):
+    """A tile over the edge is white there, whatever was drawn: it was counted as tissue."""
+    found = read(write_geojson(tmp_path / "a.geojson", square(900, 500, 400)))
+
+    assert found.tile_fraction(np.array([[968, 536]]), geometry(64)) == pytest.approx(0.5)
+    assert found.slide_share == pytest.approx(100 * 100 / 600_000)
+
+
 def test_a_picture_is_drawn_where_it_lies(tmp_path):
     found = read(write(tmp_path / "a.png", MASK))
 

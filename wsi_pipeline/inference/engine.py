@@ -91,6 +91,7 @@ def predict_store(
     readers: int = 2,
     threshold: float = 0.5,
     tolerance: float = 0.02,
+    max_unreadable: float = 1.0,
     journal: Path | None = None,
     key: str = "",
     on_progress: Progress | None = None,
@@ -136,8 +137,8 @@ def predict_store(
     ConfigError
         If the batch size is not positive, or the compiler cannot work here.
     InferenceError
-        If the patches are not such as the model was trained on, if none can be read, if not even
-        one patch fits into memory, or if the model returns no finite score.
+        If the patches are not such as the model was trained on, if none or too few can be read, if
+        not even one patch fits into memory, or if the model returns no finite score.
     """
     if batch_size is not None and batch_size < 1:
         raise ConfigError(f"predict: batch_size must be at least 1, got {batch_size}")
@@ -182,6 +183,11 @@ def predict_store(
         raise InferenceError(
             f"{slide_id}: not one of its {len(rows)} patches could be read; "
             "check the slide file, then tile and predict again"
+        )
+    if unread.sum() > max_unreadable * len(scores):
+        raise InferenceError(
+            f"{slide_id}: {unread.sum()} of {len(scores)} patches cannot be decoded, more than "
+            f"tile.max_unreadable={max_unreadable:g} allows; copy the slide again from its source"
         )
     summary = PredictSummary(
         n_patches=len(scores),

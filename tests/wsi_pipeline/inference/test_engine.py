@@ -93,6 +93,14 @@ def test_a_slide_of_which_nothing_can_be_read_fails(fake_store):
         predict(fake_store("a", [0, 1], broken=[0, 1]))
 
 
+def test_a_slide_of_which_too_little_can_be_read_fails_as_in_tiling(fake_store):
+    """A store without pixels is found out only here."""
+    store = fake_store("a", [0, 1, 0, 1], broken=[0, 1, 3])
+    with pytest.raises(InferenceError, match=r"a: 3 of 4 patches .* tile.max_unreadable=0.5"):
+        predict(store, max_unreadable=0.5)
+    assert predict(store, max_unreadable=0.75)[1].n_unreadable == 3
+
+
 def test_batches_are_said_no_larger_than_the_slide(fake_store):
     few, none = (predict(fake_store("s", labels))[1] for labels in ([0, 1, 0], []))
     assert few.batch_size > 3
