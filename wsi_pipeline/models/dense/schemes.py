@@ -28,14 +28,18 @@ from torch import Tensor
 Products = Literal["toom-cook", "direct"]
 
 # Points at which polynomials are evaluated, beside infinity. Small numbers keep rounding small:
-# values grow with the points' powers.
+# values grow with the points' powers. Of six values, where most is lost, i and -i take the place of
+# two real points: a product more, and a third of the error (docs/dense_patchnet.md).
 POINTS = {
     2: ("0", "1", "-1"),
     3: ("0", "1", "-1", "-1/2"),
     4: ("0", "1", "-1", "2", "-1/2"),
     5: ("0", "1", "-1", "2", "-2", "-1/2"),
-    6: ("0", "1", "-1", "2", "-2", "1/2", "-1/2"),
+    6: ("0", "1", "-1", "1/2", "-1/2"),
 }
+AT_I = (6,)
+
+Rows = list[list[Fraction]]
 
 
 @dataclass(frozen=True)
@@ -72,20 +76,29 @@ def toom_cook(n: int) -> Scheme:
     """Multiply polynomials by their values at n + 2 points: n + 2 products, the fewest possible.
 
     Inputs are coefficients of a polynomial of degree n - 1, taps of one of degree 2 (in reverse
-    order); outputs are the coefficients 1 .. n + 1 of their product, of degree n + 1. Of a single
-    input there is nothing to save.
+    order); outputs are the coefficients 1 .. n + 1 of their product, of degree n + 1. Of six
+    inputs, i and -i are two of the points, which costs a product more: values at them are
+    conjugates, and two complex numbers are multiplied by three real products. Of a single input
+    there is nothing to save.
 
     Examples
     --------
-    >>> toom_cook(6).products
-    8
+    >>> toom_cook(4).products, toom_cook(6).products
+    (6, 9)
     """
     if n not in POINTS:
         return direct(n)
     points = [Fraction(point) for point in POINTS[n]]
-    taps = [row[::-1] for row in _powers(points, 3)]
-    outputs = _inverse(_powers(points, n + 2))[1:]
-    return Scheme(_tensor(_powers(points, n)), _tensor(taps), _tensor(outputs))
+    inputs, taps, outputs = (_powers(points, count) for count in (n, 3, n + 2))
+    if n not in AT_I:
+        return _scheme(inputs, taps, _inverse(outputs))
+    inputs, taps = ([*rows, *_at_i(len(rows[0]), with_sum=True)] for rows in (inputs, taps))
+    interpolate = _inverse([*outputs, *_at_i(n + 2)])
+    return _scheme(inputs, taps, _multiply(interpolate, _complex_products(len(outputs))))
+
+
+def _scheme(inputs: Rows, taps: Rows, coefficients: Rows) -> Scheme:
+    return Scheme(_tensor(inputs), _tensor([row[::-1] for row in taps]), _tensor(coefficients[1:]))
 
 
 def choose_scheme(n: int, products: Products) -> Scheme:
@@ -93,13 +106,42 @@ def choose_scheme(n: int, products: Products) -> Scheme:
     return direct(n) if products == "direct" else toom_cook(n)
 
 
-def _powers(points: list[Fraction], count: int) -> list[list[Fraction]]:
+def _powers(points: list[Fraction], count: int) -> Rows:
     """Values of 1, x, x^2, .. at each point, then at infinity (the last coefficient)."""
     at_infinity = [Fraction(0)] * (count - 1) + [Fraction(1)]
     return [[point**power for power in range(count)] for point in points] + [at_infinity]
 
 
-def _inverse(matrix: list[list[Fraction]]) -> list[list[Fraction]]:
+def _at_i(count: int, *, with_sum: bool = False) -> Rows:
+    """Real and imaginary part of 1, x, x^2, .. at i; then their sum."""
+    real = [Fraction((1, 0, -1, 0)[power % 4]) for power in range(count)]
+    imaginary = [Fraction((0, 1, 0, -1)[power % 4]) for power in range(count)]
+    total = [a + b for a, b in zip(real, imaginary, strict=True)]
+    return [real, imaginary, total] if with_sum else [real, imaginary]
+
+
+def _complex_products(n_real: int) -> Rows:
+    """Make values at the points out of products: `n_real` as they are, the last three by Gauss.
+
+    (a + b i) (c + d i) = (ac - bd) + ((a + b) (c + d) - ac - bd) i.
+    """
+    size = n_real + 3
+    rows = [[Fraction(int(i == j)) for j in range(size)] for i in range(n_real)]
+    nothing = [Fraction(0)] * n_real
+    rows.append([*nothing, Fraction(1), Fraction(-1), Fraction(0)])
+    rows.append([*nothing, Fraction(-1), Fraction(-1), Fraction(1)])
+    return rows
+
+
+def _multiply(left: Rows, right: Rows) -> Rows:
+    columns = list(zip(*right, strict=True))
+    return [
+        [sum((a * b for a, b in zip(row, c, strict=True)), Fraction(0)) for c in columns]
+        for row in left
+    ]
+
+
+def _inverse(matrix: Rows) -> Rows:
     """Invert exactly, by Gauss and Jordan."""
     size = len(matrix)
     rows = [row + [Fraction(int(i == j)) for j in range(size)] for i, row in enumerate(matrix)]
@@ -114,5 +156,5 @@ def _inverse(matrix: list[list[Fraction]]) -> list[list[Fraction]]:
     return [row[size:] for row in rows]
 
 
-def _tensor(rows: list[list[Fraction]]) -> Tensor:
+def _tensor(rows: Rows) -> Tensor:
     return torch.tensor([[float(value) for value in row] for row in rows], dtype=torch.float64)

@@ -22,8 +22,8 @@ def test_products_of_a_patch_are_nine_per_pixel_and_layer():
 
 
 def test_a_huge_block_costs_what_the_regions_of_one_patch_cost():
-    corners = 4 * (2**2 + 4**2 + 5**2 + 6**2 + 7**2 + 8**2)
-    edges, interior = 4 * 3 * (2 + 4 + 5 + 6 + 7 + 8), 9 * 6
+    corners = 4 * (2**2 + 4**2 + 5**2 + 6**2 + 7**2 + 9**2)
+    edges, interior = 4 * 3 * (2 + 4 + 5 + 6 + 7 + 9), 9 * 6
     side = 10**6
     per_patch = count_block_products(weights_of(15), side, side) / side**2
     assert abs(per_patch - (corners + edges + interior)) < 1

@@ -20,13 +20,13 @@ def by_regions(monkeypatch, request):
 PRODUCTS = ["toom-cook", "direct"]
 
 
-def random_subnet(m, *, channels=3, filters=8, depth=7, dtype=torch.double, seed=0):
+def random_subnet(m, *, channels=3, filters=8, depth=7, dtype=torch.double, seed=0, bias=0.1):
     """Non-zero biases: without them, wrong borders go unseen."""
     torch.manual_seed(seed)
     net = Subnet(m, channels=channels, filters=filters, depth=depth)
     for name, parameter in net.named_parameters():
         if name.endswith("bias"):
-            torch.nn.init.normal_(parameter, std=0.1)
+            torch.nn.init.normal_(parameter, std=bias)
     return net.to(dtype).eval().requires_grad_(False)
 
 
@@ -66,6 +66,15 @@ def test_in_float32_with_64_filters(m):
         assert (tanh - expected).abs().max() < tolerance[products]
         probability = net.combine_filters(tanh) - net.combine_filters(expected)
         assert probability.abs().max() < tolerance[products]
+
+
+@pytest.mark.parametrize("m", [15, 17])
+def test_large_biases_keep_to_the_tolerance_in_float32(m):
+    for seed in range(4):
+        net = random_subnet(m, filters=64, dtype=torch.float, seed=seed, bias=0.5)
+        image = torch.rand(3, 12, 12)
+        tanh = engine_of(net).map_image(image)
+        assert (tanh - patch_by_patch(net, image)).abs().max() < 1e-5
 
 
 @pytest.mark.parametrize("depth", [1, 2, 3, 6, 8, 9])
