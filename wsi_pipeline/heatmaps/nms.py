@@ -8,8 +8,8 @@ from wsi_pipeline.errors import HeatmapError
 THRESHOLD = 0.5  # only scores above it are detections (CAMELYON16 baseline)
 
 
-def radius_in_px(radius_um: float, heatmap: Heatmap, mpp: tuple[float, float]) -> int:
-    """Turn a radius in µm into heatmap pixels, at least one.
+def radius_in_px(radius_um: float, heatmap: Heatmap, mpp: tuple[float, float]) -> tuple[int, int]:
+    """Turn a radius in µm into heatmap pixels (x, y), at least one along each.
 
     Parameters
     ----------
@@ -19,13 +19,19 @@ def radius_in_px(radius_um: float, heatmap: Heatmap, mpp: tuple[float, float]) -
 
     Examples
     --------
-    >>> radius_in_px(75, Heatmap(np.zeros((1, 1), np.float32), (64, 64), (64, 64)), (0.25, 0.25))
-    5
+    >>> radius_in_px(75, Heatmap(np.zeros((1, 1), np.float32), (64, 32), (64, 64)), (0.25, 0.25))
+    (5, 9)
     """
-    return max(1, round(radius_um / (heatmap.pixel_l0[0] * mpp[0])))
+    x, y = (
+        max(1, round(radius_um / (pixel * um)))
+        for pixel, um in zip(heatmap.pixel_l0, mpp, strict=True)
+    )
+    return x, y
 
 
-def detect(heatmap: Heatmap, *, threshold: float = THRESHOLD, radius_px: int) -> Detections:
+def detect(
+    heatmap: Heatmap, *, threshold: float = THRESHOLD, radius_px: int | tuple[int, int]
+) -> Detections:
     """Take the highest score, clear the square around it, and repeat.
 
     Ties go to the lowest row, then the lowest column. The square is ``[c - r, c + r)`` along each
@@ -37,7 +43,7 @@ def detect(heatmap: Heatmap, *, threshold: float = THRESHOLD, radius_px: int) ->
         NaN is never detected.
     threshold : float
         Only scores strictly above it count.
-    radius_px : heatmap px
+    radius_px : heatmap px, or (x, y) heatmap px
         Half the side of the square that a detection clears; at least 1.
 
     Returns
@@ -57,7 +63,8 @@ def detect(heatmap: Heatmap, *, threshold: float = THRESHOLD, radius_px: int) ->
     >>> found.x.tolist(), found.y.tolist(), found.scores.round(2).tolist()
     ([5, 35], [5, 5], [0.9, 0.7])
     """
-    if radius_px < 1:
+    reach_x, reach_y = (radius_px, radius_px) if isinstance(radius_px, int) else radius_px
+    if min(reach_x, reach_y) < 1:
         raise HeatmapError(f"radius_px must be at least one heatmap pixel, got {radius_px}")
     values = heatmap.values
     rows, columns = np.nonzero(values > threshold)  # NaN compares false; row by row
@@ -68,8 +75,8 @@ def detect(heatmap: Heatmap, *, threshold: float = THRESHOLD, radius_px: int) ->
         if free[row, column]:
             kept.append((row, column))
             free[
-                max(row - radius_px, 0) : row + radius_px,
-                max(column - radius_px, 0) : column + radius_px,
+                max(row - reach_y, 0) : row + reach_y,
+                max(column - reach_x, 0) : column + reach_x,
             ] = False
     at = np.array(kept, np.int64).reshape(-1, 2)
     (pixel_x, pixel_y), (width, height) = heatmap.pixel_l0, heatmap.slide_size

@@ -33,15 +33,22 @@ class _Raster:
     shape: tuple[int, int]  # (H, W) cells
 
 
-def choose_pixel(patch_l0: tuple[int, int], stride_l0: tuple[int, int]) -> tuple[int, int]:
+def choose_pixel(
+    patch_l0: tuple[int, int],
+    stride_l0: tuple[int, int],
+    coords: NDArray[np.int64] | None = None,
+) -> tuple[int, int]:
     """Choose how many level-0 px a heatmap pixel stands for.
 
-    The largest pixel of which patch and stride are whole multiples, so that patches cover whole
-    pixels; where that would be finer than a quarter of the stride, a quarter of the stride.
+    The largest pixel of which patch, stride and all corners are whole multiples, so that patches
+    cover whole pixels; where that would be finer than a quarter of the stride, along x or along y,
+    a quarter of the stride along both, so that pixels are about as wide as they are high.
 
     Parameters
     ----------
     patch_l0, stride_l0 : (x, y), level-0 px
+    coords : (N, 2), level-0 px, optional
+        Corners of the patches; multiples of the stride by default.
 
     Returns
     -------
@@ -51,18 +58,15 @@ def choose_pixel(patch_l0: tuple[int, int], stride_l0: tuple[int, int]) -> tuple
     --------
     >>> choose_pixel((512, 512), (512, 512)), choose_pixel((512, 512), (256, 256))
     ((512, 512), (256, 256))
-    >>> choose_pixel((1053, 1053), (526, 526))
-    (132, 132)
+    >>> choose_pixel((1053, 1053), (526, 526)), choose_pixel((64, 64), (64, 64), [[101, 39]])
+    ((132, 132), (16, 16))
     """
     _check_lengths(patch_l0, stride_l0)
-    x, y = (_choose_length(p, s) for p, s in zip(patch_l0, stride_l0, strict=True))
+    corners = np.zeros(2, np.int64) if coords is None else np.gcd.reduce(coords, axis=0)
+    finest = tuple(-(-stride // MAX_PIXELS_PER_STRIDE) for stride in stride_l0)
+    common = np.gcd(np.gcd(patch_l0, stride_l0), corners)
+    x, y = common.tolist() if (common >= finest).all() else np.minimum(finest, patch_l0).tolist()
     return x, y
-
-
-def _choose_length(patch: int, stride: int) -> int:
-    finest = -(-stride // MAX_PIXELS_PER_STRIDE)
-    common = int(np.gcd(patch, stride))
-    return common if common >= finest else min(finest, patch)
 
 
 def build_heatmap(
@@ -102,7 +106,8 @@ def build_heatmap(
     HeatmapError
         If shapes, lengths or scores are not as above, or a patch lies wholly outside the slide.
     """
-    pixel = choose_pixel(patch_l0, stride_l0) if pixel_l0 is None else pixel_l0
+    _check_shapes(coords, scores)
+    pixel = choose_pixel(patch_l0, stride_l0, coords) if pixel_l0 is None else pixel_l0
     _check_lengths(patch_l0, stride_l0, pixel, slide_size)
     _check_pixel(pixel, patch_l0)
     coords, scores = _check_patches(coords, scores, slide_size=slide_size, patch_l0=patch_l0)
@@ -136,6 +141,13 @@ def _check_pixel(pixel: tuple[int, int], patch_l0: tuple[int, int]) -> None:
         )
 
 
+def _check_shapes(coords: NDArray[np.int64], scores: NDArray[np.float32]) -> None:
+    if scores.ndim != 1 or coords.shape != (len(scores), 2):
+        raise HeatmapError(
+            f"coords must be (N, 2) and scores (N,), got {coords.shape} and {scores.shape}"
+        )
+
+
 def _check_patches(
     coords: NDArray[np.int64],
     scores: NDArray[np.float32],
@@ -144,10 +156,6 @@ def _check_patches(
     patch_l0: tuple[int, int],
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """Check the patches and leave out those without a score."""
-    if scores.ndim != 1 or coords.shape != (len(scores), 2):
-        raise HeatmapError(
-            f"coords must be (N, 2) and scores (N,), got {coords.shape} and {scores.shape}"
-        )
     scored = ~np.isnan(scores)
     if not scored.all():
         coords, scores = coords[scored], scores[scored]

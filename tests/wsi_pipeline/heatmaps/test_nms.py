@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from wsi_pipeline.contracts import Heatmap
 from wsi_pipeline.errors import HeatmapError
-from wsi_pipeline.heatmaps.nms import detect
+from wsi_pipeline.heatmaps.nms import detect, radius_in_px
 
 
 def brute_force(values, threshold, radius):
@@ -73,3 +73,12 @@ def test_detection_in_the_last_partial_pixel_stays_inside_the_slide():
 def test_radius_below_one_pixel_is_refused():
     with pytest.raises(HeatmapError, match="radius_px"):
         detect(Heatmap(np.zeros((1, 1), np.float32), (1, 1), (1, 1)), radius_px=0)
+
+
+def test_pixels_that_are_not_square_are_cleared_as_far_in_um_along_both_axes():
+    values = np.zeros((16, 4), np.float32)
+    values[4:12, 1:3] = 0.9  # 128 x 128 level-0 px
+    heatmap = Heatmap(values, (64, 16), (256, 256))
+    radius = radius_in_px(32, heatmap, (0.25, 0.25))
+    assert radius == (2, 8)
+    assert len(detect(heatmap, radius_px=radius).x) == 1

@@ -195,6 +195,32 @@ def test_pixel_is_the_common_divisor_or_a_quarter_of_the_stride(patch, stride, p
     assert choose_pixel(patch, stride) == pixel
 
 
+def test_pixels_are_about_square_where_x_and_y_differ_by_a_rounding():
+    assert choose_pixel((1024, 1022), (256, 255)) == (64, 64)
+
+
+def test_patches_between_the_lattice_get_finer_pixels():
+    """Once shifted by up to half a patch: squares of other tools begin anywhere."""
+    coords = np.array([[101, 39], [165, 39]])
+    heatmap = build_heatmap(
+        coords,
+        np.array([0.2, 0.8], np.float32),
+        slide_size=(640, 320),
+        patch_l0=(64, 64),
+        stride_l0=(64, 64),
+    )
+    assert heatmap.pixel_l0 == (16, 16)
+    rows, columns = np.nonzero(heatmap.values > 0.5)
+    assert abs(columns.min() * 16 - 165) <= 8
+    assert abs(rows.min() * 16 - 39) <= 8
+    assert (np.ptp(rows) + 1, np.ptp(columns) + 1) == (4, 4)
+
+
+def test_all_corners_at_one_remainder_of_a_coarser_lattice_keep_its_pixels():
+    coords = np.array([[32, 96], [96, 32]])
+    assert choose_pixel((64, 64), (64, 64), coords) == (32, 32)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
