@@ -13,10 +13,12 @@ import logging
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.ndimage import maximum_filter
 from torch import Tensor
 
 from tiling.contracts import Slide, TileGeometry
@@ -34,7 +36,8 @@ OnProgress = Callable[[int, int], None]
 
 WINDOW_PX = 256  # side of a window, px at the target resolution; what is around it is read twice
 CHUNK_PX = 512  # side of what is read from the slide at once
-CHUNKS_KEPT = 64  # 48 MiB: two rows of a wide slide's windows seldom need more
+LOST_PX = 32  # at most: side of the parts in which what cannot be decoded is looked for
+CHUNKS_KEPT = 64  # 64 MiB: two rows of a wide slide's windows seldom need more
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,7 @@ class DenseMap:
 
     heatmap: Heatmap  # Q; NaN where there is no tissue, or pixels could not be decoded
     n_mapped: int  # patches evaluated
-    n_unreadable: int  # patches wanted whose surroundings could not be decoded
+    n_unreadable: int  # patches wanted with a pixel that could not be decoded, or one near it
 
 
 def check_mappable(model: PatchClassifier) -> PatchNet:
@@ -114,36 +117,28 @@ def map_slide(
         raise HeatmapError(f"heatmap.dense_step_px must be at least 1, got {step_px}")
     lattice = _Lattice.over(slide.size, geometry.scale, step_px)
     frame = _frame_of_tiles(coords, slide.size, geometry, lattice)
-    wanted = lattice.of_heatmap(~np.isnan(frame.values), frame.pixel_l0)
-    values = np.full(wanted.shape, np.nan, np.float32)
     source = _SlidePixels(slide, geometry.scale, lattice.image_px, model, device)
     engine = model.to(device).eval().subnet.dense_engine()
-    windows = _windows(wanted, max(1, WINDOW_PX // step_px))
-    n_unreadable = 0
-    for number, (rows, columns) in enumerate(windows, start=1):
-        inside = wanted[rows, columns]
-        try:
-            tanh = engine.map_region(
-                source.read,
-                top=lattice.position(rows.start),
-                left=lattice.position(columns.start),
-                height=(inside.shape[0] - 1) * step_px + 1,
-                width=(inside.shape[1] - 1) * step_px + 1,
-                stride=step_px,
-            )
-        except SlideError as error:
-            log.log(logging.DEBUG if n_unreadable else logging.WARNING, "%s", error)
-            n_unreadable += int(inside.sum())
-        else:
-            with torch.no_grad():
-                q = model.subnet.combine_filters(tanh).cpu().numpy()
-            values[rows, columns] = np.where(inside, q, np.nan)
+    windows = _windows(lattice, frame, max(1, WINDOW_PX // step_px))
+    n_mapped = n_unreadable = 0
+    for number, window in enumerate(windows, start=1):
+        shown = frame.values[window.shown]  # a view: the map takes the place of the frame's ones
+        place = window.place(step_px, lattice)
+        with torch.no_grad():
+            tanh = engine.map_region(source.read, **place, stride=step_px)
+            q = model.subnet.combine_filters(tanh).cpu().numpy()
+        lost = source.find_lost(**place, radius=(engine.m - 1) // 2)
+        if lost is not None:
+            q[lost[::step_px, ::step_px]] = np.nan
+        wanted = np.zeros(q.shape, np.bool_)
+        rows, columns = np.nonzero(~np.isnan(shown))
+        wanted[window.rows[rows], window.columns[columns]] = True
+        n_unreadable += int((wanted & np.isnan(q)).sum())
+        n_mapped += int((wanted & ~np.isnan(q)).sum())
+        shown *= q[np.ix_(window.rows, window.columns)]
         if on_progress:
             on_progress(number, len(windows))
-    shown = values[np.ix_(*lattice.nearest(frame.values.shape, frame.pixel_l0))]
-    shown[np.isnan(frame.values)] = np.nan
-    heatmap = Heatmap(shown, frame.pixel_l0, frame.slide_size)
-    return DenseMap(heatmap, int(wanted.sum()) - n_unreadable, n_unreadable)
+    return DenseMap(frame, n_mapped, n_unreadable)
 
 
 @dataclass(frozen=True)
@@ -183,14 +178,6 @@ class _Lattice:
             found.append(np.clip(index, 0, count - 1).astype(np.int64))
         return found[0], found[1]
 
-    def of_heatmap(self, mask: NDArray[np.bool_], pixel_l0: tuple[int, int]) -> NDArray[np.bool_]:
-        """Tell which patches some pixel of a heatmap wants to show."""
-        wanted = np.zeros(self.shape, np.bool_)
-        rows, columns = self.nearest((mask.shape[0], mask.shape[1]), pixel_l0)
-        y, x = np.nonzero(mask)
-        wanted[rows[y], columns[x]] = True
-        return wanted
-
 
 def _frame_of_tiles(
     coords: NDArray[np.int64],
@@ -214,15 +201,38 @@ def _frame_of_tiles(
     )
 
 
-def _windows(wanted: NDArray[np.bool_], side: int) -> list[tuple[slice, slice]]:
-    """Cut the lattice into windows, and keep those in which something is wanted."""
-    height, width = wanted.shape
-    cut = [
-        (slice(top, min(top + side, height)), slice(left, min(left + side, width)))
-        for top in range(0, height, side)
-        for left in range(0, width, side)
-    ]
-    return [window for window in cut if wanted[window].any()]
+@dataclass(frozen=True)
+class _Window:
+    """Neighbouring patches that are mapped at once, and the heatmap pixels that show them."""
+
+    corner: tuple[int, int]  # (row, column) of the lattice
+    shown: tuple[slice, slice]  # rows and columns of the heatmap
+    rows: NDArray[np.int64]  # of each heatmap row, the patch it shows, from the corner on
+    columns: NDArray[np.int64]
+
+    def place(self, step: int, lattice: _Lattice) -> dict[str, int]:
+        """Give top, left, height and width, px of the image: to its last patch that is shown."""
+        return {
+            "top": lattice.position(self.corner[0]),
+            "left": lattice.position(self.corner[1]),
+            "height": int(self.rows[-1]) * step + 1,
+            "width": int(self.columns[-1]) * step + 1,
+        }
+
+
+def _windows(lattice: _Lattice, frame: Heatmap, side: int) -> list[_Window]:
+    """Cut the lattice into windows, and keep those of which something is to be shown."""
+    n_rows, n_columns = lattice.shape
+    rows, columns = lattice.nearest((frame.values.shape[0], frame.values.shape[1]), frame.pixel_l0)
+    windows = []
+    for top, left in product(range(0, n_rows, side), range(0, n_columns, side)):
+        y, x = (
+            slice(*np.searchsorted(places, (start, start + side)).tolist())
+            for places, start in ((rows, top), (columns, left))
+        )
+        if not np.isnan(frame.values[y, x]).all():
+            windows.append(_Window((top, left), (y, x), rows[y] - top, columns[x] - left))
+    return windows
 
 
 class _SlidePixels:
@@ -246,6 +256,7 @@ class _SlidePixels:
         self._model = model
         self._device = device
         self._chunks: OrderedDict[tuple[int, int], NDArray[np.uint8]] = OrderedDict()
+        self._has_lost = False
 
     def read(self, top: int, left: int, height: int, width: int) -> Tensor:
         """Give a window: (3, height, width) on the device."""
@@ -254,15 +265,34 @@ class _SlidePixels:
         window = torch.zeros((3, height, width), device=self._device)
         if rows.start >= rows.stop or columns.start >= columns.stop:
             return window
-        pixels = torch.from_numpy(self._assemble(rows, columns)).to(self._device)
+        pixels = torch.from_numpy(self._assemble(rows, columns)[..., :3]).to(self._device)
         x = pixels.permute(2, 0, 1)[None].to(torch.float32).div_(255.0)
         window[
             :, rows.start - top : rows.stop - top, columns.start - left : columns.stop - left
         ] = self._model.prepare(x)[0]
         return window
 
+    def find_lost(
+        self, top: int, left: int, height: int, width: int, *, radius: int
+    ) -> NDArray[np.bool_] | None:
+        """Find pixels of a window just read with one within `radius` that could not be decoded.
+
+        Returns
+        -------
+        lost : (height, width), or None for none
+        """
+        rows = slice(max(top - radius, 0), min(top + height + radius, self._height))
+        columns = slice(max(left - radius, 0), min(left + width + radius, self._width))
+        lost = self._assemble(rows, columns)[..., 3]
+        if not lost.any():
+            return None
+        near = maximum_filter(lost, 2 * radius + 1, mode="constant")
+        y, x = top - rows.start, left - columns.start
+        found: NDArray[np.bool_] = near[y : y + height, x : x + width] > 0
+        return found
+
     def _assemble(self, rows: slice, columns: slice) -> NDArray[np.uint8]:
-        out = np.empty((rows.stop - rows.start, columns.stop - columns.start, 3), np.uint8)
+        out = np.empty((rows.stop - rows.start, columns.stop - columns.start, 4), np.uint8)
         for row in range(rows.start // CHUNK_PX, (rows.stop - 1) // CHUNK_PX + 1):
             for column in range(columns.start // CHUNK_PX, (columns.stop - 1) // CHUNK_PX + 1):
                 chunk = self._chunk(row, column)
@@ -276,20 +306,41 @@ class _SlidePixels:
         return out
 
     def _chunk(self, row: int, column: int) -> NDArray[np.uint8]:
+        """(height, width, 4): red, green, blue, and 1 where they could not be decoded."""
         key = (row, column)
         if key in self._chunks:
             self._chunks.move_to_end(key)
             return self._chunks[key]
         y, x = row * CHUNK_PX, column * CHUNK_PX
         size = (min(CHUNK_PX, self._width - x), min(CHUNK_PX, self._height - y))
-        chunk = read_resampled(
-            self._slide,
-            (x * self._scale[0], y * self._scale[1]),
-            extent_l0=(size[0] * self._scale[0], size[1] * self._scale[1]),
-            out_px=size,
-            level=self._level,
-        )
+        chunk = np.zeros((size[1], size[0], 4), np.uint8)
+        self._fill(chunk, x, y)
         self._chunks[key] = chunk
         if len(self._chunks) > CHUNKS_KEPT:
             self._chunks.popitem(last=False)
         return chunk
+
+    def _fill(self, chunk: NDArray[np.uint8], x: int, y: int) -> None:
+        """Read a chunk, or a part of it; what cannot be decoded is looked for in quarters."""
+        height, width = chunk.shape[:2]
+        try:
+            chunk[..., :3] = read_resampled(
+                self._slide,
+                (x * self._scale[0], y * self._scale[1]),
+                extent_l0=(width * self._scale[0], height * self._scale[1]),
+                out_px=(width, height),
+                level=self._level,
+            )
+        except SlideError as error:
+            log.log(logging.DEBUG if self._has_lost else logging.WARNING, "%s", error)
+            self._has_lost = True
+            if max(height, width) <= LOST_PX:
+                chunk[..., 3] = 1
+                return
+            for rows, columns in product(_halves(height), _halves(width)):
+                self._fill(chunk[rows, columns], x + columns.start, y + rows.start)
+
+
+def _halves(length: int) -> list[slice]:
+    middle = (length + 1) // 2
+    return [part for part in (slice(0, middle), slice(middle, length)) if part.start < part.stop]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.tiling.slides import halve, tissue, write_slide
+from tests.tiling.slides import break_file_tile, halve, tissue, write_slide
 from tiling.contracts import TileConfig
 from tiling.geometry import resolve_geometry
 from tiling.resample import nearest_finer_level, read_resampled
@@ -140,6 +140,27 @@ def test_what_cannot_be_decoded_is_nan_and_counted(model, slide, monkeypatch):
 
     assert np.isnan(found.heatmap.values[16:24, 24:32]).all()
     assert found.n_unreadable == np.isnan(found.heatmap.values[:42, :57]).sum() > 0
+
+
+def test_a_broken_file_tile_loses_what_is_near_it_and_nothing_else(model, tmp_path):
+    """Once a chunk of 512 px was lost, and with it each window of 256 px that touches it."""
+    pixels = tissue(256, 192)
+    path = write_slide(tmp_path / "s.tif", [pixels], tile=(64, 64), compression="jpeg")
+    with open_slide(path) as slide:
+        coords, geometry = tiles(slide, target_mpp=0.5)
+        whole = map_slide(model, slide, coords, geometry=geometry, step_px=1, device=CPU)
+    break_file_tile(path, 5)  # the second of the second row
+    with open_slide(path) as slide:
+        found = map_slide(model, slide, coords, geometry=geometry, step_px=1, device=CPU)
+
+    lost = np.isnan(found.heatmap.values)
+    assert lost[61:131, 61:131].all()  # m = 7
+    lost[64 - 35 : 128 + 35, 64 - 35 : 128 + 35] = False
+    assert not lost.any()
+    assert 70 * 70 <= found.n_unreadable <= 134 * 134
+    assert found.n_mapped + found.n_unreadable == 256 * 192
+    read = ~np.isnan(found.heatmap.values)
+    np.testing.assert_allclose(found.heatmap.values[read], whole.heatmap.values[read], atol=1e-5)
 
 
 def test_other_models_and_whole_image_preparation_are_refused():
