@@ -112,7 +112,18 @@ class DenseEngine:
         Returns
         -------
         tanh : (filters, ceil(H / stride), ceil(W / stride)) in [-1, 1]
+
+        Raises
+        ------
+        ModelError
+            If no patch lies inside, or channels or dtype are not the network's.
         """
+        weight = self.convolutions[0].weight
+        if pixels.shape[0] != weight.shape[1] or pixels.dtype != weight.dtype:
+            raise ModelError(
+                f"this network takes {weight.shape[1]} channels of {weight.dtype}, got "
+                f"{pixels.shape[0]} of {pixels.dtype}"
+            )
         height, width = (side - self.m + 1 for side in pixels.shape[1:])
         if min(height, width) < 1:
             raise ModelError(

@@ -142,6 +142,9 @@ def test_bad_options_and_images():
         engine_of(net, products="fast")
     with pytest.raises(ModelError, match="no patch of side 5"):
         engine_of(net).map_padded(torch.rand(3, 4, 9, dtype=torch.double))
+    for pixels in (torch.zeros(1, 9, 9, dtype=torch.double), torch.zeros(3, 9, 9)):
+        with pytest.raises(ModelError, match=r"takes 3 channels of torch\.float64, got"):
+            engine_of(random_subnet(5)).map_padded(pixels)
 
 
 def test_patchnet_prepares_the_image_first():
