@@ -218,6 +218,7 @@ def predict(
                     arguments={
                         "entry": e,
                         "checkpoint": checkpoint,
+                        "digest": digest,
                         "config": config.predict,
                         "device": options.device,
                         "threads": _threads(options),

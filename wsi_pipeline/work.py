@@ -18,7 +18,7 @@ from tiling.contracts import TileConfig
 from tiling.errors import TilingError
 from tiling.files import write_text
 from wsi_pipeline.contracts import Heatmap, Scores, SlideEntry
-from wsi_pipeline.errors import HeatmapError, PipelineError
+from wsi_pipeline.errors import CheckpointError, HeatmapError, PipelineError
 from wsi_pipeline.runfolder import (
     RunFolder,
     Unit,
@@ -196,7 +196,8 @@ def _predict(task: Task, on_progress: OnProgress) -> Done:
     config: PredictConfig = task.arguments["config"]
     device = resolve_device(task.arguments["device"], worker=worker_number())
     precision = resolve_precision(config.precision, device)
-    model, meta, digest = _load_model(task.arguments["checkpoint"])
+    digest: str = task.arguments["digest"]
+    model, meta = _load_model(task.arguments["checkpoint"], digest)
     journal = task.run.journal(task.unit.model, entry.slide_id)
     with open_store(task.run, entry) as store:
         scores, summary = predict_store(
@@ -233,12 +234,21 @@ def _predict(task: Task, on_progress: OnProgress) -> Done:
 
 
 @lru_cache(maxsize=1)
-def _load_model(checkpoint: Path) -> tuple[Any, Any, str]:
-    # Kept between the slides of one process; a process works on one model at a time.
-    from wsi_pipeline.checkpoint import digest, load_checkpoint
+def _load_model(checkpoint: Path, digest: str) -> tuple[Any, Any]:
+    """Load the checkpoint whose bytes have this digest: a worker may outlive the file it read.
 
-    model, meta = load_checkpoint(checkpoint)
-    return model, meta, digest(checkpoint)
+    Kept between the slides of one process; a process works on one model at a time.
+    """
+    from wsi_pipeline import checkpoint as checkpoints
+
+    model, meta = checkpoints.load_checkpoint(checkpoint)
+    found = checkpoints.digest(checkpoint)
+    if found != digest:
+        raise CheckpointError(
+            f"{checkpoint}: another file than when this command began (SHA-256 {found[:12]}..., "
+            f"then {digest[:12]}...); let what writes it end, then run the same command again"
+        )
+    return model, meta
 
 
 # ---------------------------------------------------------------- heatmap
@@ -281,6 +291,7 @@ def _map_densely(
     task: Task, store: "PatchStore", scores: Scores, on_progress: OnProgress
 ) -> "DenseMap":
     from tiling.slide import open_slide
+    from wsi_pipeline.checkpoint import digest
     from wsi_pipeline.cluster import worker_number
     from wsi_pipeline.devices import resolve_device
     from wsi_pipeline.heatmaps.dense_maps import check_mappable, map_slide
@@ -293,12 +304,13 @@ def _map_densely(
             f"{entry.slide_id}: the map of {task.unit.model} itself (dense_step_px) needs its "
             f"checkpoint in the run; copy the one that predict was given to {checkpoint}"
         )
-    model, _, digest = _load_model(checkpoint)
-    if digest != scores.attributes.get("checkpoint"):
+    found = digest(checkpoint)
+    if found != scores.attributes.get("checkpoint"):
         raise HeatmapError(
             f"{entry.slide_id}: its scores were made with another checkpoint than {checkpoint}; "
             "run predict again"
         )
+    model, _ = _load_model(checkpoint, found)
     with open_slide(entry.path) as slide:
         return map_slide(
             check_mappable(model),

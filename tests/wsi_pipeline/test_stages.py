@@ -13,10 +13,17 @@ import h5py
 import numpy as np
 import pytest
 import tifffile
+import torch
 import zarr
 
 from tests.tiling.slides import halve, tissue, write_slide
+from tiling.files import digest_file
+from wsi_pipeline.checkpoint import load_checkpoint, save_checkpoint
 from wsi_pipeline.cli import main
+from wsi_pipeline.runfolder import RunFolder, Unit
+from wsi_pipeline.scores import read_scores
+from wsi_pipeline.settings import PredictConfig
+from wsi_pipeline.work import Task, perform
 
 SIZE = (420, 340)
 TUMOUR = [(120, 100), (260, 100), (260, 230), (120, 230)]
@@ -392,6 +399,47 @@ def test_dask_workers_write_the_same_bytes(finished, tmp_path):
 
 
 # ------------------------------------------------------------ a stage without a config
+
+
+def change_weights(checkpoint: Path) -> str:
+    """Put other weights into a checkpoint, at the same path; gives the new file's digest."""
+    model, meta = load_checkpoint(checkpoint)
+    with torch.no_grad():
+        for weights in model.parameters():
+            weights.mul_(-0.5)
+    save_checkpoint(checkpoint, model, meta)
+    return hashlib.sha256(checkpoint.read_bytes()).hexdigest()
+
+
+def test_a_process_that_stays_alive_scores_with_the_checkpoint_that_is_there_now(copy):
+    """A Dask worker that outlived a training used to score with the weights of before."""
+    run = copy / "run"
+    path = run / "scores/patchnet/s5.h5"
+    assert main(["predict", str(run), "--overwrite", "--quiet"]) == 0  # this process knows it now
+    before = read_scores(path).scores
+    digest = change_weights(run / "models/patchnet/checkpoint.safetensors")
+    assert main(["predict", str(run), "--quiet"]) == 0
+    after = read_scores(path)
+    assert after.attributes["checkpoint"] == digest
+    assert not np.array_equal(after.scores, before)
+
+
+def test_a_checkpoint_replaced_under_a_running_command_is_refused(copy):
+    run = RunFolder((copy / "run").absolute())
+    entry = next(e for e in run.read_manifest() if e.slide_id == "s5")
+    checkpoint = run.checkpoint("patchnet")
+    arguments = {
+        "entry": entry,
+        "checkpoint": checkpoint,
+        "digest": digest_file(checkpoint),
+        "config": PredictConfig(),
+        "device": "cpu",
+        "threads": 1,
+    }
+    change_weights(checkpoint)
+    outcome = perform(Task(run, Unit("predict", "s5", "patchnet"), "f" * 16, arguments))
+    assert not outcome.ok
+    assert f"{checkpoint}: another file than when this command began" in outcome.line
 
 
 def test_stages_alone_keep_what_the_run_was_told(copy, capsys):
