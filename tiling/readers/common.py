@@ -12,6 +12,14 @@ from tiling.errors import SlideError
 COARSEST_MPP = 50.0
 
 
+def parse_number(text: str | None) -> float | None:
+    """Read a number that a file's metadata tells as text; None where it is none."""
+    try:
+        return None if text is None else float(text)
+    except ValueError:
+        return None
+
+
 def usable_mpp(x: float | None, y: float | None) -> tuple[float, float] | None:
     """Keep a file's resolution if it can be one of a microscope; one axis stands in for both.
 

@@ -13,7 +13,7 @@ import openslide
 from numpy.typing import NDArray
 
 from tiling.errors import SlideError
-from tiling.readers.common import check_region, composite_over_white, usable_mpp
+from tiling.readers.common import check_region, composite_over_white, parse_number, usable_mpp
 
 LARGEST_TILE_BYTES = 2**30  # decoded, four bytes per pixel: 16,384 x 16,384 px
 
@@ -48,11 +48,13 @@ class OpenSlideReader:
         self._level_sizes = tuple((int(w), int(h)) for w, h in self._handle.level_dimensions)
         self._level_downsamples = tuple(float(d) for d in self._handle.level_downsamples)
         self._mpp = usable_mpp(
-            _number(properties.get(openslide.PROPERTY_NAME_MPP_X)),
-            _number(properties.get(openslide.PROPERTY_NAME_MPP_Y)),
+            parse_number(properties.get(openslide.PROPERTY_NAME_MPP_X)),
+            parse_number(properties.get(openslide.PROPERTY_NAME_MPP_Y)),
         )
         self._bounds = _read_bounds(properties)
-        self._objective_power = _number(properties.get(openslide.PROPERTY_NAME_OBJECTIVE_POWER))
+        self._objective_power = parse_number(
+            properties.get(openslide.PROPERTY_NAME_OBJECTIVE_POWER)
+        )
 
     @property
     def vendor(self) -> str:
@@ -160,13 +162,6 @@ def _read(
     return composite_over_white(np.asarray(image))
 
 
-def _number(text: str | None) -> float | None:
-    try:
-        return None if text is None else float(text)
-    except ValueError:
-        return None
-
-
 def _check_tiles(file_name: str, properties: dict[str, str]) -> None:
     # A damaged directory can name tiles of terabytes; OpenSlide, asked for one, aborts the process.
     for key, value in properties.items():
@@ -187,7 +182,7 @@ def _read_bounds(properties: dict[str, str]) -> tuple[int, int, int, int] | None
         openslide.PROPERTY_NAME_BOUNDS_WIDTH,
         openslide.PROPERTY_NAME_BOUNDS_HEIGHT,
     )
-    values = [_number(properties.get(name)) for name in names]
+    values = [parse_number(properties.get(name)) for name in names]
     if any(value is None for value in values):
         return None
     x, y, width, height = (int(value) for value in values if value is not None)

@@ -9,7 +9,7 @@ from typing import Any
 from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import ParseError, fromstring
 
-from tiling.readers.common import usable_mpp
+from tiling.readers.common import parse_number, usable_mpp
 
 # OME's UnitsLength symbols that a microscope may use, as microns.
 MICRONS_BY_UNIT = {
@@ -54,7 +54,7 @@ def _ome_mpp(xml: str | None) -> tuple[float, float] | None:
 
 
 def _ome_length(attributes: dict[str, str], axis: str) -> float | None:
-    value = _number(attributes.get(f"PhysicalSize{axis}"))
+    value = parse_number(attributes.get(f"PhysicalSize{axis}"))
     unit = MICRONS_BY_UNIT.get(attributes.get(f"PhysicalSize{axis}Unit", "µm"))
     return None if value is None or unit is None else value * unit
 
@@ -68,7 +68,7 @@ def _imagej_mpp(metadata: dict[str, Any] | None, page: Any) -> tuple[float, floa
 
 def _aperio_mpp(description: str) -> tuple[float, float] | None:
     found = re.search(r"\|\s*MPP\s*=\s*([0-9.eE+-]+)", description or "")
-    value = _number(found.group(1)) if found else None
+    value = parse_number(found.group(1)) if found else None
     return usable_mpp(value, value)
 
 
@@ -88,10 +88,3 @@ def _ratio(resolution: Any, microns: float) -> float | None:
         return None
     pixels, units = resolution
     return float(microns * units / pixels)
-
-
-def _number(text: str | None) -> float | None:
-    try:
-        return None if text is None else float(text)
-    except ValueError:
-        return None
