@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
@@ -29,6 +29,7 @@ from wsi_pipeline.settings import (
     with_recipe,
 )
 
+Value = TypeVar("Value")
 Stage = Literal["tile", "train", "predict", "heatmap", "evaluate", "export", "report"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
 
@@ -280,6 +281,31 @@ def as_plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [as_plain(item) for item in value]
     return value.name if isinstance(value, Path) else value
+
+
+def anchor_paths(value: Value, folder: Path) -> Value:
+    """Make every path in a value absolute, for a process that may work in another folder.
+
+    Parameters
+    ----------
+    value : any
+        Paths are looked for in dataclasses, mappings, lists and tuples.
+    folder : Path
+        Absolute; where relative paths start.
+    """
+    found: Any = value
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        names = _field_names(value)
+        found = dataclasses.replace(
+            value, **{name: anchor_paths(getattr(value, name), folder) for name in names}
+        )
+    elif isinstance(value, Mapping):
+        found = {key: anchor_paths(item, folder) for key, item in value.items()}
+    elif isinstance(value, (list, tuple)):
+        found = type(value)(anchor_paths(item, folder) for item in value)
+    elif isinstance(value, Path):
+        found = folder / value
+    return found  # type: ignore[no-any-return]  # of the same type throughout
 
 
 def name_changes(told: Any, section: str) -> list[str]:

@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from tiling.errors import TilingError
@@ -126,7 +127,7 @@ def _sort_out(
             continue
         if state == "stale":
             progress.line(f"{name}: stale (other settings or inputs made it), built again")
-        tasks.append(Task(run, plan.unit, fingerprint, plan.arguments))
+        tasks.append(Task(run, plan.unit, fingerprint, plan.arguments, Path.cwd()))
     return kept, tasks, failed
 
 

@@ -7,6 +7,7 @@ and returns what happened. Nothing here knows of other slides.
 import contextlib
 import errno
 import logging
+import re
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from tiling.contracts import TileConfig
 from tiling.errors import TilingError
 from tiling.files import write_text
+from wsi_pipeline.config import anchor_paths
 from wsi_pipeline.contracts import Heatmap, Scores, SlideEntry
 from wsi_pipeline.errors import CheckpointError, HeatmapError, PipelineError
 from wsi_pipeline.runfolder import (
@@ -48,6 +50,7 @@ class Task:
     unit: Unit
     fingerprint: str
     arguments: Mapping[str, Any]
+    folder: Path  # where the command was given: relative paths start there
 
 
 @dataclass(frozen=True)
@@ -60,13 +63,14 @@ class Outcome:
 
 def perform(task: Task, *, on_progress: OnProgress | None = None) -> Outcome:
     """Do one unit; mark it finished, or record why it failed. Only an interrupt gets out."""
+    task = anchor_paths(task, task.folder)
     try:
         clear_mark(task.run, task.unit)
         work = _on_images if task.arguments.get("images") else WORK[task.unit.stage]
         files, line = work(task, on_progress or _silent)
         mark_finished(task.run, task.unit, task.fingerprint, files)
     except Exception as error:
-        return fail(task.run, task.unit, error)
+        return fail(task.run, task.unit, error, folder=task.folder)
     return Outcome(True, line)
 
 
@@ -81,9 +85,14 @@ def _silent(done: int, total: int) -> None:
     return None
 
 
-def fail(run: RunFolder, unit: Unit, error: Exception) -> Outcome:
-    """Record a failure: a sentence in ``failures.csv``, the traceback under ``logs/``."""
+def fail(run: RunFolder, unit: Unit, error: Exception, *, folder: Path | None = None) -> Outcome:
+    """Record a failure: a sentence in ``failures.csv``, the traceback under ``logs/``.
+
+    Paths in `folder` are told as they were given, relative to it.
+    """
     message = _sentence(unit, error)
+    if folder is not None and folder.name:
+        message = re.sub(rf"(?<![\w./-]){re.escape(str(folder))}/", "", message)
     trace = "".join(traceback.format_exception(error))
     try:
         record_failure(run, unit, type(error).__name__, message)

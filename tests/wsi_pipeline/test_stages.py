@@ -1,5 +1,6 @@
 """All stages on a tiny cohort: what they write, resume, shards, what they keep to themselves."""
 
+import contextlib
 import csv
 import hashlib
 import json
@@ -398,6 +399,46 @@ def test_dask_workers_write_the_same_bytes(finished, tmp_path):
     assert contents(tmp_path / "run/tiles") == contents(finished / "run/tiles")
 
 
+@pytest.fixture
+def workers_elsewhere(tmp_path, monkeypatch) -> Path:
+    """Workers of a scheduler, all of them started in another folder; gives that folder."""
+    folder = tmp_path / "elsewhere"
+    folder.mkdir()
+
+    def map_there(work, tasks, **_):
+        for number, task in enumerate(tasks):
+            with contextlib.chdir(folder):
+                outcome = work(task)
+            yield number, outcome
+
+    monkeypatch.setattr("wsi_pipeline.runner.map_tasks", map_there)
+    return folder
+
+
+def test_relative_paths_mean_the_same_to_workers_started_elsewhere(
+    copy, monkeypatch, workers_elsewhere
+):
+    """Their outputs used to land in the workers' folder, with exit code 0."""
+    before = contents(copy / "run")
+    shutil.rmtree(copy / "run")
+    monkeypatch.chdir(copy)
+    write_config(copy, Path("data"), Path("run"))
+    assert main(["run", "config.yaml", "--dask", "tcp://scheduler:8786", "--quiet"]) == 0
+    assert not list(workers_elsewhere.iterdir())
+    assert contents(copy / "run") == before
+
+
+def test_failures_of_workers_elsewhere_tell_paths_as_they_were_given(
+    copy, monkeypatch, workers_elsewhere
+):
+    (copy / "data/s1.xml").write_text("<not closed")
+    monkeypatch.chdir(copy)
+    assert again(Path(), "--set", "stages=[tile]", "--dask", "tcp://scheduler:8786") == 3
+    failures = Path("run/failures.csv").read_text()
+    assert "s1,tile" in failures
+    assert str(copy) not in failures
+
+
 # ------------------------------------------------------------ a stage without a config
 
 
@@ -437,9 +478,10 @@ def test_a_checkpoint_replaced_under_a_running_command_is_refused(copy):
         "threads": 1,
     }
     change_weights(checkpoint)
-    outcome = perform(Task(run, Unit("predict", "s5", "patchnet"), "f" * 16, arguments))
+    outcome = perform(Task(run, Unit("predict", "s5", "patchnet"), "f" * 16, arguments, copy))
     assert not outcome.ok
-    assert f"{checkpoint}: another file than when this command began" in outcome.line
+    said = "FAILED: run/models/patchnet/checkpoint.safetensors: another file than when this command"
+    assert outcome.line.startswith(said)  # told relative to where the command was given
 
 
 def test_stages_alone_keep_what_the_run_was_told(copy, capsys):

@@ -8,14 +8,14 @@ and heatmaps are estimates.
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tiling.contracts import TileConfig
 from tiling.errors import SlideError, TilingError
 from wsi_pipeline.cluster import Shard, select_shard
-from wsi_pipeline.config import Config
+from wsi_pipeline.config import Config, anchor_paths
 from wsi_pipeline.contracts import SlideEntry
 from wsi_pipeline.errors import ConfigError, PipelineError, StageError
 from wsi_pipeline.label_audit import Audited, audit_slide
@@ -323,8 +323,8 @@ def _shard_bytes(weights: dict[str, int], shard: Shard | None) -> tuple[int, ...
 def _plan_slides(
     entries: Sequence[SlideEntry], config: Config, *, workers: int, quiet: bool
 ) -> tuple[list[SlidePlan], list[Audited]]:
-    run = config.out.absolute() if config.out else None
-    tasks = [PlanTask(_absolute(entry), config.tile, run) for entry in entries]
+    near, run = anchor_paths((list(entries), config.out), Path.cwd())
+    tasks = [PlanTask(entry, config.tile, run) for entry in near]
     plans: dict[int, SlidePlan] = {}
     audited: dict[int, Audited] = {}
     with StageProgress("plan", len(tasks), quiet=quiet) as progress:
@@ -338,11 +338,6 @@ def _plan_slides(
                 audited[number] = labels
             progress.end(entry.slide_id, "would fail" if plans[number].problem else "planned")
     return [plans[number] for number in sorted(plans)], [audited[n] for n in sorted(audited)]
-
-
-def _absolute(entry: SlideEntry) -> SlideEntry:
-    annotation = entry.annotation.absolute() if entry.annotation else None
-    return replace(entry, path=entry.path.absolute(), annotation=annotation)
 
 
 def _free_bytes(run: Path | None) -> int | None:

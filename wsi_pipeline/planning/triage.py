@@ -17,6 +17,7 @@ from pathlib import Path
 from tiling.contracts import Slide
 from tiling.errors import AnnotationError, SlideError, TilingError
 from tiling.files import write_text
+from wsi_pipeline.config import anchor_paths
 from wsi_pipeline.contracts import SlideEntry
 from wsi_pipeline.errors import ManifestError, StageError
 from wsi_pipeline.manifest import COLUMNS, list_input, manifest_row
@@ -212,7 +213,7 @@ def triage(path: Path, *, workers: int, quiet: bool = False) -> Triage:
     """
     entries = list_input(path)
     propose = path.suffix.lower() != ".csv"
-    tasks = [LookTask(_absolute(entry), propose) for entry in entries]
+    tasks = [LookTask(entry, propose) for entry in anchor_paths(entries, Path.cwd())]
     looks: list[Look] = [Look()] * len(tasks)
     with StageProgress("slides", len(tasks), quiet=quiet) as progress:
         for number, found in look_at_each(look, tasks, workers=workers):
@@ -229,11 +230,6 @@ def triage(path: Path, *, workers: int, quiet: bool = False) -> Triage:
         named = _share_patients(named, same)
     filled = [_fill(entry, seen) for entry, seen in zip(named, looks, strict=True)]
     return Triage(tuple(filled), tuple(looks), tuple(same))
-
-
-def _absolute(entry: SlideEntry) -> SlideEntry:
-    annotation = entry.annotation.absolute() if entry.annotation else None
-    return replace(entry, path=entry.path.absolute(), annotation=annotation)
 
 
 def _unique_ids(entries: Sequence[SlideEntry]) -> list[SlideEntry]:
