@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from wsi_pipeline.checkpoint import CheckpointMeta
 from wsi_pipeline.data import CLASS_NAMES, Batch, Patches, prefetch, read_batch, same_patches
@@ -154,13 +154,13 @@ def predict_store(
         limit=batch_size or automatic_batch_size(store.geometry.patch_px, device),
     )
     exact = precision == "fp32" and compiler == "none"
-    first = read_batch(store, rows[: 1 if exact else N_COMPARED])
-    if batch_size is None and len(first.pixels):
-        forward.fit(first.pixels, slide_id)
+    first = _read_first(store, rows, most=1 if exact else N_COMPARED)
+    if batch_size is None and len(first):
+        forward.fit(first, slide_id)
     check = None
-    if not exact and len(first.pixels):
+    if not exact and len(first):
         check = compare_with_fp32(
-            forward, first.pixels, slide_id=slide_id, threshold=threshold, tolerance=tolerance
+            forward, first, slide_id=slide_id, threshold=threshold, tolerance=tolerance
         )
         if not check.within:
             log.warning(
@@ -201,6 +201,17 @@ def predict_store(
     )
     log.info("%s: %s", slide_id, summary)
     return scores, summary
+
+
+def _read_first(store: Patches, rows: NDArray[np.int64], *, most: int) -> Tensor:
+    """Read the first patches that can be decoded: (B, P, P, 3) uint8, B = `most` if there are."""
+    pixels = read_batch(store, rows[:most]).pixels
+    for start in range(most, len(rows), N_COMPARED):
+        if len(pixels) >= most:
+            break
+        more = read_batch(store, rows[start : start + N_COMPARED])
+        pixels = torch.cat([pixels, more.pixels])
+    return pixels[:most]
 
 
 def score_rows(

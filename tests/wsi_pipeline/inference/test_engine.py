@@ -309,6 +309,34 @@ def test_a_faster_precision_is_held_to_fp32_on_the_first_patches(fake_store):
     assert check.n_flipped == ((half[:8] >= 0.5) != (full[:8] >= 0.5)).sum()
 
 
+@pytest.mark.parametrize(
+    ("broken", "compared"),
+    [
+        pytest.param(range(8), range(8, 16), id="all-of-the-first-eight"),
+        pytest.param(range(1, 8), (0, *range(8, 15)), id="seven-of-the-first-eight"),
+        pytest.param(range(17), range(17, 20), id="all-but-three-of-the-slide"),
+    ],
+)
+def test_precision_is_compared_on_patches_that_can_be_read(fake_store, broken, compared):
+    """Of a store without pixels the first eight alone were tried, readable or not."""
+    store = fake_store("a", [0, 1] * 10, broken=broken)
+    model = nn.Sequential(nn.Conv2d(3, 1, 15), nn.Flatten(0))
+    full, _ = predict(store, model)
+    half, summary = predict(store, model, precision="bf16")
+
+    check, rows = summary.precision_check, list(compared)
+    assert check.n_patches == len(rows)
+    assert check.largest_difference == pytest.approx(np.abs(half - full)[rows].max(), abs=1e-6)
+
+
+def test_batches_fit_the_layers_though_the_first_patch_cannot_be_read(fake_store, monkeypatch):
+    model = nn.Sequential(nn.Conv2d(3, 1, 15), nn.Flatten(0))
+    monkeypatch.setattr("wsi_pipeline.inference.forward.CPU_LAYER_BYTES", 10_000)
+    _, whole = predict(fake_store("a", [0, 1] * 4), model)
+    _, broken = predict(fake_store("a", [0, 1] * 4, broken=[0]), model)
+    assert broken.batch_size == whole.batch_size < 8
+
+
 def test_a_difference_above_the_tolerance_is_said(fake_store, caplog):
     store = fake_store("a", [0, 1] * 4)
     torch.manual_seed(0)  # else some weights saturate every score
