@@ -19,6 +19,7 @@ from wsi_pipeline.devices import Precision, compute_in, place_model
 from wsi_pipeline.errors import InferenceError, ScoresError
 from wsi_pipeline.images.folder import UNNAMED, ImageEntry
 from wsi_pipeline.images.store import ImageArray
+from wsi_pipeline.inference.forward import cure_no_score
 from wsi_pipeline.models import PatchClassifier
 
 COLUMNS = ("image_id", "patient", "split", "class", "label", "score", "logit", "predicted")
@@ -150,8 +151,8 @@ def score_images(
             on_progress(done, len(readable))
     if not np.isfinite(logits[readable]).all():
         raise InferenceError(
-            f"the model gave no finite score for some images in {precision}; use --set "
-            "precision=fp32, or train again"
+            f"the model gave no finite score for some images in {precision}; "
+            f"{cure_no_score(precision)}"
         )
     return logits[rows]
 

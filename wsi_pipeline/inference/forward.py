@@ -162,7 +162,7 @@ class Forward:
             before, copied, after = pending.events
             self.seconds_transfer += before.elapsed_time(copied) / 1e3
             self.seconds_model += copied.elapsed_time(after) / 1e3
-        return self._checked(scores, slide_id)
+        return _checked(scores, slide_id, self._precision)
 
     def score(self, pixels: Tensor, slide_id: str) -> NDArray[np.float32]:
         """Score a batch at once."""
@@ -175,7 +175,7 @@ class Forward:
                 self._plain(to_unit_range(one[None], self.device)).float().sigmoid()
                 for one in pixels
             ]
-        return self._checked(torch.cat(parts).cpu().numpy(), slide_id)
+        return _checked(torch.cat(parts).cpu().numpy(), slide_id, "fp32")
 
     def _in_parts(self, pixels: Tensor, slide_id: str) -> NDArray[np.float32]:
         if len(pixels) <= self.limit:  # it was this size that did not fit
@@ -215,14 +215,27 @@ class Forward:
             "use --device cpu, a smaller patch_px, or free the device for this job"
         )
 
-    def _checked(self, scores: NDArray[np.float32], slide_id: str) -> NDArray[np.float32]:
-        n_bad = int((~np.isfinite(scores)).sum())
-        if n_bad:
-            raise InferenceError(
-                f"{slide_id}: the model gave no finite score for {n_bad} of {len(scores)} patches "
-                f"in {self._precision}; use --set predict.precision=fp32, or train again"
-            )
-        return scores
+
+def _checked(
+    scores: NDArray[np.float32], slide_id: str, precision: Precision
+) -> NDArray[np.float32]:
+    n_bad = int((~np.isfinite(scores)).sum())
+    if n_bad:
+        raise InferenceError(
+            f"{slide_id}: the model gave no finite score for {n_bad} of {len(scores)} patches in "
+            f"{precision}; {cure_no_score(precision)}"
+        )
+    return scores
+
+
+def cure_no_score(precision: Precision) -> str:
+    """Say what helps where a model gives no finite score."""
+    if precision != "fp32":
+        return "use --set predict.precision=fp32, or train again"
+    return (
+        "the weights in its checkpoint are too large or no numbers: train again with a lower lr, "
+        "or give another checkpoint"
+    )
 
 
 def check_compiler(compiler: Compiler) -> None:

@@ -153,12 +153,20 @@ def test_an_error_of_the_model_is_not_taken_for_lack_of_memory(fake_store):
         predict(fake_store("a", [0, 1]), Broken())
 
 
-def test_a_score_that_is_no_number_is_an_error_and_not_an_unreadable_patch(fake_store):
+@pytest.mark.parametrize(
+    ("precision", "cure"),
+    [("bf16", r"use --set predict\.precision=fp32"), ("fp32", "give another checkpoint")],
+)
+def test_a_score_that_is_no_number_is_an_error_with_a_cure_that_is_not_in_force(
+    fake_store, precision, cure
+):
+    """And not an unreadable patch."""
     model = MeanModel()
     model.weight.data.fill_(np.nan)
 
-    with pytest.raises(InferenceError, match="no finite score for 2 of 2 patches"):
-        predict(fake_store("a", [0, 1]), model)
+    said = f"no finite score for 2 of 2 patches in {precision}; .*{cure}"
+    with pytest.raises(InferenceError, match=said):
+        predict(fake_store("a", [0, 1]), model, precision=precision)
 
 
 @pytest.mark.parametrize("other", [{"patch_px": 17}, {"target_mpp": 0.25}], ids=["size", "mpp"])
