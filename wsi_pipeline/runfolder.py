@@ -2,8 +2,9 @@
 
 An output counts as finished when its mark says so. A mark is a small JSON file under ``.state/``,
 written last, that holds the fingerprint of the settings and inputs that made the output and the
-sizes of its files. Marks are one per slide, so shards of a job array share a run folder without
-locks.
+sizes of its files. Whoever makes the output again first turns the mark into a list of what was
+made, so that no file of other settings is left beside the new ones. Marks are one per slide, so
+shards of a job array share a run folder without locks.
 """
 
 import csv
@@ -13,7 +14,7 @@ import logging
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from tiling.files import write_json, write_text
@@ -178,8 +179,8 @@ class Unit:
         """What a person calls it: the slide, and the model at work on it."""
         return f"{self.slide_id} by {self.model}" if self.slide_id and self.model else self.name
 
-    def mark(self, run: RunFolder, kind: Literal["done", "failed"]) -> Path:
-        """Where the state of this unit is kept."""
+    def mark(self, run: RunFolder, kind: Literal["done", "failed", "earlier"]) -> Path:
+        """Where the state of this unit is kept; ``earlier``: which files it made before."""
         return (
             run.path
             / ".state"
@@ -221,19 +222,55 @@ def list_files(folder: Path) -> list[Path]:
 
 
 def mark_finished(run: RunFolder, unit: Unit, fingerprint: str, files: Sequence[Path]) -> None:
-    """Say that a unit's files are whole; forget that it ever failed."""
+    """Say that a unit's files are whole; forget that it ever failed, and what it made before."""
     # An export may lie outside the run folder.
     sizes = {Path(os.path.relpath(path, run.path)).as_posix(): _size(path) for path in files}
     absent = [name for name, size in sizes.items() if size is None]
     if absent:
         raise StageError(f"{unit.name}: {unit.stage} ended without writing {', '.join(absent)}")
+    _remove_earlier(run, unit, list(sizes))
     write_json(unit.mark(run, "done"), {"fingerprint": fingerprint, "files": sizes})
     unit.mark(run, "failed").unlink(missing_ok=True)
+    unit.mark(run, "earlier").unlink(missing_ok=True)
 
 
 def clear_mark(run: RunFolder, unit: Unit) -> None:
-    """Forget that a unit was finished, before its output is touched."""
-    unit.mark(run, "done").unlink(missing_ok=True)
+    """Forget that a unit was finished, before its output is touched; keep which files it made."""
+    done, earlier = unit.mark(run, "done"), unit.mark(run, "earlier")
+    made = {*_marked_names(done), *_marked_names(earlier)}
+    if made:
+        write_json(earlier, {"files": sorted(made)})
+    done.unlink(missing_ok=True)
+
+
+def _marked_names(mark: Path) -> list[str]:
+    try:
+        return list(json.loads(mark.read_text(encoding="utf-8"))["files"])
+    except (FileNotFoundError, json.JSONDecodeError):
+        return []
+
+
+def _remove_earlier(run: RunFolder, unit: Unit, names: Sequence[str]) -> None:
+    """Remove what a unit made under other settings and has not made again, beside what it made.
+
+    Only in the run folder, and nothing that another unit has made since.
+    """
+    folders = {PurePosixPath(name).parent for name in names}
+    left = [
+        name
+        for name in set(_marked_names(unit.mark(run, "earlier"))) - set(names)
+        if PurePosixPath(name).parent in folders
+        and not name.startswith("../")
+        and marked_file(run, name).is_file()
+    ]
+    if not left:
+        return
+    marks = unit.mark(run, "done").parent.glob("*.done.json")
+    others = {name for mark in marks for name in _marked_names(mark)}
+    for name in left:
+        if name not in others:
+            log.debug("%s: removed %s, made under other settings", unit.title, name)
+            marked_file(run, name).unlink(missing_ok=True)
 
 
 def record_failure(run: RunFolder, unit: Unit, error: str, message: str) -> None:

@@ -490,6 +490,6 @@ def _report_fingerprint(run: RunFolder, models: Sequence[str]) -> str:
     marks = {
         name.as_posix(): path.read_text(encoding="utf-8")
         for name, path in found.items()
-        if name.parts[0] not in ("report", "export")
+        if name.parts[0] not in ("report", "export") and not name.match("*.earlier.json")
     }
     return digest_settings(marks, list(models))

@@ -340,6 +340,9 @@ def test_patchnets_own_map_is_written_beside_the_heatmap(copy):
     assert (folder / "s4.dense.png").is_file()
     assert main([*ask, "--overwrite"]) == 0
     np.testing.assert_array_equal(tifffile.imread(folder / "s4.dense.ome.tif"), values)
+    assert main([*ask[:3], "--set", "dense_step_px=null"]) == 0
+    assert not list(folder.glob("*.dense.*"))  # of settings that are no longer in force
+    assert main(ask) == 0
     shutil.rmtree(copy / "run/models")  # as where predict was given a checkpoint from elsewhere
     assert main([*ask, "--overwrite"]) == 1
     said = (copy / "run/failures.csv").read_text()

@@ -245,6 +245,15 @@ def test_a_changed_setting_is_named_stale(run, capsys):
     assert "regions" in captured.err
 
 
+def test_a_file_of_another_compression_does_not_stay_beside_the_new_one(run):
+    """It looked as finished as the new one, and no command told them apart."""
+    folder = run / "exports/qupath/patchnet"
+    assert export(run, "qupath") == 0
+    plain = [path.name for path in sorted(folder.iterdir())]
+    assert export(run, "qupath", "--set", "compression=gzip") == 0
+    assert [path.name for path in sorted(folder.iterdir())] == [f"{name}.gz" for name in plain]
+
+
 def test_shards_write_disjoint_parts_of_the_whole(run, tmp_path):
     for index in range(2):
         assert export(run, "wsinfer", "--shard", f"{index}/2") == 0
