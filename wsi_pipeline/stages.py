@@ -43,7 +43,20 @@ def list_entries(config: Config) -> list[SlideEntry]:
                 fold=config.splits.fold,
             ),
         )
+    _check_map_names(config, entries)
     return entries
+
+
+def _check_map_names(config: Config, entries: Sequence[SlideEntry]) -> None:
+    """Refuse slides one of which has the name of the other's dense map."""
+    ids = {e.slide_id for e in entries}
+    twice = sorted(s for s in ids if f"{s}.dense" in ids)
+    if twice and config.heatmap.dense_step_px is not None:
+        raise ConfigError(
+            f"heatmap.dense_step_px: the dense map of the slide '{twice[0]}' and the heatmap of "
+            f"the slide '{twice[0]}.dense' would be one file; give one of them another id in the "
+            "manifest's slide_id column, or set heatmap.dense_step_px=null"
+        )
 
 
 def tile(run: RunFolder, config: Config, options: Options) -> StageResult:
@@ -298,7 +311,9 @@ def heatmap(
     if image_stages.is_image_run(run):
         named = choose_scored_models(run, models)
         return image_stages.heatmap(run, config, options, models=named)
-    by_id = {e.slide_id: e for e in run.read_manifest()}
+    entries = run.read_manifest()
+    _check_map_names(config, entries)
+    by_id = {e.slide_id: e for e in entries}
     chosen = choose_scored_models(run, models)
     plans = [
         Plan(

@@ -349,6 +349,21 @@ def test_patchnets_own_map_is_written_beside_the_heatmap(copy):
     assert "copy the one that predict was given to" in said
 
 
+@pytest.mark.parametrize("stage", ["heatmap", "run"])
+def test_a_slide_named_like_the_dense_map_of_another_is_refused(copy, capsys, stage):
+    """Both wrote s4.dense.ome.tif, and the heatmap of the slide s4.dense was lost."""
+    (copy / "data/s5.tif").rename(copy / "data/s4.dense.tif")
+    for manifest in (copy / "run/slides.csv", copy / "data/manifest.csv"):
+        text = manifest.read_text().replace("s5.tif", "s4.dense.tif")
+        manifest.write_text(text.replace(",s5,", ",s4.dense,"))
+    before = contents(copy / "run/heatmaps")
+    told = {"heatmap": copy / "run", "run": copy / "config.yaml"}[stage]
+    assert main([stage, str(told), "--set", "heatmap.dense_step_px=8"]) == 1
+    said = capsys.readouterr().err
+    assert "dense map of the slide 's4' and the heatmap of the slide 's4.dense'" in said
+    assert contents(copy / "run/heatmaps") == before
+
+
 TISSUE = ["--set", "tile.tissue.mpp=2.0", "--set", "tile.tissue.min_object_um2=100.0"]
 
 
