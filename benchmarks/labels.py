@@ -4,10 +4,10 @@ For each CAMELYON JSON in a folder: tiles of 512 px every 256 px over the smalle
 its polygons, labelled by the inner rule; then every tile that some lesion cuts through is measured
 again by itself, from the whole outline, by shapely alone.
 
-    python benchmarks/labels.py ../shared/data/annotations/camelyon16
+    python benchmarks/labels.py --annotations ../shared/data/annotations/camelyon16
 """
 
-import sys
+import argparse
 import time
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from tiling.geometry import inner_squares, resolve_geometry
 from tiling.grid import tile_coords
 from tiling.labels import label_tiles
 
+ROOT = Path(__file__).resolve().parents[1]
 CONFIG = TileConfig(target_mpp=0.25, patch_px=512, stride_px=256)
 GEOMETRY = resolve_geometry(CONFIG, slide_mpp=(0.25, 0.25))
 
@@ -39,8 +40,16 @@ def check(annotation: Annotation, squares: np.ndarray, found: PatchLabels) -> fl
 
 def main() -> None:
     """Label every file, check it, print the figures."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    default = ROOT.parent / "shared/data/annotations/camelyon16"
+    parser.add_argument("--annotations", type=Path, default=default, metavar="DIR")
+    folder = parser.parse_args().annotations
+    paths = sorted(folder.glob("*.json"))
+    if not paths:
+        print(f"skipped: no CAMELYON JSON in {folder}; name a folder with --annotations")
+        return
     slowest = total = worst = 0.0
-    for path in sorted(Path(sys.argv[1]).glob("*.json")):
+    for path in paths:
         started = time.perf_counter()
         annotation = read_annotation(path)
         reading = time.perf_counter() - started
