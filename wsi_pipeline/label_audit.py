@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-VERSION = 1  # raised when the same stores would give other files
+VERSION = 2  # raised when the same stores would give other files
 SHOWN = 24  # patches in the picture: six columns of four
 UNIT = Unit("label_audit")
 
@@ -75,7 +75,7 @@ class Audited:
     counts: LabelCounts
     shares: NDArray[np.int64]  # (3, bins)
     n_lesions: int
-    n_lesions_hit: int
+    n_lesions_hit: int  # that the inner square of some positive patch meets
     ambiguous: list[Ambiguous]
     coords: dict[int, tuple[int, int]]  # of the ambiguous rows
     rule: tuple[Any, ...]
@@ -94,10 +94,13 @@ def update_audit(run: RunFolder, *, overwrite: bool = False) -> str:
     Returns
     -------
     line : str
-        What it found, or why it could not be made: labels are there without it.
+        What it found, or why it could not be made: labels are there without it. Empty where no
+        slide is tiled.
     """
     try:
         stores = _list_stores(run)
+        if not stores and not run.label_audit.is_dir():
+            return ""
         fingerprint = digest_json([VERSION, [_made_from(entry, made) for entry, made in stores]])
         if overwrite or unit_state(run, UNIT, fingerprint) != "finished":
             clear_mark(run, UNIT)
@@ -221,12 +224,13 @@ def audit_slide(
         bounds=bounds,
         most=SHOWN,
     )
+    row, lesion = table.lesion_pairs.T
     return Audited(
         entry=entry,
         counts=count_labels(table.label, table.tumour, table.unreadable),
         shares=count_shares(table.label, table.tumour),
         n_lesions=n_lesions,
-        n_lesions_hit=len(np.unique(table.lesion_pairs[:, 1])),
+        n_lesions_hit=len(np.unique(lesion[table.label[row] == 1])),
         ambiguous=found,
         coords={at.row: _point(table.coords[at.row]) for at in found},
         rule=(label_rule, *bounds),
@@ -345,6 +349,8 @@ def _as_csv(rows: Iterable[dict[str, Any]], columns: Sequence[str]) -> bytes:
 def _line(slides_csv: Path) -> str:
     with slides_csv.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
+    if not rows:
+        return ""
     total = {name: sum(int(row[name]) for row in rows) for name in _COUNTS}
     n_patients = len({row["patient"] for row in rows})
     known = total["patches"] - total["unlabelled"]

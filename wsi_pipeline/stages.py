@@ -83,7 +83,8 @@ def tile(run: RunFolder, config: Config, options: Options) -> StageResult:
         return result
     from wsi_pipeline.label_audit import update_audit
 
-    return replace(result, notes=(update_audit(run, overwrite=options.overwrite),))
+    said = update_audit(run, overwrite=options.overwrite)
+    return replace(result, notes=(said,) if said else ())
 
 
 def slide_bytes(entry: SlideEntry) -> int:

@@ -167,6 +167,42 @@ def test_a_changed_rule_changes_it(data, copy, whole):
     assert {row["label"] for row in table(copy, "ambiguous.csv")} >= {"positive", "ignored"}
 
 
+@pytest.mark.parametrize(
+    ("rule", "missed"),
+    [
+        pytest.param((), 0, id="inner"),
+        pytest.param(("label_rule=fraction", "positive_fraction=1"), 3, id="fraction"),
+    ],
+)
+def test_lesions_without_a_positive_patch_are_counted_by_the_labels(
+    data, tmp_path, capsys, rule, missed
+):
+    """Those that no inner square meets were counted, under whatever rule."""
+    strip = OUTLINE * (0.1, 1) + np.array([120, 0])  # 14 px wide, less than an inner square
+    outlines = [geojson(tmp_path / f"s{n}.geojson", {"Tumor": strip}) for n in (1, 3, 5)]
+    rows = [f"{data}/s{n}.tif,{path}" for n, path in zip((1, 3, 5), outlines, strict=True)]
+    manifest = tmp_path / "manifest.csv"
+    manifest.write_text("\n".join(["slide,annotation", *rows]) + "\n")
+    run = tmp_path / "run"
+    chosen = [part for setting in rule for part in ("--set", setting)]
+    assert main(["tile", str(manifest), "--out", str(run), *SETTINGS, *chosen]) == 0
+    said = capsys.readouterr().out
+    assert (f"{missed} lesions without a positive patch" in said) == bool(missed)
+    by_slide = {row["slide_id"]: row for row in table(run, "slides.csv")}
+    assert [int(row["lesions"]) - int(row["lesions_hit"]) for row in by_slide.values()] == [
+        missed // 3
+    ] * 3
+
+
+def test_nothing_is_said_of_labels_where_every_slide_failed(tmp_path, capsys):
+    """It bade its reader look over the labels of 0 patches of 0 slides."""
+    (tmp_path / "s.tif").write_bytes(b"no slide")
+    run = tmp_path / "run"
+    assert main(["tile", str(tmp_path / "s.tif"), "--out", str(run)]) == 1
+    assert "labels:" not in capsys.readouterr().out
+    assert not (run / "tiles/label_audit").exists()
+
+
 def test_a_slide_that_is_away_leaves_a_grey_cell(data, whole):
     run = data.parent / "away"
     assert tile(data, run, "--set", "store=coords") == 0

@@ -19,7 +19,9 @@ _PICTURES = {
 class LabelAudit:
     """What is shown of ``tiles/label_audit/``."""
 
-    missed: tuple[tuple[str, int, int], ...]  # slide, its lesions, those that no patch stands for
+    missed: tuple[
+        tuple[str, int, int], ...
+    ]  # slide, its lesions, those that no positive patch meets
     pictures: tuple[tuple[str, str], ...]  # data URI, caption
 
 
