@@ -122,6 +122,14 @@ def test_a_wrong_command_line_is_noticed():
             parse(wrong)
 
 
+def test_every_make_target_that_is_named_exists():
+    """The marker of the slow tests named one that had never been."""
+    targets = set(re.findall(r"^([\w-]+):", read(ROOT / "Makefile"), re.MULTILINE))
+    for page in (*PAGES, ROOT / "pyproject.toml", ROOT / ".ci/run"):
+        named = re.findall(r"(?:`|^|by |&& )make ([a-z-]+)", read(page), re.MULTILINE)
+        assert set(named) <= targets, page.name
+
+
 # ------------------------------------------------------------ settings
 
 REQUIRED = "required"
