@@ -17,6 +17,7 @@ from tiling.contracts import (
     StoreKind,
     TileConfig,
     TileGeometry,
+    TissueConfig,
 )
 from tiling.errors import GridError
 
@@ -118,6 +119,7 @@ def check_tile_config(config: TileConfig) -> None:
         )
     if not 0 <= config.max_unreadable <= 1:
         raise GridError(f"max_unreadable must be within [0, 1], got {config.max_unreadable}")
+    _check_tissue(config.tissue)
 
 
 def _check_lengths(config: TileConfig) -> None:
@@ -132,6 +134,22 @@ def _check_lengths(config: TileConfig) -> None:
         raise GridError(
             f"inner_px must be from 1 to patch_px={config.patch_px}, got {config.inner_px}"
         )
+
+
+def _check_tissue(config: TissueConfig) -> None:
+    if not (math.isfinite(config.mpp) and config.mpp > 0):
+        raise GridError(
+            f"tissue.mpp must be a positive number of µm per pixel, got {config.mpp}; its default "
+            f"is {TissueConfig.mpp:g}"
+        )
+    for key in ("min_saturation", "min_fraction"):
+        share = getattr(config, key)
+        if not 0 <= share <= 1:
+            raise GridError(f"tissue.{key} must be within [0, 1], got {share}")
+    for key in ("min_object_um2", "max_hole_um2"):
+        area = getattr(config, key)
+        if not 0 <= area < math.inf:
+            raise GridError(f"tissue.{key} must be an area in µm², 0 or more, got {area}")
 
 
 def _check_choice(key: str, value: str, choices: tuple[str, ...]) -> None:

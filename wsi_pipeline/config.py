@@ -7,6 +7,7 @@ are relative to the config's folder; those of ``--set`` to the working folder.
 import dataclasses
 import difflib
 import json
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -25,6 +26,7 @@ from wsi_pipeline.settings import (
     HeatmapConfig,
     ImagesConfig,
     PredictConfig,
+    Seed,
     TrainConfig,
     with_recipe,
 )
@@ -32,6 +34,7 @@ from wsi_pipeline.settings import (
 Value = TypeVar("Value")
 Stage = Literal["tile", "train", "predict", "heatmap", "evaluate", "export", "report"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
+Settings = TypeVar("Settings")
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,7 @@ class Config:
 
     input: Path | None = None  # slide, folder or manifest
     out: Path | None = None  # run folder
-    seed: int = 0
+    seed: Seed = 0
     stages: tuple[Stage, ...] = STAGES
     splits: SplitConfig | None = None  # None: the manifest's own
     images: ImagesConfig | None = None  # input is a folder of images; None: slides
@@ -118,7 +121,7 @@ def read_config(
     if path:
         _resolve_paths(values, lambda name: str(path.parent / name))
     elif told:
-        _validate(values, _TOLD)  # before anything new is laid over it
+        _validate(values, _TOLD, Config)  # before anything new is laid over it
         _resolve_paths(values, _Lost)
     trained = values.setdefault("train", {}) or {}
     if isinstance(trained, dict):
@@ -127,7 +130,7 @@ def read_config(
         _apply(values, setting, section, models)
     _refuse_lost_paths(values, section, models)
     _complete_models(values["train"])
-    return _validate(values, str(path) if path else "settings")
+    return _validate(values, str(path) if path else "settings", Config)
 
 
 class _Lost(str):
@@ -236,12 +239,46 @@ def _field_names(kind: Any) -> list[str]:
     return [f.name for f in dataclasses.fields(kind)]
 
 
-def _validate(values: Mapping[str, Any], source: str) -> Config:
+def check_section(section: str, settings: Any) -> None:
+    """Refuse settings out of their range; those of a config are checked as they are read.
+
+    Raises
+    ------
+    ConfigError
+        Naming the section, the key, its value and what would be right.
+    """
+    _validate(dataclasses.asdict(settings), section, type(settings))
+
+
+def _validate(values: Mapping[str, Any], source: str, kind: type[Settings]) -> Settings:
     try:
-        return TypeAdapter(Config).validate_python(values)
+        settings = TypeAdapter(kind).validate_python(values)
     except ValidationError as error:
         problems = [_sentence(problem) for problem in error.errors()]
         raise ConfigError(f"{source}: " + "; ".join(problems)) from error
+    problems = list(_odd_numbers(values, settings))
+    if problems:
+        raise ConfigError(f"{source}: " + "; ".join(problems))
+    return settings
+
+
+def _odd_numbers(told: Any, settings: Any, key: str = "") -> Iterable[str]:
+    """Name what pydantic takes for a number and we do not: yes and no, not-a-number, infinity."""
+    if isinstance(told, bool) and not isinstance(settings, bool):
+        yield f"{key}: input should be a number, got {str(told).lower()}"
+    elif isinstance(settings, float) and not math.isfinite(settings):
+        yield f"{key}: input should be a finite number, got {settings}"
+    told_parts = dict(_parts(told))
+    for name, part in _parts(settings):
+        yield from _odd_numbers(told_parts.get(name), part, f"{key}.{name}" if key else str(name))
+
+
+def _parts(value: Any) -> Iterable[tuple[Any, Any]]:
+    if dataclasses.is_dataclass(value):
+        return [(name, getattr(value, name)) for name in _field_names(value)]
+    if isinstance(value, Mapping):
+        return value.items()
+    return enumerate(value) if isinstance(value, (list, tuple)) else ()
 
 
 def _sentence(problem: Any) -> str:

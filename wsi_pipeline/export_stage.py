@@ -168,13 +168,7 @@ def _fill_in(run: RunFolder, config: Config, name: str) -> ExportConfig:
 
 
 def _check(settings: ExportConfig) -> None:
-    if not settings.thresholds or not all(0 <= t <= 1 for t in settings.thresholds):
-        raise ConfigError(
-            f"export.thresholds: {list(settings.thresholds)} must be scores in [0, 1], at least one"
-        )
+    if not settings.thresholds:
+        raise ConfigError("export.thresholds: name at least one score in [0, 1], e.g. [0.5]")
     if not settings.class_name or not settings.class_name.isprintable():
         raise ConfigError(f"export.class_name: {settings.class_name!r} is no name")
-    if settings.detection_radius_um is not None and not settings.detection_radius_um > 0:
-        raise ConfigError(
-            f"export.detection_radius_um: {settings.detection_radius_um} must be above 0"
-        )

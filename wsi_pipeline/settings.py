@@ -1,14 +1,16 @@
 """Settings of the stages: frozen values, each default once, with its unit and its source.
 
-Light on purpose: the command line reads them without importing torch. The defaults of
-`TrainConfig` are the lecture's recipe for VGG16; `RECIPES` holds what the other models' papers
-say otherwise, and a config overrides both.
+Light on purpose: the command line reads them without importing torch. A field's type holds its
+range, which `wsi_pipeline.config` checks. The defaults of `TrainConfig` are the lecture's recipe
+for VGG16; `RECIPES` holds what the other models' papers say otherwise, and a config overrides both.
 """
 
 import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
 
 from wsi_pipeline.contracts import Split
 
@@ -16,6 +18,15 @@ Optimizer = Literal["rmsprop", "adam"]
 Monitor = Literal["roc_auc", "loss", "none"]
 Compiler = Literal["none", "inductor"]
 Overlap = Literal["mean", "max", "centre"]
+
+# Ranges.
+Count = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Score = Share  # a model's answer, and what it is compared with
+Forgetting = Annotated[float, Field(ge=0, lt=1)]  # at 1 an average never takes in anything new
+
 DEVICE_NAME = re.compile(r"auto|cpu|cuda(?::(\d+))?")  # what --device takes
 
 
@@ -28,13 +39,13 @@ class ImagesConfig:
     # Folders of class 0 and class 1. None: the two there are, in alphabetical order.
     classes: tuple[str, str] | None = None
     channels: Literal[1, 3] = 3
-    size: tuple[int, int] | None = None  # (height, width), px; None: as they are, all alike
+    size: tuple[Count, Count] | None = None  # (height, width), px; None: as they are, all alike
     # How an image gets that size. pad: zeros around the centre (PatchNet papers: nuclei, 128).
     fit: Literal["resize", "pad", "crop"] = "resize"
     table: Path | None = None  # CSV: file[,class][,patient][,split][,mask]; None: the folder itself
     # Regular expression: what it finds in a file's name (its first group) is the patient.
     patient_pattern: str | None = None
-    mpp: float | None = None  # µm per px; None: unknown
+    mpp: Positive | None = None  # µm per px; None: unknown
     equal_classes: bool = False  # train on equally many of each class (PatchNet paper 2)
 
 
@@ -44,12 +55,14 @@ class PreprocessConfig:
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
 
-    crop: tuple[int, int] | None = None  # (height, width) px of the centre; random in training
-    gamma: float | None = None  # PatchNet paper 2: 2.2
+    crop: tuple[Count, Count] | None = None  # (height, width) px of the centre; random in training
+    gamma: Positive | None = None  # PatchNet paper 2: 2.2
     # encode: x^(1/gamma), as ports of the paper's source have it; decode: x^gamma, linear light
     gamma_mode: Literal["encode", "decode"] = "encode"
     colour_constancy: bool = False  # PatchNet paper 2; shades of grey
-    minkowski: float = 6.0  # order of the mean that estimates the light (Finlayson, Trezzi 2004)
+    minkowski: Annotated[float, Field(ge=1)] = (
+        6.0  # order of the mean that estimates the light (Finlayson, Trezzi 2004)
+    )
     minmax: bool = False  # stretch each image to [0, 1] over all channels (PatchNet paper 1)
 
 
@@ -73,12 +86,14 @@ class AugmentConfig:
 
     flips: bool = True  # horizontal and vertical, each with probability 1/2 (lecture)
     rotate_180: bool = False  # half a turn, with probability 1/2 (PatchNet paper 2)
-    zoom: float = 1.0  # enlarge by a factor in [1, zoom], keep the centre (PatchNet paper 2: 1.2)
+    zoom: Annotated[float, Field(ge=1)] = (
+        1.0  # enlarge by a factor in [1, zoom], keep the centre (PatchNet paper 2: 1.2)
+    )
     # The lecture names no sizes; these are ours (specs/models.md 1.9), applied to every patch.
-    brightness: float = 0.2  # factor in [1 - b, 1 + b]
-    contrast: float = 0.2
-    saturation: float = 0.2
-    hue: float = 0.05  # turn of the colour circle, [-h, h]
+    brightness: Share = 0.2  # factor in [1 - b, 1 + b]
+    contrast: Share = 0.2
+    saturation: Share = 0.2
+    hue: Annotated[float, Field(ge=0, le=0.5)] = 0.05  # turn of the colour circle, [-h, h]
 
 
 @dataclass(frozen=True)
@@ -89,30 +104,31 @@ class TrainConfig:
 
     model: ModelConfig
     optimizer: Optimizer = "rmsprop"  # lecture
-    lr: float = 5e-5  # lecture: initial learning rate
-    rho: float = 0.9  # RMSprop's forgetting, lecture's rho, torch's alpha
-    momentum: float = 0.9  # lecture's alpha
-    eps: float = 1e-8  # inside the optimiser's denominator
-    batch_size: int = 32  # patches; the lecture does not say
-    steps_per_epoch: int = 1000  # batches; the lecture does not say
-    max_epochs: int = 100
-    lr_halve_after: int | None = 3  # epochs without lower validation loss (lecture); None: never
+    lr: Positive = 5e-5  # lecture: initial learning rate
+    rho: Forgetting = 0.9  # RMSprop's forgetting, lecture's rho, torch's alpha
+    momentum: Forgetting = 0.9  # lecture's alpha
+    eps: Positive = 1e-8  # inside the optimiser's denominator
+    batch_size: Count = 32  # patches; the lecture does not say
+    steps_per_epoch: Count = 1000  # batches; the lecture does not say
+    max_epochs: Count = 100
+    lr_halve_after: Count | None = 3  # epochs without lower validation loss (lecture); None: never
     # Lecture: stop by ROC AUC on validation data. "none" needs no validation data: max_epochs are
     # trained, with the learning rate as it is, and the last weights are kept.
     monitor: Monitor = "roc_auc"
-    patience: int = 5  # epochs without a better monitored figure (lecture)
+    patience: Count = 5  # epochs without a better monitored figure (lecture)
     # PatchNet paper 2: training ends where this share of the training patches is decided rightly
     # (1.0); None: it is not looked at.
-    stop_at_train_accuracy: float | None = None
-    val_patches: int | None = None  # at most so many, half of each class; None: all labelled
+    stop_at_train_accuracy: Annotated[float, Field(gt=0, le=1)] | None = None
+    # at most so many, half of each class; None: all labelled
+    val_patches: Annotated[int, Field(ge=2)] | None = None
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"  # of the passes; weights stay fp32
-    accumulate: int = 1  # parts that a batch is computed in, one after the other
-    processes: int = 1  # that share each batch, one per GPU
-    readers: int = 2  # threads of each process that read batches ahead
+    accumulate: Count = 1  # parts that a batch is computed in, one after the other
+    processes: Count = 1  # that share each batch, one per GPU
+    readers: Count = 2  # threads of each process that read batches ahead
     # repeatable: the same bits again on one device; strict: an operation that cannot is an error
     determinism: Literal["repeatable", "strict"] = "repeatable"
     augment: AugmentConfig = field(default_factory=AugmentConfig)
-    seed: int | None = None  # None: that of the whole config
+    seed: Seed | None = None  # None: that of the whole config
 
 
 # What a model's own source says otherwise, in the shape of a config.
@@ -165,12 +181,12 @@ class PredictConfig:
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
 
-    batch_size: int | None = None  # patches; None: by the device and the patch size
+    batch_size: Count | None = None  # patches; None: by the device and the patch size
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto: fp32 on the CPU
     # Largest difference of a score from fp32's, on the first patches of a slide, not warned of.
-    tolerance: float = 0.02
+    tolerance: Annotated[float, Field(ge=0)] = 0.02
     compiler: Compiler = "none"  # inductor: torch.compile
-    readers: int | None = None  # threads that read ahead; None: the cores of this worker
+    readers: Count | None = None  # threads that read ahead; None: the cores of this worker
     splits: tuple[Split, ...] | None = None  # None: all slides; slides without a split always
 
 
@@ -181,10 +197,10 @@ class HeatmapConfig:
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
 
     overlap: Overlap = "mean"  # where patches overlap; centre: weighted by nearness to a centre
-    thumbnail_px: int = 1200  # longer side of the overlay's thumbnail
+    thumbnail_px: Count = 1200  # longer side of the overlay's thumbnail
     # PatchNet: also the map of its own Q, every so many px at target_mpp; None: not made
-    dense_step_px: int | None = None
-    maps_per_class: int | None = 4  # of an image folder: so many images get maps; None: all
+    dense_step_px: Count | None = None
+    maps_per_class: Count | None = 4  # of an image folder: so many images get maps; None: all
 
 
 @dataclass(frozen=True)
@@ -193,20 +209,22 @@ class EvaluateConfig:
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
 
-    threshold: float = 0.75  # a patch is positive iff F(I) >= threshold (lecture)
-    image_threshold: float | None = None  # of an image folder; None: the model's own rule, 0.5
+    threshold: Score = 0.75  # a patch is positive iff F(I) >= threshold (lecture)
+    image_threshold: Score | None = None  # of an image folder; None: the model's own rule, 0.5
     aggregator: Literal["max", "mean", "top_k", "mean_pool_max", "span"] = "max"  # lecture: max
-    top_k: int = 10  # patches, for the aggregator top_k
-    slide_threshold: float | None = None  # None: chosen on val
+    top_k: Count = 10  # patches, for the aggregator top_k
+    slide_threshold: Score | None = None  # None: chosen on val
     froc_definition: Literal["camelyon16", "patch"] = "camelyon16"  # the one in froc.json
     rates: tuple[float, ...] = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)  # FPs per slide (CAMELYON16)
     at_rate: Literal["linear", "step"] = "linear"
-    reference_downsample: float = 32.0  # of the lesion image (CAMELYON16: level 5)
-    detection_threshold: float = 0.5  # heatmap values above it are detections (CAMELYON16)
-    detection_radius_um: float = 75.0  # a detection clears this far; lesions nearer are one
-    bootstrap: int = 1000  # resampled sets of patients for each interval; 0: no intervals
+    reference_downsample: Positive = 32.0  # of the lesion image (CAMELYON16: level 5)
+    detection_threshold: Score = 0.5  # heatmap values above it are detections (CAMELYON16)
+    detection_radius_um: Positive = 75.0  # a detection clears this far; lesions nearer are one
+    bootstrap: Annotated[int, Field(ge=0)] = (
+        1000  # resampled sets of patients for each interval; 0: no intervals
+    )
     stratified: bool = False  # resample patients with and without tumour apart
-    seed: int = 0
+    seed: Seed = 0
 
 
 @dataclass(frozen=True)
@@ -220,10 +238,10 @@ class ExportConfig:
     # QuPath: where its (0, 0) lies, at the slide's corner or at that of openslide.bounds
     origin: Literal["level0", "bounds"] = "level0"
     qupath: Literal["tiles", "regions", "both"] = "tiles"
-    thresholds: tuple[float, ...] = (0.5, 0.75, 0.9)  # of QuPath's regions: score >= threshold
+    thresholds: tuple[Score, ...] = (0.5, 0.75, 0.9)  # of QuPath's regions: score >= threshold
     compression: Literal["none", "gzip"] = "none"  # of GeoJSON
     class_name: str = "tumour"  # WSInfer's prob_<class>; class of QuPath's regions
     # None: as the run laid its heatmaps (for detections: as it was evaluated)
     overlap: Overlap | None = None
-    detection_threshold: float | None = None  # None: as the run was evaluated
-    detection_radius_um: float | None = None  # None: as the run was evaluated
+    detection_threshold: Score | None = None  # None: as the run was evaluated
+    detection_radius_um: Positive | None = None  # None: as the run was evaluated

@@ -114,12 +114,12 @@ def train(
 ) -> StageResult:
     """Patch stores -> checkpoints."""
     if image_stages.is_image_run(run):
-        _check_device(options)
         chosen = _models_to_train(config, models)
+        _check_device(options, *(settings.precision for settings in chosen.values()))
         return image_stages.train(run, config, options, chosen=chosen)
     entries = _finished_entries(run, ("train", "val"))
-    _check_device(options)
     chosen = _models_to_train(config, models)
+    _check_device(options, *(settings.precision for settings in chosen.values()))
     plans = [
         Plan(
             Unit("train", model=name),
@@ -136,12 +136,17 @@ def train(
     return run_stage("train", run, plans, config, options)
 
 
-def _check_device(options: Options) -> None:
-    """Say once that a device is not there; workers elsewhere know better which they have."""
-    from wsi_pipeline.devices import resolve_device
+def _check_device(options: Options, *precisions: str) -> None:
+    """Say once that a device is not there, or cannot compute in a precision.
+
+    Workers elsewhere know better what they have.
+    """
+    from wsi_pipeline.devices import resolve_device, resolve_precision
 
     if options.dask is None:
-        resolve_device(options.device)
+        device = resolve_device(options.device)
+        for precision in precisions:
+            resolve_precision(precision, device)
 
 
 def _models_to_train(config: Config, names: Sequence[str]) -> dict[str, TrainConfig]:
@@ -210,7 +215,7 @@ def predict(
     """Patch stores -> scores, by each checkpoint."""
     from wsi_pipeline.checkpoint import read_meta
 
-    _check_device(options)
+    _check_device(options, config.predict.precision)
     found = list(checkpoints) or [run.checkpoint(m) for m in run.models_with("models")]
     if image_stages.is_image_run(run) and found:
         by_name = {model_name(path): path for path in found}
@@ -256,6 +261,7 @@ def cut_for(
     """
     from wsi_pipeline.checkpoint import read_meta
 
+    _check_device(options, config.predict.precision)  # before any time is spent
     needs = {(m.patch_px, m.target_mpp) for m in map(read_meta, checkpoints)}
     if len(needs) != 1:
         raise ConfigError(
@@ -387,9 +393,12 @@ def evaluate(
     run: RunFolder, config: Config, options: Options, *, models: Sequence[str] = ()
 ) -> StageResult:
     """Scores + reference -> figures, for each model."""
+    from wsi_pipeline.evaluation.froc import check_rates
+
     if image_stages.is_image_run(run):
         named = choose_scored_models(run, models)
         return image_stages.evaluate(run, config, options, models=named)
+    check_rates(config.evaluate.rates)
     entries = run.read_manifest()
     plans = []
     for model in choose_scored_models(run, models):

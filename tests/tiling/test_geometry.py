@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tiling.contracts import TileConfig
+from tiling.contracts import TileConfig, TissueConfig
 from tiling.errors import GridError
 from tiling.geometry import inner_squares, resolve_geometry
 
@@ -109,6 +109,10 @@ def test_a_slide_resolution_that_is_no_length_is_refused(mpp):
         ({"negative_fraction": -0.1}, "negative_fraction=-0.1"),
         ({"positive_fraction": math.nan}, "positive_fraction=nan"),
         ({"max_unreadable": 1.1}, "max_unreadable"),
+        ({"tissue": TissueConfig(mpp=0)}, r"tissue\.mpp must be a positive number.*got 0"),
+        ({"tissue": TissueConfig(min_saturation=5)}, r"tissue\.min_saturation .*got 5"),
+        ({"tissue": TissueConfig(min_fraction=math.nan)}, r"tissue\.min_fraction .*got nan"),
+        ({"tissue": TissueConfig(max_hole_um2=-1)}, r"tissue\.max_hole_um2 .*got -1"),
     ],
 )
 def test_settings_out_of_range_are_named_with_their_value(change, message):

@@ -55,6 +55,72 @@ def test_a_wrong_config_names_file_key_and_cure(tmp_path, text, said):
     assert str(path) in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "key",
+    [
+        "tile.tissue.mpp",
+        "predict.tolerance",
+        "evaluate.threshold",
+        "evaluate.rates",
+        "export.detection_radius_um",
+        "train.vgg16.lr",
+        "train.vgg16.augment.zoom",
+        "train.patchnet.model.options.m",
+        "cluster.cores",
+    ],
+)
+@pytest.mark.parametrize("value", [".nan", ".inf", "[1, .inf]"])
+def test_a_number_that_is_none_is_refused_by_its_key(key, value):
+    with pytest.raises(ConfigError, match=key.replace(".", r"\.")):
+        read_config(None, [f"{key}={value}"])
+
+
+@pytest.mark.parametrize(
+    "key", ["tile.stride_px", "predict.tolerance", "seed", "images.channels", "splits.folds"]
+)
+def test_yes_is_not_taken_for_the_number_one(key):
+    with pytest.raises(ConfigError, match=f"{key}: input should be a number, got true"):
+        read_config(None, [f"{key}=true"])
+    assert read_config(None, ["tile.patch_px=1", "train.vgg16.model.options.x=true"])
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "seed=-1",
+        "images.size=[0, 5]",
+        "images.mpp=-3",
+        "train.vgg16.rho=1.5",
+        "train.vgg16.momentum=-1",
+        "train.vgg16.eps=0",
+        "train.vgg16.batch_size=0",
+        "train.vgg16.stop_at_train_accuracy=0",
+        "train.vgg16.augment.zoom=0.9",
+        "train.vgg16.augment.contrast=-0.1",
+        "train.vgg16.augment.hue=2",
+        "train.vgg16.model.preprocess.gamma=0",
+        "predict.batch_size=0",
+        "predict.readers=-1",
+        "predict.tolerance=-1",
+        "heatmap.thumbnail_px=0",
+        "heatmap.dense_step_px=-4",
+        "heatmap.maps_per_class=-1",
+        "evaluate.threshold=2",
+        "evaluate.bootstrap=-1",
+        "export.detection_threshold=5",
+        "export.detection_radius_um=0",
+        "export.thresholds=[1.5]",
+    ],
+)
+def test_a_setting_out_of_its_range_is_refused_by_its_key(setting):
+    key, _, value = setting.partition("=")
+    with pytest.raises(
+        ConfigError, match=rf"{key}(\.0)?: input should be (gr|l)\w+ than"
+    ) as caught:
+        read_config(None, [setting])
+    assert str(caught.value).endswith(value.strip("[]").partition(",")[0])
+
+
 def test_a_config_that_is_not_there_is_named(tmp_path):
     with pytest.raises(ConfigError, match=r"none\.yaml: cannot be read"):
         read_config(tmp_path / "none.yaml")

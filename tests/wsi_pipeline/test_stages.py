@@ -305,13 +305,18 @@ def test_a_checkpoint_for_other_patches_is_refused_with_the_cure(copy, capsys):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("--checkpoint", "none.safetensors"), "no such checkpoint"),
-        (("--device", "cuda:7"), "not there"),
+        (("predict", "--checkpoint", "none.safetensors"), "no such checkpoint"),
+        (("predict", "--device", "cuda:7"), "not there"),
+        (("predict", "--device", "cpu", "--set", "precision=fp16"), "fp16 needs a GPU"),
+        (("train", "--device", "cpu", "--set", "precision=fp16"), "fp16 needs a GPU"),
+        (("predict", "--set", "batch_size=0"), "predict.batch_size: "),
+        (("evaluate", "--set", "rates=[]"), "no rate given"),
     ],
 )
 def test_a_wrong_option_is_said_once_and_destroys_nothing(copy, capsys, arguments, said):
     before = contents(copy / "run")
-    assert main(["predict", str(copy / "run"), *arguments, "--overwrite"]) == 1
+    command, *more = arguments
+    assert main([command, str(copy / "run"), *more, "--overwrite"]) == 1
     assert capsys.readouterr().err.count(said) == 1
     assert contents(copy / "run") == before
 

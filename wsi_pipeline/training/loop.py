@@ -26,7 +26,7 @@ from torch.nn import functional as F
 
 from tiling.files import digest_json, remove_leftovers
 from wsi_pipeline.augment import Augment
-from wsi_pipeline.config import as_plain
+from wsi_pipeline.config import as_plain, check_section
 from wsi_pipeline.data import (
     CLASS_NAMES,
     Batch,
@@ -60,7 +60,6 @@ from wsi_pipeline.training.recipe import (
     build_classifier,
     build_optimizer,
     build_scheduler,
-    check_config,
 )
 from wsi_pipeline.training.resume import (
     ResumeState,
@@ -152,7 +151,7 @@ def train_model(
         loss stops being a number. ``val`` is not looked at where nothing is monitored.
     """
     started = time.perf_counter()
-    check_config(config)
+    check_section("train", config)
     resolve_precision(config.precision, device)
     val = () if config.monitor == "none" else val
     check_stores(train, val, patients, validated=config.monitor != "none")

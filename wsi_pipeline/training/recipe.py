@@ -6,37 +6,14 @@ References
 """
 
 import dataclasses
-import math
 
 import torch
 
 from wsi_pipeline.devices import place_model
-from wsi_pipeline.errors import ConfigError, ModelError
+from wsi_pipeline.errors import ModelError
 from wsi_pipeline.models import PatchClassifier, build_model
 from wsi_pipeline.models.vgg import load_imagenet_weights
 from wsi_pipeline.settings import TrainConfig
-
-
-def check_config(config: TrainConfig) -> None:
-    """Refuse settings that no training can follow.
-
-    Raises
-    ------
-    ConfigError
-        Naming the setting, its value and what would be right.
-    """
-    least = {"batch_size": 1, "steps_per_epoch": 1, "max_epochs": 1, "patience": 1}
-    least |= {"lr_halve_after": 1, "val_patches": 2, "seed": 0}
-    least |= {"accumulate": 1, "processes": 1, "readers": 1}
-    for name, minimum in least.items():
-        value = getattr(config, name)
-        if value is not None and value < minimum:
-            raise ConfigError(f"train: {name} must be at least {minimum}, got {value}")
-    share = config.stop_at_train_accuracy
-    if share is not None and not 0 < share <= 1:
-        raise ConfigError(f"train: stop_at_train_accuracy is a share in (0, 1], got {share}")
-    if not (0 < config.lr < math.inf):
-        raise ConfigError(f"train: lr must be above 0, got {config.lr}")
 
 
 def build_classifier(config: TrainConfig, device: torch.device) -> PatchClassifier:

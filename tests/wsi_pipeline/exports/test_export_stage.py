@@ -348,9 +348,10 @@ def test_what_cannot_be_is_said(run, tmp_path, capsys):
     assert "known: qupath" in capsys.readouterr().err.replace("\n", " ").replace("│ ", "")
     for words, message in (
         ((), "not a run folder"),
-        (("--set", "thresholds=[1.5]"), "must be scores in [0, 1]"),
+        (("--set", "thresholds=[1.5]"), "thresholds.0: input should be less than or equal to 1"),
+        (("--set", "thresholds=[]"), "at least one score"),
         (("--set", "class_name="), "class_name"),
-        (("--set", "detection_radius_um=0"), "must be above 0"),
+        (("--set", "detection_radius_um=0"), "greater than 0"),
         (("--set", "export.splits=[train]"), "nothing to export"),
         (("--model", "absent"), "no scores of absent"),
     ):

@@ -591,7 +591,7 @@ def test_validation_patches_that_all_turn_out_unreadable_are_named(fake_store, t
     ],
 )
 def test_a_setting_out_of_its_range_is_named(fake_store, tmp_path, name, value):
-    with pytest.raises(ConfigError, match=rf"train: {name} must be"):
+    with pytest.raises(ConfigError, match=rf"train: {name}: input should be"):
         train(fake_store, tmp_path, replace(TINY, **{name: value}))
 
 
