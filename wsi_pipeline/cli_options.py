@@ -78,7 +78,10 @@ def read_settings(
 
     told = {} if config else recall_settings(RunFolder(run), section)
     settings = read_config(config, set_ or (), section=section, models=models, told=told)
-    recalled = name_changes(told.get(section), section) if section != "train" else []
+    of_section = told.get(section) or {}
+    if section == "train" and models:
+        of_section = {name: of_section[name] for name in models if name in of_section}
+    recalled = name_changes(of_section, section)
     recalled = [change for change in recalled if not change.startswith("formats=")]  # of run alone
     if recalled and not quiet:
         print(f"{section}: as in {run / 'run.json'}: {', '.join(recalled)}", file=sys.stderr)

@@ -352,9 +352,18 @@ def name_changes(told: Any, section: str) -> list[str]:
     --------
     >>> name_changes({"overlap": "max", "thumbnail_px": 1200}, "heatmap")
     ['overlap=max']
+    >>> name_changes({"patchnet": {"model": {"name": "patchnet"}, "lr": 0.5}}, "train")
+    ['patchnet.lr=0.5']
     """
-    default = as_plain(getattr(Config(), section, None))
-    return list(_changes(told or {}, default or {}))
+    default = _recipes(told or {}) if section == "train" else getattr(Config(), section, None)
+    return list(_changes(told or {}, as_plain(default) or {}))
+
+
+def _recipes(trained: Mapping[str, Any]) -> dict[str, Any]:
+    """Give each model's settings as they would be, were no more told than which model it is."""
+    values = {key: {"model": {"name": told["model"]["name"]}} for key, told in trained.items()}
+    _complete_models(values)
+    return dict(_validate({"train": values}, _TOLD, Config).train)
 
 
 def _changes(

@@ -92,6 +92,7 @@ def run_stage(
             remove_leftovers(folder)
     chosen = select_shard({plan.unit.name: plan.weight for plan in plans}, shard)
     plans = [plan for plan in plans if plan.unit.name in chosen]
+    before = _read_record(run)
     _write_run_json(stage, run, config)
     with StageProgress(stage, len(plans), quiet=options.quiet) as progress:
         kept, tasks, failed = _sort_out(run, plans, options, progress)
@@ -101,7 +102,10 @@ def run_stage(
         mark_shard(run, stage, shard.index, shard.count, settings=settings, ended=True)
     else:
         forget_shards(run, stage)
-    return StageResult(stage, tuple(done), tuple(kept), tuple(failed + lost))
+    result = StageResult(stage, tuple(done), tuple(kept), tuple(failed + lost))
+    if result.exit_code == 1 and not shard:  # settings that nothing came of are not recalled
+        write_json(run.path / "run.json", before)
+    return result
 
 
 def _sort_out(
@@ -170,9 +174,13 @@ def _write_run_json(stage: str, run: RunFolder, config: Config) -> None:
 
 def read_run_json(run: RunFolder) -> dict[str, Any]:
     """Read what each stage was told, from ``run.json``; empty before the first stage."""
+    return dict(_read_record(run).get("stages", {}))
+
+
+def _read_record(run: RunFolder) -> dict[str, Any]:
     try:
-        found = json.loads((run.path / "run.json").read_text(encoding="utf-8"))["stages"]
-    except (FileNotFoundError, ValueError, KeyError):
+        found = json.loads((run.path / "run.json").read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
         return {}
     return dict(found)
 

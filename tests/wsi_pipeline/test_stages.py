@@ -519,6 +519,26 @@ def test_stages_alone_keep_what_the_run_was_told(copy, capsys):
     }
 
 
+def test_training_says_which_settings_it_recalls(copy, capsys):
+    assert main(["train", str(copy / "run")]) == 0
+    said = capsys.readouterr().err
+    assert "run.json: patchnet.model.options.m=5, patchnet.model.options.stride=5" in said
+    assert "patchnet.lr=0.01, patchnet.batch_size=8" in said
+    assert "optimizer" not in said  # as the recipe has it
+    assert main(["train", str(copy / "run"), "--quiet"]) == 0
+    assert "run.json" not in capsys.readouterr().err
+
+
+def test_settings_that_nothing_came_of_are_not_recalled(copy, capsys):
+    """What fails every unit is not laid over what the run was told before."""
+    before = (copy / "run/run.json").read_bytes()
+    for words in (["predict", "--set", "batch_size=0"], ["train", "--set", "model.options.m=4"]):
+        assert main([words[0], str(copy / "run"), *words[1:], "--overwrite"]) == 1
+        assert (copy / "run/run.json").read_bytes() == before
+    capsys.readouterr()
+    assert main(["predict", str(copy / "run"), "--overwrite"]) == 0
+
+
 def test_a_section_is_what_its_own_stage_was_told_last(copy, capsys):
     run = copy / "run"
     assert main(["heatmap", str(run), "--set", "overlap=max", "--quiet"]) == 0
