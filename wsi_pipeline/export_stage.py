@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,7 +14,7 @@ from wsi_pipeline.contracts import SlideEntry
 from wsi_pipeline.errors import ConfigError, StageError
 from wsi_pipeline.exports import COORDS_ONLY, check_format
 from wsi_pipeline.runfolder import RunFolder, Unit, marked_file
-from wsi_pipeline.runner import Options, Plan, StageResult, read_run_json, run_stage
+from wsi_pipeline.runner import Options, Plan, StageResult, read_run_json, run_stage, some
 from wsi_pipeline.settings import ExportConfig
 from wsi_pipeline.stages import (
     choose_scored_models,
@@ -23,6 +23,7 @@ from wsi_pipeline.stages import (
     name_unscored,
     scored,
     slide_bytes,
+    why_unscored,
 )
 
 
@@ -80,6 +81,8 @@ def export(
                     arguments={"entry": by_id[slide_id], "config": settings, "out": folder},
                 )
             )
+    if not plans:
+        raise StageError(f"{run.path}: nothing to export: {_why_nothing(run, chosen, by_id)}")
     result = run_stage("export", run, plans, config, options)
     return replace(result, notes=name_unscored(run, [m for m in chosen if m], by_id))
 
@@ -99,6 +102,14 @@ def _choose_models(run: RunFolder, name: str, models: Sequence[str]) -> list[str
 
 def _tiled(run: RunFolder, slide_ids: Iterable[str]) -> list[str]:
     return [s for s in slide_ids if Unit("tile", s).mark(run, "done").is_file()]
+
+
+def _why_nothing(run: RunFolder, models: Sequence[str], slide_ids: Collection[str]) -> str:
+    if not slide_ids:
+        return "no slide is in the splits named by export.splits; null takes all"
+    if models == [""]:
+        return f"no slide's patches are whole ({some(list(slide_ids))}); run tile again"
+    return why_unscored(run, models, slide_ids)
 
 
 def _is_wanted(entry: SlideEntry, settings: ExportConfig) -> bool:

@@ -336,6 +336,8 @@ def heatmap(
         for model in chosen
         for slide_id in scored(run, model, by_id)
     ]
+    if not plans:
+        raise StageError(f"{run.path}: nothing to heatmap: {why_unscored(run, chosen, by_id)}")
     result = run_stage("heatmap", run, plans, config, options)
     return replace(result, notes=name_unscored(run, chosen, by_id))
 
@@ -376,6 +378,19 @@ def name_unscored(
         for model, slides in lost.items()
         if slides
     )
+
+
+def why_unscored(run: RunFolder, models: Sequence[str], slide_ids: Iterable[str]) -> str:
+    """Say why no slide is among the scored ones, though there are score files, and the cure."""
+    slide_ids = list(slide_ids)
+    again = f"run: wsi-pipeline predict {run.path}, with the same --checkpoint if it had one"
+    failed = name_unscored(run, models, slide_ids)
+    if failed:
+        return f"{failed[0].removeprefix('without ')} ({run.failures} says why); then {again}"
+    untiled = [s for s in slide_ids if not Unit("tile", s).mark(run, "done").is_file()]
+    if len(untiled) == len(slide_ids):
+        return f"no slide's patches are whole ({some(untiled)}); run tile again, then predict"
+    return f"the scores of {some(models)} were not finished; {again}"
 
 
 def _heatmap_fingerprint(run: RunFolder, model: str, slide_id: str, config: Config) -> str:

@@ -281,6 +281,30 @@ def test_half_a_test_set_is_not_evaluated(copy, capsys):
     assert "s5" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("command", [["heatmap"], ["export", "--format", "qupath"]])
+def test_scores_that_are_not_finished_are_named_with_the_cure(copy, capsys, command):
+    run = copy / "run"
+    for kind in ("predict", "tile"):
+        for mark in (run / ".state" / kind).rglob("*.done.json"):
+            mark.unlink()
+        assert main([command[0], str(run), *command[1:]]) == 1
+        said = capsys.readouterr().err
+        assert f"nothing to {command[0]}: " in said
+        cause = "scores of patchnet were not finished; run: wsi-pipeline predict"
+        assert (cause if kind == "predict" else "run tile again") in said
+
+
+def test_where_predict_failed_on_every_slide_a_heatmap_says_so(copy, capsys):
+    for name in ("s2", "s3", "s4", "s5"):
+        (copy / f"data/{name}.tif").unlink()
+        shutil.rmtree(copy / f"run/tiles/{name}.zarr/patches")
+    assert main(["predict", str(copy / "run"), "--overwrite"]) == 1
+    assert main(["heatmap", str(copy / "run")]) == 1
+    said = capsys.readouterr().err
+    assert "nothing to heatmap: s2, s3, s4, s5, which predict by patchnet failed on" in said
+    assert "failures.csv says why" in said
+
+
 def test_scores_with_nothing_to_compare_them_with_are_said_to_be(copy, capsys):
     manifest = copy / "run/slides.csv"
     rows = [row.split(",") for row in manifest.read_text().splitlines()]
