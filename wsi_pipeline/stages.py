@@ -151,6 +151,7 @@ def _check_device(options: Options, *precisions: str) -> None:
 
 def _models_to_train(config: Config, names: Sequence[str]) -> dict[str, TrainConfig]:
     from wsi_pipeline.models import MODELS
+    from wsi_pipeline.models.vgg import check_weights_file
 
     if not names and not config.train:
         raise ConfigError(
@@ -167,6 +168,8 @@ def _models_to_train(config: Config, names: Sequence[str]) -> dict[str, TrainCon
         if settings.model.name not in MODELS:
             known = ", ".join(sorted(MODELS))
             raise ConfigError(f"no model is called '{settings.model.name}'; known: {known}")
+        if settings.model.weights:
+            check_weights_file(settings.model.weights)
     return chosen
 
 
@@ -217,17 +220,17 @@ def predict(
 
     _check_device(options, config.predict.precision)
     found = list(checkpoints) or [run.checkpoint(m) for m in run.models_with("models")]
+    by_name = _by_model(found)
     if image_stages.is_image_run(run) and found:
-        by_name = {model_name(path): path for path in found}
         return image_stages.predict(run, config, options, checkpoints=by_name)
     wanted = None if config.predict.splits is None else (*config.predict.splits, None)
     entries = _finished_entries(run, wanted)
     if not found:
         raise StageError(f"{run.path}: no checkpoint; train a model or say --checkpoint FILE")
     plans = []
-    for checkpoint in found:
+    for model, checkpoint in by_name.items():
         read_meta(checkpoint)  # what is no checkpoint is said once, before any slide is touched
-        model, digest = model_name(checkpoint), digest_file(checkpoint)
+        digest = digest_file(checkpoint)
         for e in entries:
             plans.append(
                 Plan(
@@ -262,6 +265,7 @@ def cut_for(
     from wsi_pipeline.checkpoint import read_meta
 
     _check_device(options, config.predict.precision)  # before any time is spent
+    _by_model(checkpoints)
     needs = {(m.patch_px, m.target_mpp) for m in map(read_meta, checkpoints)}
     if len(needs) != 1:
         raise ConfigError(
@@ -288,6 +292,19 @@ def cut_for(
 
 def _sizes(needs: Iterable[tuple[int, float]]) -> list[str]:
     return [f"{px} px at {mpp:g} µm/px" for px, mpp in sorted(needs)]
+
+
+def _by_model(checkpoints: Iterable[Path]) -> dict[str, Path]:
+    """Sort checkpoints by the models' names; two with one name would overwrite each other."""
+    found: dict[str, Path] = {}
+    for path in checkpoints:
+        other = found.setdefault(model_name(path), path)
+        if other.resolve() != path.resolve():
+            raise ConfigError(
+                f"--checkpoint: {other} and {path} both are the model '{model_name(path)}'; rename "
+                "one of the files (a checkpoint.safetensors: its folder), which names its scores"
+            )
+    return found
 
 
 def model_name(checkpoint: Path) -> str:
@@ -390,6 +407,9 @@ def why_unscored(run: RunFolder, models: Sequence[str], slide_ids: Iterable[str]
     untiled = [s for s in slide_ids if not Unit("tile", s).mark(run, "done").is_file()]
     if len(untiled) == len(slide_ids):
         return f"no slide's patches are whole ({some(untiled)}); run tile again, then predict"
+    if not any(run.scores(model, s).is_file() for model in models for s in slide_ids):
+        none = f"no scores of {some(models)} for {some(slide_ids)}"
+        return f"{none} (predict.splits chooses the slides); {again}"
     return f"the scores of {some(models)} were not finished; {again}"
 
 

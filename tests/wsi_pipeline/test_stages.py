@@ -333,6 +333,7 @@ def test_a_checkpoint_for_other_patches_is_refused_with_the_cure(copy, capsys):
         (("predict", "--device", "cuda:7"), "not there"),
         (("predict", "--device", "cpu", "--set", "precision=fp16"), "fp16 needs a GPU"),
         (("train", "--device", "cpu", "--set", "precision=fp16"), "fp16 needs a GPU"),
+        (("train", "--weights", "none.pth", "--set", "precision=bf16"), "no such weights file"),
         (("predict", "--set", "batch_size=0"), "predict.batch_size: "),
         (("evaluate", "--set", "rates=[]"), "no rate given"),
     ],
@@ -343,6 +344,21 @@ def test_a_wrong_option_is_said_once_and_destroys_nothing(copy, capsys, argument
     assert main([command, str(copy / "run"), *more, "--overwrite"]) == 1
     assert capsys.readouterr().err.count(said) == 1
     assert contents(copy / "run") == before
+
+
+@pytest.mark.parametrize("slides", [(), ("--slides",)])
+def test_two_checkpoints_of_one_name_are_refused(copy, tmp_path, capsys, slides):
+    """They would be scored into the same files, the second over the first."""
+    files = [tmp_path / "a/pn.safetensors", tmp_path / "b/pn.safetensors"]
+    words = [*slides, str(copy / "data/s4.tif")] if slides else []
+    for file in files:
+        file.parent.mkdir()
+        shutil.copy(copy / "run/models/patchnet/checkpoint.safetensors", file)
+        words += ["--checkpoint", str(file)]
+    assert main(["predict", str(copy / "other" if slides else copy / "run"), *words]) == 1
+    said = capsys.readouterr().err
+    assert f"{files[0]} and {files[1]} both are the model 'pn'; rename" in said
+    assert not (copy / "run/scores/pn").exists()
 
 
 def test_stores_that_keep_coordinates_give_the_same_scores(copy, capsys):

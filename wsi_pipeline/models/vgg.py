@@ -272,12 +272,25 @@ def _is_pretrained(name: str, model: nn.Module) -> bool:
     return part == "features"
 
 
+def check_weights_file(path: Path) -> None:
+    """Refuse weights to start from that are not there.
+
+    Raises
+    ------
+    ModelError
+        Naming the file and where it is set.
+    """
+    if not path.is_file():
+        raise ModelError(
+            f"{path}: no such weights file; give it by --weights or train.<model>.model.weights"
+        )
+
+
 def _read_tensors(path: Path) -> dict[str, Tensor]:
     import safetensors
     import safetensors.torch
 
-    if not path.is_file():
-        raise ModelError(f"{path}: no such weights file; give it by train.<model>.model.weights")
+    check_weights_file(path)
     try:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)

@@ -352,7 +352,8 @@ def test_what_cannot_be_is_said(run, tmp_path, capsys):
         (("--set", "thresholds=[]"), "at least one score"),
         (("--set", "class_name="), "class_name"),
         (("--set", "detection_radius_um=0"), "greater than 0"),
-        (("--set", "export.splits=[train]"), "nothing to export: no slide is in the splits"),
+        (("--set", "export.splits=[train]"), "nothing to export: no scores of patchnet for s"),
+        (("--set", "export.splits=[]"), "nothing to export: no slide is in the splits"),
         (("--model", "absent"), "no scores of absent"),
     ):
         folder = run if words else tmp_path / "nowhere"
