@@ -35,7 +35,7 @@ class BaselineOptions:
     """What to do with a folder of images."""
 
     scheme: Scheme | None = None  # None: given where some image has a split, else shares
-    splits: SplitConfig = field(default_factory=SplitConfig)  # shares, or how many folds
+    splits: SplitConfig = field(default_factory=SplitConfig)  # shares, or how many folds (None: 5)
     balance: Balance = "none"  # of the training images
     nonzero_is_object: bool = False  # shape features of the pixels above 0, where no mask is named
     seed: int = 0
@@ -193,19 +193,17 @@ def _rounds(
         yield np.array([e.split for e in split_images(unsplit, splits)])
         return
     patients = sorted({e.patient for e in entries})
-    if scheme == "groups":
+    folds = 5 if options.splits.folds is None else options.splits.folds
+    if scheme == "groups" or folds == "patients":
         if len(patients) == len(entries):
             raise ConfigError(
                 "--split groups leaves one patient out at a time, and no image says its patient; "
                 "name patients in a table (images.table) or by images.patient_pattern, or use "
-                "--split folds"
+                "--split folds --folds 5"
             )
         fold_of = {patient: number for number, patient in enumerate(patients)}
     else:
-        folds = options.splits.folds
-        fold_of = assign_folds(
-            slides, folds=folds if isinstance(folds, int) else 5, seed=options.seed
-        )
+        fold_of = assign_folds(slides, folds=folds, seed=options.seed)
     of_image = np.array([fold_of[e.patient] for e in entries])
     for fold in range(max(fold_of.values()) + 1):
         yield np.where(of_image == fold, "test", "train")

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from wsi_pipeline.cli_options import ConfigOption, QuietOption, SetOption
+from wsi_pipeline.cli_options import FileOption, QuietOption, SetOption
 
 
 class BaselineSplit(StrEnum):
@@ -43,7 +43,12 @@ def baselines(
             "groups: leave one patient out. Default: given if there are any, else shares.",
         ),
     ] = None,
-    folds: Annotated[int, typer.Option("--folds", min=2, help="For --split folds.")] = 5,
+    folds: Annotated[
+        int | None,
+        typer.Option(
+            "--folds", min=2, help="For --split folds. Default: the config's splits.folds, else 5."
+        ),
+    ] = None,
     balance: Annotated[
         BaselineBalance,
         typer.Option(
@@ -56,8 +61,10 @@ def baselines(
             "--nonzero-is-object", help="Shape features of pixels above 0 (zero-padded nuclei)."
         ),
     ] = False,
-    seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
-    config: ConfigOption = None,
+    seed: Annotated[
+        int | None, typer.Option("--seed", min=0, help="Default: the config's, else 0.")
+    ] = None,
+    config: FileOption = None,
     set_: SetOption = None,
     workers: Annotated[int, typer.Option("--workers", min=1, help="Processes.")] = 1,
     quiet: QuietOption = False,
@@ -72,10 +79,10 @@ def baselines(
     shares = settings.splits or SplitConfig()
     options = BaselineOptions(
         scheme=split.value if split else None,
-        splits=replace(shares, folds=folds),
+        splits=replace(shares, folds=folds) if folds else shares,
         balance=balance.value,
         nonzero_is_object=nonzero_is_object,
-        seed=seed,
+        seed=settings.seed if seed is None else seed,
     )
     with StageProgress("features", 1, quiet=quiet) as progress:
         progress.begin(folder.name)

@@ -98,6 +98,8 @@ def assign_folds(entries: Sequence[SlideEntry], *, folds: int, seed: int) -> dic
     """
     positive = _positive_patients(entries)
     patients = sorted({entry.patient for entry in entries})
+    if folds < 2:
+        raise ConfigError(f"splits: folds must be at least 2, got {folds}")
     if len(patients) < folds:
         raise ConfigError(f"splits: {folds} folds of {len(patients)} patients; take fewer folds")
     generator = random.Random(seed)

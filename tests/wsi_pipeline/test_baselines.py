@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from wsi_pipeline import cli
+from wsi_pipeline import baselines, cli
 from wsi_pipeline.baselines import BaselineOptions, format_table, run_baselines
 from wsi_pipeline.config import SplitConfig
 from wsi_pipeline.errors import ConfigError, ModelError
@@ -86,6 +86,32 @@ def test_groups_leave_one_patient_out_at_a_time(nuclei, tmp_path):
     assert all((r.predicted >= 0).all() for r in found.results)
     with pytest.raises(ConfigError, match="no image says its patient"):
         run_baselines(nuclei, GREY, BaselineOptions(scheme="groups"))
+
+
+@pytest.mark.parametrize(
+    ("words", "folds", "seed"),
+    [((), 3, 7), (("--folds", "4"), 4, 7), (("--seed", "0"), 3, 0)],
+)
+def test_folds_and_seed_are_the_configs_where_nothing_else_is_said(
+    tmp_path, monkeypatch, words, folds, seed
+):
+    asked = []
+
+    def stop(folder, config, options, **_):
+        asked.append(options)
+        raise ModelError("enough")
+
+    monkeypatch.setattr(baselines, "run_baselines", stop)
+    config = tmp_path / "c.yaml"
+    config.write_text("seed: 7\nsplits: {folds: 3}\n")
+    assert cli.main(["baselines", str(tmp_path), "--config", str(config), *words]) == 1
+    assert (asked[0].splits.folds, asked[0].seed) == (folds, seed)
+
+
+def test_folds_of_patients_leave_one_out_at_a_time(nuclei, tmp_path):
+    config = ImagesConfig(channels=1, patient_pattern="^[01]")
+    options = BaselineOptions(scheme="folds", splits=SplitConfig(folds="patients"))
+    assert run_baselines(nuclei, config, options).rounds == 2
 
 
 def test_a_model_is_never_asked_about_what_it_learnt(tmp_path):
