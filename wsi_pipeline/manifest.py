@@ -28,6 +28,7 @@ SLIDE_SUFFIXES = frozenset(
         ".vms", ".vmu",
     }
 )  # fmt: skip
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")  # of a folder of images
 
 
 def read_input(path: Path) -> list[SlideEntry]:
@@ -63,12 +64,23 @@ def _folder_entries(folder: Path) -> list[SlideEntry]:
     files = _slides_in(folder)
     if not files:
         inside = sorted(p.name for p in folder.glob("*/") if _slides_in(p))
-        hint = f"; its folder {inside[0]} has some: give that" if inside else ""
+        hint = f"; its folder {inside[0]} has some: give that" if inside else _hint_images(folder)
         raise ManifestError(
             f"{folder}: no slides in this folder (looked for "
             f"{', '.join(sorted(SLIDE_SUFFIXES))}){hint}"
         )
     return [SlideEntry(slide_id=p.stem, path=p, patient=p.stem) for p in files]
+
+
+def _hint_images(folder: Path) -> str:
+    """Say how single images are worked on, where a folder holds some (split/class/image)."""
+    found = (path for deep in ("*", "*/*", "*/*/*") for path in folder.glob(deep))
+    if not any(path.suffix.lower() in IMAGE_SUFFIXES for path in found):
+        return ""
+    return (
+        "; single images are no slides: to work on it as a folder of images say --set 'images={}' "
+        "(in a config images: {}; docs/images_folder.md)"
+    )
 
 
 def _slides_in(folder: Path) -> list[Path]:

@@ -106,6 +106,14 @@ def test_a_folder_without_slides_is_refused(tmp_path):
         read_input(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["a.png", "cat/a.JPG", "train/cat/a.jpeg"])
+def test_a_folder_of_images_says_how_it_can_be_used(tmp_path, name):
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).touch()
+    with pytest.raises(ManifestError, match=r"no slides.*say --set 'images={}'.*images_folder"):
+        read_input(tmp_path)
+
+
 def test_what_is_not_there_is_refused(tmp_path):
     with pytest.raises(ManifestError, match="no such file"):
         read_input(tmp_path / "nowhere.svs")

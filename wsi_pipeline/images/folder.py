@@ -15,10 +15,9 @@ from pathlib import Path, PurePosixPath
 from tiling.files import write_text
 from wsi_pipeline.contracts import SPLITS, SlideEntry, Split
 from wsi_pipeline.errors import ManifestError
-from wsi_pipeline.manifest import check_entries, with_splits
+from wsi_pipeline.manifest import IMAGE_SUFFIXES, check_entries, with_splits
 from wsi_pipeline.settings import ImagesConfig
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 UNNAMED = ("0", "1")  # classes of images that nobody has sorted
 COLUMNS = ("file", "class", "patient", "split", "mask")
 _SPLIT_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val"} | {
@@ -60,7 +59,7 @@ def list_images(folder: Path, config: ImagesConfig) -> tuple[list[ImageEntry], t
     if not found:
         raise ManifestError(
             f"{folder}: no images in it or its class folders (FOLDER/<class>/*; looked for "
-            f"{', '.join(SUFFIXES)})"
+            f"{', '.join(IMAGE_SUFFIXES)})"
         )
     if config.patient_pattern is not None:
         found = _name_patients(found, config.patient_pattern)
@@ -81,7 +80,7 @@ def _walk(folder: Path) -> list[ImageEntry]:
     entries = []
     for path in sorted(folder.rglob("*")):
         inside = path.relative_to(folder).parts
-        wanted = path.suffix.lower() in SUFFIXES and path.is_file()
+        wanted = path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
         if not wanted or any(p.startswith(".") for p in inside):
             continue
         split = _SPLIT_FOLDERS[inside[0]] if by_split and len(inside) > 1 else None
