@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from wsi_pipeline.config import Stage
 from wsi_pipeline.contracts import SlideEntry
 from wsi_pipeline.image_stages import ALL, is_image_run
 from wsi_pipeline.images.folder import read_images
@@ -63,7 +64,7 @@ def _describe(run: RunFolder, job: _Job) -> tuple[str, int]:
     done = [u for u in job.units if u.mark(run, "done").is_file()]
     lost = [u for u in job.units if u.mark(run, "failed").is_file()]
     missing = [u for u in job.units if u not in done and u not in lost]
-    if [u.slide_id for u in job.units] == [ALL]:  # a folder of images is one piece of work
+    if [u.slide_id for u in job.units] in ([ALL], [""]):  # all images, a model or the report
         return f"{job.title}: {'done' if done else 'failed' if lost else 'missing'}", len(missing)
     line = f"{job.title}: {len(done)} of {len(job.units)} slides done"
     for name, units in (("failed", lost), ("missing", missing)):
@@ -79,16 +80,31 @@ def _expect_slides(run: RunFolder, entries: Sequence[SlideEntry]) -> list[_Job]:
     tiled = [e for e in entries if Unit("tile", e.slide_id).mark(run, "done").is_file()]
     predicted = [e.slide_id for e in tiled if _is_wanted(run, "predict", e, always=(None,))]
     exported = [e.slide_id for e in tiled if _is_wanted(run, "export", e)]
-    jobs = [per_slide("tile", [e.slide_id for e in entries])]
+    jobs = [per_slide("tile", [e.slide_id for e in entries]), *_expect_models(run, "train")]
     jobs += [per_slide("predict", predicted, model) for model in run.models_with("scores")]
     jobs += [
         per_slide("heatmap", scored(run, model, predicted), model)
         for model in run.models_with("heatmaps")
     ]
+    jobs += _expect_models(run, "evaluate")
     for variant, model in _find_exports(run):
         expected = scored(run, model, exported) if model else exported
         jobs.append(per_slide("export", expected, model, variant))
-    return jobs
+    return jobs + _expect_report(run)
+
+
+def _expect_models(run: RunFolder, stage: Stage) -> list[_Job]:
+    """List the models that a stage has begun; a checkpoint that was copied in is none of them."""
+    folders = (run.path / ".state" / stage).glob("*/")
+    found = {path.name for path in folders if path.name != "shards"}
+    if stage == "train":  # one that was stopped has no mark yet
+        found |= {m for m in run.models_with("models") if not run.checkpoint(m).is_file()}
+    return [_Job(stage, f"{stage} {model}", [Unit(stage, model=model)]) for model in sorted(found)]
+
+
+def _expect_report(run: RunFolder) -> list[_Job]:
+    begun = any((run.path / ".state/report").glob("run.*.json"))
+    return [_Job("report", "report", [Unit("report")])] if begun else []
 
 
 def _find_exports(run: RunFolder) -> list[tuple[str, str]]:
@@ -109,11 +125,11 @@ def _is_wanted(
 
 
 def _expect_images(run: RunFolder) -> list[_Job]:
-    jobs = [_Job("tile", "tile", [Unit("tile", ALL)])]
+    jobs = [_Job("tile", "tile", [Unit("tile", ALL)]), *_expect_models(run, "train")]
     for stage, folder in (("predict", "scores"), ("heatmap", "heatmaps")):
         for model in run.models_with(folder):
             jobs.append(_Job(stage, f"{stage} {model}", [Unit(stage, ALL, model)]))
-    return jobs
+    return jobs + _expect_models(run, "evaluate") + _expect_report(run)
 
 
 def _describe_images(run: RunFolder) -> str:

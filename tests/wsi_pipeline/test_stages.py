@@ -261,6 +261,21 @@ def test_shards_together_are_the_whole(finished, tmp_path, capsys):
     assert ours == theirs
 
 
+def test_collect_lists_the_stages_that_work_on_models(copy, capsys):
+    run = copy / "run"
+    shutil.copytree(run / "models/patchnet", run / "models/copied_in")
+    assert main(["train", str(run), "--set", "model.options.m=4"]) == 1
+    (run / "models/stopped").mkdir()
+    (run / "models/stopped/resume.safetensors").touch()
+    (run / ".state/evaluate/patchnet/patchnet.done.json").unlink()
+    capsys.readouterr()
+    assert main(["collect", str(run)]) == 3
+    said = capsys.readouterr().out.splitlines()
+    assert {"train patchnet: failed", "train stopped: missing"} <= set(said)
+    assert {"evaluate patchnet: missing", "report: done"} <= set(said)
+    assert not any("copied_in" in line for line in said)
+
+
 def test_an_array_that_must_not_see_only_a_part_is_refused(copy, capsys):
     assert again(copy, "--shard", "0/2") == 1
     assert "need all slides" in capsys.readouterr().err
