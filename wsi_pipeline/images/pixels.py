@@ -54,10 +54,7 @@ def read_image(path: Path, *, channels: int) -> NDArray[np.uint8]:
 
 def _decode(path: Path) -> NDArray[np.uint8]:
     if path.suffix.lower() in (".tif", ".tiff"):
-        values = _read_tiff(path)
-        if values.ndim == 3 and values.shape[2] == 4 and values.dtype == np.uint8:
-            return _on_white(Image.fromarray(values))
-        return _to_uint8(values)
+        return _read_tiff(path)
     with Image.open(path) as image:
         if image.mode in ("I", "I;16", "I;16B", "F"):
             return _to_uint8(np.asarray(image))
@@ -66,16 +63,78 @@ def _decode(path: Path) -> NDArray[np.uint8]:
         return np.asarray(image.convert("L" if image.mode in ("1", "L") else "RGB"))
 
 
-def _read_tiff(path: Path) -> NDArray[Any]:
-    """Read the picture of a TIFF, (H, W) or (H, W, samples), also where samples lie apart."""
+def _read_tiff(path: Path) -> NDArray[np.uint8]:
+    """Read the picture of a TIFF, (H, W, 1 or 3), also where samples lie apart."""
     with tifffile.TiffFile(path) as file:
         series = file.series[0]
         values, axes = series.asarray(), series.axes
-    if "S" in axes:
-        values = np.moveaxis(values, axes.index("S"), -1)
-    if len(axes.replace("S", "")) != 2:
-        raise ValueError(f"one picture is wanted, its shape is {values.shape}")
-    return values
+        values = np.moveaxis(values, axes.index("S"), -1) if "S" in axes else values[..., None]
+        if len(axes.replace("S", "")) != 2:
+            raise ValueError(f"one picture is wanted, its shape is {values.shape}")
+        return _tiff_picture(values, series.keyframe)
+
+
+def _tiff_picture(values: NDArray[Any], page: tifffile.TiffPage) -> NDArray[np.uint8]:
+    """Turn a TIFF's samples into a picture on white: (H, W, n) -> (H, W, 1 or 3)."""
+    n = _TIFF_SAMPLES.get(page.photometric)
+    extra = tuple(page.extrasamples)
+    if n is None or values.shape[2] != n + len(extra) or (n == 1 and len(extra) > 1):
+        kind = getattr(page.photometric, "name", page.photometric)
+        raise ValueError(
+            f"{values.shape[2]} samples of the TIFF photometric {kind} are no colours that are "
+            "read here; save it as RGB or grey"
+        )
+    colours = _tiff_colours(values[..., :n], page)
+    if not extra or extra[0] not in _TIFF_ALPHA:  # what else it is for, a model cannot know
+        return colours
+    if values.dtype != np.uint8:
+        raise ValueError(f"its transparency is of {values.dtype}; save it with 8 bits, or without")
+    alpha = values[..., n : n + 1]
+    if extra[0] == tifffile.EXTRASAMPLE.ASSOCALPHA:  # colours that are multiplied with it already
+        return np.asarray(np.minimum(colours + (255.0 - alpha), 255), np.uint8)
+    rgb = np.repeat(colours, 3 // colours.shape[2], axis=2)
+    return _on_white(Image.fromarray(np.concatenate([rgb, alpha], axis=2)))
+
+
+# Samples that a TIFF's colours take, by its tag PhotometricInterpretation (TIFF 6.0).
+_TIFF_SAMPLES: dict[int | None, int] = {
+    tifffile.PHOTOMETRIC.MINISWHITE: 1,
+    tifffile.PHOTOMETRIC.MINISBLACK: 1,
+    tifffile.PHOTOMETRIC.PALETTE: 1,
+    tifffile.PHOTOMETRIC.RGB: 3,
+    tifffile.PHOTOMETRIC.YCBCR: 3,
+    tifffile.PHOTOMETRIC.SEPARATED: 4,
+}
+_TIFF_ALPHA = (tifffile.EXTRASAMPLE.ASSOCALPHA, tifffile.EXTRASAMPLE.UNASSALPHA)
+_JPEG = (tifffile.COMPRESSION.OJPEG, tifffile.COMPRESSION.JPEG)
+
+
+def _tiff_colours(values: NDArray[Any], page: tifffile.TiffPage) -> NDArray[np.uint8]:
+    """Turn a TIFF's samples into grey or RGB: (H, W, n) -> (H, W, 1 or 3)."""
+    kind = page.photometric
+    if kind == tifffile.PHOTOMETRIC.PALETTE:
+        # 16 bits, as TIFF 6.0 has it; 8 where no value is above them, as libtiff takes it.
+        table = np.asarray(page.colormap)
+        table = table >> 8 if table.max() > 255 else table
+        return np.moveaxis(table[:, values[..., 0].astype(np.intp)], 0, -1).astype(np.uint8)
+    if kind == tifffile.PHOTOMETRIC.MINISWHITE:
+        return 255 - _to_uint8(values, page.bitspersample)
+    if kind == tifffile.PHOTOMETRIC.YCBCR and page.compression not in _JPEG:  # JPEG's are RGB now
+        return _convert("YCbCr", values)
+    if kind == tifffile.PHOTOMETRIC.SEPARATED:
+        if "InkSet" in page.tags and page.tags["InkSet"].value != 1:
+            raise ValueError("its inks are not those of CMYK; save it as RGB")
+        return _convert("CMYK", values)
+    return _to_uint8(values, page.bitspersample)
+
+
+def _convert(mode: str, values: NDArray[Any]) -> NDArray[np.uint8]:
+    """Turn samples of 8 bits into RGB as Pillow does: (H, W, n) -> (H, W, 3)."""
+    if values.dtype != np.uint8:
+        raise ValueError(f"its colours are {mode} of {values.dtype}; save it as RGB")
+    size = (values.shape[1], values.shape[0])
+    image = Image.frombytes(mode, size, np.ascontiguousarray(values).tobytes())
+    return np.asarray(image.convert("RGB"))
 
 
 def _on_white(image: Image.Image) -> NDArray[np.uint8]:
@@ -83,9 +142,9 @@ def _on_white(image: Image.Image) -> NDArray[np.uint8]:
     return np.asarray(Image.alpha_composite(white, image).convert("RGB"))
 
 
-def _to_uint8(values: NDArray[Any]) -> NDArray[np.uint8]:
-    if values.dtype == np.uint8:
-        return values
+def _to_uint8(values: NDArray[Any], bits: int = 8) -> NDArray[np.uint8]:
+    if values.dtype == np.uint8:  # of fewer bits, 1 is not nearly black
+        return values if bits >= 8 else np.asarray(values * (255 / (2**bits - 1))).astype(np.uint8)
     if values.dtype == np.bool_:
         return values.astype(np.uint8) * np.uint8(255)
     exact = values.astype(np.float64)

@@ -119,3 +119,76 @@ def test_no_folder_is_told_of_a_broken_file(tmp_path):
     with pytest.raises(ManifestError) as told:
         read_image(tmp_path / "bad.png", channels=1)
     assert str(tmp_path) not in str(told.value)
+
+
+def as_pillow(path):
+    with Image.open(path) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+@pytest.mark.parametrize(
+    ("mode", "compression"),
+    [("CMYK", None), ("CMYK", "jpeg"), ("P", None), ("P", "tiff_lzw"), ("YCbCr", None),
+     ("RGB", "jpeg"), ("L", None), ("1", None)],
+)  # fmt: skip
+def test_a_tiff_has_the_colours_that_pillow_reads(tmp_path, mode, compression):
+    smooth = np.zeros((32, 48, 3), np.uint8)
+    smooth[:16], smooth[16:] = (220, 120, 180), (90, 40, 130)
+    image = Image.fromarray(smooth)
+    image = image.quantize(8) if mode == "P" else image.convert(mode)
+    image.save(tmp_path / "a.tif", compression=compression)
+    found = read_image(tmp_path / "a.tif", channels=3).astype(int)
+    assert abs(found - as_pillow(tmp_path / "a.tif")).max() <= (2 if compression == "jpeg" else 0)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8, 16])
+def test_a_tiff_whose_zero_is_white_is_not_taken_as_a_negative(tmp_path, bits):
+    dtype = np.uint16 if bits == 16 else np.uint8
+    values = np.array([[0, 2**bits - 1]] * 8, dtype)
+    for kind, expected in (("miniswhite", [255, 0]), ("minisblack", [0, 255])):
+        path = tmp_path / f"{kind}.tif"
+        tifffile.imwrite(path, values, photometric=kind, bitspersample=bits)
+        assert read_image(path, channels=1)[0, :, 0].tolist() == expected
+        if bits < 16:  # of which Pillow keeps all bits
+            assert as_pillow(path)[0, :, 0].tolist() == expected
+
+
+def test_a_palette_has_the_upper_bits_of_its_colours(tmp_path):
+    table = RANDOM.integers(0, 2**16, (3, 256)).astype(np.uint16)
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, GREY, photometric="palette", colormap=table)
+    found = read_image(path, channels=3)
+    assert np.array_equal(np.moveaxis(found, -1, 0), (table >> 8)[:, GREY])
+    assert np.array_equal(found, as_pillow(path))
+
+
+@pytest.mark.parametrize(
+    ("extra", "pixel"),
+    [
+        ("unspecified", [200, 100, 0]),
+        ("unassalpha", [228, 178, 128]),
+        ("assocalpha", [255, 228, 128]),
+    ],
+)
+def test_a_fourth_sample_is_transparency_where_the_tiff_says_so(tmp_path, extra, pixel):
+    values = np.full((4, 4, 4), (200, 100, 0, 127), np.uint8)
+    tifffile.imwrite(tmp_path / "a.tif", values, photometric="rgb", extrasamples=[extra])
+    found = read_image(tmp_path / "a.tif", channels=3)[0, 0].astype(int)
+    assert abs(found - pixel).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "kind", "said"),
+    [((4, 4, 3), np.uint8, "cielab", "CIELAB"),
+     ((4, 4, 4), np.uint16, "separated", "CMYK of uint16"),
+     ((4, 4, 4), np.uint16, "rgb", "transparency is of uint16"),
+     ((4, 4, 3), np.uint8, "minisblack", "3 samples of the TIFF photometric MINISBLACK")],
+)  # fmt: skip
+def test_colours_that_are_not_read_are_refused_with_the_cure(tmp_path, shape, dtype, kind, said):
+    extra = {"rgb": ["unassalpha"], "minisblack": ["unspecified"] * 2}.get(kind)
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(
+        path, np.ones(shape, dtype), photometric=kind, planarconfig="contig", extrasamples=extra
+    )
+    with pytest.raises(ManifestError, match=rf"a\.tif: .*{said}.*; save it "):
+        read_image(path, channels=3)
