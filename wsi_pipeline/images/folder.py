@@ -146,11 +146,14 @@ def _read_table(folder: Path, path: Path) -> list[ImageEntry]:
 def _parse_row(folder: Path, path: Path, line: int, row: Mapping[str, str | None]) -> ImageEntry:
     where = f"{path}, line {line}"
     text = {name: (row.get(name) or "").strip() for name in COLUMNS}
+    if not text["file"]:
+        raise ManifestError(f"{where}: file is a path within the folder, got ''")
     for name in ("file", "mask"):
-        if text[name] and not (folder / text[name]).is_file():
+        inside = PurePosixPath(text[name])
+        if inside.is_absolute() or ".." in inside.parts:
+            raise ManifestError(f"{where}: {name} is a path within the folder, got '{inside}'")
+        if text[name] and not (folder / inside).is_file():
             raise ManifestError(f"{where}: no such {name} in {folder.name}: {text[name]}")
-    if not text["file"] or PurePosixPath(text["file"]).is_absolute() or ".." in text["file"]:
-        raise ManifestError(f"{where}: file is a path within the folder, got '{text['file']}'")
     if text["split"] and text["split"] not in SPLITS:
         raise ManifestError(f"{where}: split '{text['split']}' is none of {', '.join(SPLITS)}")
     parts = PurePosixPath(text["file"]).parts

@@ -194,3 +194,17 @@ def test_a_pattern_that_does_not_fit_is_named(tmp_path, pattern, said):
     touch(tmp_path, "a/1.png", "b/2.png")
     with pytest.raises(ManifestError, match=said):
         list_images(tmp_path, ImagesConfig(patient_pattern=pattern))
+
+
+def test_a_table_names_masks_within_the_folder_and_dots_in_names_are_no_way_out(tmp_path):
+    touch(tmp_path / "data", "a/x..1.png", "b/2.png", "..m.png")
+    touch(tmp_path, "outside.png")
+    table = tmp_path / "t.csv"
+    config = ImagesConfig(table=table)
+    table.write_text("file,mask\na/x..1.png,..m.png\nb/2.png,\n")
+    entries, _ = list_images(tmp_path / "data", config)
+    assert [(e.file, e.mask) for e in entries] == [("a/x..1.png", "..m.png"), ("b/2.png", None)]
+    for outside in ("../outside.png", str(tmp_path / "outside.png")):
+        table.write_text(f"file,mask\na/x..1.png,{outside}\nb/2.png,\n")
+        with pytest.raises(ManifestError, match="line 2: mask is a path within the folder"):
+            list_images(tmp_path / "data", config)
