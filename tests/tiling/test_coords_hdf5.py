@@ -61,6 +61,18 @@ def test_coords_of_another_shape_are_refused(tmp_path, coords):
         read_coords(write_coords(tmp_path / "a.h5", CLAM, coords))
 
 
+@pytest.mark.parametrize("wrong", [1.5, np.nan, np.inf, 1e300])
+def test_positions_between_pixels_are_not_cut_off(tmp_path, wrong):
+    path = tmp_path / "a.h5"
+    for coords in ([[2.0, 1.0], [4.0, 0.0]], [[2.0, wrong], [4.0, 0.0]]):
+        with h5py.File(path, "w") as file:
+            file.create_dataset("coords", data=np.array(coords)).attrs.update(CLAM)
+        if wrong not in coords[0]:
+            assert read_coords(path).coords.tolist() == [[2, 1], [4, 0]]
+    with pytest.raises(GridError, match=r"a\.h5: its coords \(float64\) are not all whole numbers"):
+        read_coords(path)
+
+
 def test_what_is_no_hdf5_is_refused(tmp_path):
     (tmp_path / "a.h5").write_bytes(b"no")
     with pytest.raises(GridError, match=r"a\.h5: no coordinates can be read"):

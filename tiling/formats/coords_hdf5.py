@@ -75,7 +75,19 @@ def read_coords(path: Path) -> ForeignCoords:
             f"{path.name}: its coords have the shape {coords.shape}, wanted (N, 2), N at least 1"
         )
     tool, side = _side(path, attributes)
-    return ForeignCoords(coords.astype(np.int64), side, tool)
+    return ForeignCoords(_as_pixels(path, coords), side, tool)
+
+
+def _as_pixels(path: Path, coords: NDArray[Any]) -> NDArray[np.int64]:
+    """Take coordinates as whole pixels; floats too, where nothing would be cut off."""
+    number = coords.dtype.kind in "iuf"
+    # Up to 2^53 a float holds every whole number; NaN compares false.
+    if not (number and (np.abs(coords) < 2**53).all() and (coords == np.trunc(coords)).all()):
+        raise GridError(
+            f"{path.name}: its coords ({coords.dtype}) are not all whole numbers, but they are "
+            "pixels of level 0; round them and write the file again"
+        )
+    return coords.astype(np.int64)
 
 
 def _side(path: Path, attributes: dict[str, Any]) -> tuple[Tool, tuple[float, float]]:
