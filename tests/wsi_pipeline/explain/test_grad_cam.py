@@ -1,0 +1,106 @@
+"""Grad-CAM against its definition (specs/models.md 1.8)."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from wsi_pipeline.errors import ModelError
+from wsi_pipeline.explain.grad_cam import grad_cam
+from wsi_pipeline.models import build_model
+
+
+def network(name, width=1 / 64):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = build_model(name, width=width)
+        for parameter in net.parameters():
+            if parameter.ndim == 1:
+                nn.init.normal_(parameter, std=0.1)
+        last = net.classifier[-1] if name == "vgg11" else net.output
+        nn.init.normal_(last.weight)
+    return net.double().eval()
+
+
+IMAGES = torch.rand(3, 3, 64, 96, generator=torch.Generator().manual_seed(1)).double()
+
+
+def test_of_the_cam_network_it_is_the_positive_class_map_over_the_positions():
+    net = network("cam")
+    small = net.class_map(IMAGES).detach().relu() / (8 * 12)
+    expected = F.interpolate(small[:, None], size=(64, 96), mode="bilinear", align_corners=False)
+    torch.testing.assert_close(grad_cam(net, IMAGES), expected[:, 0])
+
+
+@pytest.mark.parametrize("name", ["vgg11", "vgg11_pooled", "vgg16"])
+def test_it_weighs_a_convolutions_maps_by_their_finite_differences(name):
+    """Before the ReLU: of the zeros behind it several are the maximum that is pooled."""
+    net = network(name)
+    layer, step = net.features[-3], 1e-6
+    maps = net.features[:-2]((IMAGES[:1] - net.mean) / net.std).detach()
+    assert maps.shape[-2:] == (4, 6)  # before the last pooling
+
+    def logit(moved):
+        hook = layer.register_forward_hook(lambda *_: moved)
+        with torch.no_grad():
+            found = net(IMAGES[:1]).item()
+        hook.remove()
+        return found
+
+    expected = torch.zeros(4, 6).double()
+    for f in range(maps.shape[1]):
+        total = 0.0
+        for y, x in np.ndindex(4, 6):
+            up, down = maps.clone(), maps.clone()
+            up[0, f, y, x] += step
+            down[0, f, y, x] -= step
+            total += (logit(up) - logit(down)) / (2 * step)
+        expected += total / 24 * maps[0, f]
+    stretched = F.interpolate(
+        expected.relu()[None, None], size=(64, 96), mode="bilinear", align_corners=False
+    )
+    found = grad_cam(net, IMAGES[:1], layer=layer)
+    torch.testing.assert_close(found, stretched[0], atol=1e-7, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["cam", "vgg11", "vgg16"])
+def test_an_images_map_is_its_own_in_any_batch(name):
+    net = network(name)
+    together = grad_cam(net, IMAGES)
+    assert together.shape == (3, 64, 96)
+    assert (together >= 0).all()
+    for image, found in zip(IMAGES, together, strict=True):
+        torch.testing.assert_close(grad_cam(net, image[None])[0], found)
+    assert all(p.grad is None for p in net.parameters())
+
+
+def test_of_224_px_the_map_before_the_last_pooling_has_14_positions():
+    net = build_model("vgg11", width=1 / 32).eval()
+    sizes = []
+    net.features[-2].register_forward_hook(lambda module, x, y: sizes.append(y.shape[-2:]))
+    grad_cam(net, torch.rand(1, 3, 224, 224))
+    assert sizes == [(14, 14)]
+
+
+def test_the_score_in_place_of_the_logit_only_scales_the_map():
+    """dS/dF = S (1 - S) dy/dF, one positive number for each image."""
+    net = network("vgg11")
+    of_logit = grad_cam(net, IMAGES)
+    forward = net.forward
+    net.forward = lambda x: forward(x).sigmoid()
+    of_score = grad_cam(net, IMAGES)
+    for a, b in zip(of_logit, of_score, strict=True):
+        torch.testing.assert_close(a / a.max(), b / b.max())
+
+
+def test_another_layer_can_be_asked_for_and_one_without_maps_is_refused():
+    net = network("vgg11")
+    default = grad_cam(net, IMAGES)
+    assert torch.equal(grad_cam(net, IMAGES, layer=net.features[-2]), default)  # the last ReLU
+    assert isinstance(net.features[-2], nn.ReLU)
+    assert not torch.equal(grad_cam(net, IMAGES, layer=net.features[-3]), default)
+    with pytest.raises(ModelError, match=r"take one of model\.features"):
+        grad_cam(net, IMAGES, layer=net.classifier[0])
+    with pytest.raises(ModelError, match=r"call model.eval\(\)"):
+        grad_cam(net.train(), IMAGES)
