@@ -23,6 +23,7 @@ from wsi_pipeline.runfolder import (
     forget_failures,
     iterate_failures,
     write_failures,
+    written_files,
 )
 from wsi_pipeline.runner import Options, Plan, StageResult, run_stage
 from wsi_pipeline.settings import TrainConfig, result_settings
@@ -161,30 +162,53 @@ def heatmap(
     run: RunFolder, config: Config, options: Options, *, models: Sequence[str]
 ) -> StageResult:
     """Checkpoints -> maps of some images, of the models that have any."""
-    from wsi_pipeline.checkpoint import read_meta
-    from wsi_pipeline.images.maps import has_maps
+    from wsi_pipeline.images.maps import MAPS_SCHEMA
 
     data = _data_fingerprint(run)
-    trained = [name for name in models if run.checkpoint(name).is_file()]
-    shown = [name for name in trained if has_maps(read_meta(run.checkpoint(name)).model)]
-    if not shown:
-        return StageResult("heatmap", (), (), ())
+    reasons = {model: _why_no_maps(run, model) for model in models}
+    notes = tuple(f"no maps of {model}: {reason}" for model, reason in reasons.items() if reason)
+    units = [Unit("heatmap", ALL, model) for model, reason in reasons.items() if not reason]
+    if not units:
+        return StageResult("heatmap", (), (), (), notes)
     plans = [
         _plan(
-            Unit("heatmap", ALL, model),
+            unit,
             partial(
                 digest_settings,
                 data,
-                digest_file(run.checkpoint(model)),
+                digest_file(run.checkpoint(unit.model)),
                 config.heatmap.maps_per_class,
+                MAPS_SCHEMA,
             ),
-            checkpoint=run.checkpoint(model),
+            checkpoint=run.checkpoint(unit.model),
             config=config.heatmap,
             device=options.device,
+            before=written_files(run, unit),
         )
-        for model in shown
+        for unit in units
     ]
-    return run_stage("heatmap", run, plans, config, options)
+    return replace(run_stage("heatmap", run, plans, config, options), notes=notes)
+
+
+def _why_no_maps(run: RunFolder, model: str) -> str:
+    """Say why a model that has scores gets no maps; empty: it gets them."""
+    from wsi_pipeline.checkpoint import read_meta
+    from wsi_pipeline.images.maps import has_maps
+    from wsi_pipeline.images.scoring import read_scores
+
+    path = run.checkpoint(model)
+    if not path.is_file():
+        return (
+            "its scores are by a checkpoint outside the run; copy that file to "
+            f"models/{model}/{path.name} and run heatmap again"
+        )
+    name = read_meta(path).model
+    if not has_maps(name):
+        return f"nothing here shows where the architecture {name} looks"
+    _, about = read_scores(run.path / "scores" / model)
+    if about["checkpoint"] != digest_file(path):
+        return f"its scores are by another checkpoint than models/{model}; run predict again"
+    return ""
 
 
 def evaluate(

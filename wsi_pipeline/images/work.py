@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from tiling.files import write_json
 from wsi_pipeline.contracts import Split
 from wsi_pipeline.errors import StageError
 from wsi_pipeline.images.folder import ImageEntry, read_images
@@ -171,30 +172,52 @@ def _heatmap(
 ) -> Done:
     import torch
 
-    from wsi_pipeline.checkpoint import load_checkpoint
+    from wsi_pipeline.checkpoint import digest, load_checkpoint
     from wsi_pipeline.devices import resolve_device
-    from wsi_pipeline.images.maps import draw_overview, write_image_maps
+    from wsi_pipeline.images.maps import (
+        MAPS_SCHEMA,
+        draw_overview,
+        is_probability,
+        write_image_maps,
+    )
     from wsi_pipeline.images.store import open_images
 
     config: HeatmapConfig = arguments["config"]
     entries = read_images(run.images)
     images = open_images(run.tiles, entries)
-    network, _ = load_checkpoint(arguments["checkpoint"])
+    network, meta = load_checkpoint(arguments["checkpoint"])
     device = resolve_device(arguments["device"])
     network = network.to(device)
     rows = choose_shown(entries, images.unreadable, config.maps_per_class)
     folder = run.path / "heatmaps" / model
+    _remove(arguments["before"])
     files: list[Path] = []
     shown = []
-    for number, row in enumerate(rows):
-        pixels = torch.from_numpy(np.array(images.pixels[row])).to(device)
-        image = pixels.permute(2, 0, 1).float() / 255
-        made, picture, grey = write_image_maps(folder, entries[row].image_id, network, image)
-        files += made
-        shown.append((entries[row], picture, grey))
-        tell(number + 1, len(rows))
+    try:
+        for number, row in enumerate(rows):
+            pixels = torch.from_numpy(np.array(images.pixels[row])).to(device)
+            image = pixels.permute(2, 0, 1).float() / 255
+            made, picture, grey = write_image_maps(folder, entries[row].image_id, network, image)
+            files += made
+            shown.append((entries[row], picture, grey))
+            tell(number + 1, len(rows))
+    except BaseException:  # no mark will list them
+        _remove(files)
+        raise
     files.append(draw_overview(folder / "overview.png", shown))
-    return files, f"maps of {len(rows)} images"
+    about = {
+        "schema": MAPS_SCHEMA,
+        "checkpoint": digest(arguments["checkpoint"]),
+        "probability": is_probability(meta.model),
+        "images": [entries[row].image_id for row in rows],
+    }
+    write_json(folder / "maps.json", about)
+    return [*files, folder / "maps.json"], f"maps of {len(rows)} images"
+
+
+def _remove(files: Sequence[Path]) -> None:
+    for path in files:
+        path.unlink(missing_ok=True)
 
 
 def choose_shown(entries: Sequence[ImageEntry], unreadable: Any, most: int | None) -> list[int]:
