@@ -15,6 +15,7 @@ from tiling.files import write_text
 from wsi_pipeline.config import SplitConfig
 from wsi_pipeline.errors import ConfigError, ManifestError, ModelError
 from wsi_pipeline.images.folder import ImageEntry, as_slides, list_images, split_images
+from wsi_pipeline.images.masks import read_mask
 from wsi_pipeline.images.pixels import fit_image, read_image
 from wsi_pipeline.images.store import choose_equal, raise_to_parity
 from wsi_pipeline.models.baselines import Row, extract_features, fit_classifier, list_rows
@@ -146,26 +147,19 @@ def _extract(task: _Task) -> dict[str, NDArray[np.float64]] | str:
     names = ["pftas", "haralick", "zernike", *(["lbp", "shape"] if with_shape else [])]
     try:
         image = read_image(folder / entry.file, channels=config.channels)
-        mask = _read_mask(folder, entry, image, config) if with_shape else None
+        mask = _find_object(folder, entry, image, config) if with_shape else None
         return extract_features(fit_image(image, config, entry.file), names, mask=mask)
     except (ManifestError, ModelError) as error:
         text = str(error)
         return text if entry.file in text else f"{entry.file}: {text}"
 
 
-def _read_mask(
+def _find_object(
     folder: Path, entry: ImageEntry, image: NDArray[np.uint8], config: ImagesConfig
 ) -> NDArray[np.bool_]:
     if entry.mask is None:
         return np.asarray(fit_image(image, config, entry.file).any(axis=2))
-    mask = read_image(folder / entry.mask, channels=1) > 0
-    if mask.shape[:2] != image.shape[:2]:
-        raise ManifestError(
-            f"{entry.mask}: a mask of {mask.shape[1]} x {mask.shape[0]} px for an image of "
-            f"{image.shape[1]} x {image.shape[0]} px"
-        )
-    fitted = fit_image(mask.astype(np.uint8) * np.uint8(255), config, entry.mask)
-    return np.asarray(fitted[..., 0] > 127)
+    return read_mask(folder, entry.mask, image.shape, config)
 
 
 # ------------------------------------------------------------ which images train

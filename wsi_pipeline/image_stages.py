@@ -29,6 +29,7 @@ from wsi_pipeline.runner import Options, Plan, StageResult, run_stage
 from wsi_pipeline.settings import TrainConfig, result_settings
 from wsi_pipeline.splits import assign_splits
 
+_EVALUATION = "wsi-pipeline/image-metrics/2"  # what metrics.json holds
 ALL = "images"  # name of the one unit that holds all images
 
 
@@ -82,8 +83,9 @@ def _forget_mended(run: RunFolder, before: Sequence[Mapping[str, Any]]) -> None:
     import json
 
     about = json.loads((run.tiles / "images.json").read_text(encoding="utf-8"))
+    lost = {*about["unreadable"], *about["unreadable_masks"]}
     for row in before:
-        if row["stage"] == "tile" and row["slide_id"] not in about["unreadable"]:
+        if row["stage"] == "tile" and row["slide_id"] not in lost:
             Unit("tile", row["slide_id"]).mark(run, "failed").unlink(missing_ok=True)
 
 
@@ -229,7 +231,9 @@ def evaluate(
 def _evaluate_fingerprint(run: RunFolder, model: str, config: Config) -> str:
     folder = run.path / "scores" / model
     digests = [digest_file(folder / name) for name in ("images.csv", "images.json")]
-    return digest_settings(digests, config.evaluate.image_threshold)
+    compared = [run.tiles / "masks.npy", run.path / "heatmaps" / model / "maps.json"]
+    on_masks = [digest_file(path) for path in compared if path.is_file()]
+    return digest_settings(digests, config.evaluate.image_threshold, _EVALUATION, on_masks)
 
 
 def report(

@@ -3,9 +3,10 @@
 Every figure is computed for one image and then averaged over images; pixels of several images are
 never pooled, so a large image weighs no more than a small one.
 
-A pixel is called tumour iff ``heatmap >= 0.5``: not strict, as everywhere else here a score that
-equals a threshold is positive. The PatchNet authors' round-off is sometimes read as ``> 0.5``; the
-two differ only where a pixel is exactly 0.5 (a constant map of a model that knows nothing).
+On slides a pixel is called tumour iff ``heatmap >= 0.5``: not strict, as everywhere else there a
+score that equals a threshold is positive (specs/evaluation.md 5). On single images it is ``> 0.5``:
+the paper rounds, and 0.5 rounds to 0 (specs/models.md 1.6). The two differ only where a pixel is
+exactly 0.5, as in a constant map of a model that knows nothing.
 A pixel that was not scored (NaN: glass) is not called tumour and ranks with a score of 0.
 
 References
@@ -26,7 +27,7 @@ from wsi_pipeline.contracts import Heatmap
 from wsi_pipeline.errors import EvaluationError
 from wsi_pipeline.evaluation.raster import Box, rasterise
 
-THRESHOLD = 0.5  # a pixel of at least this is called tumour (PatchNet papers)
+THRESHOLD = 0.5  # a pixel from here up, or above this, is called tumour (PatchNet papers)
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,11 @@ class Localisation:
 
 
 def localise(
-    heatmap: NDArray[np.floating[Any]], mask: NDArray[np.bool_], *, threshold: float = THRESHOLD
+    heatmap: NDArray[np.floating[Any]],
+    mask: NDArray[np.bool_],
+    *,
+    threshold: float = THRESHOLD,
+    strict: bool = False,
 ) -> ImageLocalisation:
     """Compare one heatmap with its mask.
 
@@ -64,6 +69,9 @@ def localise(
         NaN = not scored.
     mask : (H, W) bool
         True on tumour.
+    threshold : float
+    strict : bool
+        A pixel that equals the threshold is not called tumour.
 
     Raises
     ------
@@ -81,7 +89,7 @@ def localise(
         raise EvaluationError(
             f"a heatmap of {heatmap.shape} cannot be laid on a mask of {mask.shape} pixels"
         )
-    called = heatmap >= threshold  # NaN compares false
+    called = heatmap > threshold if strict else heatmap >= threshold  # NaN compares false
     n_tumour = int(np.count_nonzero(mask))
     n_found = int(np.count_nonzero(called & mask))
     return ImageLocalisation(

@@ -18,7 +18,11 @@ from wsi_pipeline.evaluation.calibration import (
 )
 from wsi_pipeline.evaluation.figures import Figures, add_ranking, add_threshold_figures
 from wsi_pipeline.evaluation.inputs import EvaluationSlide
-from wsi_pipeline.evaluation.localisation import THRESHOLD, average_localisation
+from wsi_pipeline.evaluation.localisation import (
+    THRESHOLD,
+    ImageLocalisation,
+    average_localisation,
+)
 from wsi_pipeline.evaluation.metastases import KINDS, SOURCE, largest_metastasis
 from wsi_pipeline.evaluation.patch import ranking_figures
 from wsi_pipeline.evaluation.slide import SlideThreshold
@@ -32,7 +36,7 @@ COHORT_COLUMNS = (
     "slide_id", "patient", "label", "in_froc", "n_itc", "largest_lesion_um", "metastasis",
 )  # fmt: skip
 LOCALISATION_COLUMNS = (
-    "slide_id", "n_pixels", "n_tumour", "n_unscored", "exact_match", "recall", "roc_auc",
+    "n_pixels", "n_tumour", "n_unscored", "exact_match", "recall", "roc_auc",
 )  # fmt: skip
 PATIENT_COLUMNS = ("patient", "label", "score", "predicted", "slides")
 
@@ -112,11 +116,24 @@ def _reliability_cells(
 def localisation_section(test: Sequence[EvaluationSlide], out: Path) -> Figures:
     """Average how heatmaps lie on outlines; writes ``localisation.csv``, one row for each slide."""
     known = {s.slide_id: s.localisation for s in test if s.localisation is not None}
+    reasons = {
+        "average_exact_match": "no test slide has a heatmap and an outline",
+        "average_recall": "no outlined slide has a tumour pixel",
+        "average_roc_auc": "no outlined slide has both tumour and other pixels",
+    }
+    write_localisation(out / "localisation.csv", "slide_id", known)
+    return average_section(known, skipped=len(test) - len(known), reasons=reasons)
+
+
+def average_section(
+    known: Mapping[str, ImageLocalisation], *, skipped: int, reasons: Mapping[str, str]
+) -> Figures:
+    """Average figures of heatmaps against masks; `reasons` of those that nothing defines."""
     mean = average_localisation(known.values())
     section = Figures(
         {
             "n": mean.n,
-            "skipped": len(test) - mean.n,
+            "skipped": skipped,
             "threshold": THRESHOLD,
             "average_exact_match": mean.exact_match,
             "average_recall": mean.recall,
@@ -127,22 +144,20 @@ def localisation_section(test: Sequence[EvaluationSlide], out: Path) -> Figures:
             "roc_auc_skipped": mean.roc_auc_skipped,
         }
     )
-    for name, reason in (
-        ("average_exact_match", "no test slide has a heatmap and an outline"),
-        ("average_recall", "no outlined slide has a tumour pixel"),
-        ("average_roc_auc", "no outlined slide has both tumour and other pixels"),
-    ):
-        if section.values[name] is None:
-            section.undefined[name] = reason
+    section.undefined |= {k: r for k, r in reasons.items() if section.values[k] is None}
+    return section
+
+
+def write_localisation(path: Path, id_name: str, known: Mapping[str, ImageLocalisation]) -> None:
+    """Write each heatmap's figures, one row by its id."""
     write_rows(
-        out / "localisation.csv",
-        LOCALISATION_COLUMNS,
+        path,
+        (id_name, *LOCALISATION_COLUMNS),
         [
             (i, f.n_pixels, f.n_tumour, f.n_unscored, f.exact_match, f.recall, f.roc_auc)
             for i, f in known.items()
         ],
     )
-    return section
 
 
 # ------------------------------------------------------------ the cohort, macro and micro

@@ -1,11 +1,12 @@
 """Figures of an image folder: each split as the papers' tables have it, and the test in full."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tiling.files import write_json
 from wsi_pipeline.contracts import SPLITS
@@ -19,7 +20,9 @@ from wsi_pipeline.evaluation.patch import (
     ranking_figures,
 )
 from wsi_pipeline.evaluation.plots import draw_confusion, draw_precision_recall, draw_roc
+from wsi_pipeline.evaluation.sections import write_localisation
 from wsi_pipeline.evaluation.tables import Cell, write_rows
+from wsi_pipeline.images.localisation import localisation_of
 from wsi_pipeline.images.scoring import Rule, ScoredImage
 from wsi_pipeline.scores import TRAINED_ON
 
@@ -34,6 +37,8 @@ def evaluate_images(
     rule: Rule,
     model: str,
     out: Path,
+    masks: Mapping[str, NDArray[np.uint8]] | None = None,
+    maps: Path | None = None,
 ) -> dict[str, Any]:
     """Compute and write one model's figures.
 
@@ -45,7 +50,12 @@ def evaluate_images(
     rule : Rule
     model : str
     out : Path
-        Gets ``metrics.json`` (last), ``images.csv``, ``confusion.csv``, ``roc.csv`` and pictures.
+        Gets ``metrics.json`` (last), ``images.csv``, ``confusion.csv``, ``roc.csv``,
+        ``localisation.csv`` and pictures.
+    masks : mapping, optional
+        By image_id, what its map is laid on: (H, W) uint8, 1 on the object.
+    maps : Path, optional
+        Folder of the maps.
 
     Returns
     -------
@@ -75,6 +85,9 @@ def evaluate_images(
     notes += refuse_leaks(Seen(i.image_id, i.patient, trained_on) for i in chosen)
     values, undefined = summarise(chosen, rule)
     splits = {split: summarise(part, rule)[0] for split, part in by_split.items() if part}
+    located, localisation, doubts = localisation_of(
+        [i.image_id for i in chosen], masks or {}, maps or out, about.get("checkpoint", "")
+    )
     metrics = {
         "model": model,
         "threshold": rule.threshold,
@@ -83,16 +96,19 @@ def evaluate_images(
         "evaluated": name,
         "patch": values,
         "splits": splits,
+        "localisation": localisation.values,
         "slide": {"aggregator": None, "n": 0, "n_positive": 0, **dict.fromkeys(_SLIDE_FIGURES)},
         "froc": None,
         "undefined": {
             **{f"patch.{key}": reason for key, reason in undefined.items()},
+            **{f"localisation.{key}": reason for key, reason in localisation.undefined.items()},
             **{f"slide.{key}": _NO_SLIDES for key in _SLIDE_FIGURES},
             "froc": _NO_SLIDES,
         },
-        "notes": notes,
+        "notes": notes + doubts,
     }
     _write_tables(out, images, chosen, by_split, rule)
+    write_localisation(out / "localisation.csv", "image_id", located)
     write_json(out / "metrics.json", metrics)
     return metrics
 

@@ -1,7 +1,7 @@
 """The images of a run, decoded once: one array on disk, and views of it by patient.
 
 ``tiles/images.npy`` is (N, H, W, C) uint8, read through a memory map; ``tiles/images.json`` says
-what is in it and is written last.
+what is in it and is written last. Masks lie beside it (`wsi_pipeline.images.masks`).
 """
 
 import json
@@ -20,6 +20,7 @@ from wsi_pipeline.config import as_plain
 from wsi_pipeline.data import prefetch
 from wsi_pipeline.errors import ManifestError, StageError
 from wsi_pipeline.images.folder import ImageEntry
+from wsi_pipeline.images.masks import prepare_masks
 from wsi_pipeline.images.pixels import fit_image, read_image
 from wsi_pipeline.settings import ImagesConfig
 
@@ -73,7 +74,7 @@ def prepare_images(
     Returns
     -------
     problems : dict
-        By image_id, why it is unreadable. Such an image is zeros, and flagged.
+        By image_id, why it is unreadable, or its mask. Such an image is zeros, and flagged.
 
     Raises
     ------
@@ -108,7 +109,12 @@ def prepare_images(
                 f"{next(iter(problems.values()))}"
             )
         array.flush()  # type: ignore[attr-defined]  # a memory map
+        size = array.shape[1:3]
         del array
+    lost = frozenset(problems)
+    without = prepare_masks(
+        folder, entries, config, size, out=out, unreadable=lost, threads=threads
+    )
     write_json(
         out / "images.json",
         {
@@ -117,9 +123,10 @@ def prepare_images(
             "settings": as_plain(config),
             "fingerprint": fingerprint,
             "unreadable": sorted(problems),
+            "unreadable_masks": sorted(without),
         },
     )
-    return problems
+    return problems | without
 
 
 def _load(
@@ -135,7 +142,8 @@ def _load(
 def images_fingerprint(folder: Path, entries: Sequence[ImageEntry], config: ImagesConfig) -> str:
     """Hash the settings, and every file by its bytes."""
     files = [(e.image_id, e.label, _digest(folder / e.file)) for e in entries]
-    return digest_json([SCHEMA, as_plain(config), files])
+    masks = [(e.image_id, _digest(folder / e.mask)) for e in entries if e.mask]
+    return digest_json([SCHEMA, as_plain(config), files, *([masks] if masks else [])])
 
 
 def _digest(path: Path) -> str:

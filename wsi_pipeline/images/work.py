@@ -51,6 +51,7 @@ def _prepare(
         record_failure(run, Unit("tile", image_id), "ManifestError", problem)
     lost = f", {len(problems)} unreadable" if problems else ""
     files = [run.tiles / "images.npy", run.tiles / "images.json"]
+    files += [path for path in [run.tiles / "masks.npy"] if path.is_file()]
     return files, f"{len(entries)} images{lost}, {files[0].stat().st_size / 2**20:.1f} MiB"
 
 
@@ -243,16 +244,27 @@ def _evaluate(
     run: RunFolder, model: str, fingerprint: str, arguments: Mapping[str, Any], tell: OnProgress
 ) -> Done:
     from wsi_pipeline.images.evaluation import evaluate_images, rule_of
+    from wsi_pipeline.images.masks import read_masks
     from wsi_pipeline.images.scoring import read_scores
 
     config: EvaluateConfig = arguments["config"]
     images, about = read_scores(run.path / "scores" / model)
     out = run.evaluation(model)
     rule = rule_of(about, config.image_threshold)
-    metrics = evaluate_images(images, about, rule=rule, model=model, out=out)
+    metrics = evaluate_images(
+        images,
+        about,
+        rule=rule,
+        model=model,
+        out=out,
+        masks=read_masks(run.tiles, read_images(run.images)),
+        maps=run.path / "heatmaps" / model,
+    )
     figures = {"accuracy": "accuracy", "ROC AUC": "roc_auc", "loss": "loss"}
     found = {name: metrics["patch"][key] for name, key in figures.items()}
     said = [f"{name} {'undefined' if v is None else f'{v:.3f}'}" for name, v in found.items()]
+    if n := metrics["localisation"]["n"]:
+        said.append(f"maps against {n} masks")
     return list_files(out), f"{metrics['evaluated']}: " + ", ".join(said)
 
 

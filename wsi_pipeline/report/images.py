@@ -65,4 +65,10 @@ def _read_model(run: RunFolder, name: str) -> dict[str, Any]:
         picture = run.path / folder / name / file
         if picture.is_file():
             pictures.append((embed_picture(picture, longest_px=1600), caption))
-    return {"name": name, "metrics": metrics, "pictures": pictures}
+    located = (metrics or {}).get("localisation") or {}
+    return {
+        "name": name,
+        "metrics": metrics,
+        "localisation": located if located.get("n") else None,
+        "pictures": pictures,
+    }

@@ -29,10 +29,14 @@ def test_an_all_white_map_finds_all_and_matches_the_share_of_the_mask():
     assert figures(np.ones(MASK.shape)) == (12 / 80, 1, 0.5)
 
 
-@pytest.mark.parametrize(("value", "recall"), [(0.5, 1), (0.4999, 0)])
-def test_a_constant_map_ranks_by_chance_and_half_counts_as_tumour(value, recall):
-    _, found, auc = figures(np.full(MASK.shape, value))
-    assert (found, auc) == (recall, 0.5)
+@pytest.mark.parametrize(
+    ("value", "strict", "called"),
+    [(0.5, False, True), (0.5, True, False), (0.5001, True, True), (0.4999, False, False)],
+)
+def test_half_itself_is_tumour_on_slides_and_not_on_single_images(value, strict, called):
+    image = localise(np.full(MASK.shape, value), MASK, strict=strict)
+    assert (image.recall, image.roc_auc) == (called, 0.5)
+    assert image.exact_match == pytest.approx(12 / 80 if called else 68 / 80)
 
 
 def test_images_are_averaged_and_not_pooled_and_skips_are_counted():
@@ -71,16 +75,17 @@ def test_a_mask_of_another_shape_is_refused():
 
 
 @settings(deadline=None, max_examples=40)
-@given(st.integers(0, 2**32 - 1))
-def test_it_is_what_plain_python_and_scikit_learn_compute(seed):
+@given(st.integers(0, 2**32 - 1), st.booleans())
+def test_it_is_what_plain_python_and_scikit_learn_compute(seed, strict):
     random = np.random.default_rng(seed)
     heatmap = random.integers(0, 5, (4, 5)) / 4
     mask = random.random((4, 5)) < 0.4
-    pairs = list(zip(heatmap.ravel(), mask.ravel(), strict=True))
-    image = localise(heatmap, mask)
-    assert image.exact_match == sum((h >= 0.5) == m for h, m in pairs) / 20
+    called = [h > 0.5 if strict else h >= 0.5 for h in heatmap.ravel()]
+    pairs = list(zip(called, mask.ravel(), strict=True))
+    image = localise(heatmap, mask, strict=strict)
+    assert image.exact_match == sum(c == m for c, m in pairs) / 20
     if mask.any():
-        assert image.recall == sum(h >= 0.5 for h, m in pairs if m) / mask.sum()
+        assert image.recall == sum(c for c, m in pairs if m) / mask.sum()
     if mask.any() and not mask.all():
         assert image.roc_auc == pytest.approx(roc_auc_score(mask.ravel(), heatmap.ravel()))
 

@@ -1,0 +1,160 @@
+"""Maps of images against masks: P2's figures, from the files of a run and by brute force."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import tifffile
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from sklearn.metrics import roc_auc_score
+
+from wsi_pipeline import cli
+from wsi_pipeline.images.localisation import localise_image
+
+PATCHNET = "{model: {options: {m: 5, stride: 4, filters: 4, depth: 2}}"
+CAM = "{model: {options: {width: 0.03125}, preprocess: {crop: [24, 30]}}"
+SHORT = "steps_per_epoch: 1, max_epochs: 1}"
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """Images of 48 x 64 px shrunk by two, with masks: one empty, one of another size, one none."""
+    root = tmp_path_factory.mktemp("masked")
+    random = np.random.default_rng(0)
+    lines = ["file,class,split,mask"]
+    splits = ["train"] * 4 + ["val"] * 2 + ["test"] * 6
+    (root / "data").mkdir()
+    for number, split in enumerate(splits):
+        image = random.integers(0, 256, (48, 64, 3)).astype(np.uint8)
+        Image.fromarray(image).save(root / "data" / f"{number}.png")
+        mask = np.zeros((48, 64) if number != 9 else (48, 60), np.uint8)
+        if number != 8:  # its mask stays empty
+            mask[8:30, 10 + number : 40] = 1  # not 255: what is not 0 is the object
+        Image.fromarray(mask).save(root / "data" / f"mask{number}.png")
+        named = "" if number == 10 else f"mask{number}.png"
+        lines.append(f"{number}.png,{'ab'[number % 2]},{split},{named}")
+    (root / "t.csv").write_text("\n".join(lines) + "\n")
+    (root / "c.yaml").write_text(
+        "input: data\nout: run\nimages: {table: t.csv, size: [24, 32]}\n"
+        "stages: [tile, train, predict, heatmap, evaluate, report]\nheatmap: {maps_per_class: 3}\n"
+        f"train:\n  patchnet: {PATCHNET}, {SHORT}\n  cam: {CAM}, {SHORT}\n"
+    )
+    assert cli.main(["run", str(root / "c.yaml"), "--quiet"]) == 3  # for mask9.png
+    return root
+
+
+def rows_of(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def expected_of(heatmap, mask):
+    """Follow specs/models.md 1.6 pixel by pixel."""
+    pairs = [(h > 0.5, m) for h, m in zip(heatmap.ravel(), mask.ravel(), strict=True)]
+    exact = sum(c == m for c, m in pairs) / len(pairs)
+    recall = sum(c for c, m in pairs if m) / mask.sum() if mask.any() else None
+    mixed = mask.any() and not mask.all()
+    return exact, recall, roc_auc_score(mask.ravel(), heatmap.ravel()) if mixed else None
+
+
+@pytest.mark.parametrize("model", ["patchnet", "cam"])
+def test_each_masked_image_of_the_test_is_measured_and_the_means_are_of_images(root, model):
+    folder = root / "run" / "evaluation" / model
+    rows = rows_of(folder / "localisation.csv")
+    assert [row["image_id"] for row in rows] == ["6", "7", "8", "11"]  # 9, 10 have no usable mask
+    found = []
+    for row in rows:
+        number = int(row["image_id"])
+        values = tifffile.imread(root / "run" / "heatmaps" / model / f"{number}.tif")
+        if model == "cam":  # stretched over its image; a map of the crop's size
+            values = (values - values.min()) / (values.max() - values.min())
+            assert values.shape == (24, 30)
+        picture = Image.open(root / "data" / f"mask{number}.png").point(lambda v: 255 * (v > 0))
+        mask = np.asarray(picture.resize((32, 24), Image.Resampling.BICUBIC)) > 127
+        mask = mask[:, 1:31] if model == "cam" else mask
+        exact, recall, auc = expected_of(values, mask)
+        assert float(row["exact_match"]) == pytest.approx(exact)
+        assert (row["recall"] == "") == (recall is None) == (number == 8)
+        if number != 8:
+            assert float(row["recall"]) == pytest.approx(recall)
+            assert float(row["roc_auc"]) == pytest.approx(auc)
+        found.append((exact, recall, auc))
+    means = json.loads((folder / "metrics.json").read_text())["localisation"]
+    exacts, recalls, aucs = (
+        [v for v in part if v is not None] for part in zip(*found, strict=True)
+    )
+    assert means["average_exact_match"] == pytest.approx(np.mean(exacts))
+    assert means["average_recall"] == pytest.approx(np.mean(recalls))
+    assert means["average_roc_auc"] == pytest.approx(np.mean(aucs))
+    assert (means["n"], means["recall_n"], means["roc_auc_n"], means["skipped"]) == (4, 3, 3, 0)
+
+
+def test_a_mask_of_another_size_is_listed_and_its_image_is_used(root):
+    (failure,) = rows_of(root / "run" / "failures.csv")
+    assert failure["slide_id"] == "9"
+    assert failure["message"] == "mask9.png: a mask of 60 x 48 px for an image of 64 x 48 px"
+    scores = rows_of(root / "run" / "scores" / "patchnet" / "images.csv")
+    assert all(row["score"] for row in scores)
+
+
+def test_the_report_has_the_means(root):
+    page = (root / "run" / "report.html").read_text()
+    assert "Maps against masks" in page
+
+
+def test_images_without_a_map_are_counted_with_the_cure(root):
+    run = ["--quiet", "--set"]
+    assert cli.main(["heatmap", str(root / "run"), *run, "maps_per_class=1"]) == 0
+    assert cli.main(["evaluate", str(root / "run"), "--quiet"]) == 0
+    metrics = json.loads((root / "run/evaluation/patchnet/metrics.json").read_text())
+    assert (metrics["localisation"]["n"], metrics["localisation"]["skipped"]) == (2, 2)
+    assert metrics["notes"] == [
+        "2 of 4 evaluated images with a mask have no map; run heatmap with "
+        "--set maps_per_class=null, and evaluate again"
+    ]
+    about = root / "run/heatmaps/patchnet/maps.json"
+    about.write_text(about.read_text().replace('"checkpoint": "', '"checkpoint": "another '))
+    assert cli.main(["evaluate", str(root / "run"), "--quiet"]) == 0
+    metrics = json.loads((root / "run/evaluation/patchnet/metrics.json").read_text())
+    assert metrics["localisation"]["average_recall"] is None
+    assert "both a mask and a map" in metrics["undefined"]["localisation.average_exact_match"]
+    assert metrics["notes"] == [
+        "the maps are of another checkpoint than the scores; run heatmap again"
+    ]
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(0, 2**32 - 1), st.booleans())
+def test_it_is_what_plain_python_and_scikit_learn_compute(seed, probability):
+    random = np.random.default_rng(seed)
+    values = random.integers(0, 5, (4, 6)) / 4
+    mask = random.random((6, 6)) < 0.4
+    if probability:
+        shown, image = values, localise_image(values, mask, probability=True)
+    else:  # of any scale; the shown values are what is left of it
+        image = localise_image(values * 7 - 3, mask, probability=False)
+        span = values.max() - values.min()
+        shown = (values - values.min()) / span if span else np.full(values.shape, 0.5)
+    exact, recall, auc = expected_of(shown, mask[1:5])
+    assert image.exact_match == pytest.approx(exact)
+    assert image.recall == (None if recall is None else pytest.approx(recall))
+    assert image.roc_auc == (None if auc is None else pytest.approx(auc))
+
+
+@pytest.mark.parametrize("probability", [True, False])
+def test_a_perfect_an_inverted_and_a_constant_map(probability):
+    mask = np.zeros((8, 10), bool)
+    mask[2:5, 3:7] = True
+
+    def figures(values):
+        image = localise_image(np.asarray(values, np.float32), mask, probability=probability)
+        return image.exact_match, image.recall, image.roc_auc
+
+    assert figures(mask) == (1, 1, 1)
+    assert figures(~mask) == (0, 0, 0)
+    assert figures(np.full(mask.shape, 0.5)) == (68 / 80, 0, 0.5)
+    if probability:
+        assert figures(np.ones(mask.shape)) == (12 / 80, 1, 0.5)

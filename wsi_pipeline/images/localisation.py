@@ -1,0 +1,119 @@
+"""How well the maps of single images lie on their masks (PatchNet paper 2, tables 2 and 7).
+
+PatchNet's map is taken as it is, a probability around every pixel. Activation maps (CAM, Grad-CAM)
+have no scale of their own: each is stretched to [0, 1] over its image first.
+
+References
+----------
+.. [1] PatchNet paper 2, appendix E (specs/models.md 1.6).
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tifffile
+import torch
+from numpy.typing import NDArray
+
+from wsi_pipeline.errors import EvaluationError
+from wsi_pipeline.evaluation.figures import Figures
+from wsi_pipeline.evaluation.localisation import ImageLocalisation, localise
+from wsi_pipeline.evaluation.sections import average_section
+from wsi_pipeline.images.maps import stretch
+from wsi_pipeline.preprocess import crop_centre
+
+_REASONS = {
+    "average_exact_match": "no evaluated image has both a mask and a map",
+    "average_recall": "no such mask has an object",
+    "average_roc_auc": "no such mask has both object and background",
+}
+
+
+def localise_image(
+    values: NDArray[np.floating[Any]], mask: NDArray[np.bool_], *, probability: bool
+) -> ImageLocalisation:
+    """Compare an image's map with its mask.
+
+    Parameters
+    ----------
+    values : (h, w)
+        PatchNet's Q, or an activation map of any scale.
+    mask : (H, W) bool
+        Of the whole image; a model that crops maps the centre.
+    probability : bool
+        The map is a probability and taken as it is, else stretched over its image.
+    """
+    seen = crop_centre(torch.from_numpy(mask), (values.shape[0], values.shape[1])).numpy()
+    return localise(values if probability else stretch(values), seen, strict=True)
+
+
+def localisation_of(
+    ids: Sequence[str],
+    masks: Mapping[str, NDArray[np.uint8]],
+    folder: Path,
+    checkpoint: str,
+) -> tuple[dict[str, ImageLocalisation], Figures, list[str]]:
+    """Compare the maps in a folder with masks.
+
+    Parameters
+    ----------
+    ids : sequence of str
+        Images that are evaluated.
+    masks : mapping
+        By image_id, (H, W) uint8: 1 on the object.
+    folder : Path
+        Of the maps, ``heatmaps/<model>``.
+    checkpoint : str
+        Digest of the one whose scores are evaluated.
+
+    Returns
+    -------
+    known : by image_id
+    section : Figures
+        ``skipped`` counts images that have a mask and no map.
+    notes : list of str
+
+    Raises
+    ------
+    EvaluationError
+        If a map that was made cannot be read.
+    """
+    wanted = [i for i in ids if i in masks]
+    about = _read_about(folder)
+    notes = []
+    if wanted and about and about["checkpoint"] != checkpoint:
+        notes.append("the maps are of another checkpoint than the scores; run heatmap again")
+        about = {}
+    mapped = set(about.get("images", ()))
+    known = {
+        i: localise_image(
+            _read_map(folder / f"{i}.tif"), masks[i] == 1, probability=about["probability"]
+        )
+        for i in wanted
+        if i in mapped
+    }
+    skipped = len(wanted) - len(known)
+    if skipped and not notes:
+        notes.append(
+            f"{skipped} of {len(wanted)} evaluated images with a mask have no map; run heatmap "
+            "with --set maps_per_class=null, and evaluate again"
+        )
+    return known, average_section(known, skipped=skipped, reasons=_REASONS), notes
+
+
+def _read_about(folder: Path) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = json.loads((folder / "maps.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found
+
+
+def _read_map(path: Path) -> NDArray[np.float32]:
+    try:
+        return np.asarray(tifffile.imread(path), np.float32)
+    except (OSError, ValueError, tifffile.TiffFileError) as error:
+        raise EvaluationError(f"{path.name}: its map cannot be read; run heatmap again") from error
