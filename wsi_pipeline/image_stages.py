@@ -1,5 +1,6 @@
 """The stages on a folder of images: the same commands and files, one unit per stage and model."""
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -8,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tiling.files import digest_file
-from wsi_pipeline.config import Config, digest_settings
+from wsi_pipeline.config import Config, as_plain, digest_settings, name_changes
 from wsi_pipeline.errors import ConfigError, StageError
 from wsi_pipeline.images.folder import (
     as_slides,
@@ -29,8 +30,27 @@ from wsi_pipeline.runner import Options, Plan, StageResult, run_stage
 from wsi_pipeline.settings import TrainConfig, result_settings
 from wsi_pipeline.splits import assign_splits
 
+log = logging.getLogger(__name__)
+
 _EVALUATION = "wsi-pipeline/image-metrics/2"  # what metrics.json holds
 ALL = "images"  # name of the one unit that holds all images
+
+# Settings that matter to single images; the others of these sections are of slides alone.
+_USED: dict[str, tuple[str, ...]] = {
+    "tile": (),
+    "predict": ("batch_size", "precision", "tolerance", "readers", "splits"),
+    "heatmap": ("maps_per_class",),
+    "evaluate": ("image_threshold", "bootstrap", "stratified", "seed"),
+}
+
+
+def _warn_of_unused(config: Config, section: str) -> None:
+    """Name settings that were changed and do nothing to single images."""
+    changed = name_changes(as_plain(getattr(config, section)), section)
+    names = dict.fromkeys(change.partition("=")[0] for change in changed)
+    unused = [f"{section}.{name}" for name in names if name.split(".")[0] not in _USED[section]]
+    if unused:
+        log.warning("no effect on a folder of images: %s", ", ".join(unused))
 
 
 def is_image_run(run: RunFolder) -> bool:
@@ -44,6 +64,7 @@ def tile(run: RunFolder, config: Config, options: Options) -> StageResult:
         raise ConfigError("no input; give a folder of images")
     if run.manifest.is_file():
         raise ConfigError(f"{run.path}: a run on slides; take another run folder for images")
+    _warn_of_unused(config, "tile")
     entries, classes = list_images(config.input, config.images)
     if config.splits:
         found = assign_splits(
@@ -140,6 +161,7 @@ def predict(
     run: RunFolder, config: Config, options: Options, *, checkpoints: Mapping[str, Path]
 ) -> StageResult:
     """Images -> scores, by each checkpoint (by the model's name)."""
+    _warn_of_unused(config, "predict")
     data = _data_fingerprint(run)
     plans = [
         _plan(
@@ -150,6 +172,7 @@ def predict(
                 digest_file(path),
                 config.predict.precision,
                 config.predict.splits,
+                config.predict.tolerance,
             ),
             checkpoint=path,
             config=config.predict,
@@ -166,6 +189,7 @@ def heatmap(
     """Checkpoints -> maps of some images, of the models that have any."""
     from wsi_pipeline.images.maps import MAPS_SCHEMA
 
+    _warn_of_unused(config, "heatmap")
     data = _data_fingerprint(run)
     reasons = {model: _why_no_maps(run, model) for model in models}
     notes = tuple(f"no maps of {model}: {reason}" for model, reason in reasons.items() if reason)
@@ -217,6 +241,7 @@ def evaluate(
     run: RunFolder, config: Config, options: Options, *, models: Sequence[str]
 ) -> StageResult:
     """Scores + classes -> figures."""
+    _warn_of_unused(config, "evaluate")
     plans = [
         _plan(
             Unit("evaluate", model=model),
@@ -233,7 +258,8 @@ def _evaluate_fingerprint(run: RunFolder, model: str, config: Config) -> str:
     digests = [digest_file(folder / name) for name in ("images.csv", "images.json")]
     compared = [run.tiles / "masks.npy", run.path / "heatmaps" / model / "maps.json"]
     on_masks = [digest_file(path) for path in compared if path.is_file()]
-    return digest_settings(digests, config.evaluate.image_threshold, _EVALUATION, on_masks)
+    settings = {key: getattr(config.evaluate, key) for key in _USED["evaluate"]}
+    return digest_settings(digests, settings, _EVALUATION, on_masks)
 
 
 def report(

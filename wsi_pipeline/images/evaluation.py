@@ -11,6 +11,14 @@ from numpy.typing import NDArray
 from tiling.files import write_json
 from wsi_pipeline.contracts import SPLITS
 from wsi_pipeline.errors import EvaluationError
+from wsi_pipeline.evaluation.bootstrap import (
+    draw_weights,
+    percentile_interval,
+    weighted_average_precision,
+    weighted_ratio,
+    weighted_roc_auc,
+)
+from wsi_pipeline.evaluation.figures import Figures
 from wsi_pipeline.evaluation.leaks import Seen, refuse_leaks
 from wsi_pipeline.evaluation.patch import (
     Confusion,
@@ -25,6 +33,7 @@ from wsi_pipeline.evaluation.tables import Cell, write_rows
 from wsi_pipeline.images.localisation import localisation_of
 from wsi_pipeline.images.scoring import Rule, ScoredImage
 from wsi_pipeline.scores import TRAINED_ON
+from wsi_pipeline.settings import EvaluateConfig
 
 _SLIDE_FIGURES = ("roc_auc", "roc_auc_ci95", "threshold", "accuracy", "sensitivity", "specificity")
 _NO_SLIDES = "a folder of images has no slides"
@@ -37,6 +46,7 @@ def evaluate_images(
     rule: Rule,
     model: str,
     out: Path,
+    settings: EvaluateConfig,
     masks: Mapping[str, NDArray[np.uint8]] | None = None,
     maps: Path | None = None,
 ) -> dict[str, Any]:
@@ -52,6 +62,8 @@ def evaluate_images(
     out : Path
         Gets ``metrics.json`` (last), ``images.csv``, ``confusion.csv``, ``roc.csv``,
         ``localisation.csv`` and pictures.
+    settings : EvaluateConfig
+        Of them `bootstrap`, `stratified` and `seed`.
     masks : mapping, optional
         By image_id, what its map is laid on: (H, W) uint8, 1 on the object.
     maps : Path, optional
@@ -83,7 +95,9 @@ def evaluate_images(
     if name == "val" and trained_on is not None:  # that it was validated on them is no leak
         trained_on = {key: ids for key, ids in trained_on.items() if key.startswith("train_")}
     notes += refuse_leaks(Seen(i.image_id, i.patient, trained_on) for i in chosen)
-    values, undefined = summarise(chosen, rule)
+    section = Figures(*summarise(chosen, rule))
+    if settings.bootstrap:
+        _add_intervals(section, chosen, rule, settings, notes)
     splits = {split: summarise(part, rule)[0] for split, part in by_split.items() if part}
     located, localisation, doubts = localisation_of(
         [i.image_id for i in chosen], masks or {}, maps or out, about.get("checkpoint", "")
@@ -94,13 +108,13 @@ def evaluate_images(
         "strict": rule.strict,
         "classes": about["classes"],
         "evaluated": name,
-        "patch": values,
+        "patch": section.values,
         "splits": splits,
         "localisation": localisation.values,
         "slide": {"aggregator": None, "n": 0, "n_positive": 0, **dict.fromkeys(_SLIDE_FIGURES)},
         "froc": None,
         "undefined": {
-            **{f"patch.{key}": reason for key, reason in undefined.items()},
+            **{f"patch.{key}": reason for key, reason in section.undefined.items()},
             **{f"localisation.{key}": reason for key, reason in localisation.undefined.items()},
             **{f"slide.{key}": _NO_SLIDES for key in _SLIDE_FIGURES},
             "froc": _NO_SLIDES,
@@ -136,6 +150,46 @@ def summarise(images: Sequence[ScoredImage], rule: Rule) -> tuple[dict[str, Any]
     n = {"n": len(readable), "n_unreadable": len(images) - len(readable)}
     renamed = {key: reason.replace("patch", "image") for key, reason in undefined.items()}
     return {**n, **counts, **figures, **ranking, "loss": loss}, renamed | reasons
+
+
+def _add_intervals(
+    section: Figures,
+    images: Sequence[ScoredImage],
+    rule: Rule,
+    settings: EvaluateConfig,
+    notes: list[str],
+) -> None:
+    """Add ``<figure>_ci95``: percentiles over resampled patients."""
+    readable = [i for i in images if not np.isnan(i.score)]
+    patients = [i.patient for i in readable]
+    if len(set(patients)) < 2:
+        notes.append("all images are of one patient: there is nobody to resample, so no intervals")
+        return
+    labels = np.array([i.label for i in readable], np.int64)
+    scores = np.array([i.score for i in readable])
+    weights = draw_weights(
+        len(readable),
+        n_replicates=settings.bootstrap,
+        seed=settings.seed,
+        patients=patients,
+        strata=labels == 1 if settings.stratified else None,
+    )
+    said = rule.decide(scores).astype(np.int64)
+    shares = {
+        "accuracy": ((said == labels).astype(np.int64), np.ones_like(labels)),
+        "precision": (said * labels, said),
+        "recall": (said * labels, labels),
+        "f1": (2 * said * labels, said + labels),
+    }
+    for name, (part, whole) in shares.items():
+        section.add_interval(name, percentile_interval(weighted_ratio(part, whole, weights)))
+    for name, figure in (
+        ("roc_auc", weighted_roc_auc),
+        ("average_precision", weighted_average_precision),
+    ):
+        defined = section.values[name] is not None
+        replicates = figure(labels, scores, weights) if defined else None
+        section.add_interval(name, None if replicates is None else percentile_interval(replicates))
 
 
 def count_images(images: Sequence[ScoredImage], rule: Rule) -> Confusion:

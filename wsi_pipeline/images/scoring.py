@@ -20,6 +20,7 @@ from wsi_pipeline.errors import InferenceError, ScoresError
 from wsi_pipeline.images.folder import UNNAMED, ImageEntry
 from wsi_pipeline.images.store import ImageArray
 from wsi_pipeline.inference.forward import cure_no_score
+from wsi_pipeline.inference.precision import N_COMPARED, PrecisionCheck
 from wsi_pipeline.models import PatchClassifier
 
 COLUMNS = ("image_id", "patient", "split", "class", "label", "score", "logit", "predicted")
@@ -122,6 +123,7 @@ def score_images(
     device: torch.device,
     precision: Precision = "fp32",
     batch_size: int | None = None,
+    readers: int = 1,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> NDArray[np.float64]:
     """Give the logit of each image: (n,), NaN where it is unreadable.
@@ -143,7 +145,7 @@ def score_images(
         return torch.from_numpy(np.array(images.pixels[batch]))
 
     done = 0
-    for batch, loaded in zip(batches, prefetch(load, batches), strict=True):
+    for batch, loaded in zip(batches, prefetch(load, batches, threads=readers), strict=True):
         with torch.inference_mode(), compute_in(precision, device):
             logits[batch] = model(to_unit_range(loaded, device)).double().cpu().numpy()
         done += len(batch)
@@ -155,6 +157,39 @@ def score_images(
             f"{cure_no_score(precision)}"
         )
     return logits[rows]
+
+
+def check_precision(
+    model: PatchClassifier,
+    images: ImageArray,
+    rows: NDArray[np.int64],
+    logits: NDArray[np.float64],
+    *,
+    device: torch.device,
+    tolerance: float,
+) -> PrecisionCheck:
+    """Compare what a faster precision gave with fp32 on the first readable images.
+
+    Parameters
+    ----------
+    model, images, rows, device
+        As of `score_images`.
+    logits : (n,)
+        What that gave; NaN: unreadable.
+    tolerance : float
+        Largest difference of scores that is not remarked on.
+    """
+    first = np.flatnonzero(~np.isnan(logits))[:N_COMPARED]
+    exact = sigmoid(score_images(model, images, rows[first], device=device))
+    fast = sigmoid(logits[first])
+    rule = Rule(model.threshold, model.strict)
+    return PrecisionCheck(
+        n_patches=len(first),
+        largest_difference=float(np.abs(fast - exact).max(initial=0)),
+        n_flipped=int((rule.decide(fast) != rule.decide(exact)).sum()),
+        threshold=model.threshold,
+        tolerance=tolerance,
+    )
 
 
 def write_scores(

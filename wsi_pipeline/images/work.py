@@ -121,6 +121,7 @@ def _predict(
     from wsi_pipeline.images.scoring import (
         Rule,
         check_classes,
+        check_precision,
         check_shape,
         score_images,
         write_scores,
@@ -141,19 +142,32 @@ def _predict(
         raise StageError(f"{run.path}: no image in split {' or '.join(config.splits or ())}")
     device = resolve_device(arguments["device"])
     precision = resolve_precision(config.precision, device)
+    places = np.array(rows, np.int64)
     logits = score_images(
         network,
         images,
-        np.array(rows, np.int64),
+        places,
         device=device,
         precision=precision,
         batch_size=config.batch_size,
+        readers=config.readers or 1,  # from one array in memory or cache: more gain nothing
         on_progress=tell,
     )
+    check = None
+    if precision != "fp32":
+        check = check_precision(
+            network, images, places, logits, device=device, tolerance=config.tolerance
+        )
+        if not check.within:
+            log.warning(
+                "%s: %s, above the tolerance of %g; use --set predict.precision=fp32",
+                model, check, config.tolerance,
+            )  # fmt: skip
     attributes = {
         "model": meta.model,
         "checkpoint": digest(arguments["checkpoint"]),
         "precision": precision,
+        "precision_check": check.as_plain() if check else None,
         "fingerprint": fingerprint,
         "classes": list(meta.class_names),
         TRAINED_ON: {
@@ -257,6 +271,7 @@ def _evaluate(
         rule=rule,
         model=model,
         out=out,
+        settings=config,
         masks=read_masks(run.tiles, read_images(run.images)),
         maps=run.path / "heatmaps" / model,
     )

@@ -19,6 +19,7 @@ from wsi_pipeline.images.scoring import Rule, ScoredImage
 from wsi_pipeline.images.store import choose_equal, open_images, raise_to_parity
 from wsi_pipeline.models import build_model
 from wsi_pipeline.scores import TRAINED_ON
+from wsi_pipeline.settings import EvaluateConfig
 
 SMALL = "{model: {options: {m: 5, stride: 4, filters: 4, depth: 2, channels: 1, normalise: minmax}}"
 TRAIN = "steps_per_epoch: 8, max_epochs: 3, lr: 0.003}"
@@ -212,13 +213,13 @@ def test_a_validation_by_images_the_model_was_trained_on_is_refused(tmp_path, ro
         "classes": ["a", "b"],
         TRAINED_ON: {"train_slides": [], "val_slides": [], f"{role}_patients": ["p2"]},
     }
-    rule = Rule(0.5, strict=False)
+    told = {"rule": Rule(0.5, strict=False), "model": "m", "settings": EvaluateConfig(bootstrap=0)}
     if role == "val":  # its own validation: said to be one, not refused
-        metrics = evaluate_images(images, about, rule=rule, model="m", out=tmp_path)
+        metrics = evaluate_images(images, about, out=tmp_path, **told)
         assert metrics["notes"] == ["no image in the split test: figures are of val"]
     else:
         with pytest.raises(EvaluationError, match=r"trained on 1 patient .*p2"):
-            evaluate_images(images, about, rule=rule, model="m", out=tmp_path)
+            evaluate_images(images, about, out=tmp_path, **told)
 
 
 def test_a_mended_file_is_no_failure_any_more(tmp_path):
