@@ -9,7 +9,9 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import tifffile
 from numpy.typing import NDArray
+from PIL import Image
 
 from tiling.files import write_aside
 from wsi_pipeline.data import prefetch
@@ -45,14 +47,27 @@ def read_mask(
     ManifestError
         If the mask cannot be decoded, or is of another size than its image.
     """
-    mask = read_image(folder / file, channels=1) > 0
+    mask = _read_object(folder / file)
     if mask.shape[:2] != size[:2]:
         raise ManifestError(
             f"{file}: a mask of {mask.shape[1]} x {mask.shape[0]} px for an image of "
             f"{size[1]} x {size[0]} px"
         )
-    fitted = fit_image(mask.astype(np.uint8) * np.uint8(255), config, file)
+    fitted = fit_image(mask[..., None].astype(np.uint8) * np.uint8(255), config, file)
     return np.asarray(fitted[..., 0] > 127)
+
+
+def _read_object(path: Path) -> NDArray[np.bool_]:
+    """Tell which pixels are not zero: (H, W); of deep values, which images stretch, as they are."""
+    shown = read_image(path, channels=1)[..., 0]  # which says what is wrong with a file
+    if path.suffix.lower() in (".tif", ".tiff"):
+        with tifffile.TiffFile(path) as file:
+            page = file.pages.first
+            if page.photometric != tifffile.PHOTOMETRIC.MINISBLACK or page.dtype in (bool, "u1"):
+                return shown > 0
+            return np.asarray(page.asarray() != 0).reshape(shown.shape)
+    with Image.open(path) as image:
+        return np.asarray(image) != 0 if image.mode[0] in "IF" else shown > 0
 
 
 def prepare_masks(

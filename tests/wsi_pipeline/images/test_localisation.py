@@ -13,6 +13,8 @@ from sklearn.metrics import roc_auc_score
 
 from wsi_pipeline import cli
 from wsi_pipeline.images.localisation import localise_image
+from wsi_pipeline.images.masks import read_mask
+from wsi_pipeline.settings import ImagesConfig
 
 PATCHNET = "{model: {options: {m: 5, stride: 4, filters: 4, depth: 2}}"
 CAM = "{model: {options: {width: 0.03125}, preprocess: {crop: [24, 30]}}"
@@ -158,3 +160,16 @@ def test_a_perfect_an_inverted_and_a_constant_map(probability):
     assert figures(np.full(mask.shape, 0.5)) == (68 / 80, 0, 0.5)
     if probability:
         assert figures(np.ones(mask.shape)) == (12 / 80, 1, 0.5)
+
+
+@pytest.mark.parametrize("ending", [".tif", ".png"])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_every_value_but_zero_is_the_object_however_deep(tmp_path, ending, dtype):
+    """Masks that number nuclei: 1 of 1000 is as much an object as 1000, and so is 1 everywhere."""
+    numbered = np.zeros((20, 30), dtype)
+    numbered[4:8, 5:9], numbered[10:15, 5:9] = 1, min(1000, np.iinfo(dtype).max)
+    for values in (numbered, np.ones((20, 30), dtype), np.zeros((20, 30), dtype)):
+        path = tmp_path / f"m{ending}"
+        Image.fromarray(values).save(path)
+        found = read_mask(tmp_path, path.name, (20, 30), ImagesConfig())
+        np.testing.assert_array_equal(found, values > 0)
