@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from tiling.files import digest_file, write_aside
+from wsi_pipeline.contracts import PROVENANCE
 from wsi_pipeline.errors import CheckpointError, ModelError
 from wsi_pipeline.models import PatchClassifier, build_model
 
@@ -48,6 +49,10 @@ class CheckpointMeta:
     val_patients: tuple[str, ...] = ()
     epoch: int = 0  # the epoch the weights are from, 1-based
     metrics: dict[str, float] = field(default_factory=dict)  # of that epoch, on val
+
+    def provenance(self) -> dict[str, list[str]]:
+        """Name whom the model has seen, by `PROVENANCE`."""
+        return {name: list(getattr(self, name)) for name in PROVENANCE}
 
 
 def save_checkpoint(path: Path, model: PatchClassifier, meta: CheckpointMeta) -> None:
@@ -99,7 +104,7 @@ def read_meta(path: Path) -> CheckpointMeta:
         )
     try:
         values = dict(header["meta"])
-        for name in ("class_names", "train_slides", "val_slides", "train_patients", "val_patients"):
+        for name in ("class_names", *PROVENANCE):
             values[name] = tuple(values[name])
         shape = values.get("image_shape")
         values["image_shape"] = None if shape is None else tuple(shape)

@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
+# Whom a model has seen, as checkpoints and score files name it.
+PROVENANCE = ("train_slides", "val_slides", "train_patients", "val_patients")
 
 
 @dataclass(frozen=True)

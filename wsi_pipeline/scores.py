@@ -90,12 +90,7 @@ def make_scores(
         "settings": {"tiling": store.tiling, "model_options": meta.options},
         "fingerprint": fingerprint,
         # So that the evaluation can refuse to test a model on its own training patients.
-        TRAINED_ON: {
-            "train_slides": list(meta.train_slides),
-            "val_slides": list(meta.val_slides),
-            "train_patients": list(meta.train_patients),
-            "val_patients": list(meta.val_patients),
-        },
+        TRAINED_ON: meta.provenance(),
     }
     return Scores(
         coords=np.asarray(store.coords, np.int64),

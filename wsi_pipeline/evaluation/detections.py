@@ -72,13 +72,8 @@ def describe_outside(detections: Detections, i: int, size: tuple[float, float] |
     )
 
 
-def read_detections(path: Path) -> Detections:
-    """Read one slide's detections, in the order of the file; see `read_detection_file`."""
-    return read_detection_file(path).detections
-
-
 def read_detection_file(path: Path) -> DetectionFile:
-    """Read one slide's detections with their lines.
+    """Read one slide's detections, in the order of the file, with their lines.
 
     A first row whose first field is no number is a header and says the order of the columns;
     without one it is ``prob,x,y``. An empty file holds no detections.
@@ -128,7 +123,7 @@ def _read_header(where: str, fields: list[str]) -> tuple[int, int, int]:
 
 
 def write_detections(path: Path, detections: Detections) -> None:
-    """Write one slide's detections; `read_detections` gives back the same numbers."""
+    """Write one slide's detections; `read_detection_file` gives back the same numbers."""
     rows = zip(
         detections.scores.tolist(), detections.x.tolist(), detections.y.tolist(), strict=True
     )

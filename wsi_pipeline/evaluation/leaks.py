@@ -11,7 +11,6 @@ from typing import Any
 
 from wsi_pipeline.errors import EvaluationError
 
-PROVENANCE = ("train_slides", "val_slides", "train_patients", "val_patients")
 _SHOWN = 8  # names in a sentence
 
 
@@ -21,7 +20,7 @@ class Seen:
 
     slide_id: str
     patient: str
-    trained_on: Mapping[str, Sequence[str]] | None  # by `PROVENANCE`; None: not known
+    trained_on: Mapping[str, Sequence[str]] | None  # by `contracts.PROVENANCE`; None: not known
 
 
 def refuse_leaks(slides: Iterable[Seen]) -> list[str]:

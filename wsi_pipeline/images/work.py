@@ -170,10 +170,7 @@ def _predict(
         "precision_check": check.as_plain() if check else None,
         "fingerprint": fingerprint,
         "classes": list(meta.class_names),
-        TRAINED_ON: {
-            name: list(getattr(meta, name))
-            for name in ("train_slides", "val_slides", "train_patients", "val_patients")
-        },
+        TRAINED_ON: meta.provenance(),
     }
     rule = Rule(network.threshold, network.strict)
     chosen = [entries[row] for row in rows]

@@ -9,7 +9,6 @@ from wsi_pipeline.contracts import Detections
 from wsi_pipeline.errors import EvaluationError
 from wsi_pipeline.evaluation.detections import (
     read_detection_file,
-    read_detections,
     write_detections,
 )
 
@@ -30,7 +29,7 @@ def test_what_is_written_is_read_back(rows, tmp_path_factory):
     path = tmp_path_factory.mktemp("d") / "a.csv"
     p, x, y = (list(column) for column in zip(*rows, strict=True)) if rows else ([], [], [])
     write_detections(path, Detections(np.array(x, int), np.array(y, int), np.array(p, float)))
-    again = read_detections(path)
+    again = read_detection_file(path).detections
     assert (again.scores.tolist(), again.x.tolist(), again.y.tolist()) == (p, x, y)
 
 

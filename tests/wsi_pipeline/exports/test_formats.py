@@ -15,7 +15,7 @@ from shapely.geometry import box, shape
 from tests.wsi_pipeline.exports.conftest import BOUNDS, SIZE, make_job, make_slide
 from tiling.formats.coords_hdf5 import read_coords
 from wsi_pipeline.errors import ConfigError
-from wsi_pipeline.evaluation.detections import read_detections
+from wsi_pipeline.evaluation.detections import read_detection_file
 from wsi_pipeline.exports import COORDS_ONLY, FORMATS, check_format, load_format
 
 formats = pytest.mark.parametrize("name", FORMATS)
@@ -233,7 +233,7 @@ def test_detections_lie_on_the_hottest_patches(tmp_path):
     path, line = export(
         "camelyon16", make_job(slide, overlap="max", detection_threshold=0.5), tmp_path
     )
-    found = read_detections(path)
+    found = read_detection_file(path).detections
     assert path.read_text().splitlines()[0] == "prob,x,y"
     assert f"{len(found.scores)} detections" in line
     assert found.scores.tolist() == [1.0] * len(found.scores)
