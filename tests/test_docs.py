@@ -130,6 +130,14 @@ def test_every_make_target_that_is_named_exists():
         assert set(named) <= targets, page.name
 
 
+@pytest.mark.parametrize("folder", ["tiling", "wsi_pipeline", "benchmarks"])
+def test_pages_that_sources_cite_are_here(folder):
+    """They cited a page that was never part of the repository."""
+    for source in sorted((ROOT / folder).rglob("*.py")):
+        for page in re.findall(r"\b(?:docs|specs)/[\w/]+\.md", read(source)):
+            assert (ROOT / page).is_file(), f"{source.relative_to(ROOT)} cites {page}"
+
+
 # ------------------------------------------------------------ settings
 
 REQUIRED = "required"

@@ -63,7 +63,7 @@ def label_tiles(
     References
     ----------
     .. [1] The lecture: "a patch is positive iff its inner square intersects the annotation"; the
-       side of the square is not given there, half the patch is our choice (specs/models.md 1.10).
+       side of the square is not given there, half the patch is our choice (docs/labels.md).
     """
     check_tile_config(config)
     _check_slide_label(slide_label, annotation)

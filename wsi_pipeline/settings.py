@@ -89,7 +89,7 @@ class AugmentConfig:
     zoom: Annotated[float, Field(ge=1)] = (
         1.0  # enlarge by a factor in [1, zoom], keep the centre (PatchNet paper 2: 1.2)
     )
-    # The lecture names no sizes; these are ours (specs/models.md 1.9), applied to every patch.
+    # The lecture names no sizes; these are ours, applied to every patch.
     brightness: Share = 0.2  # factor in [1 - b, 1 + b]
     contrast: Share = 0.2
     saturation: Share = 0.2

@@ -1,4 +1,4 @@
-"""Preprocessing against its definitions (specs/models.md 1.18)."""
+"""Preprocessing against its definitions (docs/models.md)."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Three-step sampling against its definition (specs/models.md 1.10)."""
+"""Three-step sampling against its definition (the lecture; docs/train.md)."""
 
 import json
 import tracemalloc

@@ -31,7 +31,7 @@ from wsi_pipeline.models.patchnet import PatchNet
 HISTOGRAM_BINS = 256  # of equal width on [0, 1]; the papers name no number
 
 # A filter whose outputs span less than this, of 2, is constant: what is left is rounding. The dense
-# engine's differ from the definition's by up to 1.3e-5 in float32 (specs/models.md 2.2).
+# engine's differ from the definition's by about 1e-5 in float32 (docs/log.md).
 CONSTANT_SPAN = 1e-4
 
 _EPOCH = (

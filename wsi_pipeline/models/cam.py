@@ -6,7 +6,7 @@ References
    Localization", CVPR 2016.
 .. [2] PatchNet paper 2, appendix C: a VGG-19 with only three pooling layers. Which three it does
    not say; the first are kept here, so that blocks 4 and 5 work at an eighth of the resolution
-   (specs/models.md 1.7).
+   (docs/models.md).
 """
 
 import torch

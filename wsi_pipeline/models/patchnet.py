@@ -111,7 +111,7 @@ class PatchNet(PatchClassifier):
         Step between patches, px. None: the papers' step for this `m`, else m // 3.
     grid : {"ceil", "floor", "center"}
         What becomes of a remainder: ``ceil`` pads zeros below and to the right until every pixel
-        is covered, the only reading that gives the paper's 0.333 (specs/models.md 3); ``floor``
+        is covered, the only reading that gives the 0.333 of paper 1, appendix A; ``floor``
         drops it; ``center`` lays one patch around each stride-th pixel, padded on all sides.
     region : int, optional
         Only patches of the central square of this side (paper 2, appendix F).
@@ -303,7 +303,7 @@ def log_mean_probability(logits: Tensor) -> tuple[Tensor, Tensor]:
     Returns
     -------
     log_p, log_not_p : (B,)
-        logsumexp_j logsigmoid(+-z_j) - log l (specs/models.md 1.2).
+        logsumexp_j logsigmoid(+-z_j) - log l: log P and log(1 - P), finite for any logits.
     """
     log_n = math.log(logits.shape[1])
     log_p = torch.logsumexp(F.logsigmoid(logits), dim=1) - log_n

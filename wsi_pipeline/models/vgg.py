@@ -32,7 +32,7 @@ LAYERS: dict[str, tuple[int | str, ...]] = {
 POOLINGS = 5  # of each configuration
 
 # Per-channel mean and standard deviation of ImageNet, RGB in [0, 1]: what torchvision's weights
-# were trained with. The lecture names no preprocessing (specs/models.md 1.9).
+# were trained with. The lecture names no preprocessing ([2]).
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 

@@ -6,7 +6,10 @@ kept. On one device the same settings give the same weights, killed and resumed 
 
 References
 ----------
-.. [1] specs/models.md, 1.1 and 1.2 (PatchNet), 1.9 (VGG16 and its optimiser), 1.10 (sampling).
+.. [1] Lecture on cancer detection in whole-slide images, "Training VGG16 on WSI" and "Training
+   data three step sampling": when the rate halves, when training stops, what is drawn.
+.. [2] PatchNet papers 1 and 2 (see `wsi_pipeline.models.patchnet`): what they change of it stands
+   in `wsi_pipeline.settings.RECIPES`.
 """
 
 import logging

@@ -2,7 +2,8 @@
 
 References
 ----------
-.. [1] specs/models.md, 1.9 (VGG16 and its optimiser).
+.. [1] Lecture on cancer detection in whole-slide images, "Training VGG16 on WSI": the network and
+   its optimiser; docs/train.md says what stands for what.
 """
 
 import dataclasses
@@ -41,7 +42,7 @@ def build_optimizer(config: TrainConfig, model: torch.nn.Module) -> torch.optim.
     """Build the optimiser.
 
     The lecture's names are not torch's: its rho (0.9) is torch's `alpha`, and its alpha (0.9) is
-    torch's `momentum` (specs/models.md 1.9).
+    torch's `momentum` (docs/train.md).
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
     if config.optimizer == "adam":

@@ -1,4 +1,4 @@
-"""Oracles in plain Python: the definitions of specs/evaluation.md, read off one item at a time."""
+"""Oracles in plain Python: the definitions of docs/evaluate.md and docs/froc.md, item by item."""
 
 import math
 

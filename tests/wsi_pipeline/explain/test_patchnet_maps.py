@@ -1,4 +1,4 @@
-"""PatchNet's maps and histograms (specs/models.md 1.5)."""
+"""PatchNet's maps and histograms (paper 1, 3.4; paper 2, appendix B)."""
 
 import numpy as np
 import pytest

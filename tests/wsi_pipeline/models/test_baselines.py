@@ -1,4 +1,4 @@
-"""Classic features: lengths, what turning an image does to them, scaling (specs/models.md 1.17)."""
+"""Classic features: lengths, what turning an image does to them, scaling (paper 1, appendix B)."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The CAM network of PatchNet paper 2 (specs/models.md 1.7)."""
+"""The CAM network of PatchNet paper 2 (appendix C)."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""PatchNet against the papers' definitions and plain loops (specs/models.md 1.1, 1.2, 1.3, 1.5)."""
+"""PatchNet against the papers' definitions and plain loops (paper 1, 3.2 to 3.5)."""
 
 import math
 
@@ -87,7 +87,7 @@ def test_patches_are_cut_where_the_definition_says():
     [("floor", 9, 7, 33), ("ceil", 9, 7, 48), ("center", 9, 16, 39)],
 )
 def test_only_the_grid_tells_the_papers_toy_image_apart(grid, white, mixed, black):
-    """The counts of specs/models.md 3: a 64 px white square in a 128 px image, m = s = 17."""
+    """The counts of docs/convergence.md: a 64 px white square in a 128 px image, m = s = 17."""
     image = torch.zeros(1, 3, 128, 128)
     image[..., :64, :64] = 1
     share = PatchNet(m=17, stride=17, filters=1, depth=1, grid=grid).cut(image).mean((2, 3, 4))[0]

@@ -1,4 +1,4 @@
-"""Appendix A of paper 1: what PatchNet's loss converges to (specs/models.md 1.4 and 3).
+"""Appendix A of paper 1: what PatchNet's loss converges to (docs/convergence.md).
 
 Class 0 is a black image, class 1 the same with a white square. Of class 1's patches a are black
 and b white. Then p0, the probability of a black patch, goes to (a - b) / 2a, or 0 where a <= b;

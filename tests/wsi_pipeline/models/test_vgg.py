@@ -1,4 +1,4 @@
-"""VGG16 as the lecture has it (specs/models.md 1.9)."""
+"""VGG16 as the lecture has it (docs/models.md)."""
 
 import inspect
 import json
