@@ -114,12 +114,12 @@ def train(
 ) -> StageResult:
     """Patch stores -> checkpoints."""
     if image_stages.is_image_run(run):
-        chosen = _models_to_train(config, models)
-        _check_device(options, *(settings.precision for settings in chosen.values()))
+        chosen = models_to_train(config, models)
+        check_device(options, *(settings.precision for settings in chosen.values()))
         return image_stages.train(run, config, options, chosen=chosen)
     entries = _finished_entries(run, ("train", "val"))
-    chosen = _models_to_train(config, models)
-    _check_device(options, *(settings.precision for settings in chosen.values()))
+    chosen = models_to_train(config, models)
+    check_device(options, *(settings.precision for settings in chosen.values()))
     plans = [
         Plan(
             Unit("train", model=name),
@@ -136,7 +136,7 @@ def train(
     return run_stage("train", run, plans, config, options)
 
 
-def _check_device(options: Options, *precisions: str) -> None:
+def check_device(options: Options, *precisions: str) -> None:
     """Say once that a device is not there, or cannot compute in a precision.
 
     Workers elsewhere know better what they have.
@@ -149,7 +149,14 @@ def _check_device(options: Options, *precisions: str) -> None:
             resolve_precision(precision, device)
 
 
-def _models_to_train(config: Config, names: Sequence[str]) -> dict[str, TrainConfig]:
+def models_to_train(config: Config, names: Sequence[str]) -> dict[str, TrainConfig]:
+    """Choose the models named, or all of the config, with their settings.
+
+    Raises
+    ------
+    ConfigError, ModelError
+        If there is none, or no architecture or file of weights of that name.
+    """
     from wsi_pipeline.models import MODELS
     from wsi_pipeline.models.vgg import check_weights_file
 
@@ -218,7 +225,7 @@ def predict(
     """Patch stores -> scores, by each checkpoint."""
     from wsi_pipeline.checkpoint import read_meta
 
-    _check_device(options, config.predict.precision)
+    check_device(options, config.predict.precision)
     found = list(checkpoints) or [run.checkpoint(m) for m in run.models_with("models")]
     by_name = _by_model(found)
     if image_stages.is_image_run(run) and found:
@@ -264,7 +271,7 @@ def cut_for(
     """
     from wsi_pipeline.checkpoint import read_meta
 
-    _check_device(options, config.predict.precision)  # before any time is spent
+    check_device(options, config.predict.precision)  # before any time is spent
     _by_model(checkpoints)
     needs = {(m.patch_px, m.target_mpp) for m in map(read_meta, checkpoints)}
     if len(needs) != 1:

@@ -19,7 +19,8 @@ def run_stages(run: RunFolder, config: Config, options: Options) -> list[StageRe
     Raises
     ------
     ConfigError
-        If one shard of a job array is asked to do what needs all of them, or an export of nothing.
+        If one shard of a job array is asked to do what needs all of them, an export of nothing, or
+        a model or precision that cannot be.
     """
     _check(config, options)
     results: list[StageResult] = []
@@ -39,6 +40,7 @@ def _check(config: Config, options: Options) -> None:
         )
     if options.shard and config.images:
         raise ConfigError("--shard: a folder of images is one piece of work; leave it out")
+    _check_computing(config, options)
     for name in config.export.formats:
         check_format(name)
     if "export" not in config.stages:
@@ -49,6 +51,16 @@ def _check(config: Config, options: Options) -> None:
         raise ConfigError(
             "stages: export has nothing to do; set export.formats, e.g. [qupath], or leave it out"
         )
+
+
+def _check_computing(config: Config, options: Options) -> None:
+    """Refuse at once what a later stage would refuse after the hours of those before it."""
+    trained = stages.models_to_train(config, ()) if "train" in config.stages else {}
+    precisions: list[str] = [settings.precision for settings in trained.values()]
+    if "predict" in config.stages:
+        precisions.append(config.predict.precision)
+    if precisions:
+        stages.check_device(options, *precisions)
 
 
 def _run(run: RunFolder, config: Config, options: Options) -> Iterator[StageResult]:

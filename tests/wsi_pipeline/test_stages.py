@@ -361,6 +361,22 @@ def test_a_wrong_option_is_said_once_and_destroys_nothing(copy, capsys, argument
     assert contents(copy / "run") == before
 
 
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("predict.precision=fp16", "fp16 needs a GPU"),
+        ("train.patchnet.precision=fp16", "fp16 needs a GPU"),
+        ("train.patchnet.model.weights=none.pth", "no such weights file"),
+        ("train.patchnet.model.name=patchnot", "no model is called 'patchnot'"),
+    ],
+)
+def test_what_a_later_stage_cannot_do_is_said_before_the_first_one(tmp_path, capsys, setting, said):
+    config = write_config(tmp_path, tmp_path, tmp_path / "run")
+    assert main(["run", str(config), "--device", "cpu", "--set", setting]) == 1
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("slides", [(), ("--slides",)])
 def test_two_checkpoints_of_one_name_are_refused(copy, tmp_path, capsys, slides):
     """They would be scored into the same files, the second over the first."""
