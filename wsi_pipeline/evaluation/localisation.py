@@ -4,8 +4,8 @@ Every figure is computed for one image and then averaged over images; pixels of 
 never pooled, so a large image weighs no more than a small one.
 
 On slides a pixel is called tumour iff ``heatmap >= 0.5``: not strict, as everywhere else there a
-score that equals a threshold is positive (specs/evaluation.md 5). On single images it is ``> 0.5``:
-the paper rounds, and 0.5 rounds to 0 (specs/models.md 1.6). The two differ only where a pixel is
+score that equals a threshold is positive. On single images it is ``> 0.5``:
+the paper rounds, and half rounds to 0. The two differ only where a pixel is
 exactly 0.5, as in a constant map of a model that knows nothing.
 A pixel that was not scored (NaN: glass) is not called tumour and ranks with a score of 0.
 

@@ -5,7 +5,7 @@ References
 .. [1] Selvaraju, Cogswell, Das, Vedantam, Parikh, Batra, "Grad-CAM: Visual Explanations from Deep
    Networks via Gradient-based Localization", ICCV 2017, equations 1 and 2.
 .. [2] The lecture and PatchNet paper 2 take the last convolution after its ReLU, before the last
-   pooling (specs/models.md 1.8): 14 x 14 positions of an image of 224 px.
+   pooling: 14 x 14 positions of an image of 224 px.
 """
 
 import torch

@@ -5,7 +5,7 @@ have no scale of their own: each is stretched to [0, 1] over its image first.
 
 References
 ----------
-.. [1] PatchNet paper 2, appendix E (specs/models.md 1.6).
+.. [1] PatchNet paper 2, appendix E.
 """
 
 import json

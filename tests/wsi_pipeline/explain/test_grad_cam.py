@@ -1,4 +1,4 @@
-"""Grad-CAM against its definition (specs/models.md 1.8)."""
+"""Grad-CAM against its definition."""
 
 import numpy as np
 import pytest

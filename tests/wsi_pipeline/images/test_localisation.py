@@ -54,7 +54,7 @@ def rows_of(path):
 
 
 def expected_of(heatmap, mask):
-    """Follow specs/models.md 1.6 pixel by pixel."""
+    """Follow the definition pixel by pixel."""
     pairs = [(h > 0.5, m) for h, m in zip(heatmap.ravel(), mask.ravel(), strict=True)]
     exact = sum(c == m for c, m in pairs) / len(pairs)
     recall = sum(c for c, m in pairs if m) / mask.sum() if mask.any() else None

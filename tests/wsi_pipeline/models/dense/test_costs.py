@@ -18,7 +18,7 @@ def weights_of(m):
 
 
 def test_products_of_a_patch_are_nine_per_pixel_and_layer():
-    assert count_patch_products(weights_of(15)) == 12150  # specs/models.md 2.3
+    assert count_patch_products(weights_of(15)) == 12150
 
 
 def test_a_huge_block_costs_what_the_regions_of_one_patch_cost():
