@@ -200,7 +200,8 @@ class HeatmapConfig:
     thumbnail_px: Count = 1200  # longer side of the overlay's thumbnail
     # PatchNet: also the map of its own Q, every so many px at target_mpp; None: not made
     dense_step_px: Count | None = None
-    maps_per_class: Count | None = 4  # of an image folder: so many images get maps; None: all
+    # Of an image folder, so many images of each class get maps; None: all.
+    maps_per_class: Annotated[int, Field(ge=0)] | None = 4
 
 
 @dataclass(frozen=True)
