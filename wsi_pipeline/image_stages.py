@@ -24,7 +24,6 @@ from wsi_pipeline.runfolder import (
     forget_failures,
     iterate_failures,
     write_failures,
-    written_files,
 )
 from wsi_pipeline.runner import Options, Plan, StageResult, run_stage
 from wsi_pipeline.settings import TrainConfig, result_settings
@@ -209,7 +208,6 @@ def heatmap(
             checkpoint=run.checkpoint(unit.model),
             config=config.heatmap,
             device=options.device,
-            before=written_files(run, unit),
         )
         for unit in units
     ]

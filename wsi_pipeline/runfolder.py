@@ -208,15 +208,6 @@ def marked_file(run: RunFolder, name: str) -> Path:
     return Path(os.path.normpath(run.path / name))
 
 
-def written_files(run: RunFolder, unit: Unit) -> list[Path]:
-    """List the files of a unit that was finished; empty where it was not."""
-    try:
-        mark = json.loads(unit.mark(run, "done").read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError):
-        return []
-    return [marked_file(run, name) for name in mark["files"]]
-
-
 def _size(path: Path) -> int | None:
     """Tell the bytes of a file, or of all files in a Zarr folder; None where there is none."""
     if path.is_dir():

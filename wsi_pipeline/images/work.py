@@ -202,7 +202,8 @@ def _heatmap(
     network = network.to(device)
     rows = choose_shown(entries, images.unreadable, config.maps_per_class)
     folder = run.path / "heatmaps" / model
-    _remove(arguments["before"])
+    about_maps = folder / "maps.json"
+    about_maps.unlink(missing_ok=True)  # it speaks of maps that are about to go
     files: list[Path] = []
     shown = []
     try:
@@ -223,8 +224,8 @@ def _heatmap(
         "probability": is_probability(meta.model),
         "images": [entries[row].image_id for row in rows],
     }
-    write_json(folder / "maps.json", about)
-    return [*files, folder / "maps.json"], f"maps of {len(rows)} images"
+    write_json(about_maps, about)
+    return [*files, about_maps], f"maps of {len(rows)} images"
 
 
 def _remove(files: Sequence[Path]) -> None:
