@@ -134,7 +134,7 @@ class TestDamage:
             page = tif.pages[0]
             offset, count = page.dataoffsets[13], page.databytecounts[13]
         data = path.read_bytes()
-        outcomes = set()
+        refused = []
         for seed in range(24):
             rng = np.random.default_rng(seed)
             broken = bytearray(data)
@@ -146,8 +146,8 @@ class TestDamage:
             found = self.read(path, TiledTiffReader)
             expected = self.read(path, OpenSlideReader)
             np.testing.assert_array_equal(found, expected)
-            outcomes.add(expected is None)
-        assert True in outcomes
+            refused.append(expected is None)
+        assert any(refused)  # or nothing was damaged
 
     @staticmethod
     def read(path: Path, reader):

@@ -1,10 +1,15 @@
 """Fixtures shared by the tests of `wsi_pipeline`."""
 
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from tests.wsi_pipeline.tiny_cohort import draw_cohort, write_config
 from tiling.contracts import SlideInfo, TileGeometry
+from wsi_pipeline.cli import main
 
 
 class FakeStore:
@@ -74,3 +79,21 @@ class FakeStore:
 @pytest.fixture
 def fake_store() -> type[FakeStore]:
     return FakeStore
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory) -> Path:
+    """A run that went through every stage; not to be changed."""
+    folder = tmp_path_factory.mktemp("whole")
+    draw_cohort(folder / "data")
+    assert main(["run", str(write_config(folder, folder / "data", folder / "run")), "--quiet"]) == 0
+    return folder
+
+
+@pytest.fixture
+def copy(finished, tmp_path) -> Path:
+    """A copy of that run, to be changed."""
+    shutil.copytree(finished, tmp_path / "copy")
+    folder = tmp_path / "copy"
+    write_config(folder, folder / "data", folder / "run")
+    return folder

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.tiling.test_slide_annotation import geojson
-from tests.wsi_pipeline.test_stages import CONFIG, TUMOUR, draw_cohort
+from tests.wsi_pipeline.tiny_cohort import CONFIG, TUMOUR, draw_cohort
 from tiling.readers import openslide_reader
 from wsi_pipeline.cli import main
 

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from tests.tiling.test_slide_annotation import geojson
-from tests.wsi_pipeline.test_stages import draw_cohort
+from tests.wsi_pipeline.tiny_cohort import draw_cohort
 from tiling.store import PatchStore
 from wsi_pipeline.cli import main
 from wsi_pipeline.label_audit import SHOWN, update_audit

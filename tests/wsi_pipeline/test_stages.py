@@ -17,7 +17,7 @@ import tifffile
 import torch
 import zarr
 
-from tests.tiling.slides import halve, tissue, write_slide
+from tests.wsi_pipeline.tiny_cohort import SIZE, again, contents, write_config
 from tiling.files import digest_file
 from wsi_pipeline.checkpoint import load_checkpoint, save_checkpoint
 from wsi_pipeline.cli import main
@@ -25,84 +25,6 @@ from wsi_pipeline.runfolder import RunFolder, Unit
 from wsi_pipeline.scores import read_scores
 from wsi_pipeline.settings import PredictConfig
 from wsi_pipeline.work import Task, perform
-
-SIZE = (420, 340)
-TUMOUR = [(120, 100), (260, 100), (260, 230), (120, 230)]
-ASAP = (
-    '<?xml version="1.0"?><ASAP_Annotations><Annotations>'
-    '<Annotation Name="a" Type="Polygon" PartOfGroup="Tumor"><Coordinates>{}</Coordinates>'
-    '</Annotation></Annotations><AnnotationGroups><Group Name="Tumor"/></AnnotationGroups>'
-    "</ASAP_Annotations>"
-)
-CONFIG = """
-input: {data}/manifest.csv
-out: {run}
-tile: {{target_mpp: 0.5, patch_px: 32, tissue: {{mpp: 2.0, min_object_um2: 100.0}}}}
-train:
-  patchnet:
-    model: {{options: {{m: 5, stride: 5, filters: 4, depth: 2}}}}
-    lr: 0.01
-    batch_size: 8
-    steps_per_epoch: 6
-    max_epochs: 2
-predict: {{splits: [val, test]}}
-evaluate: {{bootstrap: 20}}
-"""
-
-
-def draw_cohort(folder: Path) -> None:
-    """Six slides of three pairs of patients; tumour is darker."""
-    folder.mkdir()
-    points = "".join(
-        f'<Coordinate Order="{i}" X="{x}" Y="{y}"/>' for i, (x, y) in enumerate(TUMOUR)
-    )
-    rows = ["slide,label,annotation,split"]
-    for number, split in enumerate(("train", "train", "val", "val", "test", "test")):
-        name, label = f"s{number}", number % 2
-        pixels = tissue(*SIZE, seed=number)
-        if label:
-            pixels[100:230, 120:260] //= 2
-            (folder / f"{name}.xml").write_text(ASAP.format(points))
-        write_slide(folder / f"{name}.tif", [pixels, halve(pixels)])
-        rows.append(f"{name}.tif,{label},{f'{name}.xml' if label else ''},{split}")
-    (folder / "manifest.csv").write_text("\n".join(rows) + "\n")
-
-
-def write_config(folder: Path, data: Path, run: Path) -> Path:
-    path = folder / "config.yaml"
-    path.write_text(CONFIG.format(data=data, run=run))
-    return path
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory) -> Path:
-    """A run that went through every stage; not to be changed."""
-    folder = tmp_path_factory.mktemp("whole")
-    draw_cohort(folder / "data")
-    assert main(["run", str(write_config(folder, folder / "data", folder / "run")), "--quiet"]) == 0
-    return folder
-
-
-@pytest.fixture
-def copy(finished, tmp_path) -> Path:
-    """A copy of that run, to be changed."""
-    shutil.copytree(finished, tmp_path / "copy")
-    folder = tmp_path / "copy"
-    write_config(folder, folder / "data", folder / "run")
-    return folder
-
-
-def again(folder: Path, *more: str) -> int:
-    return main(["run", str(folder / "config.yaml"), *more])
-
-
-def contents(run: Path) -> dict[str, bytes]:
-    """Everything a run wrote but its logs."""
-    return {
-        path.relative_to(run).as_posix(): path.read_bytes()
-        for path in sorted(run.rglob("*"))
-        if path.is_file() and "logs" not in path.parts
-    }
 
 
 def test_every_file_of_the_contract_is_there(finished):
@@ -533,9 +455,6 @@ def test_failures_of_workers_elsewhere_tell_paths_as_they_were_given(
     assert str(copy) not in failures
 
 
-# ------------------------------------------------------------ a stage without a config
-
-
 def change_weights(checkpoint: Path) -> str:
     """Put other weights into a checkpoint, at the same path; gives the new file's digest."""
     model, meta = load_checkpoint(checkpoint)
@@ -576,57 +495,3 @@ def test_a_checkpoint_replaced_under_a_running_command_is_refused(copy):
     assert not outcome.ok
     said = "FAILED: run/models/patchnet/checkpoint.safetensors: another file than when this command"
     assert outcome.line.startswith(said)  # told relative to where the command was given
-
-
-def test_stages_alone_keep_what_the_run_was_told(copy, capsys):
-    run, before = copy / "run", contents(copy / "run")
-    for stage in ("train", "predict", "heatmap", "evaluate"):
-        assert main([stage, str(run)]) == 0
-        said = capsys.readouterr().out
-        assert f"{stage}: 0 done" in said
-    after = contents(run)
-    assert {k: v for k, v in after.items() if k != "run.json"} == {
-        k: v for k, v in before.items() if k != "run.json"
-    }
-
-
-def test_training_says_which_settings_it_recalls(copy, capsys):
-    assert main(["train", str(copy / "run")]) == 0
-    said = capsys.readouterr().err
-    assert "run.json: patchnet.model.options.m=5, patchnet.model.options.stride=5" in said
-    assert "patchnet.lr=0.01, patchnet.batch_size=8" in said
-    assert "optimizer" not in said  # as the recipe has it
-    assert main(["train", str(copy / "run"), "--quiet"]) == 0
-    assert "run.json" not in capsys.readouterr().err
-
-
-def test_settings_that_nothing_came_of_are_not_recalled(copy, capsys):
-    """What fails every unit is not laid over what the run was told before."""
-    before = (copy / "run/run.json").read_bytes()
-    for words in (["predict", "--set", "batch_size=0"], ["train", "--set", "model.options.m=4"]):
-        assert main([words[0], str(copy / "run"), *words[1:], "--overwrite"]) == 1
-        assert (copy / "run/run.json").read_bytes() == before
-    capsys.readouterr()
-    assert main(["predict", str(copy / "run"), "--overwrite"]) == 0
-
-
-def test_a_section_is_what_its_own_stage_was_told_last(copy, capsys):
-    run = copy / "run"
-    assert main(["heatmap", str(run), "--set", "overlap=max", "--quiet"]) == 0
-    capsys.readouterr()
-    assert main(["evaluate", str(run), "--set", "top_k=3"]) == 0
-    told = json.loads((run / "run.json").read_text())["stages"]
-    assert list(told)[-1] == "evaluate"
-    assert told["evaluate"]["config"]["heatmap"]["overlap"] == "max"  # as they were laid
-    assert told["evaluate"]["config"]["evaluate"]["bootstrap"] == 20  # as the config had it
-    assert main(["heatmap", str(run)]) == 0
-    said = capsys.readouterr()
-    assert "4 kept" in said.out
-    assert "overlap=max" in said.err
-
-
-def test_one_export_does_not_tell_the_next(copy, capsys):
-    for words in (["--set", "thresholds=[0.1]"], []):
-        assert main(["export", str(copy / "run"), "--format", "qupath", *words]) == 0
-    told = json.loads((copy / "run/run.json").read_text())["stages"]
-    assert told["export"]["config"]["export"]["thresholds"] == [0.5, 0.75, 0.9]

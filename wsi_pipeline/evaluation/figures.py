@@ -69,18 +69,37 @@ def add_ranking(
         section.values["roc_auc_ci95"] = None
         section.undefined["roc_auc_ci95"] = "no bootstrap: not asked for, or one patient only"
     else:
-        for name, figure in (
-            ("roc_auc", weighted_roc_auc),
-            ("average_precision", weighted_average_precision),
-        ):
-            defined = section.values[name] is not None
-            values = figure(labels, scores, weights) if defined else None
-            section.add_interval(name, None if values is None else percentile_interval(values))
+        add_ranking_intervals(section, labels, scores, weights)
     result = delong_auc(labels, scores)
     section.values["roc_auc_delong_ci95"] = [result.low, result.high] if result else None
     if result is None:
         reason = f"DeLong's variance needs two {what} of each class"
         section.undefined["roc_auc_delong_ci95"] = reason
+
+
+def add_ranking_intervals(
+    section: Figures,
+    labels: NDArray[np.int64],
+    scores: NDArray[np.float64],
+    weights: NDArray[np.int64],
+) -> None:
+    """Add ``roc_auc_ci95`` and ``average_precision_ci95`` beside figures that are there.
+
+    Parameters
+    ----------
+    section : Figures
+        Holds ``roc_auc`` and ``average_precision``, None where undefined.
+    labels, scores : (S,)
+    weights : (B, S)
+        How often each replicate holds each row.
+    """
+    for name, figure in (
+        ("roc_auc", weighted_roc_auc),
+        ("average_precision", weighted_average_precision),
+    ):
+        defined = section.values[name] is not None
+        values = figure(labels, scores, weights) if defined else None
+        section.add_interval(name, None if values is None else percentile_interval(values))
 
 
 def add_threshold_figures(

@@ -14,11 +14,9 @@ from wsi_pipeline.errors import EvaluationError
 from wsi_pipeline.evaluation.bootstrap import (
     draw_weights,
     percentile_interval,
-    weighted_average_precision,
     weighted_ratio,
-    weighted_roc_auc,
 )
-from wsi_pipeline.evaluation.figures import Figures
+from wsi_pipeline.evaluation.figures import Figures, add_ranking_intervals
 from wsi_pipeline.evaluation.leaks import Seen, refuse_leaks
 from wsi_pipeline.evaluation.patch import (
     Confusion,
@@ -183,13 +181,7 @@ def _add_intervals(
     }
     for name, (part, whole) in shares.items():
         section.add_interval(name, percentile_interval(weighted_ratio(part, whole, weights)))
-    for name, figure in (
-        ("roc_auc", weighted_roc_auc),
-        ("average_precision", weighted_average_precision),
-    ):
-        defined = section.values[name] is not None
-        replicates = figure(labels, scores, weights) if defined else None
-        section.add_interval(name, None if replicates is None else percentile_interval(replicates))
+    add_ranking_intervals(section, labels, scores, weights)
 
 
 def count_images(images: Sequence[ScoredImage], rule: Rule) -> Confusion:

@@ -11,7 +11,7 @@ import pytest
 import tifffile
 import zarr
 
-from tests.wsi_pipeline.test_stages import TUMOUR, draw_cohort
+from tests.wsi_pipeline.tiny_cohort import TUMOUR, draw_cohort
 from wsi_pipeline.cli import main
 from wsi_pipeline.contracts import Heatmap
 from wsi_pipeline.evaluation.detections import write_detections
