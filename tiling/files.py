@@ -10,7 +10,7 @@ import platform
 import re
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ _HERE = -100  # AT_FDCWD; the paths given are absolute
 _RENAME_EXCHANGE = 2  # renameat2(2)
 _OCCUPIED = {errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR}
 _ATTEMPTS = 100
+MAX_DEPTH = 50  # of our own JSON files: settings are five or six deep
 
 _HOST = hashlib.sha256(platform.node().encode()).hexdigest()[:8]
 
@@ -112,6 +113,22 @@ def remove_leftovers(folder: Path) -> int:
     return len(leftovers)
 
 
+def remove_leftovers_below(folder: Path) -> int:
+    """Remove what `remove_leftovers` removes, from `folder` and every folder below it.
+
+    The insides of Zarr stores are left out: a store is written under a scratch name as a whole.
+
+    Returns
+    -------
+    n_removed : int
+    """
+    n_removed = 0
+    for parent, names, _ in os.walk(folder):
+        n_removed += remove_leftovers(Path(parent))
+        names[:] = [name for name in names if not name.endswith((".zarr", ".part"))]
+    return n_removed
+
+
 def _is_orphan(path: Path) -> bool:
     owner = re.fullmatch(r".*\.([0-9a-f]{8})-(\d+)-[0-9a-f]{8}\.part", path.name)
     if owner is None or owner[1] != _HOST:
@@ -142,6 +159,52 @@ def write_text(path: Path, text: str) -> None:
         scratch.write_text(text, encoding="utf-8")
 
 
+def update_text(path: Path, text: str) -> None:
+    """Write `text` as UTF-8, unless the file holds it already: so may a folder be read-only."""
+    try:
+        if path.read_bytes() == text.encode():
+            return
+    except OSError:
+        pass
+    write_text(path, text)
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Parse JSON; whatever is wrong with it, nesting without end included, is a `ValueError`."""
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """Read one of our own JSON files.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If it is anything but one JSON object in UTF-8, nested less than `MAX_DEPTH` deep.
+    """
+    value = parse_json(path.read_bytes().decode("utf-8"))
+    if not isinstance(value, dict):
+        raise ValueError(f"expected a JSON object, got {type(value).__name__}")
+    level: list[Any] = [value]
+    for _ in range(MAX_DEPTH):
+        level = [item for holder in level for item in _items(holder)]
+        if not level:
+            return value
+    raise ValueError(f"it is nested more than {MAX_DEPTH} deep")
+
+
+def _items(value: Any) -> Iterator[Any]:
+    if isinstance(value, dict):
+        yield from value.values()
+    elif isinstance(value, list):
+        yield from value
+
+
 def digest_json(value: Any) -> str:
     """Hash what JSON can hold: the same settings give the same 16 hexadecimal digits.
 
@@ -158,3 +221,11 @@ def digest_file(path: Path) -> str:
     """Hash a whole file's bytes: 64 hexadecimal digits of SHA-256."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digest_files(folder: Path, files: Iterable[Path]) -> str:
+    """Hash some files of a folder, their names in it included: 64 hexadecimal digits of SHA-256."""
+    total = hashlib.sha256()
+    for name, file in sorted((file.relative_to(folder).as_posix(), file) for file in files):
+        total.update(f"{digest_file(file)}  {name}\n".encode("utf-8", "surrogateescape"))
+    return total.hexdigest()

@@ -1,7 +1,10 @@
 """What can go wrong in the pipeline; each message says what is wrong, the value, the cure."""
 
 
-class PipelineError(Exception):
+from tiling.errors import ExpectedError
+
+
+class PipelineError(ExpectedError):
     """Base of every error this package raises on purpose."""
 
 
