@@ -22,7 +22,7 @@ LAYERS = [
     | {"report", "cohorts", "cluster", "progress"}
     | {"label_audit", "audit_pictures"},
     {"models", "data", "sampling", "augment", "preprocess", "checkpoint", "devices", "scores"},
-    {"manifest", "splits", "runfolder", "config"},
+    {"manifest", "splits", "runfolder", "marks", "config"},
     {"contracts", "settings", "errors", "versions"},
 ]
 

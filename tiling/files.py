@@ -48,6 +48,40 @@ def write_aside(path: Path) -> Iterator[Path]:
         _remove(scratch)
 
 
+@contextlib.contextmanager
+def scratch_folder(folder: Path) -> Iterator[Path]:
+    """Give an empty scratch folder next to `folder`, removed at the end; see `move_into`."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    scratch = _scratch_beside(folder)
+    scratch.mkdir()
+    try:
+        yield scratch
+    finally:
+        _remove(scratch)
+
+
+def move_into(scratch: Path, folder: Path, *, last: str = "") -> list[Path]:
+    """Move every file of a scratch folder to its place in `folder`; other files there stay.
+
+    Parameters
+    ----------
+    scratch, folder : Path
+        On one file system.
+    last : str
+        Name of the file that is moved last.
+
+    Returns
+    -------
+    files : list of Path
+        In their new place.
+    """
+    names = [path.relative_to(scratch) for path in scratch.rglob("*") if path.is_file()]
+    for name in sorted(names, key=lambda name: (name.as_posix() == last, name)):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (scratch / name).replace(folder / name)
+    return [folder / name for name in sorted(names)]
+
+
 def _scratch_beside(path: Path) -> Path:
     # The name tells whose it is, so that leftovers of a dead process can be told from live work.
     return path.parent / f".{path.name}.{_HOST}-{os.getpid()}-{uuid.uuid4().hex[:8]}.part"

@@ -135,7 +135,7 @@ class RawShards:
             if start < 0:
                 raise self._damaged(shard, "it is shorter than its index")
             tail = np.empty(index_bytes + CHECKSUM_BYTES, np.uint8)
-            self._read_at(file, start, [memoryview(tail)], shard)
+            self._read_at(file, start, [tail.data], shard)
             if crc32c(tail[:index_bytes]) != tail[index_bytes:].view("<u4")[0]:
                 raise self._damaged(shard, "it was cut off or its index is wrong")
             offsets, lengths = tail[:index_bytes].view("<u8").reshape(-1, 2).T
@@ -148,12 +148,12 @@ class RawShards:
     def _fill(
         self, file: int, offset: int, patch: NDArray[np.uint8], shard: int, slot: int
     ) -> None:
-        buffers = [memoryview(patch).cast("B")]
+        buffers = [patch.data.cast("B")]
         if not self.checked:
             self._read_at(file, offset, buffers, shard)
             return
         checksum = np.empty(CHECKSUM_BYTES, np.uint8)
-        self._read_at(file, offset, [*buffers, memoryview(checksum)], shard)
+        self._read_at(file, offset, [*buffers, checksum.data], shard)
         if crc32c(patch) != checksum.view("<u4")[0]:
             row = shard * self._shard_length + slot
             raise self._damaged(shard, f"the checksum of patch {row} does not match")
@@ -204,7 +204,7 @@ class ShardWriter:
         shard, slot = divmod(row, self._shard_length)
         patch = np.ascontiguousarray(patch)
         checksum = crc32c(patch).to_bytes(CHECKSUM_BYTES, "little")
-        parts = [memoryview(patch).cast("B"), memoryview(checksum)]
+        parts = [patch.data.cast("B"), memoryview(checksum)]
         self._write_at(shard, slot * self._chunk_bytes, parts)
 
     def finish(self) -> None:

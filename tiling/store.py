@@ -105,9 +105,14 @@ def finish_store(folder: Target, attributes: dict[str, Any]) -> None:
     """Write the attributes, and after them the mark that the store is whole."""
     group = zarr.open_group(folder, mode="a", zarr_format=3)
     described = {"schema": SCHEMA, **attributes}
-    arrays = {name: np.asarray(group[name][...]) for name in DTYPE_BY_ARRAY}
+    arrays = {name: np.asarray(_array(group, name)) for name in DTYPE_BY_ARRAY}
     group.attrs.put({**described, _DIGEST: _digest_contents(described, arrays)})
     group.attrs[_FINISHED] = True
+
+
+def _array(group: zarr.Group, name: str) -> Any:
+    array: Any = group[name]
+    return array[...]
 
 
 def _digest_contents(attributes: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> str:

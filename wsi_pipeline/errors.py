@@ -1,6 +1,5 @@
 """What can go wrong in the pipeline; each message says what is wrong, the value, the cure."""
 
-
 from tiling.errors import ExpectedError
 
 

@@ -16,17 +16,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tiling.contracts import TileConfig
-from tiling.errors import TilingError
-from tiling.files import write_text
+from tiling.errors import ExpectedError
+from tiling.files import move_into, scratch_folder, write_text
 from wsi_pipeline.config import anchor_paths
 from wsi_pipeline.contracts import Heatmap, Scores, SlideEntry
-from wsi_pipeline.errors import CheckpointError, HeatmapError, PipelineError
+from wsi_pipeline.errors import CheckpointError, HeatmapError
 from wsi_pipeline.runfolder import (
     RunFolder,
     Unit,
     clear_mark,
-    list_files,
     mark_finished,
+    record_damage,
     record_failure,
 )
 from wsi_pipeline.settings import EvaluateConfig, HeatmapConfig, PredictConfig, TrainConfig
@@ -91,6 +91,8 @@ def fail(run: RunFolder, unit: Unit, error: Exception, *, folder: Path | None = 
     Paths in `folder` are told as they were given, relative to it.
     """
     message = _sentence(unit, error)
+    if isinstance(error, ExpectedError) and error.damaged is not None:
+        record_damage(run, error.damaged, unit.stage, message)
     if folder is not None and folder.name:
         message = re.sub(rf"(?<![\w./-]){re.escape(str(folder))}/", "", message)
     trace = "".join(traceback.format_exception(error))
@@ -111,7 +113,7 @@ def _sentence(unit: Unit, error: Exception) -> str:
         )
     if isinstance(error, MemoryError):
         return f"{unit.name}: not enough memory in {unit.stage}; lower --workers or the batch size"
-    if isinstance(error, (TilingError, PipelineError)):
+    if isinstance(error, ExpectedError):
         return str(error)
     return f"{unit.name}: unexpected {type(error).__name__} in {unit.stage}: {error}"
 
@@ -182,7 +184,14 @@ def _train_here(task: Task, on_progress: OnProgress) -> Done:
             fingerprint=task.fingerprint,
             on_progress=lambda done, total, _: on_progress(done, total),
         )
-    return [task.run.checkpoint(task.unit.model), folder / "history.csv"], str(summary)
+    return trained_files(folder), str(summary)
+
+
+def trained_files(folder: Path) -> list[Path]:
+    """List what a finished training leaves in its folder, the checkpoint first."""
+    from wsi_pipeline.training.outputs import OUTPUTS
+
+    return [folder / name for name in OUTPUTS]
 
 
 def open_store(run: RunFolder, entry: SlideEntry) -> "PatchStore":
@@ -383,11 +392,13 @@ def _evaluate(task: Task, on_progress: OnProgress) -> Done:
 
     entries: Sequence[SlideEntry] = task.arguments["entries"]
     config: EvaluateConfig = task.arguments["config"]
+    out = task.run.evaluation(task.unit.model)
+    # Metrics of an earlier evaluation must not remain where this one is refused or interrupted.
+    (out / "metrics.json").unlink(missing_ok=True)
     slides = []
     for number, entry in enumerate(entries):
         slides.append(_evaluation_slide(task, entry))
         on_progress(number + 1, len(entries))
-    out = task.run.evaluation(task.unit.model)
     by_id = {entry.slide_id: entry for entry in entries}
 
     def read_patch(slide_id: str, patch: int) -> Any:
@@ -395,16 +406,18 @@ def _evaluate(task: Task, on_progress: OnProgress) -> Done:
             return store.read([patch])[0]
 
     left_out: Sequence[str] = task.arguments["left_out"]
-    metrics = evaluate_run(
-        slides,
-        settings=config,
-        out=out,
-        model=task.unit.model,
-        read_patch=read_patch,
-        left_out=left_out,
-    )
+    with scratch_folder(out) as scratch:
+        metrics = evaluate_run(
+            slides,
+            settings=config,
+            out=scratch,
+            model=task.unit.model,
+            read_patch=read_patch,
+            left_out=left_out,
+        )
+        files = move_into(scratch, out, last="metrics.json")
     lost = f"; WITHOUT {', '.join(left_out)}, which failed before" if left_out else ""
-    return list_files(out), _headline(metrics) + lost
+    return files, _headline(metrics) + lost
 
 
 def _evaluation_slide(task: Task, entry: SlideEntry) -> "EvaluationSlide":
@@ -466,13 +479,11 @@ def _headline(metrics: Mapping[str, Any]) -> str:
 
 def _report(task: Task, on_progress: OnProgress) -> Done:
     from wsi_pipeline.report.build import build_report
-    from wsi_pipeline.report.figures import SUFFIXES
 
-    models: Sequence[str] = task.arguments["models"]
-    path = build_report(task.run.path, models=models)
-    found = (file for name in models for file in sorted(task.run.figures(name).glob("*")))
-    figures = [file for file in found if file.suffix in SUFFIXES]
-    return [path, *figures], f"{path.stat().st_size / 2**20:.1f} MiB, {len(figures)} figures"
+    figures: list[Path] = []
+    path = build_report(task.run.path, models=task.arguments["models"], figures=figures)
+    line = f"{path.stat().st_size / 2**20:.1f} MiB, {len(figures)} figures"
+    return [path, *figures], line
 
 
 def _export(task: Task, on_progress: OnProgress) -> Done:

@@ -114,7 +114,9 @@ def _pair(path: Path, attributes: dict[str, Any], name: str) -> tuple[float, flo
     except (ValueError, TypeError):
         values = np.full(2, np.nan)
     if not (np.isfinite(values).all() and (values > 0).all()):
-        raise GridError(f"{path.name}: its attribute {name} is {attributes[name]!r}, not a positive number")
+        raise GridError(
+            f"{path.name}: its attribute {name} is {attributes[name]!r}, not a positive number"
+        )
     return float(values[0]), float(values[1])
 
 

@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from tiling.files import write_json
+from tiling.files import move_into, scratch_folder, write_json
 from wsi_pipeline.contracts import Split
 from wsi_pipeline.errors import StageError
 from wsi_pipeline.images.folder import ImageEntry, read_images
-from wsi_pipeline.runfolder import RunFolder, Unit, list_files, record_failure
+from wsi_pipeline.runfolder import RunFolder, Unit, record_failure
 from wsi_pipeline.settings import (
     EvaluateConfig,
     HeatmapConfig,
@@ -78,6 +78,7 @@ def _train_here(
 ) -> Done:
     from wsi_pipeline.devices import resolve_device
     from wsi_pipeline.training import train_model
+    from wsi_pipeline.training.outputs import OUTPUTS
     from wsi_pipeline.training.processes import rank
 
     config: TrainConfig = arguments["config"]
@@ -93,19 +94,17 @@ def _train_here(
         fingerprint=fingerprint,
         on_progress=lambda done, total, _: tell(done, total),
     )
-    return [run.checkpoint(model), run.model(model) / "history.csv"], str(summary)
+    return [run.model(model) / name for name in OUTPUTS], str(summary)
 
 
 def _groups(run: RunFolder, split: Split, seed: int) -> list[Any]:
     """Make the groups of a split; for training of equally many images where that is asked for."""
-    import json
-
-    from wsi_pipeline.images.store import choose_equal, group_by_patient, open_images
+    from wsi_pipeline.images.store import choose_equal, group_by_patient, open_images, read_about
 
     entries = read_images(run.images)
     images = open_images(run.tiles, entries)
     rows = [row for row, e in enumerate(entries) if e.split == split and e.label >= 0]
-    about = json.loads((run.tiles / "images.json").read_text(encoding="utf-8"))
+    about = read_about(run.tiles)
     if split == "train" and about["settings"]["equal_classes"]:
         labels = np.array([entries[row].label for row in rows], np.int8)
         labels[images.unreadable[rows]] = -1
@@ -263,22 +262,25 @@ def _evaluate(
     images, about = read_scores(run.path / "scores" / model)
     out = run.evaluation(model)
     rule = rule_of(about, config.image_threshold)
-    metrics = evaluate_images(
-        images,
-        about,
-        rule=rule,
-        model=model,
-        out=out,
-        settings=config,
-        masks=read_masks(run.tiles, read_images(run.images)),
-        maps=run.path / "heatmaps" / model,
-    )
+    (out / "metrics.json").unlink(missing_ok=True)
+    with scratch_folder(out) as scratch:
+        metrics = evaluate_images(
+            images,
+            about,
+            rule=rule,
+            model=model,
+            out=scratch,
+            settings=config,
+            masks=read_masks(run.tiles, read_images(run.images)),
+            maps=run.path / "heatmaps" / model,
+        )
+        files = move_into(scratch, out, last="metrics.json")
     figures = {"accuracy": "accuracy", "ROC AUC": "roc_auc", "loss": "loss"}
     found = {name: metrics["patch"][key] for name, key in figures.items()}
     said = [f"{name} {'undefined' if v is None else f'{v:.3f}'}" for name, v in found.items()]
     if n := metrics["localisation"]["n"]:
         said.append(f"maps against {n} masks")
-    return list_files(out), f"{metrics['evaluated']}: " + ", ".join(said)
+    return files, f"{metrics['evaluated']}: " + ", ".join(said)
 
 
 def _report(

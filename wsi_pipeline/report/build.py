@@ -72,7 +72,9 @@ class CohortLine:
     n_unreadable: int
 
 
-def build_report(run: Path, *, models: Sequence[str] = ()) -> Path:
+def build_report(
+    run: Path, *, models: Sequence[str] = (), figures: list[Path] | None = None
+) -> Path:
     """Write ``report.html`` and ``figures/`` of a run folder, from the files in it.
 
     Parameters
@@ -81,6 +83,8 @@ def build_report(run: Path, *, models: Sequence[str] = ()) -> Path:
         The run folder.
     models : sequence of str
         Which models to show, in this order; empty: all there are.
+    figures : list of Path, optional
+        Gets the files written under ``figures/``.
 
     Returns
     -------
@@ -102,8 +106,9 @@ def build_report(run: Path, *, models: Sequence[str] = ()) -> Path:
             "start with: wsi-pipeline tile"
         )
     path = RunFolder(run).report
+    written = [] if figures is None else figures
     for model in gathered.models:
-        write_figures(RunFolder(run).figures(model.name), model)
+        written += write_figures(RunFolder(run).figures(model.name), model)
     write_text(path, render_report(gathered))
     return path
 
