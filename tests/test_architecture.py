@@ -22,7 +22,7 @@ LAYERS = [
     | {"report", "cohorts", "cluster", "progress"}
     | {"label_audit", "audit_pictures"},
     {"models", "data", "sampling", "augment", "preprocess", "checkpoint", "devices", "scores"},
-    {"manifest", "splits", "runfolder", "marks", "config"},
+    {"manifest", "splits", "runfolder", "marks", "config", "yaml_files"},
     {"contracts", "settings", "errors", "versions"},
 ]
 

@@ -176,9 +176,9 @@ class _Place:
                 assert index is not None
                 names = (array.first, array.last, array.step, array.count)
                 return cls(array, index, *(_read_number(environ, name) for name in names))
-        names = ", ".join(array.index for array in ARRAYS)
+        known = ", ".join(array.index for array in ARRAYS)
         raise ConfigError(
-            f"--shard auto: not in a job array (none of {names} is set); "
+            f"--shard auto: not in a job array (none of {known} is set); "
             "submit with an array option, or give --shard I/N"
         )
 
@@ -186,7 +186,9 @@ class _Place:
         """Place the task by the scheduler's variables alone."""
         name, whole = self.scheduler.scheduler, self._range()
         if whole is None or (self.scheduler.count and self.count is None):
-            raise self._unknown(f"{name} does not give the array's range")
+            raise self._unknown(
+                f"{name} does not give the array's range (auto/N states only how many tasks it has)"
+            )
         self._refuse_gaps(whole)
         if self.scheduler.first is None:
             log.warning(

@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
-import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from tiling.contracts import TileConfig
@@ -30,6 +29,7 @@ from wsi_pipeline.settings import (
     TrainConfig,
     with_recipe,
 )
+from wsi_pipeline.yaml_files import parse_yaml
 
 Value = TypeVar("Value")
 Stage = Literal["tile", "train", "predict", "heatmap", "evaluate", "export", "report"]
@@ -172,10 +172,10 @@ def _read_yaml(path: Path) -> dict[str, Any]:
             f"--set input={path} beside it"
         )
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = parse_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except ValueError as error:  # of text that is not UTF-8, too
         raise ConfigError(f"{path}: not a YAML file ({error})") from error
     if values is None:
         return {}
@@ -211,9 +211,9 @@ def _apply(
     if not equals or not key:
         raise ConfigError(f"--set {setting}: say key=value, e.g. tile.patch_px=256")
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--set {setting}: '{text}' is not a YAML value") from error
+        value = parse_yaml(text)
+    except ValueError as error:
+        raise ConfigError(f"--set {setting}: '{text}' is not a YAML value ({error})") from error
     for full_key in _full_keys(key, section, models or list(values["train"])):
         _put(values, full_key.split("."), value)
 
