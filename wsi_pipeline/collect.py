@@ -69,6 +69,7 @@ def collect(run: RunFolder, *, verify: bool = False) -> Collected:
     except StageError as error:
         stages = {}
         lines.append(str(error))
+        n_missing += 1
     jobs = _expect_images(run) if of_images else _expect_slides(run, entries, stages, looked)
     for job in jobs:
         described, n = _describe(run, job, looked)

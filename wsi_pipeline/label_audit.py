@@ -35,9 +35,9 @@ from wsi_pipeline.runfolder import (
     RunFolder,
     Unit,
     clear_mark,
+    examine_unit,
     mark_finished,
     record_damage,
-    unit_state,
 )
 
 if TYPE_CHECKING:
@@ -109,7 +109,10 @@ def update_audit(run: RunFolder, *, overwrite: bool = False) -> str:
         if not stores and not run.label_audit.is_dir():
             return ""
         fingerprint = digest_json([VERSION, [_made_from(entry, made) for entry, made in stores]])
-        if overwrite or unit_state(run, UNIT, fingerprint) != "finished":
+        found = examine_unit(run, UNIT, fingerprint)
+        for problem in found.problems:
+            log.warning("label audit: %s; rebuilding", problem)
+        if overwrite or found.state != "finished":
             clear_mark(run, UNIT)
             files = _write_audit(run, [entry for entry, _ in stores])
             mark_finished(run, UNIT, fingerprint, files)

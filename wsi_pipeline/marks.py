@@ -9,7 +9,6 @@ A mark that is damaged counts as absent: its unit is done again. A later stage t
 file adds to the mark of the stage that made it, which then rebuilds the file.
 """
 
-import contextlib
 import logging
 import os
 from collections.abc import Iterable, Sequence
@@ -217,8 +216,6 @@ def _find_changed_pixels(path: Path, mark_path: Path) -> str | None:
     from tiling.store import find_damaged_pixels
 
     damage = find_damaged_pixels(path, changed_since=marked)
-    if damage is not None:
-        return damage.removeprefix(f"{path.name}: damaged: ").removesuffix("; run tile again")
-    with contextlib.suppress(OSError):
-        os.utime(mark_path)  # verified: the next look need not read them again
-    return None
+    return damage and damage.removeprefix(f"{path.name}: damaged: ").removesuffix(
+        "; run tile again"
+    )

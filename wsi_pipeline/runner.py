@@ -178,6 +178,8 @@ def _sort_out(
             failed.append(name)
             continue
         if found.state == "finished" and not options.overwrite:
+            with suppress(OSError):  # it may have failed since, for example on a damaged input
+                plan.unit.mark(run, "failed").unlink(missing_ok=True)
             kept.append(name)
             progress.end(name, "finished before, kept")
             continue

@@ -2,7 +2,12 @@
 
 from wsi_pipeline.planning.plan import ModelPlan, RunPlan, SlidePlan
 
-STATE = {"missing": "new", "stale": "stale, built again", "finished": "finished, kept"}
+STATE = {
+    "missing": "new",
+    "stale": "stale, rebuilt",
+    "damaged": "damaged, rebuilt",
+    "finished": "finished, kept",
+}
 
 
 def describe(plan: RunPlan) -> list[str]:
@@ -35,12 +40,12 @@ def summarise(plan: RunPlan) -> list[str]:
     """Say the totals and what would go wrong."""
     failing = [s for s in plan.slides if s.problem]
     by_state = {
-        state: [s for s in plan.slides if not s.problem and s.state == state]
-        for state in ("missing", "stale", "finished")
+        state: [s for s in plan.slides if not s.problem and s.state == state] for state in STATE
     }
+    damaged = f"{len(by_state['damaged'])} damaged, " if by_state["damaged"] else ""
     lines = [
         f"{len(plan.slides)} slides: {len(by_state['missing'])} new, {len(by_state['stale'])} "
-        f"stale, {len(by_state['finished'])} finished, {len(failing)} would fail",
+        f"stale, {damaged}{len(by_state['finished'])} finished, {len(failing)} would fail",
         f"tile: {sum(s.patches for s in plan.new)} patches, "
         f"{size_text(plan.new_bytes)} in {plan.new_files} files, "
         f"about {time_text(sum(s.seconds for s in plan.new) / plan.workers)} with "
