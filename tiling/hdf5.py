@@ -30,20 +30,30 @@ READ_ERRORS = (
 
 @contextmanager
 def open_hdf5(path: Path) -> Iterator[Any]:
-    """Open an `h5py.File` for reading, without a lock."""
+    """Open an `h5py.File` for reading, without a lock.
+
+    HDF5 reads from a file that Python has opened, and locks none of these; ``locking=False`` would
+    leave it to the environment variable HDF5_USE_FILE_LOCKING.
+    """
     import h5py  # a tenth of a second that only these files need
 
-    with h5py.File(path, "r", locking=False) as file:
+    with path.open("rb") as source, h5py.File(source, "r") as file:
         yield file
 
 
 @contextmanager
 def create_hdf5(path: Path) -> Iterator[Any]:
-    """Create an `h5py.File`, without a lock; give it a scratch path and rename it when whole."""
+    """Create an `h5py.File` in memory, and write it to `path`, a scratch path, when it is whole.
+
+    HDF5 itself must not write: on a full disk it leaves its file open and crashes later.
+    """
     import h5py
 
-    with h5py.File(path, "w", locking=False) as file:
+    with h5py.File(path.name, "w", driver="core", backing_store=False) as file:
         yield file
+        file.flush()
+        image = file.id.get_file_image()
+    path.write_bytes(image)
 
 
 def add_array(file: Any, name: str, data: NDArray[Any]) -> Any:

@@ -373,11 +373,20 @@ def read_splits(
     run: RunFolder, stage: str, variant: str, model: str, default: Sequence[str] | None
 ) -> Sequence[str] | None:
     """Read which splits a stage was asked to work on last; None: all."""
+    path = _splits_file(run, stage, variant, model)
     try:
-        splits = read_json_object(_splits_file(run, stage, variant, model))["splits"]
-    except (OSError, ValueError, KeyError):
+        splits = read_json_object(path)["splits"]
+        if splits is not None and not (
+            isinstance(splits, list) and all(isinstance(name, str) for name in splits)
+        ):
+            raise ValueError("its splits are no list of names")
+    except FileNotFoundError:
         return default
-    return splits if isinstance(splits, list) else None
+    except (OSError, ValueError, KeyError) as error:
+        name = path.relative_to(run.path).as_posix()
+        log.warning("%s: damaged (%s); the splits of run.json are taken", name, error)
+        return default
+    return None if splits is None else list(splits)
 
 
 def mark_shard(
