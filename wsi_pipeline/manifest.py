@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from tiling.files import write_text
+from tiling.files import update_text
 from wsi_pipeline.contracts import SPLITS, SlideEntry, Split
 from wsi_pipeline.errors import ManifestError
 
@@ -220,7 +220,7 @@ def write_manifest(path: Path, entries: Sequence[SlideEntry]) -> None:
     writer.writerow(COLUMNS)
     for e in entries:
         writer.writerow(manifest_row(e, path.parent))
-    write_text(path, buffer.getvalue())
+    update_text(path, buffer.getvalue())
 
 
 def manifest_row(e: SlideEntry, folder: Path) -> list[str]:

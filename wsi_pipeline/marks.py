@@ -51,7 +51,10 @@ def read_mark(path: Path) -> Mark | None:
         return _parse(read_json_object(path))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        log.warning("%s: cannot be read (%s); treated as missing", _show(path), error.strerror)
+        return None
+    except ValueError as error:
         log.warning("%s: damaged mark (%s); treated as missing", _show(path), error)
         return None
 

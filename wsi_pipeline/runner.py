@@ -252,7 +252,9 @@ def read_stages(run: RunFolder) -> dict[str, Any]:
             raise ValueError("its stages are not settings by stage")
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise StageError(f"{path}: cannot be read ({error.strerror})") from error
+    except ValueError as error:
         raise StageError(
             f"{path}: damaged ({error}), so the settings of this run cannot be recalled; give them "
             "with --config FILE"

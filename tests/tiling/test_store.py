@@ -319,11 +319,10 @@ class TestRefusals:
     def test_a_flipped_byte_in_any_array_is_damage(self, copy: Path, name):
         [*_, file] = sorted(p for p in (copy / name / "c").rglob("*") if p.is_file())
         content = bytearray(file.read_bytes())
-        content[len(content) // 3] ^= 4
+        content[min(500, len(content) // 3)] ^= 4
         file.write_bytes(content)
         with pytest.raises(StoreError, match=r"damaged.*run tile again") as caught:
-            store = PatchStore.open(copy)
-            store.read(range(len(store)))
+            read_pixels(0, copy)
         assert caught.value.damaged == copy
 
     @pytest.mark.parametrize(

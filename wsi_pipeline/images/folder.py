@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
-from tiling.files import write_text
+from tiling.files import update_text
 from wsi_pipeline.contracts import SPLITS, SlideEntry, Split
 from wsi_pipeline.errors import ManifestError
 from wsi_pipeline.manifest import IMAGE_SUFFIXES, check_entries, with_splits
@@ -227,7 +227,7 @@ def write_images(path: Path, entries: Sequence[ImageEntry]) -> None:
         label = "" if e.label < 0 else e.label
         row = (e.image_id, e.file, e.class_name, label, e.patient, e.split or "", e.mask or "")
         writer.writerow(row)
-    write_text(path, buffer.getvalue())
+    update_text(path, buffer.getvalue())
 
 
 def read_images(path: Path) -> list[ImageEntry]:
