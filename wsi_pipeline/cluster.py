@@ -106,7 +106,7 @@ def parse_shard(text: str, environ: Mapping[str, str] = os.environ) -> Shard:
     ``auto`` takes the place in the job array from the scheduler's environment variables.
     ``auto/FIRST-LAST:STEP`` states the range of the whole array where the scheduler does not
     (PBS; in part, LSF), or where only some of its tasks run again. ``auto/N`` states only how many
-    tasks it has, of consecutive indices.
+    tasks the array has.
 
     Raises
     ------
@@ -203,28 +203,16 @@ class _Place:
         """Place the task in an array of `n` tasks."""
         if n < 1:
             raise ConfigError(f"--shard auto/{n}: the number of tasks must be at least 1")
+        if self.scheduler.last is None:
+            return self._shard_of_consecutive(n)
         whole = self._range(n)
         if whole is None:
-            log.warning(
-                "--shard auto/%d: %s gives neither the first index nor the step; taken as %d "
-                "consecutive indices (otherwise give --shard auto/FIRST-LAST:STEP)",
-                n, self.scheduler.scheduler, n,
-            )  # fmt: skip
-            return self._shard_of_consecutive(n)
+            raise self._unknown(f"{self.scheduler.scheduler} does not give the array's range")
         n_tasks = len(whole) if self.count is None else self.count
-        if n_tasks == n:
-            self._refuse_gaps(whole)
-            return self.shard_in(whole)
-        if n_tasks > n or whole.step > 1:
+        if n_tasks != n:  # perhaps some tasks of an earlier array, of which nothing is known
             raise self._unknown(f"the array ({whole}) has {n_tasks} tasks, not {n}")
-        shard = self._shard_of_consecutive(n)  # some tasks of an earlier array
-        lowest = self.scheduler.lowest
-        log.warning(
-            "--shard auto/%d: task %d is taken as one of %d-%d, which is shard %d (otherwise give "
-            "--shard auto/FIRST-LAST, the range of the whole array)",
-            n, self.index, lowest, lowest + n - 1, shard.index,
-        )  # fmt: skip
-        return shard
+        self._refuse_gaps(whole)
+        return self.shard_in(whole)
 
     def _shard_of_consecutive(self, n: int) -> Shard:
         """Place the task where nothing is known but that indices follow each other.
@@ -232,10 +220,14 @@ class _Place:
         An array from 0 or 1 has no index beyond `n`; where there is one, it has a step or another
         first index. Of two tasks, 0 and 2 could not be told from 1 and 2.
         """
-        lowest = self.scheduler.lowest
-        if not lowest <= self.index <= n or (lowest == 0 and self.index == n == 2):
-            raise self._unknown(f"it need not be one of {n} consecutive indices from {lowest}")
-        return Shard(self.index % n if lowest == 0 else self.index - lowest, n)
+        if self.index > n or self.index == n == 2:
+            raise self._unknown(f"it need not be one of {n} consecutive indices from 0 or 1")
+        log.warning(
+            "--shard auto/%d: %s gives neither the first index nor the step; taken as %d "
+            "consecutive indices (otherwise give --shard auto/FIRST-LAST:STEP)",
+            n, self.scheduler.scheduler, n,
+        )  # fmt: skip
+        return Shard(self.index % n, n)
 
     def shard_in(self, whole: _Range) -> Shard:
         """Place the task in the array's range."""

@@ -115,6 +115,8 @@ def _sentence(unit: Unit, error: Exception) -> str:
         return f"{unit.name}: not enough memory in {unit.stage}; lower --workers or the batch size"
     if isinstance(error, ExpectedError):
         return str(error)
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return f"{unit.name}: {error.filename}: {error.strerror} (in {unit.stage})"
     return f"{unit.name}: unexpected {type(error).__name__} in {unit.stage}: {error}"
 
 
