@@ -210,7 +210,8 @@ class _Place:
             raise self._unknown(f"{self.scheduler.scheduler} does not give the array's range")
         n_tasks = len(whole) if self.count is None else self.count
         if n_tasks != n:  # perhaps some tasks of an earlier array, of which nothing is known
-            raise self._unknown(f"the array ({whole}) has {n_tasks} tasks, not {n}")
+            tasks = "1 task" if n_tasks == 1 else f"{n_tasks} tasks"
+            raise self._unknown(f"the array ({whole}) has {tasks}, not {n}")
         self._refuse_gaps(whole)
         return self.shard_in(whole)
 

@@ -171,7 +171,7 @@ def test_what_is_taken_for_granted_is_said(caplog):
         pytest.param("auto/15", slurm(*range(0, 15, 2), step=2), "8 tasks, not 15", id="not-n"),
         pytest.param("auto/2", slurm(*range(4)), "4 tasks, not 2", id="more-tasks-than-shards"),
         pytest.param("auto/16", slurm(3, 7), "2 tasks, not 16", id="part-of-an-unknown-array"),
-        pytest.param("auto/16", grid_engine(3, 3), "1 tasks, not 16", id="part-of-a-sge-array"),
+        pytest.param("auto/16", grid_engine(3, 3), "1 task, not 16", id="part-of-a-sge-array"),
         pytest.param("auto/16", lsf(3, 3), "does not give", id="part-of-an-lsf-array"),
         pytest.param("auto", lsf(2, 10, 2), "not one of 1-10:2", id="lsf-from-two"),
         pytest.param("auto/10", grid_engine(2, 10, 2), "5 tasks, not 10", id="sge-not-n"),
