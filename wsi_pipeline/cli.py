@@ -258,7 +258,7 @@ def train(
         Path | None,
         typer.Option(
             "--weights",
-            help="Start from this state dict in torchvision's layout (.pth, .safetensors); VGG and "
+            help="Start from this state dict in torchvision's layout (.pth, .pt, .safetensors); VGG and "
             "CAM models.",
         ),
     ] = None,

@@ -158,7 +158,7 @@ def models_to_train(config: Config, names: Sequence[str]) -> dict[str, TrainConf
         If there is none, or no architecture or file of weights of that name.
     """
     from wsi_pipeline.models import MODELS
-    from wsi_pipeline.models.vgg import check_weights_file
+    from wsi_pipeline.models.pretrained import check_weights_file
 
     if not names and not config.train:
         raise ConfigError(
