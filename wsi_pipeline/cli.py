@@ -258,8 +258,8 @@ def train(
         Path | None,
         typer.Option(
             "--weights",
-            help="Start from this state dict in torchvision's layout (.pth, .pt, .safetensors); VGG and "
-            "CAM models.",
+            help="Start from this state dict in torchvision's layout (.pth, .pt, .safetensors); "
+            "VGG and CAM models.",
         ),
     ] = None,
     config: ConfigOption = None,

@@ -26,7 +26,7 @@ from wsi_pipeline.runfolder import (
     write_failures,
 )
 from wsi_pipeline.runner import Options, Plan, StageResult, run_stage
-from wsi_pipeline.settings import TrainConfig, result_settings
+from wsi_pipeline.settings import TrainConfig, fill_in_sampling, result_settings
 from wsi_pipeline.splits import assign_splits
 
 log = logging.getLogger(__name__)
@@ -137,15 +137,25 @@ def train(
             f"{run.path}: no image in the split train; tile again with splits in the config "
             "(--set splits.val_fraction=0.2), or with train/ and test/ folders, or a table's split"
         )
-    plans = [
-        _plan(
-            Unit("train", model=name),
-            partial(_train_fingerprint, data, settings),
-            config=settings,
-            device=options.device,
+    plans = []
+    for name, told in chosen.items():
+        settings = fill_in_sampling(told, images=True)
+        steps = settings.steps_per_epoch
+        if settings.sampling == "shuffle" and steps != TrainConfig.steps_per_epoch:
+            log.warning(
+                "no effect: train.%s.steps_per_epoch=%d, since each epoch passes over all images "
+                "once (sampling: shuffle); set sampling: balanced for draws",
+                name,
+                steps,
+            )
+        plans.append(
+            _plan(
+                Unit("train", model=name),
+                partial(_train_fingerprint, data, settings),
+                config=settings,
+                device=options.device,
+            )
         )
-        for name, settings in chosen.items()
-    ]
     return run_stage("train", run, plans, config, options)
 
 

@@ -19,7 +19,7 @@ from wsi_pipeline.errors import ConfigError, StageError
 from wsi_pipeline.manifest import read_input, with_splits, write_manifest
 from wsi_pipeline.runfolder import RunFolder, Unit, forget_failures, iterate_failures
 from wsi_pipeline.runner import Options, Plan, StageResult, read_run_json, run_stage, some
-from wsi_pipeline.settings import TrainConfig, result_settings
+from wsi_pipeline.settings import TrainConfig, fill_in_sampling, result_settings
 from wsi_pipeline.splits import assign_splits
 
 PER_SLIDE: tuple[Stage, ...] = ("tile", "predict", "heatmap", "export")
@@ -118,7 +118,10 @@ def train(
         check_device(options, *(settings.precision for settings in chosen.values()))
         return image_stages.train(run, config, options, chosen=chosen)
     entries = _finished_entries(run, ("train", "val"))
-    chosen = models_to_train(config, models)
+    chosen = {
+        name: fill_in_sampling(settings, images=False)
+        for name, settings in models_to_train(config, models).items()
+    }
     check_device(options, *(settings.precision for settings in chosen.values()))
     plans = [
         Plan(

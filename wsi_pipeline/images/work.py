@@ -100,16 +100,23 @@ def _groups(run: RunFolder, split: Split, seed: int) -> list[Any]:
     """Make the groups of a split; for training of equally many images where that is asked for."""
     import json
 
-    from wsi_pipeline.images.store import choose_equal, group_by_patient, open_images
+    from wsi_pipeline.images.store import (
+        choose_equal,
+        group_by_patient,
+        open_images,
+        raise_to_parity,
+    )
 
     entries = read_images(run.images)
     images = open_images(run.tiles, entries)
     rows = [row for row, e in enumerate(entries) if e.split == split and e.label >= 0]
     about = json.loads((run.tiles / "images.json").read_text(encoding="utf-8"))
-    if split == "train" and about["settings"]["equal_classes"]:
+    balance = about["settings"]["equal_classes"]
+    if split == "train" and balance:
         labels = np.array([entries[row].label for row in rows], np.int8)
         labels[images.unreadable[rows]] = -1
-        rows = [rows[place] for place in choose_equal(labels, seed=seed)]
+        choose = raise_to_parity if balance == "upsample" else choose_equal
+        rows = [rows[place] for place in choose(labels, seed=seed)]
     return group_by_patient(images, entries, rows)
 
 
