@@ -77,6 +77,7 @@ def test_a_published_recipe_says_where_each_value_is_from(name):
         ("patchnet_mcf10a", "patchnet_11", (128, 128), 11, 3, 1e-4, (4,), 1000),
         ("patchnet_mcf10a", "patchnet_17", (128, 128), 17, 5, 1e-4, (4,), 1000),
         ("patchnet_mcf10a", "patchnet_31", (128, 128), 31, 10, 1e-4, (4,), 1000),
+        ("patchnet_cenpa", "patchnet_11", (128, 128), 11, 3, 1e-4, (4,), 1000),
         ("patchnet_dtd_p2", "patchnet_31", (224, 224), 31, 10, 1e-4, (4,), 1000),
     ],
 )
@@ -101,6 +102,10 @@ def test_patchnet_recipes_have_the_papers_numbers(
         ("patchnet_isic2017_vgg11", "vgg11", (224, 224)),
         ("patchnet_nuclei", "cam", (128, 128)),
         ("patchnet_mcf10a", "cam", (128, 128)),
+        ("patchnet_cenpa", "cam", (128, 128)),
+        ("patchnet_nuclei_vgg11", "vgg11", (224, 224)),
+        ("patchnet_mcf10a_vgg11", "vgg11", (224, 224)),
+        ("patchnet_cenpa_vgg11", "vgg11", (224, 224)),
         ("patchnet_dtd_p2", "cam", (224, 224)),
         ("patchnet_dtd_p2", "vgg11", (224, 224)),
     ],
@@ -137,6 +142,37 @@ def test_what_single_papers_add():
     assert train.model.options["region"] == 64
     assert recipe("patchnet_nuclei", "patchnet_17_p1")[1].model.options["region"] is None
     assert recipe("patchnet_mcf10a", "patchnet_17")[1].model.options["region"] is None
+
+
+@pytest.mark.parametrize(
+    ("name", "split"),
+    [
+        ("patchnet_isic2017", "val"),
+        ("patchnet_isic2017_vgg11", "val"),
+        ("patchnet_cenpa", "test"),
+        ("patchnet_cenpa_vgg11", "test"),
+    ],
+)
+def test_all_maps_of_the_split_with_masks_are_made(name, split):
+    """Paper 2, tables 2 and 7."""
+    config = read_config(CONFIGS / f"{name}.yaml")
+    assert config.evaluate.split == split
+    assert config.heatmap.maps_per_class is None
+    assert config.images.table.name == "table.csv"
+    assert {"heatmap", "evaluate"} <= set(config.stages)
+
+
+def test_networks_of_one_table_are_trained_alike():
+    """Table 7 is of the networks of table 5; each VGG-11 differs from CAM in size alone."""
+    for model in ("patchnet_11", "cam"):
+        assert recipe("patchnet_cenpa", model)[1] == recipe("patchnet_mcf10a", model)[1]
+    for name in ("isic2017", "mcf10a", "nuclei", "cenpa"):
+        vgg, cam = (
+            recipe(*of)[1]
+            for of in ((f"patchnet_{name}_vgg11", "vgg11"), (f"patchnet_{name}", "cam"))
+        )
+        assert dataclasses.replace(vgg, model=cam.model) == cam
+        assert vgg.model.preprocess == cam.model.preprocess
 
 
 def test_the_toy_recipe_is_appendix_a():

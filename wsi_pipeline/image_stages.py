@@ -31,7 +31,7 @@ from wsi_pipeline.splits import assign_splits
 
 log = logging.getLogger(__name__)
 
-_EVALUATION = "wsi-pipeline/image-metrics/2"  # what metrics.json holds
+_EVALUATION = "wsi-pipeline/image-metrics/3"  # what metrics.json holds
 ALL = "images"  # name of the one unit that holds all images
 
 # Settings that matter to single images; the others of these sections are of slides alone.
@@ -39,7 +39,7 @@ _USED: dict[str, tuple[str, ...]] = {
     "tile": (),
     "predict": ("batch_size", "precision", "tolerance", "readers", "splits"),
     "heatmap": ("maps_per_class",),
-    "evaluate": ("image_threshold", "bootstrap", "stratified", "seed"),
+    "evaluate": ("split", "image_threshold", "bootstrap", "stratified", "seed"),
 }
 
 
@@ -205,6 +205,7 @@ def heatmap(
     units = [Unit("heatmap", ALL, model) for model, reason in reasons.items() if not reason]
     if not units:
         return StageResult("heatmap", (), (), (), notes)
+    split = config.evaluate.split
     plans = [
         _plan(
             unit,
@@ -214,9 +215,11 @@ def heatmap(
                 digest_file(run.checkpoint(unit.model)),
                 config.heatmap.maps_per_class,
                 MAPS_SCHEMA,
+                *([split] if split else []),
             ),
             checkpoint=run.checkpoint(unit.model),
             config=config.heatmap,
+            split=split,
             device=options.device,
         )
         for unit in units

@@ -17,6 +17,7 @@ from wsi_pipeline.contracts import Split
 Optimizer = Literal["rmsprop", "adam"]
 Monitor = Literal["roc_auc", "loss", "none"]
 Sampling = Literal["balanced", "shuffle"]
+EvaluatedSplit = Literal["test", "val", "train", "all"]
 Compiler = Literal["none", "inductor"]
 Overlap = Literal["mean", "max", "centre"]
 
@@ -249,6 +250,9 @@ class EvaluateConfig:
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
 
+    # Which split is evaluated, and which images of a folder get maps. None: test; without any split
+    # all; of images, val where none is in test.
+    split: EvaluatedSplit | None = None
     threshold: Score = 0.75  # a patch is positive iff F(I) >= threshold (lecture)
     image_threshold: Score | None = None  # of an image folder; None: the model's own rule, 0.5
     aggregator: Literal["max", "mean", "top_k", "mean_pool_max", "span"] = "max"  # lecture: max
@@ -265,6 +269,17 @@ class EvaluateConfig:
     )
     stratified: bool = False  # resample patients with and without tumour apart
     seed: Seed = 0
+
+
+def evaluation_settings(config: EvaluateConfig) -> dict[str, Any]:
+    """Give the settings of an evaluation for fingerprints.
+
+    `split` came later than run folders that exist: it is left out where it is not set.
+    """
+    values = {f.name: getattr(config, f.name) for f in fields(config)}
+    if config.split is None:
+        del values["split"]
+    return values
 
 
 @dataclass(frozen=True)
