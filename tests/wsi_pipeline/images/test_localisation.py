@@ -169,6 +169,15 @@ def test_a_split_that_is_not_there_is_named_with_those_that_are(root, tmp_path, 
     )
 
 
+def test_run_refuses_at_once_to_evaluate_what_predict_does_not_score(root, tmp_path, capsys):
+    words = ["run", str(root / "c.yaml"), "--out", str(tmp_path / "run"), "--quiet"]
+    words += ["--set", "predict.splits=[test]", "--set", "evaluate.split=val"]
+    assert cli.main(words) == 1
+    said = capsys.readouterr().err
+    assert "evaluate.split is val, but predict.splits is [test]" in said
+    assert not (tmp_path / "run").exists()
+
+
 def test_masks_of_unlabelled_images_are_compared_too(root, tmp_path):
     """Whoever tests maps alone need not know the classes."""
     table = (root / "t.csv").read_text().replace("11.png,b,test", "11.png,,test")
