@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from wsi_pipeline.data import to_unit_range
-from wsi_pipeline.devices import Precision, compute_in, place_model
+from wsi_pipeline.devices import Precision, compute_in, exact_fp32, place_model
 from wsi_pipeline.errors import ConfigError, InferenceError
 from wsi_pipeline.settings import Compiler
 
@@ -199,7 +199,7 @@ class Forward:
 
     @contextlib.contextmanager
     def _inference(self, precision: Precision) -> Iterator[None]:
-        with torch.inference_mode(), compute_in(precision, self.device):
+        with torch.inference_mode(), exact_fp32(), compute_in(precision, self.device):
             yield
 
     def _pad(self, pixels: Tensor) -> Tensor:
