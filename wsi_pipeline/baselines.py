@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tiling.files import write_text
+from tiling.wording import format_percent, pluralize
 from wsi_pipeline.config import SplitConfig
 from wsi_pipeline.errors import ConfigError, ManifestError, ModelError
 from wsi_pipeline.images.folder import ImageEntry, as_slides, list_images, split_images
@@ -262,7 +263,8 @@ def format_table(found: Baselines) -> str:
             shares = "".join(f"{_percent(value):>8}" for value in (r.train, r.val, r.test))
             lines.append(f"{name:<32}{shares}{r.n_features:>10}")
     n = found.n_by_split
-    said = f"{len(found.entries)} images, class 0 {found.classes[0]}, class 1 {found.classes[1]}"
+    images = pluralize(len(found.entries), "image")
+    said = f"{images}, class 0 {found.classes[0]}, class 1 {found.classes[1]}"
     if found.rounds > 1:
         lines.append(f"\n{said}; {found.rounds} rounds, each image tested once")
     else:
@@ -273,7 +275,7 @@ def format_table(found: Baselines) -> str:
 
 
 def _percent(share: float | None) -> str:
-    return "-" if share is None else f"{share:.1%}"
+    return "-" if share is None else format_percent(share, 1).replace(" ", "")
 
 
 def write_tables(out: Path, found: Baselines) -> list[Path]:

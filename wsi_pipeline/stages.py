@@ -4,7 +4,7 @@ Each stage lists its units of work (slides, or models) and says what each would 
 runner does the rest.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from os import cpu_count
@@ -12,15 +12,16 @@ from pathlib import Path
 
 from tiling.files import digest_file
 from tiling.geometry import check_tile_config
+from tiling.wording import pluralize
 from wsi_pipeline import image_stages
 from wsi_pipeline.config import Config, Stage, digest_settings
-from wsi_pipeline.contracts import SlideEntry
+from wsi_pipeline.contracts import SlideEntry, Split
 from wsi_pipeline.errors import ConfigError, StageError
 from wsi_pipeline.manifest import read_input, with_splits, write_manifest
 from wsi_pipeline.runfolder import RunFolder, Unit, forget_failures, iterate_failures
 from wsi_pipeline.runner import Options, Plan, StageResult, read_run_json, run_stage, some
 from wsi_pipeline.settings import TrainConfig, result_settings
-from wsi_pipeline.splits import assign_splits
+from wsi_pipeline.splits import advise_missing_split, assign_splits
 
 PER_SLIDE: tuple[Stage, ...] = ("tile", "predict", "heatmap", "export")
 
@@ -59,8 +60,12 @@ def _check_map_names(config: Config, entries: Sequence[SlideEntry]) -> None:
         )
 
 
-def tile(run: RunFolder, config: Config, options: Options) -> StageResult:
-    """Slides -> patch stores; a folder of images -> one array."""
+def tile(run: RunFolder, config: Config, options: Options, *, fixed: bool = False) -> StageResult:
+    """Slides -> patch stores; a folder of images -> one array.
+
+    `fixed`: a checkpoint decides on size and resolution of the patches, so no message advises
+    to change them.
+    """
     if config.images is not None:
         return image_stages.tile(run, config, options)
     if image_stages.is_image_run(run):
@@ -74,7 +79,12 @@ def tile(run: RunFolder, config: Config, options: Options) -> StageResult:
             Unit("tile", e.slide_id),
             weight=slide_bytes(e),
             fingerprint=partial(_tile_fingerprint, e, config),
-            arguments={"entry": e, "config": config.tile, "threads": _threads(options)},
+            arguments={
+                "entry": e,
+                "config": config.tile,
+                "threads": _threads(options, len(entries)),
+                "fixed": fixed,
+            },
         )
         for e in entries
     ]
@@ -92,8 +102,9 @@ def slide_bytes(entry: SlideEntry) -> int:
     return entry.path.stat().st_size if entry.path.is_file() else 0
 
 
-def _threads(options: Options) -> int:
-    return max(1, (cpu_count() or 1) // options.workers)
+def _threads(options: Options, n_slides: int) -> int:
+    """Cores for each of the slides that are worked on at a time."""
+    return max(1, (cpu_count() or 1) // max(1, min(options.workers, n_slides)))
 
 
 def _tile_fingerprint(entry: SlideEntry, config: Config) -> str:
@@ -117,8 +128,9 @@ def train(
         chosen = models_to_train(config, models)
         check_device(options, *(settings.precision for settings in chosen.values()))
         return image_stages.train(run, config, options, chosen=chosen)
-    entries = _finished_entries(run, ("train", "val"))
     chosen = models_to_train(config, models)
+    _check_splits(run, config, chosen)
+    entries = _finished_entries(run, ("train", "val"))
     check_device(options, *(settings.precision for settings in chosen.values()))
     plans = [
         Plan(
@@ -134,6 +146,17 @@ def train(
         for name, settings in chosen.items()
     ]
     return run_stage("train", run, plans, config, options)
+
+
+def _check_splits(run: RunFolder, config: Config, chosen: Mapping[str, TrainConfig]) -> None:
+    """Refuse to train where a split that is needed has no slide at all."""
+    entries = run.read_manifest()
+    needed: list[Split] = ["train"]
+    needed += ["val"] if any(s.monitor != "none" for s in chosen.values()) else []
+    for split in needed:
+        if not any(e.split == split for e in entries):
+            advice = advise_missing_split(entries, split, made=config.splits)
+            raise StageError(f"{run.path}: no slide in split {split}: {advice}")
 
 
 def check_device(options: Options, *precisions: str) -> None:
@@ -190,8 +213,9 @@ def _finished_entries(
     waiting = [e.slide_id for e in entries if e not in tiled and e.slide_id not in failed]
     if waiting:
         raise StageError(
-            f"{len(waiting)} of {len(entries)} slides are not tiled yet: {some(waiting)}; "
-            f"run: wsi-pipeline tile INPUT --out {run.path} (see also: wsi-pipeline collect)"
+            f"not tiled yet: {len(waiting)} of {pluralize(len(entries), 'slide')}: "
+            f"{some(waiting)}; run: wsi-pipeline tile INPUT --out {run.path} "
+            "(see also: wsi-pipeline collect)"
         )
     if not tiled:
         where = f" in split {' or '.join(s or '(none)' for s in splits)}" if splits else ""
@@ -250,7 +274,7 @@ def predict(
                         "digest": digest,
                         "config": config.predict,
                         "device": options.device,
-                        "threads": _threads(options),
+                        "threads": _threads(options, len(entries)),
                     },
                 )
             )
@@ -294,7 +318,7 @@ def cut_for(
         )
     [(patch_px, target_mpp)] = needs
     cut = replace(config.tile, patch_px=patch_px, target_mpp=target_mpp, store="coords")
-    return tile(run, replace(config, input=slides, tile=cut), options)
+    return tile(run, replace(config, input=slides, tile=cut), options, fixed=True)
 
 
 def _sizes(needs: Iterable[tuple[int, float]]) -> list[str]:
@@ -398,7 +422,7 @@ def name_unscored(
         for model in models
     }
     return tuple(
-        f"without {some(slides)}, which predict by {model} failed on"
+        f"skipped {some(slides)}: prediction with {model} failed"
         for model, slides in lost.items()
         if slides
     )
@@ -410,7 +434,7 @@ def why_unscored(run: RunFolder, models: Sequence[str], slide_ids: Iterable[str]
     again = f"run: wsi-pipeline predict {run.path}, with the same --checkpoint if it had one"
     failed = name_unscored(run, models, slide_ids)
     if failed:
-        return f"{failed[0].removeprefix('without ')} ({run.failures} says why); then {again}"
+        return f"{failed[0].removeprefix('skipped ')} (see {run.failures}); then {again}"
     untiled = [s for s in slide_ids if not Unit("tile", s).mark(run, "done").is_file()]
     if len(untiled) == len(slide_ids):
         return f"no slide's patches are whole ({some(untiled)}); run tile again, then predict"
@@ -497,7 +521,7 @@ def _to_evaluate(
     waiting = [e.slide_id for e in wanted if e.slide_id not in done | failed]
     if waiting:
         raise StageError(
-            f"{len(waiting)} of {len(wanted)} slides have no scores of {model} yet: "
+            f"no scores of {model} yet: {len(waiting)} of {pluralize(len(wanted), 'slide')}: "
             f"{some(waiting)}; run: wsi-pipeline predict {run.path}"
         )
     left_out = tuple(e.slide_id for e in wanted if e.slide_id in failed - done)

@@ -120,7 +120,7 @@ def test_one_line_is_said_at_the_end(data, whole, capsys):
     assert tile(data, whole) == 0
     last = capsys.readouterr().out.strip().splitlines()[-1]
     assert last.startswith("labels: 480 patches of 6 slides, 4 patients: 57 positive (12 %), ")
-    assert last.endswith("look them over in tiles/label_audit/")
+    assert last.endswith("review them in tiles/label_audit/")
 
 
 def test_it_is_kept_where_nothing_changed_and_made_again_where_a_file_is_lost(copy, monkeypatch):

@@ -17,6 +17,7 @@ from pathlib import Path
 from tiling.contracts import Slide
 from tiling.errors import AnnotationError, SlideError, TilingError
 from tiling.files import write_text
+from tiling.wording import pluralize
 from wsi_pipeline.config import anchor_paths
 from wsi_pipeline.contracts import SlideEntry
 from wsi_pipeline.errors import ManifestError, StageError
@@ -109,14 +110,16 @@ def _look(task: LookTask) -> Look:
         failures, n_probed = _probe(slide)
         annotation, notes = _find_annotation(task, slide)
         if failures:
-            notes += (f"{len(failures)} of {n_probed} probes unreadable: {failures[0]}",)
+            notes += (f"{len(failures)} of {n_probed} sampled regions unreadable: {failures[0]}",)
         if slide.mpp is None and entry.mpp is None:
             notes += ("no microns-per-pixel in the file: fill the mpp column",)
         elif slide.mpp is not None and slide.mpp[0] != slide.mpp[1] and entry.mpp is None:
             notes += ("x and y resolution differ; an mpp here would stand for both",)
         all_failed = len(failures) == n_probed
         return Look(
-            problem=f"no probed region can be decoded: {failures[0]}" if all_failed else "",
+            problem=f"none of {n_probed} sampled regions can be decoded: {failures[0]}"
+            if all_failed
+            else "",
             notes=() if all_failed else notes,
             vendor=slide.vendor,
             size=slide.size,
@@ -219,7 +222,7 @@ def triage(path: Path, *, workers: int, quiet: bool = False) -> Triage:
         for number, found in look_at_each(look, tasks, workers=workers):
             seen = Look(problem=str(found)) if isinstance(found, StageError) else found
             looks[number] = seen
-            progress.end(entries[number].path.name, seen.problem or "looked at")
+            progress.end(entries[number].path.name, seen.problem or "checked")
     named = _unique_ids(entries)
     looks = [
         replace(seen, notes=seen.notes + _renamed(before, after))
@@ -389,11 +392,11 @@ def _summary(found: Triage) -> str:
     damaged = sum(bool(seen.n_unreadable) and not seen.problem for seen in found.looks)
     annotated = sum(entry.annotation is not None for entry in found.entries)
     parts = [
-        f"{len(found.looks)} slides: {found.n_readable} readable",
-        f"{len(found.looks) - found.n_readable} not",
+        f"{pluralize(len(found.looks), 'slide')}: {found.n_readable} readable",
+        f"{len(found.looks) - found.n_readable} unreadable",
         f"{damaged} with unreadable regions",
         f"{without} without mpp",
-        f"{n_same} duplicates",
+        pluralize(n_same, "duplicate"),
         f"{annotated} with annotation",
     ]
     return ", ".join(parts)
