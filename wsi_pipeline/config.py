@@ -26,6 +26,7 @@ from wsi_pipeline.settings import (
     HeatmapConfig,
     ImagesConfig,
     PredictConfig,
+    ReportConfig,
     Seed,
     TrainConfig,
     with_recipe,
@@ -67,6 +68,7 @@ class Config:
     predict: PredictConfig = field(default_factory=PredictConfig)
     heatmap: HeatmapConfig = field(default_factory=HeatmapConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    report: ReportConfig = field(default_factory=ReportConfig)
     export: ExportConfig = field(default_factory=ExportConfig)
     cluster: dict[str, Any] = field(
         default_factory=dict

@@ -40,6 +40,7 @@ _USED: dict[str, tuple[str, ...]] = {
     "predict": ("batch_size", "precision", "tolerance", "readers", "splits"),
     "heatmap": ("maps_per_class",),
     "evaluate": ("image_threshold", "bootstrap", "stratified", "seed"),
+    "report": (),
 }
 
 
@@ -269,5 +270,6 @@ def report(
     fingerprint: Callable[[], str],
 ) -> StageResult:
     """Everything in the run folder -> one HTML file."""
+    _warn_of_unused(config, "report")
     plan = _plan(Unit("report"), fingerprint, models=tuple(models))
     return run_stage("report", run, [plan], config, options)

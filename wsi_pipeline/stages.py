@@ -563,18 +563,18 @@ def report(
         raise StageError(f"{run.path}: nothing of the model {', '.join(unknown)} to report on")
     chosen = tuple(models) or tuple(found)
     if of_images:
-        fingerprint = partial(_report_fingerprint, run, chosen)
+        fingerprint = partial(_report_fingerprint, run, chosen, config)
         return image_stages.report(run, config, options, models=chosen, fingerprint=fingerprint)
     plan = Plan(
         Unit("report"),
         weight=1,
-        fingerprint=partial(_report_fingerprint, run, chosen),
-        arguments={"models": chosen},
+        fingerprint=partial(_report_fingerprint, run, chosen, config),
+        arguments={"models": chosen, "context": config.report.context},
     )
     return run_stage("report", run, [plan], config, options)
 
 
-def _report_fingerprint(run: RunFolder, models: Sequence[str]) -> str:
+def _report_fingerprint(run: RunFolder, models: Sequence[str], config: Config) -> str:
     """Hash the marks of all stages that a report tells of: it is of the whole run folder."""
     state = run.path / ".state"
     found = {path.relative_to(state): path for path in sorted(state.rglob("*.json"))}
@@ -583,4 +583,4 @@ def _report_fingerprint(run: RunFolder, models: Sequence[str]) -> str:
         for name, path in found.items()
         if name.parts[0] not in ("report", "export") and not name.match("*.earlier.json")
     }
-    return digest_settings(marks, list(models))
+    return digest_settings(marks, list(models), config.report)

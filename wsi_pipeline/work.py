@@ -477,7 +477,7 @@ def _report(task: Task, on_progress: OnProgress) -> Done:
     from wsi_pipeline.report.figures import SUFFIXES
 
     models: Sequence[str] = task.arguments["models"]
-    path = build_report(task.run.path, models=models)
+    path = build_report(task.run.path, models=models, context=task.arguments["context"])
     found = (file for name in models for file in sorted(task.run.figures(name).glob("*")))
     figures = [file for file in found if file.suffix in SUFFIXES]
     return [

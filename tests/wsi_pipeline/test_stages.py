@@ -176,7 +176,7 @@ def test_shards_together_are_the_whole(finished, tmp_path, capsys):
     assert main(["collect", str(tmp_path / "run")]) == 3
     said = capsys.readouterr().out
     assert "4 of 6 slides done, 2 missing" in said
-    assert "of 3 shards these never ended: 1" in said
+    assert "tile: 1 shard of 3 never ended: 1" in said
 
     assert main([*arguments, "--shard", "1/3"]) == 0
     assert main(["collect", str(tmp_path / "run")]) == 0
@@ -240,7 +240,7 @@ def test_where_predict_failed_on_every_slide_a_heatmap_says_so(copy, capsys):
     assert main(["heatmap", str(copy / "run")]) == 1
     said = capsys.readouterr().err
     assert "nothing to heatmap: s2, s3, s4, s5: prediction with patchnet failed" in said
-    assert "failures.csv says why" in said
+    assert "failures.csv); then" in said
 
 
 def test_scores_with_nothing_to_compare_them_with_are_said_to_be(copy, capsys):
