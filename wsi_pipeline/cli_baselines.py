@@ -34,7 +34,7 @@ def baselines(
         Path, typer.Argument(metavar="FOLDER", help="Folder of images.", show_default=False)
     ],
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="DIR", help="Where to write the tables as CSV.")
+        Path | None, typer.Option("--out", metavar="DIR", help="Folder for the tables as CSV.")
     ] = None,
     split: Annotated[
         BaselineSplit | None,

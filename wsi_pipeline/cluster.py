@@ -130,8 +130,8 @@ def _shard_of_task(array: ArrayVariables, environ: Mapping[str, str], count: int
     last = told(array.last, first + step * (n_slurm - 1))
     if last < index:
         raise ConfigError(
-            f"--shard auto: {array.scheduler} does not tell how many tasks the array has; "
-            "say --shard auto/N"
+            f"--shard auto: {array.scheduler} does not report how many tasks the array has; "
+            "use --shard auto/N"
         )
     total = (last - first) // step + 1
     if (index - first) % step or n_slurm not in {0, total}:

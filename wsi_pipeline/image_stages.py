@@ -63,7 +63,7 @@ def tile(run: RunFolder, config: Config, options: Options) -> StageResult:
     if config.input is None or config.images is None:
         raise ConfigError("no input; give a folder of images")
     if run.manifest.is_file():
-        raise ConfigError(f"{run.path}: a run on slides; take another run folder for images")
+        raise ConfigError(f"{run.path}: is a run on slides; use another run folder for images")
     _warn_of_unused(config, "tile")
     entries, classes = list_images(config.input, config.images)
     if config.splits:

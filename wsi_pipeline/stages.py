@@ -69,7 +69,7 @@ def tile(run: RunFolder, config: Config, options: Options, *, fixed: bool = Fals
     if config.images is not None:
         return image_stages.tile(run, config, options)
     if image_stages.is_image_run(run):
-        raise ConfigError(f"{run.path}: a run on images; take another run folder for slides")
+        raise ConfigError(f"{run.path}: is a run on images; use another run folder for slides")
     entries = list_entries(config)
     run.path.mkdir(parents=True, exist_ok=True)
     write_manifest(run.manifest, entries)
@@ -128,8 +128,9 @@ def train(
         chosen = models_to_train(config, models)
         check_device(options, *(settings.precision for settings in chosen.values()))
         return image_stages.train(run, config, options, chosen=chosen)
+    listed = run.read_manifest()
     chosen = models_to_train(config, models)
-    _check_splits(run, config, chosen)
+    _check_splits(run, listed, config, chosen)
     entries = _finished_entries(run, ("train", "val"))
     check_device(options, *(settings.precision for settings in chosen.values()))
     plans = [
@@ -148,9 +149,13 @@ def train(
     return run_stage("train", run, plans, config, options)
 
 
-def _check_splits(run: RunFolder, config: Config, chosen: Mapping[str, TrainConfig]) -> None:
+def _check_splits(
+    run: RunFolder,
+    entries: Sequence[SlideEntry],
+    config: Config,
+    chosen: Mapping[str, TrainConfig],
+) -> None:
     """Refuse to train where a split that is needed has no slide at all."""
-    entries = run.read_manifest()
     needed: list[Split] = ["train"]
     needed += ["val"] if any(s.monitor != "none" for s in chosen.values()) else []
     for split in needed:
@@ -185,7 +190,7 @@ def models_to_train(config: Config, names: Sequence[str]) -> dict[str, TrainConf
 
     if not names and not config.train:
         raise ConfigError(
-            f"no model named; say --model NAME, one of {', '.join(sorted(MODELS))}, "
+            f"no model named; use --model NAME, one of {', '.join(sorted(MODELS))}, "
             "or name models in the config under train"
         )
     chosen = {
@@ -257,7 +262,7 @@ def predict(
     wanted = None if config.predict.splits is None else (*config.predict.splits, None)
     entries = _finished_entries(run, wanted)
     if not found:
-        raise StageError(f"{run.path}: no checkpoint; train a model or say --checkpoint FILE")
+        raise StageError(f"{run.path}: no checkpoint; train a model or use --checkpoint FILE")
     plans = []
     for model, checkpoint in by_name.items():
         read_meta(checkpoint)  # what is no checkpoint is said once, before any slide is touched
@@ -313,8 +318,8 @@ def cut_for(
     before = read_run_json(run).get("tile", {}).get("config", {}).get("tile", {})
     if before.get("store") == "patches" and any(run.tiles.glob("*.zarr")):
         raise StageError(
-            f"{run.path} holds patches that tile has cut; leave out --slides to score those, or "
-            "name another RUN"
+            f"{run.path} already contains patches written by tile; omit --slides to score "
+            "those, or use another RUN"
         )
     [(patch_px, target_mpp)] = needs
     cut = replace(config.tile, patch_px=patch_px, target_mpp=target_mpp, store="coords")
@@ -560,7 +565,7 @@ def report(
     found = list(dict.fromkeys(run.models_with("models") + run.models_with("scores")))
     unknown = [name for name in models if name not in found]
     if unknown:
-        raise StageError(f"{run.path}: nothing of the model {', '.join(unknown)} to report on")
+        raise StageError(f"{run.path}: no files of the model {', '.join(unknown)} to report on")
     chosen = tuple(models) or tuple(found)
     if of_images:
         fingerprint = partial(_report_fingerprint, run, chosen, config)

@@ -406,7 +406,10 @@ def test_slides_are_scored_straight_from_their_files_as_the_checkpoint_needs(fin
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["{run}", "--checkpoint", "{file}", "--slides", "{data}"], "holds patches that tile has"),
+        (
+            ["{run}", "--checkpoint", "{file}", "--slides", "{data}"],
+            "contains patches written by tile",
+        ),
         (["{new}", "--slides", "{data}"], "--slides needs a --checkpoint"),
         (["{new}", "--slides", "{data}", "--checkpoint", "{file}", "--shard", "0/2"], "run tile"),
     ],

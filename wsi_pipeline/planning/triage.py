@@ -180,7 +180,9 @@ def _find_annotation(task: LookTask, slide: Slide) -> tuple[Path | None, tuple[s
         except (TilingError, OSError) as error:
             notes += (f"annotation: {_without_folder(str(error), candidate)}",)
             continue
-        others = tuple(f"another annotation beside it: {o.name}" for o in found if o != candidate)
+        others = tuple(
+            f"another annotation of this name: {o.name}" for o in found if o != candidate
+        )
         return candidate, notes + others
     return task.entry.annotation, notes
 
@@ -306,8 +308,8 @@ def check_target(path: Path, *, overwrite: bool) -> None:
     """
     if path.exists() and not overwrite:
         raise ManifestError(
-            f"{path}: is there already, and may have been edited; say --overwrite (edits are kept "
-            "if it is the INPUT as well), or another --csv"
+            f"{path}: exists already and may have been edited; use --overwrite (edits are kept "
+            "if it is also the INPUT), or another --csv"
         )
     if path.suffix.lower() != ".csv":
         raise ManifestError(f"{path}: a manifest's name ends with .csv")
@@ -371,7 +373,7 @@ def describe(found: Triage) -> list[str]:
         size = f"{seen.size[0]} x {seen.size[1]}" if seen.size else ""
         mpp = f"{entry.mpp:.4g}" if entry.mpp else " x ".join(f"{v:.4g}" for v in seen.mpp or ())
         said = [f"NOT READABLE: {seen.problem}"] if seen.problem else list(seen.notes)
-        said += [f"the same as {same}"] if same else []
+        said += [f"same content as {same}"] if same else []
         missing = "" if seen.problem else "none"
         levels = str(len(seen.level_downsamples) or "")
         rows.append((entry.slide_id, size, levels, mpp or missing, seen.vendor, "; ".join(said)))

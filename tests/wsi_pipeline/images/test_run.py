@@ -267,7 +267,7 @@ def test_preprocessing_and_crops_travel_in_the_checkpoint(tmp_path):
 def test_slides_and_images_do_not_share_a_run_folder(finished, tmp_path, capsys):
     root, _ = finished
     assert cli.main(["tile", str(tmp_path), "--out", str(root / "run"), "--quiet"]) == 1
-    assert "take another run folder for slides" in capsys.readouterr().err
+    assert "use another run folder for slides" in capsys.readouterr().err
 
 
 def test_balancing_by_repeating_and_by_leaving_out():
