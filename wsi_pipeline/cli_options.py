@@ -54,7 +54,7 @@ def make_options(
     from wsi_pipeline.settings import DEVICE_NAME
 
     if not DEVICE_NAME.fullmatch(device):
-        raise typer.BadParameter(f"--device must be auto, cpu, cuda or cuda:N, got {device!r}")
+        raise typer.BadParameter(f"--device must be auto, cpu, cuda or cuda:0, got {device!r}")
     try:
         part = parse_shard(shard) if shard else None
     except ConfigError as error:

@@ -140,7 +140,7 @@ def test_collect_says_what_is_done_and_what_was_lost(finished, tmp_path, capsys)
     assert {"train cam: done", "evaluate patchnet: done", "report: done"} <= set(out)
     assert "heatmap cam: done" in out
     assert "images: 25, 1 unreadable (rows__broken)" in out
-    assert any(line.startswith("1 failures are listed in") for line in out)
+    assert any(line.startswith("1 failure, listed in") for line in out)
 
 
 def test_a_second_run_keeps_everything_but_the_broken_file(finished, capsys):
