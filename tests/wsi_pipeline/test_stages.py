@@ -109,7 +109,7 @@ def test_a_second_run_keeps_everything(copy, capsys):
 def test_a_changed_setting_is_named_stale_and_only_what_depends_on_it_is_built(copy, capsys):
     assert again(copy, "--set", "evaluate.threshold=0.6") == 0
     captured = capsys.readouterr()
-    assert "stale" in captured.err
+    assert "out of date" in captured.err
     for stage in ("tile", "train", "predict", "heatmap"):
         assert f"{stage}: 0 done" in captured.out
     assert (

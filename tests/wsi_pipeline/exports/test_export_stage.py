@@ -241,7 +241,7 @@ def test_a_changed_setting_is_named_stale(run, capsys):
     assert export(run, "qupath") == 0
     assert main(["export", str(run), "--format", "qupath", "--set", "qupath=regions"]) == 0
     captured = capsys.readouterr()
-    assert "stale" in captured.err
+    assert "out of date" in captured.err
     assert "regions" in captured.err
 
 
