@@ -27,6 +27,7 @@ from wsi_pipeline.settings import (
     HeatmapConfig,
     ImagesConfig,
     PredictConfig,
+    ReportConfig,
     Seed,
     TrainConfig,
     with_recipe,
@@ -68,13 +69,14 @@ class Config:
     predict: PredictConfig = field(default_factory=PredictConfig)
     heatmap: HeatmapConfig = field(default_factory=HeatmapConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    report: ReportConfig = field(default_factory=ReportConfig)
     export: ExportConfig = field(default_factory=ExportConfig)
     cluster: dict[str, Any] = field(
         default_factory=dict
     )  # for --dask slurm: dask-jobqueue's options
 
 
-_TOLD = "run.json, what this run was told before (--config FILE takes its place)"
+_TOLD = "run.json, the recorded settings of this run (--config FILE replaces them)"
 
 # Where a path may stand in a config.
 _PATHS = (
@@ -162,7 +164,7 @@ def _refuse_lost_paths(
                 if isinstance(name, _Lost):
                     key = ".".join(keys)
                     raise ConfigError(
-                        f"{key} was '{name}' in this run, which keeps no folders; say "
+                        f"{key} was '{name}' in this run, which records no folders; use "
                         f"--set {key}=FOLDER/{name} (null: none), or --config FILE"
                     )
 
@@ -180,8 +182,8 @@ def _complete_models(trained: Any) -> None:
 def _read_yaml(path: Path) -> dict[str, Any]:
     if path.suffix.lower() == ".csv" or path.is_dir():
         raise ConfigError(
-            f"{path}: a config is a YAML file; give a manifest or a folder of slides as "
-            f"--set input={path} beside it"
+            f"{path}: a config is a YAML file; pass a manifest or a folder of slides as "
+            f"--set input={path}"
         )
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -221,7 +223,7 @@ def _apply(
 ) -> None:
     key, equals, text = setting.partition("=")
     if not equals or not key:
-        raise ConfigError(f"--set {setting}: say key=value, e.g. tile.patch_px=256")
+        raise ConfigError(f"--set {setting}: use key=value, e.g. tile.patch_px=256")
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
