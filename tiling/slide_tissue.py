@@ -13,6 +13,7 @@ from tiling.files import digest_file
 from tiling.masks import UserMask, find_mask, read_mask
 from tiling.slide import Overview, read_overview
 from tiling.tissue import SummedMask, segment_tissue
+from tiling.wording import format_percent
 
 # (n_tiles, 2) level-0 px -> (n_tiles,) share of each tile that is tissue
 TissueMeter = Callable[[NDArray[np.int64]], NDArray[np.float32]]
@@ -70,14 +71,14 @@ def say_no_tissue(mask: SlideTissue, config: TileConfig, *, n_tiles: int) -> str
     tissue = config.tissue
     if tissue.mask is not None:
         return (
-            f"no tissue: {100 * mask.share:.2g} % of the slide is tissue by its mask in "
+            f"no tissue: {format_percent(mask.share, 1)} of the slide is tissue by its mask in "
             f"{tissue.mask.name}, and none of its {n_tiles} tiles reaches min_fraction="
             f"{tissue.min_fraction:g}; correct the mask, lower tissue.min_fraction, or leave the "
             "slide out"
         )
     return (
-        f"no tissue: {100 * mask.share:.2g} % of the slide was taken for tissue, and none of "
-        f"its {n_tiles} tiles reaches min_fraction={tissue.min_fraction:g}; look at the QC "
+        f"no tissue: {format_percent(mask.share, 1)} of the slide was taken for tissue, and none "
+        f"of its {n_tiles} tiles reaches min_fraction={tissue.min_fraction:g}; look at the QC "
         f"picture, then lower tissue.min_fraction, min_saturation={tissue.min_saturation:g} or "
         f"min_object_um2={tissue.min_object_um2:g}, or leave the slide out"
     )

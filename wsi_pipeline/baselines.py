@@ -1,18 +1,17 @@
 """The papers' linear models on a folder of images: one table, as PatchNet paper 1 prints it."""
 
-import csv
-import io
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tiling.files import write_text
+from tiling.wording import format_percent, pluralize
 from wsi_pipeline.baseline_features import compute_features
 from wsi_pipeline.config import SplitConfig
+from wsi_pipeline.csv_files import write_csv
 from wsi_pipeline.errors import ConfigError, ManifestError
 from wsi_pipeline.images.folder import ImageEntry, as_slides, list_images, split_images
 from wsi_pipeline.images.store import choose_equal, raise_to_parity
@@ -237,7 +236,8 @@ def format_table(found: Baselines) -> str:
             shares = "".join(f"{_percent(value):>8}" for value in (r.train, r.val, r.test))
             lines.append(f"{name:<32}{shares}{r.n_features:>10}")
     n = found.n_by_split
-    said = f"{len(found.entries)} images, class 0 {found.classes[0]}, class 1 {found.classes[1]}"
+    images = pluralize(len(found.entries), "image")
+    said = f"{images}, class 0 {found.classes[0]}, class 1 {found.classes[1]}"
     if found.rounds > 1:
         lines.append(f"\n{said}; {found.rounds} rounds, each image tested once")
     else:
@@ -248,7 +248,7 @@ def format_table(found: Baselines) -> str:
 
 
 def _percent(share: float | None) -> str:
-    return "-" if share is None else f"{share:.1%}"
+    return "-" if share is None else format_percent(share, 1).replace(" ", "")
 
 
 def write_tables(out: Path, found: Baselines) -> list[Path]:
@@ -265,14 +265,6 @@ def write_tables(out: Path, found: Baselines) -> list[Path]:
         for e, said in zip(found.entries, predicted, strict=True)
     ]
     files = [out / "baselines.csv", out / "predictions.csv"]
-    _write_csv(files[0], header, rows)
-    _write_csv(files[1], ("image_id", "patient", "label", *names), images)
+    write_csv(files[0], header, rows)
+    write_csv(files[1], ("image_id", "patient", "label", *names), images)
     return files
-
-
-def _write_csv(path: Path, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(["" if cell is None else cell for cell in row] for row in rows)
-    write_text(path, buffer.getvalue())

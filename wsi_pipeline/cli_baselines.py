@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from tiling.wording import pluralize
 from wsi_pipeline.cli_options import FileOption, QuietOption, SetOption
 
 
@@ -101,7 +102,7 @@ def baselines(
             on_progress=progress.inside,
         )
         kept = f", features of {found.n_kept} kept from before" if found.n_kept else ""
-        progress.end(folder.name, f"{len(found.entries)} images{kept}")
+        progress.end(folder.name, pluralize(len(found.entries), "image") + kept)
     print(format_table(found))
     for problem in found.problems.values():
         print(f"left out: {problem}", file=sys.stderr)

@@ -12,6 +12,7 @@ from tiling.files import digest_file
 from wsi_pipeline.config import Config, as_plain, digest_settings, name_changes
 from wsi_pipeline.errors import ConfigError, StageError
 from wsi_pipeline.images.folder import (
+    ALL,
     as_slides,
     list_images,
     read_images,
@@ -32,7 +33,6 @@ from wsi_pipeline.splits import assign_splits
 log = logging.getLogger(__name__)
 
 _EVALUATION = "wsi-pipeline/image-metrics/3"  # what metrics.json holds
-ALL = "images"  # name of the one unit that holds all images
 
 # Settings that matter to single images; the others of these sections are of slides alone.
 _USED: dict[str, tuple[str, ...]] = {
@@ -40,6 +40,7 @@ _USED: dict[str, tuple[str, ...]] = {
     "predict": ("batch_size", "precision", "tolerance", "readers", "splits"),
     "heatmap": ("maps_per_class",),
     "evaluate": ("split", "image_threshold", "bootstrap", "stratified", "seed"),
+    "report": (),
 }
 
 
@@ -62,7 +63,7 @@ def tile(run: RunFolder, config: Config, options: Options) -> StageResult:
     if config.input is None or config.images is None:
         raise ConfigError("no input; give a folder of images")
     if run.manifest.is_file():
-        raise ConfigError(f"{run.path}: a run on slides; take another run folder for images")
+        raise ConfigError(f"{run.path}: is a run on slides; use another run folder for images")
     _warn_of_unused(config, "tile")
     entries, classes = list_images(config.input, config.images)
     if config.splits:
@@ -282,5 +283,6 @@ def report(
     fingerprint: Callable[[], str],
 ) -> StageResult:
     """Everything in the run folder -> one HTML file."""
+    _warn_of_unused(config, "report")
     plan = _plan(Unit("report"), fingerprint, models=tuple(models))
     return run_stage("report", run, [plan], config, options)

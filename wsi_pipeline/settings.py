@@ -20,6 +20,7 @@ Sampling = Literal["balanced", "shuffle"]
 EvaluatedSplit = Literal["test", "val", "train", "all"]
 Compiler = Literal["none", "inductor"]
 Overlap = Literal["mean", "max", "centre"]
+Context = Literal["lecture", "camelyon16"]  # others' results that a report can show
 
 # Ranges.
 Count = Annotated[int, Field(ge=1)]
@@ -280,6 +281,17 @@ def evaluation_settings(config: EvaluateConfig) -> dict[str, Any]:
     if config.split is None:
         del values["split"]
     return values
+
+
+@dataclass(frozen=True)
+class ReportConfig:
+    """What the report shows besides the run's own results."""
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
+
+    # Others' results, for comparison. lecture: its VGG16's confusion matrix, prostate; camelyon16:
+    # published results on its test set, and this run's by size of the metastasis, lymph nodes
+    context: tuple[Context, ...] = ()
 
 
 @dataclass(frozen=True)

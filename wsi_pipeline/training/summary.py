@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from tiling.wording import format_duration, pluralize
 from wsi_pipeline.training.history import EpochRecord, describe_validation
 
 STARVED = 0.2  # share of the time spent waiting for patches from which a cure is named
@@ -28,9 +29,9 @@ class TrainSummary:
     def __str__(self) -> str:
         again = f" (resumed after {self.resumed_from})" if self.resumed_from else ""
         said = (
-            f"{self.epochs} epochs{again} in {self.seconds:.0f} s, {self.stopped}; kept epoch "
-            f"{self.best.epoch}: {describe_validation(self.best)}; waited "
-            f"{self.seconds_waited:.0f} s for patches"
+            f"{pluralize(self.epochs, 'epoch')}{again} in {format_duration(self.seconds)}, "
+            f"{self.stopped}; kept epoch {self.best.epoch}: {describe_validation(self.best)}; "
+            f"waited {format_duration(self.seconds_waited)} for patches"
         )
         if self.starved:
             said += (

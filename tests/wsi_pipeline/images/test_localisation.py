@@ -192,7 +192,7 @@ def test_masks_of_unlabelled_images_are_compared_too(root, tmp_path):
 
 def test_the_report_has_the_means(root):
     page = (root / "run" / "report.html").read_text()
-    assert "Maps against masks" in page
+    assert "Maps compared with masks" in page
 
 
 def test_images_without_a_map_are_counted_with_the_cure(root):
@@ -202,7 +202,7 @@ def test_images_without_a_map_are_counted_with_the_cure(root):
     metrics = json.loads((root / "run/evaluation/patchnet/metrics.json").read_text())
     assert (metrics["localisation"]["n"], metrics["localisation"]["skipped"]) == (2, 2)
     assert metrics["notes"] == [
-        "2 of 4 evaluated images with a mask have no map; run heatmap again (with "
+        "no map of 2 of 4 evaluated images with a mask; run heatmap again (with "
         "--set maps_per_class=null for all of them), then evaluate",
         *ELSEWHERE,
     ]
