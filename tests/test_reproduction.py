@@ -6,6 +6,7 @@ gives a number. A config without fake data here, or without a list of its number
 
 import contextlib
 import csv
+import importlib
 import json
 import math
 import re
@@ -86,11 +87,14 @@ def draw_cenpa(configs: Path) -> None:
     draw_table(configs / "nuclei_cenpa", ("BJ", "MCF10A"), splits, "test")
 
 
+SLIDES_OF_PATCHES = ("tumor_001", "tumor_004", "tumor_064")
+
+
 def draw_camelyon_patches(folder: Path) -> None:
     """Patches named after slide and place; each of three slides has both classes."""
     for label, name in enumerate(camelyon_patches.CLASSES):
         for number in range(6):
-            file = f"tumor_{1 + number % 3:03d}_{512 * number}_{256 * label}.png"
+            file = f"{SLIDES_OF_PATCHES[number % 3]}_{512 * number}_{256 * label}.png"
             draw_image(folder / name / file, label, 3)
 
 
@@ -451,6 +455,39 @@ def test_commands_of_the_table_run_to_numbers(command, runs, tmp_path, capsys):
     assert len(rows) == (14 if words[0] == "dtd" else 15)
     splits = ALL if words[0] == "dtd" else TRAIN_VAL
     assert all(0 <= float(row[split]) <= 1 for row in rows for split in splits)
+
+
+def commands_of_the_blocks() -> list[list[str]]:
+    blocks = re.findall(r"^```sh\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+    lines = "".join(blocks).replace("\\\n", " ").splitlines()
+    return [shlex.split(line) for line in lines if line.strip()]
+
+
+@pytest.mark.slow
+def test_commands_of_the_blocks_run_in_their_order(tmp_path, capsys):
+    """As they are typed, from the project's folder, on fake data where a user has real data."""
+    shutil.copytree(ROOT / "configs", tmp_path / "configs")
+    draw_isic2017(tmp_path)
+    draw_folders(tmp_path / "dtd", ("cracked", "perforated"), ALL, 3)
+    draw_camelyon_patches(tmp_path / "PATCHES")
+    with contextlib.chdir(tmp_path), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "savefig", save_a_pixel)
+        for program, *words in commands_of_the_blocks():
+            words = [word.replace("$PWD", str(tmp_path)) for word in words]
+            if program == "python":
+                assert words[0] == "-m"
+                assert importlib.import_module(words[1]).main(words[2:]) == 0, words
+                continue
+            assert program == "wsi-pipeline"
+            if words[0] == "run":
+                config = yaml.safe_load(Path(words[1]).read_text())
+                settings = [*tiny_models(config), *FAKES[Path(words[1]).stem].settings]
+                own = ("input=", "images.table=", "stages=")  # as the command has them
+                settings = [s for s in settings if not s.startswith(own)]
+                words += ["--quiet", *as_words(settings)]
+            assert main(words) == 0, words
+    said = capsys.readouterr().out
+    assert re.search(r"patchnet_11 +4 +[01]\.\d+", said)  # the pooled table: four patches held out
 
 
 def test_every_published_config_is_in_the_table():
