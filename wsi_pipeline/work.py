@@ -21,7 +21,7 @@ from tiling.files import write_text
 from wsi_pipeline.config import anchor_paths
 from wsi_pipeline.contracts import Heatmap, Scores, SlideEntry
 from wsi_pipeline.errors import CheckpointError, HeatmapError, PipelineError
-from wsi_pipeline.names import fit_file_name
+from wsi_pipeline.names import fit_file_name, printable
 from wsi_pipeline.runfolder import (
     RunFolder,
     Unit,
@@ -94,6 +94,7 @@ def fail(run: RunFolder, unit: Unit, error: Exception, *, folder: Path | None = 
     message = _sentence(unit, error)
     if folder is not None and folder.name:
         message = re.sub(rf"(?<![\w./-]){re.escape(str(folder))}/", "", message)
+    message = "\n".join(map(printable, message.split("\n")))  # it may hold any file's name
     trace = "".join(traceback.format_exception(error))
     try:
         record_failure(run, unit, type(error).__name__, message)
