@@ -126,12 +126,15 @@ def read_config(
         _validate(values, _TOLD, Config)  # before anything new is laid over it
         _check_model_names(values.get("train"), _TOLD)
         _resolve_paths(values, _Lost)
+    source = str(path) if path else "settings"
     trained = values.setdefault("train", {}) or {}
-    if isinstance(trained, dict):
-        values["train"] = trained | {name: trained.get(name) or {} for name in models}
+    if not isinstance(trained, dict):
+        return _validate(values, source, Config)  # refuses it
+    values["train"] = trained | {name: trained.get(name) or {} for name in models}
     for setting in settings:
         _apply(values, setting, section, models)
-    source = str(path) if path else "settings"
+        if not isinstance(values["train"], dict):
+            return _validate(values, source, Config)
     _check_model_names(values["train"], f"{source}: train")
     _refuse_lost_paths(values, section, models)
     _complete_models(values["train"])

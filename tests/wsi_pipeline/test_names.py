@@ -158,6 +158,8 @@ def test_a_section_without_names_is_left_to_validation(tmp_path, value):
         return
     with pytest.raises(ConfigError, match=r"c\.yaml: train"):
         read_config(path)
+    with pytest.raises(ConfigError, match="settings: train"):
+        read_config(None, [f"train={value}", "lr=1"], section="train")
 
 
 def test_models_that_differ_only_in_case_are_refused(tmp_path):
