@@ -126,7 +126,7 @@ def _explain_no_slides(folder: Path, files: SlideFiles, deeper: Sequence[str]) -
         has = "its folder {} has some" if len(deeper) == 1 else "its folders {} have some"
         hint = f"; {has.format(_some(deeper))}: give {which}"
     elif files.passed_over:
-        hint = "".join(f"; {shorten(name)} {reason}" for name, reason in files.passed_over[:3])
+        hint = "".join(f"; {shorten(name)}: {reason}" for name, reason in files.passed_over[:3])
     else:
         hint = _hint_images(folder)
     return f"{printable(str(folder))}: no slides in this folder (looked for {looked_for}){hint}"
@@ -189,12 +189,18 @@ def check_copies(listing: Listing, entries: Sequence[SlideEntry]) -> None:
 
 
 def describe_copies(listing: Listing) -> list[str]:
-    """Name the copies of a data set, each with its original."""
-    return [
-        f"{_name_both(listing.entries[first], entry)}: leave one out, or the slide counts twice"
+    """Name the copies of a data set, each with its original, the first few of many."""
+    pairs = [
+        (listing.entries[first], entry)
         for entry, first in zip(listing.entries, listing.same_as, strict=True)
         if first is not None
     ]
+    notes = [
+        f"{_name_both(*pair)}: leave one out, or the slide counts twice"
+        for pair in pairs[:_MOST_NAMED]
+    ]
+    more = len(pairs) - len(notes)
+    return [*notes, *([f"and {more} more copies; wsi-pipeline slides lists them"] if more else [])]
 
 
 def _name_both(one: SlideEntry, other: SlideEntry) -> str:
