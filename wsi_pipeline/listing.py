@@ -153,12 +153,11 @@ def _check_names(source: Path, entries: Sequence[SlideEntry]) -> None:
     if not bad:
         return
     more = f" and {len(bad) - _MOST_NAMED} more" if len(bad) > _MOST_NAMED else ""
-    given = "the column slide_id" if source.suffix.lower() == ".csv" else "the column slide_id of a"
-    where = given if source.suffix.lower() == ".csv" else f"{given} manifest"
+    table = "the manifest" if source.suffix.lower() == ".csv" else "a manifest"
     raise ManifestError(
         f"{printable(str(source))}: no slide_id can be made of the file name "
-        f"{', '.join(bad[:_MOST_NAMED])}{more}; give a slide_id in {where} (wsi-pipeline slides "
-        f"INPUT --csv FILE writes one with proposals), or rename the file"
+        f"{', '.join(bad[:_MOST_NAMED])}{more}; give a slide_id in the column slide_id of {table} "
+        "(wsi-pipeline slides INPUT --csv FILE writes one with proposals), or rename the file"
     )
 
 
@@ -176,11 +175,12 @@ def check_copies(listing: Listing, entries: Sequence[SlideEntry]) -> None:
     ManifestError
         Naming both files, their splits and the remedy.
     """
-    for entry, first in zip(entries, listing.same_as, strict=True):
-        if first is None:
+    placed: dict[int, SlideEntry] = {}  # by the first of its copies
+    for number, (entry, first) in enumerate(zip(entries, listing.same_as, strict=True)):
+        if entry.split is None:
             continue
-        other = entries[first]
-        if entry.split and other.split and entry.split != other.split:
+        other = placed.setdefault(number if first is None else first, entry)
+        if entry.split != other.split:
             raise ManifestError(
                 f"{_name_both(other, entry)}, and are in two splits: {other.split} and "
                 f"{entry.split}; give both the same patient (and the same split, where the "
@@ -204,11 +204,11 @@ def describe_copies(listing: Listing) -> list[str]:
 
 
 def _name_both(one: SlideEntry, other: SlideEntry) -> str:
+    alike = one.path.name == other.path.name  # in two folders, or one file twice
+    names = [shorten(str(s.path) if alike else s.path.name, 200) for s in (one, other)]
     names = [
-        f"{shorten(slide.path.name)} ({slide.slide_id})"
-        if slide.slide_id != slide_stem(slide.path.name)
-        else shorten(slide.path.name)
-        for slide in (one, other)
+        name if slide.slide_id == slide_stem(slide.path.name) else f"{name} ({slide.slide_id})"
+        for name, slide in zip(names, (one, other), strict=True)
     ]
     same = "are files of one DICOM series" if _is_dicom(one, other) else "have the same content"
     return f"{names[0]} and {names[1]} {same}"

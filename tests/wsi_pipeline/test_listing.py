@@ -209,6 +209,17 @@ def test_copies_of_one_patient_in_one_split_are_named(tmp_path):
     assert said.startswith("a.tif and b.tif have the same content: leave one out")
 
 
+def test_a_third_copy_is_compared_with_the_second(tmp_path):
+    """The first is in no split, so that it agrees with both."""
+    for folder in ("a", "b", "c"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "s.svs").write_bytes(b"same")
+    rows = "a/s.svs,,1\nb/s.svs,val,2\nc/s.svs,test,3\n"
+    (tmp_path / "m.csv").write_text(f"slide,split,slide_id\n{rows}")
+    with pytest.raises(ManifestError, match=r"b/s\.svs \(2\) and .*c/s\.svs \(3\) have the same"):
+        read_input(tmp_path / "m.csv")
+
+
 def test_many_copies_are_counted(tmp_path):
     for number in range(9):
         (tmp_path / f"{number}.svs").write_bytes(b"same")
