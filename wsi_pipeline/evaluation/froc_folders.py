@@ -20,7 +20,7 @@ class FolderFiles:
     """The entries of a folder, by whether their kind can be read."""
 
     folder: Path
-    kinds: tuple[str, ...]  # suffixes that can be read, lower case
+    readable: str  # which kinds can be read, in words
     is_reference: bool
     files: tuple[tuple[str, Path], ...]  # (name without its suffix, path)
     others: tuple[Path, ...]
@@ -88,25 +88,34 @@ class FolderFiles:
         EvaluationError
             If such an entry is named after one of these slides.
         """
-        readable = ", ".join(self.kinds)
         others = [path for path in self.others if path.resolve() not in read]
         for path in others:
             slide_id = index.find(_all_ids(path.name, is_reference=self.is_reference))
             if slide_id in without and not _is_clutter(path):
-                what = "reference" if self.is_reference else "detections"
+                what = "no reference" if self.is_reference else "no detections"
                 raise EvaluationError(
-                    f"{path}: named after slide {slide_id}, which has no {what}, but "
-                    f"{_describe(path)}; {what} are read from {readable}: convert it, or rename it "
-                    "if it is something else"
+                    f"{path}: named after slide {slide_id}, which has {what}, but "
+                    f"{_describe(path)} ({self.readable} can); convert it, or rename it if it is "
+                    "something else"
                 )
         if not others:
             return []
         names = name_some([path.name + "/" * path.is_dir() for path in others], _SHOWN)
-        return [f"not read in {self.folder}, where {readable} are: {names}"]
+        return [f"ignored in {self.folder}: {names} ({self.readable} are read, and no subfolders)"]
 
 
-def list_files(folder: Path, kinds: tuple[str, ...], *, is_reference: bool) -> FolderFiles:
+def list_files(
+    folder: Path, kinds: tuple[str, ...], *, readable: str, is_reference: bool
+) -> FolderFiles:
     """List a folder; subfolders are not searched.
+
+    Parameters
+    ----------
+    kinds : suffixes that can be read, lower case, the longest first
+    readable : str
+        The same in words, for messages.
+    is_reference : bool
+        Whether names may have the endings of masks.
 
     Raises
     ------
@@ -124,7 +133,7 @@ def list_files(folder: Path, kinds: tuple[str, ...], *, is_reference: bool) -> F
             others.append(path)
         else:
             files.append((path.name[: -len(suffix)], path))
-    return FolderFiles(folder, kinds, is_reference, tuple(files), tuple(others))
+    return FolderFiles(folder, readable, is_reference, tuple(files), tuple(others))
 
 
 def _check_name(path: Path) -> None:
@@ -155,9 +164,9 @@ def _all_ids(name: str, *, is_reference: bool) -> list[str]:
 
 def _describe(path: Path) -> str:
     if path.is_symlink() and not path.exists():
-        return "it is a link to a file that is not there"
+        return "it is a link to a file that is not there and cannot be read"
     if path.is_dir():
-        return "it is a folder"
+        return "it is a folder, which cannot be read"
     if not path.is_file():
-        return "it is not a regular file"
-    return f"its kind, '{''.join(path.suffixes[-2:]) or 'without suffix'}', cannot be read"
+        return "it is not a regular file and cannot be read"
+    return f"files ending in '{path.suffix}' cannot be read"

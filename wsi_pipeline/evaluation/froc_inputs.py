@@ -18,7 +18,6 @@ from wsi_pipeline.evaluation.wording import count_nouns, name_some
 
 # The longest first: ``x.ome.tif`` is the mask of x.
 _REFERENCE_KINDS = (".ome.tif", ".ome.tiff", *MASK_SUFFIXES, *POLYGON_SUFFIXES)
-_DETECTION_KINDS = (".csv",)
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,12 @@ def find_slide_files(
         If files contradict each other or the list, two belong to one slide, or their names leave
         open which slides are the same.
     """
-    folder = list_files(reference_path, _REFERENCE_KINDS, is_reference=True)
+    folder = list_files(
+        reference_path,
+        _REFERENCE_KINDS,
+        readable=".xml, .geojson, .json (also .gz), .tif and .png",
+        is_reference=True,
+    )
     index = listed.index if listed else SlideIndex()
     read = _read_table if detections_path.is_file() else _read_folder
     detections = read(detections_path, index, listed)
@@ -71,9 +75,9 @@ def find_slide_files(
         raise EvaluationError(
             f"no slides: neither detections in {detections_path} nor references in {reference_path}"
         )
+    notes = _unread_notes(folder, references, detections, index, listed)
     if listed is None:
         _refuse_unmatched(detections_path, detections, reference_path, references, unmatched)
-    notes = _unread_notes(folder, references, detections, index, listed)
     notes += _pairing_notes(detections, references, folder, listed)
     notes += _detection_notes(detections, index)
     if listed and unmatched:
@@ -85,7 +89,7 @@ def find_slide_files(
 
 
 def _read_folder(path: Path, index: SlideIndex, listed: SlideList | None) -> SlideDetections:
-    folder = list_files(path, _DETECTION_KINDS, is_reference=False)
+    folder = list_files(path, (".csv",), readable=".csv", is_reference=False)
     paths, unmatched = folder.by_slide(index, add_new=listed is None)
     if listed and unmatched:
         _refuse_unlisted([file.name for file in unmatched], set(paths), path, listed)
@@ -146,7 +150,8 @@ def _refuse_unmatched(
     unmatched: list[Path],
 ) -> None:
     """Refuse names that match nothing on both sides: they may well be the same slides."""
-    alone = [name for slide_id, name in detections.names.items() if slide_id not in references]
+    ending = ".csv" if detections.folder else ""
+    alone = [n + ending for slide_id, n in detections.names.items() if slide_id not in references]
     if alone and unmatched:
         raise EvaluationError(
             f"{count_nouns(len(alone), 'slide')} in {detections_path} without a reference "
@@ -203,8 +208,7 @@ def _pairing_notes(
     if not pairs:
         return []
     return [
-        f"{count_nouns(len(pairs), 'slide')} not spelled alike everywhere, matched by name: "
-        f"{name_some(pairs)}"
+        f"{count_nouns(len(pairs), 'slide')} matched despite different spelling: {name_some(pairs)}"
     ]
 
 

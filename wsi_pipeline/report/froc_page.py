@@ -40,6 +40,8 @@ def build_froc_page(folder: Path) -> Path:
     values: dict[str, Any] = {
         "definition": definition,
         "result": result,
+        # Why there is no interval is shown where the interval would be.
+        "undefined": {k: v for k, v in result["undefined"].items() if not k.endswith("_ci95")},
         "chart": chart,
         "rates": list(result["sensitivity_at"]),
         "line": {
