@@ -221,7 +221,7 @@ def test_a_threshold_that_varies_widens_the_interval():
 @pytest.mark.parametrize("correlation", [0.0, 0.1, 0.3])
 @pytest.mark.parametrize("n_patients", [3, 5, 10, 30])
 def test_intervals_of_shares_cover_the_truth(share, correlation, n_patients):
-    """Studies of beta-binomial patients; percentile bootstraps cover from 0.5 to 0.93 of them."""
+    """Studies of beta-binomial patients; percentile bootstraps cover from 0.51 to 0.95 of them."""
     random = np.random.default_rng(n_patients)
     n_studies, covered = 400, 0
     drawn = apart(n_patients, 1)
