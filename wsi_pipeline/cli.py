@@ -401,7 +401,10 @@ def froc(
         Path | None, typer.Option("--patches", help="CSV: slide_id,score,lesions (patch).")
     ] = None,
     slides: Annotated[
-        Path | None, typer.Option("--slides", help="CSV: slide_id,label[,lesions][,patient].")
+        Path | None,
+        typer.Option(
+            "--slides", help="CSV: slide_id,label and, by patches, lesions; patient is optional."
+        ),
     ] = None,
     fp_denominator: Annotated[
         FpDenominator | None,

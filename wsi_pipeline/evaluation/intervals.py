@@ -41,7 +41,6 @@ from numpy.typing import NDArray
 from scipy.stats import t as student
 
 from wsi_pipeline.evaluation.bootstrap import Resamples
-from wsi_pipeline.evaluation.wording import count_nouns
 
 CONFIDENCE = 0.95
 # Five patients make 126 distinct resampled sets, four only 35: a tail of 2.5 % is less than one.
@@ -285,9 +284,10 @@ def _wilson_by_group(
     if one_each:
         return Interval(*wilson_interval(share, total), "Wilson")
     if n.size < MIN_OF_EACH_KIND:
-        units = count_nouns(n.size, resamples.unit)
-        counted = "" if n.size == resamples.n_groups else " with any to count"
-        return Undefined(f"{units}{counted}, at least {MIN_OF_EACH_KIND} are needed")
+        units = resamples.describe()
+        if n.size < resamples.n_groups:
+            units = f"only {n.size} of {units} counts"
+        return Undefined(f"{units}, at least {MIN_OF_EACH_KIND} are needed")
     if share <= _SAME or share >= 1 - _SAME:
         effective = total**2 / float((n.astype(np.float64) ** 2).sum())
     else:

@@ -187,7 +187,7 @@ def test_slides_of_one_patient_have_no_interval():
     found = share_interval(np.array([1, 0, 1, 1, 1, 0]), np.ones(6, int), drawn)
     assert found == Undefined("1 patient, at least 2 are needed")
     rare = share_interval(np.array([3, 0, 0, 0, 0]), np.array([4, 0, 0, 0, 0]), apart(5))
-    assert rare == Undefined("1 patient with any to count, at least 2 are needed")
+    assert rare == Undefined("only 1 of 5 patients counts, at least 2 are needed")
 
 
 def test_the_order_and_the_names_of_slides_do_not_matter():
