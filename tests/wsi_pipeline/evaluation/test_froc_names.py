@@ -11,7 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wsi_pipeline.errors import EvaluationError
+from wsi_pipeline.evaluation import reference
 from wsi_pipeline.evaluation.froc_files import FrocOptions, run_froc
+from wsi_pipeline.evaluation.masks import TumourMask
 from wsi_pipeline.evaluation.slide_names import fold_name, list_ids
 
 TUMOUR, NORMAL = "prob,x,y\n0.95,1500,1500\n0.3,90,90\n", "0.8,200,200\n"
@@ -97,14 +99,30 @@ REFERENCES = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("reference", REFERENCES)
-def test_camelyons_own_names_are_one_slide(options, reference):
+@pytest.mark.parametrize("annotated", REFERENCES)
+def test_camelyons_own_names_are_one_slide(options, annotated):
     """`Test_001_Mask.tif` was a slide of its own: the tumour slide became normal, score 0.0."""
-    options = draw(options, {"Test_001.csv": TUMOUR, "Test_002.csv": NORMAL}, [reference])
+    options = draw(options, {"Test_001.csv": TUMOUR, "Test_002.csv": NORMAL}, [annotated])
     result, lines = run(replace(options, mask_downsample=32))
     check_two_slides(result)
-    alike = reference.startswith(("Test_001.JSON", "Test_001.geojson"))
-    assert (f"Test_001.csv = {reference}" in lines) != alike
+    alike = annotated.startswith(("Test_001.JSON", "Test_001.geojson"))
+    assert (f"Test_001.csv = {annotated}" in lines) != alike
+
+
+@pytest.mark.parametrize("name", ["a.png", "A_Mask.PNG", "a.tif.png"])
+def test_png_masks_are_masks(options, monkeypatch, name):
+    """They were passed over; how their pixels are read is `read_mask`'s."""
+    options = draw(options, {"a.csv": TUMOUR, "b.csv": NORMAL}, [])
+    write(options.reference / name, b"\x89PNG\r\n\x1a\n")
+
+    def read_mask(path, *, downsample, **_):
+        assert path.name == name
+        tumour = np.zeros((128, 128), bool)
+        tumour[31:94, 31:94] = True
+        return TumourMask(tumour, downsample, (4096.0, 4096.0), (255,), ())
+
+    monkeypatch.setattr(reference, "read_mask", read_mask)
+    check_two_slides(run(replace(options, mask_downsample=32))[0])
 
 
 @pytest.mark.parametrize("name", ["Test_001.tif.csv", "TEST_001.CSV", "Test_001.ome.tiff.csv"])
