@@ -116,7 +116,7 @@ def evaluate_run(
     threshold = _freeze(val, slide_scores, settings)
     resamples = draw_patients(test, settings)
     if resamples is not None and (shortage := find_shortage(resamples)):
-        notes.append(f"too few patients to resample, so most figures have no interval: {shortage}")
+        notes.append(f"too few patients for intervals by bootstrap: {shortage}")
     patch, patch_curves = _patch_section(test, settings, resamples)
     slide, slide_curves = _slide_section(test, slide_scores, threshold, settings, resamples)
     frocs = {name: count_froc(test, name, settings, notes) for name in DEFINITIONS}

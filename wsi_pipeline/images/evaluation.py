@@ -171,7 +171,7 @@ def _add_intervals(
         strata=labels == 1 if settings.stratified else None,
     )
     if shortage := find_shortage(resamples):
-        notes.append(f"too few patients to resample, so most figures have no interval: {shortage}")
+        notes.append(f"too few patients for intervals by bootstrap: {shortage}")
     called = rule.decide(scores).astype(np.int64)
     shares = {
         "accuracy": ((called == labels).astype(np.int64), np.ones_like(labels)),
