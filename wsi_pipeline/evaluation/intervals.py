@@ -271,6 +271,8 @@ def replicated_share_interval(
     n = n[n > 0]
     if not used.size or not n.size:
         return Undefined("undefined in every resampled set")
+    if shortage := find_shortage(resamples):
+        return Undefined(shortage)
     one_each = bool((n == 1).all()) and n.size < MIN_GROUPS
     variance = float(used.var()) * n.size / max(n.size - 1, 1)
     return _wilson_by_group(share, variance, n, resamples, one_each=one_each)

@@ -81,7 +81,9 @@ def show_figure(figure: Figure, name: str = "95 % CI") -> Markup:
     if figure.interval is None:
         if not figure.no_interval:
             return shown
-        return shown + Markup(' <span class="ci">no interval: {}</span>').format(figure.no_interval)
+        return shown + Markup(' <span class="ci reason">no interval: {}</span>').format(
+            figure.no_interval
+        )
     low, high = (show_number(float(end)) for end in figure.interval)
     title = Markup(' title="{}"').format(figure.method) if figure.method else ""
     return shown + Markup(' <span class="ci"{}>{} {} to {}</span>').format(title, name, low, high)
