@@ -398,17 +398,27 @@ def froc(
     definition: Annotated[FrocDefinition, typer.Option("--definition")] = FrocDefinition.camelyon16,
     detections: Annotated[
         Path | None,
-        typer.Option("--detections", help="Folder of <slide_id>.csv: prob,x,y (camelyon16)."),
+        typer.Option(
+            "--detections",
+            help="Folder of <slide_id>.csv: prob,x,y; or one CSV: slide_id,prob,x,y (camelyon16).",
+        ),
     ] = None,
     reference: Annotated[
         Path | None,
-        typer.Option("--reference", help="Folder of polygons or masks (camelyon16)."),
+        typer.Option(
+            "--reference",
+            help="Folder of polygons (.xml, .geojson, .json, also .gz) or masks (.tif, .png) "
+            "(camelyon16).",
+        ),
     ] = None,
     patches: Annotated[
         Path | None, typer.Option("--patches", help="CSV: slide_id,score,lesions (patch).")
     ] = None,
     slides: Annotated[
-        Path | None, typer.Option("--slides", help="CSV: slide_id,label[,lesions].")
+        Path | None,
+        typer.Option(
+            "--slides", help="CSV: slide_id,label and, by patches, lesions; patient is optional."
+        ),
     ] = None,
     fp_denominator: Annotated[
         FpDenominator | None,

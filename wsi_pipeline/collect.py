@@ -8,6 +8,7 @@ from wsi_pipeline.config import Stage
 from wsi_pipeline.contracts import SlideEntry
 from wsi_pipeline.image_stages import is_image_run
 from wsi_pipeline.images.folder import ALL, read_images
+from wsi_pipeline.names import find_name_problem
 from wsi_pipeline.runfolder import RunFolder, Unit, missing_shards, write_failures
 from wsi_pipeline.runner import read_run_json, some
 from wsi_pipeline.stages import scored
@@ -98,7 +99,8 @@ def _expect_slides(run: RunFolder, entries: Sequence[SlideEntry]) -> list[_Job]:
 def _expect_models(run: RunFolder, stage: Stage) -> list[_Job]:
     """List the models that a stage has begun; a checkpoint that was copied in is none of them."""
     folders = (run.path / ".state" / stage).glob("*/")
-    found = {path.name for path in folders if path.name != "shards"}
+    names = (path.name for path in folders if path.name != "shards")
+    found = {name for name in names if not find_name_problem(name)}  # others are not ours
     if stage == "train":  # one that was stopped has no mark yet
         found |= {m for m in run.models_with("models") if not run.checkpoint(m).is_file()}
     return [_Job(stage, f"{stage} {model}", [Unit(stage, model=model)]) for model in sorted(found)]
@@ -113,7 +115,8 @@ def _find_exports(run: RunFolder) -> list[tuple[str, str]]:
     """List the formats and models (of coordinates: none) of which an export has begun."""
     state = run.path / ".state/export"
     marks = [path.parent.relative_to(state).parts for path in state.glob("**/*.json")]
-    found = {(of[0], of[1] if of[1:] else "") for of in marks if of[0] != "shards"}
+    ours = (of for of in marks if of[0] != "shards" and not any(map(find_name_problem, of)))
+    found = {(of[0], of[1] if of[1:] else "") for of in ours}
     return sorted(found)
 
 

@@ -20,7 +20,7 @@ from pydantic import TypeAdapter, ValidationError
 from tiling.contracts import TileConfig
 from tiling.files import digest_json
 from wsi_pipeline.errors import ConfigError
-from wsi_pipeline.names import check_name, check_twins
+from wsi_pipeline.names import check_model_name, check_twins
 from wsi_pipeline.settings import (
     EvaluateConfig,
     ExportConfig,
@@ -120,19 +120,24 @@ def read_config(
     ConfigError
         Naming the file, the key and what would be right.
     """
+    _check_model_names(models, "--model")
     values = _read_yaml(path) if path else deepcopy(dict(told or {}))
     if path:
         _resolve_paths(values, lambda name: str(path.parent / name))
     elif told:
         _validate(values, _TOLD, Config)  # before anything new is laid over it
+        _check_model_names(values.get("train"), _TOLD)
         _resolve_paths(values, _Lost)
+    source = str(path) if path else "settings"
     trained = values.setdefault("train", {}) or {}
-    if isinstance(trained, dict):
-        values["train"] = trained | {name: trained.get(name) or {} for name in models}
+    if not isinstance(trained, dict):
+        return _validate(values, source, Config)  # refuses it
+    values["train"] = trained | {name: trained.get(name) or {} for name in models}
     for setting in settings:
         _apply(values, setting, section, models)
-    source = str(path) if path else _TOLD if told and not settings else "settings"
-    _check_model_names(values["train"], source)
+        if not isinstance(values["train"], dict):
+            return _validate(values, source, Config)
+    _check_model_names(values["train"], f"{source}: train")
     _refuse_lost_paths(values, section, models)
     _complete_models(values["train"])
     return _validate(values, source, Config)
@@ -140,11 +145,11 @@ def read_config(
 
 def _check_model_names(trained: Any, source: str) -> None:
     """Refuse names of models that cannot be those of folders."""
-    if isinstance(trained, dict):  # else validation reports it
-        names = [name for name in trained if isinstance(name, str)]
-        for name in names:
-            check_name(name, f"{source}: the name of a model under train,")
-        check_twins(names, f"{source}: the models")
+    found = trained if isinstance(trained, (Mapping, Sequence)) else ()  # validation reports others
+    names = [name for name in found if isinstance(name, str)]
+    for name in names:
+        check_model_name(name, f"{source}: the model")
+    check_twins(names, f"{source}: the models")
 
 
 class _Lost(str):

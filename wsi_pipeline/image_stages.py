@@ -14,6 +14,7 @@ from wsi_pipeline.errors import ConfigError, StageError
 from wsi_pipeline.images.folder import (
     ALL,
     as_slides,
+    describe_copies,
     list_images,
     read_images,
     split_images,
@@ -76,6 +77,8 @@ def tile(run: RunFolder, config: Config, options: Options) -> StageResult:
             fold=config.splits.fold,
         )
         entries = split_images(entries, found)
+    if copies := describe_copies(config.input, entries):
+        log.warning("%s", copies)
     from wsi_pipeline.images.store import images_fingerprint
 
     run.path.mkdir(parents=True, exist_ok=True)

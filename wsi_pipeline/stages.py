@@ -20,7 +20,7 @@ from wsi_pipeline.contracts import SlideEntry, Split
 from wsi_pipeline.errors import ConfigError, StageError
 from wsi_pipeline.listing import check_copies, describe_copies, read_input
 from wsi_pipeline.manifest import with_splits, write_manifest
-from wsi_pipeline.names import check_name, check_twins
+from wsi_pipeline.names import check_model_name, check_twins
 from wsi_pipeline.runfolder import RunFolder, Unit, forget_failures, iterate_failures
 from wsi_pipeline.runner import Options, Plan, StageResult, read_run_json, run_stage, some
 from wsi_pipeline.settings import (
@@ -370,7 +370,7 @@ def _by_model(checkpoints: Iterable[Path]) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for path in checkpoints:
         remedy = "rename the file (a checkpoint.safetensors: its folder), which names its scores"
-        check_name(model_name(path), f"--checkpoint {path}: the model's name", remedy=remedy)
+        check_model_name(model_name(path), f"--checkpoint {path}: the model's name", remedy=remedy)
         other = found.setdefault(model_name(path), path)
         if other.resolve() != path.resolve():
             raise ConfigError(

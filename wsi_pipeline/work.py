@@ -22,7 +22,7 @@ from tiling.wording import format_number, pluralize
 from wsi_pipeline.config import anchor_paths
 from wsi_pipeline.contracts import Heatmap, Scores, SlideEntry
 from wsi_pipeline.errors import CheckpointError, HeatmapError, PipelineError
-from wsi_pipeline.names import fit_file_name
+from wsi_pipeline.names import fit_file_name, printable
 from wsi_pipeline.runfolder import (
     RunFolder,
     Unit,
@@ -95,6 +95,7 @@ def fail(run: RunFolder, unit: Unit, error: Exception, *, folder: Path | None = 
     message = _sentence(unit, error)
     if folder is not None and folder.name:
         message = re.sub(rf"(?<![\w./-]){re.escape(str(folder))}/", "", message)
+    message = "\n".join(map(printable, message.split("\n")))  # it may hold any file's name
     trace = "".join(traceback.format_exception(error))
     try:
         record_failure(run, unit, type(error).__name__, message)

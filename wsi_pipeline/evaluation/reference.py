@@ -1,5 +1,7 @@
-"""The reference of a slide, from a file beside others: polygons or a mask."""
+"""The reference of a slide from a file: polygons or a mask."""
 
+import gzip
+import zlib
 from pathlib import Path
 
 from tiling.annotations import read_annotation
@@ -15,44 +17,8 @@ from wsi_pipeline.evaluation.lesions import (
 )
 from wsi_pipeline.evaluation.masks import read_mask
 
-POLYGON_SUFFIXES = (".xml", ".geojson", ".json")
-MASK_SUFFIXES = (".tif", ".tiff")
-
-
-def find_references(folder: Path) -> dict[str, Path]:
-    """List the reference files of a folder by slide_id; other files are passed over.
-
-    Raises
-    ------
-    EvaluationError
-        If the folder is missing, or a slide has two references.
-    """
-    found: dict[str, Path] = {}
-    for path in list_folder(folder, (*POLYGON_SUFFIXES, *MASK_SUFFIXES)):
-        other = found.setdefault(path.stem, path)
-        if other is not path:
-            raise EvaluationError(
-                f"slide {path.stem} has two references, {other.name} and {path.name} in {folder}; "
-                "keep the one that is true"
-            )
-    return found
-
-
-def list_folder(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
-    """List the files of a folder that have one of the suffixes, hidden ones left out.
-
-    Raises
-    ------
-    EvaluationError
-        If there is no such folder.
-    """
-    if not folder.is_dir():
-        raise EvaluationError(f"{folder}: no such folder")
-    return sorted(
-        path
-        for path in folder.iterdir()
-        if path.suffix.lower() in suffixes and not path.name.startswith(".") and path.is_file()
-    )
+POLYGON_SUFFIXES = (".xml", ".geojson", ".json", ".xml.gz", ".geojson.gz", ".json.gz")
+MASK_SUFFIXES = (".tif", ".tiff", ".png")
 
 
 def read_reference(
@@ -76,18 +42,18 @@ def read_reference(
     tumour_value : int, optional
         See `read_mask`.
     label : int, optional
-        The slide's label, if told.
+        The slide's label, if known.
 
     Returns
     -------
     reference : LesionReference
     notes : sentences
-        What was assumed, mended or left out.
+        What was assumed, repaired or left out.
 
     Raises
     ------
     EvaluationError
-        Naming the file, what is wrong with it and the cure.
+        Naming the file, what is wrong with it and the remedy.
     """
     slide_mpp = CAMELYON16_MPP if mpp is None else mpp
     downsample = DOWNSAMPLE if mask_downsample is None else mask_downsample
@@ -108,6 +74,13 @@ def read_reference(
 
 
 def _is_empty(path: Path) -> bool:
+    """Whether a file holds nothing but blanks, packed or not."""
     if path.stat().st_size > 1024:
         return False
-    return not path.read_bytes().strip()
+    data = path.read_bytes()
+    if path.suffix.lower() == ".gz" and data:
+        try:
+            data = gzip.decompress(data)
+        except (OSError, EOFError, zlib.error):
+            return False  # damaged: reading it explains how
+    return not data.removeprefix(b"\xef\xbb\xbf").strip()

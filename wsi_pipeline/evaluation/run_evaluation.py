@@ -17,7 +17,7 @@ from tiling.files import write_json
 from tiling.wording import pluralize
 from wsi_pipeline.errors import EvaluationError
 from wsi_pipeline.evaluation.bands import roc_band
-from wsi_pipeline.evaluation.bootstrap import percentile_interval, weighted_ratio
+from wsi_pipeline.evaluation.bootstrap import Resamples, weighted_ratio
 from wsi_pipeline.evaluation.cases import ERROR_COLUMNS, SlideCases, choose_errors, count_errors
 from wsi_pipeline.evaluation.crops import ReadPatch, write_crops
 from wsi_pipeline.evaluation.detections import (
@@ -28,6 +28,7 @@ from wsi_pipeline.evaluation.froc import (
     froc_to_json,
 )
 from wsi_pipeline.evaluation.inputs import EvaluationSlide
+from wsi_pipeline.evaluation.intervals import find_shortage, percentile_interval, share_interval
 from wsi_pipeline.evaluation.leaks import Seen, refuse_leaks
 from wsi_pipeline.evaluation.patch import (
     Confusion,
@@ -47,7 +48,6 @@ from wsi_pipeline.evaluation.run_froc import (
     DEFINITIONS,
     count_froc,
     draw_patients,
-    is_one_patient,
     write_frocs,
 )
 from wsi_pipeline.evaluation.sections import (
@@ -118,18 +118,18 @@ def evaluate_run(
         notes.insert(0, f"left out of every figure, since they failed: {', '.join(left_out)}")
     slide_scores = {s.slide_id: _slide_score(s, settings) for s in (*test, *val)}
     threshold = _freeze(val, slide_scores, settings)
-    if settings.bootstrap and is_one_patient(test):
-        notes.append("all slides are of one patient: there is nobody to resample, so no intervals")
-    weights = draw_patients(test, settings)
-    patch, patch_curves = _patch_section(test, settings, weights)
-    slide, slide_curves = _slide_section(test, slide_scores, threshold, settings, weights)
+    resamples = draw_patients(test, settings)
+    if resamples is not None and (shortage := find_shortage(resamples)):
+        notes.append(f"too few patients for intervals by bootstrap: {shortage}")
+    patch, patch_curves = _patch_section(test, settings, resamples)
+    slide, slide_curves = _slide_section(test, slide_scores, threshold, settings, resamples)
     frocs = {name: count_froc(test, name, settings, notes) for name in DEFINITIONS}
     kinds = write_cohort(out, test, frocs["camelyon16"].n_itc)
     sections = {
         "patch": patch,
         "slide": slide,
-        "patient": patient_section(test, slide_scores, threshold, weights, out),
-        "metastasis": metastasis_section(test, slide_scores, kinds, threshold, weights),
+        "patient": patient_section(test, slide_scores, threshold, resamples, out),
+        "metastasis": metastasis_section(test, slide_scores, kinds, threshold, resamples),
         "calibration": calibration_section(_pool(test), _pool(val), out),
         "localisation": localisation_section(test, out, elsewhere or {}, notes),
         "errors": _write_errors(out, test, settings, read_patch, notes),
@@ -156,7 +156,7 @@ def evaluate_run(
         )
         if curve is not None
     ]
-    _write_ranking(out, curves, _roc_bands(test, slide_scores, weights))
+    _write_ranking(out, curves, _roc_bands(test, slide_scores, resamples))
     write_frocs(out, frocs, settings.froc_definition)
     draw_confusion(out / "confusion.png", _confusion(test, settings), threshold=settings.threshold)
     write_json(out / "metrics.json", metrics)
@@ -261,7 +261,7 @@ def _confusion(test: Sequence[EvaluationSlide], settings: EvaluateConfig) -> Con
 
 
 def _patch_section(
-    test: Sequence[EvaluationSlide], settings: EvaluateConfig, weights: NDArray[np.int64] | None
+    test: Sequence[EvaluationSlide], settings: EvaluateConfig, resamples: Resamples | None
 ) -> tuple[Figures, RankingCurves | None]:
     counted = [slide.labelled() for slide in test]
     labels = np.concatenate([label for label, _ in counted])
@@ -281,7 +281,7 @@ def _patch_section(
     )
     section.add(*confusion_figures(confusion))
     section.add(*ranking_figures(labels, scores, what="patches"))
-    if weights is not None:
+    if resamples is not None:
         tp, fp, fn, tn = (
             np.array([getattr(c, name) for c in by_slide]) for name in ("tp", "fp", "fn", "tn")
         )
@@ -289,10 +289,11 @@ def _patch_section(
             ("accuracy", tp + tn, tp + fp + fn + tn),
             ("precision", tp, tp + fp),
             ("recall", tp, tp + fn),
-            ("f1", 2 * tp, 2 * tp + fp + fn),
         ):
-            section.add_interval(name, percentile_interval(weighted_ratio(part, whole, weights)))
-        interval = patch_auc_interval([a for a, _ in counted], [b for _, b in counted], weights)
+            section.add_interval(name, share_interval(part, whole, resamples))
+        f1 = weighted_ratio(2 * tp, 2 * tp + fp + fn, resamples.weights)  # no share of any patches
+        section.add_interval("f1", percentile_interval(f1, resamples))
+        interval = patch_auc_interval([a for a, _ in counted], [b for _, b in counted], resamples)
         section.add_interval("roc_auc", interval)
     return section, ranking_curves(labels, scores)
 
@@ -327,7 +328,7 @@ def _slide_section(
     slide_scores: dict[str, float | None],
     threshold: SlideThreshold | None,
     settings: EvaluateConfig,
-    weights: NDArray[np.int64] | None,
+    resamples: Resamples | None,
 ) -> tuple[Figures, RankingCurves | None]:
     scored = np.array([slide_scores[s.slide_id] is not None for s in test])
     known = [s for s in test if slide_scores[s.slide_id] is not None]
@@ -341,7 +342,7 @@ def _slide_section(
             "n_unscored": len(test) - len(known),
         }
     )
-    drawn = None if weights is None else weights[:, scored]
+    drawn = None if resamples is None else resamples.take(scored)
     add_ranking(section, labels, scores, drawn, what="slides")
     add_threshold_figures(section, labels, scores, threshold, drawn, what="slide")
     section.values["bootstrap"] = settings.bootstrap
@@ -475,10 +476,10 @@ def _confusion_cells(slide_id: str, confusion: Confusion) -> list[list[Cell]]:
 def _roc_bands(
     test: Sequence[EvaluationSlide],
     slide_scores: dict[str, float | None],
-    weights: NDArray[np.int64] | None,
+    resamples: Resamples | None,
 ) -> dict[str, NDArray[np.float64]]:
     """Bootstrap the ROC curves of patches and of slides, where they are defined."""
-    if weights is None:
+    if resamples is None:
         return {}
     patches = [slide.labelled() for slide in test]
     slides = [
@@ -488,7 +489,7 @@ def _roc_bands(
     ]
     found = {}
     for name, parts in (("patches", patches), ("slides", slides)):
-        band = roc_band([a for a, _ in parts], [b for _, b in parts], weights)
+        band = roc_band([a for a, _ in parts], [b for _, b in parts], resamples)
         if band is not None:
             found[name] = band
     return found

@@ -6,13 +6,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tiling.files import write_json
 from tiling.wording import pluralize
 from wsi_pipeline.contracts import FrocCurve
 from wsi_pipeline.errors import EvaluationError
-from wsi_pipeline.evaluation.bootstrap import draw_weights
+from wsi_pipeline.evaluation.bootstrap import Resamples, draw_resamples
 from wsi_pipeline.evaluation.detections import describe_outside, find_outside
 from wsi_pipeline.evaluation.froc import (
     Definition,
@@ -25,8 +24,8 @@ from wsi_pipeline.evaluation.froc import (
 )
 from wsi_pipeline.evaluation.froc_results import (
     LesionRow,
-    add_interval,
-    describe_found,
+    add_intervals,
+    describe_reference,
     lesion_rows,
     named_lesion_rows,
     write_band,
@@ -55,25 +54,14 @@ class RunFroc:
     detections: list[list[Cell]]  # rows of detections.csv
 
 
-def is_one_patient(test: Sequence[EvaluationSlide]) -> bool:
-    """Resampling one patient gives that patient every time: an interval of no width, and untrue."""
-    return len({slide.patient for slide in test}) < 2
-
-
-def draw_patients(
-    test: Sequence[EvaluationSlide], settings: EvaluateConfig
-) -> NDArray[np.int64] | None:
-    """Resample patients as often as the settings say: (replicates, slides) how often each counts.
-
-    None where there is nothing to resample, or nothing is asked for.
-    """
-    if not settings.bootstrap or is_one_patient(test):
+def draw_patients(test: Sequence[EvaluationSlide], settings: EvaluateConfig) -> Resamples | None:
+    """Resample patients as often as the settings ask for; None where they ask for nothing."""
+    if not settings.bootstrap or not test:
         return None
-    return draw_weights(
-        len(test),
+    return draw_resamples(
+        [slide.patient for slide in test],
         n_replicates=settings.bootstrap,
         seed=settings.seed,
-        patients=[slide.patient for slide in test],
         strata=[slide.truth == 1 for slide in test] if settings.stratified else None,
     )
 
@@ -101,19 +89,14 @@ def count_froc(
     n_itc = {slide.slide_id: h.n_itc for slide, h in zip(known, hits, strict=True)}
     if not known:
         return RunFroc(_no_froc(definition, settings), rows, n_itc, detections)
-    for line in describe_found(hits):
+    for line in describe_reference(hits):
         log.info("%s: %s", definition, line)
     events = collect_events(hits, definition=definition)
     curve = build_froc(events, rates=settings.rates, at_rate=settings.at_rate)
-    weights = draw_patients(known, settings)
-    if weights is not None:
-        curve = add_interval(
-            curve,
-            events,
-            weights,
-            seed=settings.seed,
-            unit="patient",
-            stratified=settings.stratified,
+    resamples = draw_patients(known, settings)
+    if resamples is not None:
+        curve = add_intervals(
+            curve, events, resamples, seed=settings.seed, stratified=settings.stratified
         )
     return RunFroc(curve, rows, n_itc, detections)
 

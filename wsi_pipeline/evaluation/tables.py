@@ -61,9 +61,45 @@ def parse_score(where: str, name: str, text: str) -> float:
     return value
 
 
-def parse_pixel(where: str, name: str, text: str) -> int:
-    """Read a whole number of level-0 px; ``120.0``, as spreadsheets write it, is one."""
+def parse_coordinate(where: str, name: str, text: str) -> float:
+    """Read a position in level-0 px.
+
+    Raises
+    ------
+    EvaluationError
+        Naming `where` (file and line) and `name` (the column).
+    """
     value = parse_number(text)
-    if value is None or not math.isfinite(value) or value != int(value) or abs(value) > _FAR:
-        raise EvaluationError(f"{where}: {name} '{text}' is not a whole number of level-0 pixels")
-    return int(value)
+    if value is None or not math.isfinite(value) or abs(value) > _FAR:
+        raise EvaluationError(f"{where}: {name} '{text}' is not a position in level-0 pixels")
+    return value
+
+
+# Names that programs give the columns, besides our own; without case, blanks and punctuation.
+_ALIASES = {
+    "prob": {"probability", "score", "confidence", "p"},
+    "x": {"xcoordinate", "xcoord"},
+    "y": {"ycoordinate", "ycoord"},
+    "slide_id": {"slide", "slidename", "image", "imageid", "imagename", "file", "filename", "case"},
+    "label": {"type"},  # CAMELYON16's reference.csv
+}
+
+
+def find_column(header: Sequence[str], name: str) -> int | None:
+    """Find a column by its name or another common name of it.
+
+    Returns
+    -------
+    place : int or None
+        None if there is none, or there are several and none of them is called `name` itself.
+
+    Examples
+    --------
+    >>> find_column(["Confidence", "X coordinate"], "x")
+    1
+    """
+    plain = ["".join(c for c in field.lower() if c.isalnum()) for field in header]
+    own = name.replace("_", "")
+    exact = [i for i, field in enumerate(plain) if field == own]
+    found = exact or [i for i, field in enumerate(plain) if field in _ALIASES.get(name, ())]
+    return found[0] if len(found) == 1 else None

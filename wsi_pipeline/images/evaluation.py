@@ -11,12 +11,13 @@ from numpy.typing import NDArray
 from tiling.files import write_json
 from wsi_pipeline.contracts import SPLITS, Split
 from wsi_pipeline.errors import EvaluationError
-from wsi_pipeline.evaluation.bootstrap import (
-    draw_weights,
-    percentile_interval,
-    weighted_ratio,
-)
+from wsi_pipeline.evaluation.bootstrap import draw_resamples, weighted_ratio
 from wsi_pipeline.evaluation.figures import Figures, add_ranking_intervals
+from wsi_pipeline.evaluation.intervals import (
+    find_shortage,
+    percentile_interval,
+    share_interval,
+)
 from wsi_pipeline.evaluation.leaks import Seen, refuse_leaks
 from wsi_pipeline.evaluation.patch import (
     Confusion,
@@ -198,31 +199,31 @@ def _add_intervals(
     settings: EvaluateConfig,
     notes: list[str],
 ) -> None:
-    """Add ``<figure>_ci95``: percentiles over resampled patients."""
+    """Add ``<figure>_ci95`` by patient, or the reason where there is none."""
     readable = [i for i in images if not np.isnan(i.score)]
-    patients = [i.patient for i in readable]
-    if len(set(patients)) < 2:
-        notes.append("all images are of one patient: there is nobody to resample, so no intervals")
+    if not readable:
         return
     labels = np.array([i.label for i in readable], np.int64)
     scores = np.array([i.score for i in readable])
-    weights = draw_weights(
-        len(readable),
+    resamples = draw_resamples(
+        [i.patient for i in readable],
         n_replicates=settings.bootstrap,
         seed=settings.seed,
-        patients=patients,
         strata=labels == 1 if settings.stratified else None,
     )
-    said = rule.decide(scores).astype(np.int64)
+    if shortage := find_shortage(resamples):
+        notes.append(f"too few patients for intervals by bootstrap: {shortage}")
+    called = rule.decide(scores).astype(np.int64)
     shares = {
-        "accuracy": ((said == labels).astype(np.int64), np.ones_like(labels)),
-        "precision": (said * labels, said),
-        "recall": (said * labels, labels),
-        "f1": (2 * said * labels, said + labels),
+        "accuracy": ((called == labels).astype(np.int64), np.ones_like(labels)),
+        "precision": (called * labels, called),
+        "recall": (called * labels, labels),
     }
     for name, (part, whole) in shares.items():
-        section.add_interval(name, percentile_interval(weighted_ratio(part, whole, weights)))
-    add_ranking_intervals(section, labels, scores, weights)
+        section.add_interval(name, share_interval(part, whole, resamples))
+    f1 = weighted_ratio(2 * called * labels, called + labels, resamples.weights)
+    section.add_interval("f1", percentile_interval(f1, resamples))
+    add_ranking_intervals(section, labels, scores, resamples, what="images")
 
 
 def count_images(images: Sequence[ScoredImage], rule: Rule) -> Confusion:

@@ -21,7 +21,13 @@ from wsi_pipeline.report.gather import (
     gather_run,
 )
 from wsi_pipeline.report.labels import read_label_audit
-from wsi_pipeline.report.page import Figure, read_figure, read_sensitivity_figure, render_page
+from wsi_pipeline.report.page import (
+    Figure,
+    read_figure,
+    read_score_figure,
+    read_sensitivity_figure,
+    render_page,
+)
 from wsi_pipeline.report.pictures import embed_picture
 from wsi_pipeline.runfolder import RunFolder
 from wsi_pipeline.settings import Context
@@ -213,7 +219,7 @@ def _read_froc_score(model: ModelFiles, definition: str) -> Figure:
     result = model.froc.get(definition)
     if result is None:
         return Figure(None, reason="not evaluated by this definition")
-    return read_figure(result, "score", result.get("undefined") or {})
+    return read_score_figure(result)
 
 
 def summarise_cohort(cohort: Sequence[CohortSlide]) -> list[CohortLine]:

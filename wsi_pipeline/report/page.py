@@ -1,7 +1,7 @@
 """What all pages share: one style, one script, numbers with their intervals, charts as SVG."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from typing import Any
 
@@ -19,7 +19,9 @@ class Figure:
 
     value: float | None
     interval: tuple[float, float] | None = None
-    reason: str = ""
+    reason: str = ""  # why there is no value
+    method: str = ""  # of the interval
+    no_interval: str = ""  # why there is none
 
 
 def render_page(template: str, values: Mapping[str, Any]) -> str:
@@ -96,15 +98,20 @@ def show_count(n: int, noun: str) -> Markup:
 
 
 def show_figure(figure: Figure, name: str = "95 % CI") -> Markup:
-    """Show a figure with its interval, called `name`, or the reason why it is undefined."""
+    """Show a figure with its interval, called `name`, or the reason why there is none."""
     if figure.value is None:
         reason = figure.reason or "not computed"
         return Markup('<span class="undefined">undefined: {}</span>').format(reason)
     shown = show_number(figure.value)
     if figure.interval is None:
-        return shown
+        if not figure.no_interval:
+            return shown
+        return shown + Markup(' <span class="ci reason">no interval: {}</span>').format(
+            figure.no_interval
+        )
     low, high = (show_number(float(end)) for end in figure.interval)
-    return shown + Markup(' <span class="ci">{} {} to {}</span>').format(name, low, high)
+    title = Markup(' title="{}"').format(figure.method) if figure.method else ""
+    return shown + Markup(' <span class="ci"{}>{} {} to {}</span>').format(title, name, low, high)
 
 
 def read_figure(section: Mapping[str, Any], key: str, reasons: Mapping[str, str]) -> Figure:
@@ -114,6 +121,21 @@ def read_figure(section: Mapping[str, Any], key: str, reasons: Mapping[str, str]
         value=value,
         interval=(interval[0], interval[1]) if interval else None,
         reason=reasons.get(key, ""),
+        method=str((section.get("ci95_method") or {}).get(key) or ""),
+        no_interval=reasons.get(f"{key}_ci95", ""),
+    )
+
+
+def read_difference(pair: Mapping[str, Any], key: str) -> Figure:
+    """Read the difference of one figure of ``comparison.json``."""
+    figure, undefined = pair["figures"][key], pair["undefined"]
+    interval = figure["difference_ci95"]
+    return Figure(
+        value=figure["difference"],
+        interval=(interval[0], interval[1]) if interval else None,
+        reason=undefined.get(key, ""),
+        method=figure["method"] or "",
+        no_interval=undefined.get(f"{key}.difference_ci95", ""),
     )
 
 
@@ -125,11 +147,20 @@ def lesion_columns(lesions: Sequence[Mapping[str, str]]) -> list[str]:
 
 def read_sensitivity_figure(result: Mapping[str, Any], rate: str) -> Figure:
     """Read the sensitivity at one rate of a ``froc.json``, with its interval or its reason."""
-    intervals = (result.get("bootstrap") or {}).get("sensitivity_at_ci95") or {}
-    interval = intervals.get(rate)
+    bootstrap = result.get("bootstrap") or {}
+    interval = (bootstrap.get("sensitivity_at_ci95") or {}).get(rate)
     undefined = result.get("undefined") or {}
     return Figure(
         value=(result.get("sensitivity_at") or {}).get(rate),
         interval=(interval[0], interval[1]) if interval else None,
         reason=str(undefined.get("sensitivity_at") or undefined.get("score") or ""),
+        method=str((bootstrap.get("method") or {}).get("sensitivity_at") or ""),
+        no_interval=str(undefined.get("sensitivity_at_ci95") or ""),
     )
+
+
+def read_score_figure(result: Mapping[str, Any]) -> Figure:
+    """Read the score of a ``froc.json``, with its interval or its reason."""
+    methods = (result.get("bootstrap") or {}).get("method") or {}
+    figure = read_figure(result, "score", result.get("undefined") or {})
+    return replace(figure, method=str(methods.get("score") or ""))

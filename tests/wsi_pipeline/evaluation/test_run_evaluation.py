@@ -122,7 +122,13 @@ def test_metrics_have_the_shape_of_the_contract(evaluated):
     assert metrics["froc"]["definition"] == "camelyon16"
     assert metrics["froc_patch"]["definition"] == "patch"
     # The largest lesion of each tumour slide is a micrometastasis: nothing is known of the others.
-    assert {name.split(".")[1] for name in metrics["undefined"]} == {"macro", "itc"}
+    # The slides are told apart without an error, so resampling them shows nothing.
+    others = {name for name in metrics["undefined"] if name.split(".")[1] not in ("macro", "itc")}
+    assert {metrics["undefined"][name] for name in others} == {
+        "all 60 resampled sets give the same value",
+        "the ROC AUC is 1, where DeLong's variance is 0",
+    }
+    assert {name.rsplit("_", 1)[1] for name in others} == {"ci95"}
     assert metrics["notes"] == ["8 unreadable patches without a score left out"]
 
 
@@ -399,7 +405,7 @@ def guessing(slides):
 
 
 def test_patients_are_resampled_as_one(tmp_path):
-    """One patient with all slides: there is nobody to resample, and an interval would be a lie."""
+    """Resampling one patient with all slides gives that patient every time."""
     apart = evaluate_run(guessing(cohort(6)), settings=SETTINGS, out=tmp_path / "a", model="m")
     slides = guessing(cohort(6, patient="p"))
     as_one = evaluate_run(slides, settings=SETTINGS, out=tmp_path / "b", model="m")
@@ -409,7 +415,8 @@ def test_patients_are_resampled_as_one(tmp_path):
         assert as_one[section].get(name) is None
         assert apart[section][name][1] - apart[section][name][0] > 0.01
     assert apart["froc"]["bootstrap"]["unit"] == "patient"
-    assert any("one patient" in note for note in as_one["notes"])
+    assert any("1 patient, at least 5" in note for note in as_one["notes"])
+    assert as_one["undefined"]["slide.accuracy_ci95"] == "1 patient, at least 2 are needed"
 
 
 # ------------------------------------------------------------ calibration, sweep, errors
@@ -587,7 +594,7 @@ def test_scores_that_do_not_say_what_their_model_has_seen_are_noted(tmp_path):
 def test_validation_slides_that_were_trained_on_are_noted(tmp_path):
     slides = seen(cohort(4), train_slides=["v1"])
     metrics = evaluate_run(slides, settings=SETTINGS, out=tmp_path, model="m")
-    assert any("too hopeful: v1" in note for note in metrics["notes"])
+    assert any("too optimistic: v1" in note for note in metrics["notes"])
 
 
 def test_a_refused_evaluation_leaves_no_earlier_figures_standing(tmp_path):

@@ -402,6 +402,7 @@ def test_two_models_are_compared_on_the_same_images(finished, tmp_path, capsys):
     out = tmp_path / "compared"
     assert cli.main(["compare", str(root / "run"), "--out", str(out), "--bootstrap", "30"]) == 0
     (pair,) = json.loads((out / "comparison.json").read_text())
+    page = (out / "compare.html").read_text()
     assert (pair["first"], pair["second"]) == ("cam", "patchnet")
     for name, figure in pair["figures"].items():
         for side in ("first", "second"):
@@ -411,9 +412,12 @@ def test_two_models_are_compared_on_the_same_images(finished, tmp_path, capsys):
             assert figure[side] == pytest.approx(metrics["patch"][name])
             assert pair["n_images"] == metrics["patch"]["n"]
         assert figure["difference"] == pytest.approx(figure["first"] - figure["second"])
-        low, high = figure["difference_ci95"]
-        assert low <= high
-    page = (out / "compare.html").read_text()
+        if figure["difference_ci95"] is None:
+            assert f"no interval: {pair['undefined'][f'{name}.difference_ci95']}" in page
+        else:
+            low, high = figure["difference_ci95"]
+            assert low < high
+            assert figure["method"] == "percentile bootstrap by patient"
     assert "<script src" not in page
     assert "cam less patchnet" in page
     named = ["--model", "cam", "--model", "vgg"]
