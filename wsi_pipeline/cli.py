@@ -23,6 +23,7 @@ from tiling.errors import TilingError
 from wsi_pipeline import __version__
 from wsi_pipeline.cli_baselines import baselines
 from wsi_pipeline.cli_export import export
+from wsi_pipeline.cli_interrupt import describe_interrupt
 from wsi_pipeline.cli_options import (
     EXIT_NOTHING_DONE,
     ConfigOption,
@@ -74,6 +75,11 @@ EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 class Program(TyperGroup):
     """All commands; the one place where an error becomes a sentence and an exit code."""
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the command line, and keep it for the message of an interrupt."""
+        ctx.meta["words"] = list(args)
+        return super().parse_args(ctx, args)
+
     def invoke(self, ctx: Any) -> Any:
         """Run the command that was named."""
         try:
@@ -86,10 +92,8 @@ class Program(TyperGroup):
             print(f"{where}{error.strerror or error}", file=sys.stderr)
             raise typer.Exit(EXIT_NOTHING_DONE) from error
         except KeyboardInterrupt as error:
-            print(
-                "interrupted: what is finished is kept; the same command goes on from there",
-                file=sys.stderr,
-            )
+            said = describe_interrupt(ctx.invoked_subcommand, ctx.meta["words"])
+            print(said, file=sys.stderr)
             raise typer.Exit(EXIT_INTERRUPTED) from error
 
 
@@ -261,7 +265,7 @@ def train(
         Path | None,
         typer.Option(
             "--weights",
-            help="Initial weights: a state dict in torchvision's layout (.pth, .safetensors); "
+            help="Initial weights: a state dict in torchvision's layout (.pth, .pt, .safetensors); "
             "for VGG and CAM models.",
         ),
     ] = None,

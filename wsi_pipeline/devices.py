@@ -5,6 +5,7 @@ Resolved when a stage starts, never at import: nothing here changes torch's glob
 
 import contextlib
 import os
+import re
 from collections.abc import Iterator
 from typing import Literal, TypeVar, cast, get_args
 
@@ -12,7 +13,7 @@ import torch
 from torch import nn
 
 from tiling.wording import pluralize
-from wsi_pipeline.errors import ConfigError
+from wsi_pipeline.errors import ConfigError, TrainingError
 from wsi_pipeline.settings import DEVICE_NAME
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -156,8 +157,12 @@ def reproducible(device: torch.device, *, seed: int, strict: bool = False) -> It
     device : torch.device
     seed : int
     strict : bool
-        Refuse every operation that might give other bits the next time (a RuntimeError of torch
-        that names it).
+        Refuse every operation that might give other bits the next time.
+
+    Raises
+    ------
+    TrainingError
+        Naming the operation, where `strict`.
     """
     devices = [device] if device.type == "cuda" else []
     with (
@@ -177,5 +182,14 @@ def _only_deterministic() -> Iterator[None]:
     torch.use_deterministic_algorithms(True)
     try:
         yield
+    except RuntimeError as error:
+        found = re.match(r"(\S+) does not have a deterministic implementation", str(error))
+        if found is None:
+            raise
+        raise TrainingError(
+            f"determinism: strict: the operation {found[1]} has no deterministic implementation in "
+            "torch on this device; set train.<model>.determinism=repeatable, or use a model "
+            "without it"
+        ) from error
     finally:
         torch.use_deterministic_algorithms(before)

@@ -28,19 +28,19 @@ from wsi_pipeline.runfolder import (
     write_failures,
 )
 from wsi_pipeline.runner import Options, Plan, StageResult, run_stage
-from wsi_pipeline.settings import TrainConfig, result_settings
+from wsi_pipeline.settings import TrainConfig, fill_in_sampling, result_settings
 from wsi_pipeline.splits import assign_splits
 
 log = logging.getLogger(__name__)
 
-_EVALUATION = "wsi-pipeline/image-metrics/2"  # what metrics.json holds
+_EVALUATION = "wsi-pipeline/image-metrics/3"  # what metrics.json holds
 
 # Settings that matter to single images; the others of these sections are of slides alone.
 _USED: dict[str, tuple[str, ...]] = {
     "tile": (),
     "predict": ("batch_size", "precision", "tolerance", "readers", "splits"),
     "heatmap": ("maps_per_class",),
-    "evaluate": ("image_threshold", "bootstrap", "stratified", "seed"),
+    "evaluate": ("split", "image_threshold", "bootstrap", "stratified", "seed"),
     "report": (),
 }
 
@@ -141,15 +141,25 @@ def train(
             f"{run.path}: no image in the split train; tile again with splits in the config "
             "(--set splits.val_fraction=0.2), or with train/ and test/ folders, or a table's split"
         )
-    plans = [
-        _plan(
-            Unit("train", model=name),
-            partial(_train_fingerprint, data, settings),
-            config=settings,
-            device=options.device,
+    plans = []
+    for name, told in chosen.items():
+        settings = fill_in_sampling(told, images=True)
+        steps = settings.steps_per_epoch
+        if settings.sampling == "shuffle" and steps != TrainConfig.steps_per_epoch:
+            log.warning(
+                "no effect: train.%s.steps_per_epoch=%d, since each epoch passes over all images "
+                "once (sampling: shuffle); set sampling: balanced for draws",
+                name,
+                steps,
+            )
+        plans.append(
+            _plan(
+                Unit("train", model=name),
+                partial(_train_fingerprint, data, settings),
+                config=settings,
+                device=options.device,
+            )
         )
-        for name, settings in chosen.items()
-    ]
     return run_stage("train", run, plans, config, options)
 
 
@@ -199,6 +209,7 @@ def heatmap(
     units = [Unit("heatmap", ALL, model) for model, reason in reasons.items() if not reason]
     if not units:
         return StageResult("heatmap", (), (), (), notes)
+    split = config.evaluate.split
     plans = [
         _plan(
             unit,
@@ -208,9 +219,11 @@ def heatmap(
                 digest_file(run.checkpoint(unit.model)),
                 config.heatmap.maps_per_class,
                 MAPS_SCHEMA,
+                *([split] if split else []),
             ),
             checkpoint=run.checkpoint(unit.model),
             config=config.heatmap,
+            split=split,
             device=options.device,
         )
         for unit in units

@@ -23,7 +23,13 @@ from wsi_pipeline.manifest import with_splits, write_manifest
 from wsi_pipeline.names import check_model_name, check_twins
 from wsi_pipeline.runfolder import RunFolder, Unit, forget_failures, iterate_failures
 from wsi_pipeline.runner import Options, Plan, StageResult, read_run_json, run_stage, some
-from wsi_pipeline.settings import TrainConfig, result_settings
+from wsi_pipeline.settings import (
+    EvaluatedSplit,
+    TrainConfig,
+    evaluation_settings,
+    fill_in_sampling,
+    result_settings,
+)
 from wsi_pipeline.splits import advise_missing_split, assign_splits
 
 log = logging.getLogger(__name__)
@@ -139,7 +145,10 @@ def train(
         check_device(options, *(settings.precision for settings in chosen.values()))
         return image_stages.train(run, config, options, chosen=chosen)
     listed = run.read_manifest()
-    chosen = models_to_train(config, models)
+    chosen = {
+        name: fill_in_sampling(settings, images=False)
+        for name, settings in models_to_train(config, models).items()
+    }
     check_model_names(run, chosen)
     _check_splits(run, listed, config, chosen)
     entries = _finished_entries(run, ("train", "val"))
@@ -211,7 +220,7 @@ def models_to_train(config: Config, names: Sequence[str]) -> dict[str, TrainConf
         If there is none, or no architecture or file of weights of that name.
     """
     from wsi_pipeline.models import MODELS
-    from wsi_pipeline.models.vgg import check_weights_file
+    from wsi_pipeline.models.pretrained import check_weights_file
 
     if not names and not config.train:
         raise ConfigError(
@@ -501,15 +510,19 @@ def evaluate(
     entries = run.read_manifest()
     plans = []
     for model in choose_scored_models(run, models):
-        chosen, left_out = _to_evaluate(run, model, entries)
+        chosen, left_out = _to_evaluate(run, model, entries, config.evaluate.split)
+        elsewhere = _outlined_elsewhere(entries, chosen, config.evaluate.split)
         plans.append(
             Plan(
                 Unit("evaluate", model=model),
                 weight=1,
-                fingerprint=partial(_evaluate_fingerprint, run, model, chosen, left_out, config),
+                fingerprint=partial(
+                    _evaluate_fingerprint, run, model, chosen, left_out, elsewhere, config
+                ),
                 arguments={
                     "entries": chosen,
                     "left_out": left_out,
+                    "elsewhere": elsewhere,
                     "config": config.evaluate,
                     "heatmap": config.heatmap,
                 },
@@ -519,9 +532,9 @@ def evaluate(
 
 
 def _to_evaluate(
-    run: RunFolder, model: str, entries: Sequence[SlideEntry]
+    run: RunFolder, model: str, entries: Sequence[SlideEntry], split: EvaluatedSplit | None
 ) -> tuple[tuple[SlideEntry, ...], tuple[str, ...]]:
-    """Choose what figures are made of: the test split, and val for the threshold.
+    """Choose what figures are made of: the split that is evaluated, and val for the threshold.
 
     Without any split, all slides with a reference. A slide that could not be tiled or scored is
     left out and said so in the figures; one that was merely not predicted yet is an error, since
@@ -533,14 +546,15 @@ def _to_evaluate(
     left_out : slide ids
     """
     has_splits = any(e.split in {"val", "test"} for e in entries)
+    everything = split == "all" or (split is None and not has_splits)
+    named = {"val", split or "test"}
     wanted = [
         e
         for e in entries
-        if (e.split in {"val", "test"} or not has_splits)
-        and (e.label is not None or e.annotation is not None)
+        if (everything or e.split in named) and (e.label is not None or e.annotation is not None)
     ]
     if not wanted:
-        among = "in the splits test and val" if has_splits else "in the manifest"
+        among = "in the manifest" if everything else f"in the splits {' and '.join(sorted(named))}"
         raise StageError(
             f"{run.path}: nothing to compare the scores of {model} with: no slide {among} has a "
             "label or an annotation; fill these columns in and run tile again (heatmap, export and "
@@ -561,11 +575,34 @@ def _to_evaluate(
     return tuple(e for e in wanted if e.slide_id in done), left_out
 
 
+def _outlined_elsewhere(
+    entries: Sequence[SlideEntry], chosen: Sequence[SlideEntry], split: EvaluatedSplit | None
+) -> dict[str, list[str]]:
+    """List outlined slides by their split, where none of those evaluated is outlined.
+
+    Their outlines are what heatmaps would be compared with.
+    """
+    has_splits = any(e.split for e in chosen)
+    tested = {
+        e.slide_id
+        for e in chosen
+        if split == "all" or not has_splits or e.split == (split or "test")
+    }
+    outlined = [e for e in entries if e.annotation is not None]
+    if any(e.slide_id in tested for e in outlined):
+        return {}
+    found: dict[str, list[str]] = {}
+    for e in outlined:
+        found.setdefault(e.split or "(none)", []).append(e.slide_id)
+    return found
+
+
 def _evaluate_fingerprint(
     run: RunFolder,
     model: str,
     chosen: Sequence[SlideEntry],
     left_out: Sequence[str],
+    elsewhere: Mapping[str, Sequence[str]],
     config: Config,
 ) -> str:
     data = [
@@ -580,7 +617,9 @@ def _evaluate_fingerprint(
         )
         for e in chosen
     ]
-    return digest_settings(data, left_out, config.evaluate, config.heatmap.overlap)
+    settings = evaluation_settings(config.evaluate)
+    more = [elsewhere] if elsewhere else []
+    return digest_settings(data, left_out, settings, config.heatmap.overlap, *more)
 
 
 def report(

@@ -411,6 +411,7 @@ def _evaluate(task: Task, on_progress: OnProgress) -> Done:
         model=task.unit.model,
         read_patch=read_patch,
         left_out=left_out,
+        elsewhere=task.arguments["elsewhere"],
     )
     lost = f"; WITHOUT {', '.join(left_out)}, which failed in an earlier stage" if left_out else ""
     return list_files(out), _headline(metrics) + lost

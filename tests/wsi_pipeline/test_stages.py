@@ -22,9 +22,15 @@ from tests.wsi_pipeline.tiny_cohort import SIZE, again, contents, write_config
 from tiling.files import digest_file
 from wsi_pipeline.checkpoint import load_checkpoint, save_checkpoint
 from wsi_pipeline.cli import main
+from wsi_pipeline.config import digest_settings
 from wsi_pipeline.runfolder import RunFolder, Unit
 from wsi_pipeline.scores import read_scores
-from wsi_pipeline.settings import PredictConfig
+from wsi_pipeline.settings import (
+    EvaluateConfig,
+    HeatmapConfig,
+    PredictConfig,
+    evaluation_settings,
+)
 from wsi_pipeline.work import Task, perform
 
 
@@ -61,6 +67,36 @@ def test_scores_and_heatmap_agree_with_the_store(finished):
     heatmap = tifffile.imread(run / "heatmaps/patchnet/s5.ome.tif")
     for (x, y), score in zip(coords, scores, strict=True):
         assert heatmap[y // 32, x // 32] == pytest.approx(score, abs=1e-6)
+
+
+def test_another_split_is_evaluated_and_the_default_is_kept(copy, capsys):
+    run = copy / "run"
+    path = run / "evaluation/patchnet/metrics.json"
+    assert main(["evaluate", str(run), "--set", "split=val", "--quiet"]) == 0
+    metrics = json.loads(path.read_text())
+    assert metrics["evaluated"] == "val"
+    with (path.parent / "slides.csv").open(newline="") as file:
+        assert [row["slide_id"] for row in csv.DictReader(file)] == ["s2", "s3"]
+    assert main(["evaluate", str(run), "--set", "split=train", "--quiet"]) == 1
+    assert "2 of 4 slides have no scores of patchnet yet: s0, s1" in capsys.readouterr().err
+
+
+def test_outlined_slides_of_another_split_are_named(copy):
+    """Heatmaps of the test were compared with nothing, and nothing was said of the others."""
+    run = copy / "run"
+    manifest = copy / "data/manifest.csv"
+    manifest.write_text(manifest.read_text().replace("s5.tif,1,s5.xml", "s5.tif,1,"))
+    assert again(copy, "--quiet") == 0
+    metrics = json.loads((run / "evaluation/patchnet/metrics.json").read_text())
+    assert metrics["localisation"]["elsewhere"] == {"train": 1, "val": 1}
+    assert any("outlined slide is in the split val" in note for note in metrics["notes"])
+
+
+def test_fingerprints_of_evaluations_are_those_of_run_folders_that_exist():
+    settings = evaluation_settings(EvaluateConfig())
+    assert digest_settings(settings, HeatmapConfig().overlap) == "2f303551490b8738"
+    other = evaluation_settings(EvaluateConfig(split="test"))
+    assert digest_settings(other, HeatmapConfig().overlap) != "2f303551490b8738"
 
 
 def test_the_froc_command_finds_the_same_from_the_detections_written(finished, tmp_path):

@@ -6,7 +6,7 @@ the tables beside it.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -61,7 +61,7 @@ from wsi_pipeline.evaluation.sections import (
 from wsi_pipeline.evaluation.slide import SlideThreshold, aggregate_scores, freeze_threshold
 from wsi_pipeline.evaluation.sweep import SWEEP_COLUMNS, sweep_rows, sweep_thresholds
 from wsi_pipeline.evaluation.tables import Cell, write_rows
-from wsi_pipeline.settings import EvaluateConfig
+from wsi_pipeline.settings import EvaluateConfig, EvaluatedSplit
 
 log = logging.getLogger(__name__)
 
@@ -77,14 +77,15 @@ def evaluate_run(
     model: str,
     read_patch: ReadPatch | None = None,
     left_out: Sequence[str] = (),
+    elsewhere: Mapping[str, Sequence[str]] | None = None,
 ) -> dict[str, Any]:
     """Compute and write one model's figures.
 
     Parameters
     ----------
     slides : sequence of EvaluationSlide
-        Of the test and validation splits, or all where there are no splits. Those of the training
-        split and those without any reference are left out.
+        Of the split that is evaluated (`settings.split`; test) and the validation split, or all
+        where there are no splits. Those of other splits and without any reference are left out.
     settings : EvaluateConfig
     out : Path
         Gets ``metrics.json`` (last); tables, curves and pictures: see docs/evaluate.md.
@@ -95,6 +96,8 @@ def evaluate_run(
     left_out : sequence of str
         Slides that belong here but could not be scored: they are named among the notes, since no
         denominator holds them.
+    elsewhere : mapping, optional
+        Outlined slides by split, where none that is evaluated is outlined.
 
     Returns
     -------
@@ -109,8 +112,8 @@ def evaluate_run(
     """
     # Figures of an earlier evaluation must not stand where this one is refused or interrupted.
     (out / "metrics.json").unlink(missing_ok=True)
-    test, val = _choose_slides(slides)
-    notes = _choice_notes(slides, test) + _guard(test, val)
+    test, val = _choose_slides(slides, settings.split)
+    notes = _choice_notes(slides, test, settings) + _guard(test, val, settings)
     if left_out:
         notes.insert(0, f"left out of every figure, since they failed: {', '.join(left_out)}")
     slide_scores = {s.slide_id: _slide_score(s, settings) for s in (*test, *val)}
@@ -128,7 +131,7 @@ def evaluate_run(
         "patient": patient_section(test, slide_scores, threshold, resamples, out),
         "metastasis": metastasis_section(test, slide_scores, kinds, threshold, resamples),
         "calibration": calibration_section(_pool(test), _pool(val), out),
-        "localisation": localisation_section(test, out),
+        "localisation": localisation_section(test, out, elsewhere or {}, notes),
         "errors": _write_errors(out, test, settings, read_patch, notes),
     }
     primary = frocs[settings.froc_definition].curve
@@ -137,6 +140,7 @@ def evaluate_run(
     undefined |= {name: curve.undefined for name, curve in named.items()}
     metrics = {
         "model": model,
+        "evaluated": settings.split or ("test" if any(s.split for s in test) else "all"),
         "threshold": settings.threshold,
         **{name: section.values for name, section in sections.items()},
         **{name: froc_to_json(curve) for name, curve in named.items()},
@@ -163,21 +167,21 @@ def evaluate_run(
 
 
 def _choose_slides(
-    slides: Sequence[EvaluationSlide],
+    slides: Sequence[EvaluationSlide], split: EvaluatedSplit | None
 ) -> tuple[list[EvaluationSlide], list[EvaluationSlide]]:
-    """Choose test and validation slides, among those with a reference."""
+    """Choose the slides that are evaluated and those of val, among those with a reference."""
     for slide in slides:
         _check_slide(slide)
     known = [slide for slide in slides if slide.truth is not None]
-    if any(slide.split for slide in slides):
-        test = [slide for slide in known if slide.split == "test"]
-        val = [slide for slide in known if slide.split == "val"]
-    else:
-        test, val = known, []
+    val = [slide for slide in known if slide.split == "val"]
+    test = known
+    if split != "all" and (split is not None or any(slide.split for slide in slides)):
+        test = [slide for slide in known if slide.split == (split or "test")]
     if not test:
         raise EvaluationError(
-            f"none of {pluralize(len(slides), 'slide')} is a test slide with a label or an "
-            "annotation; give slides the split test in the manifest, or none of them a split"
+            f"none of {pluralize(len(slides), 'slide')} with a label or an annotation is in the "
+            f"split {split or 'test'}; give slides that split in the manifest, or evaluate another "
+            "one (evaluate.split)"
         )
     return test, val
 
@@ -198,8 +202,17 @@ def _check_slide(slide: EvaluationSlide) -> None:
         )
 
 
-def _choice_notes(slides: Sequence[EvaluationSlide], test: Sequence[EvaluationSlide]) -> list[str]:
+def _choice_notes(
+    slides: Sequence[EvaluationSlide], test: Sequence[EvaluationSlide], settings: EvaluateConfig
+) -> list[str]:
     notes = []
+    if settings.split not in (None, "test"):
+        notes.append(f"figures are of the split {settings.split} (evaluate.split)")
+    if settings.split in ("val", "all") and settings.slide_threshold is None:
+        notes.append(
+            "the slide threshold and the temperature are chosen on slides that are evaluated here, "
+            "so what depends on them is too hopeful"
+        )
     unknown = [s.slide_id for s in slides if s.truth is None and s.split in ("test", None)]
     if unknown:
         notes.append(
@@ -214,9 +227,12 @@ def _choice_notes(slides: Sequence[EvaluationSlide], test: Sequence[EvaluationSl
     return notes
 
 
-def _guard(test: Sequence[EvaluationSlide], val: Sequence[EvaluationSlide]) -> list[str]:
+def _guard(
+    test: Sequence[EvaluationSlide], val: Sequence[EvaluationSlide], settings: EvaluateConfig
+) -> list[str]:
     """Refuse slides under test that the model has seen; note where validation is not one."""
-    notes = refuse_leaks(Seen(s.slide_id, s.patient, s.trained_on) for s in test)
+    seen = [Seen(s.slide_id, s.patient, s.trained_on) for s in test]
+    notes = refuse_leaks(seen, evaluated=settings.split or "test")
     known = [s.slide_id for s in val if s.slide_id in (s.trained_on or {}).get("train_slides", ())]
     if known:
         notes.append(

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from wsi_pipeline.contracts import SPLITS
 from wsi_pipeline.evaluation.bootstrap import Resamples, weighted_roc_auc
 from wsi_pipeline.evaluation.calibration import (
     N_BINS,
@@ -39,6 +40,7 @@ COHORT_COLUMNS = (
 LOCALISATION_COLUMNS = (
     "n_pixels", "n_tumour", "n_unscored", "exact_match", "recall", "roc_auc",
 )  # fmt: skip
+_NAMED = 5  # ids in a note
 PATIENT_COLUMNS = ("patient", "label", "score", "predicted", "slides")
 
 Labelled = tuple[NDArray[np.int8], NDArray[np.float64]]
@@ -114,8 +116,16 @@ def _reliability_cells(
 # ------------------------------------------------------------ localisation
 
 
-def localisation_section(test: Sequence[EvaluationSlide], out: Path) -> Figures:
-    """Average how heatmaps lie on outlines; writes ``localisation.csv``, one row for each slide."""
+def localisation_section(
+    test: Sequence[EvaluationSlide],
+    out: Path,
+    elsewhere: Mapping[str, Sequence[str]],
+    notes: list[str],
+) -> Figures:
+    """Average how heatmaps lie on outlines; writes ``localisation.csv``, one row for each slide.
+
+    Outlined slides of other splits (`elsewhere`, by split) are counted, and named in `notes`.
+    """
     known = {s.slide_id: s.localisation for s in test if s.localisation is not None}
     reasons = {
         "average_exact_match": "no test slide has a heatmap and an outline",
@@ -123,7 +133,24 @@ def localisation_section(test: Sequence[EvaluationSlide], out: Path) -> Figures:
         "average_roc_auc": "no outlined slide has both tumour and other pixels",
     }
     write_localisation(out / "localisation.csv", "slide_id", known)
-    return average_section(known, skipped=len(test) - len(known), reasons=reasons)
+    notes += describe_elsewhere("outlined slide", elsewhere)
+    section = average_section(known, skipped=len(test) - len(known), reasons=reasons)
+    section.values["elsewhere"] = {split: len(ids) for split, ids in elsewhere.items()}
+    return section
+
+
+def describe_elsewhere(what: str, elsewhere: Mapping[str, Sequence[str]]) -> list[str]:
+    """Name what could be compared with maps and lies in splits that are not evaluated."""
+    notes = []
+    for split, ids in elsewhere.items():
+        n = f"1 {what} is" if len(ids) == 1 else f"{len(ids)} {what}s are"
+        more = f" and {len(ids) - _NAMED} more" if len(ids) > _NAMED else ""
+        asked = split if split in SPLITS else "all"
+        notes.append(
+            f"{n} in the split {split}, which is not evaluated: {', '.join(ids[:_NAMED])}{more}; "
+            f"set evaluate.split={asked} to compare their maps"
+        )
+    return notes
 
 
 def average_section(

@@ -39,8 +39,18 @@ class ImageEntry:
     mask: str | None = None  # path within the folder; non-zero is the object
 
 
-def list_images(folder: Path, config: ImagesConfig) -> tuple[list[ImageEntry], tuple[str, str]]:
+def list_images(
+    folder: Path, config: ImagesConfig, *, with_splits: bool = True
+) -> tuple[list[ImageEntry], tuple[str, str]]:
     """List a data set's images, in the order of their ids (of the table's rows).
+
+    Parameters
+    ----------
+    folder : Path
+    config : ImagesConfig
+    with_splits : bool
+        False: splits of the table or the folders are neither read nor checked, for a caller that
+        makes its own.
 
     Returns
     -------
@@ -56,7 +66,9 @@ def list_images(folder: Path, config: ImagesConfig) -> tuple[list[ImageEntry], t
     """
     if not folder.is_dir():
         raise ManifestError(f"{folder}: no such folder of images")
-    found = _read_table(folder, config.table) if config.table else _walk(folder)
+    found = _read_table(folder, config.table, with_splits) if config.table else _walk(folder)
+    if not with_splits:
+        found = [replace(entry, split=None) for entry in found]
     if not found:
         raise ManifestError(
             f"{folder}: no images in it or its class folders (FOLDER/<class>/*; looked for "
@@ -144,7 +156,7 @@ def _name_patients(entries: Sequence[ImageEntry], pattern: str) -> list[ImageEnt
     return named
 
 
-def _read_table(folder: Path, path: Path) -> list[ImageEntry]:
+def _read_table(folder: Path, path: Path, with_splits: bool) -> list[ImageEntry]:
     table = iterate_csv(path, error=ManifestError)
     _, names = next(table, (0, []))
     rows = [(line, as_mapping(names, cells)) for line, cells in table]
@@ -152,6 +164,8 @@ def _read_table(folder: Path, path: Path) -> list[ImageEntry]:
         raise ManifestError(
             f"{path}: no column 'file' in the header {list(names)}; known: {', '.join(COLUMNS)}"
         )
+    if not with_splits:
+        rows = [(line, {**row, "split": ""}) for line, row in rows]
     return [_parse_row(folder, path, line, row) for line, row in rows]
 
 

@@ -149,6 +149,7 @@ def render_report(run: RunFiles, *, context: Sequence[Context] = ()) -> str:
         "froc_curves": {name: curves.chart_froc(run.models, name) for name in DEFINITIONS},
         "froc_tables": {name: read_froc_table(run.models, name) for name in DEFINITIONS},
         "rates": RATES,
+        "epoch_seconds": {m.name: curves.epoch_seconds(m.history) for m in run.models},
         "histories": {model.name: curves.chart_history(model) for model in run.models},
         "slide_rows": {model.name: _slide_rows(model, run.cohort) for model in run.models},
         "pictures": {model.name: _embed_overlays(model) for model in run.models},

@@ -168,6 +168,12 @@ def chart_sweep(model: ModelFiles) -> Chart | None:
     return Chart(f"{model.name}: patches called by threshold", x, y, series)
 
 
+def epoch_seconds(history: Sequence[Row]) -> float | None:
+    """Median seconds of an epoch's training pass; None where they were not recorded."""
+    known = [float(row["seconds"]) for row in history if row.get("seconds")]
+    return float(np.median(known)) if known else None
+
+
 def chart_history(model: ModelFiles) -> list[Chart]:
     """Losses, and ROC AUC on the validation patches, by epoch; empty without a history."""
     if not model.history:

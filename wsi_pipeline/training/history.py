@@ -4,7 +4,7 @@ Both are functions of the history alone, so a training that was killed decides a
 """
 
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass, fields
+from dataclasses import astuple, dataclass, field, fields
 from pathlib import Path
 
 from tiling.wording import format_number, format_percent, pluralize
@@ -14,7 +14,7 @@ from wsi_pipeline.settings import Monitor
 
 @dataclass(frozen=True)
 class EpochRecord:
-    """One line of ``history.csv``. No times: the same training gives the same bytes."""
+    """One line of ``history.csv``: the same training gives the same numbers, but for `seconds`."""
 
     epoch: int  # from 1
     lr: float  # learning rate during the epoch
@@ -22,6 +22,8 @@ class EpochRecord:
     val_loss: float | None  # E: mean binary cross-entropy over the validation patches, if any
     val_roc_auc: float | None  # over the validation patches, if there are any
     train_accuracy: float | None = None  # after the epoch, where training may stop by it
+    # Wall clock time of the training pass, without validation: differs from run to run.
+    seconds: float | None = field(default=None, compare=False)
 
 
 def best_epoch(history: Sequence[EpochRecord], monitor: Monitor) -> int:

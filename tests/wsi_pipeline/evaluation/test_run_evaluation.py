@@ -257,6 +257,53 @@ def test_without_splits_all_slides_are_evaluated(tmp_path):
     assert any("no slide has a split" in note for note in metrics["notes"])
 
 
+@pytest.mark.parametrize(
+    ("split", "first", "noted"),
+    [
+        ("test", {"t"}, 0),
+        ("val", {"v"}, 2),
+        ("train", {"x"}, 2),
+        ("all", {"t", "v", "x"}, 3),
+    ],
+)
+def test_the_split_that_is_asked_for_is_evaluated(tmp_path, split, first, noted):
+    settings = replace(SETTINGS, split=split)
+    metrics = evaluate_run(cohort(4), settings=settings, out=tmp_path, model="m")
+    rows = read_csv(tmp_path / "slides.csv")
+    assert {r["slide_id"][0] for r in rows} == first
+    assert metrics["evaluated"] == split
+    assert metrics["slide"]["n"] == metrics["localisation"]["n"] == len(rows)
+    assert "4 validation slides" in metrics["slide"]["threshold_source"]
+    kinds = ("evaluate.split)", "too hopeful", "no test: the model was trained on 2 patients")
+    known = [note for note in metrics["notes"] if any(kind in note for kind in kinds)]
+    assert len(known) == noted
+    assert ("no test" in " ".join(known)) == (split in ("train", "all"))
+
+
+def test_a_split_without_slides_is_an_error(tmp_path):
+    slides = [s for s in cohort(4) if s.split != "train"]
+    with pytest.raises(EvaluationError, match=r"is in the split train; .*evaluate\.split"):
+        evaluate_run(slides, settings=replace(SETTINGS, split="train"), out=tmp_path, model="m")
+
+
+def test_validation_slides_that_were_trained_on_are_no_validation(tmp_path):
+    slides = seen(cohort(4), train_slides=["v1"])
+    with pytest.raises(EvaluationError, match=r"trained on 1 patient .*: v1; .*the split val"):
+        evaluate_run(slides, settings=replace(SETTINGS, split="val"), out=tmp_path, model="m")
+
+
+def test_outlines_of_other_splits_are_counted_and_named(tmp_path):
+    slides = [replace(s, localisation=None) for s in cohort(4)]
+    elsewhere = {"train": ["x1"], "val": [f"v{i}" for i in range(7)]}
+    metrics = evaluate_run(slides, settings=SETTINGS, out=tmp_path, model="m", elsewhere=elsewhere)
+    assert metrics["localisation"]["elsewhere"] == {"train": 1, "val": 7}
+    assert (
+        "1 outlined slide is in the split train, which is not evaluated: x1; set "
+        "evaluate.split=train to compare their maps"
+    ) in metrics["notes"]
+    assert any("v0, v1, v2, v3, v4 and 2 more; set" in note for note in metrics["notes"])
+
+
 def test_one_class_gives_null_with_reasons(tmp_path):
     slides = [make_slide(f"n{i}", tumour=False) for i in range(3)]
     metrics = evaluate_run(slides, settings=SETTINGS, out=tmp_path, model="m")

@@ -22,7 +22,7 @@ from wsi_pipeline.scores import TRAINED_ON
 from wsi_pipeline.settings import EvaluateConfig
 
 SMALL = "{model: {options: {m: 5, stride: 4, filters: 4, depth: 2, channels: 1, normalise: minmax}}"
-TRAIN = "steps_per_epoch: 8, max_epochs: 3, lr: 0.003}"
+TRAIN = "sampling: balanced, steps_per_epoch: 8, max_epochs: 3, lr: 0.003}"
 
 
 def make_folder(folder, n=12, channels=1, height=18, width=25):
@@ -262,6 +262,54 @@ def test_preprocessing_and_crops_travel_in_the_checkpoint(tmp_path):
     heatmap = next((tmp_path / "run" / "heatmaps" / "patchnet").glob("*.tif"))
     assert tifffile.imread(heatmap).shape == (12, 16)
     assert folder.is_dir()
+
+
+def draws_of(run, model="patchnet"):
+    return {
+        (row["slide_id"], row["label"]): int(row["drawn"])
+        for row in rows_of(run / "models" / model / "draws.csv")
+    }
+
+
+def train_small(run, *settings):
+    channels = open_images(run / "tiles", read_images(run / "images.csv")).shape[2]
+    small = f"model.options={{m: 5, filters: 2, depth: 1, channels: {channels}}}"
+    words = ["train", str(run), "--model", "patchnet", "--quiet", "--set", small]
+    return cli.main([*words, *(part for s in ("max_epochs=2", *settings) for part in ("--set", s))])
+
+
+def test_patchnets_pass_over_all_images_in_each_epoch(tmp_path, caplog):
+    """PatchNet papers 1 and 2 count epochs so; draws are there for whoever sets them."""
+    run = tiled(tmp_path)
+    trained = [e for e in read_images(run / "images.csv") if e.split == "train"]
+    assert train_small(run) == 0
+    of_label = {(e.patient, str(e.label)): 2 for e in trained}  # two epochs
+    assert {key: n for key, n in draws_of(run).items() if n} == of_label
+    assert not caplog.messages
+    history = rows_of(run / "models" / "patchnet" / "history.csv")
+    assert all(float(row["seconds"]) > 0 for row in history)
+
+    assert train_small(run, "steps_per_epoch=3") == 0
+    assert "no effect: train.patchnet.steps_per_epoch=3" in caplog.text
+    assert train_small(run, "sampling=balanced", "steps_per_epoch=3") == 0
+    assert sum(draws_of(run).values()) == 2 * 3 * 4
+
+
+def test_the_smaller_class_is_repeated_where_asked(tmp_path):
+    """PatchNet paper 1, 4.2: malignant images are up-sampled to parity."""
+    folder = make_folder(tmp_path / "data", n=8)
+    rows = [f"rows/{i:02d}.png,{'val' if i > 6 else 'train'}" for i in range(8)]
+    rows += [f"columns/{i:02d}.png,{'val' if i > 6 else 'train'}" for i in (0, 1, 2, 7)]
+    (tmp_path / "t.csv").write_text("file,split\n" + "\n".join(rows) + "\n")
+    run = tmp_path / "run"
+    words = ["tile", str(folder), "--out", str(run), "--quiet", "--set", "images.channels=1"]
+    words += ["--set", f"images.table={tmp_path / 't.csv'}"]
+    assert cli.main([*words, "--set", "images.equal_classes=upsample"]) == 0
+    assert train_small(run, "max_epochs=1") == 0
+    drawn = draws_of(run)
+    by_class = {label: [n for (_, y), n in drawn.items() if y == label and n] for label in "01"}
+    assert sorted(map(sum, by_class.values())) == [7, 7]
+    assert {tuple(sorted(counts)) for counts in by_class.values()} == {(1,) * 7, (2, 2, 3)}
 
 
 def test_slides_and_images_do_not_share_a_run_folder(finished, tmp_path, capsys):
