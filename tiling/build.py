@@ -42,7 +42,7 @@ from tiling.write_pixels import OnProgress, write_pixels
 
 log = logging.getLogger(__name__)
 
-FORMAT = 2  # raised when the same settings would give another store: older stores turn stale
+FORMAT = 3  # raised when the same settings would give another store: older stores turn stale
 CACHE_BYTES = 128 * 2**20  # of decoded file tiles: those that neighbouring blocks share
 TILES_AT_ONCE = 2**18  # laid and measured: more need more memory and are no faster
 SAME_SIZE = 0.02  # a patch of another tool may differ from ours by this share: its own rounding

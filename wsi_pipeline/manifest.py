@@ -14,12 +14,14 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import cast, get_args
 
+from tiling.contracts import Unclassified
 from tiling.files import write_text
 from wsi_pipeline.contracts import SPLITS, SlideEntry, Split
 from wsi_pipeline.errors import ManifestError
 
-COLUMNS = ("slide", "slide_id", "patient", "label", "annotation", "split", "mpp")
+COLUMNS = ("slide", "slide_id", "patient", "label", "annotation", "split", "mpp", "unclassified")
 
 # What OpenSlide and the TIFF reader open; DICOM and MIRAX by their one leading file.
 SLIDE_SUFFIXES = frozenset(
@@ -146,6 +148,7 @@ def _parse_row(path: Path, line: int, row: dict[str, str | None]) -> SlideEntry:
         annotation=path.parent / text["annotation"] if text["annotation"] else None,
         split=_parse_split(where, text["split"]),
         mpp=_parse_mpp(where, text["mpp"]),
+        unclassified=_parse_unclassified(where, text["unclassified"]),
     )
 
 
@@ -178,6 +181,18 @@ def _parse_mpp(where: str, text: str) -> float | None:
     if not (math.isfinite(mpp) and mpp > 0):
         raise ManifestError(f"{where}: mpp '{text}' is not a positive number of µm per pixel")
     return mpp
+
+
+def _parse_unclassified(where: str, text: str) -> Unclassified | None:
+    for choice in get_args(Unclassified):
+        if text == choice:
+            return cast(Unclassified, choice)
+    if text:
+        raise ManifestError(
+            f"{where}: unclassified must be one of {', '.join(get_args(Unclassified))} or empty, "
+            f"got '{text}'"
+        )
+    return None
 
 
 def check_entries(entries: Sequence[SlideEntry]) -> None:
@@ -233,6 +248,7 @@ def manifest_row(e: SlideEntry, folder: Path) -> list[str]:
         _relative(e.annotation, folder) if e.annotation else "",
         e.split or "",
         "" if e.mpp is None else repr(e.mpp),
+        e.unclassified or "",
     ]
 
 

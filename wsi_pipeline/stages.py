@@ -74,7 +74,11 @@ def tile(run: RunFolder, config: Config, options: Options) -> StageResult:
             Unit("tile", e.slide_id),
             weight=slide_bytes(e),
             fingerprint=partial(_tile_fingerprint, e, config),
-            arguments={"entry": e, "config": config.tile, "threads": _threads(options)},
+            arguments={
+                "entry": e,
+                "config": e.tile_config(config.tile),
+                "threads": _threads(options),
+            },
         )
         for e in entries
     ]
@@ -102,7 +106,7 @@ def _tile_fingerprint(entry: SlideEntry, config: Config) -> str:
     return tile_fingerprint(
         entry.path,
         slide_id=entry.slide_id,
-        config=config.tile,
+        config=entry.tile_config(config.tile),
         annotation_path=entry.annotation,
         slide_label=entry.label,
         mpp=entry.mpp,

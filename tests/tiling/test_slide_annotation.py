@@ -131,3 +131,25 @@ class TestExclude:
         assert cut.tumour.sum() < whole.tumour.sum()
         again = read_annotation_of_store(path, cut).tumour
         assert again.equals(read_annotation(path, exclude=["Necrosis"]).tumour)
+
+
+def test_a_region_without_class_beside_a_tumour_is_not_labelled_tumour(slide, tmp_path):
+    """It made every patch positive, without a note."""
+    whole = np.array([(0, 0), (260, 0), (260, 210), (0, 210)])
+    annotation = geojson(tmp_path / "a.geojson", {"None": whole, "Tumor": TUMOUR})
+
+    alone = tile(slide, geojson(tmp_path / "alone.geojson", {"Tumor": TUMOUR}))
+    both = tile(slide, annotation)
+    np.testing.assert_array_equal(both.label, alone.label)
+    assert sum("without class taken as regions" in n for n in both.attributes["notes"]) == 1
+
+    forced = tile(slide, annotation, unclassified="tumour")
+    assert (forced.label == 1).all()
+    assert read_annotation_of_store(annotation, forced).tumour.area == 260 * 210
+    assert forced.fingerprint != both.fingerprint
+
+
+def test_an_unknown_rule_for_annotations_without_class_is_refused(slide, tmp_path):
+    annotation = geojson(tmp_path / "a.geojson", {"Tumor": TUMOUR})
+    with pytest.raises(GridError, match="unclassified must be one of auto, tumour, region"):
+        tile(slide, annotation, unclassified="ignore")
