@@ -33,8 +33,8 @@ from tiling.slide_annotation import (
 from tiling.slide_tissue import (
     SlideTissue,
     digest_mask,
+    explain_no_tissue,
     find_tissue,
-    say_no_tissue,
     tissue_meter,
 )
 from tiling.store import TileTable, finish_store, write_table
@@ -243,7 +243,7 @@ def plan_tiles(
         tiles = (coords[i : i + TILES_AT_ONCE] for i in range(0, n_tiles, TILES_AT_ONCE))
     annotation, notes = read_slide_annotation(annotation_path, info, config)
     mask = find_tissue(slide, info, config, threads)
-    notes += _overview_note(mask.overview)
+    notes += mask.notes + _overview_note(mask.overview)
     table = _choose_tiles(tiles, mask, geometry, config)
     if len(table.coords):
         table = _label(table, geometry, annotation, annotation_path, slide_label, config)
@@ -259,7 +259,16 @@ def check_has_tiles(plan: TilePlan, config: TileConfig) -> None:
     TissueError
     """
     if not len(plan.table.coords):
-        raise TissueError(say_no_tissue(plan.mask, config, n_tiles=plan.n_tiles))
+        grid = _lay_grid(plan.info, plan.geometry, config)
+
+        def fullest(mask: SlideTissue) -> float:
+            measure = tissue_meter(mask, plan.geometry)
+            tiles = grid.iterate(most=TILES_AT_ONCE)
+            return max((float(measure(group).max(initial=0)) for group in tiles), default=0.0)
+
+        raise TissueError(
+            explain_no_tissue(plan.mask, plan.info, config, n_tiles=plan.n_tiles, fullest=fullest)
+        )
 
 
 def store_attributes(
@@ -348,8 +357,8 @@ def _choose_tiles(
     for group in tiles:
         fraction = measure(group)
         if config.coords is None:
-            kept = (fraction >= config.tissue.min_fraction) & (fraction > 0)
-        else:  # whoever made them has chosen
+            kept = fraction >= config.tissue.min_fraction  # 0 keeps every tile
+        else:  # the other tool has chosen
             kept = np.ones(len(group), np.bool_)
         coords.append(group[kept])
         tissue.append(fraction[kept])
