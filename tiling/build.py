@@ -45,7 +45,8 @@ log = logging.getLogger(__name__)
 FORMAT = 3  # raised when the same settings would give another store: older stores turn stale
 CACHE_BYTES = 128 * 2**20  # of decoded file tiles: those that neighbouring blocks share
 TILES_AT_ONCE = 2**18  # laid and measured: more need more memory and are no faster
-SAME_SIZE = 0.02  # a patch of another tool may differ from ours by this share: its own rounding
+# A patch of another tool may differ from ours by its own rounding: this share, or half a pixel.
+SAME_SIZE, SAME_SIZE_L0 = 0.02, 0.5
 CHEAP_PX = 32 * 2**20  # of a level: read within a second or so
 VERSIONED = ("wsi-pipeline", "numpy", "zarr", "openslide-python", "openslide-bin", "tifffile")
 
@@ -315,7 +316,10 @@ def _foreign_grid(folder: Path, info: SlideInfo, geometry: TileGeometry) -> NDAr
     path = find_coords(folder, info.slide_id)
     found = read_coords(path)
     ours = (geometry.patch_px * geometry.scale[0], geometry.patch_px * geometry.scale[1])
-    if any(abs(a / b - 1) > SAME_SIZE for a, b in zip(found.patch_l0, ours, strict=True)):
+    if any(
+        abs(a - b) > max(SAME_SIZE * b, SAME_SIZE_L0)
+        for a, b in zip(found.patch_l0, ours, strict=True)
+    ):
         wide, high = (side * mpp for side, mpp in zip(found.patch_l0, info.mpp, strict=True))
         is_square = abs(wide / high - 1) <= SAME_SIZE
         cure = (
