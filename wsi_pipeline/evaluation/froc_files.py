@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tiling.contracts import Unclassified
 from tiling.files import digest_file, write_json
 from wsi_pipeline import __version__
 from wsi_pipeline.contracts import FrocCurve
@@ -75,6 +76,7 @@ class FrocOptions:
     mask_downsample: float | None = None  # None: from the file; 32 for polygons
     mpp: float | None = None  # µm per level-0 px; None: 0.243, CAMELYON16's
     tumour_value: int | None = None  # None: every value but 0
+    unclassified: Unclassified | None = None  # polygons without class; None: auto
 
 
 @dataclass(frozen=True)
@@ -185,6 +187,7 @@ def check_options(options: FrocOptions) -> None:
             ("--mask-downsample", options.mask_downsample),
             ("--mpp", options.mpp),
             ("--tumour-value", options.tumour_value),
+            ("--unclassified", options.unclassified),
         ):
             unused += [name] if value is not None else []
     if unused:
@@ -221,6 +224,7 @@ def _match_camelyon16(options: FrocOptions) -> MatchedSlides:
         path = references.get(slide_id)
         reference, notes = read_reference(
             path,
+            unclassified=options.unclassified or "auto",
             mask_downsample=options.mask_downsample,
             mpp=options.mpp,
             tumour_value=options.tumour_value,
