@@ -150,6 +150,15 @@ def test_a_region_without_class_beside_a_tumour_is_not_labelled_tumour(slide, tm
     assert forced.fingerprint != both.fingerprint
 
 
+def test_a_guess_that_contradicts_the_slides_label_names_the_setting(slide, tmp_path):
+    outline = geojson(tmp_path / "a.geojson", {"": TUMOUR})
+    with pytest.raises(AnnotationError, match=r"labelled 0 .*unclassified=region"):
+        tile_slide(
+            slide, tmp_path / "a.zarr", slide_id="s", config=CONFIG, annotation_path=outline,
+            slide_label=0,
+        )  # fmt: skip
+
+
 def test_an_unknown_rule_for_annotations_without_class_is_refused(slide, tmp_path):
     annotation = geojson(tmp_path / "a.geojson", {"Tumor": TUMOUR})
     with pytest.raises(GridError, match="unclassified must be one of auto, tumour, region"):
