@@ -22,8 +22,8 @@ LAYERS = [
     | {"report", "cohorts", "cluster", "progress"}
     | {"label_audit", "audit_pictures"},
     {"models", "data", "sampling", "augment", "preprocess", "checkpoint", "devices", "scores"},
-    {"manifest", "splits", "runfolder", "config"},
-    {"contracts", "settings", "errors", "versions"},
+    {"listing", "manifest", "splits", "runfolder", "config"},
+    {"contracts", "settings", "errors", "versions", "names", "csv_files"},
 ]
 
 

@@ -137,9 +137,12 @@ def json_text(value: Any) -> str:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write `text` as UTF-8, whole or not at all."""
+    """Write `text` as UTF-8, whole or not at all.
+
+    What UTF-8 cannot hold (parts of a file name in another encoding) is written as its escape.
+    """
     with write_aside(path) as scratch:
-        scratch.write_text(text, encoding="utf-8")
+        scratch.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def digest_json(value: Any) -> str:

@@ -85,6 +85,11 @@ def _check_file(path: Path) -> None:
         with path.open("rb") as file:
             is_empty = not file.read(1)
     except FileNotFoundError as error:
+        if path.is_symlink():
+            raise SlideError(
+                f"{path.name}: a broken link: the file that it leads to is missing; correct the "
+                "link, or leave it out"
+            ) from error
         raise SlideError(f"{path.name}: no such file in {path.parent}; check the path") from error
     except OSError as error:
         raise SlideError(
@@ -164,7 +169,7 @@ def describe_slide(
     """
     return SlideInfo(
         slide_id=slide_id,
-        file_name=path.name,
+        file_name=path.name.encode("utf-8", "backslashreplace").decode(),
         vendor=slide.vendor,
         size=slide.size,
         mpp=_resolve_mpp(slide, path, mpp),

@@ -1,18 +1,16 @@
 """The papers' linear models on a folder of images: one table, as PatchNet paper 1 prints it."""
 
 import concurrent.futures
-import csv
-import io
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tiling.files import write_text
 from wsi_pipeline.config import SplitConfig
+from wsi_pipeline.csv_files import write_csv
 from wsi_pipeline.errors import ConfigError, ManifestError, ModelError
 from wsi_pipeline.images.folder import ImageEntry, as_slides, list_images, split_images
 from wsi_pipeline.images.masks import read_mask
@@ -290,14 +288,6 @@ def write_tables(out: Path, found: Baselines) -> list[Path]:
         for e, said in zip(found.entries, predicted, strict=True)
     ]
     files = [out / "baselines.csv", out / "predictions.csv"]
-    _write_csv(files[0], header, rows)
-    _write_csv(files[1], ("image_id", "patient", "label", *names), images)
+    write_csv(files[0], header, rows)
+    write_csv(files[1], ("image_id", "patient", "label", *names), images)
     return files
-
-
-def _write_csv(path: Path, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(["" if cell is None else cell for cell in row] for row in rows)
-    write_text(path, buffer.getvalue())

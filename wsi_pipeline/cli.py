@@ -4,6 +4,7 @@ Heavy packages (torch, dask, zarr) are imported by the command that needs them, 
 answers at once.
 """
 
+import io
 import json
 import logging
 import signal
@@ -559,6 +560,9 @@ def _on_terminate(signum: int, frame: FrameType | None) -> NoReturn:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program; returns its exit code (contract 3)."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    for stream in (sys.stdout, sys.stderr):  # a name that the terminal cannot show is no error
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     signal.signal(signal.SIGTERM, _on_terminate)
     try:
         app(args=list(argv) if argv is not None else None, prog_name="wsi-pipeline")

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from wsi_pipeline.config import Stage
 from wsi_pipeline.contracts import SlideEntry
-from wsi_pipeline.image_stages import ALL, is_image_run
-from wsi_pipeline.images.folder import read_images
+from wsi_pipeline.image_stages import is_image_run
+from wsi_pipeline.images.folder import ALL, read_images
 from wsi_pipeline.runfolder import RunFolder, Unit, missing_shards, write_failures
 from wsi_pipeline.runner import read_run_json, some
 from wsi_pipeline.stages import scored

@@ -20,6 +20,7 @@ from pydantic import TypeAdapter, ValidationError
 from tiling.contracts import TileConfig
 from tiling.files import digest_json
 from wsi_pipeline.errors import ConfigError
+from wsi_pipeline.names import check_name, check_twins
 from wsi_pipeline.settings import (
     EvaluateConfig,
     ExportConfig,
@@ -128,9 +129,20 @@ def read_config(
         values["train"] = trained | {name: trained.get(name) or {} for name in models}
     for setting in settings:
         _apply(values, setting, section, models)
+    source = str(path) if path else _TOLD if told and not settings else "settings"
+    _check_model_names(values["train"], source)
     _refuse_lost_paths(values, section, models)
     _complete_models(values["train"])
-    return _validate(values, str(path) if path else "settings", Config)
+    return _validate(values, source, Config)
+
+
+def _check_model_names(trained: Any, source: str) -> None:
+    """Refuse names of models that cannot be those of folders."""
+    if isinstance(trained, dict):  # else validation reports it
+        names = [name for name in trained if isinstance(name, str)]
+        for name in names:
+            check_name(name, f"{source}: the name of a model under train,")
+        check_twins(names, f"{source}: the models")
 
 
 class _Lost(str):
@@ -214,17 +226,33 @@ def _apply(
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"--set {setting}: '{text}' is not a YAML value") from error
-    for full_key in _full_keys(key, section, models or list(values["train"])):
-        _put(values, full_key.split("."), value)
+    for keys in _full_keys(key, section, models or list(values["train"]), values["train"]):
+        _put(values, keys, value)
 
 
-def _full_keys(key: str, section: str | None, trained: Sequence[str]) -> list[str]:
-    """Find what a short key means: itself, or a key of the section (of each model) at hand."""
-    if not section or key.split(".")[0] in _field_names(Config):
-        return [key]
+def _full_keys(
+    key: str, section: str | None, chosen: Sequence[str], known: Iterable[str]
+) -> list[list[str]]:
+    """Find what a short key means: itself, or a key of the section (of each model) at hand.
+
+    Parameters
+    ----------
+    chosen : sequence of str
+        Models that a short key of ``train`` is meant for.
+    known : iterable of str
+        Models of the config, whose names may hold dots.
+    """
+    first, _, rest = key.partition(".")
+    if first == "train" and rest:
+        models = [name for name in known if rest.startswith(f"{name}.")]
+        if models:
+            model = max(models, key=len)
+            return [["train", model, *rest[len(model) + 1 :].split(".")]]
+    if not section or first in _field_names(Config):
+        return [key.split(".")]
     if section == "train":
-        return [f"train.{model}.{key}" for model in trained]
-    return [f"{section}.{key}"]
+        return [["train", model, *key.split(".")] for model in chosen]
+    return [[section, *key.split(".")]]
 
 
 def _put(holder: dict[str, Any], keys: Sequence[str], value: Any) -> None:

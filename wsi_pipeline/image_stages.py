@@ -12,6 +12,7 @@ from tiling.files import digest_file
 from wsi_pipeline.config import Config, as_plain, digest_settings, name_changes
 from wsi_pipeline.errors import ConfigError, StageError
 from wsi_pipeline.images.folder import (
+    ALL,
     as_slides,
     list_images,
     read_images,
@@ -32,7 +33,6 @@ from wsi_pipeline.splits import assign_splits
 log = logging.getLogger(__name__)
 
 _EVALUATION = "wsi-pipeline/image-metrics/2"  # what metrics.json holds
-ALL = "images"  # name of the one unit that holds all images
 
 # Settings that matter to single images; the others of these sections are of slides alone.
 _USED: dict[str, tuple[str, ...]] = {

@@ -4,7 +4,6 @@ Made from the finished stores alone, so that it is right whatever made them: one
 one, or the shards of a job array. Pixels are read of the few patches that are shown.
 """
 
-import csv
 import io
 import logging
 from collections.abc import Callable, Iterable, Sequence
@@ -30,7 +29,8 @@ from tiling.errors import TilingError
 from tiling.files import digest_json, json_text, write_aside
 from tiling.store import PatchStore, stored_fingerprint
 from wsi_pipeline.contracts import SlideEntry
-from wsi_pipeline.errors import PipelineError
+from wsi_pipeline.csv_files import format_csv, read_csv
+from wsi_pipeline.errors import PipelineError, StageError
 from wsi_pipeline.runfolder import RunFolder, Unit, clear_mark, mark_finished, unit_state
 
 if TYPE_CHECKING:
@@ -339,16 +339,11 @@ def _ambiguous_row(rank: int, one: Audited, patch: Ambiguous) -> dict[str, Any]:
 
 
 def _as_csv(rows: Iterable[dict[str, Any]], columns: Sequence[str]) -> bytes:
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return buffer.getvalue().encode()
+    return format_csv(columns, ([row[name] for name in columns] for row in rows)).encode()
 
 
 def _line(slides_csv: Path) -> str:
-    with slides_csv.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = read_csv(slides_csv, error=StageError)
     if not rows:
         return ""
     total = {name: sum(int(row[name]) for row in rows) for name in _COUNTS}

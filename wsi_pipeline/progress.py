@@ -45,13 +45,13 @@ class StageProgress:
         self._n_worked = 0  # ended after they were begun; what was kept took no time
         self._last_line = time.monotonic()
         self._started = time.monotonic()
-        self._console = Console(file=sys.stderr, highlight=False, soft_wrap=True)
+        self._console = Console(file=sys.stderr, highlight=False, soft_wrap=True, emoji=False)
         self._bars: Progress | None = None
 
     def __enter__(self) -> Self:
         if self._console.is_terminal and not self._quiet:
             self._bars = Progress(
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(),
                 MofNCompleteColumn(),
                 _SpeedColumn(),

@@ -4,6 +4,7 @@ Each stage lists its units of work (slides, or models) and says what each would 
 runner does the rest.
 """
 
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -16,11 +17,15 @@ from wsi_pipeline import image_stages
 from wsi_pipeline.config import Config, Stage, digest_settings
 from wsi_pipeline.contracts import SlideEntry
 from wsi_pipeline.errors import ConfigError, StageError
-from wsi_pipeline.manifest import read_input, with_splits, write_manifest
+from wsi_pipeline.listing import check_copies, describe_copies, read_input
+from wsi_pipeline.manifest import with_splits, write_manifest
+from wsi_pipeline.names import check_name, check_twins
 from wsi_pipeline.runfolder import RunFolder, Unit, forget_failures, iterate_failures
 from wsi_pipeline.runner import Options, Plan, StageResult, read_run_json, run_stage, some
 from wsi_pipeline.settings import TrainConfig, result_settings
 from wsi_pipeline.splits import assign_splits
+
+log = logging.getLogger(__name__)
 
 PER_SLIDE: tuple[Stage, ...] = ("tile", "predict", "heatmap", "export")
 
@@ -30,7 +35,8 @@ def list_entries(config: Config) -> list[SlideEntry]:
     if config.input is None:
         raise ConfigError("no input; give a slide, a folder or a manifest")
     check_tile_config(config.tile)  # said once, before any slide is touched
-    entries = read_input(config.input)
+    listing = read_input(config.input)
+    entries = list(listing.entries)
     if config.splits:
         entries = with_splits(
             entries,
@@ -43,7 +49,10 @@ def list_entries(config: Config) -> list[SlideEntry]:
                 fold=config.splits.fold,
             ),
         )
+        check_copies(listing, entries)
     _check_map_names(config, entries)
+    for note in (*listing.notes, *describe_copies(listing)):
+        log.warning("%s", note)
     return entries
 
 
@@ -119,10 +128,12 @@ def train(
     """Patch stores -> checkpoints."""
     if image_stages.is_image_run(run):
         chosen = models_to_train(config, models)
+        check_model_names(run, chosen)
         check_device(options, *(settings.precision for settings in chosen.values()))
         return image_stages.train(run, config, options, chosen=chosen)
     entries = _finished_entries(run, ("train", "val"))
     chosen = models_to_train(config, models)
+    check_model_names(run, chosen)
     check_device(options, *(settings.precision for settings in chosen.values()))
     plans = [
         Plan(
@@ -138,6 +149,20 @@ def train(
         for name, settings in chosen.items()
     ]
     return run_stage("train", run, plans, config, options)
+
+
+def check_model_names(run: RunFolder, models: Iterable[str]) -> None:
+    """Refuse models whose folders some file systems would take for those of others in the run.
+
+    Raises
+    ------
+    ConfigError
+        Naming both.
+    """
+    there = (name for folder in ("models", "scores") for name in run.models_with(folder))
+    check_twins(
+        dict.fromkeys((*there, *models)), f"{run.path}: the models", remedy="use one spelling"
+    )
 
 
 def check_device(options: Options, *precisions: str) -> None:
@@ -232,6 +257,7 @@ def predict(
     check_device(options, config.predict.precision)
     found = list(checkpoints) or [run.checkpoint(m) for m in run.models_with("models")]
     by_name = _by_model(found)
+    check_model_names(run, by_name)
     if image_stages.is_image_run(run) and found:
         return image_stages.predict(run, config, options, checkpoints=by_name)
     wanted = None if config.predict.splits is None else (*config.predict.splits, None)
@@ -309,6 +335,8 @@ def _by_model(checkpoints: Iterable[Path]) -> dict[str, Path]:
     """Sort checkpoints by the models' names; two with one name would overwrite each other."""
     found: dict[str, Path] = {}
     for path in checkpoints:
+        remedy = "rename the file (a checkpoint.safetensors: its folder), which names its scores"
+        check_name(model_name(path), f"--checkpoint {path}: the model's name", remedy=remedy)
         other = found.setdefault(model_name(path), path)
         if other.resolve() != path.resolve():
             raise ConfigError(

@@ -21,6 +21,7 @@ from tiling.files import write_text
 from wsi_pipeline.config import anchor_paths
 from wsi_pipeline.contracts import Heatmap, Scores, SlideEntry
 from wsi_pipeline.errors import CheckpointError, HeatmapError, PipelineError
+from wsi_pipeline.names import fit_file_name
 from wsi_pipeline.runfolder import (
     RunFolder,
     Unit,
@@ -97,7 +98,8 @@ def fail(run: RunFolder, unit: Unit, error: Exception, *, folder: Path | None = 
     try:
         record_failure(run, unit, type(error).__name__, message)
         stage = "-".join(filter(None, (unit.stage, unit.variant)))
-        write_text(run.logs / f"{stage}-{unit.model or 'slide'}-{unit.name}.log", trace)
+        log_name = fit_file_name((stage, unit.model or "slide", unit.name), ".log")
+        write_text(run.logs / log_name, trace)
     except OSError as second:  # a full disk cannot even take the record
         log.warning("%s: the failure could not be recorded (%s)", unit.name, second)
     return Outcome(False, f"FAILED: {message}")

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from tiling.contracts import TileConfig
 from wsi_pipeline.contracts import SPLITS, SlideEntry
 from wsi_pipeline.errors import ConfigError, ManifestError
-from wsi_pipeline.manifest import read_input, read_manifest, with_splits, write_manifest
+from wsi_pipeline.listing import read_input
+from wsi_pipeline.manifest import read_manifest, with_splits, write_manifest
 from wsi_pipeline.splits import assign_splits
 
 
@@ -64,7 +65,7 @@ def test_a_byte_order_mark_does_no_harm(tmp_path):
         pytest.param("slide\n", "no rows", id="no-rows"),
         pytest.param("slide,label\n,1\n", "'slide' is empty", id="empty-slide"),
         pytest.param("slide,label\na.svs,1,x\n", "more fields", id="too-many-fields"),
-        pytest.param("slide,slide_id\na.svs,../a\n", "cannot be a file name", id="path-as-id"),
+        pytest.param("slide,slide_id\na.svs,../a\n", "is not a valid name", id="path-as-id"),
         pytest.param("slide,slide\na.svs,b.svs\n", "stands twice", id="doubled-column"),
     ],
 )
@@ -96,7 +97,7 @@ def test_a_patient_in_two_splits_is_refused(tmp_path):
 def test_a_folder_lists_its_slides_and_nothing_else(tmp_path):
     for name in ("b.SVS", "a.tif", "notes.txt", ".hidden.svs", "a.xml"):
         (tmp_path / name).touch()
-    assert [e.slide_id for e in read_input(tmp_path)] == ["a", "b"]
+    assert [e.slide_id for e in read_input(tmp_path).entries] == ["a", "b"]
 
 
 def test_a_folder_of_folders_of_slides_says_which(tmp_path):
@@ -116,7 +117,7 @@ def test_a_folder_without_slides_is_refused(tmp_path):
 def test_a_folder_of_images_says_how_it_can_be_used(tmp_path, name):
     (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / name).touch()
-    with pytest.raises(ManifestError, match=r"no slides.*say --set 'images={}'.*images_folder"):
+    with pytest.raises(ManifestError, match=r"no slides.*use --set 'images={}'.*images_folder"):
         read_input(tmp_path)
 
 
@@ -138,9 +139,8 @@ def test_the_manifest_decides_on_annotations_without_class(tmp_path):
 def test_a_manifest_written_elsewhere_reads_back_the_same(tmp_path):
     source = tmp_path / "data"
     source.mkdir()
-    entries = read_input(
-        write(source, "slide,patient,label,annotation,split,mpp\na.svs,p,1,a.xml,val,0.243\n")
-    )
+    path = write(source, "slide,patient,label,annotation,split,mpp\na.svs,p,1,a.xml,val,0.243\n")
+    entries = read_input(path).entries
     run = tmp_path / "deep" / "run" / "slides.csv"
     write_manifest(run, entries)
 
@@ -159,7 +159,7 @@ def test_a_link_to_a_slide_keeps_its_own_name(tmp_path):
     (tmp_path / "clinic/jane_doe.svs").write_bytes(b"")
     (tmp_path / "case1.svs").symlink_to("clinic/jane_doe.svs")
     run = tmp_path / "run" / "slides.csv"
-    write_manifest(run, read_input(tmp_path / "case1.svs"))
+    write_manifest(run, read_input(tmp_path / "case1.svs").entries)
     assert [entry.path.name for entry in read_manifest(run)] == ["case1.svs"]
     assert "jane" not in run.read_text()
 

@@ -1,5 +1,6 @@
 """Pictures of the figures, PNG: drawn from the same numbers as the tables beside them."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -131,5 +132,7 @@ def save_figure(path: Path, figure: Figure) -> None:
     with (
         write_aside(path) as scratch,
         matplotlib.rc_context({"svg.hashsalt": "wsi-pipeline", "svg.fonttype": "none"}),
+        warnings.catch_warnings(),
     ):
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # of a name; it is drawn as a box
         figure.savefig(scratch, format=kind, dpi=130, metadata=metadata)

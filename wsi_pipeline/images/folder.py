@@ -5,21 +5,21 @@ split too. Images that lie in FOLDER itself are of no known class: to predict on
 whose rows are the data set.
 """
 
-import csv
-import io
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
-from tiling.files import write_text
 from wsi_pipeline.contracts import SPLITS, SlideEntry, Split
+from wsi_pipeline.csv_files import as_mapping, iterate_csv, read_csv, write_csv
 from wsi_pipeline.errors import ManifestError
 from wsi_pipeline.manifest import IMAGE_SUFFIXES, check_entries, with_splits
+from wsi_pipeline.names import check_name, check_twins, find_text_problem, printable
 from wsi_pipeline.settings import ImagesConfig
 
 UNNAMED = ("0", "1")  # classes of images that nobody has sorted
 COLUMNS = ("file", "class", "patient", "split", "mask")
+ALL = "images"  # what the one unit of work that holds all images is called
 _SPLIT_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val"} | {
     "test": "test"
 }
@@ -70,8 +70,25 @@ def list_images(folder: Path, config: ImagesConfig) -> tuple[list[ImageEntry], t
         for entry in found
         if entry.class_name in labels
     ]
+    _check_names(folder, entries, classes)
     check_entries(as_slides(folder, entries))
     return entries, classes
+
+
+def _check_names(folder: Path, entries: Sequence[ImageEntry], classes: tuple[str, str]) -> None:
+    """Refuse images and classes whose names cannot be those of files, before any work is done."""
+    for entry in entries:
+        what, remedy = f"{folder}: the id of the image", "rename the file or its folder"
+        check_name(entry.image_id, what, remedy=remedy, error=ManifestError)
+        if entry.image_id == ALL:
+            raise ManifestError(f"{what} cannot be '{ALL}', the name of all of them; {remedy}")
+        reason = find_text_problem(entry.patient)
+        if reason:
+            shown = printable(entry.patient)
+            raise ManifestError(f"{entry.file}: patient '{shown}' contains {reason}")
+    for name in classes:
+        check_name(name, f"{folder}: the name of a class,", error=ManifestError)
+    check_twins(classes, f"{folder}: the classes", error=ManifestError)
 
 
 def _walk(folder: Path) -> list[ImageEntry]:
@@ -127,15 +144,9 @@ def _name_patients(entries: Sequence[ImageEntry], pattern: str) -> list[ImageEnt
 
 
 def _read_table(folder: Path, path: Path) -> list[ImageEntry]:
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, strict=True)
-            names = reader.fieldnames or []
-            rows = [(reader.line_num, row) for row in reader]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ManifestError(f"{path}: not a CSV file in UTF-8 ({error})") from error
-    except OSError as error:
-        raise ManifestError(f"{path}: cannot be read ({error.strerror})") from error
+    table = iterate_csv(path, error=ManifestError)
+    _, names = next(table, (0, []))
+    rows = [(line, as_mapping(names, cells)) for line, cells in table]
     if "file" not in names:
         raise ManifestError(
             f"{path}: no column 'file' in the header {list(names)}; known: {', '.join(COLUMNS)}"
@@ -143,12 +154,14 @@ def _read_table(folder: Path, path: Path) -> list[ImageEntry]:
     return [_parse_row(folder, path, line, row) for line, row in rows]
 
 
-def _parse_row(folder: Path, path: Path, line: int, row: Mapping[str, str | None]) -> ImageEntry:
+def _parse_row(folder: Path, path: Path, line: int, row: Mapping[str, str]) -> ImageEntry:
     where = f"{path}, line {line}"
-    text = {name: (row.get(name) or "").strip() for name in COLUMNS}
+    text = {name: row.get(name, "").strip() for name in COLUMNS}
     if not text["file"]:
         raise ManifestError(f"{where}: file is a path within the folder, got ''")
     for name in ("file", "mask"):
+        exact = row.get(name, "")  # spaces around a name are of the file if one is so named
+        text[name] = exact if exact.strip() and (folder / exact).is_file() else text[name]
         inside = PurePosixPath(text[name])
         if inside.is_absolute() or ".." in inside.parts:
             raise ManifestError(f"{where}: {name} is a path within the folder, got '{inside}'")
@@ -220,31 +233,35 @@ _RUN_COLUMNS = ("image_id", "file", "class", "label", "patient", "split", "mask"
 
 def write_images(path: Path, entries: Sequence[ImageEntry]) -> None:
     """Write ``images.csv``: the data set as used."""
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(_RUN_COLUMNS)
-    for e in entries:
-        label = "" if e.label < 0 else e.label
-        row = (e.image_id, e.file, e.class_name, label, e.patient, e.split or "", e.mask or "")
-        writer.writerow(row)
-    write_text(path, buffer.getvalue())
+    rows = (
+        (
+            e.image_id,
+            e.file,
+            e.class_name,
+            None if e.label < 0 else e.label,
+            e.patient,
+            e.split,
+            e.mask,
+        )
+        for e in entries
+    )
+    write_csv(path, _RUN_COLUMNS, rows)
 
 
 def read_images(path: Path) -> list[ImageEntry]:
     """Read what `write_images` wrote."""
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            return [
-                ImageEntry(
-                    row["image_id"],
-                    row["file"],
-                    row["class"],
-                    int(row["label"] or -1),
-                    row["patient"],
-                    next((s for s in SPLITS if s == row["split"]), None),
-                    row["mask"] or None,
-                )
-                for row in csv.DictReader(file, strict=True)
-            ]
-    except (OSError, KeyError, ValueError, csv.Error) as error:
+        return [
+            ImageEntry(
+                check_name(row["image_id"], f"{path}: image_id", error=ManifestError),
+                row["file"],
+                row["class"],
+                int(row["label"] or -1),
+                row["patient"],
+                next((s for s in SPLITS if s == row["split"]), None),
+                row["mask"] or None,
+            )
+            for row in read_csv(path, error=ManifestError)
+        ]
+    except (KeyError, ValueError) as error:
         raise ManifestError(f"{path}: cannot be read ({error}); run tile again") from error

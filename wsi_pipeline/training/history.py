@@ -3,13 +3,11 @@
 Both are functions of the history alone, so a training that was killed decides as it would have.
 """
 
-import csv
-import io
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
-from tiling.files import write_text
+from wsi_pipeline.csv_files import write_csv
 from wsi_pipeline.settings import Monitor
 
 
@@ -99,11 +97,8 @@ def stop_reason(
 
 def write_history(path: Path, history: Sequence[EpochRecord]) -> None:
     """Write ``history.csv``: one line per epoch, numbers in full precision."""
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(field.name for field in fields(EpochRecord))
-    writer.writerows(astuple(record) for record in history)
-    write_text(path, buffer.getvalue())
+    header = [field.name for field in fields(EpochRecord)]
+    write_csv(path, header, (astuple(record) for record in history))
 
 
 def describe_validation(record: EpochRecord) -> str:

@@ -11,7 +11,7 @@ import pytest
 from tests.tiling.slides import break_file_tile, halve, tissue, write_slide, write_svs
 from wsi_pipeline.cli import main
 from wsi_pipeline.errors import StageError
-from wsi_pipeline.manifest import read_input
+from wsi_pipeline.listing import read_input
 from wsi_pipeline.planning.lookers import look_at_each
 
 OUTLINE = '{"positive": [{"name": "a", "vertices": [[90, 90], [200, 90], [200, 200]]}]}'
@@ -49,7 +49,7 @@ def test_an_edited_mpp_is_what_the_rest_takes(folder, tmp_path):
     look(folder, target)
     edited = target.read_text().replace("without,without,,,,,,yes", "without,without,,,,0.75,,yes")
     target.write_text(edited)
-    entries = {e.slide_id: e for e in read_input(target)}
+    entries = {e.slide_id: e for e in read_input(target).entries}
     assert entries["without"].mpp == 0.75
     tile = ["tile", str(target), "--out", str(tmp_path / "run"), "--quiet"]
     settings = ["target_mpp=1", "patch_px=16", "tissue.mpp=4", "tissue.min_object_um2=100"]
@@ -105,7 +105,7 @@ def test_equal_stems_get_ids_that_differ(folder, tmp_path):
     _, rows = look(folder, tmp_path / "m.csv")
     assert {rows[name]["slide_id"] for name in ("a.svs", "a.tif")} == {"a_svs", "a_tif"}
     assert "proposal" in rows["a.tif"]["notes"]
-    assert len(read_input(tmp_path / "m.csv")) == 3
+    assert len(read_input(tmp_path / "m.csv").entries) == 3
 
 
 def test_an_annotation_beside_the_slide_is_proposed(folder, tmp_path):
