@@ -150,6 +150,12 @@ def test_a_group_that_is_declared_but_not_used_is_no_class(read):
     assert annotation.tumour.area == 100
 
 
+def test_the_root_of_groups_gives_its_groups_no_meaning(read):
+    named = ("s.xml", asap(asap_polygon("Gleason 4", square(0, 0)), groups=[("Gleason 4", "None")]))
+
+    assert read(named, exclude=["None"]).tumour.area == 100
+
+
 def test_without_the_attribute_there_is_no_group(read):
     text = asap(asap_polygon("X", square(0, 0))).replace('PartOfGroup="X"', "")
 

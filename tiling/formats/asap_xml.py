@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike
 
 from tiling.errors import AnnotationError
 from tiling.files import write_aside
-from tiling.formats.drawing import Drawing, Meaning, check_vertices
+from tiling.formats.drawing import Drawing, Meaning, check_vertices, meaning_of_name
 from tiling.formats.xml import read_decimal, rectangle
 
 GROUP_COLOURS = ("#ff0000", "#0000ff", "#00a000", "#ff8000", "#a000a0", "#00a0a0")
@@ -47,11 +47,10 @@ def _meaning_of_group(name: str, parent_by_group: Mapping[str, str], drawing: Dr
         drawing.note("used as a group but not declared as one", name)
     group, seen = name, {name}
     while meaning == "unknown" and (group := parent_by_group.get(group, "None")) not in seen:
-        seen.add(group)
-        outer = drawing.classify(group)
-        if outer == "unclassified":  # the root that all groups are part of
+        if meaning_of_name(group) == "unclassified":  # the root that all groups are part of
             break
-        meaning = outer
+        seen.add(group)
+        meaning = drawing.classify(group)
     return meaning
 
 
