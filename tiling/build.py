@@ -16,7 +16,14 @@ from PIL.Image import Image
 
 from tiling.audit import count_labels
 from tiling.contracts import SCHEMA, Annotation, Slide, SlideInfo, TileConfig, TileGeometry
-from tiling.errors import AnnotationError, GridError, SlideError, StoreError, TissueError
+from tiling.errors import (
+    AnnotationError,
+    GridError,
+    PatchSizeError,
+    SlideError,
+    StoreError,
+    TissueError,
+)
 from tiling.files import digest_file, digest_json, write_aside
 from tiling.formats.coords_hdf5 import find_coords, read_coords
 from tiling.geometry import resolve_geometry
@@ -38,6 +45,7 @@ from tiling.slide_tissue import (
     tissue_meter,
 )
 from tiling.store import TileTable, finish_store, write_table
+from tiling.wording import format_duration, format_percent, format_rate, pluralize
 from tiling.write_pixels import OnProgress, write_pixels
 
 log = logging.getLogger(__name__)
@@ -70,8 +78,11 @@ class TileSummary:
             counts += f", {n} {word}" if n else ""
         bad = f", {self.n_unreadable} unreadable" if self.n_unreadable else ""
         notes = "".join(f"; {note}" for note in self.notes)
-        rate = f"{self.n_patches / max(self.seconds, 1e-3):.0f} per second"
-        return f"{self.n_patches} patches ({counts}{bad}) in {self.seconds:.1f} s, {rate}{notes}"
+        rate = (
+            f", {format_rate(self.n_patches / max(self.seconds, 1e-3))}" if self.n_patches else ""
+        )
+        patches = pluralize(self.n_patches, "patch")
+        return f"{patches} ({counts}{bad}) in {format_duration(self.seconds)}{rate}{notes}"
 
 
 def tile_fingerprint(
@@ -303,10 +314,12 @@ def _lay_grid(info: SlideInfo, geometry: TileGeometry, config: TileConfig) -> Ti
         edge=config.edge,
     )
     if not len(grid):
-        raise GridError(
+        raise PatchSizeError(
             f"the slide has {info.size[0]} x {info.size[1]} level-0 pixels, too few for one tile "
             f"of {tile_l0[0]} x {tile_l0[1]} (patch_px={config.patch_px} at "
-            f"target_mpp={config.target_mpp:g}); use a smaller patch_px, or edge: pad"
+            f"target_mpp={config.target_mpp:g})",
+            "use a smaller tile.patch_px, or tile.edge=pad",
+            "use --set tile.edge=pad, or leave the slide out",
         )
     return grid
 
@@ -406,7 +419,7 @@ def _overview_note(overview: Overview) -> tuple[str, ...]:
     if not share:
         return ()
     return (
-        f"{share:.1%} of the slide's overview cannot be decoded; "
+        f"{format_percent(share, 1)} of the slide's overview cannot be decoded; "
         "copy the file again from its source",
     )
 
@@ -416,8 +429,8 @@ def _unreadable_note(table: TileTable) -> tuple[str, ...]:
     if not n_bad:
         return ()
     return (
-        f"{n_bad} of {len(table.unreadable)} patches cannot be decoded and get no score; "
-        "copy the file again from its source",
+        f"{n_bad} of {pluralize(len(table.unreadable), 'patch')} cannot be decoded "
+        "and get no score; copy the file again from its source",
     )
 
 
@@ -525,7 +538,7 @@ def _naming(path: Path | None) -> Iterator[None]:
     except (SlideError, GridError, TissueError, AnnotationError) as error:
         if path is None or str(error).startswith(f"{path.name}: "):
             raise
-        raise type(error)(f"{path.name}: {error}") from error
+        raise error.about(path.name) from error
 
 
 @contextmanager

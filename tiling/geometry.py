@@ -20,7 +20,7 @@ from tiling.contracts import (
     TissueConfig,
     Unclassified,
 )
-from tiling.errors import GridError
+from tiling.errors import GridError, PatchSizeError
 
 COARSER_TOLERANCE = 0.02  # scanners round the mpp they state: 2 % coarser than asked is as asked
 
@@ -167,10 +167,12 @@ def _check_resolution(target_mpp: float, slide_mpp: tuple[float, float]) -> None
         )
     coarsest = max(slide_mpp)
     if coarsest > target_mpp * (1 + COARSER_TOLERANCE):
-        raise GridError(
+        raise PatchSizeError(
             f"the slide has {coarsest:g} µm per pixel, coarser than target_mpp={target_mpp:g}, and "
-            f"patches are never enlarged; set target_mpp to {coarsest:g} or more, or leave the "
-            "slide out"
+            "patches are never enlarged",
+            f"set tile.target_mpp to {coarsest:g} or more, or leave the slide out",
+            "leave the slide out, or use a checkpoint trained at "
+            f"{coarsest:g} µm per pixel or coarser",
         )
 
 

@@ -21,6 +21,7 @@ from tiling.readers.tiff_pixels import CACHE_BYTES
 from tiling.readers.tiff_reader import TiffReader
 from tiling.readers.tiled_tiff_reader import TiledTiffReader
 from tiling.resample import nearest_finer_level, read_resampled
+from tiling.slide_files import explain_format
 
 log = logging.getLogger(__name__)
 
@@ -81,6 +82,8 @@ def _check_file(path: Path) -> None:
             f"{path.name}: a folder, not a slide file; name the slide in it (of MIRAX the .mrxs "
             "file, of DICOM one .dcm file of the finest level)"
         )
+    if reason := explain_format(path.name):
+        raise SlideError(f"{path.name}: {reason}")
     try:
         with path.open("rb") as file:
             is_empty = not file.read(1)

@@ -25,29 +25,29 @@ SLIDE_SUFFIXES = frozenset(
 _DICOM_SUFFIXES = frozenset({".dcm", ".dicom"})
 
 _CONVERT = "which is not read here; convert it to OME-TIFF, for example with QuPath or bfconvert"
-_UNPACK = "is packed; unpack it"
-_UNFINISHED = "is an unfinished download; fetch it again"
-_LIST = "lists the files of a scan, one for each channel; name these files"
+_UNPACK = "a packed file; unpack it"
+_UNFINISHED = "an unfinished download; fetch it again"
+_LIST = "a list of the files of a scan, one for each channel; name these files"
 # Other scanners' formats that may lie among slides.
 _NOT_READ = {
-    ".vsi": f"is Olympus VSI, {_CONVERT}",
-    ".isyntax": f"is Philips iSyntax, {_CONVERT} (Philips' own software exports TIFF)",
-    ".i2syntax": f"is Philips iSyntax, {_CONVERT} (Philips' own software exports TIFF)",
-    ".zvi": f"is Zeiss ZVI, {_CONVERT}",
-    ".lif": f"is Leica LIF, {_CONVERT}",
-    ".nd2": f"is Nikon ND2, {_CONVERT}",
-    ".oib": f"is Olympus OIB, {_CONVERT}",
-    ".oif": f"is Olympus OIF, {_CONVERT}",
-    ".oir": f"is Olympus OIR, {_CONVERT}",
-    ".ims": f"is Imaris, {_CONVERT}",
-    ".kfb": f"is KFBio, {_CONVERT}",
-    ".sdpc": f"is Sqray SDPC, {_CONVERT}",
-    ".tmap": f"is UNIC TMAP, {_CONVERT}",
-    ".mds": f"is Motic MDS, {_CONVERT}",
-    ".mdsx": f"is Motic MDSX, {_CONVERT}",
-    ".jp2": "is a JPEG 2000 image without a pyramid; convert it to TIFF",
-    ".jpx": "is a JPEG 2000 image without a pyramid; convert it to TIFF",
-    ".j2k": "is a JPEG 2000 image without a pyramid; convert it to TIFF",
+    ".vsi": f"Olympus VSI, {_CONVERT}",
+    ".isyntax": f"Philips iSyntax, {_CONVERT} (Philips' own software exports TIFF)",
+    ".i2syntax": f"Philips iSyntax, {_CONVERT} (Philips' own software exports TIFF)",
+    ".zvi": f"Zeiss ZVI, {_CONVERT}",
+    ".lif": f"Leica LIF, {_CONVERT}",
+    ".nd2": f"Nikon ND2, {_CONVERT}",
+    ".oib": f"Olympus OIB, {_CONVERT}",
+    ".oif": f"Olympus OIF, {_CONVERT}",
+    ".oir": f"Olympus OIR, {_CONVERT}",
+    ".ims": f"Imaris, {_CONVERT}",
+    ".kfb": f"KFBio, {_CONVERT}",
+    ".sdpc": f"Sqray SDPC, {_CONVERT}",
+    ".tmap": f"UNIC TMAP, {_CONVERT}",
+    ".mds": f"Motic MDS, {_CONVERT}",
+    ".mdsx": f"Motic MDSX, {_CONVERT}",
+    ".jp2": "a JPEG 2000 image without a pyramid; convert it to TIFF",
+    ".jpx": "a JPEG 2000 image without a pyramid; convert it to TIFF",
+    ".j2k": "a JPEG 2000 image without a pyramid; convert it to TIFF",
     ".afi": _LIST,
     ".ndpis": _LIST,
 }
@@ -94,11 +94,11 @@ def find_slides(folder: Path) -> SlideFiles:
         if kind == "folder" and not looks_like_slide:
             folders.append(entry.name)
         elif kind == "folder":
-            passed_over.append((entry.name, "is a folder, not a slide file"))
+            passed_over.append((entry.name, "a folder, not a slide file"))
         elif reason:
             passed_over.append((entry.name, reason))
         elif kind == "other" and looks_like_slide:
-            passed_over.append((entry.name, "is not a regular file"))
+            passed_over.append((entry.name, "not a regular file"))
         elif kind == "file" and may_be_dicom(entry.name):
             dicom.append(path)
         elif looks_like_slide:
@@ -133,12 +133,20 @@ def explain_unread(name: str) -> str:
     Examples
     --------
     >>> explain_unread("a.svs.gz"), explain_unread("a.svs")
-    ('is packed; unpack it', '')
+    ('a packed file; unpack it', '')
     """
     path, suffix = PurePath(name), slide_suffix(name)
     if suffix in _WRAPPED and slide_suffix(path.stem) in SLIDE_SUFFIXES:
         return _WRAPPED[suffix]
-    return _NOT_READ.get(suffix, "")
+    return explain_format(name)
+
+
+def explain_format(name: str) -> str:
+    """Explain why a format is not read, by a file's suffix; empty for all others.
+
+    Some of these files are TIFF, but of a label or a thumbnail alone.
+    """
+    return _NOT_READ.get(slide_suffix(name), "")
 
 
 def find_deeper(folder: Path, names: Iterable[str]) -> list[str]:
@@ -218,14 +226,14 @@ def _group_series(paths: Sequence[Path]) -> tuple[list[Path], list[tuple[str, st
         elif header.is_slide:
             by_series[header.series].append((path, header))
         elif header.sop_class != DIRECTORY:
-            others.append((path.name, "is DICOM, but not a whole-slide image"))
+            others.append((path.name, "DICOM, but not a whole-slide image"))
     for files in by_series.values():
         levels = [file for file in files if file[1].is_level]
         if levels:
             chosen.append(min(levels, key=_finest_first)[0])
         else:
             reason = (
-                "is a label, an overview or a thumbnail of a DICOM slide whose levels are not here"
+                "a label, an overview or a thumbnail of a DICOM slide whose levels are not here"
             )
             others += [(path.name, reason) for path, _ in files]
     return chosen, others

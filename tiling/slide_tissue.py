@@ -14,6 +14,7 @@ from tiling.files import digest_file
 from tiling.masks import UserMask, find_mask, read_mask
 from tiling.slide import Overview, read_overview
 from tiling.tissue import SummedMask, picture_kind, segment_tissue
+from tiling.wording import format_percent
 
 # (n_tiles, 2) level-0 px -> (n_tiles,) share of each tile that is tissue
 TissueMeter = Callable[[NDArray[np.int64]], NDArray[np.float32]]
@@ -67,7 +68,7 @@ def _note_border(tissue: NDArray[np.bool_], overview: Overview) -> tuple[str, ..
     stained = picture_kind(overview.rgb) == "stained"
     remedy = "raise tissue.min_saturation, or " if stained else ""
     return (
-        f"{100 * share:.0f} % of the slide's border counts as tissue; if the QC picture shows "
+        f"{format_percent(share)} of the slide's border counts as tissue; if the QC picture shows "
         f"glass there, {remedy}give a mask (tissue.mask)",
     )
 
@@ -122,7 +123,7 @@ def explain_no_tissue(
     tissue = config.tissue
     most = fullest(mask)
     why = (
-        f"no tissue: {100 * mask.share:.2g} % of the slide counts as tissue"
+        f"no tissue: {format_percent(mask.share, 1)} of the slide counts as tissue"
         + (f" by its mask in {tissue.mask.name}" if tissue.mask is not None else "")
         + f", and none of its {n_tiles} tiles reaches tissue.min_fraction={tissue.min_fraction:g}"
     )

@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from tiling.wording import format_percent, pluralize
 from wsi_pipeline.config import SplitConfig
 from wsi_pipeline.csv_files import write_csv
 from wsi_pipeline.errors import ConfigError, ManifestError, ModelError
@@ -260,7 +261,8 @@ def format_table(found: Baselines) -> str:
             shares = "".join(f"{_percent(value):>8}" for value in (r.train, r.val, r.test))
             lines.append(f"{name:<32}{shares}{r.n_features:>10}")
     n = found.n_by_split
-    said = f"{len(found.entries)} images, class 0 {found.classes[0]}, class 1 {found.classes[1]}"
+    images = pluralize(len(found.entries), "image")
+    said = f"{images}, class 0 {found.classes[0]}, class 1 {found.classes[1]}"
     if found.rounds > 1:
         lines.append(f"\n{said}; {found.rounds} rounds, each image tested once")
     else:
@@ -271,7 +273,7 @@ def format_table(found: Baselines) -> str:
 
 
 def _percent(share: float | None) -> str:
-    return "-" if share is None else f"{share:.1%}"
+    return "-" if share is None else format_percent(share, 1).replace(" ", "")
 
 
 def write_tables(out: Path, found: Baselines) -> list[Path]:

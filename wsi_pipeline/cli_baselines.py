@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from tiling.wording import pluralize
 from wsi_pipeline.cli_options import FileOption, QuietOption, SetOption
 
 
@@ -33,7 +34,7 @@ def baselines(
         Path, typer.Argument(metavar="FOLDER", help="Folder of images.", show_default=False)
     ],
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="DIR", help="Where to write the tables as CSV.")
+        Path | None, typer.Option("--out", metavar="DIR", help="Folder for the tables as CSV.")
     ] = None,
     split: Annotated[
         BaselineSplit | None,
@@ -93,7 +94,7 @@ def baselines(
             workers=workers,
             on_progress=progress.inside,
         )
-        progress.end(folder.name, f"{len(found.entries)} images")
+        progress.end(folder.name, pluralize(len(found.entries), "image"))
     print(format_table(found))
     for problem in found.problems.values():
         print(f"left out: {problem}", file=sys.stderr)

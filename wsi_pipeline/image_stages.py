@@ -14,6 +14,7 @@ from wsi_pipeline.errors import ConfigError, StageError
 from wsi_pipeline.images.folder import (
     ALL,
     as_slides,
+    describe_copies,
     list_images,
     read_images,
     split_images,
@@ -40,6 +41,7 @@ _USED: dict[str, tuple[str, ...]] = {
     "predict": ("batch_size", "precision", "tolerance", "readers", "splits"),
     "heatmap": ("maps_per_class",),
     "evaluate": ("image_threshold", "bootstrap", "stratified", "seed"),
+    "report": (),
 }
 
 
@@ -62,7 +64,7 @@ def tile(run: RunFolder, config: Config, options: Options) -> StageResult:
     if config.input is None or config.images is None:
         raise ConfigError("no input; give a folder of images")
     if run.manifest.is_file():
-        raise ConfigError(f"{run.path}: a run on slides; take another run folder for images")
+        raise ConfigError(f"{run.path}: is a run on slides; use another run folder for images")
     _warn_of_unused(config, "tile")
     entries, classes = list_images(config.input, config.images)
     if config.splits:
@@ -75,6 +77,8 @@ def tile(run: RunFolder, config: Config, options: Options) -> StageResult:
             fold=config.splits.fold,
         )
         entries = split_images(entries, found)
+    if copies := describe_copies(config.input, entries):
+        log.warning("%s", copies)
     from wsi_pipeline.images.store import images_fingerprint
 
     run.path.mkdir(parents=True, exist_ok=True)
@@ -269,5 +273,6 @@ def report(
     fingerprint: Callable[[], str],
 ) -> StageResult:
     """Everything in the run folder -> one HTML file."""
+    _warn_of_unused(config, "report")
     plan = _plan(Unit("report"), fingerprint, models=tuple(models))
     return run_stage("report", run, [plan], config, options)

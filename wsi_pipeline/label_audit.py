@@ -28,6 +28,7 @@ from tiling.contracts import LabelRule, TileGeometry
 from tiling.errors import TilingError
 from tiling.files import digest_json, json_text, write_aside
 from tiling.store import PatchStore, stored_fingerprint
+from tiling.wording import format_percent, pluralize
 from wsi_pipeline.contracts import SlideEntry
 from wsi_pipeline.csv_files import format_csv, read_csv
 from wsi_pipeline.errors import PipelineError, StageError
@@ -349,15 +350,15 @@ def _line(slides_csv: Path) -> str:
     total = {name: sum(int(row[name]) for row in rows) for name in _COUNTS}
     n_patients = len({row["patient"] for row in rows})
     known = total["patches"] - total["unlabelled"]
-    share = f" ({100 * total['positive'] / known:.2g} %)" if known else ""
+    share = f" ({format_percent(total['positive'] / known)})" if known else ""
     parts = [f"{total['positive']} positive{share}", f"{total['negative']} negative"]
     parts += [f"{total[name]} {name}" for name in ("ignored", "unlabelled") if total[name]]
     missed = sum(int(row["lesions"]) - int(row["lesions_hit"]) for row in rows)
-    parts += [f"{missed} lesions without a positive patch"] if missed else []
+    parts += [f"{pluralize(missed, 'lesion')} without a positive patch"] if missed else []
     where = f"{slides_csv.parent.parent.name}/{slides_csv.parent.name}/"
     return (
-        f"labels: {total['patches']} patches of {len(rows)} slides, {n_patients} patients: "
-        f"{', '.join(parts)}; look them over in {where}"
+        f"labels: {pluralize(total['patches'], 'patch')} of {pluralize(len(rows), 'slide')}, "
+        f"{pluralize(n_patients, 'patient')}: {', '.join(parts)}; review them in {where}"
     )
 
 

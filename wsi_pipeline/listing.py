@@ -126,7 +126,7 @@ def _explain_no_slides(folder: Path, files: SlideFiles, deeper: Sequence[str]) -
         has = "its folder {} has some" if len(deeper) == 1 else "its folders {} have some"
         hint = f"; {has.format(_some(deeper))}: give {which}"
     elif files.passed_over:
-        hint = "".join(f"; {shorten(name)} {reason}" for name, reason in files.passed_over[:3])
+        hint = "".join(f"; {shorten(name)}: {reason}" for name, reason in files.passed_over[:3])
     else:
         hint = _hint_images(folder)
     return f"{printable(str(folder))}: no slides in this folder (looked for {looked_for}){hint}"
@@ -153,12 +153,11 @@ def _check_names(source: Path, entries: Sequence[SlideEntry]) -> None:
     if not bad:
         return
     more = f" and {len(bad) - _MOST_NAMED} more" if len(bad) > _MOST_NAMED else ""
-    given = "the column slide_id" if source.suffix.lower() == ".csv" else "the column slide_id of a"
-    where = given if source.suffix.lower() == ".csv" else f"{given} manifest"
+    table = "the manifest" if source.suffix.lower() == ".csv" else "a manifest"
     raise ManifestError(
         f"{printable(str(source))}: no slide_id can be made of the file name "
-        f"{', '.join(bad[:_MOST_NAMED])}{more}; give a slide_id in {where} (wsi-pipeline slides "
-        f"INPUT --csv FILE writes one with proposals), or rename the file"
+        f"{', '.join(bad[:_MOST_NAMED])}{more}; give a slide_id in the column slide_id of {table} "
+        "(wsi-pipeline slides INPUT --csv FILE writes one with proposals), or rename the file"
     )
 
 
@@ -176,11 +175,12 @@ def check_copies(listing: Listing, entries: Sequence[SlideEntry]) -> None:
     ManifestError
         Naming both files, their splits and the remedy.
     """
-    for entry, first in zip(entries, listing.same_as, strict=True):
-        if first is None:
+    placed: dict[int, SlideEntry] = {}  # by the first of its copies
+    for number, (entry, first) in enumerate(zip(entries, listing.same_as, strict=True)):
+        if entry.split is None:
             continue
-        other = entries[first]
-        if entry.split and other.split and entry.split != other.split:
+        other = placed.setdefault(number if first is None else first, entry)
+        if entry.split != other.split:
             raise ManifestError(
                 f"{_name_both(other, entry)}, and are in two splits: {other.split} and "
                 f"{entry.split}; give both the same patient (and the same split, where the "
@@ -189,20 +189,26 @@ def check_copies(listing: Listing, entries: Sequence[SlideEntry]) -> None:
 
 
 def describe_copies(listing: Listing) -> list[str]:
-    """Name the copies of a data set, each with its original."""
-    return [
-        f"{_name_both(listing.entries[first], entry)}: leave one out, or the slide counts twice"
+    """Name the copies of a data set, each with its original, the first few of many."""
+    pairs = [
+        (listing.entries[first], entry)
         for entry, first in zip(listing.entries, listing.same_as, strict=True)
         if first is not None
     ]
+    notes = [
+        f"{_name_both(*pair)}: leave one out, or the slide counts twice"
+        for pair in pairs[:_MOST_NAMED]
+    ]
+    more = len(pairs) - len(notes)
+    return [*notes, *([f"and {more} more copies; wsi-pipeline slides lists them"] if more else [])]
 
 
 def _name_both(one: SlideEntry, other: SlideEntry) -> str:
+    alike = one.path.name == other.path.name  # in two folders, or one file twice
+    names = [shorten(str(s.path) if alike else s.path.name, 200) for s in (one, other)]
     names = [
-        f"{shorten(slide.path.name)} ({slide.slide_id})"
-        if slide.slide_id != slide_stem(slide.path.name)
-        else shorten(slide.path.name)
-        for slide in (one, other)
+        name if slide.slide_id == slide_stem(slide.path.name) else f"{name} ({slide.slide_id})"
+        for name, slide in zip(names, (one, other), strict=True)
     ]
     same = "are files of one DICOM series" if _is_dicom(one, other) else "have the same content"
     return f"{names[0]} and {names[1]} {same}"

@@ -16,6 +16,7 @@ from wsi_pipeline.errors import ConfigError, PipelineError
 # ".NAME.dense.ome.tif" and the owner of a scratch file (`tiling.files.write_aside`).
 MOST_BYTES = 200
 _FILE_NAME_BYTES = 255
+JOB_ARRAYS = "shards"  # folder of a run folder's marks, among those of the models
 
 # Reserved on Windows with whatever suffix (Microsoft, "Naming Files, Paths, and Namespaces").
 _DEVICES = re.compile(r"(?:con|prn|aux|nul|conin\$|conout\$|(?:com|lpt)[0-9¹²³])(?:\..*)?", re.I)
@@ -119,6 +120,25 @@ def check_name(
     if reason:
         raise error(f"{what} '{shorten(name)}' is not a valid name: {reason}; {remedy}")
     return name
+
+
+def check_model_name(
+    name: str,
+    what: str,
+    *,
+    remedy: str = "choose another name",
+    error: type[PipelineError] = ConfigError,
+) -> str:
+    """Return a name that may be a model's; refuse any other, as `check_name` does.
+
+    Raises
+    ------
+    error
+        Also for the name of a folder that lies among those of the models.
+    """
+    if name == JOB_ARRAYS:
+        raise error(f"{what} '{name}' is taken: run folders keep job arrays under it; {remedy}")
+    return check_name(name, what, remedy=remedy, error=error)
 
 
 def name_key(name: str) -> str:

@@ -130,7 +130,7 @@ def _sort_out(
             progress.end(name, "finished before, kept")
             continue
         if state == "stale":
-            progress.line(f"{name}: stale (other settings or inputs made it), built again")
+            progress.line(f"{name}: out of date (settings or inputs changed); rebuilding")
         tasks.append(Task(run, plan.unit, fingerprint, plan.arguments, Path.cwd()))
     return kept, tasks, failed
 

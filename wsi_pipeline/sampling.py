@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from tiling.wording import pluralize
 from wsi_pipeline.errors import SamplingError
 
 _WORDS_PER_BLOCK = 4  # 64-bit numbers that one step of the Philox counter gives; a draw uses one
@@ -149,9 +150,9 @@ def _find_groups(
     if not slides.size:
         kind = {0: "negative patch (label 0)", 1: "positive patch (label 1)"}
         raise SamplingError(
-            f"none of {len(labels)} slides has a {kind.get(label, f'patch of label {label}')} to "
-            "draw; add slides of that class to the split, or look at the label rule and the "
-            "annotations"
+            f"none of {pluralize(len(labels), 'slide')} has a "
+            f"{kind.get(label, f'patch of label {label}')} to draw; add slides of that class to "
+            "the split, or check the label rule and the annotations"
         )
     return slides, [rows[s] for s in slides]
 

@@ -18,6 +18,7 @@ Optimizer = Literal["rmsprop", "adam"]
 Monitor = Literal["roc_auc", "loss", "none"]
 Compiler = Literal["none", "inductor"]
 Overlap = Literal["mean", "max", "centre"]
+Context = Literal["lecture", "camelyon16"]  # others' results that a report can show
 
 # Ranges.
 Count = Annotated[int, Field(ge=1)]
@@ -226,6 +227,17 @@ class EvaluateConfig:
     )
     stratified: bool = False  # resample patients with and without tumour apart
     seed: Seed = 0
+
+
+@dataclass(frozen=True)
+class ReportConfig:
+    """What the report shows besides the run's own results."""
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
+
+    # Others' results, for comparison. lecture: its VGG16's confusion matrix, prostate; camelyon16:
+    # published results on its test set, and this run's by size of the metastasis, lymph nodes
+    context: tuple[Context, ...] = ()
 
 
 @dataclass(frozen=True)

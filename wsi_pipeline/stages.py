@@ -5,7 +5,7 @@ runner does the rest.
 """
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from os import cpu_count
@@ -13,17 +13,18 @@ from pathlib import Path
 
 from tiling.files import digest_file
 from tiling.geometry import check_tile_config
+from tiling.wording import pluralize
 from wsi_pipeline import image_stages
 from wsi_pipeline.config import Config, Stage, digest_settings
-from wsi_pipeline.contracts import SlideEntry
+from wsi_pipeline.contracts import SlideEntry, Split
 from wsi_pipeline.errors import ConfigError, StageError
 from wsi_pipeline.listing import check_copies, describe_copies, read_input
 from wsi_pipeline.manifest import with_splits, write_manifest
-from wsi_pipeline.names import check_name, check_twins
+from wsi_pipeline.names import check_model_name, check_twins
 from wsi_pipeline.runfolder import RunFolder, Unit, forget_failures, iterate_failures
 from wsi_pipeline.runner import Options, Plan, StageResult, read_run_json, run_stage, some
 from wsi_pipeline.settings import TrainConfig, result_settings
-from wsi_pipeline.splits import assign_splits
+from wsi_pipeline.splits import advise_missing_split, assign_splits
 
 log = logging.getLogger(__name__)
 
@@ -68,12 +69,16 @@ def _check_map_names(config: Config, entries: Sequence[SlideEntry]) -> None:
         )
 
 
-def tile(run: RunFolder, config: Config, options: Options) -> StageResult:
-    """Slides -> patch stores; a folder of images -> one array."""
+def tile(run: RunFolder, config: Config, options: Options, *, fixed: bool = False) -> StageResult:
+    """Slides -> patch stores; a folder of images -> one array.
+
+    `fixed`: a checkpoint decides on size and resolution of the patches, so no message advises
+    to change them.
+    """
     if config.images is not None:
         return image_stages.tile(run, config, options)
     if image_stages.is_image_run(run):
-        raise ConfigError(f"{run.path}: a run on images; take another run folder for slides")
+        raise ConfigError(f"{run.path}: is a run on images; use another run folder for slides")
     entries = list_entries(config)
     run.path.mkdir(parents=True, exist_ok=True)
     write_manifest(run.manifest, entries)
@@ -86,7 +91,8 @@ def tile(run: RunFolder, config: Config, options: Options) -> StageResult:
             arguments={
                 "entry": e,
                 "config": e.tile_config(config.tile),
-                "threads": _threads(options),
+                "threads": _threads(options, len(entries)),
+                "fixed": fixed,
             },
         )
         for e in entries
@@ -105,8 +111,9 @@ def slide_bytes(entry: SlideEntry) -> int:
     return entry.path.stat().st_size if entry.path.is_file() else 0
 
 
-def _threads(options: Options) -> int:
-    return max(1, (cpu_count() or 1) // options.workers)
+def _threads(options: Options, n_slides: int) -> int:
+    """Cores for each of the slides that are worked on at a time."""
+    return max(1, (cpu_count() or 1) // max(1, min(options.workers, n_slides)))
 
 
 def _tile_fingerprint(entry: SlideEntry, config: Config) -> str:
@@ -131,9 +138,11 @@ def train(
         check_model_names(run, chosen)
         check_device(options, *(settings.precision for settings in chosen.values()))
         return image_stages.train(run, config, options, chosen=chosen)
-    entries = _finished_entries(run, ("train", "val"))
+    listed = run.read_manifest()
     chosen = models_to_train(config, models)
     check_model_names(run, chosen)
+    _check_splits(run, listed, config, chosen)
+    entries = _finished_entries(run, ("train", "val"))
     check_device(options, *(settings.precision for settings in chosen.values()))
     plans = [
         Plan(
@@ -149,6 +158,21 @@ def train(
         for name, settings in chosen.items()
     ]
     return run_stage("train", run, plans, config, options)
+
+
+def _check_splits(
+    run: RunFolder,
+    entries: Sequence[SlideEntry],
+    config: Config,
+    chosen: Mapping[str, TrainConfig],
+) -> None:
+    """Refuse to train where a split that is needed has no slide at all."""
+    needed: list[Split] = ["train"]
+    needed += ["val"] if any(s.monitor != "none" for s in chosen.values()) else []
+    for split in needed:
+        if not any(e.split == split for e in entries):
+            advice = advise_missing_split(entries, split, made=config.splits)
+            raise StageError(f"{run.path}: no slide in split {split}: {advice}")
 
 
 def check_model_names(run: RunFolder, models: Iterable[str]) -> None:
@@ -191,7 +215,7 @@ def models_to_train(config: Config, names: Sequence[str]) -> dict[str, TrainConf
 
     if not names and not config.train:
         raise ConfigError(
-            f"no model named; say --model NAME, one of {', '.join(sorted(MODELS))}, "
+            f"no model named; use --model NAME, one of {', '.join(sorted(MODELS))}, "
             "or name models in the config under train"
         )
     chosen = {
@@ -219,8 +243,9 @@ def _finished_entries(
     waiting = [e.slide_id for e in entries if e not in tiled and e.slide_id not in failed]
     if waiting:
         raise StageError(
-            f"{len(waiting)} of {len(entries)} slides are not tiled yet: {some(waiting)}; "
-            f"run: wsi-pipeline tile INPUT --out {run.path} (see also: wsi-pipeline collect)"
+            f"not tiled yet: {len(waiting)} of {pluralize(len(entries), 'slide')}: "
+            f"{some(waiting)}; run: wsi-pipeline tile INPUT --out {run.path} "
+            "(see also: wsi-pipeline collect)"
         )
     if not tiled:
         where = f" in split {' or '.join(s or '(none)' for s in splits)}" if splits else ""
@@ -263,7 +288,7 @@ def predict(
     wanted = None if config.predict.splits is None else (*config.predict.splits, None)
     entries = _finished_entries(run, wanted)
     if not found:
-        raise StageError(f"{run.path}: no checkpoint; train a model or say --checkpoint FILE")
+        raise StageError(f"{run.path}: no checkpoint; train a model or use --checkpoint FILE")
     plans = []
     for model, checkpoint in by_name.items():
         read_meta(checkpoint)  # what is no checkpoint is said once, before any slide is touched
@@ -280,7 +305,7 @@ def predict(
                         "digest": digest,
                         "config": config.predict,
                         "device": options.device,
-                        "threads": _threads(options),
+                        "threads": _threads(options, len(entries)),
                     },
                 )
             )
@@ -319,12 +344,12 @@ def cut_for(
     before = read_run_json(run).get("tile", {}).get("config", {}).get("tile", {})
     if before.get("store") == "patches" and any(run.tiles.glob("*.zarr")):
         raise StageError(
-            f"{run.path} holds patches that tile has cut; leave out --slides to score those, or "
-            "name another RUN"
+            f"{run.path} already contains patches written by tile; omit --slides to score "
+            "those, or use another RUN"
         )
     [(patch_px, target_mpp)] = needs
     cut = replace(config.tile, patch_px=patch_px, target_mpp=target_mpp, store="coords")
-    return tile(run, replace(config, input=slides, tile=cut), options)
+    return tile(run, replace(config, input=slides, tile=cut), options, fixed=True)
 
 
 def _sizes(needs: Iterable[tuple[int, float]]) -> list[str]:
@@ -336,7 +361,7 @@ def _by_model(checkpoints: Iterable[Path]) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for path in checkpoints:
         remedy = "rename the file (a checkpoint.safetensors: its folder), which names its scores"
-        check_name(model_name(path), f"--checkpoint {path}: the model's name", remedy=remedy)
+        check_model_name(model_name(path), f"--checkpoint {path}: the model's name", remedy=remedy)
         other = found.setdefault(model_name(path), path)
         if other.resolve() != path.resolve():
             raise ConfigError(
@@ -430,7 +455,7 @@ def name_unscored(
         for model in models
     }
     return tuple(
-        f"without {some(slides)}, which predict by {model} failed on"
+        f"skipped {some(slides)}: prediction with {model} failed"
         for model, slides in lost.items()
         if slides
     )
@@ -442,7 +467,7 @@ def why_unscored(run: RunFolder, models: Sequence[str], slide_ids: Iterable[str]
     again = f"run: wsi-pipeline predict {run.path}, with the same --checkpoint if it had one"
     failed = name_unscored(run, models, slide_ids)
     if failed:
-        return f"{failed[0].removeprefix('without ')} ({run.failures} says why); then {again}"
+        return f"{failed[0].removeprefix('skipped ')} (see {run.failures}); then {again}"
     untiled = [s for s in slide_ids if not Unit("tile", s).mark(run, "done").is_file()]
     if len(untiled) == len(slide_ids):
         return f"no slide's patches are whole ({some(untiled)}); run tile again, then predict"
@@ -529,7 +554,7 @@ def _to_evaluate(
     waiting = [e.slide_id for e in wanted if e.slide_id not in done | failed]
     if waiting:
         raise StageError(
-            f"{len(waiting)} of {len(wanted)} slides have no scores of {model} yet: "
+            f"no scores of {model} yet: {len(waiting)} of {pluralize(len(wanted), 'slide')}: "
             f"{some(waiting)}; run: wsi-pipeline predict {run.path}"
         )
     left_out = tuple(e.slide_id for e in wanted if e.slide_id in failed - done)
@@ -568,21 +593,21 @@ def report(
     found = list(dict.fromkeys(run.models_with("models") + run.models_with("scores")))
     unknown = [name for name in models if name not in found]
     if unknown:
-        raise StageError(f"{run.path}: nothing of the model {', '.join(unknown)} to report on")
+        raise StageError(f"{run.path}: no files of the model {', '.join(unknown)} to report on")
     chosen = tuple(models) or tuple(found)
     if of_images:
-        fingerprint = partial(_report_fingerprint, run, chosen)
+        fingerprint = partial(_report_fingerprint, run, chosen, config)
         return image_stages.report(run, config, options, models=chosen, fingerprint=fingerprint)
     plan = Plan(
         Unit("report"),
         weight=1,
-        fingerprint=partial(_report_fingerprint, run, chosen),
-        arguments={"models": chosen},
+        fingerprint=partial(_report_fingerprint, run, chosen, config),
+        arguments={"models": chosen, "context": config.report.context},
     )
     return run_stage("report", run, [plan], config, options)
 
 
-def _report_fingerprint(run: RunFolder, models: Sequence[str]) -> str:
+def _report_fingerprint(run: RunFolder, models: Sequence[str], config: Config) -> str:
     """Hash the marks of all stages that a report tells of: it is of the whole run folder."""
     state = run.path / ".state"
     found = {path.relative_to(state): path for path in sorted(state.rglob("*.json"))}
@@ -591,4 +616,4 @@ def _report_fingerprint(run: RunFolder, models: Sequence[str]) -> str:
         for name, path in found.items()
         if name.parts[0] not in ("report", "export") and not name.match("*.earlier.json")
     }
-    return digest_settings(marks, list(models))
+    return digest_settings(marks, list(models), config.report)

@@ -39,7 +39,7 @@ def _check(config: Config, options: Options) -> None:
             f"--set stages=[tile] (or predict, heatmap, export), then collect, then the others once"
         )
     if options.shard and config.images:
-        raise ConfigError("--shard: a folder of images is one piece of work; leave it out")
+        raise ConfigError("--shard: a folder of images cannot be split into shards; omit it")
     _check_computing(config, options)
     for name in config.export.formats:
         check_format(name)

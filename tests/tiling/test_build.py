@@ -142,7 +142,7 @@ class TestStore:
         polygons = [("one", "Tumor", TUMOUR), ("two", "Tumor", corner)]
         write_asap_xml(tmp_path / "a.xml", polygons, ["Tumor"])
         summary, store = tile(slide, annotation_path=tmp_path / "a.xml", slide_label=1)
-        assert any("1 of 2 lesions meet no patch" in note for note in summary.notes)
+        assert any("1 of 2 lesions meets no patch" in note for note in summary.notes)
         assert store.attributes["notes"] == list(summary.notes)
 
     @pytest.mark.parametrize("colour", [244, (240, 222, 232)], ids=["bare", "all tissue"])
@@ -238,7 +238,7 @@ class TestRefusals:
     def test_smaller_than_one_tile(self, slide: Path):
         said = self.refusal(GridError, slide, config=replace(CONFIG, patch_px=512))
         assert said.startswith("tumor_012.tif: the slide has 260 x 210")
-        assert "smaller patch_px" in said
+        assert "smaller tile.patch_px" in said
 
     def test_coarser_than_wanted(self, slide: Path):
         said = self.refusal(GridError, slide, config=replace(CONFIG, target_mpp=0.25))

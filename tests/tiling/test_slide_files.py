@@ -114,7 +114,7 @@ def test_a_label_without_its_slide_is_passed_over(tmp_path):
     about = describe_instance(series=f"{ROOT}.1", instance=f"{ROOT}.2", kind="LABEL")
     write_elements(tmp_path / "l.dcm", about)
     assert names(tmp_path) == []
-    assert "is a label, an overview" in passed_over(tmp_path)["l.dcm"]
+    assert "a label, an overview" in passed_over(tmp_path)["l.dcm"]
 
 
 def test_other_dicom_is_passed_over(tmp_path):
@@ -123,7 +123,7 @@ def test_other_dicom_is_passed_over(tmp_path):
     )
     write_elements(tmp_path / "ct.dcm", about)
     write_elements(tmp_path / "DICOMDIR", {0x00080016: ("UI", "1.2.840.10008.1.3.10")})
-    assert passed_over(tmp_path) == {"ct.dcm": "is DICOM, but not a whole-slide image"}
+    assert passed_over(tmp_path) == {"ct.dcm": "DICOM, but not a whole-slide image"}
 
 
 def test_a_damaged_dicom_file_is_a_slide_that_cannot_be_opened(tmp_path):
@@ -159,16 +159,23 @@ def test_tiffs_of_other_suffixes_are_read(tmp_path, name):
         ("a.ZVI", "Zeiss ZVI"),
         ("a.lif", "Leica LIF"),
         ("a.jp2", "JPEG 2000"),
-        ("a.ndpis", "lists the files of a scan"),
-        ("a.svs.gz", "is packed"),
-        ("a.svs.part", "is an unfinished download"),
-        ("a.ndpi.crdownload", "is an unfinished download"),
+        ("a.ndpis", "a list of the files of a scan"),
+        ("a.svs.gz", "a packed file"),
+        ("a.svs.part", "an unfinished download"),
+        ("a.ndpi.crdownload", "an unfinished download"),
     ],
 )
 def test_what_looks_like_a_slide_but_is_not_read_is_named_with_the_reason(tmp_path, name, why):
     (tmp_path / name).write_bytes(b"1")
     assert names(tmp_path) == []
     assert why in passed_over(tmp_path)[name]
+
+
+def test_a_vsi_file_is_not_read_as_the_thumbnail_that_it_holds(tmp_path):
+    """It is a TIFF; its slide is in the folder that belongs to it."""
+    path = write_slide(tmp_path / "a.tif", [tissue(200, 150)]).rename(tmp_path / "a.vsi")
+    with pytest.raises(SlideError, match=r"a\.vsi: Olympus VSI, which is not read here"):
+        open_slide(path)
 
 
 @pytest.mark.parametrize(
@@ -191,9 +198,9 @@ def test_folders_pipes_and_broken_links_are_told_apart(tmp_path):
     (tmp_path / "empty.svs").touch()
     assert names(tmp_path) == ["broken.svs", "empty.svs", "ring.svs"]
     assert passed_over(tmp_path) == {
-        "folder.svs": "is a folder, not a slide file",
-        "heat.ome.zarr": "is a folder, not a slide file",
-        "pipe.svs": "is not a regular file",
+        "folder.svs": "a folder, not a slide file",
+        "heat.ome.zarr": "a folder, not a slide file",
+        "pipe.svs": "not a regular file",
     }
     with pytest.raises(SlideError, match=r"broken\.svs: a broken link"):
         open_slide(tmp_path / "broken.svs")

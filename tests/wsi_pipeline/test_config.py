@@ -221,5 +221,5 @@ def test_the_same_settings_have_the_same_digest():
 def test_a_manifest_in_place_of_a_config_is_told_where_it_belongs(tmp_path, name):
     path = tmp_path / name
     path.mkdir()
-    with pytest.raises(ConfigError, match=f"--set input=.*{name} beside it"):
+    with pytest.raises(ConfigError, match=f"--set input=.*{name}$"):
         read_config(path)

@@ -66,7 +66,7 @@ def test_every_command_lists_the_same_slides(mixed, tmp_path, capsys, caplog):
     assert tile(mixed, tmp_path / "tile") == 0
     assert ids(tmp_path / "tile") == expected
     said = caplog.text
-    assert "passed over c.vsi: is Olympus VSI" in said
+    assert "passed over c.vsi: Olympus VSI" in said
     assert "there are slides in deep: give such a folder" in said
     assert "b.tif and copy of b.tif have the same content" in said
 
@@ -129,7 +129,7 @@ def test_slides_that_cannot_be_opened_fail_by_themselves(tmp_path):
     [
         (["a/x.svs"], "its folder a has some: give that"),
         (["a/x.svs", "b/x.svs"], "its folders a, b have some: give one of them, or list"),
-        (["x.vsi"], "x.vsi is Olympus VSI"),
+        (["x.vsi"], "x.vsi: Olympus VSI"),
         (["x.txt"], "looked for"),
     ],
 )
@@ -207,6 +207,25 @@ def test_copies_of_one_patient_in_one_split_are_named(tmp_path):
     (tmp_path / "m.csv").write_text("slide,patient,split\na.tif,p,val\nb.tif,p,val\n")
     (said,) = describe_copies(read_input(tmp_path / "m.csv"))
     assert said.startswith("a.tif and b.tif have the same content: leave one out")
+
+
+def test_a_third_copy_is_compared_with_the_second(tmp_path):
+    """The first is in no split, so that it agrees with both."""
+    for folder in ("a", "b", "c"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "s.svs").write_bytes(b"same")
+    rows = "a/s.svs,,1\nb/s.svs,val,2\nc/s.svs,test,3\n"
+    (tmp_path / "m.csv").write_text(f"slide,split,slide_id\n{rows}")
+    with pytest.raises(ManifestError, match=r"b/s\.svs \(2\) and .*c/s\.svs \(3\) have the same"):
+        read_input(tmp_path / "m.csv")
+
+
+def test_many_copies_are_counted(tmp_path):
+    for number in range(9):
+        (tmp_path / f"{number}.svs").write_bytes(b"same")
+    notes = describe_copies(read_input(tmp_path))
+    assert len(notes) == 6
+    assert notes[-1].startswith("and 3 more copies")
 
 
 # ------------------------------------------------------------ names of files

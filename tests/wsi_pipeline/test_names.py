@@ -9,6 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from wsi_pipeline.cli import main
 from wsi_pipeline.config import read_config
 from wsi_pipeline.errors import ConfigError, ManifestError, StageError
 from wsi_pipeline.images.folder import list_images
@@ -27,7 +28,7 @@ from wsi_pipeline.names import (
 )
 from wsi_pipeline.runfolder import RunFolder, Unit
 from wsi_pipeline.settings import ImagesConfig
-from wsi_pipeline.stages import model_name
+from wsi_pipeline.stages import check_model_names
 
 REFUSED = [
     "", ".", "..", "../../evil", "/abs/x", "a/b", "a\\b", ".hid", "a\nb", "a\rb", "a\tb", "a\0b",
@@ -148,6 +149,19 @@ def test_a_model_set_by_a_dotted_key_that_leads_out_is_refused():
         read_config(None, ["train.../../evil.lr=1"])
 
 
+@pytest.mark.parametrize("value", ["5", "abc", "[1, 2]", "{1: {}}", "null"])
+def test_a_section_without_names_is_left_to_validation(tmp_path, value):
+    path = tmp_path / "c.yaml"
+    path.write_text(f"train: {value}")
+    if value == "null":
+        assert read_config(path).train == {}
+        return
+    with pytest.raises(ConfigError, match=r"c\.yaml: train"):
+        read_config(path)
+    with pytest.raises(ConfigError, match="settings: train"):
+        read_config(None, [f"train={value}", "lr=1"], section="train")
+
+
 def test_models_that_differ_only_in_case_are_refused(tmp_path):
     path = tmp_path / "c.yaml"
     path.write_text("train: {vgg16: {}, VGG16: {model: {name: vgg16}}}")
@@ -170,8 +184,28 @@ def test_folders_of_a_run_that_no_model_can_have_are_not_models(tmp_path):
     assert RunFolder(tmp_path).models_with("scores") == ["vgg16"]
 
 
-def test_a_checkpoint_is_named_by_its_file():
-    assert model_name(Path("a b$.safetensors")) == "a b$"
+@pytest.mark.parametrize("name", [" a", "a\u202e", "shards", "con"], ids=ascii)
+def test_a_checkpoint_whose_name_cannot_be_a_folder_is_refused(tmp_path, name, capsys):
+    (tmp_path / f"{name}.safetensors").touch()
+    (tmp_path / "run").mkdir()
+    checkpoint = str(tmp_path / f"{name}.safetensors")
+    slides = ["--slides", str(tmp_path)]
+    assert main(["predict", str(tmp_path / "run"), "--checkpoint", checkpoint, *slides]) == 1
+    assert "rename the file (a checkpoint.safetensors: its folder)" in capsys.readouterr().err
+
+
+def test_models_of_a_run_and_new_ones_may_not_differ_only_in_case(tmp_path):
+    (tmp_path / "models" / "vgg16").mkdir(parents=True)
+    (tmp_path / "models" / "vgg16" / "history.csv").touch()
+    check_model_names(RunFolder(tmp_path), ["vgg16", "patchnet"])
+    with pytest.raises(ConfigError, match="'vgg16' and 'VGG16' differ only in upper and lower"):
+        check_model_names(RunFolder(tmp_path), ["VGG16"])
+
+
+@pytest.mark.parametrize("name", ["shards", "../x"])
+def test_a_model_named_as_a_folder_of_the_marks_is_refused(name):
+    with pytest.raises(ConfigError, match=r"train.*(is taken|is not a valid)"):
+        read_config(None, [f"train.{name}.lr=1"])
 
 
 @pytest.mark.parametrize("name", [n for n in REFUSED if n.strip() and "\n" not in n], ids=ascii)

@@ -26,7 +26,18 @@ FIVE_CLASSES = [
     np.array([4, 2, 2, 2, 2, 0], np.int8),
     np.array([1], np.int8),
 ]
-CLASSES = [(LABELS, (0, 1)), (FIVE_CLASSES, (0, 1, 2, 3, 4)), (FIVE_CLASSES, (4, 0, 2))]
+UNEQUAL = [  # label 0 on four slides, label 1 on one
+    np.array([0, 0, 0, 1, 1], np.int8),
+    np.array([0], np.int8),
+    np.array([0, 0, -1], np.int8),
+    np.array([0, 0], np.int8),
+]
+CLASSES = [
+    (LABELS, (0, 1)),
+    (UNEQUAL, (0, 1)),
+    (FIVE_CLASSES, (0, 1, 2, 3, 4)),
+    (FIVE_CLASSES, (4, 0, 2)),
+]
 
 
 def cohorts(classes):
@@ -59,7 +70,9 @@ def test_probabilities_are_the_definition_and_sum_to_one(classes, data):
         assert probability == pytest.approx(expected_probability(labels, slide, patch, classes))
 
 
-@pytest.mark.parametrize(("labels", "classes"), CLASSES, ids=["two", "five", "three-of-five"])
+@pytest.mark.parametrize(
+    ("labels", "classes"), CLASSES, ids=["two", "unequal", "five", "three-of-five"]
+)
 def test_draws_follow_the_probabilities(labels, classes):
     sampler = ThreeStepSampler(labels, seed=1, classes=classes)
     slide, patch, label = sampler.draw(100_000)
@@ -103,7 +116,9 @@ def test_a_draw_depends_on_its_number_alone(parts, seed):
         assert np.array_equal(np.concatenate([piece[field] for piece in pieces]), whole[field])
 
 
-@pytest.mark.parametrize(("labels", "classes"), CLASSES, ids=["two", "five", "three-of-five"])
+@pytest.mark.parametrize(
+    ("labels", "classes"), CLASSES, ids=["two", "unequal", "five", "three-of-five"]
+)
 def test_every_patch_gets_its_exact_share_of_the_numbers(monkeypatch, labels, classes):
     """Numbers evenly spread over [0, 1) fall to each patch in proportion to its probability."""
     n = 2 * 2 * 2 * 3 * 2 * 5 * 2  # a multiple of every 1 / probability

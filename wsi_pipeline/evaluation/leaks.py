@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tiling.wording import pluralize
 from wsi_pipeline.errors import EvaluationError
 
 _SHOWN = 8  # names in a sentence
@@ -62,7 +63,7 @@ def _took_part(slide: Seen, split: str) -> bool:
 
 
 def _count(patients: Sequence[str]) -> str:
-    return "1 patient" if len(patients) == 1 else f"{len(patients)} patients"
+    return pluralize(len(patients), "patient")
 
 
 def _some(names: Sequence[str]) -> str:

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tiling.files import write_json
+from tiling.wording import pluralize
 from wsi_pipeline.errors import EvaluationError
 from wsi_pipeline.evaluation.bands import roc_band
 from wsi_pipeline.evaluation.bootstrap import percentile_interval, weighted_ratio
@@ -175,8 +176,8 @@ def _choose_slides(
         test, val = known, []
     if not test:
         raise EvaluationError(
-            f"none of {len(slides)} slides is a test slide with a label or an annotation; "
-            "give slides the split test in the manifest, or none of them a split"
+            f"none of {pluralize(len(slides), 'slide')} is a test slide with a label or an "
+            "annotation; give slides the split test in the manifest, or none of them a split"
         )
     return test, val
 
@@ -185,14 +186,15 @@ def _check_slide(slide: EvaluationSlide) -> None:
     n = len(slide.scores.scores)
     if len(slide.patch_labels) != n:
         raise EvaluationError(
-            f"slide {slide.slide_id}: {n} scores for {len(slide.patch_labels)} patches; "
+            f"slide {slide.slide_id}: {pluralize(n, 'score')} for "
+            f"{pluralize(len(slide.patch_labels), 'patch')}; "
             "predict it again"
         )
     has_lesion = bool(slide.lesion_ids) or bool(slide.annotation and slide.annotation.lesions)
     if slide.label == 0 and has_lesion:
         raise EvaluationError(
             f"slide {slide.slide_id} has label 0 but its annotation holds a lesion; "
-            "one of the two is wrong: mend the manifest"
+            "one of the two is wrong: correct the manifest or the annotation"
         )
 
 
@@ -201,14 +203,14 @@ def _choice_notes(slides: Sequence[EvaluationSlide], test: Sequence[EvaluationSl
     unknown = [s.slide_id for s in slides if s.truth is None and s.split in ("test", None)]
     if unknown:
         notes.append(
-            f"{len(unknown)} slides with neither label nor annotation left out: "
+            f"{pluralize(len(unknown), 'slide')} with neither label nor annotation left out: "
             + ", ".join(unknown)
         )
     if not any(slide.split for slide in slides):
         notes.append("no slide has a split: all of them are evaluated, none chooses a threshold")
     n_unreadable = sum(int(np.isnan(s.scores.scores).sum()) for s in test)
     if n_unreadable:
-        notes.append(f"{n_unreadable} unreadable patches have no score and count nowhere")
+        notes.append(f"{pluralize(n_unreadable, 'unreadable patch')} without a score left out")
     return notes
 
 
@@ -218,8 +220,8 @@ def _guard(test: Sequence[EvaluationSlide], val: Sequence[EvaluationSlide]) -> l
     known = [s.slide_id for s in val if s.slide_id in (s.trained_on or {}).get("train_slides", ())]
     if known:
         notes.append(
-            f"the model was trained on {len(known)} validation slides, so the slide threshold and "
-            "the temperature are too hopeful: " + ", ".join(known)
+            f"the model was trained on {pluralize(len(known), 'validation slide')}, so the slide "
+            "threshold and the temperature are too optimistic: " + ", ".join(known)
         )
     return notes
 

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tiling.files import write_json
+from tiling.wording import pluralize
 from wsi_pipeline.contracts import FrocCurve
 from wsi_pipeline.errors import EvaluationError, ExtentError
 from wsi_pipeline.evaluation.bootstrap import draw_weights
@@ -89,7 +90,7 @@ def count_froc(
     if len(known) < len(test) and definition == DEFINITIONS[0]:
         left_out = [s.slide_id for s in test if s not in known]
         notes.append(
-            f"FROC: {len(left_out)} tumour slides without annotated lesions left out: "
+            f"FROC: {pluralize(len(left_out), 'tumour slide')} without annotated lesions left out: "
             + ", ".join(left_out)
         )
     match = _match_lesions if definition == "camelyon16" else _match_by_patch

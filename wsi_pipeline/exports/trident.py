@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from tiling.wording import pluralize
 from wsi_pipeline.exports.base import ExportJob, ExportSlide
 from wsi_pipeline.exports.hdf5 import write_hdf5
 from wsi_pipeline.scores import exact_attributes
@@ -22,7 +23,7 @@ def write(job: ExportJob, folder: Path) -> tuple[list[Path], str]:
     path = folder / f"{slide.info.slide_id}_patches.h5"
     coords = slide.scores.coords.astype(np.int64)
     write_hdf5(path, {"coords": coords}, coords_attributes=describe_patches(slide))
-    return [path], f"{len(coords)} patches{slide.describe_square()}"
+    return [path], f"{pluralize(len(coords), 'patch')}{slide.describe_square()}"
 
 
 def describe_patches(slide: ExportSlide) -> dict[str, Any]:

@@ -6,6 +6,7 @@ WSInfer reads squares of ``patch_size`` level-0 px and takes them as of ``patch_
 
 from pathlib import Path
 
+from tiling.wording import pluralize
 from wsi_pipeline.exports.base import ExportJob
 from wsi_pipeline.exports.hdf5 import write_hdf5
 from wsi_pipeline.scores import exact_attributes
@@ -22,4 +23,4 @@ def write(job: ExportJob, folder: Path) -> tuple[list[Path], str]:
         **exact_attributes(slide.geometry),
     }
     write_hdf5(path, {"coords": slide.scores.coords}, coords_attributes=attributes)
-    return [path], f"{len(slide.scores.coords)} patches{slide.describe_square()}"
+    return [path], f"{pluralize(len(slide.scores.coords), 'patch')}{slide.describe_square()}"

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
+from tiling.same_content import find_same_content
 from wsi_pipeline.contracts import SPLITS, SlideEntry, Split
 from wsi_pipeline.csv_files import as_mapping, iterate_csv, read_csv, write_csv
 from wsi_pipeline.errors import ManifestError
@@ -224,6 +225,29 @@ def split_images(entries: Sequence[ImageEntry], splits: Mapping[str, Split]) -> 
     """Give each image the split of its patient."""
     slides = with_splits(as_slides(Path(), entries), dict(splits))
     return [replace(e, split=s.split) for e, s in zip(entries, slides, strict=True)]
+
+
+def describe_copies(folder: Path, entries: Sequence[ImageEntry]) -> str:
+    """Name images with the same content in two splits; empty where there are none.
+
+    They are no error: published splits have some (ISIC 2017: four).
+    """
+    same_as = find_same_content([folder / entry.file for entry in entries])
+    pairs = [
+        (entries[first], e) for e, first in zip(entries, same_as, strict=True) if first is not None
+    ]
+    apart = [
+        f"{one.file} ({one.split}) and {other.file} ({other.split})"
+        for one, other in pairs
+        if one.split and other.split and one.split != other.split
+    ]
+    if not apart:
+        return ""
+    more = f" and {len(apart) - 3} more" if len(apart) > 3 else ""
+    return (
+        f"{folder}: images with the same content are in different splits: "
+        f"{printable(', '.join(apart[:3]))}{more}; results on them are too good"
+    )
 
 
 # ------------------------------------------------------------ images.csv of a run

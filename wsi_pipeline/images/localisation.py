@@ -18,6 +18,7 @@ import tifffile
 import torch
 from numpy.typing import NDArray
 
+from tiling.wording import pluralize
 from wsi_pipeline.errors import EvaluationError
 from wsi_pipeline.evaluation.figures import Figures
 from wsi_pipeline.evaluation.localisation import ImageLocalisation, localise
@@ -98,8 +99,8 @@ def localisation_of(
     skipped = len(wanted) - len(known)
     if skipped and not notes:
         notes.append(
-            f"{skipped} of {len(wanted)} evaluated images with a mask have no map; run heatmap "
-            "with --set maps_per_class=null, and evaluate again"
+            f"no map of {skipped} of {pluralize(len(wanted), 'evaluated image')} with a mask; run "
+            "heatmap with --set maps_per_class=null, and evaluate again"
         )
     return known, average_section(known, skipped=skipped, reasons=_REASONS), notes
 

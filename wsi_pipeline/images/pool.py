@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from tiling.wording import format_number
 from wsi_pipeline.csv_files import read_csv
 from wsi_pipeline.errors import EvaluationError
 from wsi_pipeline.evaluation.patch import ranking_figures
@@ -102,7 +103,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             pooled = pool_scores(runs, model)
         except EvaluationError as error:
             parser.error(str(error))
-        cells = ["-" if value is None else f"{value:.3f}" for value in figures_of(pooled).values()]
+        cells = [
+            "-" if value is None else format_number(value) for value in figures_of(pooled).values()
+        ]
         line = "".join(f"{cell:>13}" for cell in (str(pooled.labels.size), *cells))
         sys.stdout.write(f"{model:16}{line}\n")
     return 0

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from tiling.files import write_json
+from tiling.wording import format_number, pluralize
 from wsi_pipeline.contracts import Split
 from wsi_pipeline.errors import StageError
 from wsi_pipeline.images.folder import ImageEntry, read_images
@@ -52,7 +53,10 @@ def _prepare(
     lost = f", {len(problems)} unreadable" if problems else ""
     files = [run.tiles / "images.npy", run.tiles / "images.json"]
     files += [path for path in [run.tiles / "masks.npy"] if path.is_file()]
-    return files, f"{len(entries)} images{lost}, {files[0].stat().st_size / 2**20:.1f} MiB"
+    return (
+        files,
+        f"{pluralize(len(entries), 'image')}{lost}, {files[0].stat().st_size / 2**20:.1f} MiB",
+    )
 
 
 def _train(
@@ -176,7 +180,7 @@ def _predict(
     chosen = [entries[row] for row in rows]
     files = write_scores(run.path / "scores" / model, chosen, logits, rule, attributes)
     lost = int(np.isnan(logits).sum())
-    return files, f"{len(rows)} images" + (f", {lost} unreadable" if lost else "")
+    return files, pluralize(len(rows), "image") + (f", {lost} unreadable" if lost else "")
 
 
 def _heatmap(
@@ -225,7 +229,7 @@ def _heatmap(
         "images": [entries[row].image_id for row in rows],
     }
     write_json(about_maps, about)
-    return [*files, about_maps], f"maps of {len(rows)} images"
+    return [*files, about_maps], f"maps of {pluralize(len(rows), 'image')}"
 
 
 def _remove(files: Sequence[Path]) -> None:
@@ -275,9 +279,9 @@ def _evaluate(
     )
     figures = {"accuracy": "accuracy", "ROC AUC": "roc_auc", "loss": "loss"}
     found = {name: metrics["patch"][key] for name, key in figures.items()}
-    said = [f"{name} {'undefined' if v is None else f'{v:.3f}'}" for name, v in found.items()]
+    said = [f"{name} {'undefined' if v is None else format_number(v)}" for name, v in found.items()]
     if n := metrics["localisation"]["n"]:
-        said.append(f"maps against {n} masks")
+        said.append(f"maps compared with {pluralize(n, 'mask')}")
     return list_files(out), f"{metrics['evaluated']}: " + ", ".join(said)
 
 

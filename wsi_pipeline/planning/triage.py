@@ -14,6 +14,7 @@ from pathlib import Path
 
 from tiling.contracts import Slide, Unclassified
 from tiling.errors import AnnotationError, SlideError, TilingError
+from tiling.wording import pluralize
 from wsi_pipeline.config import anchor_paths
 from wsi_pipeline.contracts import SlideEntry
 from wsi_pipeline.csv_files import as_mapping, iterate_csv, write_csv
@@ -109,14 +110,16 @@ def _look(task: LookTask) -> Look:
         failures, n_probed = _probe(slide)
         annotation, notes = _find_annotation(task, slide)
         if failures:
-            notes += (f"{len(failures)} of {n_probed} probes unreadable: {failures[0]}",)
+            notes += (f"{len(failures)} of {n_probed} sampled regions unreadable: {failures[0]}",)
         if slide.mpp is None and entry.mpp is None:
             notes += ("no microns-per-pixel in the file: fill the mpp column",)
         elif slide.mpp is not None and slide.mpp[0] != slide.mpp[1] and entry.mpp is None:
             notes += ("x and y resolution differ; an mpp here would stand for both",)
         all_failed = len(failures) == n_probed
         return Look(
-            problem=f"no probed region can be decoded: {failures[0]}" if all_failed else "",
+            problem=f"none of {n_probed} sampled regions can be decoded: {failures[0]}"
+            if all_failed
+            else "",
             notes=() if all_failed else notes,
             vendor=slide.vendor,
             size=slide.size,
@@ -163,7 +166,9 @@ def _find_annotation(task: LookTask, slide: Slide) -> tuple[Path | None, tuple[s
         except (TilingError, OSError) as error:
             notes += (f"annotation: {_without_folder(str(error), candidate)}",)
             continue
-        others = tuple(f"another annotation beside it: {o.name}" for o in found if o != candidate)
+        others = tuple(
+            f"another annotation of this name: {o.name}" for o in found if o != candidate
+        )
         return candidate, notes + others
     return task.entry.annotation, notes
 
@@ -210,7 +215,7 @@ def triage(path: Path, *, workers: int, quiet: bool = False) -> Triage:
         for number, found in look_at_each(look, tasks, workers=workers):
             seen = Look(problem=str(found)) if isinstance(found, StageError) else found
             looks[number] = seen
-            progress.end(printable(entries[number].path.name), seen.problem or "looked at")
+            progress.end(printable(entries[number].path.name), seen.problem or "checked")
     named = _propose_ids(entries)
     looks = [
         replace(seen, notes=seen.notes + _renamed(before, after))
@@ -287,8 +292,8 @@ def check_target(path: Path, *, overwrite: bool) -> None:
     """
     if path.exists() and not overwrite:
         raise ManifestError(
-            f"{path}: is there already, and may have been edited; say --overwrite (edits are kept "
-            "if it is the INPUT as well), or another --csv"
+            f"{path}: exists already and may have been edited; use --overwrite (edits are kept "
+            "if it is also the INPUT), or another --csv"
         )
     if path.suffix.lower() != ".csv":
         raise ManifestError(f"{path}: a manifest's name ends with .csv")
@@ -351,7 +356,7 @@ def describe(found: Triage) -> list[str]:
         size = f"{seen.size[0]} x {seen.size[1]}" if seen.size else ""
         mpp = f"{entry.mpp:.4g}" if entry.mpp else " x ".join(f"{v:.4g}" for v in seen.mpp or ())
         said = [f"NOT READABLE: {seen.problem}"] if seen.problem else list(seen.notes)
-        said += [f"the same as {same}"] if same else []
+        said += [f"same content as {same}"] if same else []
         missing = "" if seen.problem else "none"
         levels = str(len(seen.level_downsamples) or "")
         rows.append((entry.slide_id, size, levels, mpp or missing, seen.vendor, "; ".join(said)))
@@ -372,11 +377,11 @@ def _summary(found: Triage) -> str:
     damaged = sum(bool(seen.n_unreadable) and not seen.problem for seen in found.looks)
     annotated = sum(entry.annotation is not None for entry in found.entries)
     parts = [
-        f"{len(found.looks)} slides: {found.n_readable} readable",
-        f"{len(found.looks) - found.n_readable} not",
+        f"{pluralize(len(found.looks), 'slide')}: {found.n_readable} readable",
+        f"{len(found.looks) - found.n_readable} unreadable",
         f"{damaged} with unreadable regions",
         f"{without} without mpp",
-        f"{n_same} duplicates",
+        pluralize(n_same, "duplicate"),
         f"{annotated} with annotation",
     ]
     return ", ".join(parts)

@@ -78,6 +78,7 @@ class ModelFiles:
     name: str
     metrics: dict[str, Any] | None  # metrics.json
     slides: list[Row]  # evaluation/<model>/slides.csv
+    validation: list[Row]  # evaluation/<model>/validation.csv
     patches: PatchTable | None  # evaluation/<model>/patches.csv
     froc: dict[str, dict[str, Any]]  # by definition
     lesions: dict[str, list[Row]]  # by definition
@@ -198,6 +199,7 @@ def _read_model(run: RunFolder, name: str, entries: Sequence[SlideEntry]) -> Mod
         name=name,
         metrics=metrics,
         slides=read_rows(evaluation / "slides.csv"),
+        validation=read_rows(evaluation / "validation.csv"),
         patches=_read_patches(evaluation / "patches.csv"),
         froc=_read_froc(evaluation, metrics or {}),
         lesions=_read_lesions(evaluation),
@@ -223,6 +225,7 @@ def empty_model(
         name=name,
         metrics=None,
         slides=[],
+        validation=[],
         patches=None,
         froc=froc,
         lesions=lesions,

@@ -18,8 +18,8 @@ _PICTURES = {
     "curves.png": ("models", "Loss and ROC AUC during training."),
     "roc.png": ("evaluation", "ROC curve over images."),
     "pr.png": ("evaluation", "Precision and recall over images."),
-    "confusion.png": ("evaluation", "Decisions against classes."),
-    "overview.png": ("heatmaps", "Images and their maps: white speaks for class 1."),
+    "confusion.png": ("evaluation", "Predicted against true classes."),
+    "overview.png": ("heatmaps", "Images and their maps: white indicates class 1."),
 }
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from tiling.wording import format_number, format_percent, plural
 from wsi_pipeline import __version__
 from wsi_pipeline.report.charts import draw_chart
 
@@ -39,7 +40,13 @@ def render_page(template: str, values: Mapping[str, Any]) -> str:
         lstrip_blocks=True,
     )
     environment.filters.update(
-        number=show_number, figure=show_figure, chart=draw_chart, lesion_columns=lesion_columns
+        number=show_number,
+        figure=show_figure,
+        chart=draw_chart,
+        count=show_count,
+        lesion_columns=lesion_columns,
+        percent=format_percent,
+        rounded=format_number,
     )
     shared = {
         "css": _read_asset("report.css"),
@@ -56,18 +63,36 @@ def _read_asset(name: str) -> Markup:
 def show_number(value: float | int | None, digits: int = 3) -> Markup:
     """Show a number rounded, with its full value in the markup.
 
+    What is not 0 or 1 is not shown as 0 or 1 (`tiling.wording.format_number`).
+
     Examples
     --------
     >>> show_number(0.98765), show_number(None)
     (Markup('<data value="0.98765">0.988</data>'), Markup('–'))
+    >>> show_number(0.99998951)
+    Markup('<data value="0.99998951">0.999990</data>')
     """
     if value is None:
         return Markup("–")
     value = int(value) if isinstance(value, int) else float(value)  # NumPy's have another repr
-    shown = f"{value:,}" if isinstance(value, int) else f"{value:,.{digits}f}"
+    small = isinstance(value, float) and abs(value) < 2
+    shown = format_number(value, digits) if small else f"{value:,}"
+    if isinstance(value, float) and not small:
+        shown = f"{value:,.{digits}f}"
     # Thin spaces between thousands: a comma is a decimal mark to half the world.
     shown = shown.replace(",", "\N{THIN SPACE}")
     return Markup('<data value="{}">{}</data>').format(repr(value), shown)
+
+
+def show_count(n: int, noun: str) -> Markup:
+    """Show a count with its noun.
+
+    Examples
+    --------
+    >>> show_count(1, "test patch")
+    Markup('<data value="1">1</data> test patch')
+    """
+    return show_number(n) + f" {noun if n == 1 else plural(noun)}"
 
 
 def show_figure(figure: Figure, name: str = "95 % CI") -> Markup:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
+from tiling.wording import format_number, format_percent, pluralize
 from wsi_pipeline.csv_files import write_csv
 from wsi_pipeline.settings import Monitor
 
@@ -85,13 +86,13 @@ def stop_reason(
     """
     reached = history[-1].train_accuracy if history else None
     if train_accuracy is not None and reached is not None and reached >= train_accuracy:
-        return f"{100 * reached:.4g} % of the training patches are decided rightly"
+        return f"{format_percent(reached, 1)} of the training patches are classified correctly"
     stale = epochs_without_improvement(history, monitor)
     if stale >= patience and monitor != "none":
         name = "ROC AUC" if monitor == "roc_auc" else "loss"
-        return f"the validation {name} has not improved for {stale} epochs"
+        return f"the validation {name} has not improved for {pluralize(stale, 'epoch')}"
     if len(history) >= max_epochs:
-        return f"the limit of {max_epochs} epochs is reached"
+        return f"the limit of {pluralize(max_epochs, 'epoch')} is reached"
     return None
 
 
@@ -105,4 +106,5 @@ def describe_validation(record: EpochRecord) -> str:
     """Say an epoch's validation figures in words."""
     if record.val_loss is None or record.val_roc_auc is None:
         return "no validation"
-    return f"validation loss {record.val_loss:.4f}, ROC AUC {record.val_roc_auc:.4f}"
+    loss, auc = format_number(record.val_loss, 4), format_number(record.val_roc_auc, 4)
+    return f"validation loss {loss}, ROC AUC {auc}"

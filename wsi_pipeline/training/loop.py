@@ -28,6 +28,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tiling.files import digest_json, remove_leftovers
+from tiling.wording import format_duration, pluralize
 from wsi_pipeline.augment import Augment
 from wsi_pipeline.config import as_plain, check_section
 from wsi_pipeline.data import (
@@ -101,9 +102,9 @@ class TrainSummary:
     def __str__(self) -> str:
         again = f" (resumed after {self.resumed_from})" if self.resumed_from else ""
         said = (
-            f"{self.epochs} epochs{again} in {self.seconds:.0f} s, {self.stopped}; kept epoch "
-            f"{self.best.epoch}: {describe_validation(self.best)}; waited "
-            f"{self.seconds_waited:.0f} s for patches"
+            f"{pluralize(self.epochs, 'epoch')}{again} in {format_duration(self.seconds)}, "
+            f"{self.stopped}; kept epoch {self.best.epoch}: {describe_validation(self.best)}; "
+            f"waited {format_duration(self.seconds_waited)} for patches"
         )
         if self.starved:
             said += (
@@ -367,8 +368,8 @@ class _Training:
                 on_progress(done, config.max_epochs * steps, info)
         if not losses:
             raise TrainingError(
-                f"{config.model.name}: not one of the {len(label)} patches drawn in epoch {epoch} "
-                "could be read; check the slide files"
+                f"{config.model.name}: none of the {pluralize(len(label), 'patch')} drawn in epoch "
+                f"{epoch} could be read; check the slide files"
             )
         np.add.at(self.drawn, (slide, label.astype(np.int64)), 1)
         return math.fsum(losses) / len(losses)
@@ -412,8 +413,9 @@ class _Training:
         logits, label = self._logits(self._chosen, epoch)
         if len(np.unique(label)) < len(CLASS_NAMES):
             raise TrainingError(
-                f"{self._config.model.name}: of the {len(self._chosen.label)} validation patches "
-                "those of one class cannot be read; check the slide files of split val"
+                f"{self._config.model.name}: of the "
+                f"{pluralize(len(self._chosen.label), 'validation patch')} those of "
+                "one class cannot be read; check the slide files of split val"
             )
         y = torch.from_numpy(label.astype(np.float64))
         loss = float(F.binary_cross_entropy_with_logits(torch.from_numpy(logits), y))

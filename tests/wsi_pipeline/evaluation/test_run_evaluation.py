@@ -123,7 +123,7 @@ def test_metrics_have_the_shape_of_the_contract(evaluated):
     assert metrics["froc_patch"]["definition"] == "patch"
     # The largest lesion of each tumour slide is a micrometastasis: nothing is known of the others.
     assert {name.split(".")[1] for name in metrics["undefined"]} == {"macro", "itc"}
-    assert metrics["notes"] == ["8 unreadable patches have no score and count nowhere"]
+    assert metrics["notes"] == ["8 unreadable patches without a score left out"]
 
 
 def test_patch_figures_are_computed_again_by_scikit_learn(evaluated):

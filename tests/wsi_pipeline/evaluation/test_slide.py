@@ -64,6 +64,19 @@ def test_rows_do_not_run_into_each_other():
 # ------------------------------------------------------------ threshold
 
 
+@pytest.mark.parametrize(
+    ("scores", "expected"),
+    [
+        ([0.1, 0.3, 0.4, 0.9], 0.65),  # above 0.4 the gap is wider than above 0.1
+        ([0.1, 0.6, 0.7, 0.9], 0.35),  # here it is the other way round
+        ([0.0, 0.25, 0.5, 0.75], 0.625),  # equally wide: the highest
+    ],
+)
+def test_of_equally_good_thresholds_the_widest_gap_then_the_highest_is_taken(scores, expected):
+    """Youden's J is 0.5 at the first and at the last gap."""
+    assert choose_threshold([0, 1, 0, 1], scores) == pytest.approx(expected)
+
+
 def test_the_threshold_lies_in_the_widest_gap_of_the_best():
     assert choose_threshold([0, 0, 1, 1], [0.1, 0.3, 0.9, 0.95]) == pytest.approx(0.6)
 

@@ -24,6 +24,7 @@ from tiling.contracts import TileConfig, TissueConfig
 from tiling.formats.coords_hdf5 import read_coords
 from tiling.geometry import resolve_geometry
 from tiling.store import PatchStore
+from tiling.wording import pluralize
 from wsi_pipeline.contracts import Scores
 from wsi_pipeline.errors import ConfigError
 from wsi_pipeline.evaluation.detections import read_detection_file
@@ -98,7 +99,7 @@ def test_qupath_tiles_are_the_scored_patches(slide, tmp_path):
 
     scored = ~np.isnan(slide.scores.scores)
     assert len(features) == scored.sum()
-    assert f"{(~scored).sum()} without score left out" in line
+    assert f"{(~scored).sum()} without a score left out" in line
     for feature, (x, y), score in zip(
         features, slide.scores.coords[scored], slide.scores.scores[scored], strict=True
     ):
@@ -305,7 +306,7 @@ def test_detections_lie_on_the_hottest_patches(tmp_path):
     )
     found = read_detection_file(path).detections
     assert path.read_text().splitlines()[0] == "prob,x,y"
-    assert f"{len(found.scores)} detections" in line
+    assert line == pluralize(len(found.scores), "detection")
     assert found.scores.tolist() == [1.0] * len(found.scores)
     x, y = slide.scores.coords[hot]
     assert ((found.x >= x) & (found.x < x + 66) & (found.y >= y) & (found.y < y + 62)).all()

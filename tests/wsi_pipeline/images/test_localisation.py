@@ -104,7 +104,7 @@ def test_a_mask_of_another_size_is_listed_and_its_image_is_used(root):
 
 def test_the_report_has_the_means(root):
     page = (root / "run" / "report.html").read_text()
-    assert "Maps against masks" in page
+    assert "Maps compared with masks" in page
 
 
 def test_images_without_a_map_are_counted_with_the_cure(root):
@@ -114,7 +114,7 @@ def test_images_without_a_map_are_counted_with_the_cure(root):
     metrics = json.loads((root / "run/evaluation/patchnet/metrics.json").read_text())
     assert (metrics["localisation"]["n"], metrics["localisation"]["skipped"]) == (2, 2)
     assert metrics["notes"] == [
-        "2 of 4 evaluated images with a mask have no map; run heatmap with "
+        "no map of 2 of 4 evaluated images with a mask; run heatmap with "
         "--set maps_per_class=null, and evaluate again"
     ]
     about = root / "run/heatmaps/patchnet/maps.json"

@@ -140,7 +140,7 @@ def test_collect_says_what_is_done_and_what_was_lost(finished, tmp_path, capsys)
     assert {"train cam: done", "evaluate patchnet: done", "report: done"} <= set(out)
     assert "heatmap cam: done" in out
     assert "images: 25, 1 unreadable (rows__broken)" in out
-    assert any(line.startswith("1 failures are listed in") for line in out)
+    assert any(line.startswith("1 failure, listed in") for line in out)
 
 
 def test_a_second_run_keeps_everything_but_the_broken_file(finished, capsys):
@@ -267,7 +267,7 @@ def test_preprocessing_and_crops_travel_in_the_checkpoint(tmp_path):
 def test_slides_and_images_do_not_share_a_run_folder(finished, tmp_path, capsys):
     root, _ = finished
     assert cli.main(["tile", str(tmp_path), "--out", str(root / "run"), "--quiet"]) == 1
-    assert "take another run folder for slides" in capsys.readouterr().err
+    assert "use another run folder for slides" in capsys.readouterr().err
 
 
 def test_balancing_by_repeating_and_by_leaving_out():

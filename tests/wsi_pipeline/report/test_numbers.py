@@ -29,7 +29,8 @@ from wsi_pipeline.evaluation.bootstrap import draw_weights
 from wsi_pipeline.evaluation.inputs import EvaluationSlide
 from wsi_pipeline.evaluation.localisation import draw_mask, localise
 from wsi_pipeline.evaluation.run_evaluation import evaluate_run
-from wsi_pipeline.report.build import LECTURE_CONFUSION, build_report
+from wsi_pipeline.report.build import LECTURE_CONFUSION, build_report, render_report
+from wsi_pipeline.report.gather import gather_run
 from wsi_pipeline.settings import EvaluateConfig
 
 
@@ -452,7 +453,7 @@ def test_every_figure_is_computed_again(metrics, again, section):
 
 
 def test_the_report_shows_these_numbers_and_no_others(run, tables, again):
-    page = test_build.Page((run / "report.html").read_text(encoding="utf-8"))
+    page = test_build.Page(render_report(gather_run(run), context=("lecture", "camelyon16")))
     shown = np.array(page.numbers, float)
     found = [v for section in again.values() for v in leaves(section).values()]
     # Each kind of figure has its place on the page; settings and the draw's size are no figures.
@@ -461,7 +462,7 @@ def test_the_report_shows_these_numbers_and_no_others(run, tables, again):
     assert missing == []
 
     known = [*found, *LECTURE_CONFUSION.values(), 0.0]
-    for name in ("slides", "lesions_camelyon16", "lesions_patch", "errors"):
+    for name in ("slides", "validation", "lesions_camelyon16", "lesions_patch", "errors"):
         for row in tables.rows(f"{name}.csv"):
             known += [float(v) for v in row.values() if is_number(v)]
     known += cohort_numbers(run)

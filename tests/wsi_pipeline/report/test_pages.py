@@ -165,7 +165,7 @@ def test_gallery_shows_crops_with_their_places(run):
     crops = [v for tag, name, v in page.attributes if tag == "img" and name == "src"]
     assert len(crops) == 1
     assert {1200, 800, 0.97} <= set(page.numbers)
-    assert "no scored patch lies on it" in page.text
+    assert "no scored patch on it" in page.text
 
 
 def test_gallery_embeds_nothing_from_outside_the_run(run, tmp_path):

@@ -676,7 +676,7 @@ def test_training_ends_where_its_own_patches_are_all_decided_rightly(fake_store,
 
     accuracies = [float(row["train_accuracy"]) for row in rows_of(tmp_path / "history.csv")]
     assert accuracies[-1] == 1.0 > max(accuracies[:-1], default=0)
-    assert summary.stopped == "100 % of the training patches are decided rightly"
+    assert summary.stopped == "100 % of the training patches are classified correctly"
 
 
 def test_strict_determinism_names_an_operation_that_may_differ(fake_store, tmp_path, undisturbed):
