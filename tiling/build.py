@@ -40,8 +40,8 @@ from tiling.slide_annotation import (
 from tiling.slide_tissue import (
     SlideTissue,
     digest_mask,
+    explain_no_tissue,
     find_tissue,
-    say_no_tissue,
     tissue_meter,
 )
 from tiling.store import TileTable, finish_store, write_table
@@ -50,10 +50,11 @@ from tiling.write_pixels import OnProgress, write_pixels
 
 log = logging.getLogger(__name__)
 
-FORMAT = 2  # raised when the same settings would give another store: older stores turn stale
+FORMAT = 3  # raised when the same settings would give another store: older stores turn stale
 CACHE_BYTES = 128 * 2**20  # of decoded file tiles: those that neighbouring blocks share
 TILES_AT_ONCE = 2**18  # laid and measured: more need more memory and are no faster
-SAME_SIZE = 0.02  # a patch of another tool may differ from ours by this share: its own rounding
+# A patch of another tool may differ from ours by its own rounding: this share, or half a pixel.
+SAME_SIZE, SAME_SIZE_L0 = 0.02, 0.5
 CHEAP_PX = 32 * 2**20  # of a level: read within a second or so
 VERSIONED = ("wsi-pipeline", "numpy", "zarr", "openslide-python", "openslide-bin", "tifffile")
 
@@ -254,7 +255,7 @@ def plan_tiles(
         tiles = (coords[i : i + TILES_AT_ONCE] for i in range(0, n_tiles, TILES_AT_ONCE))
     annotation, notes = read_slide_annotation(annotation_path, info, config)
     mask = find_tissue(slide, info, config, threads)
-    notes += _overview_note(mask.overview)
+    notes += mask.notes + _overview_note(mask.overview)
     table = _choose_tiles(tiles, mask, geometry, config)
     if len(table.coords):
         table = _label(table, geometry, annotation, annotation_path, slide_label, config)
@@ -270,7 +271,16 @@ def check_has_tiles(plan: TilePlan, config: TileConfig) -> None:
     TissueError
     """
     if not len(plan.table.coords):
-        raise TissueError(say_no_tissue(plan.mask, config, n_tiles=plan.n_tiles))
+        grid = _lay_grid(plan.info, plan.geometry, config)
+
+        def fullest(mask: SlideTissue) -> float:
+            measure = tissue_meter(mask, plan.geometry)
+            tiles = grid.iterate(most=TILES_AT_ONCE)
+            return max((float(measure(group).max(initial=0)) for group in tiles), default=0.0)
+
+        raise TissueError(
+            explain_no_tissue(plan.mask, plan.info, config, n_tiles=plan.n_tiles, fullest=fullest)
+        )
 
 
 def store_attributes(
@@ -319,7 +329,10 @@ def _foreign_grid(folder: Path, info: SlideInfo, geometry: TileGeometry) -> NDAr
     path = find_coords(folder, info.slide_id)
     found = read_coords(path)
     ours = (geometry.patch_px * geometry.scale[0], geometry.patch_px * geometry.scale[1])
-    if any(abs(a / b - 1) > SAME_SIZE for a, b in zip(found.patch_l0, ours, strict=True)):
+    if any(
+        abs(a - b) > max(SAME_SIZE * b, SAME_SIZE_L0)
+        for a, b in zip(found.patch_l0, ours, strict=True)
+    ):
         wide, high = (side * mpp for side, mpp in zip(found.patch_l0, info.mpp, strict=True))
         is_square = abs(wide / high - 1) <= SAME_SIZE
         cure = (
@@ -361,8 +374,8 @@ def _choose_tiles(
     for group in tiles:
         fraction = measure(group)
         if config.coords is None:
-            kept = (fraction >= config.tissue.min_fraction) & (fraction > 0)
-        else:  # whoever made them has chosen
+            kept = fraction >= config.tissue.min_fraction  # 0 keeps every tile
+        else:  # the other tool has chosen
             kept = np.ones(len(group), np.bool_)
         coords.append(group[kept])
         tissue.append(fraction[kept])

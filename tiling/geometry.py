@@ -18,6 +18,7 @@ from tiling.contracts import (
     TileConfig,
     TileGeometry,
     TissueConfig,
+    Unclassified,
 )
 from tiling.errors import GridError, PatchSizeError
 
@@ -109,6 +110,7 @@ def check_tile_config(config: TileConfig) -> None:
     _check_lengths(config)
     _check_choice("label_rule", config.label_rule, get_args(LabelRule))
     _check_choice("annotation_origin", config.annotation_origin, get_args(AnnotationOrigin))
+    _check_choice("unclassified", config.unclassified, get_args(Unclassified))
     _check_choice("edge", config.edge, get_args(EdgeRule))
     _check_choice("store", config.store, get_args(StoreKind))
     low, high = config.negative_fraction, config.positive_fraction

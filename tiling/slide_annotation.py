@@ -20,7 +20,7 @@ def read_slide_annotation(
     path : Path or None
     info : SlideInfo
     config : TileConfig
-        Its `annotation_origin` and `exclude`.
+        Its `annotation_origin`, `exclude` and `unclassified`.
 
     Returns
     -------
@@ -35,7 +35,11 @@ def read_slide_annotation(
     if path is None:
         return None, ()
     annotation = read_annotation(
-        path, origin=config.annotation_origin, bounds=info.bounds, exclude=config.exclude
+        path,
+        origin=config.annotation_origin,
+        bounds=info.bounds,
+        exclude=config.exclude,
+        unclassified=config.unclassified,
     )
     try:
         notes = check_annotation_fits(annotation, info.size)
@@ -45,12 +49,13 @@ def read_slide_annotation(
 
 
 def read_annotation_of_store(path: Path, store: PatchStore) -> Annotation:
-    """Read an annotation in the frame, and with the exclusions, that a store was labelled by."""
+    """Read an annotation by the settings (frame, exclusions, ...) that a store was labelled by."""
     return read_annotation(
         path,
         origin=store.tiling.get("annotation_origin", "level0"),
         bounds=store.info.bounds,
         exclude=store.tiling.get("exclude", ()),
+        unclassified=store.tiling.get("unclassified", "auto"),
     )
 
 

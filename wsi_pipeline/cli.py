@@ -62,6 +62,14 @@ class FpDenominator(StrEnum):
     normal = "normal"
 
 
+class UnclassifiedRule(StrEnum):
+    """What annotations without a class are."""
+
+    auto = "auto"
+    tumour = "tumour"
+    region = "region"
+
+
 class AtRate(StrEnum):
     """How a curve is read at a rate."""
 
@@ -451,6 +459,14 @@ def froc(
     tumour_value: Annotated[
         int | None, typer.Option("--tumour-value", help="Mask value. Default: all but 0.")
     ] = None,
+    unclassified: Annotated[
+        UnclassifiedRule | None,
+        typer.Option(
+            "--unclassified",
+            help="What polygons without class are. Default: auto, regions where others have a "
+            "class, else tumour.",
+        ),
+    ] = None,
     quiet: QuietOption = False,
 ) -> None:
     """FROC from plain files: detections and masks, or scored patches; needs no run folder."""
@@ -478,6 +494,7 @@ def froc(
         mask_downsample=mask_downsample,
         mpp=mpp,
         tumour_value=tumour_value,
+        unclassified=unclassified.value if unclassified else None,
     )
     try:
         check_options(options)

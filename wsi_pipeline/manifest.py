@@ -12,14 +12,16 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import cast, get_args
 
+from tiling.contracts import Unclassified
 from tiling.slide_files import slide_stem
 from wsi_pipeline.contracts import SPLITS, SlideEntry, Split
 from wsi_pipeline.csv_files import as_mapping, guard, iterate_csv, write_csv
 from wsi_pipeline.errors import ManifestError
 from wsi_pipeline.names import check_name, describe_twins, find_text_problem, name_key, printable
 
-COLUMNS = ("slide", "slide_id", "patient", "label", "annotation", "split", "mpp")
+COLUMNS = ("slide", "slide_id", "patient", "label", "annotation", "split", "mpp", "unclassified")
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")  # of a folder of images
 
@@ -90,6 +92,7 @@ def _parse_row(path: Path, line: int, row: Mapping[str, str]) -> SlideEntry:
         annotation=_locate(where, path.parent, row["annotation"]) if text["annotation"] else None,
         split=_parse_split(where, text["split"]),
         mpp=_parse_mpp(where, text["mpp"]),
+        unclassified=_parse_unclassified(where, text["unclassified"]),
     )
 
 
@@ -142,6 +145,18 @@ def _parse_mpp(where: str, text: str) -> float | None:
     if not (math.isfinite(mpp) and mpp > 0):
         raise ManifestError(f"{where}: mpp '{text}' is not a positive number of µm per pixel")
     return mpp
+
+
+def _parse_unclassified(where: str, text: str) -> Unclassified | None:
+    for choice in get_args(Unclassified):
+        if text == choice:
+            return cast(Unclassified, choice)
+    if text:
+        raise ManifestError(
+            f"{where}: unclassified must be one of {', '.join(get_args(Unclassified))} or empty, "
+            f"got '{text}'"
+        )
+    return None
 
 
 def check_entries(entries: Sequence[SlideEntry]) -> None:
@@ -200,6 +215,7 @@ def manifest_row(e: SlideEntry, folder: Path) -> list[str]:
         _relative(e.annotation, folder) if e.annotation else "",
         e.split or "",
         "" if e.mpp is None else repr(e.mpp),
+        e.unclassified or "",
     ]
 
 

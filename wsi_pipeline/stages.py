@@ -96,7 +96,7 @@ def tile(run: RunFolder, config: Config, options: Options, *, fixed: bool = Fals
             fingerprint=partial(_tile_fingerprint, e, config),
             arguments={
                 "entry": e,
-                "config": config.tile,
+                "config": e.tile_config(config.tile),
                 "threads": _threads(options, len(entries)),
                 "fixed": fixed,
             },
@@ -128,7 +128,7 @@ def _tile_fingerprint(entry: SlideEntry, config: Config) -> str:
     return tile_fingerprint(
         entry.path,
         slide_id=entry.slide_id,
-        config=config.tile,
+        config=entry.tile_config(config.tile),
         annotation_path=entry.annotation,
         slide_label=entry.label,
         mpp=entry.mpp,

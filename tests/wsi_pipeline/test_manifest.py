@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tiling.contracts import TileConfig
 from wsi_pipeline.contracts import SPLITS, SlideEntry
 from wsi_pipeline.errors import ConfigError, ManifestError
 from wsi_pipeline.listing import read_input
@@ -56,6 +57,11 @@ def test_a_byte_order_mark_does_no_harm(tmp_path):
         pytest.param("slide,split\na.svs,training\n", "split 'training'", id="split"),
         pytest.param("slide,mpp\na.svs,-1\n", "mpp '-1'", id="mpp"),
         pytest.param("slide,mpp\na.svs,nan\n", "mpp 'nan'", id="mpp-nan"),
+        pytest.param(
+            "slide,unclassified\na.svs,tumor\n",
+            "unclassified must be one of auto, tumour, region or empty, got 'tumor'",
+            id="unclassified",
+        ),
         pytest.param("slide\n", "no rows", id="no-rows"),
         pytest.param("slide,label\n,1\n", "'slide' is empty", id="empty-slide"),
         pytest.param("slide,label\na.svs,1,x\n", "more fields", id="too-many-fields"),
@@ -118,6 +124,16 @@ def test_a_folder_of_images_says_how_it_can_be_used(tmp_path, name):
 def test_what_is_not_there_is_refused(tmp_path):
     with pytest.raises(ManifestError, match="no such file"):
         read_input(tmp_path / "nowhere.svs")
+
+
+def test_the_manifest_decides_on_annotations_without_class(tmp_path):
+    text = "slide,unclassified\na.svs,region\nb.svs,\n"
+    a, b = read_manifest(write(tmp_path, text))
+    config = TileConfig(unclassified="tumour")
+    assert a.tile_config(config) == TileConfig(unclassified="region")
+    assert b.tile_config(config) == config
+    write_manifest(tmp_path / "again.csv", [a, b])
+    assert read_manifest(tmp_path / "again.csv") == [a, b]
 
 
 def test_a_manifest_written_elsewhere_reads_back_the_same(tmp_path):

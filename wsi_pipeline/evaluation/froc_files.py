@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from tiling.contracts import Unclassified
 from tiling.files import digest_file, write_json
 from tiling.wording import pluralize
 from wsi_pipeline import __version__
@@ -74,6 +75,7 @@ class FrocOptions:
     mask_downsample: float | None = None  # None: from the file; 32 for polygons
     mpp: float | None = None  # µm per level-0 px; None: 0.243, CAMELYON16's
     tumour_value: int | None = None  # None: every value but 0
+    unclassified: Unclassified | None = None  # polygons without class; None: auto
 
 
 @dataclass(frozen=True)
@@ -175,6 +177,7 @@ def check_options(options: FrocOptions) -> None:
             ("--mask-downsample", options.mask_downsample),
             ("--mpp", options.mpp),
             ("--tumour-value", options.tumour_value),
+            ("--unclassified", options.unclassified),
         ):
             unused += [name] if value is not None else []
     if unused:
@@ -208,6 +211,7 @@ def _match_camelyon16(options: FrocOptions) -> MatchedSlides:
         path = found.references.get(slide_id)
         reference, notes = read_reference(
             path,
+            unclassified=options.unclassified or "auto",
             mask_downsample=options.mask_downsample,
             mpp=options.mpp,
             tumour_value=options.tumour_value,

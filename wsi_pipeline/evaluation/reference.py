@@ -5,8 +5,9 @@ import zlib
 from pathlib import Path
 
 from tiling.annotations import read_annotation
+from tiling.contracts import Annotation, Unclassified
 from tiling.errors import AnnotationError
-from wsi_pipeline.errors import EvaluationError
+from wsi_pipeline.errors import EvaluationError, ExtentError
 from wsi_pipeline.evaluation.lesions import (
     CAMELYON16_MPP,
     DOWNSAMPLE,
@@ -28,6 +29,7 @@ def read_reference(
     mpp: float | None = None,
     tumour_value: int | None = None,
     label: int | None = None,
+    unclassified: Unclassified = "auto",
 ) -> tuple[LesionReference, tuple[str, ...]]:
     """Read a slide's reference and find its lesions.
 
@@ -43,6 +45,8 @@ def read_reference(
         See `read_mask`.
     label : int, optional
         The slide's label, if known.
+    unclassified : ``auto``, ``tumour`` or ``region``
+        What annotations without a class are; see `read_annotation`.
 
     Returns
     -------
@@ -66,11 +70,28 @@ def read_reference(
         found = label_mask(mask.tumour, downsample=mask.downsample, mpp=slide_mpp, size=mask.size)
         return found, mask.notes
     try:
-        annotation = read_annotation(path)
+        annotation = read_annotation(path, unclassified=unclassified)
     except AnnotationError as error:
         raise EvaluationError(f"{path.parent}: {error}") from error
-    found = label_polygons(annotation.tumour, mpp=slide_mpp, downsample=downsample)
+    try:
+        found = label_polygons(annotation.tumour, mpp=slide_mpp, downsample=downsample)
+    except ExtentError as error:
+        raise EvaluationError(f"{path}: {error}; {_describe_largest(annotation)}") from error
     return found, tuple(f"{path.name}: {note}" for note in annotation.notes)
+
+
+def _describe_largest(annotation: Annotation) -> str:
+    """Name the polygon with the largest bounding box, and the remedies."""
+
+    def extent(drawn: tuple[str, tuple[float, float, float, float]]) -> float:
+        x0, y0, x1, y1 = drawn[1]
+        return (x1 - x0) * (y1 - y0)
+
+    name, (x0, y0, x1, y1) = max(annotation.drawn, key=extent)
+    return (
+        f"the largest polygon, '{name}', spans x {x0:.0f} to {x1:.0f}, y {y0:.0f} to {y1:.0f} "
+        "level-0 px: correct its coordinates, or raise --mask-downsample"
+    )
 
 
 def _is_empty(path: Path) -> bool:

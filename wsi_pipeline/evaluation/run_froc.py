@@ -10,7 +10,7 @@ import numpy as np
 from tiling.files import write_json
 from tiling.wording import pluralize
 from wsi_pipeline.contracts import FrocCurve
-from wsi_pipeline.errors import EvaluationError
+from wsi_pipeline.errors import EvaluationError, ExtentError
 from wsi_pipeline.evaluation.bootstrap import Resamples, draw_resamples
 from wsi_pipeline.evaluation.detections import describe_outside, find_outside
 from wsi_pipeline.evaluation.froc import (
@@ -123,9 +123,14 @@ def _match_lesions(
     if slide.truth == 0 or slide.annotation is None:
         reference = no_lesions(mpp=mpp, downsample=downsample, size=slide.slide_size)
     else:
-        reference = label_polygons(
-            slide.annotation.tumour, mpp=mpp, downsample=downsample, slide_size=slide.slide_size
-        )
+        try:
+            reference = label_polygons(
+                slide.annotation.tumour, mpp=mpp, downsample=downsample, slide_size=slide.slide_size
+            )
+        except ExtentError as error:
+            raise EvaluationError(
+                f"slide {slide.slide_id}: {error}; raise evaluate.reference_downsample"
+            ) from error
     hits = match_detections(reference, slide.detections)
     rows = lesion_rows(slide.slide_id, reference, hits)
     return hits, rows, _detection_cells(slide, reference)

@@ -39,9 +39,11 @@ class ExportSlide:
         return f", {lost} without a score left out" if lost else ""
 
     def describe_square(self) -> str:
-        """Say what is rounded where a format knows squares only; nothing where patches are such."""
+        """Describe what other tools round, as they know squares only; empty for square patches."""
         width, height = self.patch_l0
-        return "" if width == height else f"; as {width} px squares, though {height} px high"
+        if width == height:
+            return ""
+        return f"; other tools read {width} px squares, though patches are {height} px high"
 
 
 def leave_unscored(coords: NDArray[np.int64]) -> Scores:

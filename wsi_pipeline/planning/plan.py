@@ -326,7 +326,7 @@ def _plan_slides(
     entries: Sequence[SlideEntry], config: Config, *, workers: int, quiet: bool
 ) -> tuple[list[SlidePlan], list[Audited]]:
     near, run = anchor_paths((list(entries), config.out), Path.cwd())
-    tasks = [PlanTask(entry, config.tile, run) for entry in near]
+    tasks = [PlanTask(entry, entry.tile_config(config.tile), run) for entry in near]
     plans: dict[int, SlidePlan] = {}
     audited: dict[int, Audited] = {}
     with StageProgress("plan", len(tasks), quiet=quiet) as progress:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 
-from tiling.contracts import Slide
+from tiling.contracts import Slide, Unclassified
 from tiling.errors import AnnotationError, SlideError, TilingError
 from tiling.wording import pluralize
 from wsi_pipeline.config import anchor_paths
@@ -162,7 +162,7 @@ def _find_annotation(task: LookTask, slide: Slide) -> tuple[Path | None, tuple[s
     notes: tuple[str, ...] = ()
     for candidate in found:
         try:
-            notes += _check_annotation(candidate, slide)
+            notes += _check_annotation(candidate, slide, task.entry.unclassified or "auto")
         except (TilingError, OSError) as error:
             notes += (f"annotation: {_without_folder(str(error), candidate)}",)
             continue
@@ -173,21 +173,25 @@ def _find_annotation(task: LookTask, slide: Slide) -> tuple[Path | None, tuple[s
     return task.entry.annotation, notes
 
 
-def _check_annotation(path: Path, slide: Slide) -> tuple[str, ...]:
-    """See that an annotation lies on the slide, in either frame; returns what to say of it."""
+def _check_annotation(
+    path: Path, slide: Slide, unclassified: Unclassified = "auto"
+) -> tuple[str, ...]:
+    """Check that an annotation is on the slide, in either frame; returns notes about it."""
     from tiling.annotations import check_annotation_fits, read_annotation
 
-    annotation = read_annotation(path)
+    annotation = read_annotation(path, unclassified=unclassified)
     try:
-        return check_annotation_fits(annotation, slide.size)
+        return annotation.notes + check_annotation_fits(annotation, slide.size)
     except AnnotationError:
         if slide.bounds is None or slide.bounds[:2] == (0, 0):
             raise
-        moved = read_annotation(path, origin="bounds", bounds=slide.bounds)
+        moved = read_annotation(
+            path, origin="bounds", bounds=slide.bounds, unclassified=unclassified
+        )
         with contextlib.suppress(AnnotationError):
-            notes = check_annotation_fits(moved, slide.size)
-            cure = "the annotation fits only if counted from the slide's bounds: tile it with "
-            return (*notes, f"{cure}tile.annotation_origin=bounds")
+            notes = moved.notes + check_annotation_fits(moved, slide.size)
+            remedy = "the annotation fits only if counted from the slide's bounds: tile it with "
+            return (*notes, f"{remedy}tile.annotation_origin=bounds")
         raise
 
 

@@ -250,10 +250,35 @@ def test_an_empty_reference_is_a_normal_slide(options, empty):
 
 
 def test_polygons_outside_tumour_groups_make_no_lesion(options):
-    write_xml(options.reference / "n1.xml", (3200, 3200, 3200), group="None")
+    write_xml(options.reference / "n1.xml", (3200, 3200, 3200), group="Normal")
     write_xml(options.reference / "n2.xml", (3200, 3200, 3200), group="Exclusion")
     result, _ = run(options)
     assert result["n_normal"] == 2
+
+
+@pytest.mark.parametrize(("unclassified", "n_normal"), [(None, 0), ("tumour", 0), ("region", 1)])
+def test_polygons_without_a_group_are_tumour_unless_an_option_says_otherwise(
+    options, unclassified, n_normal
+):
+    """They were normal, without a note."""
+    write_xml(options.reference / "t1.xml", (3200, 3200, 3200), group="None")
+    result, lines = run(replace(options, unclassified=unclassified))
+    assert result["n_normal"] == n_normal
+    assert any("without class taken as tumour" in x for x in lines) is (unclassified is None)
+
+
+def test_a_polygon_far_larger_than_a_slide_is_refused_in_one_line(options):
+    """It asked for 14.6 GiB."""
+    corners = [[0, 0], [4e6, 0], [4e6, 4e6], [0, 4e6]]
+    content = {"positive": [{"name": "far", "vertices": corners}]}
+    write_text(options.reference / "t1.json", json.dumps(content))
+    with pytest.raises(EvaluationError) as caught:
+        run(options)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert "t1.json: its polygons cover 1.56e+10 pixels at downsample 32" in message
+    assert "'far', spans x 0 to 4000000, y 0 to 4000000" in message
+    assert "--mask-downsample" in message
 
 
 @pytest.mark.parametrize(
