@@ -187,20 +187,24 @@ def json_text(value: Any) -> str:
     return json.dumps(value, indent=2, allow_nan=False) + "\n"
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write `text` as UTF-8, whole or not at all."""
+def write_text(path: Path, text: str, *, errors: str = "backslashreplace") -> None:
+    """Write `text` as UTF-8, whole or not at all.
+
+    What UTF-8 cannot hold (parts of a file name in another encoding) is written as `errors` has
+    it, as in `open`; by default as its escape.
+    """
     with write_aside(path) as scratch:
-        scratch.write_text(text, encoding="utf-8")
+        scratch.write_bytes(text.encode("utf-8", errors))
 
 
-def update_text(path: Path, text: str) -> None:
-    """Write `text` as UTF-8, unless the file holds it already: so may a folder be read-only."""
+def update_text(path: Path, text: str, *, errors: str = "backslashreplace") -> None:
+    """Write text as `write_text` does, unless the file holds it: a folder may be read-only."""
     try:
-        if path.read_bytes() == text.encode():
+        if path.read_bytes() == text.encode("utf-8", errors):
             return
     except OSError:
         pass
-    write_text(path, text)
+    write_text(path, text, errors=errors)
 
 
 def parse_json(text: str | bytes) -> Any:

@@ -21,6 +21,7 @@ from tiling.readers.tiff_pixels import CACHE_BYTES
 from tiling.readers.tiff_reader import TiffReader
 from tiling.readers.tiled_tiff_reader import TiledTiffReader
 from tiling.resample import nearest_finer_level, read_resampled
+from tiling.slide_files import explain_format
 
 log = logging.getLogger(__name__)
 
@@ -81,10 +82,17 @@ def _check_file(path: Path) -> None:
             f"{path.name}: a folder, not a slide file; name the slide in it (of MIRAX the .mrxs "
             "file, of DICOM one .dcm file of the finest level)"
         )
+    if reason := explain_format(path.name):
+        raise SlideError(f"{path.name}: {reason}")
     try:
         with path.open("rb") as file:
             is_empty = not file.read(1)
     except FileNotFoundError as error:
+        if path.is_symlink():
+            raise SlideError(
+                f"{path.name}: a broken link: the file that it leads to is missing; correct the "
+                "link, or leave it out"
+            ) from error
         raise SlideError(f"{path.name}: no such file in {path.parent}; check the path") from error
     except OSError as error:
         raise SlideError(
@@ -164,7 +172,7 @@ def describe_slide(
     """
     return SlideInfo(
         slide_id=slide_id,
-        file_name=path.name,
+        file_name=path.name.encode("utf-8", "backslashreplace").decode(),
         vendor=slide.vendor,
         size=slide.size,
         mpp=_resolve_mpp(slide, path, mpp),

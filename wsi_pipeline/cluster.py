@@ -314,7 +314,7 @@ def map_tasks(
     work : callable
         Importable by name; must catch its own errors.
     workers : int
-        Processes on this machine, where `dask` does not say otherwise.
+        Processes on this machine, where `dask` does not say otherwise; not more than tasks.
     dask : str, optional
         ``local``, ``slurm``, or a scheduler's address (``tcp://...``).
     cluster_options : mapping, optional
@@ -325,7 +325,10 @@ def map_tasks(
     number, result
         A `StageError` in place of a result if a worker was lost, for example for want of memory.
     """
-    if dask is None and (workers == 1 or len(tasks) <= 1):
+    if not tasks:
+        return
+    workers = min(workers, len(tasks))
+    if dask is None and workers <= 1:
         for number, task in enumerate(tasks):
             yield number, work(task)
         return

@@ -184,7 +184,7 @@ def _sort_out(
             progress.end(name, "finished before, kept")
             continue
         if found.state == "stale":
-            progress.line(f"{name}: stale (settings or inputs changed); rebuilding")
+            progress.line(f"{name}: out of date (settings or inputs changed); rebuilding")
         if found.problems:
             progress.line(f"{name}: {'; '.join(found.problems)}; rebuilding")
         tasks.append(Task(run, plan.unit, fingerprint, plan.arguments, Path.cwd()))

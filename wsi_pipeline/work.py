@@ -16,11 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tiling.contracts import TileConfig
-from tiling.errors import ExpectedError
+from tiling.errors import ExpectedError, GridError, PatchSizeError
 from tiling.files import move_into, scratch_folder, write_text
+from tiling.wording import format_number, pluralize
 from wsi_pipeline.config import anchor_paths
 from wsi_pipeline.contracts import Heatmap, Scores, SlideEntry
 from wsi_pipeline.errors import CheckpointError, HeatmapError
+from wsi_pipeline.names import fit_file_name, printable
 from wsi_pipeline.runfolder import (
     RunFolder,
     Unit,
@@ -95,11 +97,13 @@ def fail(run: RunFolder, unit: Unit, error: Exception, *, folder: Path | None = 
         record_damage(run, error.damaged, unit.stage, message)
     if folder is not None and folder.name:
         message = re.sub(rf"(?<![\w./-]){re.escape(str(folder))}/", "", message)
+    message = "\n".join(map(printable, message.split("\n")))  # it may hold any file's name
     trace = "".join(traceback.format_exception(error))
     try:
         record_failure(run, unit, type(error).__name__, message)
         stage = "-".join(filter(None, (unit.stage, unit.variant)))
-        write_text(run.logs / f"{stage}-{unit.model or 'slide'}-{unit.name}.log", trace)
+        log_name = fit_file_name((stage, unit.model or "slide", unit.name), ".log")
+        write_text(run.logs / log_name, trace)
     except OSError as second:  # a full disk cannot even take the record
         log.warning("%s: the failure could not be recorded (%s)", unit.name, second)
     return Outcome(False, f"FAILED: {message}")
@@ -129,18 +133,23 @@ def _tile(task: Task, on_progress: OnProgress) -> Done:
     entry: SlideEntry = task.arguments["entry"]
     config: TileConfig = task.arguments["config"]
     store, picture = task.run.store(entry.slide_id), task.run.qc(entry.slide_id)
-    summary = tile_slide(
-        entry.path,
-        store,
-        slide_id=entry.slide_id,
-        config=config,
-        annotation_path=entry.annotation,
-        slide_label=entry.label,
-        mpp=entry.mpp,
-        qc_path=picture,
-        threads=task.arguments["threads"],
-        on_progress=on_progress,
-    )
+    try:
+        summary = tile_slide(
+            entry.path,
+            store,
+            slide_id=entry.slide_id,
+            config=config,
+            annotation_path=entry.annotation,
+            slide_label=entry.label,
+            mpp=entry.mpp,
+            qc_path=picture,
+            threads=task.arguments["threads"],
+            on_progress=on_progress,
+        )
+    except PatchSizeError as error:
+        if not task.arguments["fixed"]:
+            raise
+        raise GridError(f"{error.fact}; {error.remedy_if_fixed}") from error
     return [store, picture], str(summary)
 
 
@@ -293,7 +302,7 @@ def _heatmap(task: Task, on_progress: OnProgress) -> Done:
         draw_overlay(picture, heatmap, thumbnail, title=f"{entry.slide_id}, {model}", **about)
         height, width = heatmap.values.shape
         files = [values, picture]
-        line = f"{width} x {height} px, hottest {_hottest(scores.scores)}"
+        line = f"{width} x {height} px, highest score {_hottest(scores.scores)}"
         if config.dense_step_px is None:
             return files, line
         dense = _map_densely(task, store, scores, on_progress)
@@ -303,7 +312,7 @@ def _heatmap(task: Task, on_progress: OnProgress) -> Done:
         title = f"{entry.slide_id}, {model}, Q of each patch"
         draw_overlay(picture, dense.heatmap, thumbnail, title=title, **about)
     lost = f", {dense.n_unreadable} unreadable" if dense.n_unreadable else ""
-    line += f"; own map of {dense.n_mapped} patches{lost}"
+    line += f"; own map of {pluralize(dense.n_mapped, 'patch')}{lost}"
     return [*files, values, picture], line
 
 
@@ -360,7 +369,7 @@ def _lay_out(scores: Scores, store: "PatchStore", config: HeatmapConfig) -> Heat
 def _hottest(scores: Any) -> str:
     import numpy as np
 
-    return f"{np.nanmax(scores):.3f}" if np.isfinite(scores).any() else "not scored"
+    return format_number(np.nanmax(scores)) if np.isfinite(scores).any() else "not scored"
 
 
 def _thumbnail(entry: SlideEntry, mpp: tuple[float, float], longest_px: int) -> Any:
@@ -416,9 +425,10 @@ def _evaluate(task: Task, on_progress: OnProgress) -> Done:
             model=task.unit.model,
             read_patch=read_patch,
             left_out=left_out,
+            elsewhere=task.arguments["elsewhere"],
         )
         files = move_into(scratch, out, last="metrics.json")
-    lost = f"; WITHOUT {', '.join(left_out)}, which failed before" if left_out else ""
+    lost = f"; WITHOUT {', '.join(left_out)}, which failed in an earlier stage" if left_out else ""
     return files, _headline(metrics) + lost
 
 
@@ -475,7 +485,9 @@ def _headline(metrics: Mapping[str, Any]) -> str:
         "slide ROC AUC": metrics["slide"]["roc_auc"],
         "FROC score": metrics["froc"]["score"],
     }
-    said = [f"{name} {'undefined' if v is None else f'{v:.3f}'}" for name, v in figures.items()]
+    said = [
+        f"{name} {'undefined' if v is None else format_number(v)}" for name, v in figures.items()
+    ]
     return ", ".join(said)
 
 
@@ -483,9 +495,14 @@ def _report(task: Task, on_progress: OnProgress) -> Done:
     from wsi_pipeline.report.build import build_report
 
     figures: list[Path] = []
-    path = build_report(task.run.path, models=task.arguments["models"], figures=figures)
-    line = f"{path.stat().st_size / 2**20:.1f} MiB, {len(figures)} figures"
-    return [path, *figures], line
+    path = build_report(
+        task.run.path,
+        models=task.arguments["models"],
+        context=task.arguments["context"],
+        figures=figures,
+    )
+    size = f"{path.stat().st_size / 2**20:.1f} MiB"
+    return [path, *figures], f"{size}, {pluralize(len(figures), 'figure file')}"
 
 
 def _export(task: Task, on_progress: OnProgress) -> Done:

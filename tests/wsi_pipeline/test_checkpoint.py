@@ -166,7 +166,7 @@ def test_a_header_of_another_shape_is_a_damaged_one(path, changes):
 def test_a_header_that_is_no_header_is_refused(path, text):
     rewrite_header(path, lambda _: text)
 
-    with pytest.raises(CheckpointError, match="damaged|not a checkpoint"):
+    with pytest.raises(CheckpointError, match=r"damaged|not a checkpoint"):
         load_checkpoint(path)
 
 

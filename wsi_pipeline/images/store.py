@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from tiling.contracts import SlideInfo, TileGeometry
 from tiling.files import digest_file, digest_json, read_json_object, write_aside, write_json
+from tiling.wording import pluralize
 from wsi_pipeline.config import as_plain
 from wsi_pipeline.data import prefetch
 from wsi_pipeline.errors import ManifestError, StageError
@@ -104,8 +105,8 @@ def prepare_images(
                 on_progress(row + 1, len(entries))
         if array is None:
             raise ManifestError(
-                f"{folder}: not one of its {len(entries)} images can be decoded; the first: "
-                f"{next(iter(problems.values()))}"
+                f"{folder}: none of its {pluralize(len(entries), 'image')} can be decoded; "
+                f"the first: {next(iter(problems.values()))}"
             )
         array.flush()  # type: ignore[attr-defined]  # a memory map
         size = array.shape[1:3]
@@ -170,7 +171,7 @@ def read_about(folder: Path) -> dict[str, Any]:
             and all(_is_names(about[key]) for key in ("classes", "unreadable", "unreadable_masks"))
             and isinstance(settings, dict)
             and isinstance(settings["mpp"], int | float | None)
-            and isinstance(settings["equal_classes"], bool)
+            and settings["equal_classes"] in (False, True, "upsample")
         )
         if not is_right:
             raise ValueError(f"not a description of images by schema {SCHEMA!r}")
