@@ -569,7 +569,7 @@ def evaluate(
     entries = run.read_manifest()
     plans = []
     for model in choose_scored_models(run, models):
-        chosen, left_out = _to_evaluate(run, model, entries, config.evaluate.split)
+        chosen, left_out = _to_evaluate(run, model, entries, config)
         elsewhere = _outlined_elsewhere(entries, chosen, config.evaluate.split)
         plans.append(
             Plan(
@@ -594,7 +594,7 @@ def evaluate(
 
 
 def _to_evaluate(
-    run: RunFolder, model: str, entries: Sequence[SlideEntry], split: EvaluatedSplit | None
+    run: RunFolder, model: str, entries: Sequence[SlideEntry], config: Config
 ) -> tuple[tuple[SlideEntry, ...], tuple[str, ...]]:
     """Choose what figures are made of: the split that is evaluated, and val for the threshold.
 
@@ -607,6 +607,7 @@ def _to_evaluate(
     chosen : slides
     left_out : slide ids
     """
+    split = config.evaluate.split
     has_splits = any(e.split in {"val", "test"} for e in entries)
     everything = split == "all" or (split is None and not has_splits)
     named = {"val", split or "test"}
@@ -627,14 +628,23 @@ def _to_evaluate(
         e.slide_id: (Unit("tile", e.slide_id), Unit("predict", e.slide_id, model)) for e in wanted
     }
     failed = {s for s, both in units.items() if any(u.mark(run, "failed").is_file() for u in both)}
-    waiting = [e.slide_id for e in wanted if e.slide_id not in done | failed]
+    waiting = [e for e in wanted if e.slide_id not in done | failed]
     if waiting:
         raise StageError(
-            f"no scores of {model} yet: {len(waiting)} of {pluralize(len(wanted), 'slide')}: "
-            f"{some(waiting)}; run: wsi-pipeline predict {run.path}"
+            f"no scores of {model} yet for {len(waiting)} of {pluralize(len(wanted), 'slide')}: "
+            f"{some([e.slide_id for e in waiting])}; run: wsi-pipeline predict {run.path}"
+            f"{_also_splits(waiting, config.predict.splits)}"
         )
     left_out = tuple(e.slide_id for e in wanted if e.slide_id in failed - done)
     return tuple(e for e in wanted if e.slide_id in done), left_out
+
+
+def _also_splits(waiting: Sequence[SlideEntry], splits: Sequence[str] | None) -> str:
+    """Write the option by which predict scores slides that its setting leaves out."""
+    missing = {e.split for e in waiting if e.split} - set(splits or ())
+    if splits is None or not missing:
+        return ""
+    return f" --set 'predict.splits=[{', '.join([*splits, *sorted(missing)])}]'"
 
 
 def _outlined_elsewhere(
