@@ -3,14 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tiling.wording import pluralize
+from tiling.wording import name_some, pluralize
 from wsi_pipeline.config import Stage
 from wsi_pipeline.contracts import SlideEntry
 from wsi_pipeline.image_stages import is_image_run
 from wsi_pipeline.images.folder import ALL, read_images
 from wsi_pipeline.names import find_name_problem
 from wsi_pipeline.runfolder import RunFolder, Unit, missing_shards, write_failures
-from wsi_pipeline.runner import read_run_json, some
+from wsi_pipeline.runner import read_run_json
 from wsi_pipeline.stages import scored
 
 
@@ -71,7 +71,7 @@ def _describe(run: RunFolder, job: _Job) -> tuple[str, int]:
         return f"{job.title}: {'done' if done else 'failed' if lost else 'missing'}", len(missing)
     line = f"{job.title}: {len(done)} of {pluralize(len(job.units), 'slide')} done"
     for name, units in (("failed", lost), ("missing", missing)):
-        line += f", {len(units)} {name} ({some([u.name for u in units], 20)})" if units else ""
+        line += f", {len(units)} {name} ({name_some([u.name for u in units], 20)})" if units else ""
     return line, len(missing)
 
 
@@ -140,4 +140,5 @@ def _expect_images(run: RunFolder) -> list[_Job]:
 def _describe_images(run: RunFolder) -> str:
     ids = [e.image_id for e in read_images(run.images)]
     lost = [i for i in ids if Unit("tile", i).mark(run, "failed").is_file()]
-    return f"images: {len(ids)}, {len(lost)} unreadable" + (f" ({some(lost, 20)})" if lost else "")
+    named = f" ({name_some(lost, 20)})" if lost else ""
+    return f"images: {len(ids)}, {len(lost)} unreadable{named}"

@@ -216,9 +216,3 @@ def recall_settings(run: RunFolder, stage: str) -> dict[str, Any]:
         if name in source and name not in _PER_COMMAND:
             told[name] = source[name]
     return told
-
-
-def some(names: Sequence[str], most: int = 5) -> str:
-    """List names, not too many of them."""
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
