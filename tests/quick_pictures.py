@@ -37,7 +37,7 @@ def _save_digest(self: Figure, path: Any, *, format: str = "png", **options: Any
         digest.update(_content(artist))
     if format == "png":
         info = PngInfo()
-        info.add_text("Comment", digest.hexdigest())
+        info.add_text("Comment", 32 * digest.hexdigest())  # long enough to damage it
         Image.new("L", (1, 1)).save(path, format="PNG", pnginfo=info)
     else:
         assert format == "svg"

@@ -11,7 +11,14 @@ import pytest
 from tests.wsi_pipeline.tiny_cohort import contents
 
 SOURCE = Path(__file__).with_name("noflock.c")
-COMMAND = "import sys; from wsi_pipeline.cli import main; sys.exit(main(sys.argv[1:]))"
+ROOT = Path(__file__).parents[2]
+COMMAND = """
+import sys
+from tests.quick_pictures import quick_pictures
+from wsi_pipeline.cli import main
+with quick_pictures():
+    sys.exit(main(sys.argv[1:]))
+"""
 
 
 @pytest.fixture(scope="module")
@@ -28,6 +35,7 @@ def noflock(tmp_path_factory) -> Path:
 def run_without_locks(noflock: Path, *arguments: str, **environment: str):
     return subprocess.run(
         [sys.executable, "-c", COMMAND, *arguments],
+        cwd=ROOT,
         env={**os.environ, "LD_PRELOAD": str(noflock), **environment},
         capture_output=True,
         text=True,
