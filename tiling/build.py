@@ -286,7 +286,7 @@ def check_has_tiles(plan: TilePlan, config: TileConfig) -> None:
 def store_attributes(
     plan: TilePlan, config: TileConfig, fingerprint: str, notes: tuple[str, ...]
 ) -> dict[str, Any]:
-    """Put a store's group attributes together (contract 4.1)."""
+    """Put a store's group attributes together."""
     return {
         "slide": asdict(plan.info),
         "tiling": _resolved(config, plan.geometry, plan.info),

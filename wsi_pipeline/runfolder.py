@@ -1,4 +1,4 @@
-"""The run folder: where each file lives (contract 4), and what is finished in it.
+"""The run folder: where each file lives, and what is finished in it.
 
 An output is finished when its mark (`wsi_pipeline.marks`) agrees with it. A mark is written last,
 under ``.state/``. Before an output is made again, its mark is turned into a list of what was made,

@@ -57,7 +57,7 @@ class StageResult:
 
     @property
     def exit_code(self) -> int:
-        """0 all done, 3 some failed, 1 nothing could be done (contract 3)."""
+        """0 all done, 3 some failed, 1 nothing could be done."""
         if not self.failed:
             return 0
         return 3 if self.done or self.kept else 1
