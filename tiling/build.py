@@ -24,7 +24,14 @@ from tiling.grid import TileGrid, lay_grid
 from tiling.labels import label_tiles
 from tiling.qc import SIDE_PX, draw_qc, write_qc
 from tiling.resample import nearest_finer_level
-from tiling.slide import Overview, describe_slide, fingerprint_file, open_slide, read_overview
+from tiling.slide import (
+    Overview,
+    describe_slide,
+    fingerprint_file,
+    note_slide,
+    open_slide,
+    read_overview,
+)
 from tiling.slide_annotation import (
     describe_lesions,
     note_unhit_lesions,
@@ -241,7 +248,9 @@ def plan_tiles(
         coords = _foreign_grid(config.coords, info, geometry)
         n_tiles = len(coords)
         tiles = (coords[i : i + TILES_AT_ONCE] for i in range(0, n_tiles, TILES_AT_ONCE))
-    annotation, notes = read_slide_annotation(annotation_path, info, config)
+    notes = note_slide(slide, mpp=mpp)
+    annotation, drawn = read_slide_annotation(annotation_path, info, config)
+    notes += drawn
     mask = find_tissue(slide, info, config, threads)
     notes += _overview_note(mask.overview)
     table = _choose_tiles(tiles, mask, geometry, config)

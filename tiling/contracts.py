@@ -69,6 +69,14 @@ class Slide(Protocol):
     def objective_power(self) -> float | None:
         """What the scanner says (40 for 40x), if anything."""
 
+    @property
+    def stated_mpp(self) -> tuple[float, float] | None:
+        """(x, y) µm per level-0 px as the file states it, even if it cannot be a microscope's."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was decided about the file and what is missing of it, one sentence each."""
+
     def read_region(
         self, location: tuple[int, int], level: int, size: tuple[int, int]
     ) -> NDArray[np.uint8]:

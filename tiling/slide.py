@@ -3,6 +3,7 @@
 import hashlib
 import logging
 import math
+import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -12,11 +13,21 @@ from typing import cast
 
 import numpy as np
 import openslide
+import tifffile
 from numpy.typing import NDArray
 
 from tiling.contracts import Slide, SlideInfo
-from tiling.errors import SlideError
+from tiling.errors import (
+    SeveralImagesError,
+    SlideError,
+    UnsupportedSlideError,
+    UnsupportedTilesError,
+)
+from tiling.files import open_file
+from tiling.readers.common import note_mpp, note_stated_mpp
 from tiling.readers.openslide_reader import OpenSlideReader
+from tiling.readers.tiff_images import choose_image
+from tiling.readers.tiff_levels import check_converted
 from tiling.readers.tiff_pixels import CACHE_BYTES
 from tiling.readers.tiff_reader import TiffReader
 from tiling.readers.tiled_tiff_reader import TiledTiffReader
@@ -30,6 +41,8 @@ OVERVIEW_BLOCK_PX = 1024  # side of what is read at once, px of the level read; 
 SMALLEST_UNREADABLE_PX = 16  # overview px: a bad spot is narrowed down to this
 PROBES = 4  # along x and y, in a block that cannot be read
 
+# What OpenSlide says of formats that it knows and variants of them that it does not read.
+UNSUPPORTED = re.compile(r"unsupported|not supported|(can't|cannot) handle|unknown", re.IGNORECASE)
 PLAIN_TIFF_VENDOR = "generic-tiff"  # OpenSlide's word for a TIFF of no known maker
 
 
@@ -40,9 +53,9 @@ def open_slide(path: Path, *, cache_bytes: int = CACHE_BYTES) -> Slide:
     """Open a slide with the fastest reader that gives OpenSlide's pixels.
 
     That is the tiled-TIFF reader where it knows the file's layout and its probes agree with
-    OpenSlide; else OpenSlide; and the TIFF reader where OpenSlide refuses. An OME-TIFF is read by
-    the TIFF reader although OpenSlide takes it for a plain TIFF: OpenSlide sees neither its
-    resolution nor its pyramid.
+    OpenSlide; else OpenSlide; and the TIFF reader where OpenSlide refuses. OME-TIFF, and TIFF with
+    several images, are read by the TIFF reader although OpenSlide takes them for plain TIFF of the
+    first image: OpenSlide sees neither their resolution and pyramid nor which image is the slide.
 
     Parameters
     ----------
@@ -55,6 +68,8 @@ def open_slide(path: Path, *, cache_bytes: int = CACHE_BYTES) -> Slide:
     ------
     SlideError
         If the file is missing, empty, cut off, or no slide; the message says which and what to do.
+    UnsupportedSlideError
+        If the file is sound, but not one 8-bit picture, or compressed as nothing here reads.
     """
     _check_file(path)
     try:
@@ -64,12 +79,19 @@ def open_slide(path: Path, *, cache_bytes: int = CACHE_BYTES) -> Slide:
     except openslide.OpenSlideError as error:
         return _open_damaged(path, error, cache_bytes)
     if slide.vendor == PLAIN_TIFF_VENDOR:
-        ome = _find_ome_tiff(path, slide, cache_bytes)
-        if ome is not None:
+        try:
+            chosen = _choose_tiff_reader(path, slide, cache_bytes)
+        except SlideError:
             slide.close()
-            return ome
+            raise
+        if chosen is not None:
+            slide.close()
+            return chosen
     try:
         return TiledTiffReader(path, slide, cache_bytes=cache_bytes)
+    except UnsupportedTilesError:
+        slide.close()
+        raise
     except SlideError as reason:
         log.debug("%s; read by OpenSlide", reason)
         return slide
@@ -82,20 +104,21 @@ def _check_file(path: Path) -> None:
             "file, of DICOM one .dcm file of the finest level)"
         )
     try:
-        with path.open("rb") as file:
+        with open_file(path, "rb") as file:
             is_empty = not file.read(1)
     except FileNotFoundError as error:
         raise SlideError(f"{path.name}: no such file in {path.parent}; check the path") from error
     except OSError as error:
         raise SlideError(
-            f"{path.name}: cannot be read: {error.strerror or error}; check its permissions"
+            f"{path.name}: cannot be read: {error.strerror or error}; check the path and its "
+            "permissions"
         ) from error
     if is_empty:
         raise SlideError(f"{path.name}: the file is empty (0 bytes); copy it again from its source")
 
 
 def _is_tiff(path: Path) -> bool:
-    with path.open("rb") as file:
+    with open_file(path, "rb") as file:
         return file.read(4) in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
@@ -109,18 +132,20 @@ def _open_tiff(path: Path, cache_bytes: int) -> Slide:
 
 
 def _open_damaged(path: Path, error: openslide.OpenSlideError, cache_bytes: int) -> Slide:
-    # OpenSlide knows the format but not this variant of it (then the TIFF reader may), or the file
-    # is damaged (then nobody should guess).
-    refusal = (
-        f"{path.name}: OpenSlide cannot open it: {error}; if the file is damaged or cut off, copy "
-        "it again from its source"
-    )
+    # OpenSlide knows the format but not this variant of it (then the TIFF reader may, or says what
+    # it lacks), or the file is damaged.
+    reason = str(error).replace(str(path), path.name)
     if not _is_tiff(path):
-        raise SlideError(refusal) from error
-    try:
-        slide = TiffReader(path, cache_bytes=cache_bytes)
-    except SlideError as second:
-        raise SlideError(refusal) from second
+        if UNSUPPORTED.search(reason):
+            raise UnsupportedSlideError(
+                f"{path.name}: OpenSlide does not read this variant of the format: {reason}; "
+                "convert it, for example to JPEG compression, with the scanner's own software"
+            ) from error
+        raise SlideError(
+            f"{path.name}: OpenSlide cannot open it: {reason}; if the file is damaged or cut off, "
+            "copy it again from its source"
+        ) from error
+    slide = TiffReader(path, cache_bytes=cache_bytes)
     if slide.n_beyond_end:
         slide.close()
         raise SlideError(
@@ -130,16 +155,48 @@ def _open_damaged(path: Path, error: openslide.OpenSlideError, cache_bytes: int)
     return slide
 
 
-def _find_ome_tiff(path: Path, slide: Slide, cache_bytes: int) -> Slide | None:
-    """The TIFF reader, if it sees more of the file than OpenSlide does."""
+def _choose_tiff_reader(path: Path, slide: OpenSlideReader, cache_bytes: int) -> Slide | None:
+    """The TIFF reader, if it sees more of the file than OpenSlide does; None to keep OpenSlide.
+
+    Raises
+    ------
+    UnsupportedSlideError
+        If OpenSlide would show another image than the slide, or wrong colours.
+    """
     try:
         tiff = TiffReader(path, cache_bytes=cache_bytes)
-    except SlideError:
-        return None  # not 8-bit RGB: OpenSlide converts it
-    if tiff.vendor == PLAIN_TIFF_VENDOR and len(tiff.level_sizes) <= len(slide.level_sizes):
+    except SeveralImagesError:
+        raise
+    except UnsupportedSlideError as error:
+        _check_openslide_shows_it(path, slide, error)
+        return None
+    except SlideError as error:  # a damaged directory, of which OpenSlide reads what it can
+        log.debug("%s; read by OpenSlide", error)
+        return None
+    sees_more = len(tiff.level_sizes) > len(slide.level_sizes)
+    if tiff.is_plain and tiff.size == slide.size and not sees_more:
         tiff.close()
         return None
     return tiff
+
+
+def _check_openslide_shows_it(path: Path, slide: OpenSlideReader, reason: SlideError) -> None:
+    """See that OpenSlide shows the picture of a TIFF whose pixels the TIFF reader does not read."""
+    try:
+        with tifffile.TiffFile(path) as tif:
+            image = choose_image(path.name, tif)
+            is_other = image.is_ome or len(image.levels[0]) > 1
+            page = image.page
+            is_other = is_other or (page.imagewidth, page.imagelength) != slide.size
+            if not is_other:
+                check_converted(path.name, page)
+                return
+    except SlideError:
+        raise
+    except Exception as error:  # damaged besides
+        log.debug("%s: %s", path.name, error)
+        return
+    raise reason
 
 
 # --- describing ------------------------------------------------------------------------------
@@ -192,6 +249,24 @@ def _resolve_mpp(slide: Slide, path: Path, mpp: float | None) -> tuple[float, fl
     return slide.mpp
 
 
+def note_slide(slide: Slide, *, mpp: float | None = None) -> tuple[str, ...]:
+    """Say what was decided about a slide's file, and what looks mistaken in it.
+
+    Parameters
+    ----------
+    mpp : µm per level-0 px
+        Goes before the file's own, which then is not judged.
+
+    Returns
+    -------
+    notes : sentences
+        Which of several images is read; a resolution that is hardly the microscope's.
+    """
+    used = slide.mpp if mpp is None else (mpp, mpp)
+    notes = slide.notes + (note_stated_mpp(slide.stated_mpp) if mpp is None else ())
+    return notes + (() if used is None else note_mpp(used, slide.objective_power))
+
+
 def fingerprint_file(path: Path) -> str:
     """Tell a slide's file by its bytes: its size, its head and tail, and blocks between.
 
@@ -210,7 +285,7 @@ def fingerprint_file(path: Path) -> str:
     _check_file(path)
     size = path.stat().st_size
     digest = hashlib.sha256(str(size).encode())
-    with path.open("rb") as file:
+    with open_file(path, "rb") as file:
         digest.update(file.read(EDGE_BYTES))
         for part in range(1, N_SAMPLES + 1):
             file.seek(size * part // (N_SAMPLES + 1))

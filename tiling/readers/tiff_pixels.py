@@ -141,7 +141,7 @@ class TiffPixels:
         if offset + count > self._end:
             raise self._cut_off(index, offset, count)
         across, down = layout.segment
-        if count > MOST_BYTES_PER_SAMPLE * across * down * layout.page.samplesperpixel + 2**20:
+        if count > MOST_BYTES_PER_SAMPLE * across * down * layout.n_samples + 2**20:
             raise SlideError(
                 f"{self._name}: file tile {index} of {across} x {down} px has {count} bytes; the "
                 "directory is damaged, copy the file again"
