@@ -40,6 +40,7 @@ class TiffImage:
     copies: tuple[Any, ...]  # pages that may be smaller copies, whatever their shape
     mpp: tuple[float, float] | None  # (x, y) µm per px as stated, not judged
     is_ome: bool
+    n_focal: int = 1  # focal planes, of which the middle one was chosen
     notes: tuple[str, ...] = ()
 
     @property
@@ -141,6 +142,7 @@ def _choose_ome(file_name: str, tif: Any, pages: list[Any]) -> TiffImage | None:
         copies=tuple(own_copies),
         mpp=positive_mpp(*best.image.um_per_px) or read_mpp(tif, best.pages[0]),
         is_ome=True,
+        n_focal=best.image.n_z,
         notes=notes,
     )
 
@@ -239,14 +241,16 @@ def _choose_plain(file_name: str, tif: Any, pages: list[Any]) -> TiffImage:
     alike = [page for page in slides if _size(page) == _size(base)]
     notes: tuple[str, ...] = ()
     planes: Sequence[Any] = [base]
+    n_focal = 1
     if tif.is_imagej:
-        planes, notes = _choose_imagej_planes(file_name, tif.imagej_metadata or {}, alike)
+        planes, n_focal = _choose_imagej_planes(file_name, tif.imagej_metadata or {}, alike)
+        notes = (_focal_note(n_focal),) if n_focal > 1 else ()
     elif len(alike) > 1:
         raise _several(file_name, alike)
     mpp = read_mpp(tif, base)
     if len(planes) == 3:
         levels = _colour_levels(file_name, planes)
-        return TiffImage(tuple(levels), (), mpp, is_ome=bool(tif.is_ome), notes=notes)
+        return TiffImage(tuple(levels), (), mpp, bool(tif.is_ome), n_focal, notes)
     base = planes[0]
     inside = _list(file_name, base.pages) if base.subifds else []
     rest = [page for page in shown if page is not base and page not in alike]
@@ -258,6 +262,7 @@ def _choose_plain(file_name: str, tif: Any, pages: list[Any]) -> TiffImage:
         copies=(*inside, *rest),
         mpp=mpp,
         is_ome=bool(tif.is_ome),
+        n_focal=n_focal,
         notes=notes,
     )
 
@@ -270,7 +275,8 @@ def _is_named_otherwise(page: Any) -> bool:
 
 def _choose_imagej_planes(
     file_name: str, metadata: dict[str, Any], alike: Sequence[Any]
-) -> tuple[Sequence[Any], tuple[str, ...]]:
+) -> tuple[Sequence[Any], int]:
+    """Choose the planes of the middle focal plane; returns them and how many there are."""
     n_c, n_z, n_t = (int(metadata.get(key) or 1) for key in ("channels", "slices", "frames"))
     labels = [str(label) for label in metadata.get("Labels") or ()]
     is_rgb_stack = n_z == 3 and len(labels) == 3 and any(labels) and _are_rgb_names(labels)
@@ -280,21 +286,20 @@ def _choose_imagej_planes(
         raise _time_series(file_name, n_t)
     if n_c * n_z != len(alike):
         if len(alike) == 1 and n_c * n_z == 1 and int(metadata.get("images") or 1) == 1:
-            return alike, ()
+            return alike, 1
         raise SeveralImagesError(
             f"{file_name}: an ImageJ stack of {metadata.get('images', n_c * n_z)} planes in "
             f"{len(alike)} TIFF images; save the plane that is the slide as a file of its own"
         )
     middle = n_z // 2
     planes = alike[n_c * middle : n_c * (middle + 1)]
-    notes = (_focal_note(n_z),) if n_z > 1 else ()
     if n_c == 1 or is_rgb_stack:
-        return planes, notes
+        return planes, n_z
     lacks_colours = metadata.get("mode", "composite") == "grayscale"
     if n_c != 3 or lacks_colours or not _are_rgb_luts(metadata.get("LUTs")):
         names = labels if len(labels) == n_c else [f"channel {i + 1}" for i in range(n_c)]
         raise _not_rgb(file_name, n_c, names)
-    return planes, notes
+    return planes, n_z
 
 
 def _are_rgb_luts(tables: Any) -> bool:
