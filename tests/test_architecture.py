@@ -22,6 +22,7 @@ LAYERS = [
     | {"report", "cohorts", "cluster", "progress"}
     | {"label_audit", "audit_pictures"},
     {"models", "data", "sampling", "augment", "preprocess", "checkpoint", "devices", "scores"},
+    {"slide_contents"},
     {"manifest", "splits", "runfolder", "config"},
     {"contracts", "settings", "errors", "versions"},
 ]

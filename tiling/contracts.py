@@ -35,7 +35,7 @@ class SlideInfo:
         tuple[int, int, int, int] | None
     )  # (x, y, width, height) l0 of the scanned part, if told
     objective_power: float | None  # shown, never computed with
-    fingerprint: str  # of the file's bytes (size, head and tail), not of its path or date
+    fingerprint: str  # of all bytes of its files (tiling.content), not of their paths or dates
 
 
 class Slide(Protocol):

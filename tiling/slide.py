@@ -4,8 +4,6 @@ import hashlib
 import logging
 import math
 import re
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -16,6 +14,7 @@ import openslide
 import tifffile
 from numpy.typing import NDArray
 
+from tiling.content import KIND, digest_content
 from tiling.contracts import Slide, SlideInfo
 from tiling.errors import (
     SeveralImagesError,
@@ -32,6 +31,7 @@ from tiling.readers.tiff_pixels import CACHE_BYTES
 from tiling.readers.tiff_reader import TiffReader
 from tiling.readers.tiled_tiff_reader import TiledTiffReader
 from tiling.resample import nearest_finer_level, read_resampled
+from tiling.threads import map_in_threads
 
 log = logging.getLogger(__name__)
 
@@ -203,7 +203,12 @@ def _check_openslide_shows_it(path: Path, slide: OpenSlideReader, reason: SlideE
 
 
 def describe_slide(
-    slide: Slide, *, path: Path, slide_id: str, mpp: float | None = None
+    slide: Slide,
+    *,
+    path: Path,
+    slide_id: str,
+    mpp: float | None = None,
+    content: str | None = None,
 ) -> SlideInfo:
     """Say what is known of a slide, without anything that could identify a patient.
 
@@ -213,6 +218,8 @@ def describe_slide(
         The slide's file; only its name is kept.
     mpp : µm per level-0 px
         Overrides the file's own, or supplies the missing one.
+    content : str, optional
+        Digest of the slide's files, if it is known; else they are read (`digest_content`).
 
     Raises
     ------
@@ -229,7 +236,7 @@ def describe_slide(
         level_downsamples=slide.level_downsamples,
         bounds=slide.bounds,
         objective_power=slide.objective_power,
-        fingerprint=fingerprint_file(path),
+        fingerprint=digest_content(path) if content is None else content,
     )
 
 
@@ -268,10 +275,11 @@ def note_slide(slide: Slide, *, mpp: float | None = None) -> tuple[str, ...]:
 
 
 def fingerprint_file(path: Path) -> str:
-    """Tell a slide's file by its bytes: its size, its head and tail, and blocks between.
+    """Hash a file's size, head and tail, and 16 blocks between: quick, and good for finding copies.
 
-    Neither path nor date counts. Of a slide in several files (MIRAX, DICOM) the one named
-    is looked at.
+    Neither path nor date counts. A damaged copy of a slide may have the fingerprint of the sound
+    one: what is made from a slide is bound to all of its bytes (`tiling.content.digest_content`).
+    Earlier versions wrote this fingerprint into patch stores.
 
     Returns
     -------
@@ -293,6 +301,28 @@ def fingerprint_file(path: Path) -> str:
         file.seek(max(0, size - EDGE_BYTES))
         digest.update(file.read(EDGE_BYTES))
     return digest.hexdigest()
+
+
+def is_made_from(fingerprint: str, path: Path, *, cache: Path | None = None) -> bool:
+    """Tell whether a store's fingerprint of its slide is that of a slide's files.
+
+    Parameters
+    ----------
+    fingerprint : str
+        As `SlideInfo` has it; also that of samples, of earlier versions.
+    path : Path
+        The slide.
+    cache : Path, optional
+        See `tiling.content.digest_content`.
+
+    Raises
+    ------
+    SlideError
+        If the slide cannot be read.
+    """
+    if fingerprint.startswith(KIND):
+        return digest_content(path, cache=cache) == fingerprint
+    return fingerprint_file(path) == fingerprint
 
 
 # --- overview --------------------------------------------------------------------------------
@@ -352,7 +382,8 @@ def read_overview(
     def fill(block: tuple[int, int, int, int]) -> None:
         _fill_block(slide, overview, block, level)
 
-    _map_in_threads(fill, blocks, threads)
+    for _ in map_in_threads(fill, blocks, threads=threads):
+        pass
     return overview
 
 
@@ -451,13 +482,3 @@ def _quarter(block: tuple[int, int, int, int]) -> list[tuple[int, int, int, int]
         for left, right in ((x0, middle_x), (middle_x, x1))
     ]
     return [part for part in parts if part[0] < part[2] and part[1] < part[3]]
-
-
-def _map_in_threads(
-    work: Callable[[tuple[int, int, int, int]], None],
-    blocks: list[tuple[int, int, int, int]],
-    threads: int,
-) -> None:
-    with ThreadPoolExecutor(max_workers=max(1, threads)) as pool:
-        for future in [pool.submit(work, block) for block in blocks]:
-            future.result()

@@ -67,7 +67,8 @@ class Plan:
 
     unit: Unit
     weight: int  # for the balance of shards
-    fingerprint: Callable[[], str]  # may fail like the work itself
+    # May fail like the work itself. Empty: only the worker can tell, and keeps what is finished.
+    fingerprint: Callable[[], str]
     arguments: Mapping[str, Any]
 
 
@@ -96,13 +97,13 @@ def run_stage(
     _write_run_json(stage, run, config)
     with StageProgress(stage, len(plans), quiet=options.quiet) as progress:
         kept, tasks, failed = _sort_out(run, plans, options, progress)
-        done, lost = _work_off(run, tasks, config, options, progress)
+        done, still, lost = _work_off(run, tasks, config, options, progress)
     write_failures(run)
     if shard:
         mark_shard(run, stage, shard.index, shard.count, settings=settings, ended=True)
     else:
         forget_shards(run, stage)
-    result = StageResult(stage, tuple(done), tuple(kept), tuple(failed + lost))
+    result = StageResult(stage, tuple(done), tuple(kept + still), tuple(failed + lost))
     if result.exit_code == 1 and not shard:  # settings that nothing came of are not recalled
         write_json(run.path / "run.json", before)
     return result
@@ -124,14 +125,15 @@ def _sort_out(
             progress.end(name, outcome.line, failed=True)
             failed.append(name)
             continue
-        state = unit_state(run, plan.unit, fingerprint)
+        state = unit_state(run, plan.unit, fingerprint) if fingerprint else "missing"
         if state == "finished" and not options.overwrite:
             kept.append(name)
             progress.end(name, "finished before, kept")
             continue
         if state == "stale":
             progress.line(f"{name}: stale (other settings or inputs made it), built again")
-        tasks.append(Task(run, plan.unit, fingerprint, plan.arguments, Path.cwd()))
+        task = Task(run, plan.unit, fingerprint, plan.arguments, Path.cwd(), options.overwrite)
+        tasks.append(task)
     return kept, tasks, failed
 
 
@@ -141,8 +143,9 @@ def _work_off(
     config: Config,
     options: Options,
     progress: StageProgress,
-) -> tuple[list[str], list[str]]:
+) -> tuple[list[str], list[str], list[str]]:
     done: list[str] = []
+    kept: list[str] = []
     failed: list[str] = []
     in_process = options.dask is None and (options.workers == 1 or len(tasks) <= 1)
     work = partial(_perform_here, progress=progress) if in_process else perform
@@ -155,8 +158,8 @@ def _work_off(
         unit = tasks[number].unit
         outcome = result if isinstance(result, Outcome) else fail(run, unit, result)
         progress.end(unit.title, outcome.line, failed=not outcome.ok)
-        (done if outcome.ok else failed).append(unit.title)
-    return done, failed
+        (kept if outcome.kept else done if outcome.ok else failed).append(unit.title)
+    return done, kept, failed
 
 
 def _perform_here(task: Task, *, progress: StageProgress) -> Outcome:

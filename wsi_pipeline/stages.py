@@ -20,6 +20,7 @@ from wsi_pipeline.manifest import read_input, with_splits, write_manifest
 from wsi_pipeline.runfolder import RunFolder, Unit, forget_failures, iterate_failures
 from wsi_pipeline.runner import Options, Plan, StageResult, read_run_json, run_stage, some
 from wsi_pipeline.settings import TrainConfig, result_settings
+from wsi_pipeline.slide_contents import find_tile_fingerprint
 from wsi_pipeline.splits import assign_splits
 
 PER_SLIDE: tuple[Stage, ...] = ("tile", "predict", "heatmap", "export")
@@ -73,7 +74,7 @@ def tile(run: RunFolder, config: Config, options: Options) -> StageResult:
         Plan(
             Unit("tile", e.slide_id),
             weight=slide_bytes(e),
-            fingerprint=partial(_tile_fingerprint, e, config),
+            fingerprint=partial(find_tile_fingerprint, run, e, config.tile),
             arguments={"entry": e, "config": config.tile, "threads": _threads(options)},
         )
         for e in entries
@@ -94,19 +95,6 @@ def slide_bytes(entry: SlideEntry) -> int:
 
 def _threads(options: Options) -> int:
     return max(1, (cpu_count() or 1) // options.workers)
-
-
-def _tile_fingerprint(entry: SlideEntry, config: Config) -> str:
-    from tiling.build import tile_fingerprint
-
-    return tile_fingerprint(
-        entry.path,
-        slide_id=entry.slide_id,
-        config=config.tile,
-        annotation_path=entry.annotation,
-        slide_label=entry.label,
-        mpp=entry.mpp,
-    )
 
 
 def train(

@@ -10,7 +10,7 @@ import logging
 import re
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,8 +28,10 @@ from wsi_pipeline.runfolder import (
     list_files,
     mark_finished,
     record_failure,
+    unit_state,
 )
 from wsi_pipeline.settings import EvaluateConfig, HeatmapConfig, PredictConfig, TrainConfig
+from wsi_pipeline.slide_contents import compute_tile_fingerprint
 
 if TYPE_CHECKING:
     from tiling.store import PatchStore
@@ -48,9 +50,10 @@ class Task:
 
     run: RunFolder
     unit: Unit
-    fingerprint: str
+    fingerprint: str  # empty: the worker computes it
     arguments: Mapping[str, Any]
     folder: Path  # where the command was given: relative paths start there
+    overwrite: bool = False  # do it also if the worker finds it finished
 
 
 @dataclass(frozen=True)
@@ -59,19 +62,33 @@ class Outcome:
 
     ok: bool
     line: str
+    kept: bool = False  # was finished before
 
 
 def perform(task: Task, *, on_progress: OnProgress | None = None) -> Outcome:
     """Do one unit; mark it finished, or record why it failed. Only an interrupt gets out."""
     task = anchor_paths(task, task.folder)
     try:
+        is_late, task = not task.fingerprint, _with_fingerprint(task)
+        state = unit_state(task.run, task.unit, task.fingerprint) if is_late else "missing"
+        if state == "finished" and not task.overwrite:
+            return Outcome(True, "finished before, kept", kept=True)
         clear_mark(task.run, task.unit)
         work = _on_images if task.arguments.get("images") else WORK[task.unit.stage]
         files, line = work(task, on_progress or _silent)
         mark_finished(task.run, task.unit, task.fingerprint, files)
     except Exception as error:
         return fail(task.run, task.unit, error, folder=task.folder)
-    return Outcome(True, line)
+    return Outcome(True, f"out of date, rebuilt: {line}" if state == "stale" else line)
+
+
+def _with_fingerprint(task: Task) -> Task:
+    """Compute what a command left to the worker, as the slide has to be read for it."""
+    if task.fingerprint:
+        return task
+    entry: SlideEntry = task.arguments["entry"]
+    fingerprint = compute_tile_fingerprint(task.run, entry, task.arguments["config"])
+    return replace(task, fingerprint=fingerprint)
 
 
 def _on_images(task: Task, on_progress: OnProgress) -> Done:
@@ -134,6 +151,7 @@ def _tile(task: Task, on_progress: OnProgress) -> Done:
         slide_label=entry.label,
         mpp=entry.mpp,
         qc_path=picture,
+        content_cache=task.run.content(entry.slide_id),
         threads=task.arguments["threads"],
         on_progress=on_progress,
     )
@@ -189,7 +207,11 @@ def open_store(run: RunFolder, entry: SlideEntry) -> "PatchStore":
     """Open a slide's patch store; where it keeps no pixels, they come from the slide."""
     from tiling.store import PatchStore
 
-    return PatchStore.open(run.store(entry.slide_id), slide_path=entry.path)
+    return PatchStore.open(
+        run.store(entry.slide_id),
+        slide_path=entry.path,
+        content_cache=run.content(entry.slide_id),
+    )
 
 
 # ---------------------------------------------------------------- predict

@@ -18,6 +18,8 @@ from tiling.readers.openslide_reader import OpenSlideReader
 from tiling.readers.tiff_reader import TiffReader
 from tiling.readers.tiled_tiff_reader import TiledTiffReader
 from tiling.slide import (
+    N_SAMPLES,
+    SAMPLE_BYTES,
     describe_slide,
     fingerprint_file,
     note_slide,
@@ -233,6 +235,17 @@ class TestFingerprint:
         data[place] = 1
         (tmp_path / "a").write_bytes(data)
         assert fingerprint_file(tmp_path / "a") != before
+
+    @pytest.mark.parametrize("part", range(1, N_SAMPLES + 1))
+    def test_notices_a_change_in_each_sample_between(self, tmp_path: Path, part):
+        size, path = 40 * 2**20, tmp_path / "a"
+        with path.open("wb") as file:
+            file.truncate(size)
+        before = fingerprint_file(path)
+        with path.open("r+b") as file:
+            file.seek(size * part // (N_SAMPLES + 1) + SAMPLE_BYTES - 1)
+            file.write(b"1")
+        assert fingerprint_file(path) != before
 
     def test_notices_another_length(self, tmp_path: Path):
         (tmp_path / "a").write_bytes(bytes(10))

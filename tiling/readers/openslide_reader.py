@@ -20,6 +20,7 @@ from tiling.readers.common import (
     positive_mpp,
     usable_mpp,
 )
+from tiling.threads import check_stopped
 
 LARGEST_TILE_BYTES = 2**30  # decoded, four bytes per pixel: 16,384 x 16,384 px
 
@@ -113,6 +114,7 @@ class OpenSlideReader:
     ) -> NDArray[np.uint8]:
         """Read pixels; see `tiling.contracts.Slide.read_region`."""
         check_region(self._path.name, level, len(self._level_sizes), size)
+        check_stopped()
         handle = self._handle
         if handle is None:
             raise SlideError(f"{self._path.name}: the slide is closed; open it again")

@@ -13,6 +13,7 @@ from tiling.errors import SlideError
 from tiling.readers.tiff_decode import WHITE, Decoder, make_decoder
 from tiling.readers.tiff_levels import TiffLevel
 from tiling.readers.tile_cache import Tile, TileCache
+from tiling.threads import check_stopped
 
 CACHE_BYTES = 384 * 2**20  # decoded file tiles kept at most, unless the caller says otherwise
 LEAST_CACHE_BYTES = 16 * 2**20
@@ -113,6 +114,7 @@ class TiffPixels:
         self, level: int, indices: list[int], buffer: NDArray[np.uint8]
     ) -> NDArray[np.uint8]:
         layout = self._levels[level]
+        check_stopped()
         data = [self._read_bytes(layout, index) for index in indices]
         try:
             return self._decoders[level](data, indices, buffer)
