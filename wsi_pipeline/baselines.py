@@ -1,6 +1,5 @@
 """The papers' linear models on a folder of images: one table, as PatchNet paper 1 prints it."""
 
-import concurrent.futures
 import csv
 import io
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +18,7 @@ from wsi_pipeline.images.masks import read_mask
 from wsi_pipeline.images.pixels import fit_image, read_image
 from wsi_pipeline.images.store import choose_equal, raise_to_parity
 from wsi_pipeline.models.baselines import Row, extract_features, fit_classifier, list_rows
+from wsi_pipeline.process_pool import open_process_pool
 from wsi_pipeline.settings import ImagesConfig
 from wsi_pipeline.splits import assign_folds, assign_splits
 
@@ -137,7 +137,7 @@ def _map(tasks: Sequence[_Task], workers: int) -> Iterator[dict[str, NDArray[np.
     if workers == 1:
         yield from map(_extract, tasks)
         return
-    with concurrent.futures.ProcessPoolExecutor(workers) as pool:
+    with open_process_pool(workers) as pool:
         yield from pool.map(_extract, tasks, chunksize=8)
 
 

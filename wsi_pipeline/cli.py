@@ -6,13 +6,11 @@ answers at once.
 
 import json
 import logging
-import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
@@ -40,6 +38,7 @@ from wsi_pipeline.cli_options import (
     read_settings,
 )
 from wsi_pipeline.errors import PipelineError
+from wsi_pipeline.interrupts import EXIT_INTERRUPTED, end_now, watch_signals
 
 if TYPE_CHECKING:
     from wsi_pipeline.config import Config
@@ -65,9 +64,6 @@ class AtRate(StrEnum):
 
     linear = "linear"
     step = "step"
-
-
-EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 
 class Program(TyperGroup):
@@ -534,22 +530,22 @@ def _program(
     pass
 
 
-def _on_terminate(signum: int, frame: FrameType | None) -> NoReturn:
-    """Treat a scheduler's SIGTERM like Ctrl-C: scratch files are removed on the way out."""
-    raise KeyboardInterrupt
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program; returns its exit code (contract 3)."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    signal.signal(signal.SIGTERM, _on_terminate)
+    stop_watching = watch_signals()
     try:
         app(args=list(argv) if argv is not None else None, prog_name="wsi-pipeline")
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else EXIT_NOTHING_DONE
+    finally:
+        stop_watching()
     return 0
 
 
 def entry() -> NoReturn:
     """Run the program as the console script does."""
-    sys.exit(main())
+    code = main()
+    if code == EXIT_INTERRUPTED:
+        end_now()
+    sys.exit(code)
