@@ -29,6 +29,7 @@ import shapely
 
 from tiling.contracts import Annotation, AnnotationOrigin
 from tiling.errors import AnnotationError
+from tiling.files import check_file
 from tiling.formats.asap_xml import parse_asap_xml, write_asap_xml
 from tiling.formats.camelyon_json import parse_camelyon_json
 from tiling.formats.drawing import Drawing, shorten_names
@@ -153,6 +154,7 @@ def _format_suffix(path: Path) -> str:
 def _read_bytes(path: Path) -> bytes:
     opener = gzip.open if path.suffix.lower() == ".gz" else Path.open
     try:
+        check_file(path)
         with opener(path, "rb") as file:
             data: bytes = file.read(MAX_BYTES + 1)
     except (OSError, EOFError, zlib.error) as error:

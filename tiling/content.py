@@ -132,7 +132,7 @@ def list_parts(path: Path) -> list[SlidePart]:
             return [SlidePart("", path), *_mirax_parts(path)]
         if suffix in (".vms", ".vmu"):
             return [SlidePart("", path), *_hamamatsu_parts(path)]
-        return [SlidePart("", path), *_dicom_parts(path)]
+        return [SlidePart("", path), *(_dicom_parts(path) if is_dicom(path) else ())]
     except OSError as error:
         raise _unreadable(path, error) from error
 
@@ -141,7 +141,7 @@ def _mirax_parts(path: Path) -> list[SlidePart]:
     folder = path.with_suffix("")
     if not folder.is_dir():
         return []
-    found = (p for p in folder.iterdir() if p.suffix.lower() in (".dat", ".ini") and p.is_file())
+    found = (p for p in folder.iterdir() if p.suffix.lower() in (".dat", ".ini"))
     return [SlidePart(p.name, p) for p in sorted(found)]
 
 
@@ -155,14 +155,17 @@ def _hamamatsu_parts(path: Path) -> list[SlidePart]:
     keys = ((parser[section], key) for section in parser.sections() for key in parser[section])
     names = {PureWindowsPath(section[key]).name for section, key in keys if "file" in key}
     found = (path.with_name(name) for name in sorted(names - {""}))
-    return [SlidePart(part.name, part) for part in found if part.is_file()]
+    return [SlidePart(part.name, part) for part in found if part.exists()]
+
+
+def is_dicom(path: Path) -> bool:
+    """Whether a file begins as DICOM does; `OSError` if it cannot be read."""
+    with open_file(path, "rb") as file:
+        return file.read(132)[128:] == b"DICM"
 
 
 def _dicom_parts(path: Path) -> list[SlidePart]:
     """The other levels of a DICOM series, in the same folder."""
-    with open_file(path, "rb") as file:
-        if file.read(132)[128:] != b"DICM":
-            return []
     header = read_dicom_header(path)
     if header is None or not header.series:
         return []

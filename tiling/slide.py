@@ -3,6 +3,7 @@
 import hashlib
 import logging
 import math
+import os
 import re
 from dataclasses import dataclass
 from itertools import product
@@ -14,7 +15,7 @@ import openslide
 import tifffile
 from numpy.typing import NDArray
 
-from tiling.content import KIND, digest_content
+from tiling.content import KIND, digest_content, is_dicom, list_parts
 from tiling.contracts import Slide, SlideInfo
 from tiling.errors import (
     SeveralImagesError,
@@ -22,7 +23,7 @@ from tiling.errors import (
     UnsupportedSlideError,
     UnsupportedTilesError,
 )
-from tiling.files import open_file
+from tiling.files import check_file, open_file
 from tiling.readers.common import note_mpp, note_stated_mpp
 from tiling.readers.openslide_reader import OpenSlideReader
 from tiling.readers.tiff_images import choose_image
@@ -72,6 +73,7 @@ def open_slide(path: Path, *, cache_bytes: int = CACHE_BYTES) -> Slide:
         If the file is sound, but not one 8-bit picture, or compressed as nothing here reads.
     """
     _check_file(path)
+    _check_companions(path)
     try:
         slide = OpenSlideReader(path)
     except openslide.OpenSlideUnsupportedFormatError:
@@ -115,6 +117,25 @@ def _check_file(path: Path) -> None:
         ) from error
     if is_empty:
         raise SlideError(f"{path.name}: the file is empty (0 bytes); copy it again from its source")
+
+
+def _check_companions(path: Path) -> None:
+    """Refuse pipes and devices beside a slide, which OpenSlide would open and wait for."""
+    if is_dicom(path):  # it opens all that is in the folder
+        with os.scandir(path.parent) as entries:
+            odd = [e for e in entries if not e.is_file() and not e.is_dir()]
+        others = [path.with_name(entry.name) for entry in odd]
+    else:
+        others = [part.path for part in list_parts(path)[1:]]
+    for other in others:
+        try:
+            check_file(other)
+        except FileNotFoundError:
+            continue  # a broken link
+        except OSError as error:
+            raise SlideError(
+                f"{path.name}: {other.name} beside it is {error.strerror}; take it away"
+            ) from error
 
 
 def _is_tiff(path: Path) -> bool:

@@ -18,7 +18,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from tiling.contracts import TileConfig
-from tiling.files import digest_json
+from tiling.files import digest_json, read_text
 from wsi_pipeline.errors import ConfigError
 from wsi_pipeline.settings import (
     EvaluateConfig,
@@ -172,7 +172,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
             f"--set input={path} beside it"
         )
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.safe_load(read_text(path))
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:

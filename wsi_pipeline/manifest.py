@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from tiling.files import write_text
+from tiling.files import open_file, write_text
 from wsi_pipeline.contracts import SPLITS, SlideEntry, Split
 from wsi_pipeline.errors import ManifestError
 
@@ -97,7 +97,7 @@ def _looks_like_slide(path: Path) -> bool:
 def read_manifest(path: Path) -> list[SlideEntry]:
     """Read a manifest's rows, in their order; paths are relative to the manifest's folder."""
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
+        with open_file(path, newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file, strict=True)
             _check_header(path, reader.fieldnames or [])
             entries = [_parse_row(path, reader.line_num, row) for row in reader if _has_text(row)]

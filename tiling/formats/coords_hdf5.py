@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tiling.errors import GridError
+from tiling.files import check_file
 
 Tool = Literal["clam", "trident", "wsinfer"]
 
@@ -62,6 +63,7 @@ def read_coords(path: Path) -> ForeignCoords:
     import h5py  # a tenth of a second that only these files need
 
     try:
+        check_file(path)
         with h5py.File(path, "r") as file:
             found = file["coords"]
             coords, attributes = np.asarray(found[()]), dict(found.attrs)

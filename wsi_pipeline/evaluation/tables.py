@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from tiling.files import write_aside
+from tiling.files import open_file, write_aside
 from wsi_pipeline.errors import EvaluationError
 
 _FAR = 2**53  # beyond it float64 does not know whole numbers; no slide reaches so far
@@ -30,7 +30,7 @@ def read_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
         If the file cannot be read or is no CSV in UTF-8.
     """
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
+        with open_file(path, newline="", encoding="utf-8-sig") as file:
             reader = csv.reader(file, strict=True)
             for row in reader:
                 fields = [field.strip() for field in row]

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
-from tiling.files import write_text
+from tiling.files import open_file, write_text
 from wsi_pipeline.contracts import SPLITS, SlideEntry, Split
 from wsi_pipeline.errors import ManifestError
 from wsi_pipeline.manifest import IMAGE_SUFFIXES, check_entries, with_splits
@@ -128,7 +128,7 @@ def _name_patients(entries: Sequence[ImageEntry], pattern: str) -> list[ImageEnt
 
 def _read_table(folder: Path, path: Path) -> list[ImageEntry]:
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
+        with open_file(path, newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file, strict=True)
             names = reader.fieldnames or []
             rows = [(reader.line_num, row) for row in reader]
@@ -233,7 +233,7 @@ def write_images(path: Path, entries: Sequence[ImageEntry]) -> None:
 def read_images(path: Path) -> list[ImageEntry]:
     """Read what `write_images` wrote."""
     try:
-        with path.open(newline="", encoding="utf-8") as file:
+        with open_file(path, newline="") as file:
             return [
                 ImageEntry(
                     row["image_id"],
