@@ -5,11 +5,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 DEMO_OUT ?= demo
+WHEELS ?= .wheels
+GPU_PYTHON ?= python3
 
 # One thread per process while tests share two cores; the demo and the benchmarks decide for themselves.
 TEST_ENV := OMP_NUM_THREADS=1 MPLBACKEND=Agg
 
-.PHONY: demo test test-slow check format bench clean help
+.PHONY: demo test test-slow check format bench gpu gpu-wheels clean help
 
 help:
 	@echo "make demo       install into $(VENV), run every stage on a drawn cohort, end with a report"
@@ -17,6 +19,8 @@ help:
 	@echo "make test-slow  run the slow tests (end to end, kills)"
 	@echo "make check      formatting, lint, types, import direction"
 	@echo "make bench      one script per claim of speed, results as JSON"
+	@echo "make gpu        check and measure what needs a GPU, in six minutes, without a network"
+	@echo "make gpu-wheels download into $(WHEELS) what 'make gpu' needs on another machine"
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -44,6 +48,13 @@ format: $(INSTALLED)
 
 bench: $(INSTALLED)
 	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+
+# On the GPU machine: its own Python with PyTorch and CUDA, no virtual environment, no network.
+gpu:
+	$(GPU_PYTHON) benchmarks/gpu/run.py --wheels $(WHEELS)
+
+gpu-wheels:
+	$(PYTHON) benchmarks/gpu/wheels.py --out $(WHEELS)
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -36,6 +36,8 @@ DRAWN = [  # stain, what else is on the slide
     ("DAB", {"ink": "black"}),
     ("haematoxylin", {"edges": True}),
     ("faint H&E", {"bubble": True, "glass": (240, 233, 220)}),
+    ("H&E", {"glass": (238, 220, 230)}),
+    ("DAB", {"glass": (244, 238, 205)}),
 ]
 
 

@@ -1,8 +1,12 @@
 """`make bench` runs every script without an argument; where data are absent, one is skipped."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
+import torch
 
 ROOT = Path(__file__).parents[1]
 
@@ -24,3 +28,87 @@ def test_labels_know_where_the_annotations_lie():
     done = run_labels("--help")
     assert done.returncode == 0, done.stderr
     assert "--annotations DIR" in done.stdout
+
+
+def run_gpu(out: Path, *arguments: str) -> tuple[int, dict, str]:
+    command = [sys.executable, ROOT / "benchmarks/gpu/run.py", "--out", out, *arguments]
+    command += ["--wheels", out / "none"]  # the packages that are installed here
+    done = subprocess.run(
+        [str(part) for part in command], cwd=out, capture_output=True, text=True, check=False
+    )
+    assert (out / "gpu.json").is_file(), done.stdout + done.stderr
+    return done.returncode, json.loads((out / "gpu.json").read_text()), done.stdout
+
+
+def test_the_gpu_check_runs_on_a_cpu_in_reduced_form(tmp_path):
+    code, found, printed = run_gpu(
+        tmp_path, "--device", "cpu", "--quick", "--parts", "packages,dense,memory"
+    )
+
+    assert code == 0, printed
+    assert [name for name, part in found["parts"].items() if part["ok"]] == [
+        "install", "packages", "dense", "memory",
+    ]  # fmt: skip
+    memory = dict(found["parts"]["memory"]["rows"])
+    asked, used = map(int, memory["batch asked for, and used"].split(", "))
+    assert used <= 5 < asked
+    assert (tmp_path / "gpu.md").read_text().rstrip() in printed
+    assert "| memory |" in printed
+
+
+@pytest.mark.slow
+def test_every_part_of_the_gpu_check_runs_on_a_cpu(tmp_path):
+    code, found, printed = run_gpu(tmp_path, "--device", "cpu", "--quick")
+
+    assert code == 0, printed
+    assert found["parts"]["predict"]["patches_per_s"] > 0
+    assert found["parts"]["predict"]["share"] > 0
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_a_part_of_the_gpu_check_that_fails_does_not_stop_the_others(tmp_path):
+    code, found, printed = run_gpu(tmp_path, "--parts", "packages,dense")
+
+    assert code == 1
+    for name in ("packages", "dense"):
+        assert not found["parts"][name]["ok"]
+        assert found["parts"][name]["reason"] == "RuntimeError: PyTorch sees no CUDA device"
+        assert f"| {name} |" in printed
+
+
+def test_the_gpu_check_refuses_an_unknown_part(tmp_path):
+    command = [sys.executable, str(ROOT / "benchmarks/gpu/run.py"), "--parts", "tarin"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "no part is called tarin; known: packages, predict" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("scikit-image>=0.26", "scikit-image"),
+        ("torch>=2.6,<2.14", "torch"),
+        ("scikit_image-0.26.0-cp312-cp312-manylinux_2_28_x86_64.whl", "scikit-image"),
+        ("typing_extensions-4.16.0-py3-none-any.whl", "typing-extensions"),
+        ("PyYAML-6.0.4-cp312-cp312-linux_x86_64.whl", "pyyaml"),
+    ],
+)
+def test_wheels_and_requirements_are_matched_by_name(text, name):
+    """Else a package that the GPU machine has is carried there, or one that it lacks is not."""
+    sys.path.insert(0, str(ROOT / "benchmarks/gpu"))
+    try:
+        import wheels
+    finally:
+        sys.path.pop(0)
+    assert wheels.plain_name(text) == name
+
+
+def test_what_the_gpu_machine_has_is_not_carried_but_everything_else_is():
+    sys.path.insert(0, str(ROOT / "benchmarks/gpu"))
+    try:
+        import wheels
+    finally:
+        sys.path.pop(0)
+    names = {wheels.plain_name(line) for line in wheels.requirements()}
+    assert "torch" not in names
+    assert {"zarr", "openslide-bin", "pytest"} <= names - set(wheels.PRESENT)

@@ -45,6 +45,7 @@ def test_a_published_recipe_leaves_no_key_of_its_training_unsaid(name):
         assert set(said["images"]) == keys_of(ImagesConfig)
     for train in said["train"].values():
         unused = {"rho", "momentum"} if train["optimizer"] == "adam" else set()
+        unused |= {"steps_per_epoch"} if train["sampling"] == "shuffle" else set()
         assert set(train) == keys_of(TrainConfig) - {"seed"} - unused  # the run's seed
         assert set(train["augment"]) == keys_of(AugmentConfig)
         model = train["model"]
@@ -76,6 +77,7 @@ def test_a_published_recipe_says_where_each_value_is_from(name):
         ("patchnet_mcf10a", "patchnet_11", (128, 128), 11, 3, 1e-4, (4,), 1000),
         ("patchnet_mcf10a", "patchnet_17", (128, 128), 17, 5, 1e-4, (4,), 1000),
         ("patchnet_mcf10a", "patchnet_31", (128, 128), 31, 10, 1e-4, (4,), 1000),
+        ("patchnet_cenpa", "patchnet_11", (128, 128), 11, 3, 1e-4, (4,), 1000),
         ("patchnet_dtd_p2", "patchnet_31", (224, 224), 31, 10, 1e-4, (4,), 1000),
     ],
 )
@@ -94,29 +96,41 @@ def test_patchnet_recipes_have_the_papers_numbers(
 
 
 @pytest.mark.parametrize(
-    ("name", "model", "n_images", "size"),
+    ("name", "model", "size"),
     [
-        ("patchnet_isic2017", "cam", 748, (192, 256)),
-        ("patchnet_isic2017_vgg11", "vgg11", 748, (224, 224)),
-        ("patchnet_nuclei", "cam", 950, (128, 128)),
-        ("patchnet_mcf10a", "cam", 2169, (128, 128)),
-        ("patchnet_dtd_p2", "cam", 160, (224, 224)),
-        ("patchnet_dtd_p2", "vgg11", 160, (224, 224)),
+        ("patchnet_isic2017", "cam", (192, 256)),
+        ("patchnet_isic2017_vgg11", "vgg11", (224, 224)),
+        ("patchnet_nuclei", "cam", (128, 128)),
+        ("patchnet_mcf10a", "cam", (128, 128)),
+        ("patchnet_cenpa", "cam", (128, 128)),
+        ("patchnet_nuclei_vgg11", "vgg11", (224, 224)),
+        ("patchnet_mcf10a_vgg11", "vgg11", (224, 224)),
+        ("patchnet_cenpa_vgg11", "vgg11", (224, 224)),
+        ("patchnet_dtd_p2", "cam", (224, 224)),
+        ("patchnet_dtd_p2", "vgg11", (224, 224)),
     ],
 )
-def test_networks_of_whole_images_are_trained_as_paper_2_says(name, model, n_images, size):
+def test_networks_of_whole_images_are_trained_as_paper_2_says(name, model, size):
     config, train = recipe(name, model)
     assert tuple(config.images.size) == size
     assert (train.optimizer, train.lr, train.batch_size) == ("adam", 1e-4, 64)
     assert (train.monitor, train.patience) == ("loss", 1000)
     assert train.stop_at_train_accuracy == 1.0
-    assert train.steps_per_epoch == -(-n_images // 64)  # an epoch is about one pass
     assert train.model.weights is None
+
+
+@pytest.mark.parametrize("name", [name for name in PUBLISHED if name.startswith("patchnet_")])
+def test_epochs_of_the_patchnet_papers_pass_over_all_images(name):
+    for train in read_config(CONFIGS / f"{name}.yaml").train.values():
+        assert train.sampling == ("balanced" if name == "patchnet_convergence" else "shuffle")
 
 
 def test_what_single_papers_add():
     config, train = recipe("patchnet_dtd", "patchnet")
     assert tuple(train.model.preprocess.crop) == (128, 128)
+    assert (
+        recipe("patchnet_isic2016", "precision_patchnet_15")[0].images.equal_classes == "upsample"
+    )
     config, train = recipe("patchnet_isic2017", "patchnet_21")
     assert config.images.equal_classes
     assert train.model.preprocess.gamma == 2.2
@@ -128,6 +142,37 @@ def test_what_single_papers_add():
     assert train.model.options["region"] == 64
     assert recipe("patchnet_nuclei", "patchnet_17_p1")[1].model.options["region"] is None
     assert recipe("patchnet_mcf10a", "patchnet_17")[1].model.options["region"] is None
+
+
+@pytest.mark.parametrize(
+    ("name", "split"),
+    [
+        ("patchnet_isic2017", "val"),
+        ("patchnet_isic2017_vgg11", "val"),
+        ("patchnet_cenpa", "test"),
+        ("patchnet_cenpa_vgg11", "test"),
+    ],
+)
+def test_all_maps_of_the_split_with_masks_are_made(name, split):
+    """Paper 2, tables 2 and 7."""
+    config = read_config(CONFIGS / f"{name}.yaml")
+    assert config.evaluate.split == split
+    assert config.heatmap.maps_per_class is None
+    assert config.images.table.name == "table.csv"
+    assert {"heatmap", "evaluate"} <= set(config.stages)
+
+
+def test_networks_of_one_table_are_trained_alike():
+    """Table 7 is of the networks of table 5; each VGG-11 differs from CAM in size alone."""
+    for model in ("patchnet_11", "cam"):
+        assert recipe("patchnet_cenpa", model)[1] == recipe("patchnet_mcf10a", model)[1]
+    for name in ("isic2017", "mcf10a", "nuclei", "cenpa"):
+        vgg, cam = (
+            recipe(*of)[1]
+            for of in ((f"patchnet_{name}_vgg11", "vgg11"), (f"patchnet_{name}", "cam"))
+        )
+        assert dataclasses.replace(vgg, model=cam.model) == cam
+        assert vgg.model.preprocess == cam.model.preprocess
 
 
 def test_the_toy_recipe_is_appendix_a():

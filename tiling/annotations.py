@@ -1,25 +1,24 @@
-"""What a person drew on a slide: ASAP XML, QuPath GeoJSON and CAMELYON JSON.
+"""What a person drew on a slide: ASAP and ImageScope XML, QuPath GeoJSON and CAMELYON JSON.
 
 Every format becomes one `Annotation`: the tumour, with exclusions and holes cut out, and its
 lesions. Coordinates are (x, y) in level-0 pixels of OpenSlide's frame, whatever the file's.
-Nothing is left out in silence: what was mended, ignored or guessed is said in `Annotation.notes`.
+Nothing is left out silently: `Annotation.notes` lists what was repaired, ignored or guessed.
 
-A name (an ASAP group, a QuPath class) is read without regard to case:
+A class (an ASAP group, an ImageScope layer) is read without regard to case:
 
 - tumour: ``Tumor``, ``Metastases``, ``Cancer`` and the like, CAMELYON16's ``_0`` and ``_1``;
 - cut out of the tumour: ``Exclusion`` and CAMELYON16's ``_2``;
-- neither: ``None``, ``Normal``, ``Stroma`` and the like, QuPath's ``Ignore*`` and every other class
-  that ends in ``*``;
-- any other name is taken for tumour, with a note: a tumour lost in silence costs more than one
-  that a reader of the note takes back. So is a QuPath annotation without a class.
+- neither: ``Normal``, ``Stroma`` and the like, QuPath's ``Ignore*`` and every other class that ends
+  in ``*``;
+- any other name is taken as tumour, with a note: a tumour lost silently costs more than one that a
+  reader of the note takes back;
+- no class (``None`` is one): a region where anything else in the file has a class, else tumour,
+  with a note in both cases; see `tiling.formats.drawing`.
 
-An ASAP group inside another takes the meaning of the nearest group around it that has one. The
-names inside CAMELYON JSON are ids without meaning: its two lists say what is what.
+An ASAP group inside another has the meaning of the nearest group around it that has one. The names
+in CAMELYON JSON are ids without meaning: its two lists say what is tumour.
 """
 
-import gzip
-import json
-import zlib
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -27,18 +26,17 @@ from typing import Any
 import numpy as np
 import shapely
 
-from tiling.contracts import Annotation, AnnotationOrigin
+from tiling.contracts import Annotation, AnnotationOrigin, Unclassified
 from tiling.errors import AnnotationError
-from tiling.files import check_file
 from tiling.formats.asap_xml import parse_asap_xml, write_asap_xml
 from tiling.formats.camelyon_json import parse_camelyon_json
 from tiling.formats.drawing import Drawing, shorten_names
 from tiling.formats.geojson import parse_geojson
-from tiling.polygons import assemble_annotation
+from tiling.formats.imagescope_xml import parse_imagescope_xml
+from tiling.formats.text import parse_json, read_bytes
+from tiling.formats.xml import parse_xml
 
 __all__ = ["check_annotation_fits", "read_annotation", "write_asap_xml"]
-
-MAX_BYTES = 1 << 29  # unpacked; the largest CAMELYON16 annotation has 3 MB
 
 
 def read_annotation(
@@ -47,22 +45,26 @@ def read_annotation(
     origin: AnnotationOrigin = "level0",
     bounds: tuple[int, int, int, int] | None = None,
     exclude: Collection[str] = (),
+    unclassified: Unclassified = "auto",
 ) -> Annotation:
     """Read one slide's annotation.
 
     Parameters
     ----------
     path : Path
-        ``.xml`` (ASAP), ``.geojson`` or ``.json`` (QuPath GeoJSON or CAMELYON JSON, told apart by
-        their content); either may be gzipped (``.gz``).
+        ``.xml`` (ASAP or ImageScope), ``.geojson`` or ``.json`` (QuPath GeoJSON or CAMELYON JSON);
+        recognised by their content; any of them may be gzipped (``.gz``).
     origin : ``level0`` or ``bounds``
-        Where the file's (0, 0) lies: at the slide's corner, or at that of its bounds, as QuPath
-        has it unless a slide is opened with ``--no-crop``. A slide without bounds begins at its
-        corner for either.
+        Where the file's (0, 0) is: at the slide's corner, or at that of its bounds, as in QuPath
+        unless a slide is opened with ``--no-crop``. A slide without bounds begins at its corner
+        for either.
     bounds : (x, y, width, height), level-0 px, or None
-        Of the slide's scanned part, if the slide says so.
+        Of the slide's scanned part, if the slide has them.
     exclude : names
-        Groups and classes that are cut out of the tumour, besides those that always are.
+        Classes that are cut out of the tumour, in addition to those that always are.
+    unclassified : ``auto``, ``tumour`` or ``region``
+        What annotations without a class are. ``auto``: regions where anything else in the file has
+        a class, else tumour.
 
     Returns
     -------
@@ -73,15 +75,19 @@ def read_annotation(
     Raises
     ------
     AnnotationError
-        If the file cannot be read, is none of the formats, or holds a polygon that is none.
+        If the file cannot be read, is in none of the formats, or a vertex is not a position.
     """
     path = Path(path)
     corner = (0, 0) if bounds is None else bounds[:2]
-    drawing = Drawing(offset_l0=corner if origin == "bounds" else (0, 0), exclude=exclude)
+    drawing = Drawing(
+        offset_l0=corner if origin == "bounds" else (0, 0),
+        exclude=exclude,
+        unclassified=unclassified,
+    )
     try:
-        data = _read_bytes(path)
+        data = read_bytes(path)
         if _format_suffix(path) == ".xml":
-            parse_asap_xml(data, drawing)
+            _parse_xml(data, drawing)
         else:
             _parse_json(data, drawing)
     except AnnotationError as error:
@@ -90,11 +96,11 @@ def read_annotation(
         raise AnnotationError(
             f"{path.name}: is nested too deeply for an annotation; export it again"
         ) from error
-    return assemble_annotation(drawing.tumours, drawing.exclusions, notes=drawing.notes())
+    return drawing.finish()
 
 
 def check_annotation_fits(annotation: Annotation, slide_size: tuple[int, int]) -> tuple[str, ...]:
-    """See that what was drawn lies on the slide.
+    """Check that what was drawn is on the slide.
 
     Parameters
     ----------
@@ -104,12 +110,12 @@ def check_annotation_fits(annotation: Annotation, slide_size: tuple[int, int]) -
     Returns
     -------
     notes : sentences
-        Says which lesions stick out over the slide's edge; empty if none does.
+        Names the lesions that extend beyond the slide's edge; empty if none does.
 
     Raises
     ------
     AnnotationError
-        If a lesion lies wholly outside: the annotation was made for another slide or level.
+        If a lesion is entirely outside: the annotation was made for another slide or level.
     """
     if not annotation.lesions:
         return ()
@@ -145,40 +151,29 @@ def _format_suffix(path: Path) -> str:
         suffixes.pop()
     if not suffixes or suffixes[-1] not in (".xml", ".json", ".geojson"):
         raise AnnotationError(
-            "is no annotation by its name; give ASAP XML (.xml), QuPath GeoJSON (.geojson) or "
-            "CAMELYON JSON (.json)"
+            "has no suffix of an annotation; give ASAP or ImageScope XML (.xml), QuPath GeoJSON "
+            "(.geojson) or CAMELYON JSON (.json)"
         )
     return suffixes[-1]
 
 
-def _read_bytes(path: Path) -> bytes:
-    opener = gzip.open if path.suffix.lower() == ".gz" else Path.open
-    try:
-        check_file(path)
-        with opener(path, "rb") as file:
-            data: bytes = file.read(MAX_BYTES + 1)
-    except (OSError, EOFError, zlib.error) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise AnnotationError(f"cannot be read ({reason}); check the path and the file") from error
-    if len(data) > MAX_BYTES:
+def _parse_xml(data: bytes, drawing: Drawing) -> None:
+    root, notes = parse_xml(data)
+    drawing.file_notes.extend(notes)
+    if root.tag == "ASAP_Annotations":
+        parse_asap_xml(root, drawing)
+    elif root.tag == "Annotations":
+        parse_imagescope_xml(root, drawing)
+    else:
         raise AnnotationError(
-            f"holds more than {MAX_BYTES >> 20} MiB: no annotation of one slide; check the file"
+            f"is XML of another kind: its root is <{root.tag}>, ASAP's is <ASAP_Annotations> and "
+            "ImageScope's <Annotations>; export ASAP XML, or GeoJSON from QuPath"
         )
-    if not data.strip():
-        raise AnnotationError(
-            "is empty (0 bytes of content); export it again, or leave the manifest's annotation "
-            "column empty for a slide without one"
-        )
-    return data
 
 
 def _parse_json(data: bytes, drawing: Drawing) -> None:
-    try:
-        content = json.loads(data.decode("utf-8-sig"))
-    except ValueError as error:
-        raise AnnotationError(
-            f"is not well-formed JSON ({error}); it is damaged or cut short: export it again"
-        ) from error
+    content, notes = parse_json(data)
+    drawing.file_notes.extend(notes)
     if isinstance(content, dict) and ("positive" in content or "negative" in content):
         parse_camelyon_json(content, drawing)
     elif isinstance(content, list) or (isinstance(content, dict) and "type" in content):

@@ -17,7 +17,14 @@ from PIL.Image import Image
 from tiling.audit import count_labels
 from tiling.content import UNREAD, digest_content, look_at_files
 from tiling.contracts import SCHEMA, Annotation, Slide, SlideInfo, TileConfig, TileGeometry
-from tiling.errors import AnnotationError, GridError, SlideError, StoreError, TissueError
+from tiling.errors import (
+    AnnotationError,
+    GridError,
+    PatchSizeError,
+    SlideError,
+    StoreError,
+    TissueError,
+)
 from tiling.files import digest_file, digest_json, write_aside
 from tiling.formats.coords_hdf5 import find_coords, read_coords
 from tiling.geometry import resolve_geometry
@@ -40,19 +47,21 @@ from tiling.slide_annotation import (
 from tiling.slide_tissue import (
     SlideTissue,
     digest_mask,
+    explain_no_tissue,
     find_tissue,
-    say_no_tissue,
     tissue_meter,
 )
 from tiling.store import TileTable, finish_store, write_table
+from tiling.wording import format_duration, format_percent, format_rate, pluralize
 from tiling.write_pixels import OnProgress, write_pixels
 
 log = logging.getLogger(__name__)
 
-FORMAT = 2  # raised when the same settings would give another store: older stores turn stale
+FORMAT = 3  # raised when the same settings would give another store: older stores turn stale
 CACHE_BYTES = 128 * 2**20  # of decoded file tiles: those that neighbouring blocks share
 TILES_AT_ONCE = 2**18  # laid and measured: more need more memory and are no faster
-SAME_SIZE = 0.02  # a patch of another tool may differ from ours by this share: its own rounding
+# A patch of another tool may differ from ours by its own rounding: this share, or half a pixel.
+SAME_SIZE, SAME_SIZE_L0 = 0.02, 0.5
 CHEAP_PX = 32 * 2**20  # of a level: read within a second or so
 VERSIONED = ("wsi-pipeline", "numpy", "zarr", "openslide-python", "openslide-bin", "tifffile")
 
@@ -76,8 +85,11 @@ class TileSummary:
             counts += f", {n} {word}" if n else ""
         bad = f", {self.n_unreadable} unreadable" if self.n_unreadable else ""
         notes = "".join(f"; {note}" for note in self.notes)
-        rate = f"{self.n_patches / max(self.seconds, 1e-3):.0f} per second"
-        return f"{self.n_patches} patches ({counts}{bad}) in {self.seconds:.1f} s, {rate}{notes}"
+        rate = (
+            f", {format_rate(self.n_patches / max(self.seconds, 1e-3))}" if self.n_patches else ""
+        )
+        patches = pluralize(self.n_patches, "patch")
+        return f"{patches} ({counts}{bad}) in {format_duration(self.seconds)}{rate}{notes}"
 
 
 def tile_fingerprint(
@@ -282,7 +294,7 @@ def plan_tiles(
     annotation, drawn = read_slide_annotation(annotation_path, info, config)
     notes += drawn
     mask = find_tissue(slide, info, config, threads)
-    notes += _overview_note(mask.overview)
+    notes += mask.notes + _overview_note(mask.overview)
     table = _choose_tiles(tiles, mask, geometry, config)
     if len(table.coords):
         table = _label(table, geometry, annotation, annotation_path, slide_label, config)
@@ -298,7 +310,16 @@ def check_has_tiles(plan: TilePlan, config: TileConfig) -> None:
     TissueError
     """
     if not len(plan.table.coords):
-        raise TissueError(say_no_tissue(plan.mask, config, n_tiles=plan.n_tiles))
+        grid = _lay_grid(plan.info, plan.geometry, config)
+
+        def fullest(mask: SlideTissue) -> float:
+            measure = tissue_meter(mask, plan.geometry)
+            tiles = grid.iterate(most=TILES_AT_ONCE)
+            return max((float(measure(group).max(initial=0)) for group in tiles), default=0.0)
+
+        raise TissueError(
+            explain_no_tissue(plan.mask, plan.info, config, n_tiles=plan.n_tiles, fullest=fullest)
+        )
 
 
 def store_attributes(
@@ -332,10 +353,12 @@ def _lay_grid(info: SlideInfo, geometry: TileGeometry, config: TileConfig) -> Ti
         edge=config.edge,
     )
     if not len(grid):
-        raise GridError(
+        raise PatchSizeError(
             f"the slide has {info.size[0]} x {info.size[1]} level-0 pixels, too few for one tile "
             f"of {tile_l0[0]} x {tile_l0[1]} (patch_px={config.patch_px} at "
-            f"target_mpp={config.target_mpp:g}); use a smaller patch_px, or edge: pad"
+            f"target_mpp={config.target_mpp:g})",
+            "use a smaller tile.patch_px, or tile.edge=pad",
+            "use --set tile.edge=pad, or leave the slide out",
         )
     return grid
 
@@ -345,7 +368,10 @@ def _foreign_grid(folder: Path, info: SlideInfo, geometry: TileGeometry) -> NDAr
     path = find_coords(folder, info.slide_id)
     found = read_coords(path)
     ours = (geometry.patch_px * geometry.scale[0], geometry.patch_px * geometry.scale[1])
-    if any(abs(a / b - 1) > SAME_SIZE for a, b in zip(found.patch_l0, ours, strict=True)):
+    if any(
+        abs(a - b) > max(SAME_SIZE * b, SAME_SIZE_L0)
+        for a, b in zip(found.patch_l0, ours, strict=True)
+    ):
         wide, high = (side * mpp for side, mpp in zip(found.patch_l0, info.mpp, strict=True))
         is_square = abs(wide / high - 1) <= SAME_SIZE
         cure = (
@@ -387,8 +413,8 @@ def _choose_tiles(
     for group in tiles:
         fraction = measure(group)
         if config.coords is None:
-            kept = (fraction >= config.tissue.min_fraction) & (fraction > 0)
-        else:  # whoever made them has chosen
+            kept = fraction >= config.tissue.min_fraction  # 0 keeps every tile
+        else:  # the other tool has chosen
             kept = np.ones(len(group), np.bool_)
         coords.append(group[kept])
         tissue.append(fraction[kept])
@@ -432,7 +458,7 @@ def _overview_note(overview: Overview) -> tuple[str, ...]:
     if not share:
         return ()
     return (
-        f"{share:.1%} of the slide's overview cannot be decoded; "
+        f"{format_percent(share, 1)} of the slide's overview cannot be decoded; "
         "copy the file again from its source",
     )
 
@@ -442,8 +468,8 @@ def _unreadable_note(table: TileTable) -> tuple[str, ...]:
     if not n_bad:
         return ()
     return (
-        f"{n_bad} of {len(table.unreadable)} patches cannot be decoded and get no score; "
-        "copy the file again from its source",
+        f"{n_bad} of {pluralize(len(table.unreadable), 'patch')} cannot be decoded "
+        "and get no score; copy the file again from its source",
     )
 
 
@@ -551,7 +577,7 @@ def _naming(path: Path | None) -> Iterator[None]:
     except (SlideError, GridError, TissueError, AnnotationError) as error:
         if path is None or str(error).startswith(f"{path.name}: "):
             raise
-        raise type(error)(f"{path.name}: {error}") from error
+        raise error.about(path.name) from error
 
 
 @contextmanager

@@ -12,8 +12,6 @@ with its date. It is not written into the small file but is that file's own date
 holds the same bytes wherever a data set is copied to.
 """
 
-import configparser
-import functools
 import hashlib
 import json
 import logging
@@ -22,11 +20,11 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path, PureWindowsPath
+from pathlib import Path
 
-from tiling.dicom_header import read_dicom_header
 from tiling.errors import SlideError
 from tiling.files import digest_json, open_file, read_bytes, write_json
+from tiling.slide_parts import SlidePart, explain_unreadable, list_parts
 from tiling.threads import check_stopped
 
 log = logging.getLogger(__name__)
@@ -38,14 +36,6 @@ UNREAD = KIND + "0" * 64  # in place of a digest that is not needed
 RECENT_NS = 100_000_000
 BLOCK_BYTES = 2**20  # read at once
 ATTEMPTS = 2  # to read a slide that changes meanwhile, if only its permissions
-
-
-@dataclass(frozen=True)
-class SlidePart:
-    """One of a slide's files."""
-
-    label: str  # tells it from the others; "" where the order does not matter
-    path: Path
 
 
 def digest_content(path: Path, *, cache: Path | None = None) -> str:
@@ -111,83 +101,6 @@ def look_at_files(path: Path) -> tuple[str, int]:
     return look.state, look.changed_ns
 
 
-# --- which files -----------------------------------------------------------------------------
-
-
-def list_parts(path: Path) -> list[SlidePart]:
-    """List the files that a slide's pixels come from, the one named first.
-
-    Parameters
-    ----------
-    path : Path
-
-    Raises
-    ------
-    SlideError
-        If a DICOM file or the index of a slide cannot be read.
-    """
-    suffix = path.suffix.strip().lower()
-    try:
-        if suffix == ".mrxs":
-            return [SlidePart("", path), *_mirax_parts(path)]
-        if suffix in (".vms", ".vmu"):
-            return [SlidePart("", path), *_hamamatsu_parts(path)]
-        return [SlidePart("", path), *(_dicom_parts(path) if is_dicom(path) else ())]
-    except OSError as error:
-        raise _unreadable(path, error) from error
-
-
-def _mirax_parts(path: Path) -> list[SlidePart]:
-    folder = path.with_suffix("")
-    if not folder.is_dir():
-        return []
-    found = (p for p in folder.iterdir() if p.suffix.lower() in (".dat", ".ini"))
-    return [SlidePart(p.name, p) for p in sorted(found)]
-
-
-def _hamamatsu_parts(path: Path) -> list[SlidePart]:
-    """Files that a VMS or VMU file names, those that are there."""
-    parser = configparser.ConfigParser(strict=False, interpolation=None)
-    try:
-        parser.read_string(read_bytes(path).decode("latin-1"))
-    except configparser.Error:
-        return []
-    keys = ((parser[section], key) for section in parser.sections() for key in parser[section])
-    names = {PureWindowsPath(section[key]).name for section, key in keys if "file" in key}
-    found = (path.with_name(name) for name in sorted(names - {""}))
-    return [SlidePart(part.name, part) for part in found if part.exists()]
-
-
-def is_dicom(path: Path) -> bool:
-    """Whether a file begins as DICOM does; `OSError` if it cannot be read."""
-    with open_file(path, "rb") as file:
-        return file.read(132)[128:] == b"DICM"
-
-
-def _dicom_parts(path: Path) -> list[SlidePart]:
-    """The other levels of a DICOM series, in the same folder."""
-    header = read_dicom_header(path)
-    if header is None or not header.series:
-        return []
-    levels = _levels_by_series(path.parent, path.parent.stat().st_mtime_ns)
-    return [SlidePart("", p) for p in levels.get(header.series, ()) if p.name != path.name]
-
-
-@functools.lru_cache(maxsize=64)
-def _levels_by_series(folder: Path, changed_ns: int) -> dict[str, list[Path]]:
-    """Sort the DICOM levels of a folder by series; kept until the folder changes."""
-    found: dict[str, list[Path]] = {}
-    for path in sorted(folder.iterdir()):
-        try:
-            header = read_dicom_header(path) if path.is_file() else None
-        except OSError as error:
-            log.debug("%s: %s", path.name, error)
-            continue
-        if header is not None and header.series and header.is_level:
-            found.setdefault(header.series, []).append(path)
-    return found
-
-
 # --- hashing ---------------------------------------------------------------------------------
 
 
@@ -195,7 +108,7 @@ def _hash_parts(path: Path, parts: Sequence[SlidePart]) -> str:
     try:
         digests = [(part.label, _hash_file(part.path)) for part in parts]
     except OSError as error:
-        raise _unreadable(path, error) from error
+        raise explain_unreadable(path, error) from error
     if len(digests) == 1:
         return digests[0][1]
     lines = sorted(f"{digest}  {label}\n" for label, digest in digests)
@@ -232,21 +145,12 @@ def _look(path: Path, parts: Sequence[SlidePart]) -> _Look:
             with open_file(part.path, "rb") as file:
                 found = os.fstat(file.fileno())
         except OSError as error:
-            raise _unreadable(path, error) from error
+            raise explain_unreadable(path, error) from error
         facts.append((part.path.name, found.st_size, found.st_mtime_ns))
         newest = max(newest, found.st_mtime_ns, found.st_ctime_ns)
         changed = max(changed, found.st_ctime_ns)
     state = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
     return _Look(state, changed, is_recent=time.time_ns() - newest < RECENT_NS)
-
-
-def _unreadable(path: Path, error: OSError) -> SlideError:
-    if isinstance(error, FileNotFoundError) and not path.exists():
-        return SlideError(f"{path.name}: no such file in {path.parent}; check the path")
-    return SlideError(
-        f"{path.name}: cannot be read: {error.strerror or error}; check the path and its "
-        "permissions"
-    )
 
 
 # By absolute path, of this process: what `look_at_files` gave, and the content.

@@ -18,6 +18,7 @@ LabelRule = Literal["inner", "centre", "fraction"]
 EdgeRule = Literal["drop", "pad"]
 StoreKind = Literal["patches", "coords"]
 AnnotationOrigin = Literal["level0", "bounds"]
+Unclassified = Literal["auto", "tumour", "region"]
 
 
 @dataclass(frozen=True)
@@ -141,6 +142,9 @@ class TileConfig:
     # Where an annotation's (0, 0) lies: at the slide's corner, or at that of its bounds (QuPath).
     annotation_origin: AnnotationOrigin = "level0"
     exclude: tuple[str, ...] = ()  # groups and classes cut out of the tumour, besides the known
+    # Annotations without a group or class. auto: regions (not tumour) where anything else in the
+    # file has a class, else tumour.
+    unclassified: Unclassified = "auto"
     edge: EdgeRule = "drop"  # tiles that hang over the slide's right or lower edge
     store: StoreKind = "patches"  # "coords" keeps no pixels; later stages read the slide
     # Folder of <slide_id>.h5 of CLAM, TRIDENT or WSInfer, whose patches are taken; None: our grid.
@@ -175,7 +179,9 @@ class Annotation:
     # ids "1", "2", ... in this order (top to bottom, then left to right); each a shapely Polygon,
     # or a MultiPolygon where its parts touch in points only
     lesions: tuple[Any, ...]
-    notes: tuple[str, ...] = ()  # what was mended or left out, one sentence each
+    notes: tuple[str, ...] = ()  # what was repaired, skipped or guessed, one sentence each
+    # Every tumour polygon as drawn: its name and its bounding box (x0, y0, x1, y1), level-0 px.
+    drawn: tuple[tuple[str, tuple[float, float, float, float]], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,10 @@
 class TilingError(Exception):
     """Base of every error this package raises on purpose."""
 
+    def about(self, name: str) -> "TilingError":
+        """Put the name of the slide in front."""
+        return type(self)(f"{name}: {self}")
+
 
 class SlideError(TilingError, OSError):
     """A slide cannot be opened or read."""
@@ -15,6 +19,33 @@ class AnnotationError(TilingError, ValueError):
 
 class GridError(TilingError, ValueError):
     """The grid asked for cannot be laid over the slide."""
+
+
+class PatchSizeError(GridError):
+    """The slide holds no patch of the size and resolution asked for.
+
+    Parameters
+    ----------
+    fact : str
+        What does not fit.
+    remedy : str
+        What to do where size and resolution are free to choose.
+    remedy_if_fixed : str
+        What to do where a checkpoint fixes them.
+    """
+
+    def __init__(self, fact: str, remedy: str, remedy_if_fixed: str) -> None:
+        super().__init__(fact, remedy, remedy_if_fixed)
+        self.fact = fact
+        self.remedy = remedy
+        self.remedy_if_fixed = remedy_if_fixed
+
+    def __str__(self) -> str:
+        return f"{self.fact}; {self.remedy}"
+
+    def about(self, name: str) -> "PatchSizeError":
+        """Put the name of the slide in front."""
+        return PatchSizeError(f"{name}: {self.fact}", self.remedy, self.remedy_if_fixed)
 
 
 class TissueError(TilingError, ValueError):

@@ -53,7 +53,12 @@ def check_file(path: Path) -> None:
 
 @overload
 def open_file(
-    path: Path, mode: Literal["r"] = ..., *, encoding: str = ..., newline: str | None = ...
+    path: Path,
+    mode: Literal["r"] = ...,
+    *,
+    encoding: str = ...,
+    newline: str | None = ...,
+    errors: str | None = ...,
 ) -> IO[str]: ...
 @overload
 def open_file(path: Path, mode: Literal["rb"]) -> IO[bytes]: ...
@@ -63,12 +68,13 @@ def open_file(
     *,
     encoding: str = "utf-8",
     newline: str | None = None,
+    errors: str | None = None,
 ) -> IO[Any]:
     """Open a regular file for reading; `OSError` for anything else (see `check_file`)."""
     check_file(path)
     if mode == "rb":
         return path.open("rb")
-    return path.open(encoding=encoding, newline=newline)
+    return path.open(encoding=encoding, newline=newline, errors=errors)
 
 
 def read_bytes(path: Path) -> bytes:
@@ -198,9 +204,12 @@ def json_text(value: Any) -> str:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write `text` as UTF-8, whole or not at all."""
+    """Write `text` as UTF-8, whole or not at all.
+
+    What UTF-8 cannot hold (parts of a file name in another encoding) is written as its escape.
+    """
     with write_aside(path) as scratch:
-        scratch.write_text(text, encoding="utf-8")
+        scratch.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def digest_json(value: Any) -> str:

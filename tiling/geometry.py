@@ -18,8 +18,9 @@ from tiling.contracts import (
     TileConfig,
     TileGeometry,
     TissueConfig,
+    Unclassified,
 )
-from tiling.errors import GridError
+from tiling.errors import GridError, PatchSizeError
 
 COARSER_TOLERANCE = 0.02  # scanners round the mpp they state: 2 % coarser than asked is as asked
 
@@ -109,6 +110,7 @@ def check_tile_config(config: TileConfig) -> None:
     _check_lengths(config)
     _check_choice("label_rule", config.label_rule, get_args(LabelRule))
     _check_choice("annotation_origin", config.annotation_origin, get_args(AnnotationOrigin))
+    _check_choice("unclassified", config.unclassified, get_args(Unclassified))
     _check_choice("edge", config.edge, get_args(EdgeRule))
     _check_choice("store", config.store, get_args(StoreKind))
     low, high = config.negative_fraction, config.positive_fraction
@@ -165,10 +167,12 @@ def _check_resolution(target_mpp: float, slide_mpp: tuple[float, float]) -> None
         )
     coarsest = max(slide_mpp)
     if coarsest > target_mpp * (1 + COARSER_TOLERANCE):
-        raise GridError(
+        raise PatchSizeError(
             f"the slide has {coarsest:g} µm per pixel, coarser than target_mpp={target_mpp:g}, and "
-            f"patches are never enlarged; set target_mpp to {coarsest:g} or more, or leave the "
-            "slide out"
+            "patches are never enlarged",
+            f"set tile.target_mpp to {coarsest:g} or more, or leave the slide out",
+            "leave the slide out, or use a checkpoint trained at "
+            f"{coarsest:g} µm per pixel or coarser",
         )
 
 

@@ -6,9 +6,9 @@ Stains absorb some colours far more than others, black and grey things absorb al
 the optical density, the negative logarithm of the transmitted share. Haematoxylin absorbs red,
 green and blue as 0.65 : 0.70 : 0.29, eosin as 0.07 : 0.99 : 0.11, DAB as 0.27 : 0.57 : 0.78 [1]_,
 so that the weakest density is at most two fifths of the strongest; in dense tissue, which lets
-next to nothing through, glare brings the two closer. Where the weakest is more than three
-quarters of the strongest, the thing is grey. In HSV the weakest is -log V, the strongest
--log (V (1 - S)).
+next to nothing through, and where haematoxylin meets DAB the two are closer. Where the weakest is
+more than four fifths of the strongest, the thing is grey. In HSV the weakest is -log V, the
+strongest -log (V (1 - S)).
 
 References
 ----------
@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 Values = NDArray[np.float32]
 
 BLACK_VALUE = 0.2  # dense nuclei at 8 µm/px stay above 0.3
+GREY_DENSITIES = 0.8  # weakest density over the strongest; above it a thing is grey
 GREY_TRANSMISSION = 0.82  # of the darkest channel; what lets more through is too faint to tell
 FLECK_VALUE = 0.5  # what is darker has a rim though it be thin
 GREEN_HUES, GREEN_SATURATION = (75 / 360, 195 / 360), 0.1  # yellow-green to cyan: in no stain
@@ -90,9 +91,8 @@ def _find_ink(
 def _find_dark(hue: Values, saturation: Values, value: Values) -> NDArray[np.bool_]:
     """Mark black, grey and green."""
     darkest = value * (1 - saturation)
-    root = np.sqrt(darkest)
-    # weakest density > 3/4 of the strongest <=> V < darkest^(3/4), without a logarithm
-    grey = (darkest < GREY_TRANSMISSION) & (value < root * np.sqrt(root))
+    # weakest density > 4/5 of the strongest <=> V < darkest^(4/5), without a logarithm
+    grey = (darkest < GREY_TRANSMISSION) & (value < darkest ** np.float32(GREY_DENSITIES))
     green = (hue >= GREEN_HUES[0]) & (hue < GREEN_HUES[1]) & (saturation >= GREEN_SATURATION)
     dark: NDArray[np.bool_] = grey | green | (value < BLACK_VALUE)
     return dark

@@ -91,16 +91,16 @@ def _check_slide_label(slide_label: int | None, annotation: Annotation | None) -
         )
     if annotation is None or slide_label is None:
         return
+    notes = f" (the file: {'; '.join(annotation.notes)})" if annotation.notes else ""
     if slide_label == 0 and annotation.lesions:
         raise AnnotationError(
             f"the slide is labelled 0 (normal), but its annotation holds {len(annotation.lesions)} "
-            f"tumour area(s) of {annotation.tumour.area:.0f} level-0 px²; correct the manifest's "
-            "label to 1, or give the annotation of this slide"
+            f"tumour area(s) of {annotation.tumour.area:.0f} level-0 px²{notes}; correct the "
+            "manifest's label to 1, or give the annotation of this slide"
         )
     if slide_label == 1 and not annotation.lesions:
-        said = f" (the file: {'; '.join(annotation.notes)})" if annotation.notes else ""
         raise AnnotationError(
-            f"the slide is labelled 1 (tumour), but its annotation holds no tumour polygon{said}; "
+            f"the slide is labelled 1 (tumour), but its annotation holds no tumour polygon{notes}; "
             "put the polygons into the group Tumor, correct the manifest's label, or leave its "
             "annotation column empty"
         )

@@ -5,7 +5,6 @@ slide, in whatever steps. Polygons are in level-0 pixels. A picture of any size 
 memory: its file tiles or strips are decoded one by one and counted into pixels large enough.
 """
 
-import json
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,17 +19,16 @@ from PIL import Image, ImageDraw
 
 from tiling.contracts import Annotation, TileConfig, TileGeometry
 from tiling.errors import AnnotationError, MaskError, TissueError
-from tiling.files import read_bytes
-from tiling.formats.drawing import Drawing, Role, role_of_name
+from tiling.formats.drawing import Drawing, Meaning, meaning_of_name
 from tiling.formats.geojson import parse_geojson
+from tiling.formats.text import parse_json, read_bytes
 from tiling.labels import label_tiles
-from tiling.polygons import assemble_annotation, polygons_of
+from tiling.polygons import polygons_of
 from tiling.readers.mask_picture import open_mask
 from tiling.tissue import tile_tissue_fraction
 
 SUFFIXES = (".tif", ".tiff", ".png", ".geojson")
 MASK_PX = 2**24  # held; a finer mask is counted into as many pixels
-MAX_JSON_BYTES = 2**29
 SAME_ASPECT = 0.01  # share by which the sides' ratio may differ, besides rounding to whole pixels
 TILES_AT_ONCE = 2**16  # boxes laid over polygons
 NO_TISSUE = {"background", "glass", "artefact", "artefacts", "artifact", "artifacts", "none"}
@@ -231,24 +229,25 @@ def _sample_steps(n_out: int, side_l0: int, pixel_l0: float) -> NDArray[np.int64
 
 
 class _TissueDrawing(Drawing):
-    """Takes every polygon for tissue, but those whose class says that it is none."""
+    """Takes every polygon as tissue, except those whose class says otherwise."""
 
-    def role_of(self, name: str) -> Role | None:
-        plain = name.strip().casefold()
-        if plain in NO_TISSUE or role_of_name(plain) == "exclusion":
+    def classify(self, class_name: str) -> Meaning:
+        """Look up what a class means on a mask of tissue."""
+        plain = class_name.strip().casefold()
+        if plain in NO_TISSUE or meaning_of_name(plain) == "exclusion":
             return "exclusion"
         return "ignored" if plain.endswith("*") else "tumour"
 
 
 def _read_polygons(path: Path, slide_size: tuple[int, int]) -> Annotation:
-    if path.stat().st_size > MAX_JSON_BYTES:
-        raise TissueError(f"holds more than {MAX_JSON_BYTES >> 20} MiB; simplify its polygons")
-    drawing = _TissueDrawing()
+    drawing = _TissueDrawing(subject="tissue")
     try:
-        parse_geojson(json.loads(read_bytes(path).decode("utf-8-sig")), drawing)
+        content, notes = parse_json(read_bytes(path))
+        parse_geojson(content, drawing)
     except RecursionError as error:
         raise TissueError("is nested too deeply; export it again") from error
-    found = assemble_annotation(drawing.tumours, drawing.exclusions)
+    drawing.file_notes.extend(notes)
+    found = drawing.finish()
     if found.tumour.is_empty:
         raise TissueError("holds no polygon of tissue; draw one, or leave the slide out")
     # What sticks out is no tissue: tiles that hang over the edge are white there.

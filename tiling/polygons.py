@@ -19,7 +19,7 @@ TOUCH_L0 = 1e-6  # parts this near touch: a vertex on a slanted edge is seldom e
 MIN_AREA_L0 = 1e-6  # px²; slivers that a cut leaves where two outlines should have met
 
 
-def mend_polygon(
+def repair_polygon(
     shell: NDArray[np.float64], holes: Sequence[NDArray[np.float64]] = ()
 ) -> tuple[Any, bool]:
     """Make the area that an outline encloses, even where its pen crossed itself.
@@ -38,13 +38,13 @@ def mend_polygon(
     -------
     area : shapely MultiPolygon
         Valid; empty if the outline encloses nothing (a point, a line there and back).
-    mended : bool
+    repaired : bool
         Whether the outline crossed itself.
 
     Examples
     --------
-    >>> area, mended = mend_polygon(np.array([[0, 0], [10, 10], [10, 0], [0, 10]], float))
-    >>> area.area, mended
+    >>> area, repaired = repair_polygon(np.array([[0, 0], [10, 10], [10, 0], [0, 10]], float))
+    >>> area.area, repaired
     (50.0, True)
     """
     drawn = shapely.Polygon(shell, holes)
@@ -83,14 +83,19 @@ def _winding_number(outline: NDArray[np.float64], x: float, y: float) -> int:
 
 
 def assemble_annotation(
-    tumours: Sequence[Any], exclusions: Sequence[Any], *, notes: Sequence[str] = ()
+    tumours: Sequence[Any],
+    exclusions: Sequence[Any],
+    *,
+    notes: Sequence[str] = (),
+    drawn: Sequence[tuple[str, tuple[float, float, float, float]]] = (),
 ) -> Annotation:
-    """Unite tumours, cut exclusions out, and tell the lesions apart.
+    """Unite tumours, cut exclusions out, and separate the lesions.
 
     Parameters
     ----------
     tumours, exclusions : valid shapely areas, level-0 px
     notes : sentences to pass on
+    drawn : (name, bounding box) of each tumour polygon, to pass on
 
     Returns
     -------
@@ -101,11 +106,12 @@ def assemble_annotation(
     if exclusions:
         area = shapely.difference(area, shapely.union_all(list(exclusions)))
     parts = [part for part in polygons_of(area) if part.area >= MIN_AREA_L0]
-    said = list(notes)
-    if tumours and not parts:
-        said.append("exclusions cover all of the tumour: none is left")
+    covered = ("exclusions cover all of the tumour: none is left",)
     return Annotation(
-        tumour=shapely.MultiPolygon(parts), lesions=_group_touching(parts), notes=tuple(said)
+        tumour=shapely.MultiPolygon(parts),
+        lesions=_group_touching(parts),
+        notes=(*notes, *(covered if tumours and not parts else ())),
+        drawn=tuple(drawn),
     )
 
 

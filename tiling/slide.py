@@ -15,7 +15,7 @@ import openslide
 import tifffile
 from numpy.typing import NDArray
 
-from tiling.content import KIND, digest_content, is_dicom, list_parts
+from tiling.content import KIND, digest_content
 from tiling.contracts import Slide, SlideInfo
 from tiling.errors import (
     SeveralImagesError,
@@ -32,6 +32,8 @@ from tiling.readers.tiff_pixels import CACHE_BYTES
 from tiling.readers.tiff_reader import TiffReader
 from tiling.readers.tiled_tiff_reader import TiledTiffReader
 from tiling.resample import nearest_finer_level, read_resampled
+from tiling.slide_files import explain_format
+from tiling.slide_parts import is_dicom, list_parts
 from tiling.threads import map_in_threads
 
 log = logging.getLogger(__name__)
@@ -105,10 +107,17 @@ def _check_file(path: Path) -> None:
             f"{path.name}: a folder, not a slide file; name the slide in it (of MIRAX the .mrxs "
             "file, of DICOM one .dcm file of the finest level)"
         )
+    if reason := explain_format(path.name):
+        raise SlideError(f"{path.name}: {reason}")
     try:
         with open_file(path, "rb") as file:
             is_empty = not file.read(1)
     except FileNotFoundError as error:
+        if path.is_symlink():
+            raise SlideError(
+                f"{path.name}: a broken link: the file that it leads to is missing; correct the "
+                "link, or leave it out"
+            ) from error
         raise SlideError(f"{path.name}: no such file in {path.parent}; check the path") from error
     except OSError as error:
         raise SlideError(
@@ -249,7 +258,7 @@ def describe_slide(
     """
     return SlideInfo(
         slide_id=slide_id,
-        file_name=path.name,
+        file_name=path.name.encode("utf-8", "backslashreplace").decode(),
         vendor=slide.vendor,
         size=slide.size,
         mpp=_resolve_mpp(slide, path, mpp),

@@ -7,6 +7,7 @@ from tiling.annotations import check_annotation_fits, read_annotation
 from tiling.contracts import Annotation, SlideInfo, TileConfig
 from tiling.errors import AnnotationError
 from tiling.store import PatchStore, TileTable
+from tiling.wording import pluralize
 
 
 def read_slide_annotation(
@@ -19,7 +20,7 @@ def read_slide_annotation(
     path : Path or None
     info : SlideInfo
     config : TileConfig
-        Its `annotation_origin` and `exclude`.
+        Its `annotation_origin`, `exclude` and `unclassified`.
 
     Returns
     -------
@@ -34,7 +35,11 @@ def read_slide_annotation(
     if path is None:
         return None, ()
     annotation = read_annotation(
-        path, origin=config.annotation_origin, bounds=info.bounds, exclude=config.exclude
+        path,
+        origin=config.annotation_origin,
+        bounds=info.bounds,
+        exclude=config.exclude,
+        unclassified=config.unclassified,
     )
     try:
         notes = check_annotation_fits(annotation, info.size)
@@ -44,12 +49,13 @@ def read_slide_annotation(
 
 
 def read_annotation_of_store(path: Path, store: PatchStore) -> Annotation:
-    """Read an annotation in the frame, and with the exclusions, that a store was labelled by."""
+    """Read an annotation by the settings (frame, exclusions, ...) that a store was labelled by."""
     return read_annotation(
         path,
         origin=store.tiling.get("annotation_origin", "level0"),
         bounds=store.info.bounds,
         exclude=store.tiling.get("exclude", ()),
+        unclassified=store.tiling.get("unclassified", "auto"),
     )
 
 
@@ -77,8 +83,9 @@ def note_unhit_lesions(table: TileTable, annotation: Annotation | None) -> tuple
     if not missed:
         return ()
     shown = ", ".join(missed[:5]) + (", ..." if len(missed) > 5 else "")
-    said = f"{len(missed)} of {len(annotation.lesions)} lesions"
-    return (f"{said} meet no patch's inner square ({shown})",)
+    of_all = f"{len(missed)} of {pluralize(len(annotation.lesions), 'lesion')}"
+    verb = "meets" if len(missed) == 1 else "meet"
+    return (f"{of_all} {verb} no patch's inner square ({shown})",)
 
 
 def describe_lesions(annotation: Annotation | None, info: SlideInfo) -> list[dict[str, Any]]:

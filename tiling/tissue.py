@@ -2,11 +2,13 @@
 
 Pure arrays: nothing here opens a file. Made for bright-field stains (haematoxylin and eosin, DAB,
 haematoxylin alone): glass is bright and has one colour, tissue is coloured. Ink, black and grey are
-left out by `tiling.ink`. A dark-field (fluorescence) slide is told by its lack of anything bright;
-there tissue is what shines. docs/tissue.md says why each rule is as it is.
+left out by `tiling.ink`. In a grey picture tissue is what is darker than glass. A dark-field
+(fluorescence) slide is recognised by its lack of anything bright; there tissue is what shines.
+docs/tissue.md gives the reason for each rule.
 """
 
 import math
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,10 +18,12 @@ from skimage.filters import threshold_otsu
 from tiling.colour import smooth_hsv
 from tiling.contracts import TissueConfig
 from tiling.errors import TissueError
-from tiling.glass import find_glass, glass_flicker
-from tiling.ink import find_artefacts, widen
+from tiling.glass import NEAR, find_filler, find_glass, glass_flicker, is_grey
+from tiling.ink import BLACK_VALUE, find_artefacts, widen
 
-# All in HSV, 0 to 1; chosen on the slides of ../shared/data and the demo's drawn ones.
+PictureKind = Literal["stained", "grey", "dark field"]
+
+# All in HSV, 0 to 1; chosen on public slides (docs/tissue.md) and the demo's drawn ones.
 FLICKERS = 8.0  # of glass; what is more saturated is no glass
 MAX_THRESHOLD = 0.15  # however much glass flickers
 MIN_WIDTH_UM = 50.0  # objects thinner all along are hairs, scratches and the rims of bubbles
@@ -28,6 +32,7 @@ SMOOTHING_PX = 1.0  # Gaussian sigma: takes away JPEG and sensor noise
 # begins dim. On a bright-field slide with much unscanned black, what is not black is not dim.
 BRIGHT_VALUE, MAX_BRIGHT_SHARE, DARK_MEDIAN = 0.7, 0.05, 0.25
 UNSCANNED_VALUE, DIM_QUARTILE = 0.05, 0.3
+MIN_SHADE, MAX_SHADE = 0.06, 0.15  # of a grey picture: so much darker than glass is tissue
 MIN_GLOW, MAX_GLOW = 0.04, 0.1  # bounds of Otsu's threshold on the value in dark field
 GLOW_SMOOTHING_UM = 25.0  # Gaussian sigma that bridges the dark between lit nuclei
 
@@ -35,10 +40,11 @@ GLOW_SMOOTHING_UM = 25.0  # Gaussian sigma that bridges the dark between lit nuc
 def segment_tissue(
     thumbnail: NDArray[np.uint8], *, mpp: tuple[float, float], config: TissueConfig
 ) -> NDArray[np.bool_]:
-    """Tell tissue from glass, ink, grey and black.
+    """Separate tissue from glass, ink, grey and black.
 
     HSV saturation against the colour of the slide's glass, above `min_saturation` or what glass
-    itself reaches; without artefacts. Then small holes are filled, small and thin objects removed.
+    itself reaches; without artefacts. In a grey picture what is darker than glass, in dark field
+    what shines. Then small holes are filled, small and thin objects removed.
 
     Parameters
     ----------
@@ -65,7 +71,7 @@ def segment_tissue(
     _check_settings(thumbnail, mpp, config)
     if thumbnail.size == 0:
         return np.zeros(thumbnail.shape[:2], bool)
-    mask = _find_colour(thumbnail, mpp, config)
+    mask = _find_stained(thumbnail, mpp, config)
     return _clean_mask(mask, mpp=mpp, config=config)
 
 
@@ -113,7 +119,7 @@ def tile_tissue_fraction(
 
 
 class SummedMask:
-    """A mask made ready to measure many tiles, group by group; see `tile_tissue_fraction`."""
+    """A mask prepared for measuring many tiles, group by group; see `tile_tissue_fraction`."""
 
     def __init__(
         self, mask: NDArray[np.bool_] | NDArray[np.float32], pixel_l0: tuple[float, float]
@@ -140,18 +146,47 @@ class SummedMask:
         return np.clip(area / tile_area, 0.0, 1.0).astype(np.float32)
 
 
-def _find_colour(
+def _find_stained(
     thumbnail: NDArray[np.uint8], mpp: tuple[float, float], config: TissueConfig
 ) -> NDArray[np.bool_]:
     glass = find_glass(thumbnail)
     hue, saturation, value = smooth_hsv(thumbnail, sigma=SMOOTHING_PX, white=glass)
-    if _is_dark_field(value):
+    kind = _kind_of(thumbnail, value)
+    if kind == "dark field":
         return _find_glow(value, mpp)
+    if kind == "grey":
+        return _find_shade(value)
     flicker = glass_flicker(thumbnail, saturation, glass)
     threshold = max(config.min_saturation, min(FLICKERS * flicker, MAX_THRESHOLD))
     mask: NDArray[np.bool_] = saturation > threshold
     mask &= ~find_artefacts(hue, saturation, value, mpp=mpp)
+    mask &= ~find_filler(thumbnail)
     return mask
+
+
+def _find_shade(value: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Find what is darker than glass in a grey picture, and not black."""
+    near_glass = value[value > 1 - NEAR]
+    flicker = 1 - float(np.median(near_glass)) if near_glass.size else 0.0
+    shade: NDArray[np.bool_] = value < 1 - max(MIN_SHADE, min(FLICKERS * flicker, MAX_SHADE))
+    return shade & (value >= BLACK_VALUE)
+
+
+def picture_kind(thumbnail: NDArray[np.uint8]) -> PictureKind:
+    """Decide by which rule `segment_tissue` finds tissue in a picture.
+
+    Parameters
+    ----------
+    thumbnail : (H, W, 3) uint8, RGB
+    """
+    glass = find_glass(thumbnail)
+    return _kind_of(thumbnail, smooth_hsv(thumbnail, sigma=SMOOTHING_PX, white=glass)[2])
+
+
+def _kind_of(thumbnail: NDArray[np.uint8], value: NDArray[np.float32]) -> PictureKind:
+    if _is_dark_field(value):
+        return "dark field"
+    return "grey" if is_grey(thumbnail) else "stained"
 
 
 def _check_settings(

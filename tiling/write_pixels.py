@@ -17,6 +17,7 @@ from tiling.patches import read_patch
 from tiling.shards import ShardWriter
 from tiling.store import TileTable, create_patches, shard_length
 from tiling.threads import check_stopped, map_in_threads
+from tiling.wording import pluralize
 
 log = logging.getLogger(__name__)
 
@@ -118,6 +119,6 @@ def _check_unreadable(unreadable: NDArray[np.bool_], config: TileConfig) -> None
     n_bad, n_patches = int(unreadable.sum()), len(unreadable)
     if n_bad > config.max_unreadable * n_patches:
         raise SlideError(
-            f"{n_bad} of {n_patches} patches cannot be decoded, more than "
+            f"{n_bad} of {pluralize(n_patches, 'patch')} cannot be decoded, more than "
             f"max_unreadable={config.max_unreadable:g} allows; copy the file again from its source"
         )

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from tiling.audit import GROUPS, N_BINS, Group
+from tiling.wording import format_percent
 
 CELL_PX = 232  # side of a patch in the sheet
 TEXT_PX = 40  # under it
@@ -108,7 +109,7 @@ def _draw_patch(sample: Sample) -> Image.Image:
 
 
 def _say(sample: Sample) -> str:
-    around = f", around it {100 * sample.around:.0f} %" if sample.group == "negative" else ""
+    around = f", around it {format_percent(sample.around)}" if sample.group == "negative" else ""
     return f"tumour {_percent(sample.share)}{around}"
 
 

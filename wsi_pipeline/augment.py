@@ -5,7 +5,7 @@ References
 .. [1] Lecture on cancer detection in whole-slide images, "Dataset augmentation": random vertical
    and horizontal flips, random colour perturbations. It names no sizes; `AugmentConfig` does.
 .. [2] PatchNet paper 1, 4.1: random crops of textures.
-.. [3] PatchNet paper 2, appendix A: rotations by 180 degrees, zoom-ins up to 120 %.
+.. [3] PatchNet paper 2, section 3: rotations by 180 degrees, zoom-ins up to 120 %.
 """
 
 import numpy as np

@@ -1,24 +1,21 @@
 """The papers' linear models on a folder of images: one table, as PatchNet paper 1 prints it."""
 
-import csv
-import io
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tiling.files import write_text
+from tiling.wording import format_percent, pluralize
+from wsi_pipeline.baseline_features import compute_features
 from wsi_pipeline.config import SplitConfig
-from wsi_pipeline.errors import ConfigError, ManifestError, ModelError
+from wsi_pipeline.csv_files import write_csv
+from wsi_pipeline.errors import ConfigError, ManifestError
 from wsi_pipeline.images.folder import ImageEntry, as_slides, list_images, split_images
-from wsi_pipeline.images.masks import read_mask
-from wsi_pipeline.images.pixels import fit_image, read_image
 from wsi_pipeline.images.store import choose_equal, raise_to_parity
-from wsi_pipeline.models.baselines import Row, extract_features, fit_classifier, list_rows
-from wsi_pipeline.process_pool import open_process_pool
+from wsi_pipeline.models.baselines import Row, fit_classifier, list_rows
 from wsi_pipeline.settings import ImagesConfig
 from wsi_pipeline.splits import assign_folds, assign_splits
 
@@ -64,6 +61,7 @@ class Baselines:
     problems: dict[str, str]  # by image_id, why it was left out
     n_by_split: dict[str, int]  # of the last round, where there are several
     rounds: int  # how often each model was trained
+    n_kept: int  # images whose features an earlier call had computed
     without_shape: str  # why paper 2's model of nuclei is not there; empty: it is
 
 
@@ -72,6 +70,7 @@ def run_baselines(
     config: ImagesConfig,
     options: BaselineOptions,
     *,
+    keep: Path | None = None,
     workers: int = 1,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Baselines:
@@ -83,6 +82,8 @@ def run_baselines(
     config : ImagesConfig
         Its classes, channels, size (none is needed) and table.
     options : BaselineOptions
+    keep : Path, optional
+        Folder that keeps the features of each image, for a later call on the same images.
     workers : int
         Processes that compute features.
     on_progress : function, optional
@@ -93,24 +94,28 @@ def run_baselines(
     ManifestError, ConfigError, ModelError
         If the folder is no such data set, or there is nothing to learn from or to test on.
     """
-    listed, classes = list_images(folder, config)
+    own_splits = options.scheme in (None, "given")
+    listed, classes = list_images(folder, config, with_splits=own_splits)
     listed = [e for e in listed if e.label >= 0]
+    if not listed:
+        raise ManifestError(f"{folder}: no image has a class; sort them into class folders")
+    list(_rounds(folder, listed, options))  # refuses what cannot be split before the long work
     has_masks = options.nonzero_is_object or all(e.mask for e in listed)
-    tasks = [(folder, e, config, has_masks) for e in listed]
-    entries: list[ImageEntry] = []
-    found: list[dict[str, NDArray[np.float64]]] = []
-    problems: dict[str, str] = {}
-    for number, (entry, values) in enumerate(zip(listed, _map(tasks, workers), strict=True)):
-        if isinstance(values, str):
-            problems[entry.image_id] = values
-        else:
-            entries.append(entry)
-            found.append(values)
-        if on_progress:
-            on_progress(number + 1, len(listed))
+    computed = compute_features(
+        folder,
+        listed,
+        config,
+        with_shape=has_masks,
+        keep=keep,
+        workers=workers,
+        on_progress=on_progress,
+    )
+    problems = {e.image_id: found.problem for e, found in computed if found.problem}
+    read = [(e, found.features) for e, found in computed if not found.problem]
+    entries = [e for e, _ in read]
     if not entries:
         raise ManifestError(f"{folder}: no image could be read: {next(iter(problems.values()))}")
-    features = {name: np.stack([values[name] for values in found]) for name in found[0]}
+    features = {name: np.stack([values[name] for _, values in read]) for name in read[0][1]}
     rounds = list(_rounds(folder, entries, options))
     labels = np.array([e.label for e in entries], np.int8)
     results = [
@@ -124,42 +129,11 @@ def run_baselines(
         problems=problems,
         n_by_split={name: int((last == name).sum()) for name in ("train", "val", "test")},
         rounds=len(rounds),
+        n_kept=sum(found.kept for _, found in computed),
         without_shape=""
         if has_masks
         else "no masks: name them in a table, or say --nonzero-is-object",
     )
-
-
-_Task = tuple[Path, ImageEntry, ImagesConfig, bool]
-
-
-def _map(tasks: Sequence[_Task], workers: int) -> Iterator[dict[str, NDArray[np.float64]] | str]:
-    if workers == 1:
-        yield from map(_extract, tasks)
-        return
-    with open_process_pool(workers) as pool:
-        yield from pool.map(_extract, tasks, chunksize=8)
-
-
-def _extract(task: _Task) -> dict[str, NDArray[np.float64]] | str:
-    """Compute all features of an image, or say what is wrong with it."""
-    folder, entry, config, with_shape = task
-    names = ["pftas", "haralick", "zernike", *(["lbp", "shape"] if with_shape else [])]
-    try:
-        image = read_image(folder / entry.file, channels=config.channels)
-        mask = _find_object(folder, entry, image, config) if with_shape else None
-        return extract_features(fit_image(image, config, entry.file), names, mask=mask)
-    except (ManifestError, ModelError) as error:
-        text = str(error)
-        return text if entry.file in text else f"{entry.file}: {text}"
-
-
-def _find_object(
-    folder: Path, entry: ImageEntry, image: NDArray[np.uint8], config: ImagesConfig
-) -> NDArray[np.bool_]:
-    if entry.mask is None:
-        return np.asarray(fit_image(image, config, entry.file).any(axis=2))
-    return read_mask(folder, entry.mask, image.shape, config)
 
 
 # ------------------------------------------------------------ which images train
@@ -262,7 +236,8 @@ def format_table(found: Baselines) -> str:
             shares = "".join(f"{_percent(value):>8}" for value in (r.train, r.val, r.test))
             lines.append(f"{name:<32}{shares}{r.n_features:>10}")
     n = found.n_by_split
-    said = f"{len(found.entries)} images, class 0 {found.classes[0]}, class 1 {found.classes[1]}"
+    images = pluralize(len(found.entries), "image")
+    said = f"{images}, class 0 {found.classes[0]}, class 1 {found.classes[1]}"
     if found.rounds > 1:
         lines.append(f"\n{said}; {found.rounds} rounds, each image tested once")
     else:
@@ -273,7 +248,7 @@ def format_table(found: Baselines) -> str:
 
 
 def _percent(share: float | None) -> str:
-    return "-" if share is None else f"{share:.1%}"
+    return "-" if share is None else format_percent(share, 1).replace(" ", "")
 
 
 def write_tables(out: Path, found: Baselines) -> list[Path]:
@@ -290,14 +265,6 @@ def write_tables(out: Path, found: Baselines) -> list[Path]:
         for e, said in zip(found.entries, predicted, strict=True)
     ]
     files = [out / "baselines.csv", out / "predictions.csv"]
-    _write_csv(files[0], header, rows)
-    _write_csv(files[1], ("image_id", "patient", "label", *names), images)
+    write_csv(files[0], header, rows)
+    write_csv(files[1], ("image_id", "patient", "label", *names), images)
     return files
-
-
-def _write_csv(path: Path, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(["" if cell is None else cell for cell in row] for row in rows)
-    write_text(path, buffer.getvalue())

@@ -4,6 +4,7 @@ Heavy packages (torch, dask, zarr) are imported by the command that needs them, 
 answers at once.
 """
 
+import io
 import json
 import logging
 import sys
@@ -20,6 +21,7 @@ from tiling.errors import TilingError
 from wsi_pipeline import __version__
 from wsi_pipeline.cli_baselines import baselines
 from wsi_pipeline.cli_export import export
+from wsi_pipeline.cli_interrupt import describe_interrupt
 from wsi_pipeline.cli_options import (
     EXIT_NOTHING_DONE,
     ConfigOption,
@@ -59,6 +61,14 @@ class FpDenominator(StrEnum):
     normal = "normal"
 
 
+class UnclassifiedRule(StrEnum):
+    """What annotations without a class are."""
+
+    auto = "auto"
+    tumour = "tumour"
+    region = "region"
+
+
 class AtRate(StrEnum):
     """How a curve is read at a rate."""
 
@@ -68,6 +78,11 @@ class AtRate(StrEnum):
 
 class Program(TyperGroup):
     """All commands; the one place where an error becomes a sentence and an exit code."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the command line, and keep it for the message of an interrupt."""
+        ctx.meta["words"] = list(args)
+        return super().parse_args(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command that was named."""
@@ -81,10 +96,8 @@ class Program(TyperGroup):
             print(f"{where}{error.strerror or error}", file=sys.stderr)
             raise typer.Exit(EXIT_NOTHING_DONE) from error
         except KeyboardInterrupt as error:
-            print(
-                "interrupted: what is finished is kept; the same command goes on from there",
-                file=sys.stderr,
-            )
+            said = describe_interrupt(ctx.invoked_subcommand, ctx.meta["words"])
+            print(said, file=sys.stderr)
             raise typer.Exit(EXIT_INTERRUPTED) from error
 
 
@@ -102,7 +115,12 @@ app = typer.Typer(
 # ------------------------------------------------------------ before a run
 
 LookersOption = Annotated[
-    int | None, typer.Option("--workers", min=1, help="Slides at a time. Default: the cores.")
+    int | None,
+    typer.Option(
+        "--workers",
+        min=1,
+        help="Slides processed at a time. Default: the number of cores, at most 8.",
+    ),
 ]
 
 
@@ -114,11 +132,11 @@ def slides(
     ] = None,
     workers: LookersOption = None,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Write over the --csv file that is there.")
+        bool, typer.Option("--overwrite", help="Overwrite an existing --csv file.")
     ] = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Look at each slide: readable, size, resolution, duplicates; write a manifest to edit."""
+    """Check each slide: readable, size, resolution, duplicates; write a manifest to edit."""
     from wsi_pipeline.planning.lookers import default_workers
     from wsi_pipeline.planning.triage import check_target, describe, triage, write_triage
 
@@ -129,9 +147,9 @@ def slides(
     print("\n".join(lines[-1:] if quiet else lines))
     if csv is not None:
         write_triage(csv, found, source=input)
-        print(f"written: {csv}; edit it, then give it as INPUT")
+        print(f"written: {csv}; edit it and use it as INPUT")
     elif not quiet:
-        print("nothing is written; --csv FILE writes this as a manifest to edit")
+        print("nothing written; use --csv FILE to write a manifest to edit")
     raise typer.Exit(found.exit_code)
 
 
@@ -146,18 +164,19 @@ class PlanFormat(StrEnum):
 def plan(
     config: Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file.")],
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="RUN", help="Run folder, over the config's.")
+        Path | None,
+        typer.Option("--out", metavar="RUN", help="Run folder, overrides the config's."),
     ] = None,
     set_: SetOption = None,
     workers: LookersOption = None,
     device: DeviceOption = "auto",
     shard: ShardOption = None,
     format_: Annotated[
-        PlanFormat, typer.Option("--format", help="What is printed.")
+        PlanFormat, typer.Option("--format", help="Format of the output.")
     ] = PlanFormat.table,
     quiet: QuietOption = False,
 ) -> None:
-    """Tell what a run would do, what would fail, how much room and time; writes nothing."""
+    """Preview a run: what it would do, what would fail, and the disk space and time it needs."""
     from wsi_pipeline.config import read_config
     from wsi_pipeline.planning.lookers import default_workers
     from wsi_pipeline.planning.plan import plan_run
@@ -250,8 +269,8 @@ def train(
         Path | None,
         typer.Option(
             "--weights",
-            help="Start from this state dict in torchvision's layout (.pth, .safetensors); VGG and "
-            "CAM models.",
+            help="Initial weights: a state dict in torchvision's layout (.pth, .pt, .safetensors); "
+            "for VGG and CAM models.",
         ),
     ] = None,
     config: ConfigOption = None,
@@ -285,7 +304,7 @@ def predict(
         typer.Option(
             "--slides",
             metavar="INPUT",
-            help="Slide, folder or manifest to score straight from the files, storing no pixels.",
+            help="Slide, folder or manifest to score directly from the files, storing no pixels.",
         ),
     ] = None,
     config: ConfigOption = None,
@@ -328,7 +347,8 @@ _add_model_stage("report", "Write one self-contained HTML report.")
 def run(
     config: Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file.")],
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="RUN", help="Run folder, over the config's.")
+        Path | None,
+        typer.Option("--out", metavar="RUN", help="Run folder, overrides the config's."),
     ] = None,
     set_: SetOption = None,
     workers: WorkersOption = 1,
@@ -352,7 +372,7 @@ def _run(settings: "Config", options: "Options") -> NoReturn:
     from wsi_pipeline.whole_run import run_stages
 
     if settings.out is None:
-        raise ConfigError("no run folder; set out in the config, or say --out RUN")
+        raise ConfigError("no run folder; set out in the config, or use --out RUN")
     folder = RunFolder(settings.out)
     results = run_stages(folder, settings, options)
     reported = any(result.stage == "report" and not result.failed for result in results)
@@ -362,7 +382,9 @@ def _run(settings: "Config", options: "Options") -> NoReturn:
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where to.")] = Path("demo"),
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Output folder.")] = Path(
+        "demo"
+    ),
     quiet: QuietOption = False,
 ) -> None:
     """Draw a small cohort with known tumours and run every stage on it, to a report."""
@@ -376,21 +398,31 @@ def demo(
 
 @app.command()
 def froc(
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where to.")],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Output folder.")],
     definition: Annotated[FrocDefinition, typer.Option("--definition")] = FrocDefinition.camelyon16,
     detections: Annotated[
         Path | None,
-        typer.Option("--detections", help="Folder of <slide_id>.csv: prob,x,y (camelyon16)."),
+        typer.Option(
+            "--detections",
+            help="Folder of <slide_id>.csv: prob,x,y; or one CSV: slide_id,prob,x,y (camelyon16).",
+        ),
     ] = None,
     reference: Annotated[
         Path | None,
-        typer.Option("--reference", help="Folder of polygons or masks (camelyon16)."),
+        typer.Option(
+            "--reference",
+            help="Folder of polygons (.xml, .geojson, .json, also .gz) or masks (.tif, .png) "
+            "(camelyon16).",
+        ),
     ] = None,
     patches: Annotated[
         Path | None, typer.Option("--patches", help="CSV: slide_id,score,lesions (patch).")
     ] = None,
     slides: Annotated[
-        Path | None, typer.Option("--slides", help="CSV: slide_id,label[,lesions].")
+        Path | None,
+        typer.Option(
+            "--slides", help="CSV: slide_id,label and, by patches, lesions; patient is optional."
+        ),
     ] = None,
     fp_denominator: Annotated[
         FpDenominator | None,
@@ -404,13 +436,13 @@ def froc(
         AtRate, typer.Option("--at-rate", help="How the curve is read at a rate.")
     ] = AtRate.linear,
     rates: Annotated[
-        str, typer.Option("--rates", help="False positives per slide, commas between.")
+        str, typer.Option("--rates", help="False positives per slide, separated by commas.")
     ] = "0.25,0.5,1,2,4,8",
     bootstrap: Annotated[
         int, typer.Option("--bootstrap", min=0, help="Resampled sets for the interval; 0: none.")
     ] = 0,
     stratified: Annotated[
-        bool, typer.Option("--stratified", help="Resample tumour and normal slides apart.")
+        bool, typer.Option("--stratified", help="Resample tumour and normal slides separately.")
     ] = False,
     seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
     mask_downsample: Annotated[
@@ -422,6 +454,14 @@ def froc(
     ] = None,
     tumour_value: Annotated[
         int | None, typer.Option("--tumour-value", help="Mask value. Default: all but 0.")
+    ] = None,
+    unclassified: Annotated[
+        UnclassifiedRule | None,
+        typer.Option(
+            "--unclassified",
+            help="What polygons without class are. Default: auto, regions where others have a "
+            "class, else tumour.",
+        ),
     ] = None,
     quiet: QuietOption = False,
 ) -> None:
@@ -450,6 +490,7 @@ def froc(
         mask_downsample=mask_downsample,
         mpp=mpp,
         tumour_value=tumour_value,
+        unclassified=unclassified.value if unclassified else None,
     )
     try:
         check_options(options)
@@ -464,7 +505,9 @@ def _parse_rates(text: str) -> tuple[float, ...]:
     try:
         return tuple(float(part) for part in text.split(","))
     except ValueError as error:
-        raise typer.BadParameter(f"--rates '{text}' are not numbers with commas between") from error
+        raise typer.BadParameter(
+            f"--rates must be numbers separated by commas, got '{text}'"
+        ) from error
 
 
 @app.command()
@@ -473,14 +516,14 @@ def compare(
         list[Path],
         typer.Argument(metavar="RUN...", help="Evaluated run folders.", show_default=False),
     ],
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where to.")],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Output folder.")],
     model: ModelOption = None,
     bootstrap: Annotated[
         int, typer.Option("--bootstrap", min=1, help="Resampled sets for paired differences.")
     ] = 1000,
     seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
 ) -> None:
-    """Lay several models, or runs, side by side in one HTML report."""
+    """Compare several models or runs in one HTML report."""
     from wsi_pipeline.report.comparison import build_comparison
 
     print(build_comparison(runs, out, models=model or (), replicates=bootstrap, seed=seed))
@@ -492,7 +535,7 @@ app.command()(export)
 
 @app.command("collect")
 def collect_command(run: RunArgument) -> None:
-    """After a job array: merge the failures, list the slides that each stage still misses."""
+    """After a job array: merge the failures and list the slides missing from each stage."""
     from wsi_pipeline.collect import collect
     from wsi_pipeline.runfolder import RunFolder
 
@@ -503,7 +546,7 @@ def collect_command(run: RunArgument) -> None:
 
 @app.command()
 def doctor() -> None:
-    """Tell versions, devices and codecs, what is missing and how to get it."""
+    """Check versions, devices and codecs: what is missing and how to install it."""
     from wsi_pipeline.doctor import examine
 
     findings = examine()
@@ -524,16 +567,21 @@ def _print_version(wanted: bool) -> None:
 def _program(
     version: Annotated[
         bool,
-        typer.Option("--version", callback=_print_version, is_eager=True, help="Say the version."),
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Show the version and exit."
+        ),
     ] = False,
 ) -> None:
     pass
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the program; returns its exit code (contract 3)."""
+    """Run the program; returns its exit code."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     stop_watching = watch_signals()
+    for stream in (sys.stdout, sys.stderr):  # a name that the terminal cannot show is no error
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         app(args=list(argv) if argv is not None else None, prog_name="wsi-pipeline")
     except SystemExit as stop:

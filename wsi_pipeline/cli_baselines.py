@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from tiling.wording import pluralize
 from wsi_pipeline.cli_options import FileOption, QuietOption, SetOption
 
 
@@ -33,7 +34,13 @@ def baselines(
         Path, typer.Argument(metavar="FOLDER", help="Folder of images.", show_default=False)
     ],
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="DIR", help="Where to write the tables as CSV.")
+        Path | None,
+        typer.Option(
+            "--out",
+            metavar="DIR",
+            help="Output folder: tables as CSV, and features of each image, from which an "
+            "interrupted command continues.",
+        ),
     ] = None,
     split: Annotated[
         BaselineSplit | None,
@@ -90,10 +97,12 @@ def baselines(
             folder,
             settings.images or ImagesConfig(),
             options,
+            keep=out / "features" if out else None,
             workers=workers,
             on_progress=progress.inside,
         )
-        progress.end(folder.name, f"{len(found.entries)} images")
+        kept = f", features of {found.n_kept} kept from before" if found.n_kept else ""
+        progress.end(folder.name, pluralize(len(found.entries), "image") + kept)
     print(format_table(found))
     for problem in found.problems.values():
         print(f"left out: {problem}", file=sys.stderr)

@@ -46,7 +46,7 @@ def export(
     model: ModelOption = None,
     out: Annotated[
         Path | None,
-        typer.Option("--out", metavar="DIR", help="Where to. Default: RUN/exports/F/<model>."),
+        typer.Option("--out", metavar="DIR", help="Output folder. Default: RUN/exports/F/<model>."),
     ] = None,
     config: ConfigOption = None,
     set_: SetOption = None,

@@ -18,14 +18,16 @@ FileOption = Annotated[Path | None, typer.Option("--config", help="Settings, a Y
 ConfigOption = Annotated[
     Path | None,
     typer.Option(
-        "--config", help="Settings, a YAML file. Default: what RUN was told before (RUN/run.json)."
+        "--config", help="Settings, a YAML file. Default: those recorded in RUN/run.json."
     ),
 ]
 SetOption = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="One setting, over the config; repeatable."),
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="One setting, overrides the config; repeatable."
+    ),
 ]
-WorkersOption = Annotated[int, typer.Option("--workers", min=1, help="Slides at a time.")]
+WorkersOption = Annotated[int, typer.Option("--workers", min=1, help="Slides processed at a time.")]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu or cuda:0.")]
 ShardOption = Annotated[
     str | None,
@@ -33,12 +35,10 @@ ShardOption = Annotated[
 ]
 DaskOption = Annotated[
     str | None,
-    typer.Option("--dask", metavar="ADDRESS", help="Scheduler's address, local or slurm."),
+    typer.Option("--dask", metavar="ADDRESS", help="Address of a scheduler, local or slurm."),
 ]
-OverwriteOption = Annotated[
-    bool, typer.Option("--overwrite", help="Do again what is finished already.")
-]
-QuietOption = Annotated[bool, typer.Option("--quiet", help="Only errors and the last line.")]
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Rebuild finished outputs.")]
+QuietOption = Annotated[bool, typer.Option("--quiet", help="Print only errors and the last line.")]
 ModelOption = Annotated[
     list[str] | None, typer.Option("--model", help="Model name; repeatable. Default: all.")
 ]
@@ -47,14 +47,14 @@ ModelOption = Annotated[
 def make_options(
     workers: int, device: str, shard: str | None, dask: str | None, overwrite: bool, quiet: bool
 ) -> "Options":
-    """Put the options that every stage has together."""
+    """Collect the options that every stage has."""
     from wsi_pipeline.cluster import parse_shard
     from wsi_pipeline.errors import ConfigError
     from wsi_pipeline.runner import Options
     from wsi_pipeline.settings import DEVICE_NAME
 
     if not DEVICE_NAME.fullmatch(device):
-        raise typer.BadParameter(f"--device {device!r} is none of auto, cpu, cuda, cuda:0, ...")
+        raise typer.BadParameter(f"--device must be auto, cpu, cuda or cuda:0, got {device!r}")
     try:
         part = parse_shard(shard) if shard else None
     except ConfigError as error:
@@ -84,14 +84,16 @@ def read_settings(
     recalled = name_changes(of_section, section)
     recalled = [change for change in recalled if not change.startswith("formats=")]  # of run alone
     if recalled and not quiet:
-        print(f"{section}: as in {run / 'run.json'}: {', '.join(recalled)}", file=sys.stderr)
+        print(
+            f"{section}: settings from {run / 'run.json'}: {', '.join(recalled)}", file=sys.stderr
+        )
     return settings
 
 
 def finish(
     results: Sequence["StageResult"], run: Path, last_line: str = "", *, quiet: bool
 ) -> NoReturn:
-    """Say what was done and end with the right exit code (contract 3)."""
+    """Print what was done and end with the exit code that fits."""
     said = [line for result in results for line in str(result).splitlines()]
     if quiet:  # the report's path says it all, else what the last stage did
         said = [] if last_line or not results else str(results[-1]).splitlines()[:1]
@@ -100,7 +102,7 @@ def finish(
     codes = {result.exit_code for result in results}
     code = EXIT_NOTHING_DONE if EXIT_NOTHING_DONE in codes else max(codes, default=0)
     if code:
-        print(f"what failed and why: {run / 'failures.csv'}, {run / 'logs'}", file=sys.stderr)
+        print(f"failures: {run / 'failures.csv'}; tracebacks: {run / 'logs'}", file=sys.stderr)
     if last_line:
         print(last_line)
     raise typer.Exit(code)

@@ -131,8 +131,8 @@ def _shard_of_task(array: ArrayVariables, environ: Mapping[str, str], count: int
     last = told(array.last, first + step * (n_slurm - 1))
     if last < index:
         raise ConfigError(
-            f"--shard auto: {array.scheduler} does not tell how many tasks the array has; "
-            "say --shard auto/N"
+            f"--shard auto: {array.scheduler} does not report how many tasks the array has; "
+            "use --shard auto/N"
         )
     total = (last - first) // step + 1
     if (index - first) % step or n_slurm not in {0, total}:
@@ -182,7 +182,7 @@ def map_tasks(
     work : callable
         Importable by name; must catch its own errors.
     workers : int
-        Processes on this machine, where `dask` does not say otherwise.
+        Processes on this machine, where `dask` does not say otherwise; not more than tasks.
     dask : str, optional
         ``local``, ``slurm``, or a scheduler's address (``tcp://...``).
     cluster_options : mapping, optional
@@ -193,7 +193,10 @@ def map_tasks(
     number, result
         A `StageError` in place of a result if a worker was lost, for example for want of memory.
     """
-    if dask is None and (workers == 1 or len(tasks) <= 1):
+    if not tasks:
+        return
+    workers = min(workers, len(tasks))
+    if dask is None and workers <= 1:
         for number, task in enumerate(tasks):
             yield number, work(task)
         return

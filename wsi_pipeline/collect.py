@@ -3,10 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from tiling.wording import pluralize
 from wsi_pipeline.config import Stage
 from wsi_pipeline.contracts import SlideEntry
-from wsi_pipeline.image_stages import ALL, is_image_run
-from wsi_pipeline.images.folder import read_images
+from wsi_pipeline.image_stages import is_image_run
+from wsi_pipeline.images.folder import ALL, read_images
+from wsi_pipeline.names import find_name_problem
 from wsi_pipeline.runfolder import RunFolder, Unit, missing_shards, write_failures
 from wsi_pipeline.runner import read_run_json, some
 from wsi_pipeline.stages import scored
@@ -49,14 +51,15 @@ def collect(run: RunFolder) -> Collected:
         if shards:
             n_missing += len(shards)
             lines.append(
-                f"{stage}: of {count} shards these never ended: {', '.join(map(str, shards))}"
+                f"{stage}: {pluralize(len(shards), 'shard')} of {count} never ended: "
+                f"{', '.join(map(str, shards))}"
             )
     if any(Unit("tile", e.slide_id).mark(run, "done").is_file() for e in entries):
         from wsi_pipeline.label_audit import update_audit
 
         lines.append(update_audit(run))
     lines += [_describe_images(run)] if of_images else []
-    lines += [f"{n_failed} failures are listed in {run.failures}"] if n_failed else []
+    lines += [f"{pluralize(n_failed, 'failure')}, listed in {run.failures}"] if n_failed else []
     return Collected(tuple(lines), n_missing, n_failed)
 
 
@@ -66,7 +69,7 @@ def _describe(run: RunFolder, job: _Job) -> tuple[str, int]:
     missing = [u for u in job.units if u not in done and u not in lost]
     if [u.slide_id for u in job.units] in ([ALL], [""]):  # all images, a model or the report
         return f"{job.title}: {'done' if done else 'failed' if lost else 'missing'}", len(missing)
-    line = f"{job.title}: {len(done)} of {len(job.units)} slides done"
+    line = f"{job.title}: {len(done)} of {pluralize(len(job.units), 'slide')} done"
     for name, units in (("failed", lost), ("missing", missing)):
         line += f", {len(units)} {name} ({some([u.name for u in units], 20)})" if units else ""
     return line, len(missing)
@@ -96,7 +99,8 @@ def _expect_slides(run: RunFolder, entries: Sequence[SlideEntry]) -> list[_Job]:
 def _expect_models(run: RunFolder, stage: Stage) -> list[_Job]:
     """List the models that a stage has begun; a checkpoint that was copied in is none of them."""
     folders = (run.path / ".state" / stage).glob("*/")
-    found = {path.name for path in folders if path.name != "shards"}
+    names = (path.name for path in folders if path.name != "shards")
+    found = {name for name in names if not find_name_problem(name)}  # others are not ours
     if stage == "train":  # one that was stopped has no mark yet
         found |= {m for m in run.models_with("models") if not run.checkpoint(m).is_file()}
     return [_Job(stage, f"{stage} {model}", [Unit(stage, model=model)]) for model in sorted(found)]
@@ -111,7 +115,8 @@ def _find_exports(run: RunFolder) -> list[tuple[str, str]]:
     """List the formats and models (of coordinates: none) of which an export has begun."""
     state = run.path / ".state/export"
     marks = [path.parent.relative_to(state).parts for path in state.glob("**/*.json")]
-    found = {(of[0], of[1] if of[1:] else "") for of in marks if of[0] != "shards"}
+    ours = (of for of in marks if of[0] != "shards" and not any(map(find_name_problem, of)))
+    found = {(of[0], of[1] if of[1:] else "") for of in ours}
     return sorted(found)
 
 

@@ -20,12 +20,14 @@ from pydantic import TypeAdapter, ValidationError
 from tiling.contracts import TileConfig
 from tiling.files import digest_json, read_text
 from wsi_pipeline.errors import ConfigError
+from wsi_pipeline.names import check_model_name, check_twins
 from wsi_pipeline.settings import (
     EvaluateConfig,
     ExportConfig,
     HeatmapConfig,
     ImagesConfig,
     PredictConfig,
+    ReportConfig,
     Seed,
     TrainConfig,
     with_recipe,
@@ -67,13 +69,14 @@ class Config:
     predict: PredictConfig = field(default_factory=PredictConfig)
     heatmap: HeatmapConfig = field(default_factory=HeatmapConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    report: ReportConfig = field(default_factory=ReportConfig)
     export: ExportConfig = field(default_factory=ExportConfig)
     cluster: dict[str, Any] = field(
         default_factory=dict
     )  # for --dask slurm: dask-jobqueue's options
 
 
-_TOLD = "run.json, what this run was told before (--config FILE takes its place)"
+_TOLD = "run.json, the recorded settings of this run (--config FILE replaces them)"
 
 # Where a path may stand in a config.
 _PATHS = (
@@ -117,20 +120,36 @@ def read_config(
     ConfigError
         Naming the file, the key and what would be right.
     """
+    _check_model_names(models, "--model")
     values = _read_yaml(path) if path else deepcopy(dict(told or {}))
     if path:
         _resolve_paths(values, lambda name: str(path.parent / name))
     elif told:
         _validate(values, _TOLD, Config)  # before anything new is laid over it
+        _check_model_names(values.get("train"), _TOLD)
         _resolve_paths(values, _Lost)
+    source = str(path) if path else "settings"
     trained = values.setdefault("train", {}) or {}
-    if isinstance(trained, dict):
-        values["train"] = trained | {name: trained.get(name) or {} for name in models}
+    if not isinstance(trained, dict):
+        return _validate(values, source, Config)  # refuses it
+    values["train"] = trained | {name: trained.get(name) or {} for name in models}
     for setting in settings:
         _apply(values, setting, section, models)
+        if not isinstance(values["train"], dict):
+            return _validate(values, source, Config)
+    _check_model_names(values["train"], f"{source}: train")
     _refuse_lost_paths(values, section, models)
     _complete_models(values["train"])
-    return _validate(values, str(path) if path else "settings", Config)
+    return _validate(values, source, Config)
+
+
+def _check_model_names(trained: Any, source: str) -> None:
+    """Refuse names of models that cannot be those of folders."""
+    found = trained if isinstance(trained, (Mapping, Sequence)) else ()  # validation reports others
+    names = [name for name in found if isinstance(name, str)]
+    for name in names:
+        check_model_name(name, f"{source}: the model")
+    check_twins(names, f"{source}: the models")
 
 
 class _Lost(str):
@@ -150,7 +169,7 @@ def _refuse_lost_paths(
                 if isinstance(name, _Lost):
                     key = ".".join(keys)
                     raise ConfigError(
-                        f"{key} was '{name}' in this run, which keeps no folders; say "
+                        f"{key} was '{name}' in this run, which records no folders; use "
                         f"--set {key}=FOLDER/{name} (null: none), or --config FILE"
                     )
 
@@ -168,8 +187,8 @@ def _complete_models(trained: Any) -> None:
 def _read_yaml(path: Path) -> dict[str, Any]:
     if path.suffix.lower() == ".csv" or path.is_dir():
         raise ConfigError(
-            f"{path}: a config is a YAML file; give a manifest or a folder of slides as "
-            f"--set input={path} beside it"
+            f"{path}: a config is a YAML file; pass a manifest or a folder of slides as "
+            f"--set input={path}"
         )
     try:
         values = yaml.safe_load(read_text(path))
@@ -209,22 +228,38 @@ def _apply(
 ) -> None:
     key, equals, text = setting.partition("=")
     if not equals or not key:
-        raise ConfigError(f"--set {setting}: say key=value, e.g. tile.patch_px=256")
+        raise ConfigError(f"--set {setting}: use key=value, e.g. tile.patch_px=256")
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"--set {setting}: '{text}' is not a YAML value") from error
-    for full_key in _full_keys(key, section, models or list(values["train"])):
-        _put(values, full_key.split("."), value)
+    for keys in _full_keys(key, section, models or list(values["train"]), values["train"]):
+        _put(values, keys, value)
 
 
-def _full_keys(key: str, section: str | None, trained: Sequence[str]) -> list[str]:
-    """Find what a short key means: itself, or a key of the section (of each model) at hand."""
-    if not section or key.split(".")[0] in _field_names(Config):
-        return [key]
+def _full_keys(
+    key: str, section: str | None, chosen: Sequence[str], known: Iterable[str]
+) -> list[list[str]]:
+    """Find what a short key means: itself, or a key of the section (of each model) at hand.
+
+    Parameters
+    ----------
+    chosen : sequence of str
+        Models that a short key of ``train`` is meant for.
+    known : iterable of str
+        Models of the config, whose names may hold dots.
+    """
+    first, _, rest = key.partition(".")
+    if first == "train" and rest:
+        models = [name for name in known if rest.startswith(f"{name}.")]
+        if models:
+            model = max(models, key=len)
+            return [["train", model, *rest[len(model) + 1 :].split(".")]]
+    if not section or first in _field_names(Config):
+        return [key.split(".")]
     if section == "train":
-        return [f"train.{model}.{key}" for model in trained]
-    return [f"{section}.{key}"]
+        return [["train", model, *key.split(".")] for model in chosen]
+    return [[section, *key.split(".")]]
 
 
 def _put(holder: dict[str, Any], keys: Sequence[str], value: Any) -> None:

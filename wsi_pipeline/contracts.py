@@ -1,11 +1,13 @@
 """What crosses a boundary of `wsi_pipeline`: frozen values, each field with its shape and unit."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+
+from tiling.contracts import TileConfig, Unclassified
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
@@ -24,6 +26,13 @@ class SlideEntry:
     annotation: Path | None = None
     split: Split | None = None
     mpp: float | None = None  # overrides or supplies the file's own, µm per level-0 px
+    unclassified: Unclassified | None = None  # overrides `TileConfig.unclassified`
+
+    def tile_config(self, config: TileConfig) -> TileConfig:
+        """Settings of the tiling of this slide: the config's, where its row sets none."""
+        if self.unclassified is None:
+            return config
+        return replace(config, unclassified=self.unclassified)
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from tiling.contracts import SlideInfo, TileGeometry
 from tiling.threads import map_in_threads
+from tiling.wording import pluralize
 from wsi_pipeline.errors import TrainingError
 
 CLASS_NAMES = ("normal", "tumour")  # by label
@@ -219,8 +220,8 @@ def _check_classes(split: str, stores: Sequence[Patches]) -> None:
             more = f" and {len(stores) - 5} more" if len(stores) > 5 else ""
             raise TrainingError(
                 f"split {split} has no readable patch of class {name} (label {label}) on its "
-                f"{len(stores)} slides ({ids}{more}); move a slide that has some into {split}, or "
-                "check the annotations, the slide labels and the label rule"
+                f"{pluralize(len(stores), 'slide')} ({ids}{more}); move a slide that has "
+                f"some into {split}, or check the annotations, the slide labels and the label rule"
             )
 
 

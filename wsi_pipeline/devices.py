@@ -5,13 +5,15 @@ Resolved when a stage starts, never at import: nothing here changes torch's glob
 
 import contextlib
 import os
+import re
 from collections.abc import Iterator
 from typing import Literal, TypeVar, cast, get_args
 
 import torch
 from torch import nn
 
-from wsi_pipeline.errors import ConfigError
+from tiling.wording import pluralize
+from wsi_pipeline.errors import ConfigError, TrainingError
 from wsi_pipeline.settings import DEVICE_NAME
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -55,8 +57,9 @@ def resolve_device(name: str, *, worker: int | None = None) -> torch.device:
     index = int(match[1] or 0)
     if index >= n_devices:
         raise ConfigError(
-            f"device {name} is not there: torch {torch.__version__} sees {n_devices} CUDA devices; "
-            "use --device auto or cpu, or install a torch build for this machine's CUDA"
+            f"device {name} not found: torch {torch.__version__} sees "
+            f"{pluralize(n_devices, 'CUDA device')}; use --device auto or cpu, or install a torch "
+            "build for this machine's CUDA"
         )
     return torch.device("cuda", index)
 
@@ -73,7 +76,7 @@ def check_one_each(name: str, processes: int) -> None:
         return
     if ":" in name:
         raise ConfigError(
-            f"device {name} is one GPU for {processes} processes; say cuda or auto, which give "
+            f"device {name} is one GPU for {processes} processes; use cuda or auto, which assign "
             "each its own, or processes: 1"
         )
     if processes > torch.cuda.device_count():
@@ -129,6 +132,21 @@ def compute_in(precision: Precision, device: torch.device) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def exact_fp32() -> Iterator[None]:
+    """Run the block without TF32: on a GPU fp32 convolutions are otherwise rounded to 10 bits.
+
+    cuDNN's default costs a relative error of 1e-3. What other precisions are compared with, and
+    maps that are exact to 1e-5, need all 23 bits. Nothing changes on the CPU.
+    """
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
+
+
+@contextlib.contextmanager
 def reproducible(device: torch.device, *, seed: int, strict: bool = False) -> Iterator[None]:
     """Run the block with seeded random numbers and cuDNN's repeatable algorithms.
 
@@ -139,8 +157,12 @@ def reproducible(device: torch.device, *, seed: int, strict: bool = False) -> It
     device : torch.device
     seed : int
     strict : bool
-        Refuse every operation that might give other bits the next time (a RuntimeError of torch
-        that names it).
+        Refuse every operation that might give other bits the next time.
+
+    Raises
+    ------
+    TrainingError
+        Naming the operation, where `strict`.
     """
     devices = [device] if device.type == "cuda" else []
     with (
@@ -160,5 +182,14 @@ def _only_deterministic() -> Iterator[None]:
     torch.use_deterministic_algorithms(True)
     try:
         yield
+    except RuntimeError as error:
+        found = re.match(r"(\S+) does not have a deterministic implementation", str(error))
+        if found is None:
+            raise
+        raise TrainingError(
+            f"determinism: strict: the operation {found[1]} has no deterministic implementation in "
+            "torch on this device; set train.<model>.determinism=repeatable, or use a model "
+            "without it"
+        ) from error
     finally:
         torch.use_deterministic_algorithms(before)

@@ -68,7 +68,7 @@ def _codecs() -> str:
     picture = np.full((16, 16, 3), 200, np.uint8)
     for decode, encode in ((decode_jpeg, encode_jpeg), (jpeg2k_decode, jpeg2k_encode)):
         if decode(encode(picture)).shape != picture.shape:
-            raise RuntimeError(f"{decode.__name__} does not give back what was encoded")
+            raise RuntimeError(f"{decode.__name__} does not return what was encoded")
     return "encode and decode"
 
 
@@ -82,7 +82,7 @@ def _zarr() -> str:
         )
         array[:] = np.arange(4, dtype=np.uint8)
         if array[3] != 3:
-            raise RuntimeError("a sharded array does not give back what was written")
+            raise RuntimeError("a sharded array does not return what was written")
     return f"zarr {zarr.__version__}, sharded write and read"
 
 
@@ -102,10 +102,15 @@ def _machine() -> Finding:
 def _scratch() -> Finding:
     free = shutil.disk_usage(Path.cwd()).free / 2**30
     return Finding(
-        free > 1, "free space in this folder", f"{free:.1f} GiB", "free some, or work elsewhere"
+        free > 1,
+        "free space in this folder",
+        f"{free:.1f} GiB",
+        "free some space, or use another folder",
     )
 
 
 def _slurm() -> Finding:
     sbatch = shutil.which("sbatch")
-    return Finding(True, "Slurm", "sbatch is here" if sbatch else "not here (job arrays need none)")
+    return Finding(
+        True, "Slurm", "sbatch found" if sbatch else "sbatch not found (not needed for job arrays)"
+    )

@@ -45,6 +45,10 @@ class EvaluationError(PipelineError, ValueError):
     """Scores and reference do not fit together."""
 
 
+class ExtentError(EvaluationError):
+    """Polygons cover more than can be drawn."""
+
+
 class ReportError(PipelineError, ValueError):
     """There is nothing to report on."""
 

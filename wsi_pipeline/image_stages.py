@@ -12,7 +12,9 @@ from tiling.files import digest_file
 from wsi_pipeline.config import Config, as_plain, digest_settings, name_changes
 from wsi_pipeline.errors import ConfigError, StageError
 from wsi_pipeline.images.folder import (
+    ALL,
     as_slides,
+    describe_copies,
     list_images,
     read_images,
     split_images,
@@ -26,20 +28,20 @@ from wsi_pipeline.runfolder import (
     write_failures,
 )
 from wsi_pipeline.runner import Options, Plan, StageResult, run_stage
-from wsi_pipeline.settings import TrainConfig, result_settings
+from wsi_pipeline.settings import TrainConfig, fill_in_sampling, result_settings
 from wsi_pipeline.splits import assign_splits
 
 log = logging.getLogger(__name__)
 
-_EVALUATION = "wsi-pipeline/image-metrics/2"  # what metrics.json holds
-ALL = "images"  # name of the one unit that holds all images
+_EVALUATION = "wsi-pipeline/image-metrics/3"  # what metrics.json holds
 
 # Settings that matter to single images; the others of these sections are of slides alone.
 _USED: dict[str, tuple[str, ...]] = {
     "tile": (),
     "predict": ("batch_size", "precision", "tolerance", "readers", "splits"),
     "heatmap": ("maps_per_class",),
-    "evaluate": ("image_threshold", "bootstrap", "stratified", "seed"),
+    "evaluate": ("split", "image_threshold", "bootstrap", "stratified", "seed"),
+    "report": (),
 }
 
 
@@ -62,7 +64,7 @@ def tile(run: RunFolder, config: Config, options: Options) -> StageResult:
     if config.input is None or config.images is None:
         raise ConfigError("no input; give a folder of images")
     if run.manifest.is_file():
-        raise ConfigError(f"{run.path}: a run on slides; take another run folder for images")
+        raise ConfigError(f"{run.path}: is a run on slides; use another run folder for images")
     _warn_of_unused(config, "tile")
     entries, classes = list_images(config.input, config.images)
     if config.splits:
@@ -75,6 +77,8 @@ def tile(run: RunFolder, config: Config, options: Options) -> StageResult:
             fold=config.splits.fold,
         )
         entries = split_images(entries, found)
+    if copies := describe_copies(config.input, entries):
+        log.warning("%s", copies)
     from wsi_pipeline.images.store import images_fingerprint
 
     run.path.mkdir(parents=True, exist_ok=True)
@@ -137,15 +141,25 @@ def train(
             f"{run.path}: no image in the split train; tile again with splits in the config "
             "(--set splits.val_fraction=0.2), or with train/ and test/ folders, or a table's split"
         )
-    plans = [
-        _plan(
-            Unit("train", model=name),
-            partial(_train_fingerprint, data, settings),
-            config=settings,
-            device=options.device,
+    plans = []
+    for name, told in chosen.items():
+        settings = fill_in_sampling(told, images=True)
+        steps = settings.steps_per_epoch
+        if settings.sampling == "shuffle" and steps != TrainConfig.steps_per_epoch:
+            log.warning(
+                "no effect: train.%s.steps_per_epoch=%d, since each epoch passes over all images "
+                "once (sampling: shuffle); set sampling: balanced for draws",
+                name,
+                steps,
+            )
+        plans.append(
+            _plan(
+                Unit("train", model=name),
+                partial(_train_fingerprint, data, settings),
+                config=settings,
+                device=options.device,
+            )
         )
-        for name, settings in chosen.items()
-    ]
     return run_stage("train", run, plans, config, options)
 
 
@@ -195,6 +209,7 @@ def heatmap(
     units = [Unit("heatmap", ALL, model) for model, reason in reasons.items() if not reason]
     if not units:
         return StageResult("heatmap", (), (), (), notes)
+    split = config.evaluate.split
     plans = [
         _plan(
             unit,
@@ -204,9 +219,11 @@ def heatmap(
                 digest_file(run.checkpoint(unit.model)),
                 config.heatmap.maps_per_class,
                 MAPS_SCHEMA,
+                *([split] if split else []),
             ),
             checkpoint=run.checkpoint(unit.model),
             config=config.heatmap,
+            split=split,
             device=options.device,
         )
         for unit in units
@@ -269,5 +286,6 @@ def report(
     fingerprint: Callable[[], str],
 ) -> StageResult:
     """Everything in the run folder -> one HTML file."""
+    _warn_of_unused(config, "report")
     plan = _plan(Unit("report"), fingerprint, models=tuple(models))
     return run_stage("report", run, [plan], config, options)

@@ -4,7 +4,6 @@ Made from the finished stores alone, so that it is right whatever made them: one
 one, or the shards of a job array. Pixels are read of the few patches that are shown.
 """
 
-import csv
 import io
 import logging
 from collections.abc import Callable, Iterable, Sequence
@@ -29,8 +28,10 @@ from tiling.contracts import LabelRule, TileGeometry
 from tiling.errors import TilingError
 from tiling.files import digest_json, json_text, write_aside
 from tiling.store import PatchStore, stored_fingerprint
+from tiling.wording import format_percent, pluralize
 from wsi_pipeline.contracts import SlideEntry
-from wsi_pipeline.errors import PipelineError
+from wsi_pipeline.csv_files import format_csv, read_csv
+from wsi_pipeline.errors import PipelineError, StageError
 from wsi_pipeline.runfolder import RunFolder, Unit, clear_mark, mark_finished, unit_state
 
 if TYPE_CHECKING:
@@ -339,30 +340,25 @@ def _ambiguous_row(rank: int, one: Audited, patch: Ambiguous) -> dict[str, Any]:
 
 
 def _as_csv(rows: Iterable[dict[str, Any]], columns: Sequence[str]) -> bytes:
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return buffer.getvalue().encode()
+    return format_csv(columns, ([row[name] for name in columns] for row in rows)).encode()
 
 
 def _line(slides_csv: Path) -> str:
-    with slides_csv.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = read_csv(slides_csv, error=StageError)
     if not rows:
         return ""
     total = {name: sum(int(row[name]) for row in rows) for name in _COUNTS}
     n_patients = len({row["patient"] for row in rows})
     known = total["patches"] - total["unlabelled"]
-    share = f" ({100 * total['positive'] / known:.2g} %)" if known else ""
+    share = f" ({format_percent(total['positive'] / known)})" if known else ""
     parts = [f"{total['positive']} positive{share}", f"{total['negative']} negative"]
     parts += [f"{total[name]} {name}" for name in ("ignored", "unlabelled") if total[name]]
     missed = sum(int(row["lesions"]) - int(row["lesions_hit"]) for row in rows)
-    parts += [f"{missed} lesions without a positive patch"] if missed else []
+    parts += [f"{pluralize(missed, 'lesion')} without a positive patch"] if missed else []
     where = f"{slides_csv.parent.parent.name}/{slides_csv.parent.name}/"
     return (
-        f"labels: {total['patches']} patches of {len(rows)} slides, {n_patients} patients: "
-        f"{', '.join(parts)}; look them over in {where}"
+        f"labels: {pluralize(total['patches'], 'patch')} of {pluralize(len(rows), 'slide')}, "
+        f"{pluralize(n_patients, 'patient')}: {', '.join(parts)}; review them in {where}"
     )
 
 

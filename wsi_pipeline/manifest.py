@@ -1,117 +1,64 @@
-"""The data set: a slide, a folder of slides, or a manifest (contract 2).
+"""The manifest: the table of a data set's slides, their patients, labels and splits.
 
-Reading a manifest looks at no slide: a file that is missing or broken fails later, by itself,
+Reading a manifest opens no slide: a file that is missing or broken fails later, by itself,
 and never stops the others. What makes the data set itself wrong (ids, labels, patients, splits)
 is an error here, before any work is done.
 """
 
-import csv
 import difflib
-import io
 import math
 import os
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import cast, get_args
 
-from tiling.files import open_file, write_text
+from tiling.contracts import Unclassified
+from tiling.slide_files import slide_stem
 from wsi_pipeline.contracts import SPLITS, SlideEntry, Split
+from wsi_pipeline.csv_files import as_mapping, guard, iterate_csv, write_csv
 from wsi_pipeline.errors import ManifestError
+from wsi_pipeline.names import check_name, describe_twins, find_text_problem, name_key, printable
 
-COLUMNS = ("slide", "slide_id", "patient", "label", "annotation", "split", "mpp")
+COLUMNS = ("slide", "slide_id", "patient", "label", "annotation", "split", "mpp", "unclassified")
 
-# What OpenSlide and the TIFF reader open; DICOM and MIRAX by their one leading file.
-SLIDE_SUFFIXES = frozenset(
-    {
-        ".bif", ".czi", ".dcm", ".mrxs", ".ndpi", ".scn", ".svs", ".svslide", ".tif", ".tiff",
-        ".vms", ".vmu",
-    }
-)  # fmt: skip
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")  # of a folder of images
 
 
-def read_input(path: Path) -> list[SlideEntry]:
-    """Read the data set that a path stands for.
+def read_manifest(path: Path, *, check_names: bool = True) -> list[SlideEntry]:
+    """Read a manifest's rows, in their order; paths are relative to the manifest's folder.
 
     Parameters
     ----------
     path : Path
-        A manifest (``.csv``), a folder of slides (not searched deeper), or one slide.
+    check_names : bool
+        False: an id that is made of a file's name may be one that cannot be used.
 
     Raises
     ------
     ManifestError
-        If there is nothing there, or the data set contradicts itself.
+        If the file cannot be read, or what a row says cannot be; names file and line.
     """
-    entries = list_input(path)
-    check_entries(entries)
-    return entries
-
-
-def list_input(path: Path) -> list[SlideEntry]:
-    """List the slides that a path stands for, as `read_input` does, but let them contradict."""
-    if path.is_dir():
-        return _folder_entries(path)
-    if not path.exists():
-        raise ManifestError(f"{path}: no such file or folder; give a slide, a folder or a manifest")
-    if path.suffix.lower() == ".csv":
-        return read_manifest(path)
-    return [SlideEntry(slide_id=path.stem, path=path, patient=path.stem)]
-
-
-def _folder_entries(folder: Path) -> list[SlideEntry]:
-    files = _slides_in(folder)
-    if not files:
-        inside = sorted(p.name for p in folder.glob("*/") if _slides_in(p))
-        hint = f"; its folder {inside[0]} has some: give that" if inside else _hint_images(folder)
-        raise ManifestError(
-            f"{folder}: no slides in this folder (looked for "
-            f"{', '.join(sorted(SLIDE_SUFFIXES))}){hint}"
-        )
-    return [SlideEntry(slide_id=p.stem, path=p, patient=p.stem) for p in files]
-
-
-def _hint_images(folder: Path) -> str:
-    """Say how single images are worked on, where a folder holds some (split/class/image)."""
-    found = (path for deep in ("*", "*/*", "*/*/*") for path in folder.glob(deep))
-    if not any(path.suffix.lower() in IMAGE_SUFFIXES for path in found):
-        return ""
-    return (
-        "; single images are no slides: to work on it as a folder of images say --set 'images={}' "
-        "(in a config images: {}; docs/images_folder.md)"
-    )
-
-
-def _slides_in(folder: Path) -> list[Path]:
-    if not os.access(folder, os.R_OK | os.X_OK):
-        return []
-    return sorted(p for p in folder.iterdir() if _looks_like_slide(p))
-
-
-def _looks_like_slide(path: Path) -> bool:
-    hidden = path.name.startswith(".")
-    return path.suffix.lower() in SLIDE_SUFFIXES and path.is_file() and not hidden
-
-
-def read_manifest(path: Path) -> list[SlideEntry]:
-    """Read a manifest's rows, in their order; paths are relative to the manifest's folder."""
-    try:
-        with open_file(path, newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, strict=True)
-            _check_header(path, reader.fieldnames or [])
-            entries = [_parse_row(path, reader.line_num, row) for row in reader if _has_text(row)]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ManifestError(f"{path}: not a CSV file in UTF-8 ({error})") from error
-    except OSError as error:
-        raise ManifestError(f"{path}: cannot be read ({error.strerror})") from error
+    # Paths may hold bytes that are not UTF-8, as file systems allow them; nothing else may.
+    rows = iterate_csv(path, error=ManifestError, undecodable="surrogateescape")
+    _, header = next(rows, (0, []))
+    _check_header(path, header)
+    entries = []
+    for line, cells in rows:
+        if not any(cell.strip() for cell in cells):
+            continue
+        if len(cells) > len(header):
+            raise ManifestError(f"{path}, line {line}: more fields than the header has columns")
+        entry = _parse_row(path, line, as_mapping(header, cells))
+        if check_names:
+            remedy = "give it a slide_id in the column of that name"
+            what = f"{path}, line {line}: the slide_id made of the file name"
+            check_name(entry.slide_id, what, remedy=remedy, error=ManifestError)
+        entries.append(entry)
     if not entries:
         raise ManifestError(f"{path}: the manifest has no rows; name at least one slide")
     return entries
-
-
-def _has_text(row: dict[str, str | None]) -> bool:
-    return any(isinstance(value, str) and value.strip() for value in row.values())
 
 
 def _check_header(path: Path, names: Sequence[str]) -> None:
@@ -128,25 +75,45 @@ def _check_header(path: Path, names: Sequence[str]) -> None:
         raise ManifestError(f"{path}: column '{doubled[0]}' stands twice in the header")
 
 
-def _parse_row(path: Path, line: int, row: dict[str, str | None]) -> SlideEntry:
+def _parse_row(path: Path, line: int, row: Mapping[str, str]) -> SlideEntry:
     where = f"{path}, line {line}"
-    if None in row:
-        raise ManifestError(f"{where}: more fields than the header has columns")
-    text = {name: (row.get(name) or "").strip() for name in COLUMNS}
+    text = {name: row.get(name, "").strip() for name in COLUMNS}
     if not text["slide"]:
         raise ManifestError(f"{where}: the column 'slide' is empty")
-    slide_id = text["slide_id"] or Path(text["slide"]).stem
-    if "/" in slide_id or "\\" in slide_id or slide_id.startswith("."):
-        raise ManifestError(f"{where}: slide_id '{slide_id}' cannot be a file name")
+    slide = _locate(where, path.parent, row["slide"])
+    if text["slide_id"]:
+        check_name(text["slide_id"], f"{where}: slide_id", error=ManifestError)
+    slide_id = text["slide_id"] or slide_stem(slide.name)
     return SlideEntry(
         slide_id=slide_id,
-        path=path.parent / text["slide"],
-        patient=text["patient"] or slide_id,
+        path=slide,
+        patient=_parse_patient(where, text["patient"]) or slide_id,
         label=_parse_label(where, text["label"]),
-        annotation=path.parent / text["annotation"] if text["annotation"] else None,
+        annotation=_locate(where, path.parent, row["annotation"]) if text["annotation"] else None,
         split=_parse_split(where, text["split"]),
         mpp=_parse_mpp(where, text["mpp"]),
+        unclassified=_parse_unclassified(where, text["unclassified"]),
     )
+
+
+def _locate(where: str, folder: Path, cell: str) -> Path:
+    """Find the file that a cell names; spaces around a name are of the file if one is so named."""
+    if "\0" in cell:
+        raise ManifestError(f"{where}: a file name with a NUL character, '{printable(cell)}'")
+    name = cell if os.path.lexists(folder / cell) else cell.strip()
+    if "bytes" in find_text_problem(name) and not os.path.lexists(folder / name):
+        raise ManifestError(
+            f"{where}: not in UTF-8, and no file is named '{printable(name)}' in its bytes; save "
+            "the manifest as CSV in UTF-8"
+        )
+    return folder / name
+
+
+def _parse_patient(where: str, text: str) -> str:
+    reason = find_text_problem(text)
+    if reason:
+        raise ManifestError(f"{where}: patient '{printable(text)}' contains {reason}")
+    return text
 
 
 def _parse_label(where: str, text: str) -> int | None:
@@ -180,6 +147,18 @@ def _parse_mpp(where: str, text: str) -> float | None:
     return mpp
 
 
+def _parse_unclassified(where: str, text: str) -> Unclassified | None:
+    for choice in get_args(Unclassified):
+        if text == choice:
+            return cast(Unclassified, choice)
+    if text:
+        raise ManifestError(
+            f"{where}: unclassified must be one of {', '.join(get_args(Unclassified))} or empty, "
+            f"got '{text}'"
+        )
+    return None
+
+
 def check_entries(entries: Sequence[SlideEntry]) -> None:
     """Check what must hold between rows: ids are unique, and a patient is in one split.
 
@@ -190,11 +169,17 @@ def check_entries(entries: Sequence[SlideEntry]) -> None:
     """
     by_id: dict[str, SlideEntry] = {}
     for entry in entries:
-        other = by_id.setdefault(entry.slide_id, entry)
+        other = by_id.setdefault(name_key(entry.slide_id), entry)
         if other is not entry:
+            ids = f"'{other.slide_id}' and '{entry.slide_id}'"
+            what = (
+                f"two slides have the id '{entry.slide_id}'"
+                if other.slide_id == entry.slide_id
+                else f"the ids {ids} {describe_twins(other.slide_id, entry.slide_id)}"
+            )
             raise ManifestError(
-                f"two slides have the id '{entry.slide_id}': {other.path} and {entry.path}; "
-                "give each its own in the manifest's slide_id column"
+                printable(f"{what}: {other.path} and {entry.path}; ")
+                + "give each its own in the manifest's slide_id column"
             )
     splits: dict[str, dict[Split, str]] = defaultdict(dict)
     for entry in entries:
@@ -213,14 +198,11 @@ def write_manifest(path: Path, entries: Sequence[SlideEntry]) -> None:
     """Write a manifest that `read_manifest` reads back as the same entries.
 
     Paths are written relative to the manifest's folder, so no folder of this machine is told and
-    the data set can be moved as a whole.
+    the data set can be moved as a whole; bytes of theirs that are not UTF-8 are written as they
+    are.
     """
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    for e in entries:
-        writer.writerow(manifest_row(e, path.parent))
-    write_text(path, buffer.getvalue())
+    rows = (manifest_row(entry, path.parent) for entry in entries)
+    write_csv(path, COLUMNS, rows, undecodable="surrogateescape")
 
 
 def manifest_row(e: SlideEntry, folder: Path) -> list[str]:
@@ -233,13 +215,16 @@ def manifest_row(e: SlideEntry, folder: Path) -> list[str]:
         _relative(e.annotation, folder) if e.annotation else "",
         e.split or "",
         "" if e.mpp is None else repr(e.mpp),
+        e.unclassified or "",
     ]
 
 
 def _relative(path: Path, folder: Path) -> str:
     # A link keeps its own name: what it stands for may be named after a patient.
     named = path.parent.resolve() / path.name
-    return Path(os.path.relpath(named, folder.resolve())).as_posix()
+    text = Path(os.path.relpath(named, folder.resolve())).as_posix()
+    # A name that is guarded in a CSV, or trimmed, is no path to other programs.
+    return text if guard(text) == text and text == text.lstrip() else f"./{text}"
 
 
 def with_splits(entries: Sequence[SlideEntry], splits: dict[str, Split]) -> list[SlideEntry]:

@@ -6,7 +6,7 @@ options, and so in its checkpoint.
 References
 ----------
 .. [1] PatchNet paper 1: images are stretched to [0, 1]; centred crops of textures.
-.. [2] PatchNet paper 2, appendix A: gamma correction of 2.2, then colour constancy.
+.. [2] PatchNet paper 2, section 3: gamma correction of 2.2, then colour constancy.
 .. [3] Finlayson, Trezzi, "Shades of Gray and Colour Constancy", CIC 2004: a Minkowski mean of
    order 6 estimates the light.
 """

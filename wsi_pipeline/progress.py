@@ -18,17 +18,19 @@ from rich.progress import (
 )
 from rich.text import Text
 
-# Without a terminal (a cluster's log file), a long slide says something this often.
+from tiling.wording import format_duration, format_rate
+
+# Without a terminal (a cluster's log file), a long slide prints a line this often.
 PLAIN_INTERVAL_S = 20.0
-LEAST_LEFT_S = 10.0  # of a stage that is nearly done nobody needs to be told
+LEAST_LEFT_S = 10.0  # shorter remaining times are not shown
 
 
 class _SpeedColumn(ProgressColumn):
-    """Patches or steps per second of the slide or model at hand."""
+    """Patches or steps per second of the current slide or model."""
 
     def render(self, task: Task) -> Text:
         is_inner = task.id > 0  # the first task counts slides
-        return Text(f"{task.speed:.0f}/s" if is_inner and task.speed else "")
+        return Text(format_rate(task.speed) if is_inner and task.speed else "")
 
 
 class StageProgress:
@@ -45,13 +47,13 @@ class StageProgress:
         self._n_worked = 0  # ended after they were begun; what was kept took no time
         self._last_line = time.monotonic()
         self._started = time.monotonic()
-        self._console = Console(file=sys.stderr, highlight=False, soft_wrap=True)
+        self._console = Console(file=sys.stderr, highlight=False, soft_wrap=True, emoji=False)
         self._bars: Progress | None = None
 
     def __enter__(self) -> Self:
         if self._console.is_terminal and not self._quiet:
             self._bars = Progress(
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(),
                 MofNCompleteColumn(),
                 _SpeedColumn(),
@@ -96,8 +98,8 @@ class StageProgress:
         elif time.monotonic() - self._last_line > PLAIN_INTERVAL_S and done:
             self._last_line = time.monotonic()
             rate = done / (self._last_line - self._started)
-            left = _spell((total - done) / rate)
-            self.line(f"{self._name}: {done} of {total}, {rate:.3g} per second, about {left} left")
+            left = f", about {format_duration((total - done) / rate)} left" if done < total else ""
+            self.line(f"{self._name}: {done} of {total}, {format_rate(rate)}{left}")
 
     def end(self, name: str, line: str, *, failed: bool = False) -> None:
         """Say how a slide or model ended; a failure is said even where quiet is asked for."""
@@ -114,7 +116,7 @@ class StageProgress:
         self._n_worked += 1
         elapsed = time.monotonic() - self._first_begun
         left = elapsed / self._n_worked * (self._n_units - self._done)
-        return f" (about {_spell(left)} left)" if left >= LEAST_LEFT_S else ""
+        return f" (about {format_duration(left)} left)" if left >= LEAST_LEFT_S else ""
 
     def line(self, text: str) -> None:
         """Write one line, unless quiet."""
@@ -123,11 +125,3 @@ class StageProgress:
 
     def _write(self, text: str) -> None:
         self._console.print(f"{self._stage}: {text}", markup=False)
-
-
-def _spell(seconds: float) -> str:
-    """Write a duration as people say it."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    minutes = seconds / 60
-    return f"{minutes:.0f} min" if minutes < 100 else f"{minutes / 60:.1f} h"

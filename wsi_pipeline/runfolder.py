@@ -7,8 +7,6 @@ made, so that no file of other settings is left beside the new ones. Marks are o
 shards of a job array share a run folder without locks.
 """
 
-import csv
-import io
 import json
 import logging
 import os
@@ -17,10 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
-from tiling.files import write_json, write_text
+from tiling.files import write_json
 from wsi_pipeline.contracts import SlideEntry
+from wsi_pipeline.csv_files import write_csv
 from wsi_pipeline.errors import StageError
 from wsi_pipeline.manifest import read_manifest
+from wsi_pipeline.names import check_name, find_name_problem
 
 log = logging.getLogger(__name__)
 
@@ -161,7 +161,8 @@ class RunFolder:
         parent = self.path / folder
         if not parent.is_dir():
             return []
-        return sorted(p.name for p in parent.iterdir() if p.is_dir() and any(p.iterdir()))
+        names = (p.name for p in parent.iterdir() if p.is_dir() and any(p.iterdir()))
+        return sorted(name for name in names if not find_name_problem(name))  # others are not ours
 
 
 @dataclass(frozen=True)
@@ -172,6 +173,11 @@ class Unit:
     slide_id: str = ""
     model: str = ""
     variant: str = ""  # which of several outputs that the stage makes of one input
+
+    def __post_init__(self) -> None:
+        """Refuse names that would lead out of their folders: all work goes through units."""
+        for name in filter(None, (self.stage, self.slide_id, self.model, self.variant)):
+            check_name(name, "name", error=StageError)
 
     @property
     def name(self) -> str:
@@ -300,11 +306,9 @@ def forget_failures(run: RunFolder, stages: Sequence[str], *, listed: Sequence[s
 def write_failures(run: RunFolder) -> int:
     """Write ``failures.csv`` from all recorded failures; returns how many there are."""
     rows = list(iterate_failures(run))
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, FAILURE_COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(run.failures, buffer.getvalue())
+    write_csv(
+        run.failures, FAILURE_COLUMNS, ([row[name] for name in FAILURE_COLUMNS] for row in rows)
+    )
     run.logs.mkdir(exist_ok=True)  # where failures.csv sends its readers
     return len(rows)
 

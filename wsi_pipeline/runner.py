@@ -131,7 +131,7 @@ def _sort_out(
             progress.end(name, "finished before, kept")
             continue
         if state == "stale":
-            progress.line(f"{name}: stale (other settings or inputs made it), built again")
+            progress.line(f"{name}: out of date (settings or inputs changed); rebuilding")
         task = Task(run, plan.unit, fingerprint, plan.arguments, Path.cwd(), options.overwrite)
         tasks.append(task)
     return kept, tasks, failed

@@ -1,7 +1,8 @@
-"""Three-step sampling: a random label, a random slide that has it, a random patch.
+"""Which patches training draws: by three-step sampling, or by passes over all of them.
 
-However many normal patches there are, and however large one slide is, labels come out equally
-often, and so do the slides within a label.
+Three-step sampling takes a random label, a random slide that has it, a random patch. However many
+normal patches there are, and however large one slide is, labels come out equally often, and so do
+the slides within a label.
 
 References
 ----------
@@ -14,6 +15,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from tiling.wording import pluralize
 from wsi_pipeline.errors import SamplingError
 
 _WORDS_PER_BLOCK = 4  # 64-bit numbers that one step of the Philox counter gives; a draw uses one
@@ -140,6 +142,70 @@ class ThreeStepSampler:
         return signed * np.float64(2.0**-53)
 
 
+class ShuffledSampler:
+    """Passes over all patches: each pass holds every patch once, in an order of its own.
+
+    Draw number i depends on the seed and on i alone, as of `ThreeStepSampler`.
+
+    Parameters
+    ----------
+    labels : sequence of (n_s,) int8, one per slide
+        Label of each patch; negative ones are in no pass.
+    seed : int
+        At least 0, below 2^128.
+
+    Raises
+    ------
+    SamplingError
+        If there is no patch with a label, or the seed is negative or beyond 128 bits.
+    """
+
+    def __init__(self, labels: Sequence[NDArray[np.int8]], *, seed: int) -> None:
+        if not 0 <= seed < _MAX_SEED:
+            raise SamplingError(f"the seed must be at least 0 and below 2^128, got {seed}")
+        rows = [np.flatnonzero(np.asarray(of_slide) >= 0) for of_slide in labels]
+        self._slide = np.concatenate(
+            [np.full(len(found), s, np.int64) for s, found in enumerate(rows)]
+        )
+        self._patch = np.concatenate(rows).astype(np.int64)
+        self._label = np.concatenate(
+            [np.asarray(y, np.int8)[r] for y, r in zip(labels, rows, strict=True)]
+        )
+        if not len(self):
+            raise SamplingError(f"none of {len(labels)} slides has a patch with a label to draw")
+        self._seed = seed
+        self._drawn = 0
+
+    def __len__(self) -> int:
+        """How many patches a pass holds."""
+        return len(self._patch)
+
+    def draw(self, n: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int8]]:
+        """Take the next patches of the passes: slide, patch and label, (n,) each."""
+        first, end = self._drawn // len(self), -(-(self._drawn + n) // len(self))
+        passes = [self._order(number) for number in range(first, max(end, first + 1))]
+        order = np.concatenate(passes)
+        start = self._drawn - first * len(self)
+        chosen = order[start : start + n]
+        self._drawn += n
+        return self._slide[chosen], self._patch[chosen], self._label[chosen]
+
+    def _order(self, number: int) -> NDArray[np.int64]:
+        return np.random.default_rng([self._seed, number]).permutation(len(self))
+
+    def state(self) -> dict[str, Any]:
+        """Give what JSON can keep and `set_state` goes on from."""
+        return {"seed": self._seed, "drawn": self._drawn}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Go on from a state; of another seed it is a SamplingError."""
+        if state["seed"] != self._seed:
+            raise SamplingError(
+                f"a sampler of seed {self._seed} cannot go on from one of seed {state['seed']}"
+            )
+        self._drawn = int(state["drawn"])
+
+
 def _find_groups(
     labels: Sequence[NDArray[np.int8]], label: int
 ) -> tuple[NDArray[np.int64], list[NDArray[np.int32]]]:
@@ -149,9 +215,9 @@ def _find_groups(
     if not slides.size:
         kind = {0: "negative patch (label 0)", 1: "positive patch (label 1)"}
         raise SamplingError(
-            f"none of {len(labels)} slides has a {kind.get(label, f'patch of label {label}')} to "
-            "draw; add slides of that class to the split, or look at the label rule and the "
-            "annotations"
+            f"none of {pluralize(len(labels), 'slide')} has a "
+            f"{kind.get(label, f'patch of label {label}')} to draw; add slides of that class to "
+            "the split, or check the label rule and the annotations"
         )
     return slides, [rows[s] for s in slides]
 

@@ -31,10 +31,11 @@ _JSON_NAMES = "json_attributes"  # attribute that lists which of its neighbours 
 
 
 def clam_attributes(info: SlideInfo, geometry: TileGeometry) -> dict[str, Any]:
-    """Say how to read the patches again, in CLAM's words.
+    """Describe how to read the patches again, in CLAM's terms.
 
     CLAM reads a square of `patch_size` px at `patch_level`. Patches here are at an exact mpp that
-    need not be a stored level, so they are told at level 0, where `patch_size` is the tile's side.
+    need not be a stored level, so they are described at level 0, where `patch_size` is the tile's
+    width; `exact_attributes` keep what CLAM has no term for.
     """
     width, height = info.size
     return {
@@ -44,7 +45,13 @@ def clam_attributes(info: SlideInfo, geometry: TileGeometry) -> dict[str, Any]:
         "downsampled_level_dim": [width, height],
         "level_dim": [width, height],
         "name": info.slide_id,
-        # Beyond CLAM: the exact geometry, x before y.
+        **exact_attributes(geometry),
+    }
+
+
+def exact_attributes(geometry: TileGeometry) -> dict[str, Any]:
+    """Describe patches beyond the terms of other tools, which know squares only; x before y."""
+    return {
         "patch_l0": [geometry.patch_l0, geometry.patch_l0_y],
         "stride_l0": [geometry.stride_l0, geometry.stride_l0_y],
         "patch_px": geometry.patch_px,

@@ -6,7 +6,7 @@ for VGG16; `RECIPES` holds what the other models' papers say otherwise, and a co
 """
 
 import re
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -16,8 +16,11 @@ from wsi_pipeline.contracts import Split
 
 Optimizer = Literal["rmsprop", "adam"]
 Monitor = Literal["roc_auc", "loss", "none"]
+Sampling = Literal["balanced", "shuffle"]
+EvaluatedSplit = Literal["test", "val", "train", "all"]
 Compiler = Literal["none", "inductor"]
 Overlap = Literal["mean", "max", "centre"]
+Context = Literal["lecture", "camelyon16"]  # others' results that a report can show
 
 # Ranges.
 Count = Annotated[int, Field(ge=1)]
@@ -46,7 +49,9 @@ class ImagesConfig:
     # Regular expression: what it finds in a file's name (its first group) is the patient.
     patient_pattern: str | None = None
     mpp: Positive | None = None  # µm per px; None: unknown
-    equal_classes: bool = False  # train on equally many of each class (PatchNet paper 2)
+    # Train on equally many of each class: true leaves out some of the larger one (PatchNet paper
+    # 2), upsample repeats the smaller one (PatchNet paper 1).
+    equal_classes: bool | Literal["upsample"] = False
 
 
 @dataclass(frozen=True)
@@ -109,7 +114,12 @@ class TrainConfig:
     momentum: Forgetting = 0.9  # lecture's alpha
     eps: Positive = 1e-8  # inside the optimiser's denominator
     batch_size: Count = 32  # patches; the lecture does not say
-    steps_per_epoch: Count = 1000  # batches; the lecture does not say
+    # What an epoch is made of. balanced: draws with replacement, first a class, then a slide (of
+    # images, a patient), then a patch (lecture); shuffle: one pass over all patches, each once, in
+    # random order. None: shuffle for the models of the PatchNet papers on single images, else
+    # balanced.
+    sampling: Sampling | None = None
+    steps_per_epoch: Count = 1000  # batches of balanced draws; the lecture does not say
     max_epochs: Count = 100
     lr_halve_after: Count | None = 3  # epochs without lower validation loss (lecture); None: never
     # Lecture: stop by ROC AUC on validation data. "none" needs no validation data: max_epochs are
@@ -142,18 +152,49 @@ _PATCHNET: dict[str, Any] = {
     "max_epochs": 2000,
     "augment": {"brightness": 0.0, "contrast": 0.0, "saturation": 0.0, "hue": 0.0},
 }
+_PRECISION = _PATCHNET | {
+    "lr": 5e-5,  # paper 1, section 4
+    "batch_size": 16,  # paper 1: "8 or 16", not which where
+    "patience": 2000,  # epochs, paper 1
+    "max_epochs": 10_000,  # room for that patience
+}
 _WHOLE_IMAGE = _PATCHNET | {"batch_size": 64}  # paper 2: CAM and VGG-11 as PatchNet, but for this
 RECIPES: dict[str, dict[str, Any]] = {
     "patchnet": _PATCHNET,
-    "precision_patchnet": _PATCHNET,
+    "precision_patchnet": _PRECISION,
     "cam": _WHOLE_IMAGE,
     "vgg11": _WHOLE_IMAGE,
 }
 
 
-def result_settings(config: TrainConfig) -> TrainConfig:
-    """Give the settings that a training's result depends on: those that it does not, by default."""
-    return replace(config, readers=TrainConfig.readers)
+def result_settings(config: TrainConfig) -> dict[str, Any]:
+    """Give the settings that a training's result depends on, for fingerprints.
+
+    Those that change no result have their default. `sampling` came later than run folders that
+    exist: it is left out where it is what was done before it.
+    """
+    values = {f.name: getattr(config, f.name) for f in fields(config)}
+    values["readers"] = TrainConfig.readers
+    del values["steps_per_epoch" if config.sampling == "shuffle" else "sampling"]
+    return values
+
+
+def fill_in_sampling(config: TrainConfig, *, images: bool) -> TrainConfig:
+    """Decide what an epoch is made of, where the settings leave it open.
+
+    PatchNet papers 1 and 2 count epochs over all training images.
+
+    Examples
+    --------
+    >>> config = TrainConfig(model=ModelConfig(name="patchnet"))
+    >>> [fill_in_sampling(config, images=images).sampling for images in (True, False)]
+    ['shuffle', 'balanced']
+    """
+    if config.sampling is not None:
+        return config
+    return replace(
+        config, sampling="shuffle" if images and config.model.name in RECIPES else "balanced"
+    )
 
 
 def with_recipe(values: dict[str, Any]) -> dict[str, Any]:
@@ -210,6 +251,9 @@ class EvaluateConfig:
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
 
+    # Which split is evaluated, and which images of a folder get maps. None: test; without any split
+    # all; of images, val where none is in test.
+    split: EvaluatedSplit | None = None
     threshold: Score = 0.75  # a patch is positive iff F(I) >= threshold (lecture)
     image_threshold: Score | None = None  # of an image folder; None: the model's own rule, 0.5
     aggregator: Literal["max", "mean", "top_k", "mean_pool_max", "span"] = "max"  # lecture: max
@@ -226,6 +270,28 @@ class EvaluateConfig:
     )
     stratified: bool = False  # resample patients with and without tumour apart
     seed: Seed = 0
+
+
+def evaluation_settings(config: EvaluateConfig) -> dict[str, Any]:
+    """Give the settings of an evaluation for fingerprints.
+
+    `split` came later than run folders that exist: it is left out where it is not set.
+    """
+    values = {f.name: getattr(config, f.name) for f in fields(config)}
+    if config.split is None:
+        del values["split"]
+    return values
+
+
+@dataclass(frozen=True)
+class ReportConfig:
+    """What the report shows besides the run's own results."""
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
+
+    # Others' results, for comparison. lecture: its VGG16's confusion matrix, prostate; camelyon16:
+    # published results on its test set, and this run's by size of the metastasis, lymph nodes
+    context: tuple[Context, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,12 @@ import random
 from collections.abc import Sequence
 from typing import Literal
 
+from tiling.wording import pluralize
+from wsi_pipeline.config import SplitConfig
 from wsi_pipeline.contracts import SlideEntry, Split
 from wsi_pipeline.errors import ConfigError, ManifestError
+
+MIN_PATIENTS = 3  # one for each split
 
 
 def assign_splits(
@@ -88,6 +92,41 @@ def assign_splits(
     return result
 
 
+def advise_missing_split(
+    entries: Sequence[SlideEntry], split: Split, *, made: SplitConfig | None
+) -> str:
+    """Explain why no slide is in a split, and what to do.
+
+    Parameters
+    ----------
+    entries : slides of the whole data set
+    split : the one that is empty
+    made : SplitConfig, optional
+        How the splits were made; None: they are the manifest's.
+    """
+    patients = {entry.patient for entry in entries}
+    positive = _positive_patients(entries)
+    without = "train without validation (--set monitor=none), or "
+    if len(patients) < MIN_PATIENTS:
+        verb = "is" if len(patients) == 1 else "are"
+        return (
+            f"{pluralize(len(patients), 'patient')} {verb} too few for training, validation and "
+            f"test splits; {without if split == 'val' else ''}add slides of other patients"
+        )
+    if made and made.folds is not None:
+        return "two folds leave none for validation; use three or more (splits.folds), or " + (
+            "train without validation (--set monitor=none)"
+        )
+    if made:
+        return (
+            f"splits divides patients with and without tumour separately and needs at least "
+            f"{MIN_PATIENTS} of a kind, got {len(positive)} with and "
+            f"{len(patients - positive)} without tumour; {without if split == 'val' else ''}"
+            "choose the splits in the manifest's split column"
+        )
+    return "fill the manifest's split column, or set splits in the config, and run tile again"
+
+
 def assign_folds(entries: Sequence[SlideEntry], *, folds: int, seed: int) -> dict[str, int]:
     """Deal patients into folds of nearly equal size, those with and without tumour apart.
 
@@ -101,7 +140,10 @@ def assign_folds(entries: Sequence[SlideEntry], *, folds: int, seed: int) -> dic
     if folds < 2:
         raise ConfigError(f"splits: folds must be at least 2, got {folds}")
     if len(patients) < folds:
-        raise ConfigError(f"splits: {folds} folds of {len(patients)} patients; take fewer folds")
+        raise ConfigError(
+            f"splits: {folds} folds need as many patients, got "
+            f"{pluralize(len(patients), 'patient')}; set splits.folds lower"
+        )
     generator = random.Random(seed)
     shuffled = []
     for kind in (True, False):
@@ -126,8 +168,8 @@ def _leave_out(
     patients = sorted({entry.patient for entry in entries})
     if not (len(patients) >= 2 and 0 <= fold < len(patients)):
         raise ConfigError(
-            f"splits: with folds=patients fold is in 0 to patients - 1, and there are at least two "
-            f"patients; got fold={fold} of {len(patients)} patients"
+            "splits: folds=patients needs at least two patients, and fold from 0 to patients - 1; "
+            f"got fold={fold} with {pluralize(len(patients), 'patient')}"
         )
     others = [entry for entry in entries if entry.patient != patients[fold]]
     result = assign_splits(others, val_fraction=val_fraction, test_fraction=0.0, seed=seed)
@@ -140,7 +182,7 @@ def _positive_patients(entries: Sequence[SlideEntry]) -> set[str]:
 
 def _shares(n: int, *fractions: float) -> list[int]:
     # At least one where asked for, as long as one each remains for the other two splits.
-    shares = [max(round(f * n), 1 if f > 0 and n >= 3 else 0) for f in fractions]
+    shares = [max(round(f * n), 1 if f > 0 and n >= MIN_PATIENTS else 0) for f in fractions]
     while sum(shares) >= n > 0:  # nobody would train
         shares[shares.index(max(shares))] -= 1
     return shares

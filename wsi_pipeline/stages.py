@@ -4,7 +4,8 @@ Each stage lists its units of work (slides, or models) and says what each would 
 runner does the rest.
 """
 
-from collections.abc import Iterable, Sequence
+import logging
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from os import cpu_count
@@ -12,16 +13,27 @@ from pathlib import Path
 
 from tiling.files import digest_file
 from tiling.geometry import check_tile_config
+from tiling.wording import pluralize
 from wsi_pipeline import image_stages
 from wsi_pipeline.config import Config, Stage, digest_settings
-from wsi_pipeline.contracts import SlideEntry
+from wsi_pipeline.contracts import SlideEntry, Split
 from wsi_pipeline.errors import ConfigError, StageError
-from wsi_pipeline.manifest import read_input, with_splits, write_manifest
+from wsi_pipeline.listing import check_copies, describe_copies, read_input
+from wsi_pipeline.manifest import with_splits, write_manifest
+from wsi_pipeline.names import check_model_name, check_twins
 from wsi_pipeline.runfolder import RunFolder, Unit, forget_failures, iterate_failures
 from wsi_pipeline.runner import Options, Plan, StageResult, read_run_json, run_stage, some
-from wsi_pipeline.settings import TrainConfig, result_settings
+from wsi_pipeline.settings import (
+    EvaluatedSplit,
+    TrainConfig,
+    evaluation_settings,
+    fill_in_sampling,
+    result_settings,
+)
 from wsi_pipeline.slide_contents import find_tile_fingerprint
-from wsi_pipeline.splits import assign_splits
+from wsi_pipeline.splits import advise_missing_split, assign_splits
+
+log = logging.getLogger(__name__)
 
 PER_SLIDE: tuple[Stage, ...] = ("tile", "predict", "heatmap", "export")
 
@@ -31,7 +43,8 @@ def list_entries(config: Config) -> list[SlideEntry]:
     if config.input is None:
         raise ConfigError("no input; give a slide, a folder or a manifest")
     check_tile_config(config.tile)  # said once, before any slide is touched
-    entries = read_input(config.input)
+    listing = read_input(config.input)
+    entries = list(listing.entries)
     if config.splits:
         entries = with_splits(
             entries,
@@ -44,7 +57,10 @@ def list_entries(config: Config) -> list[SlideEntry]:
                 fold=config.splits.fold,
             ),
         )
+        check_copies(listing, entries)
     _check_map_names(config, entries)
+    for note in (*listing.notes, *describe_copies(listing)):
+        log.warning("%s", note)
     return entries
 
 
@@ -60,12 +76,16 @@ def _check_map_names(config: Config, entries: Sequence[SlideEntry]) -> None:
         )
 
 
-def tile(run: RunFolder, config: Config, options: Options) -> StageResult:
-    """Slides -> patch stores; a folder of images -> one array."""
+def tile(run: RunFolder, config: Config, options: Options, *, fixed: bool = False) -> StageResult:
+    """Slides -> patch stores; a folder of images -> one array.
+
+    `fixed`: a checkpoint decides on size and resolution of the patches, so no message advises
+    to change them.
+    """
     if config.images is not None:
         return image_stages.tile(run, config, options)
     if image_stages.is_image_run(run):
-        raise ConfigError(f"{run.path}: a run on images; take another run folder for slides")
+        raise ConfigError(f"{run.path}: is a run on images; use another run folder for slides")
     entries = list_entries(config)
     run.path.mkdir(parents=True, exist_ok=True)
     write_manifest(run.manifest, entries)
@@ -74,8 +94,13 @@ def tile(run: RunFolder, config: Config, options: Options) -> StageResult:
         Plan(
             Unit("tile", e.slide_id),
             weight=slide_bytes(e),
-            fingerprint=partial(find_tile_fingerprint, run, e, config.tile),
-            arguments={"entry": e, "config": config.tile, "threads": _threads(options)},
+            fingerprint=partial(find_tile_fingerprint, run, e, e.tile_config(config.tile)),
+            arguments={
+                "entry": e,
+                "config": e.tile_config(config.tile),
+                "threads": _threads(options, len(entries)),
+                "fixed": fixed,
+            },
         )
         for e in entries
     ]
@@ -93,8 +118,9 @@ def slide_bytes(entry: SlideEntry) -> int:
     return entry.path.stat().st_size if entry.path.is_file() else 0
 
 
-def _threads(options: Options) -> int:
-    return max(1, (cpu_count() or 1) // options.workers)
+def _threads(options: Options, n_slides: int) -> int:
+    """Cores for each of the slides that are worked on at a time."""
+    return max(1, (cpu_count() or 1) // max(1, min(options.workers, n_slides)))
 
 
 def train(
@@ -103,10 +129,17 @@ def train(
     """Patch stores -> checkpoints."""
     if image_stages.is_image_run(run):
         chosen = models_to_train(config, models)
+        check_model_names(run, chosen)
         check_device(options, *(settings.precision for settings in chosen.values()))
         return image_stages.train(run, config, options, chosen=chosen)
+    listed = run.read_manifest()
+    chosen = {
+        name: fill_in_sampling(settings, images=False)
+        for name, settings in models_to_train(config, models).items()
+    }
+    check_model_names(run, chosen)
+    _check_splits(run, listed, config, chosen)
     entries = _finished_entries(run, ("train", "val"))
-    chosen = models_to_train(config, models)
     check_device(options, *(settings.precision for settings in chosen.values()))
     plans = [
         Plan(
@@ -122,6 +155,35 @@ def train(
         for name, settings in chosen.items()
     ]
     return run_stage("train", run, plans, config, options)
+
+
+def _check_splits(
+    run: RunFolder,
+    entries: Sequence[SlideEntry],
+    config: Config,
+    chosen: Mapping[str, TrainConfig],
+) -> None:
+    """Refuse to train where a split that is needed has no slide at all."""
+    needed: list[Split] = ["train"]
+    needed += ["val"] if any(s.monitor != "none" for s in chosen.values()) else []
+    for split in needed:
+        if not any(e.split == split for e in entries):
+            advice = advise_missing_split(entries, split, made=config.splits)
+            raise StageError(f"{run.path}: no slide in split {split}: {advice}")
+
+
+def check_model_names(run: RunFolder, models: Iterable[str]) -> None:
+    """Refuse models whose folders some file systems would take for those of others in the run.
+
+    Raises
+    ------
+    ConfigError
+        Naming both.
+    """
+    there = (name for folder in ("models", "scores") for name in run.models_with(folder))
+    check_twins(
+        dict.fromkeys((*there, *models)), f"{run.path}: the models", remedy="use one spelling"
+    )
 
 
 def check_device(options: Options, *precisions: str) -> None:
@@ -146,11 +208,11 @@ def models_to_train(config: Config, names: Sequence[str]) -> dict[str, TrainConf
         If there is none, or no architecture or file of weights of that name.
     """
     from wsi_pipeline.models import MODELS
-    from wsi_pipeline.models.vgg import check_weights_file
+    from wsi_pipeline.models.pretrained import check_weights_file
 
     if not names and not config.train:
         raise ConfigError(
-            f"no model named; say --model NAME, one of {', '.join(sorted(MODELS))}, "
+            f"no model named; use --model NAME, one of {', '.join(sorted(MODELS))}, "
             "or name models in the config under train"
         )
     chosen = {
@@ -178,8 +240,9 @@ def _finished_entries(
     waiting = [e.slide_id for e in entries if e not in tiled and e.slide_id not in failed]
     if waiting:
         raise StageError(
-            f"{len(waiting)} of {len(entries)} slides are not tiled yet: {some(waiting)}; "
-            f"run: wsi-pipeline tile INPUT --out {run.path} (see also: wsi-pipeline collect)"
+            f"not tiled yet: {len(waiting)} of {pluralize(len(entries), 'slide')}: "
+            f"{some(waiting)}; run: wsi-pipeline tile INPUT --out {run.path} "
+            "(see also: wsi-pipeline collect)"
         )
     if not tiled:
         where = f" in split {' or '.join(s or '(none)' for s in splits)}" if splits else ""
@@ -216,12 +279,13 @@ def predict(
     check_device(options, config.predict.precision)
     found = list(checkpoints) or [run.checkpoint(m) for m in run.models_with("models")]
     by_name = _by_model(found)
+    check_model_names(run, by_name)
     if image_stages.is_image_run(run) and found:
         return image_stages.predict(run, config, options, checkpoints=by_name)
     wanted = None if config.predict.splits is None else (*config.predict.splits, None)
     entries = _finished_entries(run, wanted)
     if not found:
-        raise StageError(f"{run.path}: no checkpoint; train a model or say --checkpoint FILE")
+        raise StageError(f"{run.path}: no checkpoint; train a model or use --checkpoint FILE")
     plans = []
     for model, checkpoint in by_name.items():
         read_meta(checkpoint)  # what is no checkpoint is said once, before any slide is touched
@@ -238,7 +302,7 @@ def predict(
                         "digest": digest,
                         "config": config.predict,
                         "device": options.device,
-                        "threads": _threads(options),
+                        "threads": _threads(options, len(entries)),
                     },
                 )
             )
@@ -277,12 +341,12 @@ def cut_for(
     before = read_run_json(run).get("tile", {}).get("config", {}).get("tile", {})
     if before.get("store") == "patches" and any(run.tiles.glob("*.zarr")):
         raise StageError(
-            f"{run.path} holds patches that tile has cut; leave out --slides to score those, or "
-            "name another RUN"
+            f"{run.path} already contains patches written by tile; omit --slides to score "
+            "those, or use another RUN"
         )
     [(patch_px, target_mpp)] = needs
     cut = replace(config.tile, patch_px=patch_px, target_mpp=target_mpp, store="coords")
-    return tile(run, replace(config, input=slides, tile=cut), options)
+    return tile(run, replace(config, input=slides, tile=cut), options, fixed=True)
 
 
 def _sizes(needs: Iterable[tuple[int, float]]) -> list[str]:
@@ -293,6 +357,8 @@ def _by_model(checkpoints: Iterable[Path]) -> dict[str, Path]:
     """Sort checkpoints by the models' names; two with one name would overwrite each other."""
     found: dict[str, Path] = {}
     for path in checkpoints:
+        remedy = "rename the file (a checkpoint.safetensors: its folder), which names its scores"
+        check_model_name(model_name(path), f"--checkpoint {path}: the model's name", remedy=remedy)
         other = found.setdefault(model_name(path), path)
         if other.resolve() != path.resolve():
             raise ConfigError(
@@ -386,7 +452,7 @@ def name_unscored(
         for model in models
     }
     return tuple(
-        f"without {some(slides)}, which predict by {model} failed on"
+        f"skipped {some(slides)}: prediction with {model} failed"
         for model, slides in lost.items()
         if slides
     )
@@ -398,7 +464,7 @@ def why_unscored(run: RunFolder, models: Sequence[str], slide_ids: Iterable[str]
     again = f"run: wsi-pipeline predict {run.path}, with the same --checkpoint if it had one"
     failed = name_unscored(run, models, slide_ids)
     if failed:
-        return f"{failed[0].removeprefix('without ')} ({run.failures} says why); then {again}"
+        return f"{failed[0].removeprefix('skipped ')} (see {run.failures}); then {again}"
     untiled = [s for s in slide_ids if not Unit("tile", s).mark(run, "done").is_file()]
     if len(untiled) == len(slide_ids):
         return f"no slide's patches are whole ({some(untiled)}); run tile again, then predict"
@@ -432,15 +498,19 @@ def evaluate(
     entries = run.read_manifest()
     plans = []
     for model in choose_scored_models(run, models):
-        chosen, left_out = _to_evaluate(run, model, entries)
+        chosen, left_out = _to_evaluate(run, model, entries, config.evaluate.split)
+        elsewhere = _outlined_elsewhere(entries, chosen, config.evaluate.split)
         plans.append(
             Plan(
                 Unit("evaluate", model=model),
                 weight=1,
-                fingerprint=partial(_evaluate_fingerprint, run, model, chosen, left_out, config),
+                fingerprint=partial(
+                    _evaluate_fingerprint, run, model, chosen, left_out, elsewhere, config
+                ),
                 arguments={
                     "entries": chosen,
                     "left_out": left_out,
+                    "elsewhere": elsewhere,
                     "config": config.evaluate,
                     "heatmap": config.heatmap,
                 },
@@ -450,9 +520,9 @@ def evaluate(
 
 
 def _to_evaluate(
-    run: RunFolder, model: str, entries: Sequence[SlideEntry]
+    run: RunFolder, model: str, entries: Sequence[SlideEntry], split: EvaluatedSplit | None
 ) -> tuple[tuple[SlideEntry, ...], tuple[str, ...]]:
-    """Choose what figures are made of: the test split, and val for the threshold.
+    """Choose what figures are made of: the split that is evaluated, and val for the threshold.
 
     Without any split, all slides with a reference. A slide that could not be tiled or scored is
     left out and said so in the figures; one that was merely not predicted yet is an error, since
@@ -464,14 +534,15 @@ def _to_evaluate(
     left_out : slide ids
     """
     has_splits = any(e.split in {"val", "test"} for e in entries)
+    everything = split == "all" or (split is None and not has_splits)
+    named = {"val", split or "test"}
     wanted = [
         e
         for e in entries
-        if (e.split in {"val", "test"} or not has_splits)
-        and (e.label is not None or e.annotation is not None)
+        if (everything or e.split in named) and (e.label is not None or e.annotation is not None)
     ]
     if not wanted:
-        among = "in the splits test and val" if has_splits else "in the manifest"
+        among = "in the manifest" if everything else f"in the splits {' and '.join(sorted(named))}"
         raise StageError(
             f"{run.path}: nothing to compare the scores of {model} with: no slide {among} has a "
             "label or an annotation; fill these columns in and run tile again (heatmap, export and "
@@ -485,11 +556,33 @@ def _to_evaluate(
     waiting = [e.slide_id for e in wanted if e.slide_id not in done | failed]
     if waiting:
         raise StageError(
-            f"{len(waiting)} of {len(wanted)} slides have no scores of {model} yet: "
+            f"no scores of {model} yet: {len(waiting)} of {pluralize(len(wanted), 'slide')}: "
             f"{some(waiting)}; run: wsi-pipeline predict {run.path}"
         )
     left_out = tuple(e.slide_id for e in wanted if e.slide_id in failed - done)
     return tuple(e for e in wanted if e.slide_id in done), left_out
+
+
+def _outlined_elsewhere(
+    entries: Sequence[SlideEntry], chosen: Sequence[SlideEntry], split: EvaluatedSplit | None
+) -> dict[str, list[str]]:
+    """List outlined slides by their split, where none of those evaluated is outlined.
+
+    Their outlines are what heatmaps would be compared with.
+    """
+    has_splits = any(e.split for e in chosen)
+    tested = {
+        e.slide_id
+        for e in chosen
+        if split == "all" or not has_splits or e.split == (split or "test")
+    }
+    outlined = [e for e in entries if e.annotation is not None]
+    if any(e.slide_id in tested for e in outlined):
+        return {}
+    found: dict[str, list[str]] = {}
+    for e in outlined:
+        found.setdefault(e.split or "(none)", []).append(e.slide_id)
+    return found
 
 
 def _evaluate_fingerprint(
@@ -497,6 +590,7 @@ def _evaluate_fingerprint(
     model: str,
     chosen: Sequence[SlideEntry],
     left_out: Sequence[str],
+    elsewhere: Mapping[str, Sequence[str]],
     config: Config,
 ) -> str:
     data = [
@@ -511,7 +605,9 @@ def _evaluate_fingerprint(
         )
         for e in chosen
     ]
-    return digest_settings(data, left_out, config.evaluate, config.heatmap.overlap)
+    settings = evaluation_settings(config.evaluate)
+    more = [elsewhere] if elsewhere else []
+    return digest_settings(data, left_out, settings, config.heatmap.overlap, *more)
 
 
 def report(
@@ -524,21 +620,21 @@ def report(
     found = list(dict.fromkeys(run.models_with("models") + run.models_with("scores")))
     unknown = [name for name in models if name not in found]
     if unknown:
-        raise StageError(f"{run.path}: nothing of the model {', '.join(unknown)} to report on")
+        raise StageError(f"{run.path}: no files of the model {', '.join(unknown)} to report on")
     chosen = tuple(models) or tuple(found)
     if of_images:
-        fingerprint = partial(_report_fingerprint, run, chosen)
+        fingerprint = partial(_report_fingerprint, run, chosen, config)
         return image_stages.report(run, config, options, models=chosen, fingerprint=fingerprint)
     plan = Plan(
         Unit("report"),
         weight=1,
-        fingerprint=partial(_report_fingerprint, run, chosen),
-        arguments={"models": chosen},
+        fingerprint=partial(_report_fingerprint, run, chosen, config),
+        arguments={"models": chosen, "context": config.report.context},
     )
     return run_stage("report", run, [plan], config, options)
 
 
-def _report_fingerprint(run: RunFolder, models: Sequence[str]) -> str:
+def _report_fingerprint(run: RunFolder, models: Sequence[str], config: Config) -> str:
     """Hash the marks of all stages that a report tells of: it is of the whole run folder."""
     state = run.path / ".state"
     found = {path.relative_to(state): path for path in sorted(state.rglob("*.json"))}
@@ -547,4 +643,4 @@ def _report_fingerprint(run: RunFolder, models: Sequence[str]) -> str:
         for name, path in found.items()
         if name.parts[0] not in ("report", "export") and not name.match("*.earlier.json")
     }
-    return digest_settings(marks, list(models))
+    return digest_settings(marks, list(models), config.report)

@@ -39,8 +39,9 @@ def _check(config: Config, options: Options) -> None:
             f"--set stages=[tile] (or predict, heatmap, export), then collect, then the others once"
         )
     if options.shard and config.images:
-        raise ConfigError("--shard: a folder of images is one piece of work; leave it out")
+        raise ConfigError("--shard: a folder of images cannot be split into shards; omit it")
     _check_computing(config, options)
+    _check_split(config)
     for name in config.export.formats:
         check_format(name)
     if "export" not in config.stages:
@@ -61,6 +62,17 @@ def _check_computing(config: Config, options: Options) -> None:
         precisions.append(config.predict.precision)
     if precisions:
         stages.check_device(options, *precisions)
+
+
+def _check_split(config: Config) -> None:
+    """Refuse to evaluate a split that predict is not to score."""
+    split, scored = config.evaluate.split, config.predict.splits
+    both = {"predict", "evaluate"} <= set(config.stages)
+    if both and scored is not None and split not in (None, "all", *scored):
+        raise ConfigError(
+            f"evaluate.split is {split}, but predict.splits is [{', '.join(scored)}]; add {split} "
+            "to predict.splits, or evaluate another split"
+        )
 
 
 def _run(run: RunFolder, config: Config, options: Options) -> Iterator[StageResult]:

@@ -16,11 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tiling.contracts import TileConfig
-from tiling.errors import TilingError
+from tiling.errors import GridError, PatchSizeError, TilingError
 from tiling.files import write_text
+from tiling.wording import format_number, pluralize
 from wsi_pipeline.config import anchor_paths
 from wsi_pipeline.contracts import Heatmap, Scores, SlideEntry
 from wsi_pipeline.errors import CheckpointError, HeatmapError, PipelineError
+from wsi_pipeline.names import fit_file_name, printable
 from wsi_pipeline.runfolder import (
     RunFolder,
     Unit,
@@ -110,11 +112,13 @@ def fail(run: RunFolder, unit: Unit, error: Exception, *, folder: Path | None = 
     message = _sentence(unit, error)
     if folder is not None and folder.name:
         message = re.sub(rf"(?<![\w./-]){re.escape(str(folder))}/", "", message)
+    message = "\n".join(map(printable, message.split("\n")))  # it may hold any file's name
     trace = "".join(traceback.format_exception(error))
     try:
         record_failure(run, unit, type(error).__name__, message)
         stage = "-".join(filter(None, (unit.stage, unit.variant)))
-        write_text(run.logs / f"{stage}-{unit.model or 'slide'}-{unit.name}.log", trace)
+        log_name = fit_file_name((stage, unit.model or "slide", unit.name), ".log")
+        write_text(run.logs / log_name, trace)
     except OSError as second:  # a full disk cannot even take the record
         log.warning("%s: the failure could not be recorded (%s)", unit.name, second)
     return Outcome(False, f"FAILED: {message}")
@@ -142,19 +146,24 @@ def _tile(task: Task, on_progress: OnProgress) -> Done:
     entry: SlideEntry = task.arguments["entry"]
     config: TileConfig = task.arguments["config"]
     store, picture = task.run.store(entry.slide_id), task.run.qc(entry.slide_id)
-    summary = tile_slide(
-        entry.path,
-        store,
-        slide_id=entry.slide_id,
-        config=config,
-        annotation_path=entry.annotation,
-        slide_label=entry.label,
-        mpp=entry.mpp,
-        qc_path=picture,
-        content_cache=task.run.content(entry.slide_id),
-        threads=task.arguments["threads"],
-        on_progress=on_progress,
-    )
+    try:
+        summary = tile_slide(
+            entry.path,
+            store,
+            slide_id=entry.slide_id,
+            config=config,
+            annotation_path=entry.annotation,
+            slide_label=entry.label,
+            mpp=entry.mpp,
+            qc_path=picture,
+            content_cache=task.run.content(entry.slide_id),
+            threads=task.arguments["threads"],
+            on_progress=on_progress,
+        )
+    except PatchSizeError as error:
+        if not task.arguments["fixed"]:
+            raise
+        raise GridError(f"{error.fact}; {error.remedy_if_fixed}") from error
     return [store, picture], str(summary)
 
 
@@ -304,7 +313,7 @@ def _heatmap(task: Task, on_progress: OnProgress) -> Done:
         draw_overlay(picture, heatmap, thumbnail, title=f"{entry.slide_id}, {model}", **about)
         height, width = heatmap.values.shape
         files = [values, picture]
-        line = f"{width} x {height} px, hottest {_hottest(scores.scores)}"
+        line = f"{width} x {height} px, highest score {_hottest(scores.scores)}"
         if config.dense_step_px is None:
             return files, line
         dense = _map_densely(task, store, scores, on_progress)
@@ -314,7 +323,7 @@ def _heatmap(task: Task, on_progress: OnProgress) -> Done:
         title = f"{entry.slide_id}, {model}, Q of each patch"
         draw_overlay(picture, dense.heatmap, thumbnail, title=title, **about)
     lost = f", {dense.n_unreadable} unreadable" if dense.n_unreadable else ""
-    line += f"; own map of {dense.n_mapped} patches{lost}"
+    line += f"; own map of {pluralize(dense.n_mapped, 'patch')}{lost}"
     return [*files, values, picture], line
 
 
@@ -371,7 +380,7 @@ def _lay_out(scores: Scores, store: "PatchStore", config: HeatmapConfig) -> Heat
 def _hottest(scores: Any) -> str:
     import numpy as np
 
-    return f"{np.nanmax(scores):.3f}" if np.isfinite(scores).any() else "not scored"
+    return format_number(np.nanmax(scores)) if np.isfinite(scores).any() else "not scored"
 
 
 def _thumbnail(entry: SlideEntry, mpp: tuple[float, float], longest_px: int) -> Any:
@@ -424,8 +433,9 @@ def _evaluate(task: Task, on_progress: OnProgress) -> Done:
         model=task.unit.model,
         read_patch=read_patch,
         left_out=left_out,
+        elsewhere=task.arguments["elsewhere"],
     )
-    lost = f"; WITHOUT {', '.join(left_out)}, which failed before" if left_out else ""
+    lost = f"; WITHOUT {', '.join(left_out)}, which failed in an earlier stage" if left_out else ""
     return list_files(out), _headline(metrics) + lost
 
 
@@ -482,7 +492,9 @@ def _headline(metrics: Mapping[str, Any]) -> str:
         "slide ROC AUC": metrics["slide"]["roc_auc"],
         "FROC score": metrics["froc"]["score"],
     }
-    said = [f"{name} {'undefined' if v is None else f'{v:.3f}'}" for name, v in figures.items()]
+    said = [
+        f"{name} {'undefined' if v is None else format_number(v)}" for name, v in figures.items()
+    ]
     return ", ".join(said)
 
 
@@ -491,10 +503,13 @@ def _report(task: Task, on_progress: OnProgress) -> Done:
     from wsi_pipeline.report.figures import SUFFIXES
 
     models: Sequence[str] = task.arguments["models"]
-    path = build_report(task.run.path, models=models)
+    path = build_report(task.run.path, models=models, context=task.arguments["context"])
     found = (file for name in models for file in sorted(task.run.figures(name).glob("*")))
     figures = [file for file in found if file.suffix in SUFFIXES]
-    return [path, *figures], f"{path.stat().st_size / 2**20:.1f} MiB, {len(figures)} figures"
+    return [
+        path,
+        *figures,
+    ], f"{path.stat().st_size / 2**20:.1f} MiB, {pluralize(len(figures), 'figure file')}"
 
 
 def _export(task: Task, on_progress: OnProgress) -> Done:

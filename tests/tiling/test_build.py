@@ -142,8 +142,45 @@ class TestStore:
         polygons = [("one", "Tumor", TUMOUR), ("two", "Tumor", corner)]
         write_asap_xml(tmp_path / "a.xml", polygons, ["Tumor"])
         summary, store = tile(slide, annotation_path=tmp_path / "a.xml", slide_label=1)
-        assert any("1 of 2 lesions meet no patch" in note for note in summary.notes)
+        assert any("1 of 2 lesions meets no patch" in note for note in summary.notes)
         assert store.attributes["notes"] == list(summary.notes)
+
+    @pytest.mark.parametrize("colour", [244, (240, 222, 232)], ids=["bare", "all tissue"])
+    def test_min_fraction_0_keeps_every_tile(self, tmp_path: Path, colour):
+        pixels = np.full((200, 150, 3), colour, np.uint8)
+        path = slides.write_slide(tmp_path / "a.tif", [pixels])
+        config = replace(CONFIG, tissue=replace(CONFIG.tissue, min_fraction=0.0))
+        summary, store = tile(path, config=config)
+        assert summary.n_patches == (200 // 32) * (150 // 32)
+        assert store.tissue.max() == (0 if colour == 244 else 1)
+
+    def test_a_grey_slide_is_cut(self, tmp_path: Path):
+        """A single channel is documented as input; no tile of it was tissue."""
+        pixels = np.full((256, 256), 242, np.uint8)
+        pixels[:, 128:] = 165
+        path = slides.write_slide(tmp_path / "a.tif", [pixels], photometric="minisblack")
+        tissue = replace(CONFIG.tissue, min_fraction=0.5)
+        summary, store = tile(path, config=replace(CONFIG, tissue=tissue))
+        assert summary.n_patches == 32
+        assert store.coords[:, 0].min() == 128
+
+    @pytest.mark.parametrize("glass", [(244, 238, 205), (238, 220, 230)], ids=["warm", "pink"])
+    def test_half_the_tiles_of_tinted_glass_are_tissue_and_the_border_is_noted(
+        self, tmp_path: Path, glass
+    ):
+        pixels = np.full((256, 256, 3), glass, np.uint8)
+        pixels[:, :128] = slides.noise(128, 256) // 8 + np.array([190, 100, 150], np.uint8)
+        path = slides.write_slide(tmp_path / "a.tif", [pixels])
+        tissue = replace(CONFIG.tissue, min_fraction=0.5)
+        summary, store = tile(path, config=replace(CONFIG, tissue=tissue))
+        assert summary.n_patches == 32
+        assert store.coords[:, 0].max() < 128
+        (note,) = summary.notes
+        assert note.split(" % of the slide's border counts as tissue")[0] in ("50", "51")
+
+    def test_tissue_away_from_the_border_gets_no_note(self, slide: Path):
+        summary, _ = tile(slide)
+        assert summary.notes == ()
 
 
 class TestRefusals:
@@ -163,10 +200,45 @@ class TestRefusals:
         assert "min_fraction=0.1" in said
         assert (tmp_path / "a.png").exists()
 
+    @pytest.mark.parametrize(
+        ("spot", "colour", "changes", "remedy"),
+        [
+            (0, 244, {}, ""),
+            (50, (200, 120, 170), {"min_object_um2": 1e6}, "set tissue.min_object_um2=0, or "),
+            (80, (244, 236, 242), {}, "set tissue.min_saturation=0.02, or "),
+            (80, (200, 120, 170), {"min_fraction": 1.0}, "set tissue.min_fraction=0."),
+        ],
+        ids=["bare", "small", "pale", "part of a tile"],
+    )
+    def test_no_tissue_names_what_would_help_and_nothing_else(
+        self, tmp_path: Path, spot, colour, changes, remedy
+    ):
+        """It named settings that could not help, and never a mask."""
+        pixels = np.full((200, 200, 3), 244, np.uint8)
+        pixels[40 : 40 + spot, 50 : 50 + spot] = colour
+        glass = slides.write_slide(tmp_path / "a.tif", [pixels])
+        config = replace(
+            CONFIG, patch_px=200, tissue=replace(CONFIG.tissue, mpp=1.0, min_fraction=0.05)
+        )
+        config = replace(config, tissue=replace(config.tissue, **changes))
+        said = self.refusal(TissueError, glass, config=config)
+        end = "give a mask of your own (tissue.mask), or set tissue.min_fraction=0 to keep"
+        assert f"QC picture, then {remedy}" in said
+        assert end in said
+        if remedy:
+            key, value = remedy.removeprefix("set tissue.").split(",")[0].split("=")
+            if key == "min_fraction":
+                value = said.split("set tissue.min_fraction=")[1].split(",")[0]
+            tissue = replace(config.tissue, **{key: float(value)})
+            summary, _ = tile(glass, config=replace(config, tissue=tissue))
+            assert summary.n_patches == 1
+        else:
+            assert f"then {end}" in said
+
     def test_smaller_than_one_tile(self, slide: Path):
         said = self.refusal(GridError, slide, config=replace(CONFIG, patch_px=512))
         assert said.startswith("tumor_012.tif: the slide has 260 x 210")
-        assert "smaller patch_px" in said
+        assert "smaller tile.patch_px" in said
 
     def test_coarser_than_wanted(self, slide: Path):
         said = self.refusal(GridError, slide, config=replace(CONFIG, target_mpp=0.25))

@@ -12,9 +12,10 @@ import pytest
 from tests.tiling import dicoms, slides
 from tiling import content
 from tiling.build import tile_slide
-from tiling.content import digest_content, find_digest, list_parts
+from tiling.content import digest_content, find_digest
 from tiling.contracts import TileConfig, TissueConfig
 from tiling.errors import SlideError, StoreError
+from tiling.slide_parts import list_parts
 from tiling.store import PatchStore
 
 SIZE = 300_000

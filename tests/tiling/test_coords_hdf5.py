@@ -126,6 +126,25 @@ def test_where_x_and_y_differ_no_resolution_is_asked_for_that_cannot_help(tmp_pa
         cut(path, tmp_path, attributes=CLAM)
 
 
+@pytest.mark.parametrize("tool", TOOLS)
+def test_both_sides_are_taken_where_a_file_has_them(tmp_path, tool):
+    """https://github.com/mahmoodlab/CLAM and the others know squares only."""
+    path = write_slide(tmp_path / "s.tif", [tissue(400, 300)], mpp=(0.5, 0.625))
+    own = {**TOOLS[tool], "patch_l0": (64, 51)}  # 32 px of 1 µm: 64 x 51.2
+    with cut(path, tmp_path, attributes=own) as store:
+        assert store.coords.tolist() == XY
+        assert (store.geometry.patch_l0, store.geometry.patch_l0_y) == (64, 51)
+
+
+def test_a_side_rounded_to_a_pixel_is_the_same_however_small(tmp_path):
+    """A patch of 2 px at 1.3 level-0 px is stored as 3 px: 15 % more, and the same patch."""
+    path = write_slide(tmp_path / "s.tif", [tissue(60, 60)], mpp=1.0)
+    write_coords(tmp_path / "other" / "s.h5", {**WSINFER, "patch_size": 3}, [[1, 1]])
+    config = TileConfig(target_mpp=1.3, patch_px=2, coords=tmp_path / "other")
+    tile_slide(path, tmp_path / "s.zarr", slide_id="s", config=config)
+    assert PatchStore.open(tmp_path / "s.zarr").coords.tolist() == [[1, 1]]
+
+
 def test_patches_off_the_slide_are_refused(slide, tmp_path):
     with pytest.raises(GridError, match=r"1 of 2 patches lie off the slide of 400 x 300"):
         cut(slide, tmp_path, attributes=CLAM, coords=[[0, 0], [400, 0]])

@@ -81,7 +81,7 @@ def test_a_slide_2_percent_coarser_passes_and_one_coarser_still_is_refused_with_
     config = TileConfig(target_mpp=0.5)
 
     assert resolve_geometry(config, slide_mpp=(0.509, 0.5)).scale[0] == 0.5 / 0.509
-    with pytest.raises(GridError, match=r"0\.52 .* never enlarged; set target_mpp to 0\.52"):
+    with pytest.raises(GridError, match=r"0\.52 .* never enlarged; set tile.target_mpp to 0\.52"):
         resolve_geometry(config, slide_mpp=(0.5, 0.52))
 
 

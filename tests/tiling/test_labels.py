@@ -17,7 +17,7 @@ from tiling.errors import AnnotationError, GridError
 from tiling.geometry import inner_squares, resolve_geometry
 from tiling.grid import tile_coords
 from tiling.labels import label_tiles
-from tiling.polygons import assemble_annotation, mend_polygon
+from tiling.polygons import assemble_annotation, repair_polygon
 
 CAMELYON = Path(__file__).parents[2] / "../shared/data/annotations/camelyon16"
 LECTURE = TileConfig(target_mpp=0.172, patch_px=512, inner_px=256)
@@ -214,7 +214,7 @@ outlines = st.lists(points, min_size=3, max_size=8)
 def test_every_rule_equals_shapely_tile_by_tile(drawn, cut, patch, stride, data):
     inner = data.draw(st.integers(1, patch))
     mpp = data.draw(st.sampled_from([(1.0, 1.0), (0.5, 0.5), (0.7, 0.9)]))
-    areas, holes = ([mend_polygon(np.array(o, float))[0] for o in some] for some in (drawn, cut))
+    areas, holes = ([repair_polygon(np.array(o, float))[0] for o in some] for some in (drawn, cut))
     annotation = assemble_annotation(areas, holes)
     config = TileConfig(target_mpp=1.0, patch_px=patch, stride_px=stride, inner_px=inner)
     geometry = resolve_geometry(config, slide_mpp=mpp)
@@ -294,8 +294,8 @@ def crossing_outlines(draw):
 @settings(deadline=None, max_examples=40)
 def test_areas_cut_in_steps_are_those_of_each_square_cut_from_the_whole(rings, cut):
     """Brute force: every square against the union, by shapely alone."""
-    areas = [mend_polygon(ring)[0] for ring in rings]
-    annotation = assemble_annotation(areas, [mend_polygon(cut)[0]])
+    areas = [repair_polygon(ring)[0] for ring in rings]
+    annotation = assemble_annotation(areas, [repair_polygon(cut)[0]])
     coords = np.array([(x, y) for y in range(0, 200, 10) for x in range(0, 200, 10)])
     config = TileConfig(target_mpp=1.0, patch_px=20, inner_px=10, stride_px=10)
     with pytest.MonkeyPatch.context() as patch:  # so that these few vertices are cut in steps
@@ -322,7 +322,7 @@ def test_areas_cut_in_steps_are_exact_to_a_billionth():
     angle = np.linspace(0, 2 * np.pi, 6000, endpoint=False)
     radius = 30_000 + 4_000 * np.cos(7 * angle) + rng.normal(scale=30, size=len(angle))
     ring = 100_000 + radius[:, None] * np.stack([np.cos(angle), np.sin(angle)], axis=1)
-    lesion, _ = mend_polygon(ring)
+    lesion, _ = repair_polygon(ring)
     x, y = ring[rng.choice(len(ring), 400, replace=False)].T
     boxes = shapely.box(np.floor(x) - 128, np.floor(y) - 128, np.floor(x) + 128, np.floor(y) + 128)
 
@@ -337,7 +337,7 @@ def test_an_outline_of_two_hundred_thousand_points_is_labelled_in_seconds():
     angle = np.linspace(0, 2 * np.pi, 200_000, endpoint=False)
     radius = 30_000 + 6_000 * np.cos(5 * angle) + rng.normal(scale=2, size=len(angle))
     ring = 50_000 + radius[:, None] * np.stack([np.cos(angle), np.sin(angle)], axis=1)
-    annotation = annotate(mend_polygon(ring)[0])
+    annotation = annotate(repair_polygon(ring)[0])
     config = TileConfig(target_mpp=0.25, patch_px=512, stride_px=256)
     coords = tile_coords((100_000, 100_000), tile_l0=512, stride_l0=256)
     started = time.perf_counter()

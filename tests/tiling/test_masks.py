@@ -194,7 +194,7 @@ def test_a_slides_mask_is_found_by_its_id(tmp_path):
         ("a.png", b"\x89PNG\r\n\x1a\n" + b"\0" * 40, "a.png: "),
         ("a.tif", b"II*\0", "a.tif: cannot be read as a mask"),
         ("a.tif", b"no tiff at all", "a.tif: is neither a TIFF nor a PNG"),
-        ("a.geojson", b"{", "a.geojson: cannot be read as a tissue mask"),
+        ("a.geojson", b"{", "a.geojson: is not well-formed JSON"),
         ("a.geojson", b'{"type": "Point"}', "a.geojson: .* type 'Point'"),
         ("a.geojson", b'{"type": "FeatureCollection", "features": []}', "no polygon of tissue"),
     ],

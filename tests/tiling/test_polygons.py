@@ -6,7 +6,7 @@ import shapely
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tiling.polygons import assemble_annotation, mend_polygon
+from tiling.polygons import assemble_annotation, repair_polygon
 
 
 def ring(*points):
@@ -26,9 +26,9 @@ def winding_number(outline, x, y):
 
 
 def test_a_bow_tie_keeps_both_lobes():
-    area, mended = mend_polygon(ring((0, 0), (10, 10), (10, 0), (0, 10)))
+    area, repaired = repair_polygon(ring((0, 0), (10, 10), (10, 0), (0, 10)))
 
-    assert mended
+    assert repaired
     assert area.is_valid
     assert area.area == 50
 
@@ -36,14 +36,14 @@ def test_a_bow_tie_keeps_both_lobes():
 def test_what_is_gone_around_twice_is_kept_once():
     """Even-odd filling would cut the middle out of a five-pointed star."""
     angles = 2 * np.pi * 2 * np.arange(5) / 5
-    area, _ = mend_polygon(np.stack([np.cos(angles), np.sin(angles)], axis=1))
+    area, _ = repair_polygon(np.stack([np.cos(angles), np.sin(angles)], axis=1))
 
     assert area.covers(shapely.Point(0, 0))
 
 
 def test_a_lobe_is_not_lost_where_the_outline_runs_along_itself():
     """`make_valid(method="structure")` drops the lower triangle; found by hypothesis."""
-    area, _ = mend_polygon(ring((0, 0), (0, 1), (1, 0), (0, 2), (0, 1), (1, 0)))
+    area, _ = repair_polygon(ring((0, 0), (0, 1), (1, 0), (0, 2), (0, 1), (1, 0)))
 
     assert area.area == 1.0
 
@@ -51,18 +51,18 @@ def test_a_lobe_is_not_lost_where_the_outline_runs_along_itself():
 def test_a_sound_outline_is_left_as_it_is():
     outline = ring((0, 0), (10, 0), (10, 10))
 
-    area, mended = mend_polygon(outline)
+    area, repaired = repair_polygon(outline)
 
-    assert not mended
+    assert not repaired
     assert area.geoms[0].equals_exact(shapely.Polygon(outline))
 
 
 def test_holes_are_cut_even_from_a_mended_shell():
     shell, hole = ring((0, 0), (10, 10), (10, 0), (0, 10)), ring((1, 4), (2, 5), (1, 6))
 
-    area, mended = mend_polygon(shell, [hole])
+    area, repaired = repair_polygon(shell, [hole])
 
-    assert mended
+    assert repaired
     assert area.area == 50 - 1
 
 
@@ -72,10 +72,10 @@ def test_holes_are_cut_even_from_a_mended_shell():
     ids=["point", "line", "there-and-back"],
 )
 def test_a_line_or_point_encloses_nothing(outline):
-    area, mended = mend_polygon(outline)
+    area, repaired = repair_polygon(outline)
 
     assert area.is_empty
-    assert not mended
+    assert not repaired
 
 
 @settings(deadline=None, max_examples=60)
@@ -86,7 +86,7 @@ def test_a_line_or_point_encloses_nothing(outline):
 def test_exactly_what_the_pen_went_around_is_kept(points, probes):
     outline = np.array(points, dtype=float)
 
-    area, _ = mend_polygon(outline)
+    area, _ = repair_polygon(outline)
 
     assert area.is_valid
     for column, row in probes:

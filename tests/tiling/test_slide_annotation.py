@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from tests.tiling import slides
 from tiling.annotations import read_annotation, write_asap_xml
@@ -131,3 +132,82 @@ class TestExclude:
         assert cut.tumour.sum() < whole.tumour.sum()
         again = read_annotation_of_store(path, cut).tumour
         assert again.equals(read_annotation(path, exclude=["Necrosis"]).tumour)
+
+
+def test_a_region_without_class_beside_a_tumour_is_not_labelled_tumour(slide, tmp_path):
+    """It made every patch positive, without a note."""
+    whole = np.array([(0, 0), (260, 0), (260, 210), (0, 210)])
+    annotation = geojson(tmp_path / "a.geojson", {"None": whole, "Tumor": TUMOUR})
+
+    alone = tile(slide, geojson(tmp_path / "alone.geojson", {"Tumor": TUMOUR}))
+    both = tile(slide, annotation)
+    np.testing.assert_array_equal(both.label, alone.label)
+    assert sum("without class taken as regions" in n for n in both.attributes["notes"]) == 1
+
+    forced = tile(slide, annotation, unclassified="tumour")
+    assert (forced.label == 1).all()
+    assert read_annotation_of_store(annotation, forced).tumour.area == 260 * 210
+    assert forced.fingerprint != both.fingerprint
+
+
+def test_a_guess_that_contradicts_the_slides_label_names_the_setting(slide, tmp_path):
+    outline = geojson(tmp_path / "a.geojson", {"": TUMOUR})
+    with pytest.raises(AnnotationError, match=r"labelled 0 .*unclassified=region"):
+        tile_slide(
+            slide, tmp_path / "a.zarr", slide_id="s", config=CONFIG, annotation_path=outline,
+            slide_label=0,
+        )  # fmt: skip
+
+
+def test_an_unknown_rule_for_annotations_without_class_is_refused(slide, tmp_path):
+    annotation = geojson(tmp_path / "a.geojson", {"Tumor": TUMOUR})
+    with pytest.raises(GridError, match="unclassified must be one of auto, tumour, region"):
+        tile(slide, annotation, unclassified="ignore")
+
+
+@pytest.mark.parametrize("far", [4e6, 9e7])
+def test_a_polygon_far_larger_than_the_slide_is_bounded_by_it(slide, tmp_path, far):
+    huge = np.array([(-far, -far), (far, -far), (far, far), (-far, far)])
+    store = tile(slide, geojson(tmp_path / "a.geojson", {"Tumor": huge}))
+    assert (store.label == 1).all()
+    assert (store.tumour == 1).all()
+    assert any("outside the 260 x 210 slide in part" in note for note in store.attributes["notes"])
+
+
+def test_a_polygon_far_larger_than_the_slide_is_drawn_on_pictures(slide, tmp_path):
+    far = 9e7
+    huge = np.array([(-far, 100), (far, 100), (far, far), (-far, far)])
+    drawn = geojson(tmp_path / "a.geojson", {"Tumor": huge})
+    tile_slide(
+        slide, tmp_path / "a.zarr", slide_id="s", config=CONFIG, annotation_path=drawn,
+        qc_path=tmp_path / "a.png",
+    )  # fmt: skip
+    with Image.open(tmp_path / "a.png") as picture:
+        pixels = np.asarray(picture.convert("RGB"))
+    row = round(100 * picture.width / 260)
+    assert (pixels[row, 10:1000] == 0).all(axis=1).mean() > 0.9  # the outline, black
+
+
+def test_a_mask_of_tissue_far_larger_than_the_slide_is_bounded_by_it(slide, tmp_path):
+    far = 9e7
+    huge = np.array([(-far, -far), (130, -far), (130, far), (-far, far)])
+    (tmp_path / "masks").mkdir()
+    geojson(tmp_path / "masks" / "s.geojson", {"Tissue": huge})
+    tissue = TissueConfig(mpp=2.0, mask=tmp_path / "masks", min_fraction=0.5)
+    config = replace(CONFIG, tissue=tissue)
+    tile_slide(slide, tmp_path / "a.zarr", slide_id="s", config=config)
+    coords = PatchStore.open(tmp_path / "a.zarr").coords
+    assert len(coords) == 4 * 6
+    assert coords[:, 0].max() < 130
+
+
+def test_what_was_skipped_in_a_mask_of_tissue_is_noted(slide, tmp_path):
+    (tmp_path / "masks").mkdir()
+    rings = {"Tissue": np.array([(0, 0), (200, 0), (200, 200)]), "Fold*": np.array([(0, 0)] * 2)}
+    path = geojson(tmp_path / "masks" / "s.geojson", rings)
+    path.write_bytes(path.read_text().replace("Fold*", "Pli éF*").encode("cp1252"))
+    config = replace(CONFIG, tissue=TissueConfig(mpp=2.0, mask=tmp_path / "masks"))
+    summary = tile_slide(slide, tmp_path / "a.zarr", slide_id="s", config=config)
+    notes = [note for note in summary.notes if note.startswith("tissue mask: ")]
+    assert any("read as Windows-1252" in note for note in notes)
+    assert any("not tissue by their class: Pli éF*" in note for note in notes)

@@ -1,15 +1,17 @@
 """The command that prints the papers' table for a folder of images."""
 
 import csv
+import errno
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from wsi_pipeline import baselines, cli
+from wsi_pipeline import baseline_features, baselines, cli
 from wsi_pipeline.baselines import BaselineOptions, format_table, run_baselines
 from wsi_pipeline.config import SplitConfig
-from wsi_pipeline.errors import ConfigError, ModelError
+from wsi_pipeline.errors import ConfigError, ManifestError, ModelError
 from wsi_pipeline.settings import ImagesConfig
 
 GREY = ImagesConfig(channels=1)
@@ -88,6 +90,150 @@ def test_groups_leave_one_patient_out_at_a_time(nuclei, tmp_path):
         run_baselines(nuclei, GREY, BaselineOptions(scheme="groups"))
 
 
+def contradicting_table(path, split):
+    """Every patient is in all parts of the official split."""
+    rows = "".join(
+        f"{c}/{i:02d}.png,p{i % 3},{split(i)}\n" for c in ("BJ", "NIH3T3") for i in range(12)
+    )
+    path.write_text("file,patient,split\n" + rows)
+    return ImagesConfig(channels=1, table=path)
+
+
+@pytest.mark.parametrize("scheme", ["groups", "folds", "shares"])
+@pytest.mark.parametrize(
+    "split", [lambda i: ("train", "test")[i // 6], lambda i: f"part {i}"], ids=["two", "odd words"]
+)
+def test_a_split_column_that_is_not_used_is_not_checked(nuclei, tmp_path, scheme, split):
+    """GlaS: 11 of 16 patients are in two parts of the official split; --split groups needs none."""
+    config = contradicting_table(tmp_path / "t.csv", split)
+    options = BaselineOptions(scheme=scheme, splits=SplitConfig(folds=3))
+    found = run_baselines(nuclei, config, options)
+    plain = tmp_path / "plain.csv"
+    plain.write_text(
+        "".join(
+            line.rsplit(",", 1)[0] + "\n" for line in (tmp_path / "t.csv").read_text().splitlines()
+        )
+    )
+    same = run_baselines(nuclei, ImagesConfig(channels=1, table=plain), options)
+    assert [r.test for r in found.results] == [r.test for r in same.results]
+
+
+@pytest.mark.parametrize("scheme", ["given", None])
+def test_a_split_column_that_is_used_is_checked(nuclei, tmp_path, scheme):
+    config = contradicting_table(tmp_path / "t.csv", lambda i: ("train", "test")[i // 6])
+    with pytest.raises(ManifestError, match="patient 'p0' is in 2 splits"):
+        run_baselines(nuclei, config, BaselineOptions(scheme=scheme))
+
+
+def test_folders_named_as_splits_do_not_stop_folds(tmp_path):
+    for split in ("train", "test"):
+        make_nuclei(tmp_path / "data" / split, 6)
+    config = ImagesConfig(channels=1, patient_pattern="^[0-9]+")  # each in both folders
+    found = run_baselines(tmp_path / "data", config, BaselineOptions(scheme="groups"))
+    assert found.rounds == 6
+    with pytest.raises(ManifestError, match="in 2 splits"):
+        run_baselines(tmp_path / "data", config, BaselineOptions())
+
+
+def count_computed(monkeypatch):
+    """List the images whose features are computed from now on."""
+    computed = []
+    extract = baseline_features._extract
+
+    def note(folder, config, with_shape, entry):
+        computed.append(entry.file)
+        return extract(folder, config, with_shape, entry)
+
+    monkeypatch.setattr(baseline_features, "_extract", note)
+    return computed
+
+
+def test_an_interrupted_command_continues_with_the_features_it_kept(tmp_path, monkeypatch, capsys):
+    """The message said that what is finished is kept, and nothing was."""
+    folder = make_nuclei(tmp_path / "data", 6)
+    command = ["baselines", str(folder), "--set", "channels=1", "--split", "folds", "--folds", "3"]
+    assert cli.main([*command, "--out", str(tmp_path / "undisturbed"), "--quiet"]) == 0
+    computed = count_computed(monkeypatch)
+    extract = baseline_features._extract
+
+    def interrupt(*arguments):
+        if len(computed) == 5:
+            raise KeyboardInterrupt
+        return extract(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(baseline_features, "_extract", interrupt)
+        assert cli.main([*command, "--out", str(tmp_path / "out")]) == 130
+    said = capsys.readouterr().err
+    assert "features of the images that were read are kept in the folder of --out" in said
+    assert len(list((tmp_path / "out/features").glob("*.json"))) == 5
+    computed.clear()
+
+    assert cli.main([*command, "--out", str(tmp_path / "out")]) == 0
+    assert len(computed) == 12 - 5
+    assert "features of 5 kept from before" in capsys.readouterr().err
+    for name in ("baselines.csv", "predictions.csv"):
+        ours, theirs = (tmp_path / out / name for out in ("out", "undisturbed"))
+        assert ours.read_bytes() == theirs.read_bytes()
+
+
+def test_without_out_no_features_are_kept_and_the_message_says_so(nuclei, monkeypatch, capsys):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(baseline_features, "_extract", interrupt)
+    assert cli.main(["baselines", str(nuclei), "--set", "channels=1"]) == 130
+    assert "without --out nothing is kept; the same command starts over" in capsys.readouterr().err
+
+
+def test_kept_features_are_of_the_same_image_and_settings(tmp_path, monkeypatch):
+    folder = make_nuclei(tmp_path / "data", 4)
+    computed = count_computed(monkeypatch)
+
+    def again(config=GREY, **options):
+        computed.clear()
+        found = run_baselines(folder, config, BaselineOptions(**options), keep=tmp_path / "keep")
+        return len(computed), found.n_kept
+
+    assert again() == (8, 0)
+    assert again() == (0, 8)
+    assert again(seed=3, balance="equal") == (0, 8)
+    assert again(nonzero_is_object=True) == (8, 0)
+    assert again(replace(GREY, size=(40, 40))) == (8, 0)
+    assert again(ImagesConfig(channels=3)) == (8, 0)
+    Image.fromarray(np.full((48, 48), 7, np.uint8)).save(folder / "BJ" / "00.png")
+    assert again() == (1, 7)
+    (folder / "BJ" / "01.png").rename(folder / "BJ" / "other name.png")
+    assert again() == (0, 8)  # the same pixels under another name
+
+
+@pytest.mark.parametrize("damage", [lambda b: b[:-40], lambda b: b.replace(b"0.", b"1.", 1)])
+def test_damaged_kept_features_are_computed_again(tmp_path, monkeypatch, damage):
+    folder = make_nuclei(tmp_path / "data", 4)
+    first = run_baselines(folder, GREY, BaselineOptions(), keep=tmp_path / "keep")
+    path = sorted((tmp_path / "keep").glob("*.json"))[0]
+    whole = path.read_bytes()
+    path.write_bytes(damage(whole))
+    assert path.read_bytes() != whole
+    computed = count_computed(monkeypatch)
+
+    second = run_baselines(folder, GREY, BaselineOptions(), keep=tmp_path / "keep")
+
+    assert len(computed) == 1
+    assert path.read_bytes() == whole
+    assert [r.test for r in second.results] == [r.test for r in first.results]
+
+
+def test_a_disk_that_is_full_is_reported_once(nuclei, tmp_path, monkeypatch, capsys):
+    def full(path, value):
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(baseline_features, "write_json", full)
+    arguments = ["baselines", str(nuclei), "--set", "channels=1", "--out", str(tmp_path)]
+    assert cli.main(arguments) == 1
+    assert capsys.readouterr().err.count("No space left on device") == 1
+
+
 @pytest.mark.parametrize(
     ("words", "folds", "seed"),
     [((), 3, 7), (("--folds", "4"), 4, 7), (("--seed", "0"), 3, 0)],
@@ -128,6 +274,7 @@ def test_a_model_is_never_asked_about_what_it_learnt(tmp_path):
     assert max(r.train for r in found.results) > 0.9
 
 
+@pytest.mark.slow
 def test_how_many_processes_work_changes_nothing(nuclei):
     one, two = (run_baselines(nuclei, GREY, BaselineOptions(), workers=n) for n in (1, 2))
     assert [r.test for r in one.results] == [r.test for r in two.results]

@@ -1,5 +1,6 @@
 """Shards: disjoint, covering, balanced; job arrays of four schedulers; Dask."""
 
+import contextlib
 import os
 
 import pytest
@@ -128,3 +129,25 @@ def test_dask_leaves_the_environment_as_it_was(monkeypatch):
     results = list(map_tasks(double, [1, 2, 3], workers=2))
     assert sorted(results) == [(0, 2), (1, 4), (2, 6)]
     assert dict(os.environ) == before
+
+
+@pytest.mark.parametrize(("tasks", "started"), [(4, 4), (9, 8), (1, 0), (0, 0)])
+def test_no_more_workers_start_than_there_are_tasks(monkeypatch, tasks, started):
+    """`--workers 8` started eight processes for four slides."""
+    seen = []
+
+    class Cluster:
+        def __init__(self, *, n_workers, **options):
+            seen.append(n_workers)
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("distributed.LocalCluster", Cluster)
+    with contextlib.suppress(KeyboardInterrupt):
+        results = list(map_tasks(double, list(range(tasks)), workers=8))
+        assert [value for _, value in results] == [2 * n for n in range(tasks)]
+    assert seen == ([started] if started else [])
+
+
+def test_a_cluster_is_not_started_for_nothing(monkeypatch):
+    monkeypatch.setattr("distributed.LocalCluster", None)
+    assert list(map_tasks(double, [], workers=8, dask="local")) == []

@@ -64,7 +64,7 @@ def test_a_gpu_that_is_not_there_is_refused_with_a_cure(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
 
-    with pytest.raises(ConfigError, match=r"cuda:3 is not there.*sees 1 CUDA.*--device auto"):
+    with pytest.raises(ConfigError, match=r"cuda:3 not found.*sees 1 CUDA device;.*--device auto"):
         resolve_device("cuda:3")
 
 

@@ -12,6 +12,7 @@ from PIL import Image
 from tests.tiling.test_slide_annotation import geojson
 from tests.wsi_pipeline.tiny_cohort import draw_cohort
 from tiling.store import PatchStore
+from tiling.wording import pluralize
 from wsi_pipeline.cli import main
 from wsi_pipeline.label_audit import SHOWN, update_audit
 from wsi_pipeline.runfolder import RunFolder
@@ -120,7 +121,7 @@ def test_one_line_is_said_at_the_end(data, whole, capsys):
     assert tile(data, whole) == 0
     last = capsys.readouterr().out.strip().splitlines()[-1]
     assert last.startswith("labels: 480 patches of 6 slides, 4 patients: 57 positive (12 %), ")
-    assert last.endswith("look them over in tiles/label_audit/")
+    assert last.endswith("review them in tiles/label_audit/")
 
 
 def test_it_is_kept_where_nothing_changed_and_made_again_where_a_file_is_lost(copy, monkeypatch):
@@ -187,7 +188,7 @@ def test_lesions_without_a_positive_patch_are_counted_by_the_labels(
     chosen = [part for setting in rule for part in ("--set", setting)]
     assert main(["tile", str(manifest), "--out", str(run), *SETTINGS, *chosen]) == 0
     said = capsys.readouterr().out
-    assert (f"{missed} lesions without a positive patch" in said) == bool(missed)
+    assert (f"{pluralize(missed, 'lesion')} without a positive patch" in said) == bool(missed)
     by_slide = {row["slide_id"]: row for row in table(run, "slides.csv")}
     assert [int(row["lesions"]) - int(row["lesions_hit"]) for row in by_slide.values()] == [
         missed // 3

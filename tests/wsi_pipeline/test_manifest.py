@@ -6,9 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tiling.contracts import TileConfig
 from wsi_pipeline.contracts import SPLITS, SlideEntry
 from wsi_pipeline.errors import ConfigError, ManifestError
-from wsi_pipeline.manifest import read_input, read_manifest, with_splits, write_manifest
+from wsi_pipeline.listing import read_input
+from wsi_pipeline.manifest import read_manifest, with_splits, write_manifest
 from wsi_pipeline.splits import assign_splits
 
 
@@ -55,10 +57,15 @@ def test_a_byte_order_mark_does_no_harm(tmp_path):
         pytest.param("slide,split\na.svs,training\n", "split 'training'", id="split"),
         pytest.param("slide,mpp\na.svs,-1\n", "mpp '-1'", id="mpp"),
         pytest.param("slide,mpp\na.svs,nan\n", "mpp 'nan'", id="mpp-nan"),
+        pytest.param(
+            "slide,unclassified\na.svs,tumor\n",
+            "unclassified must be one of auto, tumour, region or empty, got 'tumor'",
+            id="unclassified",
+        ),
         pytest.param("slide\n", "no rows", id="no-rows"),
         pytest.param("slide,label\n,1\n", "'slide' is empty", id="empty-slide"),
         pytest.param("slide,label\na.svs,1,x\n", "more fields", id="too-many-fields"),
-        pytest.param("slide,slide_id\na.svs,../a\n", "cannot be a file name", id="path-as-id"),
+        pytest.param("slide,slide_id\na.svs,../a\n", "is not a valid name", id="path-as-id"),
         pytest.param("slide,slide\na.svs,b.svs\n", "stands twice", id="doubled-column"),
     ],
 )
@@ -90,7 +97,7 @@ def test_a_patient_in_two_splits_is_refused(tmp_path):
 def test_a_folder_lists_its_slides_and_nothing_else(tmp_path):
     for name in ("b.SVS", "a.tif", "notes.txt", ".hidden.svs", "a.xml"):
         (tmp_path / name).touch()
-    assert [e.slide_id for e in read_input(tmp_path)] == ["a", "b"]
+    assert [e.slide_id for e in read_input(tmp_path).entries] == ["a", "b"]
 
 
 def test_a_folder_of_folders_of_slides_says_which(tmp_path):
@@ -110,7 +117,7 @@ def test_a_folder_without_slides_is_refused(tmp_path):
 def test_a_folder_of_images_says_how_it_can_be_used(tmp_path, name):
     (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / name).touch()
-    with pytest.raises(ManifestError, match=r"no slides.*say --set 'images={}'.*images_folder"):
+    with pytest.raises(ManifestError, match=r"no slides.*use --set 'images={}'.*images_folder"):
         read_input(tmp_path)
 
 
@@ -119,12 +126,21 @@ def test_what_is_not_there_is_refused(tmp_path):
         read_input(tmp_path / "nowhere.svs")
 
 
+def test_the_manifest_decides_on_annotations_without_class(tmp_path):
+    text = "slide,unclassified\na.svs,region\nb.svs,\n"
+    a, b = read_manifest(write(tmp_path, text))
+    config = TileConfig(unclassified="tumour")
+    assert a.tile_config(config) == TileConfig(unclassified="region")
+    assert b.tile_config(config) == config
+    write_manifest(tmp_path / "again.csv", [a, b])
+    assert read_manifest(tmp_path / "again.csv") == [a, b]
+
+
 def test_a_manifest_written_elsewhere_reads_back_the_same(tmp_path):
     source = tmp_path / "data"
     source.mkdir()
-    entries = read_input(
-        write(source, "slide,patient,label,annotation,split,mpp\na.svs,p,1,a.xml,val,0.243\n")
-    )
+    path = write(source, "slide,patient,label,annotation,split,mpp\na.svs,p,1,a.xml,val,0.243\n")
+    entries = read_input(path).entries
     run = tmp_path / "deep" / "run" / "slides.csv"
     write_manifest(run, entries)
 
@@ -143,7 +159,7 @@ def test_a_link_to_a_slide_keeps_its_own_name(tmp_path):
     (tmp_path / "clinic/jane_doe.svs").write_bytes(b"")
     (tmp_path / "case1.svs").symlink_to("clinic/jane_doe.svs")
     run = tmp_path / "run" / "slides.csv"
-    write_manifest(run, read_input(tmp_path / "case1.svs"))
+    write_manifest(run, read_input(tmp_path / "case1.svs").entries)
     assert [entry.path.name for entry in read_manifest(run)] == ["case1.svs"]
     assert "jane" not in run.read_text()
 

@@ -1,5 +1,7 @@
 """Plain lines, as a cluster's log file shows them."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from wsi_pipeline import progress
@@ -21,7 +23,7 @@ def test_says_slides_patches_speed_and_time_left(clock, capsys):
         clock[0] += 75
         told.end("a", "2000 patches")
     lines = capsys.readouterr().err.splitlines()
-    assert lines[0] == "tile: a: 500 of 2000, 20 per second, about 75 s left"
+    assert lines[0] == "tile: a: 500 of 2000, 20/s, about 75 s left"
     assert lines[1] == "tile: [1/3] a: 2000 patches (about 3 min left)"
 
 
@@ -48,10 +50,25 @@ def test_quiet_tells_failures_only(clock, capsys):
 
 
 @pytest.mark.parametrize(
-    ("seconds", "said"), [(3.4, "3 s"), (150, "2 min"), (5900, "98 min"), (9000, "2.5 h")]
+    ("done", "rate"), [(8, "0.27/s"), (90, "3.0/s"), (2, "15 s each"), (3000, "100/s")]
 )
-def test_durations(seconds, said):
-    assert progress._spell(seconds) == said
+def test_slow_work_has_a_rate_above_zero(clock, capsys, done, rate):
+    """A training of four steps a second or fewer was shown as 0/s."""
+    with StageProgress("train", 1) as told:
+        told.begin("vgg16")
+        clock[0] += 30
+        told.inside(done, 4000)
+    assert f"vgg16: {done} of 4000, {rate}, about" in capsys.readouterr().err
+    speed = SimpleNamespace(speed=done / 30, id=1)
+    assert progress._SpeedColumn().render(speed).plain == rate
+
+
+def test_nothing_is_left_at_the_end(clock, capsys):
+    with StageProgress("train", 1) as told:
+        told.begin("vgg16")
+        clock[0] += 30
+        told.inside(130, 130)
+    assert capsys.readouterr().err == "train: vgg16: 130 of 130, 4.3/s\n"
 
 
 def test_the_time_left_is_told_for_several_workers_too(clock, capsys):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare
 
 from wsi_pipeline.errors import SamplingError
-from wsi_pipeline.sampling import ThreeStepSampler
+from wsi_pipeline.sampling import ShuffledSampler, ThreeStepSampler
 
 LABELS = [
     np.array([0, 0, 0, 0, 0, 0, 1], np.int8),  # both labels: in both lists
@@ -26,7 +26,18 @@ FIVE_CLASSES = [
     np.array([4, 2, 2, 2, 2, 0], np.int8),
     np.array([1], np.int8),
 ]
-CLASSES = [(LABELS, (0, 1)), (FIVE_CLASSES, (0, 1, 2, 3, 4)), (FIVE_CLASSES, (4, 0, 2))]
+UNEQUAL = [  # label 0 on four slides, label 1 on one
+    np.array([0, 0, 0, 1, 1], np.int8),
+    np.array([0], np.int8),
+    np.array([0, 0, -1], np.int8),
+    np.array([0, 0], np.int8),
+]
+CLASSES = [
+    (LABELS, (0, 1)),
+    (UNEQUAL, (0, 1)),
+    (FIVE_CLASSES, (0, 1, 2, 3, 4)),
+    (FIVE_CLASSES, (4, 0, 2)),
+]
 
 
 def cohorts(classes):
@@ -59,7 +70,9 @@ def test_probabilities_are_the_definition_and_sum_to_one(classes, data):
         assert probability == pytest.approx(expected_probability(labels, slide, patch, classes))
 
 
-@pytest.mark.parametrize(("labels", "classes"), CLASSES, ids=["two", "five", "three-of-five"])
+@pytest.mark.parametrize(
+    ("labels", "classes"), CLASSES, ids=["two", "unequal", "five", "three-of-five"]
+)
 def test_draws_follow_the_probabilities(labels, classes):
     sampler = ThreeStepSampler(labels, seed=1, classes=classes)
     slide, patch, label = sampler.draw(100_000)
@@ -103,7 +116,9 @@ def test_a_draw_depends_on_its_number_alone(parts, seed):
         assert np.array_equal(np.concatenate([piece[field] for piece in pieces]), whole[field])
 
 
-@pytest.mark.parametrize(("labels", "classes"), CLASSES, ids=["two", "five", "three-of-five"])
+@pytest.mark.parametrize(
+    ("labels", "classes"), CLASSES, ids=["two", "unequal", "five", "three-of-five"]
+)
 def test_every_patch_gets_its_exact_share_of_the_numbers(monkeypatch, labels, classes):
     """Numbers evenly spread over [0, 1) fall to each patch in proportion to its probability."""
     n = 2 * 2 * 2 * 3 * 2 * 5 * 2  # a multiple of every 1 / probability
@@ -199,3 +214,50 @@ def test_several_classes_are_drawn_equally_often():
 def test_a_class_without_patches_is_named(present, said):
     with pytest.raises(SamplingError, match=said):
         ThreeStepSampler([np.full(3, present, np.int8), np.array([-1], np.int8)], seed=0)
+
+
+# ------------------------------------------------------------ passes over all patches
+
+
+@given(labels=cohorts((0, 1)), seed=st.integers(0, 2**128 - 1), n_passes=st.integers(1, 3))
+def test_each_pass_holds_every_labelled_patch_once(labels, seed, n_passes):
+    sampler = ShuffledSampler(labels, seed=seed)
+    rows = [(s, p, int(y)) for s, slide in enumerate(labels) for p, y in enumerate(slide)]
+    wanted = sorted(row for row in rows if row[2] >= 0)
+    assert len(sampler) == len(wanted)
+    for _ in range(n_passes):
+        found = zip(*(part.tolist() for part in sampler.draw(len(sampler))), strict=True)
+        assert sorted(found) == wanted
+
+
+@given(parts=st.lists(st.integers(0, 25), min_size=1, max_size=6))
+def test_a_shuffled_draw_depends_on_its_number_alone(parts):
+    once = ShuffledSampler(LABELS, seed=3)
+    whole = np.array(once.draw(sum(parts)))
+    sampler = ShuffledSampler(LABELS, seed=3)
+    pieces = [np.array(sampler.draw(n)) for n in parts]
+    assert np.array_equal(np.concatenate(pieces, axis=1), whole)
+    resumed = ShuffledSampler(LABELS, seed=3)
+    resumed.set_state(json.loads(json.dumps(sampler.state())))
+    assert np.array_equal(np.array(resumed.draw(5)), np.array(once.draw(5)))
+
+
+def test_every_order_of_a_pass_is_equally_likely():
+    """Place of the first patch among five, over many passes and over many seeds."""
+    labels = [np.array([0, 1, 0], np.int8), np.array([1, 1], np.int8)]
+    sampler = ShuffledSampler(labels, seed=1)
+    passes = [np.array(sampler.draw(5)) for _ in range(4000)]
+    passes += [np.array(ShuffledSampler(labels, seed=s).draw(5)) for s in range(4000)]
+    places = [int(np.flatnonzero((p[0] == 0) & (p[1] == 0))[0]) for p in passes]
+    assert chisquare(np.bincount(places[:4000], minlength=5)).pvalue > 1e-3
+    assert chisquare(np.bincount(places[4000:], minlength=5)).pvalue > 1e-3
+
+
+def test_what_cannot_be_shuffled_is_refused():
+    with pytest.raises(SamplingError, match="none of 2 slides has a patch with a label"):
+        ShuffledSampler([np.array([-1], np.int8), np.zeros(0, np.int8)], seed=0)
+    with pytest.raises(SamplingError, match="seed must be"):
+        ShuffledSampler(LABELS, seed=-1)
+    other = ShuffledSampler(LABELS, seed=1).state()
+    with pytest.raises(SamplingError, match="seed 2 cannot go on from one of seed 1"):
+        ShuffledSampler(LABELS, seed=2).set_state(other)

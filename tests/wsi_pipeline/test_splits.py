@@ -6,9 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from wsi_pipeline.config import SplitConfig
 from wsi_pipeline.contracts import SlideEntry
 from wsi_pipeline.errors import ConfigError
-from wsi_pipeline.splits import assign_folds, assign_splits
+from wsi_pipeline.splits import advise_missing_split, assign_folds, assign_splits
 
 
 def entries_of(patients):
@@ -103,7 +104,7 @@ def test_leaving_one_patient_out_tests_each_once_and_alone(entries, seed, val):
 
 def test_a_patient_to_leave_out_that_is_not_there_is_refused():
     entries = entries_of({"a": [0], "b": [1]})
-    with pytest.raises(ConfigError, match="fold=2 of 2 patients"):
+    with pytest.raises(ConfigError, match="fold=2 with 2 patients"):
         assign_splits(entries, val_fraction=0, test_fraction=0, seed=0, folds="patients", fold=2)
 
 
@@ -114,3 +115,47 @@ def test_a_kind_of_few_patients_trains_first():
         found = assign_splits(entries, val_fraction=shares[0], test_fraction=shares[1], seed=0)
         assert found["d"] == "train"
         assert "train" in {found[p] for p in "abce"}
+
+
+def slides_of(labels: str) -> list[SlideEntry]:
+    """One slide of each patient; + tumour, - normal."""
+    return [
+        SlideEntry(f"s{i}", Path(), f"p{i}", label=int(kind == "+"))
+        for i, kind in enumerate(labels)
+    ]
+
+
+@pytest.mark.parametrize("labels", ["+", "+-"])
+@pytest.mark.parametrize("made", [None, SplitConfig()])
+def test_too_few_patients_are_named_as_that(labels, made):
+    """`splits` was advised, which cannot make three splits of two patients either."""
+    advice = advise_missing_split(slides_of(labels), "val", made=made)
+
+    assert f"{len(labels)} patient" in advice
+    assert "too few for training, validation and test splits" in advice
+    assert "monitor=none" in advice
+    assert "set splits" not in advice
+
+
+def test_splits_that_could_not_divide_a_kind_are_not_advised_again():
+    entries = slides_of("++--")
+    assert set(assign_splits(entries, val_fraction=0.2, test_fraction=0.2, seed=0).values()) == {
+        "train"
+    }
+
+    advice = advise_missing_split(entries, "val", made=SplitConfig())
+
+    assert "at least 3 of a kind, got 2 with and 2 without tumour" in advice
+    assert "set splits in the config" not in advice
+
+
+def test_two_folds_have_no_validation():
+    assert "three or more (splits.folds)" in advise_missing_split(
+        slides_of("+++---"), "val", made=SplitConfig(folds=2)
+    )
+
+
+def test_a_manifest_without_splits_gets_the_advice_to_make_some():
+    assert "set splits in the config" in advise_missing_split(
+        slides_of("+++---"), "train", made=None
+    )

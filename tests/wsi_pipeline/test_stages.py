@@ -17,13 +17,20 @@ import tifffile
 import torch
 import zarr
 
+from tests.tiling.slides import write_slide
 from tests.wsi_pipeline.tiny_cohort import SIZE, again, contents, write_config
 from tiling.files import digest_file
 from wsi_pipeline.checkpoint import load_checkpoint, save_checkpoint
 from wsi_pipeline.cli import main
+from wsi_pipeline.config import digest_settings
 from wsi_pipeline.runfolder import RunFolder, Unit
 from wsi_pipeline.scores import read_scores
-from wsi_pipeline.settings import PredictConfig
+from wsi_pipeline.settings import (
+    EvaluateConfig,
+    HeatmapConfig,
+    PredictConfig,
+    evaluation_settings,
+)
 from wsi_pipeline.work import Task, perform
 
 
@@ -60,6 +67,36 @@ def test_scores_and_heatmap_agree_with_the_store(finished):
     heatmap = tifffile.imread(run / "heatmaps/patchnet/s5.ome.tif")
     for (x, y), score in zip(coords, scores, strict=True):
         assert heatmap[y // 32, x // 32] == pytest.approx(score, abs=1e-6)
+
+
+def test_another_split_is_evaluated_and_the_default_is_kept(copy, capsys):
+    run = copy / "run"
+    path = run / "evaluation/patchnet/metrics.json"
+    assert main(["evaluate", str(run), "--set", "split=val", "--quiet"]) == 0
+    metrics = json.loads(path.read_text())
+    assert metrics["evaluated"] == "val"
+    with (path.parent / "slides.csv").open(newline="") as file:
+        assert [row["slide_id"] for row in csv.DictReader(file)] == ["s2", "s3"]
+    assert main(["evaluate", str(run), "--set", "split=train", "--quiet"]) == 1
+    assert "2 of 4 slides have no scores of patchnet yet: s0, s1" in capsys.readouterr().err
+
+
+def test_outlined_slides_of_another_split_are_named(copy):
+    """Heatmaps of the test were compared with nothing, and nothing was said of the others."""
+    run = copy / "run"
+    manifest = copy / "data/manifest.csv"
+    manifest.write_text(manifest.read_text().replace("s5.tif,1,s5.xml", "s5.tif,1,"))
+    assert again(copy, "--quiet") == 0
+    metrics = json.loads((run / "evaluation/patchnet/metrics.json").read_text())
+    assert metrics["localisation"]["elsewhere"] == {"train": 1, "val": 1}
+    assert any("outlined slide is in the split val" in note for note in metrics["notes"])
+
+
+def test_fingerprints_of_evaluations_are_those_of_run_folders_that_exist():
+    settings = evaluation_settings(EvaluateConfig())
+    assert digest_settings(settings, HeatmapConfig().overlap) == "2f303551490b8738"
+    other = evaluation_settings(EvaluateConfig(split="test"))
+    assert digest_settings(other, HeatmapConfig().overlap) != "2f303551490b8738"
 
 
 def test_the_froc_command_finds_the_same_from_the_detections_written(finished, tmp_path):
@@ -108,7 +145,7 @@ def test_a_second_run_keeps_everything(copy, capsys):
 def test_a_changed_setting_is_named_stale_and_only_what_depends_on_it_is_built(copy, capsys):
     assert again(copy, "--set", "evaluate.threshold=0.6") == 0
     captured = capsys.readouterr()
-    assert "stale" in captured.err
+    assert "out of date" in captured.err
     for stage in ("tile", "train", "predict", "heatmap"):
         assert f"{stage}: 0 done" in captured.out
     assert (
@@ -175,7 +212,7 @@ def test_shards_together_are_the_whole(finished, tmp_path, capsys):
     assert main(["collect", str(tmp_path / "run")]) == 3
     said = capsys.readouterr().out
     assert "4 of 6 slides done, 2 missing" in said
-    assert "of 3 shards these never ended: 1" in said
+    assert "tile: 1 shard of 3 never ended: 1" in said
 
     assert main([*arguments, "--shard", "1/3"]) == 0
     assert main(["collect", str(tmp_path / "run")]) == 0
@@ -238,8 +275,8 @@ def test_where_predict_failed_on_every_slide_a_heatmap_says_so(copy, capsys):
     assert main(["predict", str(copy / "run"), "--overwrite"]) == 1
     assert main(["heatmap", str(copy / "run")]) == 1
     said = capsys.readouterr().err
-    assert "nothing to heatmap: s2, s3, s4, s5, which predict by patchnet failed on" in said
-    assert "failures.csv says why" in said
+    assert "nothing to heatmap: s2, s3, s4, s5: prediction with patchnet failed" in said
+    assert "failures.csv); then" in said
 
 
 def test_scores_with_nothing_to_compare_them_with_are_said_to_be(copy, capsys):
@@ -267,7 +304,7 @@ def test_a_checkpoint_for_other_patches_is_refused_with_the_cure(copy, capsys):
     ("arguments", "said"),
     [
         (("predict", "--checkpoint", "none.safetensors"), "no such checkpoint"),
-        (("predict", "--device", "cuda:7"), "not there"),
+        (("predict", "--device", "cuda:7"), "not found"),
         (("predict", "--device", "cpu", "--set", "precision=fp16"), "fp16 needs a GPU"),
         (("train", "--device", "cpu", "--set", "precision=fp16"), "fp16 needs a GPU"),
         (("train", "--weights", "none.pth", "--set", "precision=bf16"), "no such weights file"),
@@ -365,6 +402,26 @@ def test_a_slide_named_like_the_dense_map_of_another_is_refused(copy, capsys, st
 TISSUE = ["--set", "tile.tissue.mpp=2.0", "--set", "tile.tissue.min_object_um2=100.0"]
 
 
+def test_no_setting_is_advised_that_the_checkpoint_fixes(finished, tmp_path):
+    """A slide too small or too coarse got the advice to change patch_px or target_mpp."""
+    (tmp_path / "data").mkdir()
+    pixels = np.full((300, 300, 3), (200, 110, 160), np.uint8)
+    write_slide(tmp_path / "data/small.tif", [pixels[:20, :20]])
+    write_slide(tmp_path / "data/coarse.tif", [pixels], mpp=4.0)
+    checkpoint = finished / "run/models/patchnet/checkpoint.safetensors"
+    asked = ["predict", str(tmp_path / "run"), "--checkpoint", str(checkpoint), "--quiet"]
+
+    assert main([*asked, "--slides", str(tmp_path / "data")]) != 0
+
+    with (tmp_path / "run/failures.csv").open() as file:
+        said = {row["slide_id"]: row["message"] for row in csv.DictReader(file)}
+    assert said["small"].endswith("use --set tile.edge=pad, or leave the slide out")
+    assert said["coarse"].endswith("a checkpoint trained at 4 µm per pixel or coarser")
+    for message in said.values():
+        assert "smaller" not in message
+        assert "set tile.target_mpp" not in message
+
+
 def test_slides_are_scored_straight_from_their_files_as_the_checkpoint_needs(finished, tmp_path):
     checkpoint = finished / "run/models/patchnet/checkpoint.safetensors"
     new = tmp_path / "new"
@@ -385,7 +442,10 @@ def test_slides_are_scored_straight_from_their_files_as_the_checkpoint_needs(fin
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["{run}", "--checkpoint", "{file}", "--slides", "{data}"], "holds patches that tile has"),
+        (
+            ["{run}", "--checkpoint", "{file}", "--slides", "{data}"],
+            "contains patches written by tile",
+        ),
         (["{new}", "--slides", "{data}"], "--slides needs a --checkpoint"),
         (["{new}", "--slides", "{data}", "--checkpoint", "{file}", "--shard", "0/2"], "run tile"),
     ],

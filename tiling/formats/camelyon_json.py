@@ -4,19 +4,19 @@ from collections.abc import Mapping
 from typing import Any
 
 from tiling.errors import AnnotationError
-from tiling.formats.drawing import Drawing, Role, check_vertices
+from tiling.formats.drawing import Drawing, Meaning
 
 
 def parse_camelyon_json(content: Mapping[str, Any], drawing: Drawing) -> None:
-    """Take ``positive`` for tumour and cut ``negative`` out of it; names are ids only.
+    """Take ``positive`` as tumour and cut ``negative`` out of it; names are ids only.
 
     Raises
     ------
     AnnotationError
-        If a list is none or an entry is no polygon.
+        If a list is not one, an entry is not a polygon, or a vertex is not a position.
     """
-    roles: tuple[tuple[str, Role], ...] = (("positive", "tumour"), ("negative", "exclusion"))
-    for key, role in roles:
+    lists: tuple[tuple[str, Meaning], ...] = (("positive", "tumour"), ("negative", "exclusion"))
+    for key, meaning in lists:
         entries = content.get(key, [])
         if not isinstance(entries, list):
             raise AnnotationError(f"{key} must be a list of polygons, got {entries!r:.40}")
@@ -25,4 +25,4 @@ def parse_camelyon_json(content: Mapping[str, Any], drawing: Drawing) -> None:
             if not isinstance(entry, dict) or not isinstance(entry.get("vertices"), list):
                 raise AnnotationError(f"{name} has no list of vertices; export it again")
             name = str(entry.get("name", name))
-            drawing.add(name, role, [check_vertices(name, entry["vertices"])])
+            drawing.add(name, meaning, [entry["vertices"]])

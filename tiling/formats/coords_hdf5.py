@@ -6,6 +6,9 @@ a patch is; the attributes of ``coords`` tell them apart:
 - CLAM: ``patch_size`` px at ``patch_level``, whose ``downsample`` (x, y) it gives;
 - TRIDENT: ``patch_size_level0`` level-0 px (and ``patch_size`` px at ``target_magnification``);
 - WSInfer: ``patch_size`` level-0 px, read as px of ``patch_spacing_um_px`` µm.
+
+They know squares only. Files that this project exports have ``patch_l0`` in addition: both sides
+(x, y), which differ where a slide's pixels are not square.
 """
 
 from dataclasses import dataclass
@@ -93,6 +96,11 @@ def _as_pixels(path: Path, coords: NDArray[Any]) -> NDArray[np.int64]:
 
 
 def _side(path: Path, attributes: dict[str, Any]) -> tuple[Tool, tuple[float, float]]:
+    tool, square = _square(path, attributes)
+    return tool, _pair(path, attributes, "patch_l0") if "patch_l0" in attributes else square
+
+
+def _square(path: Path, attributes: dict[str, Any]) -> tuple[Tool, tuple[float, float]]:
     if "patch_size_level0" in attributes:
         return "trident", _pair(path, attributes, "patch_size_level0")
     if "patch_spacing_um_px" in attributes:

@@ -4,11 +4,19 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from tiling.errors import AnnotationError
-from tiling.formats.drawing import Drawing, Role, check_vertices
+from tiling.formats.drawing import Drawing
+
+# Where a class is named: by QuPath (an object with a name, or the name alone), by TIAToolbox's
+# annotation store, and by scripts that write a flat table of properties.
+CLASS_KEYS = ("classification", "type", "class", "label")
+# Values of `type` that say what kind of object it is, and nothing about its class.
+NOT_CLASSES = frozenset(
+    {
+        "feature", "annotation", "detection", "cell", "tile", "polygon", "multipolygon",
+        "rectangle", "ellipse", "freehand", "brush", "area", "roi",
+    }
+)  # fmt: skip
 
 
 def parse_geojson(content: Any, drawing: Drawing) -> None:
@@ -17,23 +25,21 @@ def parse_geojson(content: Any, drawing: Drawing) -> None:
     Raises
     ------
     AnnotationError
-        If it is no GeoJSON or holds a polygon that is none.
+        If it is not GeoJSON or a vertex is not a position.
     """
     for number, feature in enumerate(_features(content)):
         properties = feature.get("properties") or {}
         if not isinstance(properties, dict):
             raise AnnotationError(f"feature {number}: properties must be an object")
         name = str(properties.get("name") or f"feature {number}")
+        class_name = _class_name(properties)
+        meaning = drawing.classify(class_name)  # detections, too, show that classes are in use
         kind = _object_kind(feature, properties)
         if kind != "annotation":
-            drawing.say(f"ignored, as a {kind} was not drawn by a person", name)
-            continue
-        role = _role_of_feature(properties, drawing)
-        if role == "ignored":
-            drawing.say("not tumour by their class", _class_name(properties))
-        else:
-            for rings in _geojson_polygons(feature.get("geometry"), name, drawing):
-                drawing.add(name, role, rings)
+            drawing.note(f"ignored, as a {kind} was not drawn by a person", name)
+        elif drawing.is_wanted(meaning, class_name):
+            for rings in _polygons(feature.get("geometry"), name, drawing):
+                drawing.add(name, meaning, rings)
 
 
 def _features(content: Any) -> Iterator[dict[str, Any]]:
@@ -66,26 +72,19 @@ def _object_kind(feature: Mapping[str, Any], properties: Mapping[str, Any]) -> s
 
 def _class_name(properties: Mapping[str, Any]) -> str:
     """Name of a feature's class, ``Tumor`` of ``Tumor: Positive``; empty if it has none."""
-    value = properties.get("classification")
-    if isinstance(value, dict):
-        value = value.get("name") or next(iter(value.get("names") or ()), None)
-    return str(value or "").split(":")[0].strip()
+    for key in CLASS_KEYS:
+        value = properties.get(key)
+        if isinstance(value, dict):
+            value = value.get("name") or next(iter(value.get("names") or ()), None)
+        if isinstance(value, bool) or not isinstance(value, str | int):
+            continue
+        name = str(value).split(":")[0].strip()
+        if name and name.casefold() not in NOT_CLASSES:
+            return name
+    return ""
 
 
-def _role_of_feature(properties: Mapping[str, Any], drawing: Drawing) -> Role:
-    name = _class_name(properties)
-    if not name:
-        return "tumour"
-    role = drawing.role_of(name)
-    if role is None:
-        drawing.say("class taken for tumour, as its name says nothing else", name)
-        return "tumour"
-    return role
-
-
-def _geojson_polygons(
-    geometry: Any, name: str, drawing: Drawing
-) -> Iterator[list[NDArray[np.float64]]]:
+def _polygons(geometry: Any, name: str, drawing: Drawing) -> Iterator[list[list[Any]]]:
     """List the polygons of a geometry, each as its rings: the shell, then the holes."""
     kind = geometry.get("type") if isinstance(geometry, dict) else None
     if kind == "Polygon":
@@ -95,19 +94,18 @@ def _geojson_polygons(
             yield _rings(polygon, name)
     elif kind == "GeometryCollection":
         for part in _list(geometry.get("geometries"), name):
-            yield from _geojson_polygons(part, name, drawing)
+            yield from _polygons(part, name, drawing)
     else:
-        drawing.say(f"ignored, as a {kind or 'missing geometry'} has no area", name)
+        drawing.note(f"ignored, as a {kind or 'missing geometry'} has no area", name)
 
 
-def _rings(coordinates: Any, name: str) -> list[NDArray[np.float64]]:
-    rings = [check_vertices(name, _list(ring, name)) for ring in _list(coordinates, name)]
-    if not rings:
-        raise AnnotationError(f"polygon {name!r} has 0 vertices, an area needs 3; delete it")
-    return rings
+def _rings(coordinates: Any, name: str) -> list[list[Any]]:
+    return [_list(ring, name) for ring in _list(coordinates, name)]
 
 
 def _list(value: Any, name: str) -> list[Any]:
+    if value is None:  # how some writers store an empty geometry
+        return []
     if not isinstance(value, list):
         raise AnnotationError(f"polygon {name!r} needs a list of coordinates, got {value!r:.40}")
     return value

@@ -10,8 +10,6 @@ the held-out scores of all slides are pooled (``python -m wsi_pipeline.images.po
 """
 
 import argparse
-import csv
-import io
 import shutil
 import sys
 from collections.abc import Sequence
@@ -19,6 +17,7 @@ from pathlib import Path
 
 from tiling.files import write_aside
 from wsi_pipeline.cohorts.mosaic import PATCH_NAME
+from wsi_pipeline.csv_files import write_csv
 from wsi_pipeline.errors import ManifestError
 
 CLASSES = ("normal", "tumor")
@@ -57,14 +56,12 @@ def write_patches(patches: Path, out: Path) -> list[str]:
             (scratch / name).mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, scratch / name / path.name)
         for held_out in slides:
-            table = io.StringIO()
-            writer = csv.writer(table, lineterminator="\n")
-            writer.writerow(("file", "class", "patient", "split"))
-            for name, path, slide in rows:
-                split = "test" if slide == held_out else "train"
-                writer.writerow((f"{name}/{path.name}", name, slide, split))
+            table = [
+                (f"{name}/{path.name}", name, slide, "test" if slide == held_out else "train")
+                for name, path, slide in rows
+            ]
             target = scratch / f"without_{held_out}.csv"
-            target.write_text(table.getvalue(), encoding="utf-8")
+            write_csv(target, ("file", "class", "patient", "split"), table)
     return slides
 
 

@@ -1,45 +1,69 @@
-"""How sure a figure is: percentile intervals over resampled slides or patients.
+"""Resampled sets of slides or patients, and figures on all of them at once.
 
 A replicate is a row of weights: how often it holds each slide. Every figure has a form that takes
 all replicates at once, so nothing is counted twice and two models can be compared on the same
-replicates.
-
-References
-----------
-.. [1] B. Efron, R. Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13 (percentile).
+replicates. What becomes of the replicates is in `wsi_pipeline.evaluation.intervals`.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tiling.wording import pluralize
 from wsi_pipeline.errors import EvaluationError
 
-CONFIDENCE = 0.95
-
 
 @dataclass(frozen=True)
-class Interval:
-    """A percentile interval and what it was made of."""
+class Resamples:
+    """Replicates of some rows (slides, images), and which rows are drawn together."""
 
-    low: float
-    high: float
-    n_used: int
-    n_skipped: int  # replicates in which the figure is undefined
+    weights: NDArray[np.int64]  # (B, S) how often each replicate holds each row
+    group: NDArray[np.int64]  # (S,) rows with the same number are drawn together
+    unit: str = "patient"  # what a group is, singular
+
+    @property
+    def n_groups(self) -> int:
+        """How many patients there are."""
+        return int(np.unique(self.group).size)
+
+    def describe(self) -> str:
+        """Count the groups in words, such as ``3 patients``."""
+        return pluralize(self.n_groups, self.unit)
+
+    def take(self, rows: NDArray[np.bool_] | Sequence[int]) -> "Resamples":
+        """Keep some rows."""
+        return Resamples(self.weights[:, rows], self.group[rows], self.unit)
+
+    def sum_groups(self, counts: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
+        """Sum the rows' counts (S,) by group: (K,)."""
+        index = np.unique(self.group, return_inverse=True)[1]
+        return np.bincount(index, weights=counts, minlength=self.n_groups).astype(np.int64)
 
 
-@dataclass(frozen=True)
-class PairedComparison:
-    """Two models on the same replicates."""
+def draw_resamples(
+    groups: Sequence[str],
+    *,
+    n_replicates: int,
+    seed: int,
+    unit: str = "patient",
+    strata: Sequence[bool] | NDArray[np.bool_] | None = None,
+) -> Resamples:
+    """Resample rows with replacement, those of one group together; see `draw_weights`.
 
-    difference: float  # first - second, on the slides as they are
-    low: float
-    high: float
-    p_value: float  # two-sided
-    n_used: int
-    n_skipped: int
+    Parameters
+    ----------
+    groups : (S,)
+        Patient of each row.
+    unit : str
+        What a group is, singular.
+    """
+    weights = draw_weights(
+        len(groups), n_replicates=n_replicates, seed=seed, patients=groups, strata=strata
+    )
+    return Resamples(weights, np.unique(list(groups), return_inverse=True)[1], unit)
 
 
 def draw_weights(
@@ -94,68 +118,6 @@ def draw_weights(
 def _count_rows(drawn: NDArray[np.int64], n: int) -> NDArray[np.int64]:
     offset = np.arange(len(drawn))[:, None] * n
     return np.bincount((drawn + offset).ravel(), minlength=len(drawn) * n).reshape(-1, n)
-
-
-def percentile_interval(
-    values: NDArray[np.float64], *, confidence: float = CONFIDENCE
-) -> Interval | None:
-    """Take the interval that holds the middle share of the replicates.
-
-    Parameters
-    ----------
-    values : (B,)
-        NaN where the figure is undefined; those are skipped and counted.
-
-    Returns
-    -------
-    interval : Interval
-        None if every replicate is undefined.
-    """
-    used = values[~np.isnan(values)]
-    if not used.size:
-        return None
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(used, [tail, 1 - tail])
-    return Interval(float(low), float(high), used.size, values.size - used.size)
-
-
-def compare_paired(
-    first: NDArray[np.float64],
-    second: NDArray[np.float64],
-    *,
-    difference: float,
-    confidence: float = CONFIDENCE,
-) -> PairedComparison | None:
-    """Compare two models' figures on the same replicates.
-
-    Parameters
-    ----------
-    first, second : (B,)
-        From the same weights; NaN where undefined.
-    difference : float
-        First minus second, on the slides as they are.
-
-    Returns
-    -------
-    comparison : PairedComparison
-        `p_value` is twice the smaller share of replicates on either side of no difference, ties on
-        both sides, never 0: with B replicates nothing below 2 / (B + 1) can be told. None if no
-        replicate is defined for both.
-    """
-    gaps = first - second
-    interval = percentile_interval(gaps, confidence=confidence)
-    if interval is None:
-        return None
-    used = gaps[~np.isnan(gaps)]
-    rarer = min(np.count_nonzero(used <= 0), np.count_nonzero(used >= 0))
-    return PairedComparison(
-        difference=difference,
-        low=interval.low,
-        high=interval.high,
-        p_value=min(1.0, 2 * (1 + rarer) / (used.size + 1)),
-        n_used=interval.n_used,
-        n_skipped=interval.n_skipped,
-    )
 
 
 # ------------------------------------------------------------ figures on weighted slides

@@ -117,7 +117,7 @@ def fit_temperature(
     positive = (labels == 1).astype(np.float64)
     if positive.min() == positive.max():
         which = "positive" if positive[0] else "negative"
-        return Temperature(None, f"all {labels.size} validation patches are {which}")
+        return Temperature(None, f"all validation patches ({labels.size}) are {which}")
     z = _logits(scores)
 
     def slope(log_sharpness: float) -> float:

@@ -8,7 +8,7 @@ nothing else is needed.
 import json
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
 from typing import Any, cast
@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from tiling.files import write_json
 from wsi_pipeline.errors import EvaluationError
 from wsi_pipeline.evaluation.bootstrap import (
-    compare_paired,
-    draw_weights,
+    Resamples,
+    draw_resamples,
     weighted_average_precision,
     weighted_roc_auc,
 )
@@ -35,7 +35,8 @@ from wsi_pipeline.evaluation.froc import (
     collect_events,
     replicate_sensitivities,
 )
-from wsi_pipeline.evaluation.patch import pair_counts, replicate_patch_auc
+from wsi_pipeline.evaluation.intervals import Kinds, Undefined, compare_paired
+from wsi_pipeline.evaluation.patch import pair_counts, patch_kinds, replicate_patch_auc
 from wsi_pipeline.evaluation.tables import parse_number, read_rows
 
 DEFINITIONS: tuple[Definition, ...] = ("camelyon16", "patch")
@@ -60,6 +61,8 @@ class _Figure:
 
     value: float | None
     replicates: NDArray[np.float64]  # (B,) NaN where undefined
+    resamples: Resamples  # of the slides that it is computed on
+    kinds: Kinds = field(default_factory=dict)  # what these slides must hold
     reason: str = ""
 
 
@@ -109,8 +112,9 @@ def compare_evaluations(
         one of the two has), ``bootstrap`` and ``figures``: for each of ``patch.roc_auc``,
         ``slide.roc_auc``, ``slide.average_precision``, ``froc_camelyon16.score`` and
         ``froc_patch.score`` the keys ``first``, ``second``, ``difference`` (first - second),
-        ``difference_ci95``, ``p_value``, ``n_used``, ``n_skipped``; ``slide.roc_auc`` has
-        ``p_value_delong`` as well. What is undefined is None, with a reason under ``undefined``.
+        ``difference_ci95``, ``method``, ``p_value``, ``n_used``, ``n_skipped``; ``slide.roc_auc``
+        has ``p_value_delong`` as well. What is undefined is None, with a reason under
+        ``undefined``.
 
     Raises
     ------
@@ -126,11 +130,10 @@ def compare_evaluations(
         )
     for slide_id in common:
         _check_same_reference(slide_id, first[slide_id], second[slide_id])
-    weights = draw_weights(
-        len(common),
+    resamples = draw_resamples(
+        [first[s].patient for s in common],
         n_replicates=replicates,
         seed=seed,
-        patients=[first[s].patient for s in common],
         strata=[first[s].label == 1 for s in common] if stratified else None,
     )
     how = _froc_settings(a), _froc_settings(b)
@@ -142,14 +145,15 @@ def compare_evaluations(
     ours, theirs = ([model[s] for s in common] for model in (first, second))
     figures: dict[str, dict[str, Any]] = {}
     undefined: dict[str, str] = {}
-    pairs = zip(_figures(ours, weights, how[0]), _figures(theirs, weights, how[0]), strict=True)
+    pairs = zip(_figures(ours, resamples, how[0]), _figures(theirs, resamples, how[0]), strict=True)
     for (name, one), (_, other) in pairs:
-        figures[name] = _compare(one, other)
-        if figures[name]["p_value"] is None:
-            undefined[name] = one.reason or other.reason or "undefined in every replicate"
-    figures["slide.roc_auc"]["p_value_delong"] = _delong(ours, theirs)
-    if figures["slide.roc_auc"]["p_value_delong"] is None:
-        undefined["slide.roc_auc.p_value_delong"] = "DeLong needs two scored slides of each class"
+        figures[name], reasons = _compare(one, other)
+        undefined |= {f"{name}{key}": reason for key, reason in reasons.items()}
+    p_value = _delong(ours, theirs)
+    known = not isinstance(p_value, Undefined)
+    figures["slide.roc_auc"]["p_value_delong"] = p_value if known else None
+    if isinstance(p_value, Undefined):
+        undefined["slide.roc_auc.p_value_delong"] = p_value.reason
     return {
         "first": a.name,
         "second": b.name,
@@ -159,7 +163,7 @@ def compare_evaluations(
         "bootstrap": {
             "replicates": replicates,
             "seed": seed,
-            "unit": "patient",
+            "unit": resamples.unit,
             "stratified": stratified,
         },
         "figures": figures,
@@ -167,67 +171,77 @@ def compare_evaluations(
     }
 
 
-def _compare(one: _Figure, other: _Figure) -> dict[str, Any]:
+def _compare(one: _Figure, other: _Figure) -> tuple[dict[str, Any], dict[str, str]]:
+    """Compare a figure of two models; and by key what is undefined, ``""`` for all of it."""
     result: dict[str, Any] = {"first": one.value, "second": other.value}
-    paired = None
-    if one.value is not None and other.value is not None:
-        difference = one.value - other.value
-        paired = compare_paired(one.replicates, other.replicates, difference=difference)
-    return result | {
-        "difference": paired.difference if paired else None,
-        "difference_ci95": [paired.low, paired.high] if paired else None,
-        "p_value": paired.p_value if paired else None,
-        "n_used": paired.n_used if paired else 0,
-        "n_skipped": paired.n_skipped if paired else one.replicates.size,
-    }
+    if one.value is None or other.value is None:
+        reason = one.reason or other.reason
+        keys = ("difference", "difference_ci95", "method", "p_value")
+        nothing = {"n_used": 0, "n_skipped": one.replicates.size}
+        return result | dict.fromkeys(keys) | nothing, {"": reason}
+    # What one model could not score, the other may: the fewer patients decide.
+    fewer = min((one, other), key=lambda figure: figure.resamples.n_groups)
+    paired = compare_paired(
+        one.replicates,
+        other.replicates,
+        fewer.resamples,
+        difference=one.value - other.value,
+        kinds=fewer.kinds,
+    )
+    values, reasons = paired.to_json()
+    return result | values, {f".{key}": reason for key, reason in reasons.items()}
 
 
 # ------------------------------------------------------------ figures
 
 
 def _figures(
-    slides: Sequence[_Slide], weights: NDArray[np.int64], froc: Mapping[str, Any]
+    slides: Sequence[_Slide], resamples: Resamples, froc: Mapping[str, Any]
 ) -> Iterator[tuple[str, _Figure]]:
-    yield "patch.roc_auc", _patch_auc(slides, weights)
+    yield "patch.roc_auc", _patch_auc(slides, resamples)
     scored = np.array([slide.score is not None for slide in slides])
     labels = np.array([s.label for s in slides if s.score is not None], dtype=np.int64)
     scores = np.array([s.score for s in slides if s.score is not None], dtype=np.float64)
-    as_is = np.ones((1, len(slides)), dtype=np.int64)
+    as_is = np.ones((1, labels.size), dtype=np.int64)
+    drawn = resamples.take(scored)
+    kinds = {"positive slides": labels == 1, "negative slides": labels == 0}
     for name, figure in (
         ("roc_auc", weighted_roc_auc),
         ("average_precision", weighted_average_precision),
     ):
         if np.unique(labels).size < 2:
-            yield f"slide.{name}", _nothing(weights, "the scored slides are all of one class")
+            yield f"slide.{name}", _nothing(drawn, "the scored slides are all of one class")
             continue
-        value = float(figure(labels, scores, as_is[:, scored])[0])
-        yield f"slide.{name}", _Figure(value, figure(labels, scores, weights[:, scored]))
+        value = float(figure(labels, scores, as_is)[0])
+        replicates = figure(labels, scores, drawn.weights)
+        yield f"slide.{name}", _Figure(value, replicates, drawn, kinds)
     for definition in DEFINITIONS:
-        yield f"froc_{definition}.score", _froc_score(slides, weights, definition, froc)
+        yield f"froc_{definition}.score", _froc_score(slides, resamples, definition, froc)
 
 
-def _nothing(weights: NDArray[np.int64], reason: str) -> _Figure:
-    return _Figure(None, np.full(len(weights), np.nan), reason)
+def _nothing(resamples: Resamples, reason: str) -> _Figure:
+    return _Figure(None, np.full(len(resamples.weights), np.nan), resamples, reason=reason)
 
 
-def _patch_auc(slides: Sequence[_Slide], weights: NDArray[np.int64]) -> _Figure:
+def _patch_auc(slides: Sequence[_Slide], resamples: Resamples) -> _Figure:
     counts = pair_counts([s.patch_labels for s in slides], [s.patch_scores for s in slides])
     as_is = np.ones((1, len(slides)), dtype=np.int64)
     value = float(replicate_patch_auc(counts, as_is)[0])
     if np.isnan(value):
-        return _nothing(weights, "the labelled patches are all of one class")
-    return _Figure(value, replicate_patch_auc(counts, weights))
+        return _nothing(resamples, "the labelled patches are all of one class")
+    replicates = replicate_patch_auc(counts, resamples.weights)
+    return _Figure(value, replicates, resamples, patch_kinds(counts))
 
 
 def _froc_score(
     slides: Sequence[_Slide],
-    weights: NDArray[np.int64],
+    resamples: Resamples,
     definition: Definition,
     froc: Mapping[str, Any],
 ) -> _Figure:
     counted = np.array([slide.in_froc for slide in slides])
     if not counted.any():
-        return _nothing(weights, "no slide is normal or has annotated lesions")
+        return _nothing(resamples, "no slide is normal or has annotated lesions")
     how = froc[definition]
     rates: list[float] = how["rates"]
     at_rate: AtRate = how["at_rate"]
@@ -239,12 +253,13 @@ def _froc_score(
     )
     curve = build_froc(events, rates=rates, at_rate=at_rate)
     if curve.score is None:
-        return _nothing(weights, curve.undefined["score"])
-    read = replicate_sensitivities(events, weights[:, counted], rates=rates, at_rate=at_rate)
-    return _Figure(curve.score, read.mean(axis=1))
+        return _nothing(resamples, curve.undefined["score"])
+    drawn = resamples.take(counted)
+    read = replicate_sensitivities(events, drawn.weights, rates=rates, at_rate=at_rate)
+    return _Figure(curve.score, read.mean(axis=1), drawn, events.kinds)
 
 
-def _delong(ours: Sequence[_Slide], theirs: Sequence[_Slide]) -> float | None:
+def _delong(ours: Sequence[_Slide], theirs: Sequence[_Slide]) -> float | Undefined:
     both = [
         (one.label, one.score, other.score)
         for one, other in zip(ours, theirs, strict=True)

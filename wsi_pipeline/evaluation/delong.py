@@ -1,4 +1,7 @@
-"""ROC AUC with DeLong's variance: a second opinion beside the bootstrap, without resampling.
+"""ROC AUC with DeLong's variance: a second opinion on the bootstrap, without resampling.
+
+The formula takes the slides as independent. Where the classes are separated without an error its
+variance is 0 however few slides there are: then there is neither an interval nor a test.
 
 References
 ----------
@@ -14,7 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
-from wsi_pipeline.evaluation.bootstrap import CONFIDENCE
+from wsi_pipeline.evaluation.intervals import CONFIDENCE, Undefined
+
+METHOD = "DeLong"
+_NO_VARIANCE = 1e-15  # rounding leaves less
 
 
 @dataclass(frozen=True)
@@ -29,7 +35,7 @@ class DelongAuc:
 
 def delong_auc(
     labels: NDArray[np.int64], scores: NDArray[np.float64], *, confidence: float = CONFIDENCE
-) -> DelongAuc | None:
+) -> DelongAuc | Undefined:
     """Compute the ROC AUC, its variance and interval.
 
     Parameters
@@ -40,11 +46,13 @@ def delong_auc(
     Returns
     -------
     result : DelongAuc
-        None with fewer than two of a class: there is no variance.
+        Undefined with fewer than two of a class, and where the variance is 0.
     """
     auc, covariance = _auc_and_covariance(labels, scores[None])
     if covariance is None:
-        return None
+        return Undefined("DeLong's variance needs two of each class")
+    if covariance[0, 0] <= _NO_VARIANCE:
+        return Undefined(f"the ROC AUC is {auc[0]:g}, where DeLong's variance is 0")
     spread = NormalDist().inv_cdf(0.5 + confidence / 2) * math.sqrt(covariance[0, 0])
     value = float(auc[0])
     return DelongAuc(
@@ -54,21 +62,22 @@ def delong_auc(
 
 def delong_p_value(
     labels: NDArray[np.int64], first: NDArray[np.float64], second: NDArray[np.float64]
-) -> float | None:
+) -> float | Undefined:
     """Test whether two models' AUC on the same slides differ.
 
     Returns
     -------
     p : in [0, 1]
-        Two-sided. None with fewer than two of a class; 1 where both rank alike.
+        Two-sided; 1 where both rank alike. Undefined with fewer than two of a class, and where
+        the AUC differ but DeLong's variance of the difference is 0.
     """
     auc, covariance = _auc_and_covariance(labels, np.stack([first, second]))
     if covariance is None:
-        return None
+        return Undefined("DeLong's variance needs two of each class")
     gap = float(auc[0] - auc[1])
     variance = float(covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1])
-    if variance <= 1e-15:  # nothing but rounding: the two never disagree, or always in one way
-        return 1.0 if abs(gap) < 1e-12 else 0.0
+    if variance <= _NO_VARIANCE:  # the two never disagree, or always in one way
+        return 1.0 if abs(gap) < 1e-12 else Undefined("DeLong's variance of the difference is 0")
     return 2 * NormalDist().cdf(-abs(gap) / math.sqrt(variance))
 
 

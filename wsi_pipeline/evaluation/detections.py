@@ -1,5 +1,10 @@
-"""Detections as CAMELYON16 exchanges them: one CSV per slide, ``prob,x,y`` in level-0 pixels."""
+"""Detections as CAMELYON16 exchanges them, in level-0 pixels.
 
+One CSV per slide, ``prob,x,y``, or one CSV for all slides, ``slide_id,prob,x,y``; with a header,
+the columns may be in any order. A position is a pixel; one that is not a whole number is rounded.
+"""
+
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,47 +14,66 @@ from numpy.typing import NDArray
 from wsi_pipeline.contracts import Detections
 from wsi_pipeline.errors import EvaluationError
 from wsi_pipeline.evaluation.tables import (
+    find_column,
+    parse_coordinate,
     parse_number,
-    parse_pixel,
     parse_score,
     read_rows,
     write_rows,
 )
 
 COLUMNS = ("prob", "x", "y")
-_NAMES = {
-    "prob": ("prob", "probability", "score", "confidence", "p"),
-    "x": ("x", "xcoordinate", "xcoord"),
-    "y": ("y", "ycoordinate", "ycoord"),
-}
+SLIDE_COLUMN = "slide_id"
 
 
 @dataclass(frozen=True)
 class DetectionFile:
-    """Detections, and where they stand in their file."""
+    """Detections of one slide, and where they are in their file."""
 
     path: Path
     detections: Detections
     lines: NDArray[np.int64]  # (N,) line of each detection, from 1
+    exact: NDArray[np.float64]  # (N, 2) x, y as the file has them
+    slides: tuple[tuple[int, str], ...] = ()  # (line, slide) of a file that names slides itself
 
-    def check_inside(self, size: tuple[float, float] | None) -> None:
-        """See that every detection lies on the slide.
+    @property
+    def n_rounded(self) -> int:
+        """How many positions are not whole pixels."""
+        return int(np.count_nonzero((self.exact != np.rint(self.exact)).any(axis=1)))
+
+    def on_slide(self, size: tuple[float, float] | None) -> Detections:
+        """Give the detections, if all of them lie on the slide.
 
         Parameters
         ----------
         size : (width, height), level-0 px, or None where it is not known
+
+        Returns
+        -------
+        detections : Detections
+            Those that rounding moved over the right or lower edge are on the last pixel.
 
         Raises
         ------
         EvaluationError
             Naming file and line of the first that does not.
         """
-        outside = find_outside(self.detections, size)
+        found = self.detections
+        if size is not None:
+            last = np.ceil(np.array(size)).astype(np.int64) - 1
+            inside = self.exact < np.array(size)  # where only rounding could move them off it
+            x, y = (
+                np.where(inside[:, axis], np.minimum(values, last[axis]), values)
+                for axis, values in ((0, found.x), (1, found.y))
+            )
+            found = Detections(x, y, found.scores)
+        outside = find_outside(found, size)
         if outside.size:
             i = int(outside[0])
             raise EvaluationError(
-                f"{self.path}, line {self.lines[i]}: {describe_outside(self.detections, i, size)}"
+                f"{self.path}, line {self.lines[i]}: {describe_outside(found, i, size)}"
             )
+        return found
 
 
 def find_outside(detections: Detections, size: tuple[float, float] | None) -> NDArray[np.int64]:
@@ -62,7 +86,7 @@ def find_outside(detections: Detections, size: tuple[float, float] | None) -> ND
 
 
 def describe_outside(detections: Detections, i: int, size: tuple[float, float] | None) -> str:
-    """Say what is wrong with a detection that lies outside, and what may be the cause."""
+    """Explain what is wrong with a detection that lies outside, and what may be the cause."""
     point = f"the detection at x {detections.x[i]}, y {detections.y[i]} lies outside the slide"
     if size is None:
         return f"{point}: positions are level-0 pixels, from 0"
@@ -75,51 +99,137 @@ def describe_outside(detections: Detections, i: int, size: tuple[float, float] |
 def read_detection_file(path: Path) -> DetectionFile:
     """Read one slide's detections, in the order of the file, with their lines.
 
-    A first row whose first field is no number is a header and says the order of the columns;
+    A first row whose first field is no number is a header and gives the order of the columns;
     without one it is ``prob,x,y``. An empty file holds no detections.
 
     Raises
     ------
     EvaluationError
-        Naming file and line of a field that is no probability or no whole pixel.
+        Naming file and line of a field that is no probability or no position.
     """
-    order = (0, 1, 2)
-    n_columns = 3
-    lines: list[int] = []
-    probs: list[float] = []
-    xs: list[int] = []
-    ys: list[int] = []
-    for number, (line, fields) in enumerate(read_rows(path)):
+    rows = list(_read_detections(path, _order_of_one_slide))
+    return _collect(path, rows, slides=tuple((line, name) for line, name, *_ in rows if name))
+
+
+def read_detection_table(path: Path) -> dict[str, DetectionFile]:
+    """Read the detections of all slides from one file.
+
+    The columns are ``slide_id,prob,x,y``, in this order or as a header gives it; more columns are
+    allowed where there is a header. A row with a slide and nothing else names a slide without
+    detections.
+
+    Returns
+    -------
+    by_slide : slide as the file names it -> DetectionFile
+
+    Raises
+    ------
+    EvaluationError
+        Naming file and line, as `read_detection_file`; or if the file names no slides.
+    """
+    by_slide: dict[str, list[_Row]] = {}
+    for row in _read_detections(path, _order_of_all_slides):
+        line, name, *values = row
+        if not name:
+            raise EvaluationError(f"{path}, line {line}: the column '{SLIDE_COLUMN}' is empty")
+        rows = by_slide.setdefault(name, [])
+        if values != [None, None, None]:
+            rows.append(row)
+    return {name: _collect(path, rows) for name, rows in by_slide.items()}
+
+
+_Row = tuple[int, str, float | None, float | None, float | None]  # line, slide, prob, x, y
+
+
+def _collect(
+    path: Path, rows: list[_Row], *, slides: tuple[tuple[int, str], ...] = ()
+) -> DetectionFile:
+    table = np.array([values for _, _, *values in rows], dtype=np.float64).reshape(-1, 3)
+    exact = table[:, 1:]
+    x, y = np.rint(exact).astype(np.int64).T
+    lines = np.array([line for line, *_ in rows], dtype=np.int64)
+    return DetectionFile(path, Detections(x, y, table[:, 0].copy()), lines, exact, slides)
+
+
+@dataclass(frozen=True)
+class _Order:
+    """Where a file has its columns."""
+
+    n_columns: int
+    is_header: bool
+    slide: int | None  # None: the file names no slides
+    values: tuple[int, int, int]  # prob, x, y
+
+
+_FindOrder = Callable[[Path, int, list[str]], _Order]
+
+
+def _read_detections(path: Path, find_order: _FindOrder) -> Iterator[_Row]:
+    order: _Order | None = None
+    for line, fields in read_rows(path):
         where = f"{path}, line {line}"
-        if number == 0 and parse_number(fields[0]) is None:
-            order, n_columns = _read_header(where, fields), len(fields)
-            continue
-        if len(fields) != n_columns:
+        if order is None:
+            order = find_order(path, line, fields)
+            if order.is_header:
+                continue
+        if len(fields) != order.n_columns:
+            names = ",".join((*([SLIDE_COLUMN] if order.slide is not None else []), *COLUMNS))
             raise EvaluationError(
-                f"{where}: {len(fields)} fields, expected {n_columns} ({','.join(COLUMNS)}), "
+                f"{where}: {len(fields)} fields, expected {order.n_columns} ({names}), "
                 "separated by commas"
             )
-        prob, x, y = (fields[i] for i in order)
-        probs.append(parse_score(where, "prob", prob))
-        xs.append(parse_pixel(where, "x", x))
-        ys.append(parse_pixel(where, "y", y))
-        lines.append(line)
-    detections = Detections(
-        np.array(xs, dtype=np.int64), np.array(ys, dtype=np.int64), np.array(probs, np.float64)
-    )
-    return DetectionFile(path, detections, np.array(lines, dtype=np.int64))
+        name = "" if order.slide is None else fields[order.slide]
+        prob, x, y = (fields[i] for i in order.values)
+        if name and not (prob or x or y):
+            yield line, name, None, None, None
+            continue
+        yield (
+            line,
+            name,
+            parse_score(where, "prob", prob),
+            parse_coordinate(where, "x", x),
+            parse_coordinate(where, "y", y),
+        )
 
 
-def _read_header(where: str, fields: list[str]) -> tuple[int, int, int]:
-    names = ["".join(c for c in field.lower() if c.isalnum()) for field in fields]
-    found = [[i for i, name in enumerate(names) if name in _NAMES[column]] for column in COLUMNS]
-    if any(len(places) != 1 for places in found):
+def _order_of_one_slide(path: Path, line: int, fields: list[str]) -> _Order:
+    if parse_number(fields[0]) is not None:
+        return _Order(3, is_header=False, slide=None, values=(0, 1, 2))
+    values = _find_values(fields)
+    if values is None:
         raise EvaluationError(
-            f"{where}: '{','.join(fields)}' is neither a detection nor a header; "
+            f"{path}, line {line}: '{','.join(fields)}' is neither a detection nor a header; "
             f"write {','.join(COLUMNS)}, or rows of three numbers in this order"
         )
-    prob, x, y = (places[0] for places in found)
-    return prob, x, y
+    return _Order(len(fields), True, find_column(fields, SLIDE_COLUMN), values)
+
+
+def _order_of_all_slides(path: Path, line: int, fields: list[str]) -> _Order:
+    columns = f"{SLIDE_COLUMN},{','.join(COLUMNS)}"
+    values = _find_values(fields)
+    if values is not None:
+        slide = find_column(fields, SLIDE_COLUMN)
+        if slide is None:
+            raise EvaluationError(
+                f"{path}, line {line}: no column '{SLIDE_COLUMN}' in the header "
+                f"{','.join(fields)}; a file of all slides has {columns}, and files of one slide "
+                "each are given by their folder"
+            )
+        return _Order(len(fields), is_header=True, slide=slide, values=values)
+    numbers = [not text or parse_number(text) is not None for text in fields[1:]]
+    if len(fields) == 4 and all(numbers):
+        return _Order(4, is_header=False, slide=0, values=(1, 2, 3))
+    raise EvaluationError(
+        f"{path}, line {line}: '{','.join(fields)}' is neither a detection nor a header; "
+        f"a file of all slides has {columns}, separated by commas"
+    )
+
+
+def _find_values(fields: list[str]) -> tuple[int, int, int] | None:
+    """Find the columns of a header; None if the fields are no header."""
+    found = [find_column(fields, name) for name in COLUMNS]
+    prob, x, y = found
+    return None if prob is None or x is None or y is None else (prob, x, y)
 
 
 def write_detections(path: Path, detections: Detections) -> None:

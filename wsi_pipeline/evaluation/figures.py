@@ -7,13 +7,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi_pipeline.evaluation.bootstrap import (
-    Interval,
-    percentile_interval,
+    Resamples,
     weighted_average_precision,
-    weighted_ratio,
     weighted_roc_auc,
 )
+from wsi_pipeline.evaluation.delong import METHOD as DELONG
 from wsi_pipeline.evaluation.delong import delong_auc
+from wsi_pipeline.evaluation.intervals import (
+    Interval,
+    Undefined,
+    percentile_interval,
+    share_interval,
+)
 from wsi_pipeline.evaluation.patch import ranking_figures
 from wsi_pipeline.evaluation.slide import SlideThreshold
 
@@ -36,20 +41,23 @@ class Figures:
         if not whole:
             self.undefined[name] = reason
 
-    def add_interval(self, name: str, interval: Interval | None) -> None:
-        """Add ``<name>_ci95``, with the reason where there is none."""
-        ends = [interval.low, interval.high] if interval else None
-        self.values[f"{name}_ci95"] = ends
-        if ends is None:
-            reason = self.undefined.get(name, "undefined in every replicate")
-            self.undefined[f"{name}_ci95"] = reason
+    def add_interval(self, name: str, interval: Interval | Undefined) -> None:
+        """Add ``<name>_ci95`` and its method, or the reason why there is none."""
+        key = f"{name}_ci95"
+        if name in self.undefined or isinstance(interval, Undefined):
+            self.values[key] = None
+            known = interval.reason if isinstance(interval, Undefined) else ""
+            self.undefined[key] = self.undefined.get(name, known)
+            return
+        self.values[key] = [interval.low, interval.high]
+        self.values.setdefault("ci95_method", {})[name] = interval.method
 
 
 def add_ranking(
     section: Figures,
     labels: NDArray[np.int64],
     scores: NDArray[np.float64],
-    weights: NDArray[np.int64] | None,
+    resamples: Resamples | None,
     *,
     what: str,
 ) -> None:
@@ -59,47 +67,54 @@ def add_ranking(
     ----------
     labels : (S,) 1 or 0
     scores : (S,)
-    weights : (B, S), optional
-        Replicates; None: no intervals.
+    resamples : Resamples, optional
+        Of these rows; None: no intervals.
     what : str
         Plural noun for the reasons, such as ``slides``.
     """
     section.add(*ranking_figures(labels, scores, what=what))
-    if weights is None:
+    if resamples is None:
         section.values["roc_auc_ci95"] = None
-        section.undefined["roc_auc_ci95"] = "no bootstrap: not asked for, or one patient only"
+        section.undefined["roc_auc_ci95"] = "no bootstrap was asked for"
     else:
-        add_ranking_intervals(section, labels, scores, weights)
+        add_ranking_intervals(section, labels, scores, resamples, what=what)
     result = delong_auc(labels, scores)
-    section.values["roc_auc_delong_ci95"] = [result.low, result.high] if result else None
-    if result is None:
-        reason = f"DeLong's variance needs two {what} of each class"
-        section.undefined["roc_auc_delong_ci95"] = reason
+    section.add_interval(
+        "roc_auc_delong",
+        result if isinstance(result, Undefined) else Interval(result.low, result.high, DELONG),
+    )
 
 
 def add_ranking_intervals(
     section: Figures,
     labels: NDArray[np.int64],
     scores: NDArray[np.float64],
-    weights: NDArray[np.int64],
+    resamples: Resamples,
+    *,
+    what: str,
 ) -> None:
-    """Add ``roc_auc_ci95`` and ``average_precision_ci95`` beside figures that are there.
+    """Add ``roc_auc_ci95`` and ``average_precision_ci95`` to figures that are there.
 
     Parameters
     ----------
     section : Figures
         Holds ``roc_auc`` and ``average_precision``, None where undefined.
     labels, scores : (S,)
-    weights : (B, S)
-        How often each replicate holds each row.
+    resamples : Resamples
+        Of these rows.
+    what : str
+        Plural noun for the reasons, such as ``slides``.
     """
+    kinds = {f"positive {what}": labels == 1, f"negative {what}": labels == 0}
     for name, figure in (
         ("roc_auc", weighted_roc_auc),
         ("average_precision", weighted_average_precision),
     ):
-        defined = section.values[name] is not None
-        values = figure(labels, scores, weights) if defined else None
-        section.add_interval(name, None if values is None else percentile_interval(values))
+        if section.values[name] is None:
+            section.add_interval(name, Undefined(section.undefined[name]))
+            continue
+        values = figure(labels, scores, resamples.weights)
+        section.add_interval(name, percentile_interval(values, resamples, kinds=kinds))
 
 
 def add_threshold_figures(
@@ -107,7 +122,7 @@ def add_threshold_figures(
     labels: NDArray[np.int64],
     scores: NDArray[np.float64],
     threshold: SlideThreshold | None,
-    weights: NDArray[np.int64] | None,
+    resamples: Resamples | None,
     *,
     what: str,
 ) -> None:
@@ -115,7 +130,7 @@ def add_threshold_figures(
 
     Parameters
     ----------
-    labels, scores, weights
+    labels, scores, resamples
         See `add_ranking`.
     threshold : SlideThreshold, optional
         None: nothing gives one.
@@ -137,6 +152,5 @@ def add_threshold_figures(
         ("specificity", negative, f"no normal {what}"),
     ):
         section.add_share(name, int((right * whole).sum()), int(whole.sum()), reason)
-        if weights is not None:
-            values = weighted_ratio(right * whole, whole, weights)
-            section.add_interval(name, percentile_interval(values))
+        if resamples is not None:
+            section.add_interval(name, share_interval(right * whole, whole, resamples))

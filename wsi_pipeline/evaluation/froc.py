@@ -123,6 +123,12 @@ class FrocEvents:
         """(S,) Whether a slide counts in the mean number of false positives."""
         return self.normal if self.fp_denominator == "normal" else np.ones_like(self.normal)
 
+    @property
+    def kinds(self) -> dict[str, NDArray[np.bool_]]:
+        """Slides that a resampled set needs for its curve to be defined, by what they are."""
+        counted = "normal slides" if self.fp_denominator == "normal" else "slides"
+        return {"lesions": self.n_lesions > 0, counted: self.in_denominator}
+
 
 def collect_events(
     hits: Sequence[SlideHits], *, definition: Definition, fp_denominator: Denominator | None = None

@@ -1,6 +1,6 @@
-"""What an FROC leaves behind: lesion list, intervals, words for the user, files."""
+"""What an FROC leaves behind: lesion list, intervals, lines for the user, files."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -8,16 +8,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tiling.files import write_json
+from tiling.wording import pluralize
 from wsi_pipeline.contracts import FrocCurve
-from wsi_pipeline.evaluation.bands import pointwise_band
-from wsi_pipeline.evaluation.bootstrap import percentile_interval
+from wsi_pipeline.evaluation.bootstrap import Resamples
 from wsi_pipeline.evaluation.froc import (
     FrocEvents,
     SlideHits,
     froc_to_json,
     number_or_none,
     rate_name,
+    read_sensitivity,
     replicate_sensitivities,
+)
+from wsi_pipeline.evaluation.intervals import (
+    Interval,
+    Undefined,
+    percentile_interval,
+    replicated_share_interval,
 )
 from wsi_pipeline.evaluation.lesions import LesionReference
 from wsi_pipeline.evaluation.plots import draw_froc
@@ -76,56 +83,93 @@ def named_lesion_rows(slide_id: str, names: Sequence[str], hits: SlideHits) -> l
     ]
 
 
-def add_interval(
+def add_intervals(
     curve: FrocCurve,
     events: FrocEvents,
-    weights: NDArray[np.int64],
+    resamples: Resamples,
     *,
     seed: int,
-    unit: str,
     stratified: bool,
 ) -> FrocCurve:
-    """Add percentile intervals of the score and of the sensitivity at each rate, and a band.
+    """Add intervals of the score and of the sensitivity at each rate, and a band.
+
+    A sensitivity is a share of lesions, and has Wilson's interval; the score is a mean of several,
+    and has the percentile interval of the resampled sets. The band is the sensitivity's interval
+    at the rates of a grid.
 
     Parameters
     ----------
-    weights : (B, S)
-        See `draw_weights`.
-    seed, unit, stratified
-        How they were drawn; written down.
+    resamples : Resamples
+        Of the slides of `events`.
+    seed, stratified
+        How they were drawn; recorded.
     """
     rates = [float(name) for name in curve.sensitivity_at]
     grid = band_grid(max(rates))
     together = sorted({*rates, *grid})
-    read = replicate_sensitivities(events, weights, rates=together, at_rate=curve.at_rate)
-    values = read[:, [together.index(rate) for rate in rates]]
-    band = pointwise_band(read[:, [together.index(rate) for rate in grid]])
-    score = percentile_interval(values.mean(axis=1))
-    by_rate = [percentile_interval(column) for column in values.T]
+    read = replicate_sensitivities(events, resamples.weights, rates=together, at_rate=curve.at_rate)
+    by_rate = dict(zip(together, read.T, strict=True))
+    score = percentile_interval(
+        np.stack([by_rate[rate] for rate in rates]).mean(axis=0),
+        resamples,
+        kinds=events.kinds,
+    )
+    if curve.score is None:
+        score = Undefined(curve.undefined["score"])
+    shares = {
+        rate: _rate_interval(curve, events, resamples, rate, by_rate[rate]) for rate in by_rate
+    }
     undefined = dict(curve.undefined)
-    if score is None:
-        undefined["score_ci95"] = curve.undefined.get(
-            "score", "no replicate has both a lesion and a slide to count false positives on"
-        )
+    if isinstance(score, Undefined):
+        undefined["score_ci95"] = score.reason
+    unknown = [i.reason for i in shares.values() if isinstance(i, Undefined)]
+    if unknown:  # of all rates or of none: the lesions are the same
+        undefined["sensitivity_at_ci95"] = unknown[0]
+    at = {rate_name(rate): shares[rate] for rate in rates}
+    methods = {i.method for i in at.values() if isinstance(i, Interval)}
     return replace(
         curve,
-        score_ci95=(score.low, score.high) if score else None,
+        score_ci95=(score.low, score.high) if isinstance(score, Interval) else None,
         undefined=undefined,
-        band=None
-        if band is None
-        else {"avg_fps": grid, "low": band[0].tolist(), "high": band[1].tolist()},
+        band=None if unknown else _band({rate: shares[rate] for rate in grid}),
         bootstrap={
-            "replicates": len(weights),
-            "skipped": score.n_skipped if score else len(weights),
+            "replicates": len(read),
+            "skipped": int(np.isnan(read[:, 0]).sum()),
             "seed": seed,
-            "unit": unit,
+            "unit": resamples.unit,
+            "groups": resamples.n_groups,
             "stratified": stratified,
             "sensitivity_at_ci95": {
-                rate_name(rate): [interval.low, interval.high] if interval else None
-                for rate, interval in zip(rates, by_rate, strict=True)
+                name: [i.low, i.high] if isinstance(i, Interval) else None for name, i in at.items()
+            },
+            "method": {
+                "score": score.method if isinstance(score, Interval) else None,
+                "sensitivity_at": methods.pop() if methods else None,
             },
         },
     )
+
+
+def _rate_interval(
+    curve: FrocCurve,
+    events: FrocEvents,
+    resamples: Resamples,
+    rate: float,
+    replicates: NDArray[np.float64],
+) -> Interval | Undefined:
+    if curve.score is None:
+        return Undefined(curve.undefined["sensitivity_at"])
+    (share,) = read_sensitivity(curve.avg_fps, curve.sensitivity, [rate], at_rate=curve.at_rate)
+    return replicated_share_interval(float(share), replicates, events.n_lesions, resamples)
+
+
+def _band(shares: Mapping[float, Interval | Undefined]) -> dict[str, list[float]]:
+    known = {rate: share for rate, share in shares.items() if isinstance(share, Interval)}
+    return {
+        "avg_fps": list(known),
+        "low": [share.low for share in known.values()],
+        "high": [share.high for share in known.values()],
+    }
 
 
 def band_grid(max_rate: float) -> list[float]:
@@ -150,14 +194,15 @@ def write_band(path: Path, curve: FrocCurve) -> None:
     write_rows(path, ("avg_fps", "low", "high"), rows)
 
 
-def describe_found(hits: Sequence[SlideHits]) -> list[str]:
-    """Say what there is to find, before any score."""
+def describe_reference(hits: Sequence[SlideHits]) -> list[str]:
+    """Count what the reference holds; printed before any score."""
     n_lesions = sum(h.best.size for h in hits)
     n_with = sum(h.best.size > 0 for h in hits)
     n_itc = sum(h.n_itc for h in hits)
     n_normal = sum(h.normal for h in hits)
     lines = [
-        f"lesions found: {n_lesions} on {n_with} slides, {n_itc} ITC left out",
+        f"lesions in the reference: {n_lesions} on {pluralize(n_with, 'slide')}, "
+        f"{n_itc} ITC left out",
         f"slides: {len(hits)}, {n_normal} of them normal",
     ]
     if not n_lesions:
@@ -166,12 +211,17 @@ def describe_found(hits: Sequence[SlideHits]) -> list[str]:
 
 
 def describe_result(curve: FrocCurve) -> list[str]:
-    """Say what came out, or why nothing did."""
-    lines = [f"{figure}: undefined, {reason}" for figure, reason in curve.undefined.items()]
+    """Report the figures, or why they are undefined."""
+    lines = [
+        f"{figure.removesuffix('_ci95').replace('_at', ' at a rate')}: no 95 % interval, {reason}"
+        if figure.endswith("_ci95")
+        else f"{figure}: undefined, {reason}"
+        for figure, reason in curve.undefined.items()
+    ]
     if curve.bootstrap and curve.bootstrap["skipped"]:
         lines.append(
             f"bootstrap: {curve.bootstrap['skipped']} of {curve.bootstrap['replicates']} "
-            "replicates without a lesion or a slide to count on were skipped"
+            "resampled sets without a lesion or a slide to count on were skipped"
         )
     if curve.score is not None:
         at = ", ".join(f"{v:.4f} at {r}" for r, v in curve.sensitivity_at.items() if v is not None)

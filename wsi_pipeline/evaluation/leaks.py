@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tiling.wording import pluralize
 from wsi_pipeline.errors import EvaluationError
 
 _SHOWN = 8  # names in a sentence
@@ -23,13 +24,21 @@ class Seen:
     trained_on: Mapping[str, Sequence[str]] | None  # by `contracts.PROVENANCE`; None: not known
 
 
-def refuse_leaks(slides: Iterable[Seen]) -> list[str]:
+def refuse_leaks(slides: Iterable[Seen], *, evaluated: str = "test") -> list[str]:
     """See that no slide and no patient under test took part in training or validation.
+
+    Parameters
+    ----------
+    slides : Seen
+        Those that are evaluated.
+    evaluated : {"test", "val", "train", "all"}
+        The split that was asked for. Validation slides may have served validation. Who asks for
+        train or all by name gets a note in place of a refusal.
 
     Returns
     -------
     notes : sentences
-        Where it could not be checked.
+        Where it could not be checked, or the model has seen what it is evaluated on.
 
     Raises
     ------
@@ -37,13 +46,20 @@ def refuse_leaks(slides: Iterable[Seen]) -> list[str]:
         Naming the patients, and what to do.
     """
     tested = list(slides)
-    for split, role in (("train", "trained"), ("val", "validated")):
+    roles = {"train": "trained"} if evaluated == "val" else {"train": "trained", "val": "validated"}
+    for split, role in roles.items():
         leaked = sorted({slide.patient for slide in tested if _took_part(slide, split)})
+        if leaked and evaluated in ("train", "all"):
+            return [
+                f"no test: the model was {role} on {_count(leaked)} of those evaluated here "
+                f"(evaluate.split={evaluated})"
+            ]
         if leaked:
             raise EvaluationError(
                 f"the model was {role} on {_count(leaked)} that it would be tested on: "
-                f"{_some(leaked)}; take them out of the split test, or evaluate a model that has "
-                "not seen them (if these are others of the same name, rename them in the manifest)"
+                f"{_some(leaked)}; take them out of the split {evaluated}, or evaluate a model "
+                "that has not seen them (if these are others of the same name, rename them in the "
+                "manifest)"
             )
     unknown = [slide.slide_id for slide in tested if slide.trained_on is None]
     if unknown:
@@ -62,7 +78,7 @@ def _took_part(slide: Seen, split: str) -> bool:
 
 
 def _count(patients: Sequence[str]) -> str:
-    return "1 patient" if len(patients) == 1 else f"{len(patients)} patients"
+    return pluralize(len(patients), "patient")
 
 
 def _some(names: Sequence[str]) -> str:

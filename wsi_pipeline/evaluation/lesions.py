@@ -28,13 +28,17 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from skimage.measure import regionprops
 
-from wsi_pipeline.errors import EvaluationError
+from wsi_pipeline.errors import EvaluationError, ExtentError
 from wsi_pipeline.evaluation.raster import Box, rasterise
 
 MERGE_UM = 75.0  # annotations closer than this are one lesion (CAMELYON16)
 ITC_UM = 200.0 + 75.0  # shorter labels are ITC: 200 µm, and the growth on both sides (CAMELYON16)
 DOWNSAMPLE = 32.0  # level 5 of a CAMELYON16 mask
 CAMELYON16_MPP = 0.243  # µm per level-0 px that CAMELYON16 reckons with on every slide
+
+# Grid pixels that polygons may cover with their surroundings: 262,144 x 262,144 level-0 px at
+# downsample 32, more than any slide has. Labelling them takes about 2 GB.
+MAX_GRID_PX = 2**26
 
 _BLOCK_PX = 64  # side of the blocks in which tumour is looked for on a mask
 _EIGHT = np.ones((3, 3), dtype=bool)
@@ -139,6 +143,9 @@ def label_polygons(
 ) -> LesionReference:
     """Find the lesions among polygons, drawn at the evaluation's downsample only.
 
+    What is outside the slide is not drawn, so that a polygon far larger than the slide costs what
+    the slide does.
+
     Parameters
     ----------
     tumour : shapely MultiPolygon, level-0 px
@@ -152,6 +159,8 @@ def label_polygons(
     ------
     EvaluationError
         If `downsample` or `mpp` is not positive.
+    ExtentError
+        If the polygons cover more than `MAX_GRID_PX` pixels of the grid.
     """
     radius = growth_radius(downsample=downsample, mpp=mpp)
     polygons = shapely.get_parts(tumour)
@@ -160,22 +169,37 @@ def label_polygons(
     if slide_size is not None:
         limit = (math.ceil(slide_size[1] / downsample), math.ceil(slide_size[0] / downsample))
     parts = []
-    bounds = shapely.bounds(polygons).reshape(-1, 4) / downsample
-    boxes = np.stack(
-        [
-            np.floor(bounds[:, 1]),
-            np.floor(bounds[:, 0]),
-            np.floor(bounds[:, 3]) + 1,
-            np.floor(bounds[:, 2]) + 1,
-        ],
-        axis=1,
-    ).astype(np.int64)
+    boxes = _enclose(polygons, downsample, limit)
+    windows = list(_windows(boxes, radius=radius, limit=limit))
+    _check_extent(sum(box.height * box.width for box in windows), downsample)
     tree = shapely.STRtree(polygons)
-    for box in _windows(boxes, radius=radius, limit=limit):
+    for box in windows:
         corners = np.array([box.col, box.row, box.col + box.width, box.row + box.height])
         here = polygons[np.sort(tree.query(shapely.box(*(corners * downsample))))]
         parts.append((box, rasterise(here, box=box, downsample=downsample)))
     return _label_windows(parts, radius=radius, downsample=downsample, mpp=mpp, size=slide_size)
+
+
+def _enclose(
+    polygons: NDArray[Any], downsample: float, limit: tuple[int, int] | None
+) -> NDArray[np.int64]:
+    """Enclose polygons on the grid: (n, 4) first row and column, last row and column + 1."""
+    bounds = np.floor(shapely.bounds(polygons).reshape(-1, 4)[:, [1, 0, 3, 2]] / downsample)
+    bounds[:, 2:] += 1
+    if limit is not None:
+        bounds = np.clip(bounds, 0, np.array([*limit, *limit], dtype=np.float64))
+    extents = np.maximum(bounds[:, 2:], 0) - np.maximum(bounds[:, :2], 0)
+    _check_extent(float(extents.prod(axis=1).max(initial=0)), downsample)
+    boxes: NDArray[np.int64] = bounds.astype(np.int64)
+    return boxes
+
+
+def _check_extent(n_px: float, downsample: float) -> None:
+    if n_px > MAX_GRID_PX:
+        raise ExtentError(
+            f"its polygons cover {n_px:.3g} pixels at downsample {downsample:g}, more than can be "
+            f"drawn ({MAX_GRID_PX:.3g})"
+        )
 
 
 def no_lesions(

@@ -3,10 +3,9 @@
 Every figure is computed for one image and then averaged over images; pixels of several images are
 never pooled, so a large image weighs no more than a small one.
 
-On slides a pixel is called tumour iff ``heatmap >= 0.5``: not strict, as everywhere else there a
-score that equals a threshold is positive. On single images it is ``> 0.5``:
-the paper rounds, and half rounds to 0. The two differ only where a pixel is
-exactly 0.5, as in a constant map of a model that knows nothing.
+A pixel is called tumour iff ``heatmap >= 0.5``, on slides and on single images: elsewhere, too, a
+score that equals a threshold is positive. The paper rounds "at a threshold of 0.5" and leaves open
+where 0.5 itself goes, as in a constant map of a model that knows nothing.
 A pixel that was not scored (NaN: glass) is not called tumour and ranks with a score of 0.
 
 References
@@ -27,7 +26,7 @@ from wsi_pipeline.contracts import Heatmap
 from wsi_pipeline.errors import EvaluationError
 from wsi_pipeline.evaluation.raster import Box, rasterise
 
-THRESHOLD = 0.5  # a pixel from here up, or above this, is called tumour (PatchNet papers)
+THRESHOLD = 0.5  # a pixel from here up is called tumour (PatchNet paper 2, appendix E)
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,6 @@ def localise(
     mask: NDArray[np.bool_],
     *,
     threshold: float = THRESHOLD,
-    strict: bool = False,
 ) -> ImageLocalisation:
     """Compare one heatmap with its mask.
 
@@ -70,8 +68,6 @@ def localise(
     mask : (H, W) bool
         True on tumour.
     threshold : float
-    strict : bool
-        A pixel that equals the threshold is not called tumour.
 
     Raises
     ------
@@ -89,7 +85,7 @@ def localise(
         raise EvaluationError(
             f"a heatmap of {heatmap.shape} cannot be laid on a mask of {mask.shape} pixels"
         )
-    called = heatmap > threshold if strict else heatmap >= threshold  # NaN compares false
+    called = heatmap >= threshold  # NaN compares false
     n_tumour = int(np.count_nonzero(mask))
     n_found = int(np.count_nonzero(called & mask))
     return ImageLocalisation(

@@ -13,7 +13,8 @@ from sklearn.metrics import (
     roc_curve,
 )
 
-from wsi_pipeline.evaluation.bootstrap import Interval, percentile_interval
+from wsi_pipeline.evaluation.bootstrap import Resamples
+from wsi_pipeline.evaluation.intervals import Interval, Kinds, Undefined, percentile_interval
 
 
 @dataclass(frozen=True)
@@ -157,8 +158,8 @@ def ranking_curves(
 def patch_auc_interval(
     labels: Sequence[NDArray[np.integer[Any]]],
     scores: Sequence[NDArray[np.floating[Any]]],
-    weights: NDArray[np.int64],
-) -> Interval | None:
+    resamples: Resamples,
+) -> Interval | Undefined:
     """Bootstrap the ROC AUC of all patches together over their slides.
 
     Which pairs of patches are won, counted once for each pair of slides, is all that a replicate
@@ -168,14 +169,18 @@ def patch_auc_interval(
     Parameters
     ----------
     labels, scores : one array (N_s,) for each of S slides; labels 1 or 0
-    weights : (B, S)
-
-    Returns
-    -------
-    interval : Interval
-        None where no replicate has both classes.
+    resamples : Resamples
+        Of the S slides.
     """
-    return percentile_interval(replicate_patch_auc(pair_counts(labels, scores), weights))
+    counts = pair_counts(labels, scores)
+    values = replicate_patch_auc(counts, resamples.weights)
+    return percentile_interval(values, resamples, kinds=patch_kinds(counts))
+
+
+def patch_kinds(counts: tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.int64]]) -> Kinds:
+    """Which slides have positive and which have negative patches; `counts` from `pair_counts`."""
+    _, n_positive, n_negative = counts
+    return {"positive patches": n_positive > 0, "negative patches": n_negative > 0}
 
 
 def replicate_patch_auc(

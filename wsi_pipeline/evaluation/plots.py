@@ -1,5 +1,6 @@
 """Pictures of the figures, PNG: drawn from the same numbers as the tables beside them."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from tiling.files import write_aside
+from tiling.wording import format_number, format_percent
 from wsi_pipeline.contracts import FrocCurve
 from wsi_pipeline.evaluation.froc import rate_name, read_sensitivity
 from wsi_pipeline.evaluation.patch import Confusion, RankingCurves
@@ -28,7 +30,9 @@ def draw_roc(
     figure, axes = _start("false-positive rate", "true-positive rate")
     axes.plot([0, 1], [0, 1], color="0.7", lw=0.8, ls=":")
     for name, curve, auc in curves:
-        (line,) = axes.plot(curve.roc[:, 1], curve.roc[:, 2], label=f"{name}: AUC {auc:.3f}")
+        (line,) = axes.plot(
+            curve.roc[:, 1], curve.roc[:, 2], label=f"{name}: AUC {format_number(auc)}"
+        )
         if name in bands:
             axes.fill_between(*bands[name].T, color=line.get_color(), alpha=0.15, lw=0)
     _finish(path, figure, axes, empty=not curves)
@@ -40,7 +44,9 @@ def draw_precision_recall(path: Path, curves: Sequence[tuple[str, RankingCurves,
     for name, curve, average in curves:
         points = curve.precision_recall
         # Steps: a precision holds for the recall gained at its threshold (average precision's way).
-        axes.step(points[:, 1], points[:, 2], where="pre", label=f"{name}: AP {average:.3f}")
+        axes.step(
+            points[:, 1], points[:, 2], where="pre", label=f"{name}: AP {format_number(average)}"
+        )
     _finish(path, figure, axes, empty=not curves)
 
 
@@ -58,7 +64,7 @@ def draw_froc(path: Path, curves: Sequence[FrocCurve]) -> None:
 
 
 def _draw_froc_curve(axes: Axes, curve: FrocCurve) -> None:
-    name = f"{_DEFINITION_TITLES[curve.definition]}: score {curve.score:.3f}"
+    name = f"{_DEFINITION_TITLES[curve.definition]}: score {format_number(curve.score or 0.0)}"
     # Straight lines between points are bent on a log axis: read the curve densely, as the score is.
     x = np.geomspace(_RATES_FROM, _RATES_TO, 500)
     y = read_sensitivity(curve.avg_fps, curve.sensitivity, x.tolist(), at_rate=curve.at_rate)
@@ -87,7 +93,7 @@ def draw_confusion(
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     for row in range(2):
         for col in range(2):
-            text = f"{counts[row, col]:,}\n{shares[row, col]:.1%} of the row"
+            text = f"{counts[row, col]:,}\n{format_percent(shares[row, col], 1)} of the row"
             colour = "white" if shares[row, col] > 0.6 else "black"
             axes.text(col, row, text, ha="center", va="center", color=colour)
     axes.set_xticks([0, 1], ["positive", "negative"])
@@ -131,5 +137,7 @@ def save_figure(path: Path, figure: Figure) -> None:
     with (
         write_aside(path) as scratch,
         matplotlib.rc_context({"svg.hashsalt": "wsi-pipeline", "svg.fonttype": "none"}),
+        warnings.catch_warnings(),
     ):
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # of a name; it is drawn as a box
         figure.savefig(scratch, format=kind, dpi=130, metadata=metadata)

@@ -6,7 +6,7 @@ the tables beside it.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,9 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tiling.files import write_json
+from tiling.wording import pluralize
 from wsi_pipeline.errors import EvaluationError
 from wsi_pipeline.evaluation.bands import roc_band
-from wsi_pipeline.evaluation.bootstrap import percentile_interval, weighted_ratio
+from wsi_pipeline.evaluation.bootstrap import Resamples, weighted_ratio
 from wsi_pipeline.evaluation.cases import ERROR_COLUMNS, SlideCases, choose_errors, count_errors
 from wsi_pipeline.evaluation.crops import ReadPatch, write_crops
 from wsi_pipeline.evaluation.detections import (
@@ -27,6 +28,7 @@ from wsi_pipeline.evaluation.froc import (
     froc_to_json,
 )
 from wsi_pipeline.evaluation.inputs import EvaluationSlide
+from wsi_pipeline.evaluation.intervals import find_shortage, percentile_interval, share_interval
 from wsi_pipeline.evaluation.leaks import Seen, refuse_leaks
 from wsi_pipeline.evaluation.patch import (
     Confusion,
@@ -46,7 +48,6 @@ from wsi_pipeline.evaluation.run_froc import (
     DEFINITIONS,
     count_froc,
     draw_patients,
-    is_one_patient,
     write_frocs,
 )
 from wsi_pipeline.evaluation.sections import (
@@ -60,7 +61,7 @@ from wsi_pipeline.evaluation.sections import (
 from wsi_pipeline.evaluation.slide import SlideThreshold, aggregate_scores, freeze_threshold
 from wsi_pipeline.evaluation.sweep import SWEEP_COLUMNS, sweep_rows, sweep_thresholds
 from wsi_pipeline.evaluation.tables import Cell, write_rows
-from wsi_pipeline.settings import EvaluateConfig
+from wsi_pipeline.settings import EvaluateConfig, EvaluatedSplit
 
 log = logging.getLogger(__name__)
 
@@ -76,14 +77,15 @@ def evaluate_run(
     model: str,
     read_patch: ReadPatch | None = None,
     left_out: Sequence[str] = (),
+    elsewhere: Mapping[str, Sequence[str]] | None = None,
 ) -> dict[str, Any]:
     """Compute and write one model's figures.
 
     Parameters
     ----------
     slides : sequence of EvaluationSlide
-        Of the test and validation splits, or all where there are no splits. Those of the training
-        split and those without any reference are left out.
+        Of the split that is evaluated (`settings.split`; test) and the validation split, or all
+        where there are no splits. Those of other splits and without any reference are left out.
     settings : EvaluateConfig
     out : Path
         Gets ``metrics.json`` (last); tables, curves and pictures: see docs/evaluate.md.
@@ -94,6 +96,8 @@ def evaluate_run(
     left_out : sequence of str
         Slides that belong here but could not be scored: they are named among the notes, since no
         denominator holds them.
+    elsewhere : mapping, optional
+        Outlined slides by split, where none that is evaluated is outlined.
 
     Returns
     -------
@@ -108,26 +112,26 @@ def evaluate_run(
     """
     # Figures of an earlier evaluation must not stand where this one is refused or interrupted.
     (out / "metrics.json").unlink(missing_ok=True)
-    test, val = _choose_slides(slides)
-    notes = _choice_notes(slides, test) + _guard(test, val)
+    test, val = _choose_slides(slides, settings.split)
+    notes = _choice_notes(slides, test, settings) + _guard(test, val, settings)
     if left_out:
         notes.insert(0, f"left out of every figure, since they failed: {', '.join(left_out)}")
     slide_scores = {s.slide_id: _slide_score(s, settings) for s in (*test, *val)}
     threshold = _freeze(val, slide_scores, settings)
-    if settings.bootstrap and is_one_patient(test):
-        notes.append("all slides are of one patient: there is nobody to resample, so no intervals")
-    weights = draw_patients(test, settings)
-    patch, patch_curves = _patch_section(test, settings, weights)
-    slide, slide_curves = _slide_section(test, slide_scores, threshold, settings, weights)
+    resamples = draw_patients(test, settings)
+    if resamples is not None and (shortage := find_shortage(resamples)):
+        notes.append(f"too few patients for intervals by bootstrap: {shortage}")
+    patch, patch_curves = _patch_section(test, settings, resamples)
+    slide, slide_curves = _slide_section(test, slide_scores, threshold, settings, resamples)
     frocs = {name: count_froc(test, name, settings, notes) for name in DEFINITIONS}
     kinds = write_cohort(out, test, frocs["camelyon16"].n_itc)
     sections = {
         "patch": patch,
         "slide": slide,
-        "patient": patient_section(test, slide_scores, threshold, weights, out),
-        "metastasis": metastasis_section(test, slide_scores, kinds, threshold, weights),
+        "patient": patient_section(test, slide_scores, threshold, resamples, out),
+        "metastasis": metastasis_section(test, slide_scores, kinds, threshold, resamples),
         "calibration": calibration_section(_pool(test), _pool(val), out),
-        "localisation": localisation_section(test, out),
+        "localisation": localisation_section(test, out, elsewhere or {}, notes),
         "errors": _write_errors(out, test, settings, read_patch, notes),
     }
     primary = frocs[settings.froc_definition].curve
@@ -136,6 +140,7 @@ def evaluate_run(
     undefined |= {name: curve.undefined for name, curve in named.items()}
     metrics = {
         "model": model,
+        "evaluated": settings.split or ("test" if any(s.split for s in test) else "all"),
         "threshold": settings.threshold,
         **{name: section.values for name, section in sections.items()},
         **{name: froc_to_json(curve) for name, curve in named.items()},
@@ -151,7 +156,7 @@ def evaluate_run(
         )
         if curve is not None
     ]
-    _write_ranking(out, curves, _roc_bands(test, slide_scores, weights))
+    _write_ranking(out, curves, _roc_bands(test, slide_scores, resamples))
     write_frocs(out, frocs, settings.froc_definition)
     draw_confusion(out / "confusion.png", _confusion(test, settings), threshold=settings.threshold)
     write_json(out / "metrics.json", metrics)
@@ -162,21 +167,21 @@ def evaluate_run(
 
 
 def _choose_slides(
-    slides: Sequence[EvaluationSlide],
+    slides: Sequence[EvaluationSlide], split: EvaluatedSplit | None
 ) -> tuple[list[EvaluationSlide], list[EvaluationSlide]]:
-    """Choose test and validation slides, among those with a reference."""
+    """Choose the slides that are evaluated and those of val, among those with a reference."""
     for slide in slides:
         _check_slide(slide)
     known = [slide for slide in slides if slide.truth is not None]
-    if any(slide.split for slide in slides):
-        test = [slide for slide in known if slide.split == "test"]
-        val = [slide for slide in known if slide.split == "val"]
-    else:
-        test, val = known, []
+    val = [slide for slide in known if slide.split == "val"]
+    test = known
+    if split != "all" and (split is not None or any(slide.split for slide in slides)):
+        test = [slide for slide in known if slide.split == (split or "test")]
     if not test:
         raise EvaluationError(
-            f"none of {len(slides)} slides is a test slide with a label or an annotation; "
-            "give slides the split test in the manifest, or none of them a split"
+            f"none of {pluralize(len(slides), 'slide')} with a label or an annotation is in the "
+            f"split {split or 'test'}; give slides that split in the manifest, or evaluate another "
+            "one (evaluate.split)"
         )
     return test, val
 
@@ -185,41 +190,54 @@ def _check_slide(slide: EvaluationSlide) -> None:
     n = len(slide.scores.scores)
     if len(slide.patch_labels) != n:
         raise EvaluationError(
-            f"slide {slide.slide_id}: {n} scores for {len(slide.patch_labels)} patches; "
+            f"slide {slide.slide_id}: {pluralize(n, 'score')} for "
+            f"{pluralize(len(slide.patch_labels), 'patch')}; "
             "predict it again"
         )
     has_lesion = bool(slide.lesion_ids) or bool(slide.annotation and slide.annotation.lesions)
     if slide.label == 0 and has_lesion:
         raise EvaluationError(
             f"slide {slide.slide_id} has label 0 but its annotation holds a lesion; "
-            "one of the two is wrong: mend the manifest"
+            "one of the two is wrong: correct the manifest or the annotation"
         )
 
 
-def _choice_notes(slides: Sequence[EvaluationSlide], test: Sequence[EvaluationSlide]) -> list[str]:
+def _choice_notes(
+    slides: Sequence[EvaluationSlide], test: Sequence[EvaluationSlide], settings: EvaluateConfig
+) -> list[str]:
     notes = []
+    if settings.split not in (None, "test"):
+        notes.append(f"figures are of the split {settings.split} (evaluate.split)")
+    if settings.split in ("val", "all") and settings.slide_threshold is None:
+        notes.append(
+            "the slide threshold and the temperature are chosen on slides that are evaluated here, "
+            "so what depends on them is too hopeful"
+        )
     unknown = [s.slide_id for s in slides if s.truth is None and s.split in ("test", None)]
     if unknown:
         notes.append(
-            f"{len(unknown)} slides with neither label nor annotation left out: "
+            f"{pluralize(len(unknown), 'slide')} with neither label nor annotation left out: "
             + ", ".join(unknown)
         )
     if not any(slide.split for slide in slides):
         notes.append("no slide has a split: all of them are evaluated, none chooses a threshold")
     n_unreadable = sum(int(np.isnan(s.scores.scores).sum()) for s in test)
     if n_unreadable:
-        notes.append(f"{n_unreadable} unreadable patches have no score and count nowhere")
+        notes.append(f"{pluralize(n_unreadable, 'unreadable patch')} without a score left out")
     return notes
 
 
-def _guard(test: Sequence[EvaluationSlide], val: Sequence[EvaluationSlide]) -> list[str]:
+def _guard(
+    test: Sequence[EvaluationSlide], val: Sequence[EvaluationSlide], settings: EvaluateConfig
+) -> list[str]:
     """Refuse slides under test that the model has seen; note where validation is not one."""
-    notes = refuse_leaks(Seen(s.slide_id, s.patient, s.trained_on) for s in test)
+    seen = [Seen(s.slide_id, s.patient, s.trained_on) for s in test]
+    notes = refuse_leaks(seen, evaluated=settings.split or "test")
     known = [s.slide_id for s in val if s.slide_id in (s.trained_on or {}).get("train_slides", ())]
     if known:
         notes.append(
-            f"the model was trained on {len(known)} validation slides, so the slide threshold and "
-            "the temperature are too hopeful: " + ", ".join(known)
+            f"the model was trained on {pluralize(len(known), 'validation slide')}, so the slide "
+            "threshold and the temperature are too optimistic: " + ", ".join(known)
         )
     return notes
 
@@ -243,7 +261,7 @@ def _confusion(test: Sequence[EvaluationSlide], settings: EvaluateConfig) -> Con
 
 
 def _patch_section(
-    test: Sequence[EvaluationSlide], settings: EvaluateConfig, weights: NDArray[np.int64] | None
+    test: Sequence[EvaluationSlide], settings: EvaluateConfig, resamples: Resamples | None
 ) -> tuple[Figures, RankingCurves | None]:
     counted = [slide.labelled() for slide in test]
     labels = np.concatenate([label for label, _ in counted])
@@ -263,7 +281,7 @@ def _patch_section(
     )
     section.add(*confusion_figures(confusion))
     section.add(*ranking_figures(labels, scores, what="patches"))
-    if weights is not None:
+    if resamples is not None:
         tp, fp, fn, tn = (
             np.array([getattr(c, name) for c in by_slide]) for name in ("tp", "fp", "fn", "tn")
         )
@@ -271,10 +289,11 @@ def _patch_section(
             ("accuracy", tp + tn, tp + fp + fn + tn),
             ("precision", tp, tp + fp),
             ("recall", tp, tp + fn),
-            ("f1", 2 * tp, 2 * tp + fp + fn),
         ):
-            section.add_interval(name, percentile_interval(weighted_ratio(part, whole, weights)))
-        interval = patch_auc_interval([a for a, _ in counted], [b for _, b in counted], weights)
+            section.add_interval(name, share_interval(part, whole, resamples))
+        f1 = weighted_ratio(2 * tp, 2 * tp + fp + fn, resamples.weights)  # no share of any patches
+        section.add_interval("f1", percentile_interval(f1, resamples))
+        interval = patch_auc_interval([a for a, _ in counted], [b for _, b in counted], resamples)
         section.add_interval("roc_auc", interval)
     return section, ranking_curves(labels, scores)
 
@@ -309,7 +328,7 @@ def _slide_section(
     slide_scores: dict[str, float | None],
     threshold: SlideThreshold | None,
     settings: EvaluateConfig,
-    weights: NDArray[np.int64] | None,
+    resamples: Resamples | None,
 ) -> tuple[Figures, RankingCurves | None]:
     scored = np.array([slide_scores[s.slide_id] is not None for s in test])
     known = [s for s in test if slide_scores[s.slide_id] is not None]
@@ -323,7 +342,7 @@ def _slide_section(
             "n_unscored": len(test) - len(known),
         }
     )
-    drawn = None if weights is None else weights[:, scored]
+    drawn = None if resamples is None else resamples.take(scored)
     add_ranking(section, labels, scores, drawn, what="slides")
     add_threshold_figures(section, labels, scores, threshold, drawn, what="slide")
     section.values["bootstrap"] = settings.bootstrap
@@ -457,10 +476,10 @@ def _confusion_cells(slide_id: str, confusion: Confusion) -> list[list[Cell]]:
 def _roc_bands(
     test: Sequence[EvaluationSlide],
     slide_scores: dict[str, float | None],
-    weights: NDArray[np.int64] | None,
+    resamples: Resamples | None,
 ) -> dict[str, NDArray[np.float64]]:
     """Bootstrap the ROC curves of patches and of slides, where they are defined."""
-    if weights is None:
+    if resamples is None:
         return {}
     patches = [slide.labelled() for slide in test]
     slides = [
@@ -470,7 +489,7 @@ def _roc_bands(
     ]
     found = {}
     for name, parts in (("patches", patches), ("slides", slides)):
-        band = roc_band([a for a, _ in parts], [b for _, b in parts], weights)
+        band = roc_band([a for a, _ in parts], [b for _, b in parts], resamples)
         if band is not None:
             found[name] = band
     return found

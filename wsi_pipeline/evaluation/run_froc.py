@@ -6,12 +6,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tiling.files import write_json
+from tiling.wording import pluralize
 from wsi_pipeline.contracts import FrocCurve
-from wsi_pipeline.errors import EvaluationError
-from wsi_pipeline.evaluation.bootstrap import draw_weights
+from wsi_pipeline.errors import EvaluationError, ExtentError
+from wsi_pipeline.evaluation.bootstrap import Resamples, draw_resamples
 from wsi_pipeline.evaluation.detections import describe_outside, find_outside
 from wsi_pipeline.evaluation.froc import (
     Definition,
@@ -24,8 +24,8 @@ from wsi_pipeline.evaluation.froc import (
 )
 from wsi_pipeline.evaluation.froc_results import (
     LesionRow,
-    add_interval,
-    describe_found,
+    add_intervals,
+    describe_reference,
     lesion_rows,
     named_lesion_rows,
     write_band,
@@ -54,25 +54,14 @@ class RunFroc:
     detections: list[list[Cell]]  # rows of detections.csv
 
 
-def is_one_patient(test: Sequence[EvaluationSlide]) -> bool:
-    """Resampling one patient gives that patient every time: an interval of no width, and untrue."""
-    return len({slide.patient for slide in test}) < 2
-
-
-def draw_patients(
-    test: Sequence[EvaluationSlide], settings: EvaluateConfig
-) -> NDArray[np.int64] | None:
-    """Resample patients as often as the settings say: (replicates, slides) how often each counts.
-
-    None where there is nothing to resample, or nothing is asked for.
-    """
-    if not settings.bootstrap or is_one_patient(test):
+def draw_patients(test: Sequence[EvaluationSlide], settings: EvaluateConfig) -> Resamples | None:
+    """Resample patients as often as the settings ask for; None where they ask for nothing."""
+    if not settings.bootstrap or not test:
         return None
-    return draw_weights(
-        len(test),
+    return draw_resamples(
+        [slide.patient for slide in test],
         n_replicates=settings.bootstrap,
         seed=settings.seed,
-        patients=[slide.patient for slide in test],
         strata=[slide.truth == 1 for slide in test] if settings.stratified else None,
     )
 
@@ -89,7 +78,7 @@ def count_froc(
     if len(known) < len(test) and definition == DEFINITIONS[0]:
         left_out = [s.slide_id for s in test if s not in known]
         notes.append(
-            f"FROC: {len(left_out)} tumour slides without annotated lesions left out: "
+            f"FROC: {pluralize(len(left_out), 'tumour slide')} without annotated lesions left out: "
             + ", ".join(left_out)
         )
     match = _match_lesions if definition == "camelyon16" else _match_by_patch
@@ -100,19 +89,14 @@ def count_froc(
     n_itc = {slide.slide_id: h.n_itc for slide, h in zip(known, hits, strict=True)}
     if not known:
         return RunFroc(_no_froc(definition, settings), rows, n_itc, detections)
-    for line in describe_found(hits):
+    for line in describe_reference(hits):
         log.info("%s: %s", definition, line)
     events = collect_events(hits, definition=definition)
     curve = build_froc(events, rates=settings.rates, at_rate=settings.at_rate)
-    weights = draw_patients(known, settings)
-    if weights is not None:
-        curve = add_interval(
-            curve,
-            events,
-            weights,
-            seed=settings.seed,
-            unit="patient",
-            stratified=settings.stratified,
+    resamples = draw_patients(known, settings)
+    if resamples is not None:
+        curve = add_intervals(
+            curve, events, resamples, seed=settings.seed, stratified=settings.stratified
         )
     return RunFroc(curve, rows, n_itc, detections)
 
@@ -139,9 +123,14 @@ def _match_lesions(
     if slide.truth == 0 or slide.annotation is None:
         reference = no_lesions(mpp=mpp, downsample=downsample, size=slide.slide_size)
     else:
-        reference = label_polygons(
-            slide.annotation.tumour, mpp=mpp, downsample=downsample, slide_size=slide.slide_size
-        )
+        try:
+            reference = label_polygons(
+                slide.annotation.tumour, mpp=mpp, downsample=downsample, slide_size=slide.slide_size
+            )
+        except ExtentError as error:
+            raise EvaluationError(
+                f"slide {slide.slide_id}: {error}; raise evaluate.reference_downsample"
+            ) from error
     hits = match_detections(reference, slide.detections)
     rows = lesion_rows(slide.slide_id, reference, hits)
     return hits, rows, _detection_cells(slide, reference)

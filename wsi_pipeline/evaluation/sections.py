@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from wsi_pipeline.evaluation.bootstrap import percentile_interval, weighted_ratio, weighted_roc_auc
+from wsi_pipeline.contracts import SPLITS
+from wsi_pipeline.evaluation.bootstrap import Resamples, weighted_roc_auc
 from wsi_pipeline.evaluation.calibration import (
     N_BINS,
     apply_temperature,
@@ -18,6 +19,7 @@ from wsi_pipeline.evaluation.calibration import (
 )
 from wsi_pipeline.evaluation.figures import Figures, add_ranking, add_threshold_figures
 from wsi_pipeline.evaluation.inputs import EvaluationSlide
+from wsi_pipeline.evaluation.intervals import Undefined, percentile_interval, share_interval
 from wsi_pipeline.evaluation.localisation import (
     THRESHOLD,
     ImageLocalisation,
@@ -38,6 +40,7 @@ COHORT_COLUMNS = (
 LOCALISATION_COLUMNS = (
     "n_pixels", "n_tumour", "n_unscored", "exact_match", "recall", "roc_auc",
 )  # fmt: skip
+_NAMED = 5  # ids in a note
 PATIENT_COLUMNS = ("patient", "label", "score", "predicted", "slides")
 
 Labelled = tuple[NDArray[np.int8], NDArray[np.float64]]
@@ -113,8 +116,16 @@ def _reliability_cells(
 # ------------------------------------------------------------ localisation
 
 
-def localisation_section(test: Sequence[EvaluationSlide], out: Path) -> Figures:
-    """Average how heatmaps lie on outlines; writes ``localisation.csv``, one row for each slide."""
+def localisation_section(
+    test: Sequence[EvaluationSlide],
+    out: Path,
+    elsewhere: Mapping[str, Sequence[str]],
+    notes: list[str],
+) -> Figures:
+    """Average how heatmaps lie on outlines; writes ``localisation.csv``, one row for each slide.
+
+    Outlined slides of other splits (`elsewhere`, by split) are counted, and named in `notes`.
+    """
     known = {s.slide_id: s.localisation for s in test if s.localisation is not None}
     reasons = {
         "average_exact_match": "no test slide has a heatmap and an outline",
@@ -122,7 +133,24 @@ def localisation_section(test: Sequence[EvaluationSlide], out: Path) -> Figures:
         "average_roc_auc": "no outlined slide has both tumour and other pixels",
     }
     write_localisation(out / "localisation.csv", "slide_id", known)
-    return average_section(known, skipped=len(test) - len(known), reasons=reasons)
+    notes += describe_elsewhere("outlined slide", elsewhere)
+    section = average_section(known, skipped=len(test) - len(known), reasons=reasons)
+    section.values["elsewhere"] = {split: len(ids) for split, ids in elsewhere.items()}
+    return section
+
+
+def describe_elsewhere(what: str, elsewhere: Mapping[str, Sequence[str]]) -> list[str]:
+    """Name what could be compared with maps and lies in splits that are not evaluated."""
+    notes = []
+    for split, ids in elsewhere.items():
+        n = f"1 {what} is" if len(ids) == 1 else f"{len(ids)} {what}s are"
+        more = f" and {len(ids) - _NAMED} more" if len(ids) > _NAMED else ""
+        asked = split if split in SPLITS else "all"
+        notes.append(
+            f"{n} in the split {split}, which is not evaluated: {', '.join(ids[:_NAMED])}{more}; "
+            f"set evaluate.split={asked} to compare their maps"
+        )
+    return notes
 
 
 def average_section(
@@ -204,13 +232,14 @@ def metastasis_section(
     slide_scores: Mapping[str, float | None],
     kinds: Mapping[str, str],
     threshold: SlideThreshold | None,
-    weights: NDArray[np.int64] | None,
+    resamples: Resamples | None,
 ) -> Figures:
     """Judge slides with macrometastases, micrometastases and ITC apart, each against the normal.
 
     Parameters
     ----------
-    weights : (B, S) of all test slides, optional
+    resamples : Resamples, optional
+        Of all test slides; None: no intervals.
     """
     section = Figures({"source": SOURCE})
     scored = np.array([slide_scores[s.slide_id] is not None for s in test])
@@ -228,7 +257,7 @@ def metastasis_section(
         part.values["roc_auc"] = auc["roc_auc"]
         if auc["roc_auc"] is None:
             part.undefined["roc_auc"] = reasons["roc_auc"] if of_kind.any() else f"no {kind} slide"
-        drawn = None if weights is None else weights[:, chosen]
+        drawn = None if resamples is None else resamples.take(chosen)
         _add_kind_figures(part, labels, scores[chosen], threshold, drawn, what=f"{kind} slide")
         section.values[kind] = part.values
         section.undefined |= {f"{kind}.{name}": why for name, why in part.undefined.items()}
@@ -240,15 +269,19 @@ def _add_kind_figures(
     labels: NDArray[np.int64],
     scores: NDArray[np.float64],
     threshold: SlideThreshold | None,
-    weights: NDArray[np.int64] | None,
+    resamples: Resamples | None,
     *,
     what: str,
 ) -> None:
-    if weights is not None:
-        defined = part.values["roc_auc"] is not None
-        replicates = weighted_roc_auc(labels, scores, weights) if defined else None
+    if resamples is not None:
+        kinds = {f"{what}s": labels == 1, "normal slides": labels == 0}
         part.add_interval(
-            "roc_auc", None if replicates is None else percentile_interval(replicates)
+            "roc_auc",
+            Undefined(part.undefined["roc_auc"])
+            if part.values["roc_auc"] is None
+            else percentile_interval(
+                weighted_roc_auc(labels, scores, resamples.weights), resamples, kinds=kinds
+            ),
         )
     if threshold is None:
         part.add({"sensitivity": None}, {"sensitivity": "there is no slide threshold"})
@@ -256,9 +289,8 @@ def _add_kind_figures(
     positive = (labels == 1).astype(np.int64)
     found = positive * (scores >= threshold.value)
     part.add_share("sensitivity", int(found.sum()), int(positive.sum()), f"no {what}")
-    if weights is not None:
-        values = weighted_ratio(found, positive, weights)
-        part.add_interval("sensitivity", percentile_interval(values))
+    if resamples is not None:
+        part.add_interval("sensitivity", share_interval(found, positive, resamples))
 
 
 # ------------------------------------------------------------ patients
@@ -276,7 +308,7 @@ def patient_section(
     test: Sequence[EvaluationSlide],
     slide_scores: Mapping[str, float | None],
     threshold: SlideThreshold | None,
-    weights: NDArray[np.int64] | None,
+    resamples: Resamples | None,
     out: Path,
 ) -> Figures:
     """Judge patients by their most suspicious slide; writes ``patients.csv``.
@@ -285,8 +317,8 @@ def patient_section(
 
     Parameters
     ----------
-    weights : (B, S), optional
-        Drawn by patient: all slides of one have the same weight.
+    resamples : Resamples, optional
+        Of the test slides, drawn by patient: all slides of one have the same weight.
     """
     patients = _group(test, slide_scores)
     write_rows(
@@ -306,7 +338,7 @@ def patient_section(
     known = [p for p in patients if p.score is not None]
     labels = np.array([p.label for p in known], dtype=np.int64)
     scores = np.array([p.score for p in known], dtype=np.float64)
-    drawn = None if weights is None else weights[:, [p.slides[0] for p in known]]
+    drawn = None if resamples is None else resamples.take([p.slides[0] for p in known])
     section = Figures(
         {
             "aggregator": "max over the patient's slides",

@@ -20,6 +20,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from tiling.wording import pluralize
 from wsi_pipeline.errors import EvaluationError
 
 Aggregator = Literal["max", "mean", "top_k", "mean_pool_max", "span"]
@@ -186,11 +187,10 @@ def freeze_threshold(
     chosen = choose_threshold(labels, scores)
     if chosen is not None:
         return SlideThreshold(
-            chosen, f"largest sensitivity + specificity on {len(labels)} validation slides"
+            chosen,
+            f"largest sensitivity + specificity on {pluralize(len(labels), 'validation slide')}",
         )
     if fallback is None or not math.isfinite(fallback):
         return None
-    return SlideThreshold(
-        fallback,
-        f"the patches' threshold, since {len(labels)} validation slides cannot choose one",
-    )
+    few = pluralize(len(labels), "validation slide")
+    return SlideThreshold(fallback, f"the patches' threshold, since {few} cannot choose one")

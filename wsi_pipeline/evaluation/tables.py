@@ -1,14 +1,13 @@
-"""CSV in and out: plain rows, errors with file and line, numbers that read back as the same.
+"""CSV of the evaluation: errors with file and line, numbers parsed as people write them.
 
-A float is written as the shortest text that reads back as the same float64.
+The format itself is that of all CSVs here (`wsi_pipeline.csv_files`).
 """
 
-import csv
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from tiling.files import open_file, write_aside
+from wsi_pipeline.csv_files import iterate_csv, write_csv
 from wsi_pipeline.errors import EvaluationError
 
 _FAR = 2**53  # beyond it float64 does not know whole numbers; no slide reaches so far
@@ -29,31 +28,15 @@ def read_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
     EvaluationError
         If the file cannot be read or is no CSV in UTF-8.
     """
-    try:
-        with open_file(path, newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(file, strict=True)
-            for row in reader:
-                fields = [field.strip() for field in row]
-                if any(fields):
-                    yield reader.line_num, fields
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise EvaluationError(f"{path}: not a CSV file in UTF-8 ({error})") from error
-    except OSError as error:
-        raise EvaluationError(f"{path}: cannot be read ({error.strerror})") from error
+    for line, row in iterate_csv(path, error=EvaluationError):
+        fields = [field.strip() for field in row]
+        if any(fields):
+            yield line, fields
 
 
 def write_rows(path: Path, header: Sequence[str], rows: Iterable[Sequence[Cell]]) -> None:
     """Write a CSV file, whole or not at all; None becomes an empty field."""
-    with write_aside(path) as scratch, scratch.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(header)
-        writer.writerows([_text(cell) for cell in row] for row in rows)
-
-
-def _text(cell: Cell) -> str:
-    if cell is None:
-        return ""
-    return repr(float(cell)) if isinstance(cell, float) else str(cell)
+    write_csv(path, header, rows)
 
 
 def parse_number(text: str) -> float | None:
@@ -78,9 +61,45 @@ def parse_score(where: str, name: str, text: str) -> float:
     return value
 
 
-def parse_pixel(where: str, name: str, text: str) -> int:
-    """Read a whole number of level-0 px; ``120.0``, as spreadsheets write it, is one."""
+def parse_coordinate(where: str, name: str, text: str) -> float:
+    """Read a position in level-0 px.
+
+    Raises
+    ------
+    EvaluationError
+        Naming `where` (file and line) and `name` (the column).
+    """
     value = parse_number(text)
-    if value is None or not math.isfinite(value) or value != int(value) or abs(value) > _FAR:
-        raise EvaluationError(f"{where}: {name} '{text}' is not a whole number of level-0 pixels")
-    return int(value)
+    if value is None or not math.isfinite(value) or abs(value) > _FAR:
+        raise EvaluationError(f"{where}: {name} '{text}' is not a position in level-0 pixels")
+    return value
+
+
+# Names that programs give the columns, besides our own; without case, blanks and punctuation.
+_ALIASES = {
+    "prob": {"probability", "score", "confidence", "p"},
+    "x": {"xcoordinate", "xcoord"},
+    "y": {"ycoordinate", "ycoord"},
+    "slide_id": {"slide", "slidename", "image", "imageid", "imagename", "file", "filename", "case"},
+    "label": {"type"},  # CAMELYON16's reference.csv
+}
+
+
+def find_column(header: Sequence[str], name: str) -> int | None:
+    """Find a column by its name or another common name of it.
+
+    Returns
+    -------
+    place : int or None
+        None if there is none, or there are several and none of them is called `name` itself.
+
+    Examples
+    --------
+    >>> find_column(["Confidence", "X coordinate"], "x")
+    1
+    """
+    plain = ["".join(c for c in field.lower() if c.isalnum()) for field in header]
+    own = name.replace("_", "")
+    exact = [i for i, field in enumerate(plain) if field == own]
+    found = exact or [i for i, field in enumerate(plain) if field in _ALIASES.get(name, ())]
+    return found[0] if len(found) == 1 else None

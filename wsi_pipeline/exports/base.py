@@ -36,16 +36,18 @@ class ExportSlide:
     def describe_unscored(self) -> str:
         """Say how many patches have no score; nothing where all have one."""
         lost = int((~self.scored).sum())
-        return f", {lost} without score left out" if lost else ""
+        return f", {lost} without a score left out" if lost else ""
 
     def describe_square(self) -> str:
-        """Say what is rounded where a format knows squares only; nothing where patches are such."""
+        """Describe what other tools round, as they know squares only; empty for square patches."""
         width, height = self.patch_l0
-        return "" if width == height else f"; as {width} px squares, though {height} px high"
+        if width == height:
+            return ""
+        return f"; other tools read {width} px squares, though patches are {height} px high"
 
 
 def leave_unscored(coords: NDArray[np.int64]) -> Scores:
-    """Stand in for the scores of patches of which nothing but their place is written."""
+    """All-NaN scores, for formats that export coordinates only."""
     return Scores(np.asarray(coords, np.int64), np.full(len(coords), np.nan, np.float32), {}, {})
 
 

@@ -6,6 +6,7 @@ without any gets a CSV without rows.
 
 from pathlib import Path
 
+from tiling.wording import pluralize
 from wsi_pipeline.evaluation.detections import write_detections
 from wsi_pipeline.exports.base import ExportJob
 from wsi_pipeline.heatmaps.nms import detect, radius_in_px
@@ -28,4 +29,4 @@ def write(job: ExportJob, folder: Path) -> tuple[list[Path], str]:
     )
     path = folder / f"{job.slide.info.slide_id}.csv"
     write_detections(path, found)
-    return [path], f"{len(found.scores)} detections"
+    return [path], pluralize(len(found.scores), "detection")

@@ -6,6 +6,7 @@ scores stand there. Patches without score are left out, since CLAM ranks all it 
 
 from pathlib import Path
 
+from tiling.wording import pluralize
 from wsi_pipeline.exports.base import ExportJob
 from wsi_pipeline.exports.hdf5 import write_hdf5
 from wsi_pipeline.scores import clam_attributes
@@ -23,5 +24,5 @@ def write(job: ExportJob, folder: Path) -> tuple[list[Path], str]:
         },
         coords_attributes=clam_attributes(slide.info, slide.geometry),
     )
-    said = f"{int(slide.scored.sum())} patches{slide.describe_unscored()}"
+    said = f"{pluralize(int(slide.scored.sum()), 'patch')}{slide.describe_unscored()}"
     return [path], said + slide.describe_square()

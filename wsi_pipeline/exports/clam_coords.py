@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from tiling.wording import pluralize
 from wsi_pipeline.exports.base import ExportJob
 from wsi_pipeline.exports.hdf5 import write_hdf5
 from wsi_pipeline.scores import clam_attributes
@@ -13,4 +14,4 @@ def write(job: ExportJob, folder: Path) -> tuple[list[Path], str]:
     path = folder / f"{slide.info.slide_id}.h5"
     attributes = clam_attributes(slide.info, slide.geometry)
     write_hdf5(path, {"coords": slide.scores.coords}, coords_attributes=attributes)
-    return [path], f"{len(slide.scores.coords)} patches{slide.describe_square()}"
+    return [path], f"{pluralize(len(slide.scores.coords), 'patch')}{slide.describe_square()}"

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tiling.files import write_aside
+from tiling.wording import pluralize
 from wsi_pipeline.contracts import Heatmap
 from wsi_pipeline.exports.base import ExportJob
 from wsi_pipeline.heatmaps.files import build_pyramid
@@ -31,7 +32,7 @@ def write(job: ExportJob, folder: Path) -> tuple[list[Path], str]:
     with write_aside(path) as scratch:
         _write_group(scratch, levels, attributes)
     height, width = levels[0].shape
-    return [path], f"{width} x {height} px, {len(levels)} levels"
+    return [path], f"{width} x {height} px, {pluralize(len(levels), 'level')}"
 
 
 def _write_group(path: Path, levels: list[NDArray[np.float32]], attributes: dict[str, Any]) -> None:

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tiling.files import write_aside
+from tiling.wording import format_number, pluralize
 from wsi_pipeline.exports.base import ExportJob, ExportSlide
 
 # Ids are made from what an object is, so that the same export gives the same bytes.
@@ -42,13 +43,13 @@ def write(job: ExportJob, folder: Path) -> tuple[list[Path], str]:
     if settings.qupath in ("regions", "both"):
         regions = list(_regions(job, shown))
         parts.append(regions)
-        said.append(f"{len(regions)} regions")
+        said.append(pluralize(len(regions), "region"))
     if settings.qupath in ("tiles", "both"):
         chosen = slide.scored & _touches(slide, shown)
         parts.append(_tiles(slide, chosen, shown))
         beside = int(slide.scored.sum() - chosen.sum())
         said.append(
-            f"{int(chosen.sum())} tiles{slide.describe_unscored()}"
+            f"{pluralize(int(chosen.sum()), 'tile')}{slide.describe_unscored()}"
             + (f", {beside} beside the scanned part left out" if beside else "")
         )
     with write_aside(path) as scratch, scratch.open("wb") as file:
@@ -136,7 +137,7 @@ def _regions(job: ExportJob, shown: Box) -> Iterator[Feature]:
                 "geometry": mapping(moved),
                 "properties": {
                     "objectType": "annotation",
-                    "name": f"{region.highest:.3f}",
+                    "name": format_number(region.highest),
                     "classification": {"name": name, "color": _colour(threshold)},
                     "isLocked": True,
                     "measurements": {

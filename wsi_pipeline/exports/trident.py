@@ -2,7 +2,8 @@
 
 TRIDENT reads a square of ``patch_size_level0`` level-0 px and scales it by the ratio of its two
 magnifications. These are names for resolutions here: the ratio is exact, and the level-0 one is
-what the scanner says or, where it says nothing, 10 / mpp (0.25 µm/px is called 40).
+what the scanner says or, where it says nothing, 10 / mpp (0.25 µm/px is called 40). TRIDENT knows
+squares only; ``patch_l0`` keeps both sides.
 """
 
 from pathlib import Path
@@ -10,8 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from tiling.wording import pluralize
 from wsi_pipeline.exports.base import ExportJob, ExportSlide
 from wsi_pipeline.exports.hdf5 import write_hdf5
+from wsi_pipeline.scores import exact_attributes
 
 
 def write(job: ExportJob, folder: Path) -> tuple[list[Path], str]:
@@ -20,11 +23,11 @@ def write(job: ExportJob, folder: Path) -> tuple[list[Path], str]:
     path = folder / f"{slide.info.slide_id}_patches.h5"
     coords = slide.scores.coords.astype(np.int64)
     write_hdf5(path, {"coords": coords}, coords_attributes=describe_patches(slide))
-    return [path], f"{len(coords)} patches{slide.describe_square()}"
+    return [path], f"{pluralize(len(coords), 'patch')}{slide.describe_square()}"
 
 
 def describe_patches(slide: ExportSlide) -> dict[str, Any]:
-    """Say in TRIDENT's words how large the patches are."""
+    """Describe in TRIDENT's terms how large the patches are, and both sides exactly."""
     geometry, info = slide.geometry, slide.info
     level0 = info.objective_power or round(10 / info.mpp[0])  # a name; see above
     ratio = geometry.patch_l0 / geometry.patch_px
@@ -37,4 +40,5 @@ def describe_patches(slide: ExportSlide) -> dict[str, Any]:
         "name": info.slide_id,
         "level0_width": info.size[0],
         "level0_height": info.size[1],
+        **exact_attributes(geometry),
     }

@@ -5,6 +5,7 @@ A patch without score is left out: WSInfer's readers take every row for a number
 
 from pathlib import Path
 
+from tiling.wording import pluralize
 from wsi_pipeline.evaluation.tables import write_rows
 from wsi_pipeline.exports.base import ExportJob
 
@@ -18,4 +19,4 @@ def write(job: ExportJob, folder: Path) -> tuple[list[Path], str]:
     scores = slide.scores.scores[slide.scored].tolist()
     rows = ((x, y, *slide.patch_l0, score) for (x, y), score in zip(coords, scores, strict=True))
     write_rows(path, header, rows)
-    return [path], f"{len(scores)} patches{slide.describe_unscored()}"
+    return [path], f"{pluralize(len(scores), 'patch')}{slide.describe_unscored()}"

@@ -1,12 +1,15 @@
 """WSInfer's coordinates of one slide, as its ``patches/`` folder has them: ``coords``, no scores.
 
-WSInfer reads squares of ``patch_size`` level-0 px and takes them as of ``patch_spacing_um_px``.
+WSInfer reads squares of ``patch_size`` level-0 px and takes them as of ``patch_spacing_um_px``;
+``patch_l0`` keeps both sides.
 """
 
 from pathlib import Path
 
+from tiling.wording import pluralize
 from wsi_pipeline.exports.base import ExportJob
 from wsi_pipeline.exports.hdf5 import write_hdf5
+from wsi_pipeline.scores import exact_attributes
 
 
 def write(job: ExportJob, folder: Path) -> tuple[list[Path], str]:
@@ -17,6 +20,7 @@ def write(job: ExportJob, folder: Path) -> tuple[list[Path], str]:
         "patch_size": slide.geometry.patch_l0,
         "patch_level": 0,
         "patch_spacing_um_px": slide.geometry.target_mpp,
+        **exact_attributes(slide.geometry),
     }
     write_hdf5(path, {"coords": slide.scores.coords}, coords_attributes=attributes)
-    return [path], f"{len(slide.scores.coords)} patches{slide.describe_square()}"
+    return [path], f"{pluralize(len(slide.scores.coords), 'patch')}{slide.describe_square()}"

@@ -1,5 +1,6 @@
 """Pictures of heatmaps: the slide, and the scores laid over it in a fixed colour scale."""
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -113,7 +114,8 @@ def draw_overlay(
     bar = figure.colorbar(scale, ax=[left, right], alpha=_OPACITY, fraction=0.035, pad=0.015)
     bar.set_label("score (uncoloured: not scored)", fontsize=8)
     bar.ax.tick_params(labelsize=8)
-    with write_aside(path) as scratch:
+    with write_aside(path) as scratch, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # of a name; it is drawn as a box
         figure.savefig(scratch, format="png", dpi=_DPI, metadata={"Software": None})
 
 

@@ -9,14 +9,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tiling.files import write_json
-from wsi_pipeline.contracts import SPLITS
+from wsi_pipeline.contracts import SPLITS, Split
 from wsi_pipeline.errors import EvaluationError
-from wsi_pipeline.evaluation.bootstrap import (
-    draw_weights,
-    percentile_interval,
-    weighted_ratio,
-)
+from wsi_pipeline.evaluation.bootstrap import draw_resamples, weighted_ratio
 from wsi_pipeline.evaluation.figures import Figures, add_ranking_intervals
+from wsi_pipeline.evaluation.intervals import (
+    find_shortage,
+    percentile_interval,
+    share_interval,
+)
 from wsi_pipeline.evaluation.leaks import Seen, refuse_leaks
 from wsi_pipeline.evaluation.patch import (
     Confusion,
@@ -31,7 +32,7 @@ from wsi_pipeline.evaluation.tables import Cell, write_rows
 from wsi_pipeline.images.localisation import localisation_of
 from wsi_pipeline.images.scoring import Rule, ScoredImage
 from wsi_pipeline.scores import TRAINED_ON
-from wsi_pipeline.settings import EvaluateConfig
+from wsi_pipeline.settings import EvaluateConfig, EvaluatedSplit
 
 _SLIDE_FIGURES = ("roc_auc", "roc_auc_ci95", "threshold", "accuracy", "sensitivity", "specificity")
 _NO_SLIDES = "a folder of images has no slides"
@@ -46,6 +47,7 @@ def evaluate_images(
     out: Path,
     settings: EvaluateConfig,
     masks: Mapping[str, NDArray[np.uint8]] | None = None,
+    mask_splits: Mapping[str, Split | None] | None = None,
     maps: Path | None = None,
 ) -> dict[str, Any]:
     """Compute and write one model's figures.
@@ -61,44 +63,45 @@ def evaluate_images(
         Gets ``metrics.json`` (last), ``images.csv``, ``confusion.csv``, ``roc.csv``,
         ``localisation.csv`` and pictures.
     settings : EvaluateConfig
-        Of them `bootstrap`, `stratified` and `seed`.
+        Of them `split`, `bootstrap`, `stratified` and `seed`.
     masks : mapping, optional
-        By image_id, what its map is laid on: (H, W) uint8, 1 on the object.
+        By image_id, what its map is compared with: (H, W) uint8, 1 on the object.
+    mask_splits : mapping, optional
+        By image_id, the split of each image with a mask.
     maps : Path, optional
         Folder of the maps.
 
     Returns
     -------
     metrics : dict
-        The content of ``metrics.json``: ``patch`` is at the level of images, of the test split,
-        else of val, else of all; ``splits`` has every split.
+        The content of ``metrics.json``: ``patch`` is at the level of images, of `settings.split`
+        (not set: the test split, else val, else all); ``splits`` has every split.
 
     Raises
     ------
     EvaluationError
-        If no labelled image is scored, or the model has seen a patient it would be tested on.
+        If no labelled image of the split is scored, or the model has seen a patient it would be
+        tested on.
     """
     (out / "metrics.json").unlink(missing_ok=True)
     known = [image for image in images if image.label >= 0]
     by_split = {split: [i for i in known if i.split == split] for split in SPLITS}
-    name = next((s for s in ("test", "val") if by_split[s]), "all")
-    chosen = [i for i in known if i.split == name] if name != "all" else known
-    if not chosen or (name == "all" and by_split["train"]):
-        raise EvaluationError(
-            f"{model}: no scored image with a class outside the split train; fill the split column "
-            "(or set splits in the config) and predict again"
-        )
-    notes = [] if name == "test" else [f"no image in the split test: figures are of {name}"]
-    trained_on = about.get(TRAINED_ON)
-    if name == "val" and trained_on is not None:  # that it was validated on them is no leak
-        trained_on = {key: ids for key, ids in trained_on.items() if key.startswith("train_")}
-    notes += refuse_leaks(Seen(i.image_id, i.patient, trained_on) for i in chosen)
+    name, notes = _choose_split(by_split, known, settings.split, model)
+    chosen = [i for i in known if name in (i.split, "all")]
+    seen = [Seen(i.image_id, i.patient, about.get(TRAINED_ON)) for i in chosen]
+    asked = settings.split or ("val" if name == "val" else "test")  # without any split, all: a test
+    notes += refuse_leaks(seen, evaluated=asked)
     section = Figures(*summarise(chosen, rule))
     if settings.bootstrap:
         _add_intervals(section, chosen, rule, settings, notes)
     splits = {split: summarise(part, rule)[0] for split, part in by_split.items() if part}
+    mapped = [i.image_id for i in images if name in (i.split, "all")]
     located, localisation, doubts = localisation_of(
-        [i.image_id for i in chosen], masks or {}, maps or out, about.get("checkpoint", "")
+        mapped,
+        masks or {},
+        maps or out,
+        about.get("checkpoint", ""),
+        elsewhere=_masks_elsewhere(masks or {}, mask_splits or {}, mapped),
     )
     metrics = {
         "model": model,
@@ -123,6 +126,45 @@ def evaluate_images(
     write_localisation(out / "localisation.csv", "image_id", located)
     write_json(out / "metrics.json", metrics)
     return metrics
+
+
+def _choose_split(
+    by_split: Mapping[Split, Sequence[ScoredImage]],
+    known: Sequence[ScoredImage],
+    wanted: EvaluatedSplit | None,
+    model: str,
+) -> tuple[str, list[str]]:
+    """Choose the split that is evaluated, with a note where it is not the test."""
+    if wanted is None:
+        name = next((s for s in ("test", "val") if by_split[s]), "all")
+        if not known or (name == "all" and by_split["train"]):
+            raise EvaluationError(
+                f"{model}: no scored image with a class outside the split train; fill the split "
+                "column (or set splits in the config) and predict again, or set evaluate.split"
+            )
+        note = f"no image in the split test: figures are of {name}"
+        return name, [] if name == "test" else [note]
+    if not (known if wanted == "all" else by_split[wanted]):
+        there = ", ".join(f"{s} {len(part)}" for s, part in by_split.items() if part) or "none"
+        raise EvaluationError(
+            f"{model}: no scored image with a class in the split {wanted} (evaluate.split); scored "
+            f"images with a class: {there}; score others by predict with predict.splits, or set "
+            "evaluate.split"
+        )
+    note = f"figures are of the split {wanted} (evaluate.split)"
+    return wanted, [] if wanted == "test" else [note]
+
+
+def _masks_elsewhere(
+    masks: Mapping[str, Any], splits: Mapping[str, Split | None], mapped: Sequence[str]
+) -> dict[str, list[str]]:
+    """List the images with a mask that are not evaluated, by split."""
+    evaluated = set(mapped)
+    found: dict[str, list[str]] = {}
+    for image_id in masks:
+        if image_id not in evaluated:
+            found.setdefault(splits.get(image_id) or "(none)", []).append(image_id)
+    return found
 
 
 def summarise(images: Sequence[ScoredImage], rule: Rule) -> tuple[dict[str, Any], dict[str, str]]:
@@ -157,31 +199,31 @@ def _add_intervals(
     settings: EvaluateConfig,
     notes: list[str],
 ) -> None:
-    """Add ``<figure>_ci95``: percentiles over resampled patients."""
+    """Add ``<figure>_ci95`` by patient, or the reason where there is none."""
     readable = [i for i in images if not np.isnan(i.score)]
-    patients = [i.patient for i in readable]
-    if len(set(patients)) < 2:
-        notes.append("all images are of one patient: there is nobody to resample, so no intervals")
+    if not readable:
         return
     labels = np.array([i.label for i in readable], np.int64)
     scores = np.array([i.score for i in readable])
-    weights = draw_weights(
-        len(readable),
+    resamples = draw_resamples(
+        [i.patient for i in readable],
         n_replicates=settings.bootstrap,
         seed=settings.seed,
-        patients=patients,
         strata=labels == 1 if settings.stratified else None,
     )
-    said = rule.decide(scores).astype(np.int64)
+    if shortage := find_shortage(resamples):
+        notes.append(f"too few patients for intervals by bootstrap: {shortage}")
+    called = rule.decide(scores).astype(np.int64)
     shares = {
-        "accuracy": ((said == labels).astype(np.int64), np.ones_like(labels)),
-        "precision": (said * labels, said),
-        "recall": (said * labels, labels),
-        "f1": (2 * said * labels, said + labels),
+        "accuracy": ((called == labels).astype(np.int64), np.ones_like(labels)),
+        "precision": (called * labels, called),
+        "recall": (called * labels, labels),
     }
     for name, (part, whole) in shares.items():
-        section.add_interval(name, percentile_interval(weighted_ratio(part, whole, weights)))
-    add_ranking_intervals(section, labels, scores, weights)
+        section.add_interval(name, share_interval(part, whole, resamples))
+    f1 = weighted_ratio(2 * called * labels, called + labels, resamples.weights)
+    section.add_interval("f1", percentile_interval(f1, resamples))
+    add_ranking_intervals(section, labels, scores, resamples, what="images")
 
 
 def count_images(images: Sequence[ScoredImage], rule: Rule) -> Confusion:

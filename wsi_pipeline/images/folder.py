@@ -5,21 +5,22 @@ split too. Images that lie in FOLDER itself are of no known class: to predict on
 whose rows are the data set.
 """
 
-import csv
-import io
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
-from tiling.files import open_file, write_text
+from tiling.same_content import find_same_content
 from wsi_pipeline.contracts import SPLITS, SlideEntry, Split
+from wsi_pipeline.csv_files import as_mapping, iterate_csv, read_csv, write_csv
 from wsi_pipeline.errors import ManifestError
 from wsi_pipeline.manifest import IMAGE_SUFFIXES, check_entries, with_splits
+from wsi_pipeline.names import check_name, check_twins, find_text_problem, printable
 from wsi_pipeline.settings import ImagesConfig
 
 UNNAMED = ("0", "1")  # classes of images that nobody has sorted
 COLUMNS = ("file", "class", "patient", "split", "mask")
+ALL = "images"  # what the one unit of work that holds all images is called
 _SPLIT_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val"} | {
     "test": "test"
 }
@@ -38,8 +39,18 @@ class ImageEntry:
     mask: str | None = None  # path within the folder; non-zero is the object
 
 
-def list_images(folder: Path, config: ImagesConfig) -> tuple[list[ImageEntry], tuple[str, str]]:
+def list_images(
+    folder: Path, config: ImagesConfig, *, with_splits: bool = True
+) -> tuple[list[ImageEntry], tuple[str, str]]:
     """List a data set's images, in the order of their ids (of the table's rows).
+
+    Parameters
+    ----------
+    folder : Path
+    config : ImagesConfig
+    with_splits : bool
+        False: splits of the table or the folders are neither read nor checked, for a caller that
+        makes its own.
 
     Returns
     -------
@@ -55,7 +66,9 @@ def list_images(folder: Path, config: ImagesConfig) -> tuple[list[ImageEntry], t
     """
     if not folder.is_dir():
         raise ManifestError(f"{folder}: no such folder of images")
-    found = _read_table(folder, config.table) if config.table else _walk(folder)
+    found = _read_table(folder, config.table, with_splits) if config.table else _walk(folder)
+    if not with_splits:
+        found = [replace(entry, split=None) for entry in found]
     if not found:
         raise ManifestError(
             f"{folder}: no images in it or its class folders (FOLDER/<class>/*; looked for "
@@ -70,8 +83,25 @@ def list_images(folder: Path, config: ImagesConfig) -> tuple[list[ImageEntry], t
         for entry in found
         if entry.class_name in labels
     ]
+    _check_names(folder, entries, classes)
     check_entries(as_slides(folder, entries))
     return entries, classes
+
+
+def _check_names(folder: Path, entries: Sequence[ImageEntry], classes: tuple[str, str]) -> None:
+    """Refuse images and classes whose names cannot be those of files, before any work is done."""
+    for entry in entries:
+        what, remedy = f"{folder}: the id of the image", "rename the file or its folder"
+        check_name(entry.image_id, what, remedy=remedy, error=ManifestError)
+        if entry.image_id == ALL:
+            raise ManifestError(f"{what} cannot be '{ALL}', the name of all of them; {remedy}")
+        reason = find_text_problem(entry.patient)
+        if reason:
+            shown = printable(entry.patient)
+            raise ManifestError(f"{entry.file}: patient '{shown}' contains {reason}")
+    for name in classes:
+        check_name(name, f"{folder}: the name of a class,", error=ManifestError)
+    check_twins(classes, f"{folder}: the classes", error=ManifestError)
 
 
 def _walk(folder: Path) -> list[ImageEntry]:
@@ -126,29 +156,27 @@ def _name_patients(entries: Sequence[ImageEntry], pattern: str) -> list[ImageEnt
     return named
 
 
-def _read_table(folder: Path, path: Path) -> list[ImageEntry]:
-    try:
-        with open_file(path, newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, strict=True)
-            names = reader.fieldnames or []
-            rows = [(reader.line_num, row) for row in reader]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ManifestError(f"{path}: not a CSV file in UTF-8 ({error})") from error
-    except OSError as error:
-        raise ManifestError(f"{path}: cannot be read ({error.strerror})") from error
+def _read_table(folder: Path, path: Path, with_splits: bool) -> list[ImageEntry]:
+    table = iterate_csv(path, error=ManifestError)
+    _, names = next(table, (0, []))
+    rows = [(line, as_mapping(names, cells)) for line, cells in table]
     if "file" not in names:
         raise ManifestError(
             f"{path}: no column 'file' in the header {list(names)}; known: {', '.join(COLUMNS)}"
         )
+    if not with_splits:
+        rows = [(line, {**row, "split": ""}) for line, row in rows]
     return [_parse_row(folder, path, line, row) for line, row in rows]
 
 
-def _parse_row(folder: Path, path: Path, line: int, row: Mapping[str, str | None]) -> ImageEntry:
+def _parse_row(folder: Path, path: Path, line: int, row: Mapping[str, str]) -> ImageEntry:
     where = f"{path}, line {line}"
-    text = {name: (row.get(name) or "").strip() for name in COLUMNS}
+    text = {name: row.get(name, "").strip() for name in COLUMNS}
     if not text["file"]:
         raise ManifestError(f"{where}: file is a path within the folder, got ''")
     for name in ("file", "mask"):
+        exact = row.get(name, "")  # spaces around a name are of the file if one is so named
+        text[name] = exact if exact.strip() and (folder / exact).is_file() else text[name]
         inside = PurePosixPath(text[name])
         if inside.is_absolute() or ".." in inside.parts:
             raise ManifestError(f"{where}: {name} is a path within the folder, got '{inside}'")
@@ -213,6 +241,29 @@ def split_images(entries: Sequence[ImageEntry], splits: Mapping[str, Split]) -> 
     return [replace(e, split=s.split) for e, s in zip(entries, slides, strict=True)]
 
 
+def describe_copies(folder: Path, entries: Sequence[ImageEntry]) -> str:
+    """Name images with the same content in two splits; empty where there are none.
+
+    They are no error: published splits have some (ISIC 2017: four).
+    """
+    same_as = find_same_content([folder / entry.file for entry in entries])
+    pairs = [
+        (entries[first], e) for e, first in zip(entries, same_as, strict=True) if first is not None
+    ]
+    apart = [
+        f"{one.file} ({one.split}) and {other.file} ({other.split})"
+        for one, other in pairs
+        if one.split and other.split and one.split != other.split
+    ]
+    if not apart:
+        return ""
+    more = f" and {len(apart) - 3} more" if len(apart) > 3 else ""
+    return (
+        f"{folder}: images with the same content are in different splits: "
+        f"{printable(', '.join(apart[:3]))}{more}; results on them are too good"
+    )
+
+
 # ------------------------------------------------------------ images.csv of a run
 
 _RUN_COLUMNS = ("image_id", "file", "class", "label", "patient", "split", "mask")
@@ -220,31 +271,35 @@ _RUN_COLUMNS = ("image_id", "file", "class", "label", "patient", "split", "mask"
 
 def write_images(path: Path, entries: Sequence[ImageEntry]) -> None:
     """Write ``images.csv``: the data set as used."""
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(_RUN_COLUMNS)
-    for e in entries:
-        label = "" if e.label < 0 else e.label
-        row = (e.image_id, e.file, e.class_name, label, e.patient, e.split or "", e.mask or "")
-        writer.writerow(row)
-    write_text(path, buffer.getvalue())
+    rows = (
+        (
+            e.image_id,
+            e.file,
+            e.class_name,
+            None if e.label < 0 else e.label,
+            e.patient,
+            e.split,
+            e.mask,
+        )
+        for e in entries
+    )
+    write_csv(path, _RUN_COLUMNS, rows)
 
 
 def read_images(path: Path) -> list[ImageEntry]:
     """Read what `write_images` wrote."""
     try:
-        with open_file(path, newline="") as file:
-            return [
-                ImageEntry(
-                    row["image_id"],
-                    row["file"],
-                    row["class"],
-                    int(row["label"] or -1),
-                    row["patient"],
-                    next((s for s in SPLITS if s == row["split"]), None),
-                    row["mask"] or None,
-                )
-                for row in csv.DictReader(file, strict=True)
-            ]
-    except (OSError, KeyError, ValueError, csv.Error) as error:
+        return [
+            ImageEntry(
+                check_name(row["image_id"], f"{path}: image_id", error=ManifestError),
+                row["file"],
+                row["class"],
+                int(row["label"] or -1),
+                row["patient"],
+                next((s for s in SPLITS if s == row["split"]), None),
+                row["mask"] or None,
+            )
+            for row in read_csv(path, error=ManifestError)
+        ]
+    except (KeyError, ValueError) as error:
         raise ManifestError(f"{path}: cannot be read ({error}); run tile again") from error

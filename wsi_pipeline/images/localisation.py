@@ -18,10 +18,11 @@ import tifffile
 import torch
 from numpy.typing import NDArray
 
+from tiling.wording import pluralize
 from wsi_pipeline.errors import EvaluationError
 from wsi_pipeline.evaluation.figures import Figures
 from wsi_pipeline.evaluation.localisation import ImageLocalisation, localise
-from wsi_pipeline.evaluation.sections import average_section
+from wsi_pipeline.evaluation.sections import average_section, describe_elsewhere
 from wsi_pipeline.images.maps import stretch
 from wsi_pipeline.preprocess import crop_centre
 
@@ -47,7 +48,7 @@ def localise_image(
         The map is a probability and taken as it is, else stretched over its image.
     """
     seen = crop_centre(torch.from_numpy(mask), (values.shape[0], values.shape[1])).numpy()
-    return localise(values if probability else stretch(values), seen, strict=True)
+    return localise(values if probability else stretch(values), seen)
 
 
 def localisation_of(
@@ -55,6 +56,8 @@ def localisation_of(
     masks: Mapping[str, NDArray[np.uint8]],
     folder: Path,
     checkpoint: str,
+    *,
+    elsewhere: Mapping[str, Sequence[str]] | None = None,
 ) -> tuple[dict[str, ImageLocalisation], Figures, list[str]]:
     """Compare the maps in a folder with masks.
 
@@ -68,12 +71,15 @@ def localisation_of(
         Of the maps, ``heatmaps/<model>``.
     checkpoint : str
         Digest of the one whose scores are evaluated.
+    elsewhere : mapping, optional
+        Images with a mask that are not evaluated, by their split.
 
     Returns
     -------
     known : by image_id
     section : Figures
-        ``skipped`` counts images that have a mask and no map.
+        ``skipped`` counts images that have a mask and no map, ``elsewhere`` the masks of images
+        that are not evaluated, by split.
     notes : list of str
 
     Raises
@@ -98,10 +104,14 @@ def localisation_of(
     skipped = len(wanted) - len(known)
     if skipped and not notes:
         notes.append(
-            f"{skipped} of {len(wanted)} evaluated images with a mask have no map; run heatmap "
-            "with --set maps_per_class=null, and evaluate again"
+            f"no map of {skipped} of {pluralize(len(wanted), 'evaluated image')} with a mask; run "
+            "heatmap again (with --set maps_per_class=null for all of them), then evaluate"
         )
-    return known, average_section(known, skipped=skipped, reasons=_REASONS), notes
+    others = elsewhere or {}
+    notes += describe_elsewhere("mask", others)
+    section = average_section(known, skipped=skipped, reasons=_REASONS)
+    section.values["elsewhere"] = {split: len(ids) for split, ids in others.items()}
+    return known, section, notes
 
 
 def _read_about(folder: Path) -> dict[str, Any]:

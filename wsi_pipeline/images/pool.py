@@ -7,7 +7,6 @@ scores of all runs together have one, though models of different runs need not s
 """
 
 import argparse
-import csv
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,8 +15,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from tiling.wording import format_number
+from wsi_pipeline.csv_files import read_csv
 from wsi_pipeline.errors import EvaluationError
 from wsi_pipeline.evaluation.patch import ranking_figures
+from wsi_pipeline.names import check_name
 
 HEADER = ("model", "images", "accuracy", "sensitivity", "specificity", "AUC")
 
@@ -51,22 +53,22 @@ def pool_scores(runs: Sequence[Path], model: str) -> Pooled:
     EvaluationError
         If a run has no scores of the model, an image is tested twice, or there is no image.
     """
+    check_name(model, "the model", error=EvaluationError)
     found: dict[str, tuple[bool, float, bool]] = {}
     for run in runs:
         path = run / "scores" / model / "images.csv"
         if not path.is_file():
             raise EvaluationError(f"{path}: no such file; run predict for {model} on {run}")
-        with path.open(newline="", encoding="utf-8") as file:
-            for row in csv.DictReader(file):
-                if row["split"] != "test" or row["label"] not in ("0", "1") or not row["score"]:
-                    continue
-                if row["image_id"] in found:
-                    raise EvaluationError(f"{path}: {row['image_id']} is tested in two runs")
-                found[row["image_id"]] = (
-                    row["label"] == "1",
-                    float(row["score"]),
-                    row["predicted"] == "1",
-                )
+        for row in read_csv(path, error=EvaluationError):
+            if row["split"] != "test" or row["label"] not in ("0", "1") or not row["score"]:
+                continue
+            if row["image_id"] in found:
+                raise EvaluationError(f"{path}: {row['image_id']} is tested in two runs")
+            found[row["image_id"]] = (
+                row["label"] == "1",
+                float(row["score"]),
+                row["predicted"] == "1",
+            )
     if not found:
         raise EvaluationError(f"no labelled test image of {model} in {', '.join(map(str, runs))}")
     labels, scores, predicted = zip(*found.values(), strict=True)
@@ -101,7 +103,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             pooled = pool_scores(runs, model)
         except EvaluationError as error:
             parser.error(str(error))
-        cells = ["-" if value is None else f"{value:.3f}" for value in figures_of(pooled).values()]
+        cells = [
+            "-" if value is None else format_number(value) for value in figures_of(pooled).values()
+        ]
         line = "".join(f"{cell:>13}" for cell in (str(pooled.labels.size), *cells))
         sys.stdout.write(f"{model:16}{line}\n")
     return 0

@@ -1,6 +1,5 @@
 """Score the images of a run with a model, and keep the scores as a table."""
 
-import csv
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,9 +10,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tiling.files import write_aside, write_json
+from tiling.files import write_json
 from wsi_pipeline.checkpoint import CheckpointMeta
 from wsi_pipeline.contracts import SPLITS, Split
+from wsi_pipeline.csv_files import read_csv, write_csv
 from wsi_pipeline.data import prefetch, same_patches, to_unit_range
 from wsi_pipeline.devices import Precision, compute_in, place_model
 from wsi_pipeline.errors import InferenceError, ScoresError
@@ -203,14 +203,12 @@ def write_scores(
     scores = sigmoid(logits)
     predicted = rule.decide(scores)
     table, about = folder / "images.csv", folder / "images.json"
-    with write_aside(table) as scratch, scratch.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(COLUMNS)
-        for e, score, logit, positive in zip(entries, scores, logits, predicted, strict=True):
-            known = "" if e.label < 0 else e.label
-            said = ("", "", "") if np.isnan(logit) else (float(score), float(logit), int(positive))
-            row = (e.image_id, e.patient, e.split or "", e.class_name, known, *said)
-            writer.writerow(row)
+    rows = []
+    for e, score, logit, positive in zip(entries, scores, logits, predicted, strict=True):
+        known = None if e.label < 0 else e.label
+        answer = (None,) * 3 if np.isnan(logit) else (float(score), float(logit), int(positive))
+        rows.append((e.image_id, e.patient, e.split, e.class_name, known, *answer))
+    write_csv(table, COLUMNS, rows)
     write_json(about, {**attributes, "threshold": rule.threshold, "strict": rule.strict})
     return [table, about]
 
@@ -225,9 +223,8 @@ def read_scores(folder: Path) -> tuple[list[ScoredImage], dict[str, Any]]:
     """
     try:
         about: dict[str, Any] = json.loads((folder / "images.json").read_text(encoding="utf-8"))
-        with (folder / "images.csv").open(newline="", encoding="utf-8") as file:
-            images = [_parse(row) for row in csv.DictReader(file, strict=True)]
-    except (OSError, KeyError, ValueError, csv.Error) as error:
+        images = [_parse(row) for row in read_csv(folder / "images.csv", error=ScoresError)]
+    except (OSError, KeyError, ValueError) as error:
         raise ScoresError(f"{folder}: no scores of images ({error}); run predict again") from error
     return images, about
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from tiling.contracts import SlideInfo, TileGeometry
 from tiling.files import digest_file, digest_json, write_aside, write_json
+from tiling.wording import pluralize
 from wsi_pipeline.config import as_plain
 from wsi_pipeline.data import prefetch
 from wsi_pipeline.errors import ManifestError, StageError
@@ -105,8 +106,8 @@ def prepare_images(
                 on_progress(row + 1, len(entries))
         if array is None:
             raise ManifestError(
-                f"{folder}: not one of its {len(entries)} images can be decoded; the first: "
-                f"{next(iter(problems.values()))}"
+                f"{folder}: none of its {pluralize(len(entries), 'image')} can be decoded; "
+                f"the first: {next(iter(problems.values()))}"
             )
         array.flush()  # type: ignore[attr-defined]  # a memory map
         size = array.shape[1:3]
@@ -168,8 +169,8 @@ def open_images(folder: Path, entries: Sequence[ImageEntry]) -> ImageArray:
         raise StageError(f"{folder}: no prepared images ({error}); run tile again") from error
     if about.get("schema") != SCHEMA or len(pixels) != len(entries):
         raise StageError(
-            f"{folder}: {len(pixels)} prepared images for {len(entries)} in images.csv; run tile "
-            "again"
+            f"{folder}: {pluralize(len(pixels), 'prepared image')} for {len(entries)} in "
+            "images.csv; run tile again"
         )
     lost = set(about["unreadable"])
     return ImageArray(

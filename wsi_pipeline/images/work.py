@@ -12,12 +12,14 @@ from typing import Any
 import numpy as np
 
 from tiling.files import write_json
+from tiling.wording import format_number, pluralize
 from wsi_pipeline.contracts import Split
 from wsi_pipeline.errors import StageError
 from wsi_pipeline.images.folder import ImageEntry, read_images
 from wsi_pipeline.runfolder import RunFolder, Unit, list_files, record_failure
 from wsi_pipeline.settings import (
     EvaluateConfig,
+    EvaluatedSplit,
     HeatmapConfig,
     ImagesConfig,
     PredictConfig,
@@ -52,7 +54,10 @@ def _prepare(
     lost = f", {len(problems)} unreadable" if problems else ""
     files = [run.tiles / "images.npy", run.tiles / "images.json"]
     files += [path for path in [run.tiles / "masks.npy"] if path.is_file()]
-    return files, f"{len(entries)} images{lost}, {files[0].stat().st_size / 2**20:.1f} MiB"
+    return (
+        files,
+        f"{pluralize(len(entries), 'image')}{lost}, {files[0].stat().st_size / 2**20:.1f} MiB",
+    )
 
 
 def _train(
@@ -100,16 +105,23 @@ def _groups(run: RunFolder, split: Split, seed: int) -> list[Any]:
     """Make the groups of a split; for training of equally many images where that is asked for."""
     import json
 
-    from wsi_pipeline.images.store import choose_equal, group_by_patient, open_images
+    from wsi_pipeline.images.store import (
+        choose_equal,
+        group_by_patient,
+        open_images,
+        raise_to_parity,
+    )
 
     entries = read_images(run.images)
     images = open_images(run.tiles, entries)
     rows = [row for row, e in enumerate(entries) if e.split == split and e.label >= 0]
     about = json.loads((run.tiles / "images.json").read_text(encoding="utf-8"))
-    if split == "train" and about["settings"]["equal_classes"]:
+    balance = about["settings"]["equal_classes"]
+    if split == "train" and balance:
         labels = np.array([entries[row].label for row in rows], np.int8)
         labels[images.unreadable[rows]] = -1
-        rows = [rows[place] for place in choose_equal(labels, seed=seed)]
+        choose = raise_to_parity if balance == "upsample" else choose_equal
+        rows = [rows[place] for place in choose(labels, seed=seed)]
     return group_by_patient(images, entries, rows)
 
 
@@ -176,7 +188,7 @@ def _predict(
     chosen = [entries[row] for row in rows]
     files = write_scores(run.path / "scores" / model, chosen, logits, rule, attributes)
     lost = int(np.isnan(logits).sum())
-    return files, f"{len(rows)} images" + (f", {lost} unreadable" if lost else "")
+    return files, pluralize(len(rows), "image") + (f", {lost} unreadable" if lost else "")
 
 
 def _heatmap(
@@ -200,7 +212,7 @@ def _heatmap(
     network, meta = load_checkpoint(arguments["checkpoint"])
     device = resolve_device(arguments["device"])
     network = network.to(device)
-    rows = choose_shown(entries, images.unreadable, config.maps_per_class)
+    rows = choose_shown(entries, images.unreadable, config.maps_per_class, split=arguments["split"])
     folder = run.path / "heatmaps" / model
     about_maps = folder / "maps.json"
     about_maps.unlink(missing_ok=True)  # it speaks of maps that are about to go
@@ -225,7 +237,7 @@ def _heatmap(
         "images": [entries[row].image_id for row in rows],
     }
     write_json(about_maps, about)
-    return [*files, about_maps], f"maps of {len(rows)} images"
+    return [*files, about_maps], f"maps of {pluralize(len(rows), 'image')}"
 
 
 def _remove(files: Sequence[Path]) -> None:
@@ -233,17 +245,21 @@ def _remove(files: Sequence[Path]) -> None:
         path.unlink(missing_ok=True)
 
 
-def choose_shown(entries: Sequence[ImageEntry], unreadable: Any, most: int | None) -> list[int]:
-    """Choose the first `most` readable images of each class, of the test split where there is one.
+def choose_shown(
+    entries: Sequence[ImageEntry],
+    unreadable: Any,
+    most: int | None,
+    *,
+    split: EvaluatedSplit | None = None,
+) -> list[int]:
+    """Choose the first `most` readable images of each class, of the split that is evaluated.
 
-    Without a test split, of val; else of all.
+    Not set: of the test split where there is one, else of val, else of all.
     """
     splits = {e.split for e in entries}
-    split = next((s for s in ("test", "val") if s in splits), None)
+    name = split or next((s for s in ("test", "val") if s in splits), "all")
     rows = [
-        row
-        for row, e in enumerate(entries)
-        if (split is None or e.split == split) and not unreadable[row]
+        row for row, e in enumerate(entries) if name in (e.split, "all") and not unreadable[row]
     ]
     chosen: list[int] = []
     for label in (0, 1, -1):
@@ -260,6 +276,7 @@ def _evaluate(
     from wsi_pipeline.images.scoring import read_scores
 
     config: EvaluateConfig = arguments["config"]
+    entries = read_images(run.images)
     images, about = read_scores(run.path / "scores" / model)
     out = run.evaluation(model)
     rule = rule_of(about, config.image_threshold)
@@ -270,14 +287,15 @@ def _evaluate(
         model=model,
         out=out,
         settings=config,
-        masks=read_masks(run.tiles, read_images(run.images)),
+        masks=read_masks(run.tiles, entries),
+        mask_splits={e.image_id: e.split for e in entries},
         maps=run.path / "heatmaps" / model,
     )
     figures = {"accuracy": "accuracy", "ROC AUC": "roc_auc", "loss": "loss"}
     found = {name: metrics["patch"][key] for name, key in figures.items()}
-    said = [f"{name} {'undefined' if v is None else f'{v:.3f}'}" for name, v in found.items()]
+    said = [f"{name} {'undefined' if v is None else format_number(v)}" for name, v in found.items()]
     if n := metrics["localisation"]["n"]:
-        said.append(f"maps against {n} masks")
+        said.append(f"maps compared with {pluralize(n, 'mask')}")
     return list_files(out), f"{metrics['evaluated']}: " + ", ".join(said)
 
 

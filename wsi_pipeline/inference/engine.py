@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from tiling.wording import pluralize
 from wsi_pipeline.checkpoint import CheckpointMeta
 from wsi_pipeline.data import CLASS_NAMES, Batch, Patches, prefetch, read_batch, same_patches
 from wsi_pipeline.devices import Precision
@@ -58,14 +59,14 @@ class PredictSummary:
 
     def __str__(self) -> str:
         if not self.n_patches:
-            return "0 patches: none of its tiles shows tissue, nothing to score"
-        parts = [f"{self.n_patches} patches"]
+            return "0 patches: no tile contains tissue, nothing to score"
+        parts = [pluralize(self.n_patches, "patch")]
         if self.n_unreadable:
             parts.append(f"{self.n_unreadable} unreadable")
         if self.n_resumed:
             parts.append(f"{self.n_resumed} of them done before")
         said = (
-            f"{', '.join(parts)}; read {self.seconds_read_wait:.1f} s, transfer "
+            f"{', '.join(parts)}; waited {self.seconds_read_wait:.1f} s for pixels, transfer "
             f"{self.seconds_transfer:.1f} s, model {self.seconds_model:.1f} s in batches of "
             f"{min(self.batch_size, self.n_patches)}"
         )
@@ -181,13 +182,14 @@ def predict_store(
     unread = np.isnan(scores)
     if len(rows) and unread.all():
         raise InferenceError(
-            f"{slide_id}: not one of its {len(rows)} patches could be read; "
+            f"{slide_id}: none of its {pluralize(len(rows), 'patch')} could be read; "
             "check the slide file, then tile and predict again"
         )
     if unread.sum() > max_unreadable * len(scores):
         raise InferenceError(
-            f"{slide_id}: {unread.sum()} of {len(scores)} patches cannot be decoded, more than "
-            f"tile.max_unreadable={max_unreadable:g} allows; copy the slide again from its source"
+            f"{slide_id}: {unread.sum()} of {pluralize(len(scores), 'patch')} cannot be decoded, "
+            f"more than tile.max_unreadable={max_unreadable:g} allows; copy the "
+            "slide again from its source"
         )
     summary = PredictSummary(
         n_patches=len(scores),

@@ -16,8 +16,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from tiling.wording import pluralize
 from wsi_pipeline.data import to_unit_range
-from wsi_pipeline.devices import Precision, compute_in, place_model
+from wsi_pipeline.devices import Precision, compute_in, exact_fp32, place_model
 from wsi_pipeline.errors import ConfigError, InferenceError
 from wsi_pipeline.settings import Compiler
 
@@ -182,7 +183,7 @@ class Forward:
             if len(pixels) == 1:
                 raise self._too_large(slide_id)
             self.limit = len(pixels) // 2
-            log.warning("%s: out of memory, going on with batches of %d", slide_id, self.limit)
+            log.warning("%s: out of memory, continuing with batches of %d", slide_id, self.limit)
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
         size = self.limit  # parts may halve it further
@@ -199,7 +200,7 @@ class Forward:
 
     @contextlib.contextmanager
     def _inference(self, precision: Precision) -> Iterator[None]:
-        with torch.inference_mode(), compute_in(precision, self.device):
+        with torch.inference_mode(), exact_fp32(), compute_in(precision, self.device):
             yield
 
     def _pad(self, pixels: Tensor) -> Tensor:
@@ -212,7 +213,7 @@ class Forward:
     def _too_large(self, slide_id: str) -> InferenceError:
         return InferenceError(
             f"{slide_id}: not even one patch fits into the memory of {self.device}; "
-            "use --device cpu, a smaller patch_px, or free the device for this job"
+            "use --device cpu, or free the device for this job"
         )
 
 
@@ -222,8 +223,8 @@ def _checked(
     n_bad = int((~np.isfinite(scores)).sum())
     if n_bad:
         raise InferenceError(
-            f"{slide_id}: the model gave no finite score for {n_bad} of {len(scores)} patches in "
-            f"{precision}; {cure_no_score(precision)}"
+            f"{slide_id}: the model returned no finite score for {n_bad} of "
+            f"{pluralize(len(scores), 'patch')} in {precision}; {cure_no_score(precision)}"
         )
     return scores
 
@@ -233,8 +234,8 @@ def cure_no_score(precision: Precision) -> str:
     if precision != "fp32":
         return "use --set predict.precision=fp32, or train again"
     return (
-        "the weights in its checkpoint are too large or no numbers: train again with a lower lr, "
-        "or give another checkpoint"
+        "the weights in its checkpoint are too large or not finite: train again with a lower lr, "
+        "or use another checkpoint"
     )
 
 

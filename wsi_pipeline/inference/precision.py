@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tiling.wording import pluralize
 from wsi_pipeline.inference.forward import Forward
 
 # Patches compared per slide: on the CPU fp32 takes about three times as long as bf16, so this costs
@@ -35,8 +36,8 @@ class PrecisionCheck:
 
     def __str__(self) -> str:
         return (
-            f"largest difference from fp32 on {self.n_patches} patches "
-            f"{self.largest_difference:.1e}, {self.n_flipped} decisions flipped"
+            f"largest difference from fp32 on {pluralize(self.n_patches, 'patch')} "
+            f"{self.largest_difference:.1e}, {pluralize(self.n_flipped, 'decision')} flipped"
         )
 
 

@@ -44,9 +44,15 @@ NUCLEI = ("shape", "lbp", "pftas")  # [2], appendix F; a logistic regression
 
 
 def pftas(image: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """Parameter-free threshold adjacency statistics: (H, W, C) uint8 -> (162,), of grey (54,)."""
-    found = mh.pftas(to_grey(image) if image.shape[2] == 1 else image)
-    return np.asarray(found, np.float64)
+    """Parameter-free threshold adjacency statistics: (H, W, C) uint8 -> (54 * C,).
+
+    Each channel is passed on its own and the results are concatenated, channel 0 first. mahotas
+    accepts (H, W, 3) too, but as a volume of three planes: its 162 values then count neighbours
+    across channels and apply one threshold to all three.
+    """
+    channels = np.moveaxis(image, 2, 0)
+    found = [mh.pftas(np.ascontiguousarray(channel)) for channel in channels]
+    return np.concatenate(found).astype(np.float64)
 
 
 def haralick(image: NDArray[np.uint8]) -> NDArray[np.float64]:

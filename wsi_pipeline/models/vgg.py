@@ -10,7 +10,6 @@ References
 """
 
 import math
-from pathlib import Path
 from typing import ClassVar
 
 import torch
@@ -231,75 +230,3 @@ def make_features(
         modules += [conv, ReLU()]  # modules, not functions: guided backpropagation hooks them
         channels = out
     return nn.Sequential(*modules), channels
-
-
-def load_imagenet_weights(model: nn.Module, path: Path) -> None:
-    """Load a state dict in torchvision's layout into a model.
-
-    Parameters
-    ----------
-    model : nn.Module
-        With ``features`` as `make_features` builds them, and perhaps a ``classifier``.
-    path : Path
-        ``.safetensors``, or ``.pth`` as torchvision publishes it. The convolutions are taken, and
-        the hidden linear layers where the model has them; the last layer, of 1000 classes, is not.
-
-    Raises
-    ------
-    ModelError
-        Naming the file, and the layer that is missing or of another shape.
-    """
-    found = _read_tensors(path)
-    wanted = {k: v for k, v in model.state_dict().items() if _is_pretrained(k, model)}
-    for name, parameter in wanted.items():
-        if name not in found:
-            raise ModelError(
-                f"{path.name}: no layer '{name}'; give weights of the same VGG, in torchvision's "
-                "layout"
-            )
-        if found[name].shape != parameter.shape:
-            raise ModelError(
-                f"{path.name}: layer '{name}' is {tuple(found[name].shape)}, the model's is "
-                f"{tuple(parameter.shape)}; give weights of the same VGG, or set width to 1"
-            )
-    model.load_state_dict({name: found[name] for name in wanted}, strict=False)
-
-
-def _is_pretrained(name: str, model: nn.Module) -> bool:
-    part, _, rest = name.partition(".")
-    if part == "classifier" and isinstance(model.classifier, nn.Sequential):
-        return int(rest.partition(".")[0]) < len(model.classifier) - 1
-    return part == "features"
-
-
-def check_weights_file(path: Path) -> None:
-    """Refuse weights to start from that are not there.
-
-    Raises
-    ------
-    ModelError
-        Naming the file and where it is set.
-    """
-    if not path.is_file():
-        raise ModelError(
-            f"{path}: no such weights file; give it by --weights or train.<model>.model.weights"
-        )
-
-
-def _read_tensors(path: Path) -> dict[str, Tensor]:
-    import safetensors
-    import safetensors.torch
-
-    check_weights_file(path)
-    try:
-        if path.suffix == ".safetensors":
-            return safetensors.torch.load_file(path)
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds; each means: no weights
-        raise ModelError(
-            f"{path.name}: not a file of weights ({type(error).__name__}); give a .safetensors, or "
-            "a .pth of plain tensors"
-        ) from error
-    if not isinstance(found, dict) or not all(isinstance(v, Tensor) for v in found.values()):
-        raise ModelError(f"{path.name}: not a state dict of plain tensors")
-    return found

@@ -83,7 +83,7 @@ def _plan_own(
 
 def _plan_audit(audited: Sequence[Audited], config: TileConfig, *, workers: int) -> Footprint:
     chosen = choose(audited)
-    tasks = [SampleTask(one, patch, config) for one, patch in chosen]
+    tasks = [SampleTask(one, patch, one.entry.tile_config(config)) for one, patch in chosen]
     samples: dict[tuple[str, int], Sample] = {}
     for number, found in look_at_each(read_sample, tasks, workers=workers):
         if not isinstance(found, StageError):

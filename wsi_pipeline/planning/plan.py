@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from tiling.contracts import TileConfig
 from tiling.errors import SlideError, TilingError
+from tiling.wording import pluralize
 from wsi_pipeline.cluster import Shard, select_shard
 from wsi_pipeline.config import Config, anchor_paths
-from wsi_pipeline.contracts import SlideEntry
+from wsi_pipeline.contracts import SlideEntry, Split
 from wsi_pipeline.errors import ConfigError, PipelineError, StageError
 from wsi_pipeline.label_audit import Audited, audit_slide
 from wsi_pipeline.planning.around import NOTHING, Footprint, plan_around
@@ -25,6 +26,7 @@ from wsi_pipeline.progress import StageProgress
 from wsi_pipeline.runfolder import RunFolder, State, Unit, unit_state
 from wsi_pipeline.settings import TrainConfig
 from wsi_pipeline.slide_contents import is_finished, old_tile_fingerprint
+from wsi_pipeline.splits import advise_missing_split
 from wsi_pipeline.stages import list_entries, slide_bytes
 
 if TYPE_CHECKING:
@@ -278,7 +280,7 @@ def _probe(slide: "Slide", plan: "TilePlan") -> tuple[float, int, int]:
 def _check_probe(n_bad: int, n_read: int, task: PlanTask) -> None:
     if n_bad == n_read and task.config.max_unreadable < 1:
         raise SlideError(
-            f"{task.entry.path.name}: none of {n_read} patches that were tried can be decoded; "
+            f"{task.entry.path.name}: none of {pluralize(n_read, 'sampled patch')} can be decoded; "
             "copy the file again from its source"
         )
 
@@ -324,7 +326,7 @@ def plan_run(
         models=tuple(models),
         estimates=_estimate(slides, config),
         free_bytes=_free_bytes(config.out),
-        problems=tuple(_find_problems(slides, config)) if shard is None else (),
+        problems=tuple(_find_problems(slides, entries, config)) if shard is None else (),
         shard_bytes=_shard_bytes(weights, shard),
         workers=max(1, min(workers, len(mine))),
     )
@@ -341,7 +343,7 @@ def _plan_slides(
     entries: Sequence[SlideEntry], config: Config, *, workers: int, quiet: bool
 ) -> tuple[list[SlidePlan], list[Audited]]:
     near, run = anchor_paths((list(entries), config.out), Path.cwd())
-    tasks = [PlanTask(entry, config.tile, run) for entry in near]
+    tasks = [PlanTask(entry, entry.tile_config(config.tile), run) for entry in near]
     plans: dict[int, SlidePlan] = {}
     audited: dict[int, Audited] = {}
     with StageProgress("plan", len(tasks), quiet=quiet) as progress:
@@ -388,20 +390,24 @@ def _estimate(slides: Sequence[SlidePlan], config: Config) -> dict[str, tuple[in
     return found
 
 
-def _find_problems(slides: Sequence[SlidePlan], config: Config) -> list[str]:
+def _find_problems(
+    slides: Sequence[SlidePlan], entries: Sequence[SlideEntry], config: Config
+) -> list[str]:
     if "train" not in config.stages:
         return []
     if not config.train:
         return ["train: the config names no model under train; name one, or leave train out"]
     found = []
     validated = any(settings.monitor != "none" for settings in config.train.values())
-    for split in ("train", "val") if validated else ("train",):
+    needed: list[Split] = ["train", "val"] if validated else ["train"]
+    for split in needed:
         inside = [s for s in slides if s.split == split and not s.problem]
+        if not inside and any(s.split == split for s in slides):
+            found.append(f"train: no readable slide in split {split}")
+            continue
         if not inside:
-            found.append(
-                f"train: no usable slide in split {split}; fill the manifest's split column, or "
-                "set splits in the config"
-            )
+            advice = advise_missing_split(entries, split, made=config.splits)
+            found.append(f"train: no slide in split {split}: {advice}")
             continue
         counts = {
             "positive": sum(s.positive for s in inside),
@@ -409,8 +415,8 @@ def _find_problems(slides: Sequence[SlidePlan], config: Config) -> list[str]:
         }
         missing = [kind for kind, count in counts.items() if not count]
         found += [
-            f"train: split {split} has no {kind} patch in its {len(inside)} slides; check labels, "
-            "annotations and label_rule"
+            f"train: split {split} has no {kind} patch in its "
+            f"{pluralize(len(inside), 'slide')}; check labels, annotations and tile.label_rule"
             for kind in missing
         ]
     return found

@@ -1,8 +1,9 @@
 """A plan in words, for the terminal."""
 
+from tiling.wording import format_duration, pluralize
 from wsi_pipeline.planning.plan import ModelPlan, RunPlan, SlidePlan
 
-STATE = {"missing": "new", "stale": "stale, built again", "finished": "finished, kept"}
+STATE = {"missing": "new", "stale": "out of date, to be rebuilt", "finished": "finished, kept"}
 
 
 def describe(plan: RunPlan) -> list[str]:
@@ -25,35 +26,36 @@ def _slide_row(s: SlidePlan) -> tuple[str, ...]:
         return (s.slide_id, *[""] * 8, f"WOULD FAIL: {s.problem}")
     said = [STATE[s.state], *s.notes]
     if s.unreadable_probes:
-        said.append(f"{s.unreadable_probes} of the patches tried cannot be decoded")
+        said.append(f"{pluralize(s.unreadable_probes, 'sampled patch')} cannot be decoded")
     counts = [str(n) for n in (s.patches, s.positive, s.negative, s.ignored, s.unlabelled)]
-    size, seconds = size_text(s.bytes), time_text(s.seconds)
+    size, seconds = size_text(s.bytes), format_duration(s.seconds)
     return (s.slide_id, *counts, size, str(s.files), seconds, "; ".join(said))
 
 
 def summarise(plan: RunPlan) -> list[str]:
-    """Say the totals and what would go wrong."""
+    """Give the totals and what would go wrong."""
     failing = [s for s in plan.slides if s.problem]
     by_state = {
         state: [s for s in plan.slides if not s.problem and s.state == state]
         for state in ("missing", "stale", "finished")
     }
     lines = [
-        f"{len(plan.slides)} slides: {len(by_state['missing'])} new, {len(by_state['stale'])} "
-        f"stale, {len(by_state['finished'])} finished, {len(failing)} would fail",
-        f"tile: {sum(s.patches for s in plan.new)} patches, "
-        f"{size_text(plan.new_bytes)} in {plan.new_files} files, "
-        f"about {time_text(sum(s.seconds for s in plan.new) / plan.workers)} with "
-        f"{plan.workers} worker{'s' if plan.workers > 1 else ''}",
+        f"{pluralize(len(plan.slides), 'slide')}: {len(by_state['missing'])} new, "
+        f"{len(by_state['stale'])} out of date, {len(by_state['finished'])} finished, "
+        f"{len(failing)} would fail",
+        f"tile: {pluralize(sum(s.patches for s in plan.new), 'patch')}, "
+        f"{size_text(plan.new_bytes)} in {pluralize(plan.new_files, 'file')}, about "
+        f"{format_duration(sum(s.seconds for s in plan.new) / plan.workers)} with "
+        f"{pluralize(plan.workers, 'worker')}",
     ]
     lines += [
-        f"{stage}: about {size_text(size)} in {files} files (an estimate)"
+        f"{stage}: about {size_text(size)} in {pluralize(files, 'file')} (an estimate)"
         for stage, (files, size) in plan.estimates.items()
     ]
     lines += [_model_line(model) for model in plan.models]
     if plan.shard_bytes:
         low, high = size_text(min(plan.shard_bytes)), size_text(max(plan.shard_bytes))
-        lines.append(f"shards: {len(plan.shard_bytes)}, of {low} to {high} of slide files each")
+        lines.append(f"shards: {len(plan.shard_bytes)}, each with {low} to {high} of slide files")
     lines += [f"WOULD FAIL: {problem}" for problem in plan.problems]
     if plan.free_bytes is not None:
         lines.append(_room_line(plan.need_bytes, plan.free_bytes))
@@ -63,10 +65,10 @@ def summarise(plan: RunPlan) -> list[str]:
 def _room_line(need: int, free: int) -> str:
     if need > free:
         return (
-            f"TOO LITTLE ROOM: {size_text(need)} needed, {size_text(free)} free where out lies; "
-            "free some, write elsewhere, or use store: coords"
+            f"NOT ENOUGH SPACE: {size_text(need)} needed, {size_text(free)} free in the run "
+            "folder's file system; free some, choose another out, or use tile.store=coords"
         )
-    return f"room: {size_text(need)} needed, {size_text(free)} free"
+    return f"disk space: {size_text(need)} needed, {size_text(free)} free"
 
 
 def _model_line(model: ModelPlan) -> str:
@@ -74,12 +76,12 @@ def _model_line(model: ModelPlan) -> str:
         return f"{model.name}: WOULD FAIL: {model.problem}"
     parts = []
     if model.train_patches:
-        took = time_text(model.train_seconds or 0)
-        parts.append(f"train at most {model.train_patches} patches, {took}")
+        took = format_duration(model.train_seconds or 0)
+        parts.append(f"train on at most {pluralize(model.train_patches, 'patch')}, {took}")
     if model.predict_patches:
-        took = time_text(model.predict_seconds or 0)
-        parts.append(f"predict {model.predict_patches} patches, about {took}")
-    return f"{model.name}: {'; '.join(parts)} (by a probe of this machine)"
+        took = format_duration(model.predict_seconds or 0)
+        parts.append(f"predict {pluralize(model.predict_patches, 'patch')}, about {took}")
+    return f"{model.name}: {'; '.join(parts)} (timed on this machine)"
 
 
 def size_text(n_bytes: float) -> str:
@@ -95,16 +97,3 @@ def size_text(n_bytes: float) -> str:
             return f"{n_bytes:.0f} B" if unit == "B" else f"{n_bytes:.1f} {unit}"
         n_bytes /= 1024
     return f"{n_bytes:.1f} TiB"
-
-
-def time_text(seconds: float) -> str:
-    """Write a time in a person's units.
-
-    Examples
-    --------
-    >>> time_text(7300)
-    '2.0 h'
-    """
-    if seconds < 120:
-        return f"{seconds:.1f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

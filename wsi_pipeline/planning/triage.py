@@ -6,22 +6,23 @@ machine.
 """
 
 import contextlib
-import csv
-import io
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 
-from tiling.contracts import Slide
+from tiling.contracts import Slide, Unclassified
 from tiling.errors import AnnotationError, SlideError, TilingError
-from tiling.files import write_text
 from tiling.readers.common import is_square
+from tiling.wording import pluralize
 from wsi_pipeline.config import anchor_paths
 from wsi_pipeline.contracts import SlideEntry
+from wsi_pipeline.csv_files import as_mapping, iterate_csv, write_csv
 from wsi_pipeline.errors import ManifestError, StageError
-from wsi_pipeline.manifest import COLUMNS, list_input, manifest_row
+from wsi_pipeline.listing import list_input
+from wsi_pipeline.manifest import COLUMNS, manifest_row
+from wsi_pipeline.names import find_name_problem, name_key, printable, propose_name
 from wsi_pipeline.planning.lookers import look_at_each
 from wsi_pipeline.progress import StageProgress
 
@@ -48,7 +49,6 @@ class Look:
     n_probed: int = 0  # regions read
     n_unreadable: int = 0  # of them
     n_bytes: int = 0  # of the file
-    content: str = ""  # equal for equal slides; not written
     annotation: Path | None = None
 
 
@@ -59,6 +59,7 @@ class Triage:
     entries: tuple[SlideEntry, ...]
     looks: tuple[Look, ...]
     duplicate_of: tuple[str, ...]  # slide id; empty: of none
+    listed: tuple[str, ...] = ()  # notes on the listing: what was passed over
 
     @property
     def n_readable(self) -> int:
@@ -103,14 +104,14 @@ def _without_folder(text: str, path: Path) -> str:
 
 
 def _look(task: LookTask) -> Look:
-    from tiling.slide import fingerprint_file, note_slide, open_slide
+    from tiling.slide import note_slide, open_slide
 
     entry = task.entry
     with open_slide(entry.path) as slide:
         failures, n_probed = _probe(slide)
         annotation, notes = _find_annotation(task, slide)
         if failures:
-            notes += (f"{len(failures)} of {n_probed} probes unreadable: {failures[0]}",)
+            notes += (f"{len(failures)} of {n_probed} sampled regions unreadable: {failures[0]}",)
         if slide.mpp is None and entry.mpp is None:
             notes += ("no microns-per-pixel in the file: fill the mpp column",)
         elif slide.mpp is not None and not is_square(slide.mpp) and entry.mpp is None:
@@ -118,7 +119,9 @@ def _look(task: LookTask) -> Look:
         notes += note_slide(slide, mpp=entry.mpp)
         all_failed = len(failures) == n_probed
         return Look(
-            problem=f"no probed region can be decoded: {failures[0]}" if all_failed else "",
+            problem=f"none of {n_probed} sampled regions can be decoded: {failures[0]}"
+            if all_failed
+            else "",
             notes=() if all_failed else notes,
             vendor=slide.vendor,
             size=slide.size,
@@ -129,22 +132,8 @@ def _look(task: LookTask) -> Look:
             n_probed=n_probed,
             n_unreadable=len(failures),
             n_bytes=_size(task),
-            content=_series(entry.path) or fingerprint_file(entry.path),
             annotation=annotation,
         )
-
-
-def _series(path: Path) -> str:
-    """Tell a DICOM slide by its series: each of its files stands for all of it."""
-    import openslide
-
-    if path.suffix.lower() != ".dcm":
-        return ""
-    try:
-        with openslide.OpenSlide(path) as slide:
-            return slide.properties.get(openslide.PROPERTY_NAME_QUICKHASH1, "")
-    except openslide.OpenSlideError:
-        return ""
 
 
 def _probe(slide: Slide) -> tuple[list[str], int]:
@@ -175,30 +164,36 @@ def _find_annotation(task: LookTask, slide: Slide) -> tuple[Path | None, tuple[s
     notes: tuple[str, ...] = ()
     for candidate in found:
         try:
-            notes += _check_annotation(candidate, slide)
+            notes += _check_annotation(candidate, slide, task.entry.unclassified or "auto")
         except (TilingError, OSError) as error:
             notes += (f"annotation: {_without_folder(str(error), candidate)}",)
             continue
-        others = tuple(f"another annotation beside it: {o.name}" for o in found if o != candidate)
+        others = tuple(
+            f"another annotation of this name: {o.name}" for o in found if o != candidate
+        )
         return candidate, notes + others
     return task.entry.annotation, notes
 
 
-def _check_annotation(path: Path, slide: Slide) -> tuple[str, ...]:
-    """See that an annotation lies on the slide, in either frame; returns what to say of it."""
+def _check_annotation(
+    path: Path, slide: Slide, unclassified: Unclassified = "auto"
+) -> tuple[str, ...]:
+    """Check that an annotation is on the slide, in either frame; returns notes about it."""
     from tiling.annotations import check_annotation_fits, read_annotation
 
-    annotation = read_annotation(path)
+    annotation = read_annotation(path, unclassified=unclassified)
     try:
-        return check_annotation_fits(annotation, slide.size)
+        return annotation.notes + check_annotation_fits(annotation, slide.size)
     except AnnotationError:
         if slide.bounds is None or slide.bounds[:2] == (0, 0):
             raise
-        moved = read_annotation(path, origin="bounds", bounds=slide.bounds)
+        moved = read_annotation(
+            path, origin="bounds", bounds=slide.bounds, unclassified=unclassified
+        )
         with contextlib.suppress(AnnotationError):
-            notes = check_annotation_fits(moved, slide.size)
-            cure = "the annotation fits only if counted from the slide's bounds: tile it with "
-            return (*notes, f"{cure}tile.annotation_origin=bounds")
+            notes = moved.notes + check_annotation_fits(moved, slide.size)
+            remedy = "the annotation fits only if counted from the slide's bounds: tile it with "
+            return (*notes, f"{remedy}tile.annotation_origin=bounds")
         raise
 
 
@@ -213,7 +208,8 @@ def triage(path: Path, *, workers: int, quiet: bool = False) -> Triage:
     ManifestError
         If there is no slide, or the manifest cannot be read.
     """
-    entries = list_input(path)
+    listing = list_input(path)
+    entries = listing.entries
     propose = path.suffix.lower() != ".csv"
     tasks = [LookTask(entry, propose) for entry in anchor_paths(entries, Path.cwd())]
     looks: list[Look] = [Look()] * len(tasks)
@@ -221,69 +217,62 @@ def triage(path: Path, *, workers: int, quiet: bool = False) -> Triage:
         for number, found in look_at_each(look, tasks, workers=workers):
             seen = Look(problem=str(found)) if isinstance(found, StageError) else found
             looks[number] = seen
-            progress.end(entries[number].path.name, seen.problem or "looked at")
-    named = _unique_ids(entries)
+            progress.end(printable(entries[number].path.name), seen.problem or "checked")
+    named = _propose_ids(entries)
     looks = [
         replace(seen, notes=seen.notes + _renamed(before, after))
         for seen, before, after in zip(looks, entries, named, strict=True)
     ]
-    same = _duplicates(named, looks)
-    if propose:
-        named = _share_patients(named, same)
+    same = ["" if first is None else named[first].slide_id for first in listing.same_as]
     filled = [_fill(entry, seen) for entry, seen in zip(named, looks, strict=True)]
-    return Triage(tuple(filled), tuple(looks), tuple(same))
+    return Triage(tuple(filled), tuple(looks), tuple(same), listing.notes)
 
 
-def _unique_ids(entries: Sequence[SlideEntry]) -> list[SlideEntry]:
-    """Propose ids for slides that share one: with the file's suffix, its folder, or a number."""
-    by_id: dict[str, list[SlideEntry]] = defaultdict(list)
+def _propose_ids(entries: Sequence[SlideEntry]) -> list[SlideEntry]:
+    """Propose ids for slides whose own is not valid, and for those that share one.
+
+    That is with the file's suffix, its folder, or a number.
+    """
+    valid = {
+        entry.slide_id: propose_name(entry.slide_id)
+        if find_name_problem(entry.slide_id)
+        else entry.slide_id
+        for entry in entries
+    }
+    rivals: dict[str, list[SlideEntry]] = defaultdict(list)
     for entry in entries:
-        by_id[entry.slide_id].append(entry)
-    taken = {slide_id for slide_id, found in by_id.items() if len(found) == 1}
+        rivals[name_key(valid[entry.slide_id])].append(entry)
+    taken = {key for key, found in rivals.items() if len(found) == 1}
     result = []
     for entry in entries:
-        slide_id = entry.slide_id
-        if slide_id not in taken or len(by_id[slide_id]) > 1:
-            slide_id = _free_id(entry, by_id[entry.slide_id], taken)
-            taken.add(slide_id)
-        result.append(replace(entry, slide_id=slide_id))
+        slide_id = valid[entry.slide_id]
+        others = rivals[name_key(slide_id)]
+        if len(others) > 1:
+            slide_id = _free_id(slide_id, entry, others, taken)
+            taken.add(name_key(slide_id))
+        patient = valid.get(entry.patient, entry.patient)  # its own id, or that of its original
+        result.append(replace(entry, slide_id=slide_id, patient=patient))
     return result
 
 
-def _free_id(entry: SlideEntry, rivals: Sequence[SlideEntry], taken: set[str]) -> str:
+def _free_id(base: str, entry: SlideEntry, rivals: Sequence[SlideEntry], taken: set[str]) -> str:
     suffixes = {rival.path.suffix.lower() for rival in rivals}
-    base = entry.slide_id
     tried = []
     if len(suffixes) == len(rivals):
         tried.append(f"{base}_{entry.path.suffix.lower().lstrip('.')}")
     elif len({rival.path.parent for rival in rivals}) == len(rivals):
         tried.append(f"{entry.path.parent.name}_{base}")
     tried += [f"{base}_{number}" for number in range(1, len(taken) + len(rivals) + 2)]
-    return next(name for name in tried if name not in taken)
+    return next(n for n in map(propose_name, tried) if name_key(n) not in taken)
 
 
 def _renamed(before: SlideEntry, after: SlideEntry) -> tuple[str, ...]:
     if before.slide_id == after.slide_id:
         return ()
+    reason = find_name_problem(before.slide_id)
+    if reason:
+        return (f"the file name cannot be the id, as {reason}: this id is a proposal",)
     return (f"several slides have the id '{before.slide_id}': this id is a proposal",)
-
-
-def _duplicates(entries: Sequence[SlideEntry], looks: Sequence[Look]) -> list[str]:
-    first: dict[str, str] = {}
-    result = []
-    for entry, seen in zip(entries, looks, strict=True):
-        earlier = first.setdefault(seen.content, entry.slide_id) if seen.content else ""
-        result.append("" if earlier == entry.slide_id else earlier)
-    return result
-
-
-def _share_patients(entries: Sequence[SlideEntry], same: Sequence[str]) -> list[SlideEntry]:
-    """Give a copy the patient of its original, else the two may lie in two splits."""
-    patient = {entry.slide_id: entry.patient for entry in entries}
-    return [
-        replace(entry, patient=patient[other]) if other else entry
-        for entry, other in zip(entries, same, strict=True)
-    ]
 
 
 def _fill(entry: SlideEntry, seen: Look) -> SlideEntry:
@@ -305,8 +294,8 @@ def check_target(path: Path, *, overwrite: bool) -> None:
     """
     if path.exists() and not overwrite:
         raise ManifestError(
-            f"{path}: is there already, and may have been edited; say --overwrite (edits are kept "
-            "if it is the INPUT as well), or another --csv"
+            f"{path}: exists already and may have been edited; use --overwrite (edits are kept "
+            "if it is also the INPUT), or another --csv"
         )
     if path.suffix.lower() != ".csv":
         raise ManifestError(f"{path}: a manifest's name ends with .csv")
@@ -322,22 +311,21 @@ def write_triage(path: Path, found: Triage, *, source: Path) -> None:
     """
     own = _own_columns(source)
     names = list(own[0]) if own else []
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow([*COLUMNS, *FACTS, *names])
+    rows = []
     for number, entry in enumerate(found.entries):
         facts = _facts(found.looks[number], found.duplicate_of[number])
-        rest = [own[number].get(name) or "" for name in names] if own else []
-        writer.writerow([*manifest_row(entry, path.parent), *facts, *rest])
-    write_text(path, buffer.getvalue())
+        rest = own[number].values() if own else ()
+        rows.append([*manifest_row(entry, path.parent), *facts, *rest])
+    write_csv(path, [*COLUMNS, *FACTS, *names], rows, undecodable="surrogateescape")
 
 
 def _own_columns(source: Path) -> list[dict[str, str]]:
     if source.suffix.lower() != ".csv":
         return []
-    with source.open(newline="", encoding="utf-8-sig") as file:
-        rows = [row for row in csv.DictReader(file) if any((v or "").strip() for v in row.values())]
-    return [{k: v for k, v in row.items() if k not in (*COLUMNS, *FACTS)} for row in rows]
+    rows = iterate_csv(source, error=ManifestError, undecodable="surrogateescape")
+    _, header = next(rows, (0, []))
+    filled = (as_mapping(header, cells) for _, cells in rows if any(map(str.strip, cells)))
+    return [{k: v for k, v in row.items() if k not in (*COLUMNS, *FACTS)} for row in filled]
 
 
 def _facts(seen: Look, duplicate_of: str) -> list[object]:
@@ -370,7 +358,7 @@ def describe(found: Triage) -> list[str]:
         size = f"{seen.size[0]} x {seen.size[1]}" if seen.size else ""
         mpp = f"{entry.mpp:.4g}" if entry.mpp else _format_mpp(seen.mpp)
         said = [f"NOT READABLE: {seen.problem}"] if seen.problem else list(seen.notes)
-        said += [f"the same as {same}"] if same else []
+        said += [f"same content as {same}"] if same else []
         missing = "" if seen.problem else "none"
         levels = str(len(seen.level_downsamples) or "")
         rows.append((entry.slide_id, size, levels, mpp or missing, seen.vendor, "; ".join(said)))
@@ -379,7 +367,7 @@ def describe(found: Triage) -> list[str]:
         "  ".join([*(text.ljust(w) for text, w in zip(row, widths, strict=False)), row[5]]).rstrip()
         for row in rows
     ]
-    return [*lines, "", _summary(found)]
+    return [*map(printable, lines), *found.listed, "", _summary(found)]
 
 
 def _format_mpp(mpp: tuple[float, float] | None) -> str:
@@ -397,11 +385,11 @@ def _summary(found: Triage) -> str:
     damaged = sum(bool(seen.n_unreadable) and not seen.problem for seen in found.looks)
     annotated = sum(entry.annotation is not None for entry in found.entries)
     parts = [
-        f"{len(found.looks)} slides: {found.n_readable} readable",
-        f"{len(found.looks) - found.n_readable} not",
+        f"{pluralize(len(found.looks), 'slide')}: {found.n_readable} readable",
+        f"{len(found.looks) - found.n_readable} unreadable",
         f"{damaged} with unreadable regions",
         f"{without} without mpp",
-        f"{n_same} duplicates",
+        pluralize(n_same, "duplicate"),
         f"{annotated} with annotation",
     ]
     return ", ".join(parts)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tiling.files import write_text
+from tiling.wording import format_number, pluralize
 from wsi_pipeline.contracts import SPLITS
 from wsi_pipeline.errors import ReportError
 from wsi_pipeline.report import curves
@@ -20,9 +21,16 @@ from wsi_pipeline.report.gather import (
     gather_run,
 )
 from wsi_pipeline.report.labels import read_label_audit
-from wsi_pipeline.report.page import Figure, read_figure, read_sensitivity_figure, render_page
+from wsi_pipeline.report.page import (
+    Figure,
+    read_figure,
+    read_score_figure,
+    read_sensitivity_figure,
+    render_page,
+)
 from wsi_pipeline.report.pictures import embed_picture
 from wsi_pipeline.runfolder import RunFolder
+from wsi_pipeline.settings import Context
 
 Confusion = Mapping[str, int]
 
@@ -72,7 +80,7 @@ class CohortLine:
     n_unreadable: int
 
 
-def build_report(run: Path, *, models: Sequence[str] = ()) -> Path:
+def build_report(run: Path, *, models: Sequence[str] = (), context: Sequence[Context] = ()) -> Path:
     """Write ``report.html`` and ``figures/`` of a run folder, from the files in it.
 
     Parameters
@@ -81,6 +89,8 @@ def build_report(run: Path, *, models: Sequence[str] = ()) -> Path:
         The run folder.
     models : sequence of str
         Which models to show, in this order; empty: all there are.
+    context : sequence of {"lecture", "camelyon16"}
+        Others' results to show for comparison.
 
     Returns
     -------
@@ -104,12 +114,12 @@ def build_report(run: Path, *, models: Sequence[str] = ()) -> Path:
     path = RunFolder(run).report
     for model in gathered.models:
         write_figures(RunFolder(run).figures(model.name), model)
-    write_text(path, render_report(gathered))
+    write_text(path, render_report(gathered, context=context))
     return path
 
 
-def render_report(run: RunFiles) -> str:
-    """Render what was gathered as HTML."""
+def render_report(run: RunFiles, *, context: Sequence[Context] = ()) -> str:
+    """Render what was gathered as HTML, with others' results where `context` names any."""
     evaluated = [model for model in run.models if model.metrics is not None]
     values = {
         "run": run,
@@ -123,7 +133,8 @@ def render_report(run: RunFiles) -> str:
         "patch_figures": compare_figures(evaluated, "patch", PATCH_FIGURES),
         "slide_figures": compare_figures(evaluated, "slide", SLIDE_FIGURES),
         "patient_figures": compare_figures(evaluated, "patient", PATIENT_FIGURES),
-        "kind_figures": compare_kinds(evaluated),
+        "context": context,
+        "kind_figures": compare_kinds(evaluated) if "camelyon16" in context else [],
         "calibration_figures": compare_figures(evaluated, "calibration", CALIBRATION_FIGURES),
         "localisation_figures": compare_figures(evaluated, "localisation", LOCALISATION_FIGURES),
         "lecture": LECTURE_CONFUSION,
@@ -138,6 +149,7 @@ def render_report(run: RunFiles) -> str:
         "froc_curves": {name: curves.chart_froc(run.models, name) for name in DEFINITIONS},
         "froc_tables": {name: read_froc_table(run.models, name) for name in DEFINITIONS},
         "rates": RATES,
+        "epoch_seconds": {m.name: curves.epoch_seconds(m.history) for m in run.models},
         "histories": {model.name: curves.chart_history(model) for model in run.models},
         "slide_rows": {model.name: _slide_rows(model, run.cohort) for model in run.models},
         "pictures": {model.name: _embed_overlays(model) for model in run.models},
@@ -178,11 +190,11 @@ SLIDE_FIGURES = {
 PATIENT_FIGURES = SLIDE_FIGURES
 CALIBRATION_FIGURES = {
     "ece": "expected calibration error",
-    "ece_calibrated": "the same, scores tempered",
+    "ece_calibrated": "the same, with temperature",
     "brier": "Brier score",
-    "brier_calibrated": "the same, scores tempered",
+    "brier_calibrated": "the same, with temperature",
     "nll": "negative log-likelihood, nats",
-    "nll_calibrated": "the same, scores tempered",
+    "nll_calibrated": "the same, with temperature",
     "temperature": "temperature",
 }
 LOCALISATION_FIGURES = {
@@ -207,7 +219,7 @@ def _read_froc_score(model: ModelFiles, definition: str) -> Figure:
     result = model.froc.get(definition)
     if result is None:
         return Figure(None, reason="not evaluated by this definition")
-    return read_figure(result, "score", result.get("undefined") or {})
+    return read_score_figure(result)
 
 
 def summarise_cohort(cohort: Sequence[CohortSlide]) -> list[CohortLine]:
@@ -299,17 +311,51 @@ def _read_froc_line(model: ModelFiles, definition: str, result: dict[str, Any]) 
         "at": {rate: read_sensitivity_figure(result, rate) for rate in RATES},
         "score": _read_froc_score(model, definition),
         "lesions": model.lesions.get(definition, []),
+        "found": _count_found(model, definition),
     }
 
 
+def _count_found(model: ModelFiles, definition: str) -> str:
+    """Summarise a list of lesions: those with a detection, or found at the patch threshold."""
+    lesions = model.lesions.get(definition, [])
+    of_all = pluralize(len(lesions), "lesion")
+    if definition == "camelyon16":
+        found = sum(lesion.get("status") == "hit" for lesion in lesions)
+        return f"{found} of {of_all} with a detection"
+    threshold = _read_thresholds(model)["patch"]
+    if threshold is None:
+        return of_all
+    found = sum(float(lesion.get("best_score") or "nan") >= threshold for lesion in lesions)
+    return f"{found} of {of_all} found at the patch threshold, {format_number(threshold, 2)}"
+
+
 def _slide_rows(model: ModelFiles, cohort: Sequence[CohortSlide]) -> list[Row]:
-    """The evaluated slides, and after them those that only have a heatmap."""
-    split_by_id = {slide.slide_id: slide.split for slide in cohort}
+    """The evaluated slides, and after them the others that have a heatmap."""
+    by_id = {slide.slide_id: slide for slide in cohort}
     blank = dict.fromkeys(("label", "score", "predicted", *_CELLS), "")
     rows = [{**blank, **row} for row in model.slides]
     evaluated = {row.get("slide_id") for row in rows}
-    rows += [{**blank, "slide_id": name} for name in model.overlays if name not in evaluated]
-    return [{**row, "split": split_by_id.get(row.get("slide_id", ""), "")} for row in rows]
+    validation = {row.get("slide_id"): row for row in model.validation}
+    threshold = _read_thresholds(model)["slide"]
+    rows += [
+        {**blank, **_other_row(by_id.get(name), validation.get(name), threshold), "slide_id": name}
+        for name in model.overlays
+        if name not in evaluated
+    ]
+    splits = {name: slide.split for name, slide in by_id.items()}
+    return [{**row, "split": splits.get(row.get("slide_id", ""), "")} for row in rows]
+
+
+def _other_row(slide: CohortSlide | None, scored: Row | None, threshold: float | None) -> Row:
+    """Give what is known of a slide that is not evaluated: its label, score and call."""
+    row = {}
+    if slide is not None and slide.label is not None:
+        row["label"] = str(slide.label)
+    if scored is not None and scored.get("score"):
+        row["score"] = scored["score"]
+        if threshold is not None:
+            row["predicted"] = str(int(float(scored["score"]) >= threshold))
+    return row
 
 
 def _embed_overlays(model: ModelFiles) -> dict[str, str]:

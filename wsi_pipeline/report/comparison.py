@@ -23,7 +23,7 @@ from wsi_pipeline.report.charts import Chart
 from wsi_pipeline.report.figures import write_chart
 from wsi_pipeline.report.gather import DEFINITIONS, ModelFiles, read_evaluated_models
 from wsi_pipeline.report.image_comparison import build_image_comparison
-from wsi_pipeline.report.page import read_figure, render_page
+from wsi_pipeline.report.page import read_difference, render_page
 from wsi_pipeline.runfolder import RunFolder
 
 PAIRED_FIGURES = {
@@ -172,9 +172,7 @@ def _pair_lines(pair: dict[str, Any]) -> list[dict[str, Any]]:
     for key, name in PAIRED_FIGURES.items():
         figure = pair["figures"].get(key)
         if figure is not None:
-            reason = pair["undefined"].get(key, "")
-            difference = read_figure(figure, "difference", {"difference": reason})
-            lines.append({"name": name, **figure, "difference": difference})
+            lines.append({"name": name, **figure, "difference": read_difference(pair, key)})
     return lines
 
 

@@ -28,6 +28,9 @@ _FROC_RATES = Axis(
 )
 
 
+_SWEPT = {"precision": "precision", "recall": "recall", "f1": "F1", "specificity": "specificity"}
+
+
 def chart_patch_roc(models: Sequence[ModelFiles]) -> Chart | None:
     """ROC over all evaluated patches; None where no model has both classes."""
     return _chart_roc(models, _patch_labels_and_scores, "patches")
@@ -138,7 +141,7 @@ def chart_reliability(models: Sequence[ModelFiles]) -> Chart | None:
     """Share of tumour over mean score, by bins of the score; None without ``calibration.csv``."""
     series = []
     for colour, model in enumerate(models):
-        for prefix, name in (("", model.name), ("calibrated_", f"{model.name}, tempered")):
+        for prefix, name in (("", model.name), ("calibrated_", f"{model.name}, with temperature")):
             rows = [row for row in model.calibration if row.get(f"{prefix}positive_share")]
             if rows:
                 score, share = (_column(rows, prefix + k) for k in ("mean_score", "positive_share"))
@@ -158,11 +161,17 @@ def chart_sweep(model: ModelFiles) -> Chart | None:
     # Between two scores a threshold calls what the higher score calls: steps, not slopes.
     threshold = np.append(0.0, np.repeat(_column(rows, "threshold"), 2)[:-1])
     series = tuple(
-        Series(name, threshold, np.repeat(_column(rows, name), 2), colour, dashed=colour == 1)
-        for colour, name in enumerate(("precision", "recall", "f1", "specificity"))
+        Series(name, threshold, np.repeat(_column(rows, key), 2), colour, dashed=colour == 1)
+        for colour, (key, name) in enumerate(_SWEPT.items())
     )
     x, y = share_axis("threshold"), share_axis("share")
     return Chart(f"{model.name}: patches called by threshold", x, y, series)
+
+
+def epoch_seconds(history: Sequence[Row]) -> float | None:
+    """Median seconds of an epoch's training pass; None where they were not recorded."""
+    known = [float(row["seconds"]) for row in history if row.get("seconds")]
+    return float(np.median(known)) if known else None
 
 
 def chart_history(model: ModelFiles) -> list[Chart]:

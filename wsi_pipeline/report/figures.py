@@ -98,7 +98,7 @@ def _draw(chart: Chart) -> Figure:
             ls="--" if line.dashed else "-",
             marker="o" if line.marked else "",
             ms=3.5,
-            label=line.name,
+            label=_literal(line.name),
         )
     if chart.x.scale == "log":
         axes.set_xscale("log", base=2)
@@ -111,6 +111,12 @@ def _draw(chart: Chart) -> Figure:
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=9)
     return figure
+
+
+def _literal(name: str) -> str:
+    """Keep matplotlib from reading a name as a formula, or leaving one with '_' out of a legend."""
+    text = name.replace("$", r"\$")
+    return f" {text}" if text.startswith("_") else text
 
 
 def _write_confusion(stem: Path, confusion: Confusion, threshold: float) -> list[Path]:

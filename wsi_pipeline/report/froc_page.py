@@ -8,7 +8,7 @@ from wsi_pipeline.errors import ReportError
 from wsi_pipeline.report import curves
 from wsi_pipeline.report.figures import write_chart
 from wsi_pipeline.report.gather import ModelFiles, empty_model, read_json, read_rows
-from wsi_pipeline.report.page import read_figure, read_sensitivity_figure, render_page
+from wsi_pipeline.report.page import read_score_figure, read_sensitivity_figure, render_page
 
 
 def build_froc_page(folder: Path) -> Path:
@@ -40,6 +40,8 @@ def build_froc_page(folder: Path) -> Path:
     values: dict[str, Any] = {
         "definition": definition,
         "result": result,
+        # Why there is no interval is shown where the interval would be.
+        "undefined": {k: v for k, v in result["undefined"].items() if not k.endswith("_ci95")},
         "chart": chart,
         "rates": list(result["sensitivity_at"]),
         "line": {
@@ -48,7 +50,7 @@ def build_froc_page(folder: Path) -> Path:
             "at": {
                 rate: read_sensitivity_figure(result, rate) for rate in result["sensitivity_at"]
             },
-            "score": read_figure(result, "score", result["undefined"]),
+            "score": read_score_figure(result),
         },
         "lesions": model.lesions[definition],
         "inputs": read_json(folder / "inputs.json") or {"inputs": [], "settings": {}, "notes": []},

@@ -4,7 +4,6 @@ Only files of the run folder are read (contract 4). A part that is not there is 
 report says which stage would make it; a part that is there but broken is an error that names it.
 """
 
-import csv
 import json
 import math
 import re
@@ -20,6 +19,7 @@ from tiling.errors import StoreError
 from tiling.files import digest_file
 from tiling.store import PatchStore
 from wsi_pipeline.contracts import SlideEntry
+from wsi_pipeline.csv_files import iterate_csv, read_csv
 from wsi_pipeline.errors import ReportError
 from wsi_pipeline.runfolder import RunFolder
 
@@ -78,6 +78,7 @@ class ModelFiles:
     name: str
     metrics: dict[str, Any] | None  # metrics.json
     slides: list[Row]  # evaluation/<model>/slides.csv
+    validation: list[Row]  # evaluation/<model>/validation.csv
     patches: PatchTable | None  # evaluation/<model>/patches.csv
     froc: dict[str, dict[str, Any]]  # by definition
     lesions: dict[str, list[Row]]  # by definition
@@ -198,6 +199,7 @@ def _read_model(run: RunFolder, name: str, entries: Sequence[SlideEntry]) -> Mod
         name=name,
         metrics=metrics,
         slides=read_rows(evaluation / "slides.csv"),
+        validation=read_rows(evaluation / "validation.csv"),
         patches=_read_patches(evaluation / "patches.csv"),
         froc=_read_froc(evaluation, metrics or {}),
         lesions=_read_lesions(evaluation),
@@ -223,6 +225,7 @@ def empty_model(
         name=name,
         metrics=None,
         slides=[],
+        validation=[],
         patches=None,
         froc=froc,
         lesions=lesions,
@@ -284,19 +287,20 @@ def _read_patches(path: Path) -> PatchTable | None:
     if not path.is_file():
         return None
     labels, scores = [], []
-    with path.open(newline="", encoding="utf-8") as file:
-        reader = csv.reader(file)
-        header = next(reader, [])
-        try:
-            at_label, at_score = header.index("label"), header.index("score")
-            for row in reader:
-                labels.append(int(row[at_label]) if row[at_label] else -1)
-                scores.append(float(row[at_score]) if row[at_score] else math.nan)
-        except (ValueError, IndexError) as error:
-            raise ReportError(
-                f"{path.name}: line {reader.line_num} is not slide_id,x,y,score,label,lesions "
-                f"({error}); run evaluate again"
-            ) from error
+    rows = iterate_csv(path, error=ReportError)
+    line, header = next(rows, (1, []))
+    try:
+        at_label, at_score = header.index("label"), header.index("score")
+        for line, row in rows:  # noqa: B007  named where it fails
+            labels.append(int(row[at_label]) if row[at_label] else -1)
+            scores.append(float(row[at_score]) if row[at_score] else math.nan)
+    except ReportError:
+        raise
+    except (ValueError, IndexError) as error:
+        raise ReportError(
+            f"{path.name}: line {line} is not slide_id,x,y,score,label,lesions "
+            f"({error}); run evaluate again"
+        ) from error
     return PatchTable(np.array(labels, np.int8), np.array(scores, np.float64))
 
 
@@ -304,8 +308,7 @@ def read_rows(path: Path) -> list[Row]:
     """Read a CSV with header; empty where there is no such file."""
     if not path.is_file():
         return []
-    with path.open(newline="", encoding="utf-8") as file:
-        return [{k: v or "" for k, v in row.items() if k} for row in csv.DictReader(file)]
+    return read_csv(path, error=ReportError)
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

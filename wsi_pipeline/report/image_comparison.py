@@ -16,17 +16,18 @@ from numpy.typing import NDArray
 from tiling.files import write_json, write_text
 from wsi_pipeline.errors import EvaluationError, ReportError
 from wsi_pipeline.evaluation.bootstrap import (
-    compare_paired,
-    draw_weights,
+    Resamples,
+    draw_resamples,
     weighted_average_precision,
     weighted_ratio,
     weighted_roc_auc,
 )
 from wsi_pipeline.evaluation.delong import delong_p_value
+from wsi_pipeline.evaluation.intervals import Kinds, Undefined, compare_paired
 from wsi_pipeline.images.evaluation import summarise
 from wsi_pipeline.images.scoring import Rule, ScoredImage, read_scores
 from wsi_pipeline.report.gather import read_json
-from wsi_pipeline.report.page import Figure, read_figure, render_page
+from wsi_pipeline.report.page import Figure, read_difference, read_figure, render_page
 from wsi_pipeline.runfolder import RunFolder
 
 FIGURES = {
@@ -141,8 +142,9 @@ def compare_image_models(
     comparison : dict
         ``first``, ``second``, ``n_images``, ``n_patients``, ``left_out`` (how many only one has),
         ``bootstrap``, and ``figures``: for ``accuracy``, ``roc_auc`` and ``average_precision`` the
-        keys ``first``, ``second``, ``difference``, ``difference_ci95``, ``p_value``, ``n_used``,
-        ``n_skipped``; ``roc_auc`` has ``p_value_delong`` as well. What is undefined is None.
+        keys ``first``, ``second``, ``difference``, ``difference_ci95``, ``method``, ``p_value``,
+        ``n_used``, ``n_skipped``; ``roc_auc`` has ``p_value_delong`` as well. What is undefined is
+        None, with a reason under ``undefined``.
 
     Raises
     ------
@@ -164,26 +166,38 @@ def compare_image_models(
                 "on the same table"
             )
     patients = [image.patient for image in ours]
-    weights = draw_weights(len(common), n_replicates=replicates, seed=seed, patients=patients)
+    resamples = draw_resamples(patients, n_replicates=replicates, seed=seed)
     labels = np.array([image.label for image in ours], np.int64)
     scores = [np.array([i.score for i in images], np.float64) for images in (ours, theirs)]
     rules = (a.rule, b.rule)
     figures: dict[str, dict[str, Any]] = {}
+    undefined: dict[str, str] = {}
     for name in _PAIRED:
-        both = [
-            _weigh(name, labels, s, rule, weights) for s, rule in zip(scores, rules, strict=True)
-        ]
-        figures[name] = _pair(*both)
-    figures["roc_auc"]["p_value_delong"] = delong_p_value(labels, *scores)
+        first, second = (
+            _weigh(name, labels, s, rule, resamples.weights)
+            for s, rule in zip(scores, rules, strict=True)
+        )
+        kinds = {} if name == "accuracy" else _classes(labels)
+        figures[name], reasons = _pair(first, second, resamples, kinds)
+        undefined |= {f"{name}{key}": reason for key, reason in reasons.items()}
+    p_value = delong_p_value(labels, *scores)
+    figures["roc_auc"]["p_value_delong"] = None if isinstance(p_value, Undefined) else p_value
+    if isinstance(p_value, Undefined):
+        undefined["roc_auc.p_value_delong"] = p_value.reason
     return {
         "first": a.name,
         "second": b.name,
         "n_images": len(common),
         "n_patients": len(set(patients)),
         "left_out": len(set(a.images) ^ set(b.images)),
-        "bootstrap": {"replicates": replicates, "seed": seed, "unit": "patient"},
+        "bootstrap": {"replicates": replicates, "seed": seed, "unit": resamples.unit},
         "figures": figures,
+        "undefined": undefined,
     }
+
+
+def _classes(labels: NDArray[np.int64]) -> Kinds:
+    return {"positive images": labels == 1, "negative images": labels == 0}
 
 
 def _weigh(
@@ -206,19 +220,22 @@ def _weigh(
     return ranked(labels, scores, drawn)
 
 
-def _pair(one: NDArray[np.float64], other: NDArray[np.float64]) -> dict[str, Any]:
-    defined = not np.isnan(one[0] + other[0])
-    difference = float(one[0] - other[0])
-    paired = compare_paired(one[1:], other[1:], difference=difference) if defined else None
-    return {
+def _pair(
+    one: NDArray[np.float64], other: NDArray[np.float64], resamples: Resamples, kinds: Kinds
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Compare a figure of two models; and by key what is undefined, ``""`` for all of it."""
+    values = {
         "first": None if np.isnan(one[0]) else float(one[0]),
         "second": None if np.isnan(other[0]) else float(other[0]),
-        "difference": difference if defined else None,
-        "difference_ci95": [paired.low, paired.high] if paired else None,
-        "p_value": paired.p_value if paired else None,
-        "n_used": paired.n_used if paired else 0,
-        "n_skipped": paired.n_skipped if paired else len(one) - 1,
     }
+    if np.isnan(one[0] + other[0]):
+        keys = ("difference", "difference_ci95", "method", "p_value")
+        nothing = {"n_used": 0, "n_skipped": len(one) - 1}
+        return values | dict.fromkeys(keys) | nothing, {"": "the images are all of one class"}
+    difference = float(one[0] - other[0])
+    paired = compare_paired(one[1:], other[1:], resamples, difference=difference, kinds=kinds)
+    found, reasons = paired.to_json()
+    return values | found, {f".{key}": reason for key, reason in reasons.items()}
 
 
 def _figures(model: ImageModel) -> dict[str, Figure]:
@@ -227,12 +244,7 @@ def _figures(model: ImageModel) -> dict[str, Figure]:
 
 
 def _lines(pair: Mapping[str, Any]) -> list[dict[str, Any]]:
-    reason = {"difference": "the images are all of one class"}
     return [
-        {
-            "name": FIGURES[key],
-            **figure,
-            "difference": read_figure(figure, "difference", reason),
-        }
+        {"name": FIGURES[key], **figure, "difference": read_difference(pair, key)}
         for key, figure in pair["figures"].items()
     ]

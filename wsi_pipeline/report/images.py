@@ -9,7 +9,8 @@ from tiling.files import write_text
 from wsi_pipeline.contracts import SPLITS
 from wsi_pipeline.errors import ReportError
 from wsi_pipeline.images.folder import read_images
-from wsi_pipeline.report.gather import read_json, without_folders
+from wsi_pipeline.report.curves import epoch_seconds
+from wsi_pipeline.report.gather import read_json, read_rows, without_folders
 from wsi_pipeline.report.page import render_page
 from wsi_pipeline.report.pictures import embed_picture
 from wsi_pipeline.runfolder import RunFolder
@@ -18,8 +19,8 @@ _PICTURES = {
     "curves.png": ("models", "Loss and ROC AUC during training."),
     "roc.png": ("evaluation", "ROC curve over images."),
     "pr.png": ("evaluation", "Precision and recall over images."),
-    "confusion.png": ("evaluation", "Decisions against classes."),
-    "overview.png": ("heatmaps", "Images and their maps: white speaks for class 1."),
+    "confusion.png": ("evaluation", "Predicted against true classes."),
+    "overview.png": ("heatmaps", "Images and their maps: white indicates class 1."),
 }
 
 
@@ -66,8 +67,13 @@ def _read_model(run: RunFolder, name: str) -> dict[str, Any]:
         if picture.is_file():
             pictures.append((embed_picture(picture, longest_px=1600), caption))
     located = (metrics or {}).get("localisation") or {}
+    history = read_rows(run.model(name) / "history.csv")
+    checkpoint = read_json(run.model(name) / "config.json") or {}
     return {
         "name": name,
+        "n_epochs": len(history),
+        "kept_epoch": checkpoint.get("epoch"),
+        "epoch_seconds": epoch_seconds(history),
         "metrics": metrics,
         "localisation": located if located.get("n") else None,
         "pictures": pictures,

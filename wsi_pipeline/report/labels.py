@@ -1,4 +1,4 @@
-"""The label audit of a run, as the report shows it: what the patches were told to be."""
+"""The label audit of a run, as the report shows it: how the patches are labelled."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,8 +10,8 @@ from wsi_pipeline.report.pictures import embed_picture
 _LONGEST_PX = 1300  # names under the patches are still read
 _PICTURES = {
     "histogram.png": "Patches by the share of their inner square that is tumour.",
-    "ambiguous.png": "The labels decided most narrowly, with the inner square (yellow) and the "
-    "outline (green). If they look wrong, the outline is: correct it and tile again.",
+    "ambiguous.png": "The least certain labels, with the inner square (yellow) and the outline "
+    "(green). If a label looks wrong, correct the outline and tile again.",
 }
 
 

@@ -1,13 +1,14 @@
 """What all pages share: one style, one script, numbers with their intervals, charts as SVG."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from typing import Any
 
 import jinja2
 from markupsafe import Markup
 
+from tiling.wording import format_number, format_percent, plural
 from wsi_pipeline import __version__
 from wsi_pipeline.report.charts import draw_chart
 
@@ -18,7 +19,9 @@ class Figure:
 
     value: float | None
     interval: tuple[float, float] | None = None
-    reason: str = ""
+    reason: str = ""  # why there is no value
+    method: str = ""  # of the interval
+    no_interval: str = ""  # why there is none
 
 
 def render_page(template: str, values: Mapping[str, Any]) -> str:
@@ -39,7 +42,13 @@ def render_page(template: str, values: Mapping[str, Any]) -> str:
         lstrip_blocks=True,
     )
     environment.filters.update(
-        number=show_number, figure=show_figure, chart=draw_chart, lesion_columns=lesion_columns
+        number=show_number,
+        figure=show_figure,
+        chart=draw_chart,
+        count=show_count,
+        lesion_columns=lesion_columns,
+        percent=format_percent,
+        rounded=format_number,
     )
     shared = {
         "css": _read_asset("report.css"),
@@ -56,30 +65,53 @@ def _read_asset(name: str) -> Markup:
 def show_number(value: float | int | None, digits: int = 3) -> Markup:
     """Show a number rounded, with its full value in the markup.
 
+    What is not 0 or 1 is not shown as 0 or 1 (`tiling.wording.format_number`).
+
     Examples
     --------
     >>> show_number(0.98765), show_number(None)
     (Markup('<data value="0.98765">0.988</data>'), Markup('–'))
+    >>> show_number(0.99998951)
+    Markup('<data value="0.99998951">0.999990</data>')
     """
     if value is None:
         return Markup("–")
     value = int(value) if isinstance(value, int) else float(value)  # NumPy's have another repr
-    shown = f"{value:,}" if isinstance(value, int) else f"{value:,.{digits}f}"
+    small = isinstance(value, float) and abs(value) < 2
+    shown = format_number(value, digits) if small else f"{value:,}"
+    if isinstance(value, float) and not small:
+        shown = f"{value:,.{digits}f}"
     # Thin spaces between thousands: a comma is a decimal mark to half the world.
     shown = shown.replace(",", "\N{THIN SPACE}")
     return Markup('<data value="{}">{}</data>').format(repr(value), shown)
 
 
+def show_count(n: int, noun: str) -> Markup:
+    """Show a count with its noun.
+
+    Examples
+    --------
+    >>> show_count(1, "test patch")
+    Markup('<data value="1">1</data> test patch')
+    """
+    return show_number(n) + f" {noun if n == 1 else plural(noun)}"
+
+
 def show_figure(figure: Figure, name: str = "95 % CI") -> Markup:
-    """Show a figure with its interval, called `name`, or the reason why it is undefined."""
+    """Show a figure with its interval, called `name`, or the reason why there is none."""
     if figure.value is None:
         reason = figure.reason or "not computed"
         return Markup('<span class="undefined">undefined: {}</span>').format(reason)
     shown = show_number(figure.value)
     if figure.interval is None:
-        return shown
+        if not figure.no_interval:
+            return shown
+        return shown + Markup(' <span class="ci reason">no interval: {}</span>').format(
+            figure.no_interval
+        )
     low, high = (show_number(float(end)) for end in figure.interval)
-    return shown + Markup(' <span class="ci">{} {} to {}</span>').format(name, low, high)
+    title = Markup(' title="{}"').format(figure.method) if figure.method else ""
+    return shown + Markup(' <span class="ci"{}>{} {} to {}</span>').format(title, name, low, high)
 
 
 def read_figure(section: Mapping[str, Any], key: str, reasons: Mapping[str, str]) -> Figure:
@@ -89,6 +121,21 @@ def read_figure(section: Mapping[str, Any], key: str, reasons: Mapping[str, str]
         value=value,
         interval=(interval[0], interval[1]) if interval else None,
         reason=reasons.get(key, ""),
+        method=str((section.get("ci95_method") or {}).get(key) or ""),
+        no_interval=reasons.get(f"{key}_ci95", ""),
+    )
+
+
+def read_difference(pair: Mapping[str, Any], key: str) -> Figure:
+    """Read the difference of one figure of ``comparison.json``."""
+    figure, undefined = pair["figures"][key], pair["undefined"]
+    interval = figure["difference_ci95"]
+    return Figure(
+        value=figure["difference"],
+        interval=(interval[0], interval[1]) if interval else None,
+        reason=undefined.get(key, ""),
+        method=figure["method"] or "",
+        no_interval=undefined.get(f"{key}.difference_ci95", ""),
     )
 
 
@@ -100,11 +147,20 @@ def lesion_columns(lesions: Sequence[Mapping[str, str]]) -> list[str]:
 
 def read_sensitivity_figure(result: Mapping[str, Any], rate: str) -> Figure:
     """Read the sensitivity at one rate of a ``froc.json``, with its interval or its reason."""
-    intervals = (result.get("bootstrap") or {}).get("sensitivity_at_ci95") or {}
-    interval = intervals.get(rate)
+    bootstrap = result.get("bootstrap") or {}
+    interval = (bootstrap.get("sensitivity_at_ci95") or {}).get(rate)
     undefined = result.get("undefined") or {}
     return Figure(
         value=(result.get("sensitivity_at") or {}).get(rate),
         interval=(interval[0], interval[1]) if interval else None,
         reason=str(undefined.get("sensitivity_at") or undefined.get("score") or ""),
+        method=str((bootstrap.get("method") or {}).get("sensitivity_at") or ""),
+        no_interval=str(undefined.get("sensitivity_at_ci95") or ""),
     )
+
+
+def read_score_figure(result: Mapping[str, Any]) -> Figure:
+    """Read the score of a ``froc.json``, with its interval or its reason."""
+    methods = (result.get("bootstrap") or {}).get("method") or {}
+    figure = read_figure(result, "score", result.get("undefined") or {})
+    return replace(figure, method=str(methods.get("score") or ""))

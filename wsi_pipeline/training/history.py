@@ -3,19 +3,18 @@
 Both are functions of the history alone, so a training that was killed decides as it would have.
 """
 
-import csv
-import io
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass, fields
+from dataclasses import astuple, dataclass, field, fields
 from pathlib import Path
 
-from tiling.files import write_text
+from tiling.wording import format_number, format_percent, pluralize
+from wsi_pipeline.csv_files import write_csv
 from wsi_pipeline.settings import Monitor
 
 
 @dataclass(frozen=True)
 class EpochRecord:
-    """One line of ``history.csv``. No times: the same training gives the same bytes."""
+    """One line of ``history.csv``: the same training gives the same numbers, but for `seconds`."""
 
     epoch: int  # from 1
     lr: float  # learning rate during the epoch
@@ -23,6 +22,8 @@ class EpochRecord:
     val_loss: float | None  # E: mean binary cross-entropy over the validation patches, if any
     val_roc_auc: float | None  # over the validation patches, if there are any
     train_accuracy: float | None = None  # after the epoch, where training may stop by it
+    # Wall clock time of the training pass, without validation: differs from run to run.
+    seconds: float | None = field(default=None, compare=False)
 
 
 def best_epoch(history: Sequence[EpochRecord], monitor: Monitor) -> int:
@@ -87,27 +88,25 @@ def stop_reason(
     """
     reached = history[-1].train_accuracy if history else None
     if train_accuracy is not None and reached is not None and reached >= train_accuracy:
-        return f"{100 * reached:.4g} % of the training patches are decided rightly"
+        return f"{format_percent(reached, 1)} of the training patches are classified correctly"
     stale = epochs_without_improvement(history, monitor)
     if stale >= patience and monitor != "none":
         name = "ROC AUC" if monitor == "roc_auc" else "loss"
-        return f"the validation {name} has not improved for {stale} epochs"
+        return f"the validation {name} has not improved for {pluralize(stale, 'epoch')}"
     if len(history) >= max_epochs:
-        return f"the limit of {max_epochs} epochs is reached"
+        return f"the limit of {pluralize(max_epochs, 'epoch')} is reached"
     return None
 
 
 def write_history(path: Path, history: Sequence[EpochRecord]) -> None:
     """Write ``history.csv``: one line per epoch, numbers in full precision."""
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(field.name for field in fields(EpochRecord))
-    writer.writerows(astuple(record) for record in history)
-    write_text(path, buffer.getvalue())
+    header = [field.name for field in fields(EpochRecord)]
+    write_csv(path, header, (astuple(record) for record in history))
 
 
 def describe_validation(record: EpochRecord) -> str:
     """Say an epoch's validation figures in words."""
     if record.val_loss is None or record.val_roc_auc is None:
         return "no validation"
-    return f"validation loss {record.val_loss:.4f}, ROC AUC {record.val_roc_auc:.4f}"
+    loss, auc = format_number(record.val_loss, 4), format_number(record.val_roc_auc, 4)
+    return f"validation loss {loss}, ROC AUC {auc}"

@@ -28,6 +28,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tiling.files import digest_json, remove_leftovers
+from tiling.wording import pluralize
 from wsi_pipeline.augment import Augment
 from wsi_pipeline.config import as_plain, check_section
 from wsi_pipeline.data import (
@@ -43,7 +44,7 @@ from wsi_pipeline.data import (
 )
 from wsi_pipeline.devices import compute_in, reproducible, resolve_precision
 from wsi_pipeline.errors import TrainingError
-from wsi_pipeline.sampling import ThreeStepSampler
+from wsi_pipeline.sampling import ShuffledSampler, ThreeStepSampler
 from wsi_pipeline.settings import TrainConfig, result_settings
 from wsi_pipeline.training import processes
 from wsi_pipeline.training.history import (
@@ -72,45 +73,13 @@ from wsi_pipeline.training.resume import (
     restore_optimizer,
     write_resume,
 )
+from wsi_pipeline.training.summary import TrainSummary
 
 log = logging.getLogger(__name__)
 
 Progress = Callable[[int, int, dict[str, Any]], None]
 
 RESUME_FILE = "resume.safetensors"
-STARVED = 0.2  # share of the time spent waiting for patches from which a cure is named
-
-
-@dataclass(frozen=True)
-class TrainSummary:
-    """How a training went."""
-
-    checkpoint: Path
-    epochs: int  # done in all
-    resumed_from: int  # epochs done by an earlier, interrupted training
-    best: EpochRecord  # the epoch whose weights are kept
-    stopped: str  # why, in words
-    seconds: float  # of this process
-    seconds_waited: float  # of these the device waited for patches
-
-    @property
-    def starved(self) -> bool:
-        """Whether the device waited for patches for a good part of the time."""
-        return self.seconds_waited > max(STARVED * self.seconds, 1.0)
-
-    def __str__(self) -> str:
-        again = f" (resumed after {self.resumed_from})" if self.resumed_from else ""
-        said = (
-            f"{self.epochs} epochs{again} in {self.seconds:.0f} s, {self.stopped}; kept epoch "
-            f"{self.best.epoch}: {describe_validation(self.best)}; waited "
-            f"{self.seconds_waited:.0f} s for patches"
-        )
-        if self.starved:
-            said += (
-                ": the device starves; raise train.<model>.readers, use a faster disk, or tile "
-                "with tile.store=patches where they come from the slides"
-            )
-        return said
 
 
 def train_model(
@@ -255,7 +224,14 @@ class _Training:
         self._scaler.scale(
             torch.zeros((), device=device)
         )  # ready, should no patch be ours at first
-        self._sampler = ThreeStepSampler([usable_labels(s) for s in train], seed=self._seed)
+        labels = [usable_labels(store) for store in train]
+        self._sampler: ShuffledSampler | ThreeStepSampler
+        if config.sampling == "shuffle":
+            self._sampler = ShuffledSampler(labels, seed=self._seed)
+            self._epoch_size = len(self._sampler)
+        else:
+            self._sampler = ThreeStepSampler(labels, seed=self._seed)
+            self._epoch_size = config.steps_per_epoch * config.batch_size
         if val:
             self._chosen = self._choose(val)
         if config.stop_at_train_accuracy is not None:
@@ -319,12 +295,14 @@ class _Training:
         """Train one epoch, validate, and note what came out."""
         epoch = len(self.history) + 1
         lr = float(self._optimizer.param_groups[0]["lr"])
+        started = time.perf_counter()
         train_loss = self._train_once(epoch, on_progress)
+        seconds = round(time.perf_counter() - started, 3)
         accuracy = None
         if self._config.stop_at_train_accuracy is not None:
             accuracy = self._accuracy(self._fitted, epoch)
         val_loss, val_roc_auc = self.validate(epoch) if self._val else (None, None)
-        record = EpochRecord(epoch, lr, train_loss, val_loss, val_roc_auc, accuracy)
+        record = EpochRecord(epoch, lr, train_loss, val_loss, val_roc_auc, accuracy, seconds)
         self.history.append(record)
         self._adapt_rate(record)
         if self.best is record:  # compared with all epochs before
@@ -350,28 +328,34 @@ class _Training:
         seed = epoch_seed(self._seed, epoch)
         torch.manual_seed(seed + processes.rank())
         augment = Augment(config.augment, seed=seed, crop=config.model.preprocess.crop)
-        steps, size = config.steps_per_epoch, config.batch_size
-        slide, patch, label = self._sampler.draw(steps * size)
-        own = processes.own_share(size)
-        rows = [step * size + np.arange(own.start, own.stop) for step in range(steps)]
+        slide, patch, label = self._sampler.draw(self._epoch_size)
+        starts = range(0, self._epoch_size, config.batch_size)
+        sizes = [min(config.batch_size, self._epoch_size - start) for start in starts]
+        rows = [
+            start + np.arange(n)[processes.own_share(n)]
+            for start, n in zip(starts, sizes, strict=True)
+        ]
         self.model.train()
         losses: list[float] = []
+        weights: list[int] = []  # the last batch of a pass may be smaller
         for step, batch in enumerate(self._batches(self._train, slide, patch, rows)):
             samples = rows[step][batch.readable]
             loss = self._step(batch.pixels, label[samples], samples, augment, epoch)
             if loss is not None:
                 losses.append(loss)
+                weights.append(sizes[step])
             if on_progress:
+                steps = len(rows)
                 done = (epoch - 1) * steps + step + 1
                 info = {"epoch": epoch, "loss": losses[-1] if losses else None}
                 on_progress(done, config.max_epochs * steps, info)
         if not losses:
             raise TrainingError(
-                f"{config.model.name}: not one of the {len(label)} patches drawn in epoch {epoch} "
-                "could be read; check the slide files"
+                f"{config.model.name}: none of the {pluralize(len(label), 'patch')} drawn in epoch "
+                f"{epoch} could be read; check the slide files"
             )
         np.add.at(self.drawn, (slide, label.astype(np.int64)), 1)
-        return math.fsum(losses) / len(losses)
+        return math.fsum(a * n for a, n in zip(losses, weights, strict=True)) / sum(weights)
 
     def _step(
         self,
@@ -412,8 +396,9 @@ class _Training:
         logits, label = self._logits(self._chosen, epoch)
         if len(np.unique(label)) < len(CLASS_NAMES):
             raise TrainingError(
-                f"{self._config.model.name}: of the {len(self._chosen.label)} validation patches "
-                "those of one class cannot be read; check the slide files of split val"
+                f"{self._config.model.name}: of the "
+                f"{pluralize(len(self._chosen.label), 'validation patch')} those of "
+                "one class cannot be read; check the slide files of split val"
             )
         y = torch.from_numpy(label.astype(np.float64))
         loss = float(F.binary_cross_entropy_with_logits(torch.from_numpy(logits), y))

@@ -1,17 +1,16 @@
 """What a finished training leaves: checkpoint, settings, history, ledger of the draws, picture."""
 
-import csv
 import dataclasses
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tiling.files import write_json, write_text
+from tiling.files import write_json
 from wsi_pipeline.checkpoint import CheckpointMeta, save_checkpoint
 from wsi_pipeline.config import as_plain
+from wsi_pipeline.csv_files import write_csv
 from wsi_pipeline.data import CLASS_NAMES, Patches
 from wsi_pipeline.models import PatchClassifier
 from wsi_pipeline.settings import TrainConfig
@@ -89,10 +88,10 @@ def write_ledger(
         In the order of `drawn`.
     patients : patient by slide_id
     """
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(("slide_id", "patient", "label", "drawn"))
-    for store, counts in zip(stores, drawn.tolist(), strict=True):
-        slide_id = store.info.slide_id
-        writer.writerows((slide_id, patients[slide_id], y, n) for y, n in enumerate(counts))
-    write_text(path, buffer.getvalue())
+    ids = [store.info.slide_id for store in stores]
+    rows = (
+        (slide_id, patients[slide_id], label, n)
+        for slide_id, counts in zip(ids, drawn.tolist(), strict=True)
+        for label, n in enumerate(counts)
+    )
+    write_csv(path, ("slide_id", "patient", "label", "drawn"), rows)

@@ -13,7 +13,7 @@ import torch
 from wsi_pipeline.devices import place_model
 from wsi_pipeline.errors import ModelError
 from wsi_pipeline.models import PatchClassifier, build_model
-from wsi_pipeline.models.vgg import load_imagenet_weights
+from wsi_pipeline.models.pretrained import load_imagenet_weights
 from wsi_pipeline.settings import TrainConfig
 
 

@@ -1,4 +1,4 @@
-"""Resampling, percentile intervals, weighted figures, paired comparison, DeLong."""
+"""Resampling, weighted figures, DeLong."""
 
 import numpy as np
 import pytest
@@ -8,14 +8,14 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from wsi_pipeline.errors import EvaluationError
 from wsi_pipeline.evaluation.bootstrap import (
-    compare_paired,
+    draw_resamples,
     draw_weights,
-    percentile_interval,
     weighted_average_precision,
     weighted_ratio,
     weighted_roc_auc,
 )
 from wsi_pipeline.evaluation.delong import delong_auc, delong_p_value
+from wsi_pipeline.evaluation.intervals import Undefined, percentile_interval
 
 
 def test_each_replicate_has_as_many_slides_as_there_are_and_the_seed_fixes_it():
@@ -67,14 +67,6 @@ def test_nothing_to_draw_is_an_error(n, replicates):
         draw_weights(n, n_replicates=replicates, seed=0)
 
 
-def test_the_interval_is_the_percentiles_and_counts_what_it_skips():
-    values = np.append(np.arange(101) / 100, [np.nan, np.nan])
-    interval = percentile_interval(values)
-    assert (interval.low, interval.high) == pytest.approx((0.025, 0.975))
-    assert (interval.n_used, interval.n_skipped) == (101, 2)
-    assert percentile_interval(np.full(3, np.nan)) is None
-
-
 @settings(deadline=None, max_examples=60)
 @given(seed=st.integers(0, 10**6), n=st.integers(1, 14))
 def test_weighted_figures_equal_scikit_learn_on_repeated_slides(seed, n):
@@ -100,25 +92,13 @@ def test_weighted_ratio_is_undefined_without_a_whole():
     assert np.isnan(ratio[1])
 
 
-def test_a_model_against_itself_differs_by_nothing():
-    values = np.random.default_rng(0).random(99)
-    same = compare_paired(values, values, difference=0.0)
-    assert (same.low, same.high, same.p_value) == (0, 0, 1)
-
-
-def test_a_better_model_has_the_smallest_p_that_can_be_told():
-    values = np.random.default_rng(0).random(199)
-    better = compare_paired(values + 0.1, values, difference=0.1)
-    assert better.p_value == pytest.approx(2 / 200)
-    assert better.low == pytest.approx(0.1)
-    worse = compare_paired(values, values + 0.1, difference=-0.1)
-    assert worse.p_value == better.p_value
-
-
-def test_pairs_with_an_undefined_side_are_skipped():
-    found = compare_paired(np.array([1, np.nan, 3]), np.array([1, 1, np.nan]), difference=0)
-    assert (found.n_used, found.n_skipped) == (1, 2)
-    assert compare_paired(np.array([np.nan]), np.array([1.0]), difference=0) is None
+def test_rows_are_summed_by_patient_and_kept_apart():
+    drawn = draw_resamples(["b", "a", "b", "c"], n_replicates=9, seed=0)
+    assert (drawn.n_groups, drawn.describe()) == (3, "3 patients")
+    assert sorted(drawn.sum_groups(np.array([1, 2, 3, 4]))) == [2, 4, 4]
+    kept = drawn.take(np.array([True, False, True, False]))
+    assert (kept.describe(), kept.weights.shape) == ("1 patient", (9, 2))
+    assert np.array_equal(kept.weights[:, 0], drawn.weights[:, 0])
 
 
 # ------------------------------------------------------------ DeLong
@@ -146,6 +126,9 @@ def test_delong_equals_its_formula(seed):
     v10, v01 = structural(labels, first)
     expected = v10.var(ddof=1) / v10.size + v01.var(ddof=1) / v01.size
     found = delong_auc(labels, first)
+    if expected < 1e-15:
+        assert found == Undefined(f"the ROC AUC is {v10.mean():g}, where DeLong's variance is 0")
+        return
     assert found.auc == pytest.approx(roc_auc_score(labels, first))
     assert found.variance == pytest.approx(expected, abs=1e-15)
     w10, w01 = structural(labels, second)
@@ -156,7 +139,10 @@ def test_delong_equals_its_formula(seed):
         from scipy.stats import norm
 
         assert p == pytest.approx(2 * norm.sf(z), abs=1e-9)
-    assert 0 <= p <= 1
+    elif v10.mean() == pytest.approx(w10.mean()):
+        assert p == 1
+    else:
+        assert isinstance(p, Undefined)
 
 
 def test_delong_and_bootstrap_agree_on_many_slides():
@@ -164,17 +150,29 @@ def test_delong_and_bootstrap_agree_on_many_slides():
     labels = np.repeat([0, 1], 150)
     scores = random.normal(labels * 1.0)
     exact = delong_auc(labels, scores)
-    values = weighted_roc_auc(labels, scores, draw_weights(300, n_replicates=2000, seed=0))
-    interval = percentile_interval(values)
+    drawn = draw_resamples([str(i) for i in range(300)], n_replicates=2000, seed=0)
+    interval = percentile_interval(weighted_roc_auc(labels, scores, drawn.weights), drawn)
     assert (interval.low, interval.high) == pytest.approx((exact.low, exact.high), abs=0.01)
 
 
 def test_delong_needs_two_of_each_class():
-    assert delong_auc(np.array([1, 0, 0]), np.array([1.0, 0, 0])) is None
-    assert delong_p_value(np.array([1, 0, 0]), np.zeros(3), np.zeros(3)) is None
+    reason = Undefined("DeLong's variance needs two of each class")
+    assert delong_auc(np.array([1, 0, 0]), np.array([1.0, 0, 0])) == reason
+    assert delong_p_value(np.array([1, 0, 0]), np.zeros(3), np.zeros(3)) == reason
+
+
+@pytest.mark.parametrize("n", [2, 5, 200])
+def test_perfect_separation_has_no_delong_interval_and_no_p_value(n):
+    """Its variance is 0 for any number of slides: [1, 1], and p = 0 against every other model."""
+    labels = np.repeat([0, 1], n)
+    perfect = labels + np.linspace(0, 0.5, 2 * n)
+    assert delong_auc(labels, perfect) == Undefined(
+        "the ROC AUC is 1, where DeLong's variance is 0"
+    )
+    assert isinstance(delong_p_value(labels, perfect, 1 - perfect), Undefined)
+    assert delong_p_value(labels, perfect, perfect**3) == 1.0
 
 
 def test_models_that_rank_alike_do_not_differ():
     labels, scores = np.array([1, 1, 0, 0]), np.array([0.9, 0.4, 0.5, 0.1])
     assert delong_p_value(labels, scores, scores**2) == 1.0
-    assert delong_p_value(labels, labels * 1.0, 1.0 - labels) == 0.0

@@ -71,7 +71,7 @@ def test_empty_bins_are_empty_and_no_patch_has_no_figures():
     ("labels", "scores", "reason"),
     [
         ([], [], "no labelled validation patch"),
-        ([1, 1], [0.2, 0.4], "all 2 validation patches are positive"),
+        ([1, 1], [0.2, 0.4], "all validation patches (2) are positive"),
         ([0, 1], [0.2, 0.8], "without an error"),
         ([1, 0], [0.2, 0.8], "no better than chance"),
     ],

@@ -67,7 +67,7 @@ def test_scores_keep_float64(tmp_path):
         ("0.5,1,2\n1.5,1,2", r"a\.csv, line 2: prob '1.5' is not a number from 0 to 1"),
         ("nan,1,2", "line 1: prob 'nan'"),
         ("0.5,1,2\n\n\nhigh,1,2", "line 4: prob 'high'"),
-        ("0.5,1.5,2", "line 1: x '1.5' is not a whole number"),
+        ("0.5,left,2", "line 1: x 'left' is not a position"),
         ("0.5,1,inf", "line 1: y 'inf'"),
         ("0.5,1e300,2", "line 1: x '1e300'"),
         ("0.5,1_0,2", "line 1: x '1_0'"),
@@ -87,12 +87,12 @@ def test_what_cannot_be_meant_is_named_by_file_and_line(tmp_path, text, message)
 
 def test_the_last_pixel_is_on_the_slide_and_the_next_is_not(tmp_path):
     found = read(tmp_path, "prob,x,y\n0.5,99,49\n0.5,100,49\n")
-    found.check_inside((101, 50))
+    found.on_slide((101, 50))
     with pytest.raises(EvaluationError, match=r"a\.csv, line 3: .* x 100, y 49 lies outside"):
-        found.check_inside((100, 50))
+        found.on_slide((100, 50))
 
 
 def test_without_a_size_only_negative_positions_are_outside(tmp_path):
-    read(tmp_path, "0.5,99999,49").check_inside(None)
+    read(tmp_path, "0.5,99999,49").on_slide(None)
     with pytest.raises(EvaluationError, match=r"line 1: .*level-0 pixels, from 0"):
-        read(tmp_path, "0.5,3,-1").check_inside(None)
+        read(tmp_path, "0.5,3,-1").on_slide(None)

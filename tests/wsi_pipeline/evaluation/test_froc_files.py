@@ -88,9 +88,10 @@ def test_a_small_cohort_by_hand(options):
     assert result["score"] == 0.5
     assert result["score_ci95"] is None
     assert result["undefined"] == {}
-    assert "lesions found: 2 on 1 slides, 1 ITC left out" in lines
-    said = [i for i, line in enumerate(lines) if "score" in line]
-    assert min(said) > lines.index("lesions found: 2 on 1 slides, 1 ITC left out")
+    counted = "lesions in the reference: 2 on 1 slide, 1 ITC left out"
+    assert counted in lines
+    scores = [i for i, line in enumerate(lines) if "score" in line]
+    assert min(scores) > lines.index(counted)
 
 
 def test_rates_beyond_the_pictures_axis_leave_the_picture_whole(options):
@@ -149,7 +150,8 @@ def test_random_cohorts_equal_the_oracle(options, oracle, seed, kind, denominato
         expected = [oracle.read(points, rate, at_rate) for rate in RATES]
         assert list(result["sensitivity_at"].values()) == pytest.approx(expected, abs=1e-12)
     n_with = sum(bool(best) for _, best, _ in matched)
-    line = f"lesions found: {result['n_lesions']} on {n_with} slides, {n_itc} ITC left out"
+    on = f"{n_with} slide{'' if n_with == 1 else 's'}"
+    line = f"lesions in the reference: {result['n_lesions']} on {on}, {n_itc} ITC left out"
     assert line in lines
 
 
@@ -168,7 +170,7 @@ def test_the_files_hold_the_same_numbers(options):
     ]
     assert float(lesions[0]["x"]) == pytest.approx(4800, abs=32)
     assert (options.out / "froc.png").read_bytes().startswith(b"\x89PNG")
-    assert list(result["score_ci95"]) == [result["score"]] * 2  # one slide: nothing to vary
+    assert result["score_ci95"] is None  # one slide: nothing to vary
     assert result["bootstrap"]["replicates"] == 50
     assert not list(options.out.glob(".*"))
 
@@ -220,7 +222,12 @@ def test_a_listed_slide_without_csv_counts_in_every_denominator(options):
 
 def test_without_a_list_slides_are_the_union_of_both_folders(options):
     write_xml(options.reference / "t1.xml", (3200, 3200, 3200))
+    detect(options, "t1", (0.9, 4, 4))
     detect(options, "n1", (0.9, 4, 4))
+    result, _ = run(options)
+    assert (result["n_slides"], result["n_normal"]) == (2, 1)
+    (options.detections / "n1.csv").unlink()
+    write_text(options.reference / "n2.xml", "")
     result, _ = run(options)
     assert (result["n_slides"], result["n_normal"]) == (2, 1)
 
@@ -243,10 +250,35 @@ def test_an_empty_reference_is_a_normal_slide(options, empty):
 
 
 def test_polygons_outside_tumour_groups_make_no_lesion(options):
-    write_xml(options.reference / "n1.xml", (3200, 3200, 3200), group="None")
+    write_xml(options.reference / "n1.xml", (3200, 3200, 3200), group="Normal")
     write_xml(options.reference / "n2.xml", (3200, 3200, 3200), group="Exclusion")
     result, _ = run(options)
     assert result["n_normal"] == 2
+
+
+@pytest.mark.parametrize(("unclassified", "n_normal"), [(None, 0), ("tumour", 0), ("region", 1)])
+def test_polygons_without_a_group_are_tumour_unless_an_option_says_otherwise(
+    options, unclassified, n_normal
+):
+    """They were normal, without a note."""
+    write_xml(options.reference / "t1.xml", (3200, 3200, 3200), group="None")
+    result, lines = run(replace(options, unclassified=unclassified))
+    assert result["n_normal"] == n_normal
+    assert any("without class taken as tumour" in x for x in lines) is (unclassified is None)
+
+
+def test_a_polygon_far_larger_than_a_slide_is_refused_in_one_line(options):
+    """It asked for 14.6 GiB."""
+    corners = [[0, 0], [4e6, 0], [4e6, 4e6], [0, 4e6]]
+    content = {"positive": [{"name": "far", "vertices": corners}]}
+    write_text(options.reference / "t1.json", json.dumps(content))
+    with pytest.raises(EvaluationError) as caught:
+        run(options)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert "t1.json: its polygons cover 1.56e+10 pixels at downsample 32" in message
+    assert "'far', spans x 0 to 4000000, y 0 to 4000000" in message
+    assert "--mask-downsample" in message
 
 
 @pytest.mark.parametrize(
@@ -255,9 +287,9 @@ def test_polygons_outside_tumour_groups_make_no_lesion(options):
         ("slide_id,label\nn1,0\n", r"t1\.csv.*not list|not list: t1\.csv"),
         ("slide_id,label\nt1,1\nx,1\n", "slide x has label 1 .* no reference"),
         ("slide_id,label\nt1,0\n", r"slide t1 has label 0 .*t1\.xml holds a lesion"),
-        ("slide_id,label\nt1,2\n", r"s\.csv, line 2: label '2'"),
-        ("slide_id,label\nt1,\n", r"s\.csv, line 2: label ''"),
-        ("slide_id,label\nt1,1\nt1,1\n", r"line 3: slide t1 stands in line 2 already"),
+        ("slide_id,label\nt1,2\n", r"s\.csv, line 2: label must be 1 .* got '2'"),
+        ("slide_id,label\nt1,\n", r"s\.csv, line 2: label must be 1 .* got ''"),
+        ("slide_id,label\nt1,1\nt1,1\n", r"line 2: t1 and .*line 3: t1 name the same slide"),
         ("slide_id,etiket\nt1,1\n", r"line 1: no column 'label'"),
         ("slide_id,label\n", "lists no slides"),
         ("slide_id,label\nt1\n", "line 2: 1 fields, expected 2"),
@@ -413,7 +445,7 @@ def test_the_interval_is_seeded_and_says_what_it_skipped(options):
     assert first == again
     assert first["bootstrap"] != other["bootstrap"]
     assert first["bootstrap"]["skipped"] > 0
-    assert any("replicates without a lesion" in line for line in lines)
+    assert any("resampled sets without a lesion" in line for line in lines)
     assert apart["bootstrap"]["skipped"] == 0
     low, high = first["score_ci95"]
     assert low <= first["score"] <= high
@@ -449,7 +481,7 @@ def test_the_patch_definition_by_hand(patch_options):
         (0.4, 0.5, 2 / 3),
         (0.2, 1.0, 2 / 3),
     ]
-    assert "lesions found: 3 on 2 slides, 0 ITC left out" in lines
+    assert "lesions in the reference: 3 on 2 slides, 0 ITC left out" in lines
     assert any("2 patches without a score" in line for line in lines)
     rows = read_csv(patch_options.out / "lesions.csv")
     assert [(r["slide_id"], r["lesion"], r["status"]) for r in rows] == [

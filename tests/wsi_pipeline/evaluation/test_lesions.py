@@ -12,7 +12,7 @@ from hypothesis.extra.numpy import arrays
 from scipy import ndimage
 
 from tiling.annotations import read_annotation
-from wsi_pipeline.errors import EvaluationError
+from wsi_pipeline.errors import EvaluationError, ExtentError
 from wsi_pipeline.evaluation.lesions import (
     fill_holes,
     grow,
@@ -181,6 +181,33 @@ def test_the_slides_edge_cuts_the_growth():
     assert [w.labels.shape for w in within.windows] == [(100, 101)]
     assert beyond.label_at(np.array([3300]), np.array([10])).tolist() == [1]
     assert within.label_at(np.array([3209]), np.array([3199])).tolist() == [1]
+
+
+@pytest.mark.parametrize("far", [4e6, 1e8])
+def test_a_polygon_far_larger_than_the_slide_costs_what_the_slide_does(far):
+    """Its own box was drawn: 14.6 GiB of it."""
+    tumour = shapely.MultiPolygon([shapely.box(-far, 1600, far, far)])
+    found = label_polygons(tumour, mpp=0.243, slide_size=(3200, 6400))
+    assert [w.labels.shape for w in found.windows] == [(200 - 44, 100)]  # 45 rows less growth
+    same = label_polygons(
+        shapely.MultiPolygon([shapely.box(0, 1600, 3200, 6400)]), mpp=0.243, slide_size=(3200, 6400)
+    )
+    np.testing.assert_array_equal(found.windows[0].labels, same.windows[0].labels)
+
+
+@pytest.mark.parametrize("downsample", [32.0, 1e-9])
+def test_without_a_slides_size_there_is_a_limit(downsample):
+    tumour = shapely.MultiPolygon([shapely.box(0, 0, 4e6, 4e6)])
+    with pytest.raises(ExtentError, match="more than can be drawn"):
+        label_polygons(tumour, mpp=0.243, downsample=downsample)
+
+
+def test_the_limit_is_of_all_windows_together(monkeypatch):
+    monkeypatch.setattr("wsi_pipeline.evaluation.lesions.MAX_GRID_PX", 2 * 120 * 120)
+    apart = [shapely.box(x, 0, x + 3200, 3200) for x in (0, 32_000, 64_000)]
+    label_polygons(shapely.MultiPolygon(apart[:2]), mpp=0.243)
+    with pytest.raises(ExtentError, match="more than can be drawn"):
+        label_polygons(shapely.MultiPolygon(apart), mpp=0.243)
 
 
 def test_lesions_are_numbered_row_by_row_wherever_their_windows_are():

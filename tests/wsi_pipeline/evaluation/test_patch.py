@@ -14,7 +14,8 @@ from sklearn.metrics import (
     roc_auc_score,
 )
 
-from wsi_pipeline.evaluation.bootstrap import draw_weights
+from wsi_pipeline.evaluation.bootstrap import draw_resamples, draw_weights
+from wsi_pipeline.evaluation.intervals import Undefined
 from wsi_pipeline.evaluation.patch import (
     Confusion,
     confusion_figures,
@@ -130,9 +131,18 @@ def test_pairs_of_slides_give_every_replicates_auc(seed):
 
 
 def test_the_interval_of_patches_skips_replicates_of_one_class():
-    labels, scores = [np.array([1, 1]), np.array([0, 0])], [np.array([0.9, 0.4]), np.zeros(2)]
-    interval = patch_auc_interval(labels, scores, draw_weights(2, n_replicates=100, seed=0))
-    assert (interval.low, interval.high) == (1, 1)
+    labels = [np.array([1, 1])] * 2 + [np.array([0, 0])] * 3
+    scores = [
+        np.array([0.9, 0.4]),
+        np.array([0.2, 0.8]),
+        *(np.array([0.1, s]) for s in (0, 0.5, 1)),
+    ]
+    patients = ["a", "b", "c", "d", "e"]
+    drawn = draw_resamples(patients, n_replicates=100, seed=0)
+    interval = patch_auc_interval(labels, scores, drawn)
+    assert 0 <= interval.low < interval.high <= 1
     assert interval.n_skipped > 0
-    none = patch_auc_interval(labels[:1], scores[:1], draw_weights(1, n_replicates=9, seed=0))
-    assert none is None
+    alone = patch_auc_interval(labels[1:], scores[1:], drawn.take([1, 2, 3, 4]))
+    assert alone == Undefined("4 patients, at least 5 are needed")
+    none = patch_auc_interval(labels[:1], scores[:1], drawn.take([0]))
+    assert none == Undefined("undefined in every resampled set")

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from shapely.affinity import rotate
 from shapely.ops import split
 
+from wsi_pipeline.evaluation import raster
 from wsi_pipeline.evaluation.raster import Box, rasterise
 
 
@@ -71,3 +72,23 @@ def test_what_lies_left_of_the_box_does_not_leak_into_it():
 def test_no_polygon_draws_nothing(n):
     outside = np.array([shapely.box(900, 900, 990, 990)] * n, dtype=object)
     assert not rasterise(outside, box=Box(0, 0, 3, 3), downsample=32).any()
+
+
+@settings(deadline=None, max_examples=25)
+@given(seed=st.integers(0, 10**6), at_once=st.integers(1, 60), many=st.sampled_from([0, 40, 10**6]))
+def test_edges_a_few_at_a_time_draw_the_same(seed, at_once, many):
+    polygons = np.array([star(seed, np.array([9, 9]), 8), star(seed + 1, np.array([30, 20]), 9)])
+    box = Box(1, 2, 30, 41)
+    whole = rasterise(polygons, box=box, downsample=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(raster, "CROSSINGS_AT_ONCE", at_once)
+        patch.setattr(raster, "MANY_CROSSINGS", many)
+        assert np.array_equal(rasterise(polygons, box=box, downsample=1), whole)
+
+
+def test_a_polygon_far_larger_than_the_box_draws_the_box():
+    ring = [(-1e8, -1e8), (1e8, -1e8), (1e8, 1e8), (100, 40), (-1e8, 1e8)]
+    drawn = rasterise(np.array([shapely.Polygon(ring)]), box=Box(0, 0, 10, 10), downsample=32)
+    exact = by_centres([shapely.Polygon(ring)], Box(0, 0, 10, 10), 32)
+    assert np.array_equal(drawn, exact)
+    assert 0 < drawn.sum() < 100

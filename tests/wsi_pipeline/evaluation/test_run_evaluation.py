@@ -122,8 +122,14 @@ def test_metrics_have_the_shape_of_the_contract(evaluated):
     assert metrics["froc"]["definition"] == "camelyon16"
     assert metrics["froc_patch"]["definition"] == "patch"
     # The largest lesion of each tumour slide is a micrometastasis: nothing is known of the others.
-    assert {name.split(".")[1] for name in metrics["undefined"]} == {"macro", "itc"}
-    assert metrics["notes"] == ["8 unreadable patches have no score and count nowhere"]
+    # The slides are told apart without an error, so resampling them shows nothing.
+    others = {name for name in metrics["undefined"] if name.split(".")[1] not in ("macro", "itc")}
+    assert {metrics["undefined"][name] for name in others} == {
+        "all 60 resampled sets give the same value",
+        "the ROC AUC is 1, where DeLong's variance is 0",
+    }
+    assert {name.rsplit("_", 1)[1] for name in others} == {"ci95"}
+    assert metrics["notes"] == ["8 unreadable patches without a score left out"]
 
 
 def test_patch_figures_are_computed_again_by_scikit_learn(evaluated):
@@ -251,6 +257,53 @@ def test_without_splits_all_slides_are_evaluated(tmp_path):
     assert any("no slide has a split" in note for note in metrics["notes"])
 
 
+@pytest.mark.parametrize(
+    ("split", "first", "noted"),
+    [
+        ("test", {"t"}, 0),
+        ("val", {"v"}, 2),
+        ("train", {"x"}, 2),
+        ("all", {"t", "v", "x"}, 3),
+    ],
+)
+def test_the_split_that_is_asked_for_is_evaluated(tmp_path, split, first, noted):
+    settings = replace(SETTINGS, split=split)
+    metrics = evaluate_run(cohort(4), settings=settings, out=tmp_path, model="m")
+    rows = read_csv(tmp_path / "slides.csv")
+    assert {r["slide_id"][0] for r in rows} == first
+    assert metrics["evaluated"] == split
+    assert metrics["slide"]["n"] == metrics["localisation"]["n"] == len(rows)
+    assert "4 validation slides" in metrics["slide"]["threshold_source"]
+    kinds = ("evaluate.split)", "too hopeful", "no test: the model was trained on 2 patients")
+    known = [note for note in metrics["notes"] if any(kind in note for kind in kinds)]
+    assert len(known) == noted
+    assert ("no test" in " ".join(known)) == (split in ("train", "all"))
+
+
+def test_a_split_without_slides_is_an_error(tmp_path):
+    slides = [s for s in cohort(4) if s.split != "train"]
+    with pytest.raises(EvaluationError, match=r"is in the split train; .*evaluate\.split"):
+        evaluate_run(slides, settings=replace(SETTINGS, split="train"), out=tmp_path, model="m")
+
+
+def test_validation_slides_that_were_trained_on_are_no_validation(tmp_path):
+    slides = seen(cohort(4), train_slides=["v1"])
+    with pytest.raises(EvaluationError, match=r"trained on 1 patient .*: v1; .*the split val"):
+        evaluate_run(slides, settings=replace(SETTINGS, split="val"), out=tmp_path, model="m")
+
+
+def test_outlines_of_other_splits_are_counted_and_named(tmp_path):
+    slides = [replace(s, localisation=None) for s in cohort(4)]
+    elsewhere = {"train": ["x1"], "val": [f"v{i}" for i in range(7)]}
+    metrics = evaluate_run(slides, settings=SETTINGS, out=tmp_path, model="m", elsewhere=elsewhere)
+    assert metrics["localisation"]["elsewhere"] == {"train": 1, "val": 7}
+    assert (
+        "1 outlined slide is in the split train, which is not evaluated: x1; set "
+        "evaluate.split=train to compare their maps"
+    ) in metrics["notes"]
+    assert any("v0, v1, v2, v3, v4 and 2 more; set" in note for note in metrics["notes"])
+
+
 def test_one_class_gives_null_with_reasons(tmp_path):
     slides = [make_slide(f"n{i}", tumour=False) for i in range(3)]
     metrics = evaluate_run(slides, settings=SETTINGS, out=tmp_path, model="m")
@@ -352,7 +405,7 @@ def guessing(slides):
 
 
 def test_patients_are_resampled_as_one(tmp_path):
-    """One patient with all slides: there is nobody to resample, and an interval would be a lie."""
+    """Resampling one patient with all slides gives that patient every time."""
     apart = evaluate_run(guessing(cohort(6)), settings=SETTINGS, out=tmp_path / "a", model="m")
     slides = guessing(cohort(6, patient="p"))
     as_one = evaluate_run(slides, settings=SETTINGS, out=tmp_path / "b", model="m")
@@ -362,7 +415,8 @@ def test_patients_are_resampled_as_one(tmp_path):
         assert as_one[section].get(name) is None
         assert apart[section][name][1] - apart[section][name][0] > 0.01
     assert apart["froc"]["bootstrap"]["unit"] == "patient"
-    assert any("one patient" in note for note in as_one["notes"])
+    assert any("1 patient, at least 5" in note for note in as_one["notes"])
+    assert as_one["undefined"]["slide.accuracy_ci95"] == "1 patient, at least 2 are needed"
 
 
 # ------------------------------------------------------------ calibration, sweep, errors
@@ -540,7 +594,7 @@ def test_scores_that_do_not_say_what_their_model_has_seen_are_noted(tmp_path):
 def test_validation_slides_that_were_trained_on_are_noted(tmp_path):
     slides = seen(cohort(4), train_slides=["v1"])
     metrics = evaluate_run(slides, settings=SETTINGS, out=tmp_path, model="m")
-    assert any("too hopeful: v1" in note for note in metrics["notes"])
+    assert any("too optimistic: v1" in note for note in metrics["notes"])
 
 
 def test_a_refused_evaluation_leaves_no_earlier_figures_standing(tmp_path):

@@ -1,8 +1,11 @@
 """Slide scores and the frozen threshold."""
 
+from fractions import Fraction
+from itertools import pairwise
+
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from wsi_pipeline.errors import EvaluationError
@@ -64,26 +67,59 @@ def test_rows_do_not_run_into_each_other():
 # ------------------------------------------------------------ threshold
 
 
+@pytest.mark.parametrize(
+    ("scores", "expected"),
+    [
+        ([0.1, 0.3, 0.4, 0.9], 0.65),  # above 0.4 the gap is wider than above 0.1
+        ([0.1, 0.6, 0.7, 0.9], 0.35),  # here it is the other way round
+        ([0.0, 0.25, 0.5, 0.75], 0.625),  # equally wide: the highest
+    ],
+)
+def test_of_equally_good_thresholds_the_widest_gap_then_the_highest_is_taken(scores, expected):
+    """Youden's J is 0.5 at the first and at the last gap."""
+    assert choose_threshold([0, 1, 0, 1], scores) == pytest.approx(expected)
+
+
 def test_the_threshold_lies_in_the_widest_gap_of_the_best():
     assert choose_threshold([0, 0, 1, 1], [0.1, 0.3, 0.9, 0.95]) == pytest.approx(0.6)
 
 
-@settings(deadline=None, max_examples=60)
-@given(seed=st.integers(0, 10**6))
-def test_no_threshold_has_a_larger_sum_of_sensitivity_and_specificity(seed):
-    random = np.random.default_rng(seed)
-    labels, scores = random.integers(0, 2, 12), random.integers(0, 9, 12) / 8
+def expected_threshold(labels, scores):
+    """The rule in exact fractions: largest J, of these the widest gap, of these the highest."""
+    distinct = sorted(set(scores))
+    if len(set(labels)) < 2 or len(distinct) < 2:
+        return None
+    found = []
+    for low, high in pairwise(distinct):
+        middle = (low + high) / 2
+        yes = [score >= middle for score in scores]
+        tp, fp = (sum(y for y, k in zip(yes, labels, strict=True) if k == kind) for kind in (1, 0))
+        j = Fraction(tp, labels.count(1)) - Fraction(fp, labels.count(0))
+        found.append((j, high - low, middle))
+    return max(found)[2]
 
-    def merit(t):
-        yes = scores >= t
-        return yes[labels == 1].mean() + 1 - yes[labels == 0].mean()
 
-    chosen = choose_threshold(labels, scores)
-    if chosen is None:
-        assert len(set(labels)) < 2 or len(set(scores)) < 2
-    else:
-        assert merit(chosen) == pytest.approx(max(merit(t) for t in np.unique(scores)[1:]))
-        assert chosen not in scores
+SCORED = st.lists(st.tuples(st.integers(0, 1), st.integers(0, 12)), min_size=2, max_size=14)
+
+
+@settings(deadline=None, max_examples=300)
+@given(SCORED)
+@example([(1, 2), (0, 3), (1, 8), (0, 0)])  # J = 1/2 at 1/8 and 5.5/8: the wider gap
+@example([(0, 0), (1, 6), (0, 7), (1, 8)])  # J = 1/2 at 3/8 and 7.5/8: the wider gap
+@example([(1, 0), (1, 8), (0, 9), (0, 1), (1, 10), (0, 2)])  # J = 1/3 at 5/8 and 9.5/8
+def test_sensitivity_and_specificity_weigh_the_same(scored):
+    """Any other weight of either changes the choice among equal sums, if not the sum."""
+    labels, scores = [label for label, _ in scored], [score / 8 for _, score in scored]
+    assert choose_threshold(labels, scores) == expected_threshold(labels, scores)
+
+
+def test_the_size_of_a_class_does_not_weigh():
+    """Youden's J is of shares: nine normal slides count as much as one with tumour."""
+    labels, scores = [0] * 9 + [1], [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.95, 0.75]
+    # From 0.725 up: sensitivity 1, specificity 7/9. From 0.975 the accuracy would be higher.
+    assert choose_threshold(labels, scores) == pytest.approx(0.725)
+    few = ([0, 1, 1, 1, 1], [0.5, 0.4, 0.6, 0.7, 0.8])
+    assert choose_threshold(*few) == pytest.approx(0.55)
 
 
 @pytest.mark.parametrize(("labels", "scores"), [([], []), ([1, 1], [0, 1]), ([0, 1], [0.5, 0.5])])

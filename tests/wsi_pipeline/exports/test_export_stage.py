@@ -241,7 +241,7 @@ def test_a_changed_setting_is_named_stale(run, capsys):
     assert export(run, "qupath") == 0
     assert main(["export", str(run), "--format", "qupath", "--set", "qupath=regions"]) == 0
     captured = capsys.readouterr()
-    assert "stale" in captured.err
+    assert "out of date" in captured.err
     assert "regions" in captured.err
 
 
@@ -272,7 +272,7 @@ def test_coordinates_belong_to_no_model(run, capsys):
     assert main(["collect", str(run)]) == 3
     out = capsys.readouterr().out
     assert "export clam-coords: 3 of 6 slides done, 3 missing" in out
-    assert "export: of 2 shards these never ended: 1" in out
+    assert "export: 1 shard of 2 never ended: 1" in out
 
 
 def test_collect_lists_the_exports_that_are_missing(run, capsys):
@@ -285,7 +285,7 @@ def test_collect_lists_the_exports_that_are_missing(run, capsys):
     assert "export wsinfer patchnet: 4 of 4 slides done\n" in out
     # The last export was told of all splits.
     assert "export qupath patchnet: 1 of 4 slides done, 3 missing (s2, s3, s" in out
-    assert "export: of 2 shards these never ended: 1" not in out  # a whole export came after it
+    assert "export: 1 shard of 2 never ended: 1" not in out  # a whole export came after it
 
 
 def test_a_slide_that_fails_is_recorded_and_the_others_are_written(run, capsys):
@@ -308,7 +308,7 @@ def test_slides_whose_prediction_failed_are_named(run, capsys):
     assert export(run, "wsinfer") == 0
     assert main(["heatmap", str(run)]) == 0
     out = capsys.readouterr().out
-    assert out.count("without s4, which predict by patchnet failed on") >= 1
+    assert out.count("skipped s4: prediction with patchnet failed") >= 1
     assert "heatmap: 0 done, 3 kept" in out
 
 

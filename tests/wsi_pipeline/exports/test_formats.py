@@ -4,19 +4,33 @@ import csv
 import gzip
 import json
 import uuid
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import h5py
 import numpy as np
 import pytest
 import shapely
 import zarr
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from shapely.geometry import box, shape
 
+from tests.tiling.slides import tissue, write_slide
 from tests.wsi_pipeline.exports.conftest import BOUNDS, SIZE, make_job, make_slide
+from tiling.build import tile_slide
+from tiling.contracts import TileConfig, TissueConfig
 from tiling.formats.coords_hdf5 import read_coords
+from tiling.geometry import resolve_geometry
+from tiling.store import PatchStore
+from tiling.wording import pluralize
+from wsi_pipeline.contracts import Scores
 from wsi_pipeline.errors import ConfigError
 from wsi_pipeline.evaluation.detections import read_detection_file
 from wsi_pipeline.exports import COORDS_ONLY, FORMATS, check_format, load_format
+from wsi_pipeline.exports.base import ExportSlide, leave_unscored
+from wsi_pipeline.scores import clam_attributes
 
 formats = pytest.mark.parametrize("name", FORMATS)
 
@@ -85,7 +99,7 @@ def test_qupath_tiles_are_the_scored_patches(slide, tmp_path):
 
     scored = ~np.isnan(slide.scores.scores)
     assert len(features) == scored.sum()
-    assert f"{(~scored).sum()} without score left out" in line
+    assert f"{(~scored).sum()} without a score left out" in line
     for feature, (x, y), score in zip(
         features, slide.scores.coords[scored], slide.scores.scores[scored], strict=True
     ):
@@ -198,7 +212,7 @@ def test_clam_file_holds_what_clam_reads(slide, tmp_path):
 def test_trident_file_holds_all_patches_and_an_exact_ratio(slide, tmp_path):
     path, line = export("trident", make_job(slide), tmp_path)
     assert path.name == f"{slide.info.slide_id}_patches.h5"
-    assert "as 66 px squares, though 62 px high" in line
+    assert "other tools read 66 px squares, though patches are 62 px high" in line
     with h5py.File(path) as file:
         np.testing.assert_array_equal(file["coords"][:], slide.scores.coords)
         attributes = dict(file["coords"].attrs)
@@ -212,14 +226,71 @@ def test_trident_file_holds_all_patches_and_an_exact_ratio(slide, tmp_path):
 @pytest.mark.parametrize("name", ["clam", *COORDS_ONLY])
 def test_coordinates_come_back_as_another_tools(name, slide, tmp_path):
     path, line = export(name, make_job(slide), tmp_path)
-    assert "66 px squares, though 62 px high" in line
+    assert "66 px squares, though patches are 62 px high" in line
     found = read_coords(path)
     chosen = ~np.isnan(slide.scores.scores) if name == "clam" else slice(None)
     np.testing.assert_array_equal(found.coords, slide.scores.coords[chosen])
-    assert (found.tool, found.patch_l0) == (name.removesuffix("-coords"), (66, 66))
+    assert (found.tool, found.patch_l0) == (name.removesuffix("-coords"), (66, 62))
     if name in COORDS_ONLY:
         with h5py.File(path) as file:
             assert list(file) == ["coords"]
+
+
+FOOTPRINTS = ("qupath", "wsinfer", "clam", *COORDS_ONLY)
+
+
+def read_footprints(name, path):
+    """Corner and sides of every patch in a file, level-0 px: (N, 4)."""
+    if name == "qupath":
+        found = [shape(feature["geometry"]).bounds for feature in read_features(path)]
+        return np.array([(x0, y0, x1 - x0, y1 - y0) for x0, y0, x1, y1 in found])
+    if name == "wsinfer":
+        return np.loadtxt(path, delimiter=",", skiprows=1, usecols=range(4), ndmin=2)
+    found = read_coords(path)
+    sides = np.broadcast_to(found.patch_l0, found.coords.shape)
+    return np.concatenate([found.coords, sides], axis=1)
+
+
+@pytest.mark.parametrize("name", FOOTPRINTS)
+@settings(max_examples=12, deadline=None)
+@given(
+    mpp=st.tuples(st.floats(0.1, 2), st.floats(0.1, 2)),
+    target_mpp=st.floats(0.2, 4),
+    patch_px=st.integers(1, 300),
+)
+def test_footprints_of_pixels_that_are_not_square_come_back(name, mpp, target_mpp, patch_px):
+    """The HDF5 files kept one side only, and tile refused them."""
+    config = TileConfig(target_mpp=max(target_mpp, *mpp), patch_px=patch_px)
+    geometry = resolve_geometry(config, slide_mpp=mpp)
+    width, height = geometry.patch_l0, geometry.patch_l0_y
+    coords = np.array([(0, 0), (7, 3), (2 * width, height)], np.int64)
+    info = replace(make_slide().info, mpp=mpp, size=(4 * width + 7, 4 * height + 7))
+    scores = Scores(coords, np.full(3, 0.5, np.float32), {}, clam_attributes(info, geometry))
+    with TemporaryDirectory() as folder:
+        slide = ExportSlide(info, geometry, "m", scores)
+        path, _ = export(name, make_job(slide), Path(folder))
+        expected = [(x, y, width, height) for x, y in coords.tolist()]
+        np.testing.assert_array_equal(read_footprints(name, path), expected)
+
+
+@pytest.mark.parametrize("name", ["clam", *COORDS_ONLY])
+def test_tile_cuts_the_same_patches_again_where_pixels_are_not_square(name, tmp_path):
+    slide_path = write_slide(tmp_path / "s.tif", [tissue(300, 240)], mpp=(0.5, 0.61))
+    tissue_config = TissueConfig(mpp=4.0, min_object_um2=100.0)
+    config = TileConfig(target_mpp=0.9, patch_px=24, stride_px=17, tissue=tissue_config)
+    tile_slide(slide_path, tmp_path / "a.zarr", slide_id="s", config=config)
+    with PatchStore.open(tmp_path / "a.zarr") as first:
+        assert first.geometry.patch_l0 != first.geometry.patch_l0_y
+        scores = leave_unscored(first.coords)
+        scores.scores[:] = 0.5
+        slide = ExportSlide(first.info, first.geometry, "m", scores)
+        export(name, make_job(slide), tmp_path / "coords")
+        again = replace(config, coords=tmp_path / "coords")
+        tile_slide(slide_path, tmp_path / "b.zarr", slide_id="s", config=again)
+        with PatchStore.open(tmp_path / "b.zarr") as second:
+            np.testing.assert_array_equal(second.coords, first.coords)
+            rows = range(len(first.coords))
+            np.testing.assert_array_equal(second.read(rows), first.read(rows))
 
 
 # ------------------------------------------------------------ detections
@@ -235,7 +306,7 @@ def test_detections_lie_on_the_hottest_patches(tmp_path):
     )
     found = read_detection_file(path).detections
     assert path.read_text().splitlines()[0] == "prob,x,y"
-    assert f"{len(found.scores)} detections" in line
+    assert line == pluralize(len(found.scores), "detection")
     assert found.scores.tolist() == [1.0] * len(found.scores)
     x, y = slide.scores.coords[hot]
     assert ((found.x >= x) & (found.x < x + 66) & (found.y >= y) & (found.y < y + 62)).all()

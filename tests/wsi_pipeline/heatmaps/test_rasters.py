@@ -137,6 +137,20 @@ def test_holes_say_nothing_of_a_division_by_zero():
     assert not np.isinf(heatmap.values).any()
 
 
+def test_what_rounding_leaves_over_a_hole_is_no_score():
+    """Running sums of scores of many magnitudes do not end at 0 where nothing was scored."""
+    x, y = np.meshgrid(np.arange(0, 600, 25), np.arange(0, 600, 25))
+    coords = np.stack([x, y], axis=-1).reshape(-1, 2)
+    coords = coords[np.abs(coords - 300).max(axis=1) >= 130]
+    scores = (10.0 ** -np.random.default_rng(0).uniform(0, 14, len(coords))).astype(np.float32)
+    frame = {"slide_size": (800, 800), "patch_l0": (75, 75), "stride_l0": (25, 25)}
+
+    heatmap = build_heatmap(coords, scores, **frame)
+
+    covered = build_heatmap(coords, np.ones_like(scores), **frame)
+    np.testing.assert_array_equal(np.isnan(heatmap.values), np.isnan(covered.values))
+
+
 def test_all_scores_unreadable_gives_an_empty_heatmap():
     heatmap = build_heatmap(
         np.array([[0, 0]]),

@@ -6,10 +6,11 @@ import logging
 import numpy as np
 import pytest
 from PIL import Image
-from sklearn.metrics import average_precision_score, f1_score, precision_score, roc_auc_score
+from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
 from wsi_pipeline import cli
-from wsi_pipeline.evaluation.bootstrap import draw_weights
+from wsi_pipeline.evaluation.bootstrap import draw_resamples, draw_weights
+from wsi_pipeline.evaluation.intervals import share_interval
 from wsi_pipeline.images.evaluation import evaluate_images
 from wsi_pipeline.images.scoring import Rule, ScoredImage
 from wsi_pipeline.settings import EvaluateConfig
@@ -32,8 +33,8 @@ def figures(tmp_path, images, **settings):
     return evaluate_images(images, {"classes": ["a", "b"]}, out=tmp_path, **told)
 
 
-def test_intervals_are_percentiles_of_resampled_patients(tmp_path):
-    """Each replicate laid out image by image, and scikit-learn's figures of it."""
+def test_intervals_are_of_patients(tmp_path):
+    """Shares: Wilson by patient. Others: scikit-learn's figures of each replicate."""
     images = scored()
     found = figures(tmp_path, images, bootstrap=60, seed=3)["patch"]
     labels = np.array([i.label for i in images])
@@ -43,15 +44,22 @@ def test_intervals_are_percentiles_of_resampled_patients(tmp_path):
     for times in draw_weights(len(images), n_replicates=60, seed=3, patients=patients):
         assert (times[::2] == times[1::2]).all()  # both images of a patient
         y, s = np.repeat(labels, times), np.repeat(scores, times)
-        called = s >= 0.5
-        drawn.append(
-            ((called == y).mean(), precision_score(y, called), called[y == 1].mean(),
-             f1_score(y, called), roc_auc_score(y, s), average_precision_score(y, s))
-        )  # fmt: skip
-    names = ("accuracy", "precision", "recall", "f1", "roc_auc", "average_precision")
+        drawn.append((f1_score(y, s >= 0.5), roc_auc_score(y, s), average_precision_score(y, s)))
+    names = ("f1", "roc_auc", "average_precision")
     for name, values in zip(names, zip(*drawn, strict=True), strict=True):
         assert found[f"{name}_ci95"] == pytest.approx(np.percentile(values, [2.5, 97.5]))
-        assert found[f"{name}_ci95"][0] <= found[name] <= found[f"{name}_ci95"][1]
+        assert found["ci95_method"][name] == "percentile bootstrap by patient"
+    called = scores >= 0.5
+    resamples = draw_resamples(patients, n_replicates=1, seed=0)
+    for name, right, among in (
+        ("accuracy", called == labels, np.ones(40, int)),
+        ("precision", labels, called),
+        ("recall", called, labels),
+    ):
+        share = share_interval(right * among, among.astype(int), resamples)
+        assert found[f"{name}_ci95"] == [share.low, share.high]
+        assert share.low < found[name] < share.high
+        assert found["ci95_method"][name] == "Wilson, effective sample size by patient"
 
 
 def test_a_seed_repeats_the_intervals_and_none_are_made_unasked(tmp_path):
@@ -67,9 +75,10 @@ def test_a_seed_repeats_the_intervals_and_none_are_made_unasked(tmp_path):
 
 def test_one_patient_has_no_intervals_and_is_told_of(tmp_path):
     metrics = figures(tmp_path, scored(2), bootstrap=50)
-    told = "all images are of one patient: there is nobody to resample, so no intervals"
-    assert told in metrics["notes"]
-    assert "accuracy_ci95" not in metrics["patch"]
+    assert any("1 patient, at least 5 are needed" in note for note in metrics["notes"])
+    assert metrics["patch"]["accuracy_ci95"] is metrics["patch"]["f1_ci95"] is None
+    reason = "1 patient, at least 2 are needed"
+    assert metrics["undefined"]["patch.accuracy_ci95"] == reason
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ from PIL import Image
 from wsi_pipeline.errors import ConfigError, ManifestError
 from wsi_pipeline.images.folder import (
     as_slides,
+    describe_copies,
     list_images,
     read_images,
     split_images,
@@ -208,3 +209,16 @@ def test_a_table_names_masks_within_the_folder_and_dots_in_names_are_no_way_out(
         table.write_text(f"file,mask\na/x..1.png,{outside}\nb/2.png,\n")
         with pytest.raises(ManifestError, match="line 2: mask is a path within the folder"):
             list_images(tmp_path / "data", config)
+
+
+def test_copies_in_two_splits_are_reported(tmp_path):
+    """Refused, they would stop ISIC 2017, whose published splits have four."""
+    contents = {"a/0.png": b"0", "b/0.png": b"0", "a/1.png": b"1", "b/1.png": b"1"}
+    for name, content in contents.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    rows = "a/0.png,train\nb/0.png,test\na/1.png,train\nb/1.png,train\n"
+    entries, _ = list_images(tmp_path, table(tmp_path, f"file,split\n{rows}"))
+    said = describe_copies(tmp_path, entries)
+    assert "different splits: a/0.png (train) and b/0.png (test); results" in said
+    assert describe_copies(tmp_path, entries[2:]) == ""

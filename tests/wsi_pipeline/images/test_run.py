@@ -22,7 +22,7 @@ from wsi_pipeline.scores import TRAINED_ON
 from wsi_pipeline.settings import EvaluateConfig
 
 SMALL = "{model: {options: {m: 5, stride: 4, filters: 4, depth: 2, channels: 1, normalise: minmax}}"
-TRAIN = "steps_per_epoch: 8, max_epochs: 3, lr: 0.003}"
+TRAIN = "sampling: balanced, steps_per_epoch: 8, max_epochs: 3, lr: 0.003}"
 
 
 def make_folder(folder, n=12, channels=1, height=18, width=25):
@@ -140,7 +140,7 @@ def test_collect_says_what_is_done_and_what_was_lost(finished, tmp_path, capsys)
     assert {"train cam: done", "evaluate patchnet: done", "report: done"} <= set(out)
     assert "heatmap cam: done" in out
     assert "images: 25, 1 unreadable (rows__broken)" in out
-    assert any(line.startswith("1 failures are listed in") for line in out)
+    assert any(line.startswith("1 failure, listed in") for line in out)
 
 
 def test_a_second_run_keeps_everything_but_the_broken_file(finished, capsys):
@@ -264,10 +264,58 @@ def test_preprocessing_and_crops_travel_in_the_checkpoint(tmp_path):
     assert folder.is_dir()
 
 
+def draws_of(run, model="patchnet"):
+    return {
+        (row["slide_id"], row["label"]): int(row["drawn"])
+        for row in rows_of(run / "models" / model / "draws.csv")
+    }
+
+
+def train_small(run, *settings):
+    channels = open_images(run / "tiles", read_images(run / "images.csv")).shape[2]
+    small = f"model.options={{m: 5, filters: 2, depth: 1, channels: {channels}}}"
+    words = ["train", str(run), "--model", "patchnet", "--quiet", "--set", small]
+    return cli.main([*words, *(part for s in ("max_epochs=2", *settings) for part in ("--set", s))])
+
+
+def test_patchnets_pass_over_all_images_in_each_epoch(tmp_path, caplog):
+    """PatchNet papers 1 and 2 count epochs so; draws are there for whoever sets them."""
+    run = tiled(tmp_path)
+    trained = [e for e in read_images(run / "images.csv") if e.split == "train"]
+    assert train_small(run) == 0
+    of_label = {(e.patient, str(e.label)): 2 for e in trained}  # two epochs
+    assert {key: n for key, n in draws_of(run).items() if n} == of_label
+    assert not caplog.messages
+    history = rows_of(run / "models" / "patchnet" / "history.csv")
+    assert all(float(row["seconds"]) > 0 for row in history)
+
+    assert train_small(run, "steps_per_epoch=3") == 0
+    assert "no effect: train.patchnet.steps_per_epoch=3" in caplog.text
+    assert train_small(run, "sampling=balanced", "steps_per_epoch=3") == 0
+    assert sum(draws_of(run).values()) == 2 * 3 * 4
+
+
+def test_the_smaller_class_is_repeated_where_asked(tmp_path):
+    """PatchNet paper 1, 4.2: malignant images are up-sampled to parity."""
+    folder = make_folder(tmp_path / "data", n=8)
+    rows = [f"rows/{i:02d}.png,{'val' if i > 6 else 'train'}" for i in range(8)]
+    rows += [f"columns/{i:02d}.png,{'val' if i > 6 else 'train'}" for i in (0, 1, 2, 7)]
+    (tmp_path / "t.csv").write_text("file,split\n" + "\n".join(rows) + "\n")
+    run = tmp_path / "run"
+    words = ["tile", str(folder), "--out", str(run), "--quiet", "--set", "images.channels=1"]
+    words += ["--set", f"images.table={tmp_path / 't.csv'}"]
+    assert cli.main([*words, "--set", "images.equal_classes=upsample"]) == 0
+    assert train_small(run, "max_epochs=1") == 0
+    drawn = draws_of(run)
+    by_class = {label: [n for (_, y), n in drawn.items() if y == label and n] for label in "01"}
+    assert sorted(map(sum, by_class.values())) == [7, 7]
+    assert {tuple(sorted(counts)) for counts in by_class.values()} == {(1,) * 7, (2, 2, 3)}
+
+
 def test_slides_and_images_do_not_share_a_run_folder(finished, tmp_path, capsys):
     root, _ = finished
     assert cli.main(["tile", str(tmp_path), "--out", str(root / "run"), "--quiet"]) == 1
-    assert "take another run folder for slides" in capsys.readouterr().err
+    assert "use another run folder for slides" in capsys.readouterr().err
 
 
 def test_balancing_by_repeating_and_by_leaving_out():
@@ -354,6 +402,7 @@ def test_two_models_are_compared_on_the_same_images(finished, tmp_path, capsys):
     out = tmp_path / "compared"
     assert cli.main(["compare", str(root / "run"), "--out", str(out), "--bootstrap", "30"]) == 0
     (pair,) = json.loads((out / "comparison.json").read_text())
+    page = (out / "compare.html").read_text()
     assert (pair["first"], pair["second"]) == ("cam", "patchnet")
     for name, figure in pair["figures"].items():
         for side in ("first", "second"):
@@ -363,9 +412,12 @@ def test_two_models_are_compared_on_the_same_images(finished, tmp_path, capsys):
             assert figure[side] == pytest.approx(metrics["patch"][name])
             assert pair["n_images"] == metrics["patch"]["n"]
         assert figure["difference"] == pytest.approx(figure["first"] - figure["second"])
-        low, high = figure["difference_ci95"]
-        assert low <= high
-    page = (out / "compare.html").read_text()
+        if figure["difference_ci95"] is None:
+            assert f"no interval: {pair['undefined'][f'{name}.difference_ci95']}" in page
+        else:
+            low, high = figure["difference_ci95"]
+            assert low < high
+            assert figure["method"] == "percentile bootstrap by patient"
     assert "<script src" not in page
     assert "cam less patchnet" in page
     named = ["--model", "cam", "--model", "vgg"]

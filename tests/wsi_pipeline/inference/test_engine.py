@@ -89,7 +89,7 @@ def test_patches_that_fail_only_when_read_are_nan_and_the_rest_is_scored(fake_st
 
 
 def test_a_slide_of_which_nothing_can_be_read_fails(fake_store):
-    with pytest.raises(InferenceError, match=r"a: not one of its 2 patches could be read"):
+    with pytest.raises(InferenceError, match=r"a: none of its 2 patches could be read"):
         predict(fake_store("a", [0, 1], broken=[0, 1]))
 
 
@@ -105,7 +105,7 @@ def test_batches_are_said_no_larger_than_the_slide(fake_store):
     few, none = (predict(fake_store("s", labels))[1] for labels in ([0, 1, 0], []))
     assert few.batch_size > 3
     assert "in batches of 3" in str(few)
-    assert str(none) == "0 patches: none of its tiles shows tissue, nothing to score"
+    assert str(none) == "0 patches: no tile contains tissue, nothing to score"
 
 
 def test_a_slide_without_patches_has_no_scores(fake_store):
@@ -155,7 +155,7 @@ def test_an_error_of_the_model_is_not_taken_for_lack_of_memory(fake_store):
 
 @pytest.mark.parametrize(
     ("precision", "cure"),
-    [("bf16", r"use --set predict\.precision=fp32"), ("fp32", "give another checkpoint")],
+    [("bf16", r"use --set predict\.precision=fp32"), ("fp32", "use another checkpoint")],
 )
 def test_a_score_that_is_no_number_is_an_error_with_a_cure_that_is_not_in_force(
     fake_store, precision, cure
@@ -365,7 +365,7 @@ def test_a_difference_above_the_tolerance_is_said(fake_store, caplog):
 def test_a_starved_device_is_told_with_a_cure(fake_store):
     _, summary = predict(fake_store("a", [0, 1]))
 
-    assert "read 0.0 s, transfer 0.0 s, model 0.0 s in batches of" in str(summary)
+    assert "waited 0.0 s for pixels, transfer 0.0 s, model 0.0 s in batches of" in str(summary)
     assert not summary.starved
     starved = replace(summary, seconds_read_wait=30.0, seconds_model=20.0)
     assert starved.starved

@@ -32,6 +32,48 @@ def test_lengths_are_those_of_the_papers_library(name, grey, colour):
     assert extract_features(RGB, [name])[name].shape == (colour,)
 
 
+def test_pftas_of_a_colour_image_is_that_of_each_channel():
+    """mahotas takes (H, W, 3) for a volume: 162 other values, by accident as many."""
+    import mahotas
+
+    by_channel = [mahotas.features.pftas(np.array(RGB[..., k])) for k in range(3)]
+    assert np.array_equal(pftas(RGB), np.concatenate(by_channel))
+
+
+@pytest.mark.parametrize("channel", [0, 1, 2])
+def test_a_change_of_one_channel_changes_the_54_values_of_that_channel_alone(channel):
+    """Mirrored, its 54 values stay the same; inverted, other channels' stay the same."""
+    mirrored, inverted = RGB.copy(), RGB.copy()
+    mirrored[..., channel] = mirrored[:, ::-1, channel]
+    inverted[..., channel] = 255 - inverted[..., channel]
+    own = np.zeros(162, bool)
+    own[54 * channel : 54 * (channel + 1)] = True
+
+    assert np.array_equal(pftas(mirrored), pftas(RGB))
+    changed = pftas(inverted) != pftas(RGB)
+    assert not changed[~own].any()
+    assert changed[own].mean() > 0.9
+
+
+@pytest.mark.parametrize("image", [GREY, RGB], ids=["grey", "colour"])
+def test_mahotas_is_never_given_a_volume(image, monkeypatch):
+    """Every function of mahotas that takes an image reads a third axis as depth."""
+    seen = []
+
+    def noting(function):
+        def note(array, *args, **kwargs):
+            seen.append(array.ndim)
+            return function(array, *args, **kwargs)
+
+        return note
+
+    for name in ("pftas", "haralick", "zernike_moments", "lbp", "eccentricity", "roundness"):
+        monkeypatch.setattr(baselines.mh, name, noting(getattr(baselines.mh, name)))
+    extract_features(image, [*baselines.FEATURES, "shape"], mask=disc(20)[28:92, 28:92])
+    assert len(seen) == image.shape[2] + 5
+    assert set(seen) == {2}
+
+
 @pytest.mark.parametrize(
     ("feature", "tolerance"), [(zernike, 1e-12), (pftas, 0), (haralick, 1e-12)]
 )

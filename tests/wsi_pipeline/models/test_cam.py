@@ -7,7 +7,8 @@ from torch.nn import functional as F
 
 from wsi_pipeline.errors import ModelError
 from wsi_pipeline.models.cam import CAM
-from wsi_pipeline.models.vgg import VGG19, load_imagenet_weights
+from wsi_pipeline.models.pretrained import load_imagenet_weights
+from wsi_pipeline.models.vgg import VGG19
 
 
 @pytest.fixture

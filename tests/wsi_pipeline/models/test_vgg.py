@@ -2,10 +2,8 @@
 
 import inspect
 import json
-from pathlib import Path
 
 import pytest
-import safetensors.torch
 import torch
 from torch import nn
 
@@ -16,7 +14,6 @@ from wsi_pipeline.models.vgg import (
     IMAGENET_STD,
     VGG11,
     VGG16,
-    load_imagenet_weights,
 )
 
 
@@ -72,24 +69,6 @@ def test_dropout_is_for_training_only():
     assert torch.equal(model.eval()(x), model(x))
 
 
-def test_vgg11_takes_hidden_layers_from_a_file_but_not_the_last(tmp_path):
-    source, target = VGG11(width=1 / 32), VGG11(width=1 / 32)
-    tensors = dict(source.state_dict())
-    tensors["classifier.6.weight"] = torch.zeros(1000, 128)  # as torchvision's files have
-    tensors["classifier.6.bias"] = torch.zeros(1000)
-    path = tmp_path / "vgg11.safetensors"
-    safetensors.torch.save_file(tensors, path)
-    output = target.classifier[6].weight.clone()
-    load_imagenet_weights(target, path)
-    assert torch.equal(target.classifier[3].weight, source.classifier[3].weight)
-    assert torch.equal(target.classifier[6].weight, output)
-
-    tensors["classifier.3.weight"] = torch.zeros(4, 4)
-    safetensors.torch.save_file(tensors, path)
-    with pytest.raises(ModelError, match=r"layer 'classifier\.3\.weight' is \(4, 4\)"):
-        load_imagenet_weights(target, path)
-
-
 def test_a_grey_image_is_one_of_three_equal_channels():
     model, x = VGG16(width=1 / 16), torch.rand(2, 1, 40, 33)
     assert torch.equal(model(x), model(x.expand(2, 3, 40, 33)))
@@ -143,59 +122,6 @@ def test_inputs_are_normalised_as_imagenet_was():
     model(white)
     torch.testing.assert_close(seen[0], torch.zeros_like(seen[0]), atol=1e-6, rtol=0)
     torch.testing.assert_close(seen[1], torch.ones_like(seen[1]), atol=1e-5, rtol=0)
-
-
-@pytest.mark.parametrize("kind", [".pth", "old .pth", ".safetensors"])
-def test_imagenet_weights_load_from_a_file(tmp_path, kind):
-    source, target = VGG16(width=1 / 16), VGG16(width=1 / 16)
-    tensors = {k: v for k, v in source.state_dict().items() if k.startswith("features.")}
-    tensors["classifier.0.weight"] = torch.zeros(3, 3)  # as torchvision's files have
-    path = tmp_path / f"vgg16{kind[-4:] if kind.endswith('.pth') else kind}"
-    if kind == ".safetensors":
-        safetensors.torch.save_file(tensors, path)
-    else:  # torchvision's own files of VGG predate the zip format
-        torch.save(tensors, path, _use_new_zipfile_serialization=kind == ".pth")
-    output = target.output.weight.clone()
-    load_imagenet_weights(target, path)
-
-    assert torch.equal(target.features[28].weight, source.features[28].weight)
-    assert torch.equal(target.output.weight, output)
-
-
-def test_weights_of_another_network_name_the_layer(tmp_path):
-    path = tmp_path / "other.safetensors"
-    safetensors.torch.save_file(VGG16(width=1 / 16).state_dict(), path)
-    with pytest.raises(ModelError, match=r"'features\.0\.weight' is \(4, 3, 3, 3\)"):
-        load_imagenet_weights(VGG16(width=1 / 8), path)
-    safetensors.torch.save_file({"x": torch.zeros(1)}, path)
-    with pytest.raises(ModelError, match=r"no layer 'features\.0\.weight'"):
-        load_imagenet_weights(VGG16(width=1 / 8), path)
-
-
-def test_a_file_that_is_no_weights_is_refused(tmp_path):
-    path = tmp_path / "broken.pth"
-    path.write_bytes(b"not weights")
-    with pytest.raises(ModelError, match=r"broken\.pth: not a file of weights"):
-        load_imagenet_weights(VGG16(width=1 / 16), path)
-    with pytest.raises(ModelError, match="no such weights file"):
-        load_imagenet_weights(VGG16(width=1 / 16), tmp_path / "none.pth")
-
-
-class TouchesWhenLoaded:
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return Path.touch, (self.path,)
-
-
-@pytest.mark.parametrize("name", ["a.pth", "a.pt", "a.safetensors"])
-def test_weights_that_would_run_code_are_refused_without_running_it(tmp_path, name):
-    touched = tmp_path / "touched"
-    torch.save({"features.0.weight": TouchesWhenLoaded(touched)}, tmp_path / name)
-    with pytest.raises(ModelError, match="not a file of weights"):
-        load_imagenet_weights(VGG16(width=1 / 16), tmp_path / name)
-    assert not touched.exists()
 
 
 def test_the_gradient_reaches_every_convolution():

@@ -1,6 +1,7 @@
 """`slides`: what it sees, what it proposes, and that the rest takes what it writes."""
 
 import csv
+import json
 import shutil
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from tests.tiling.slides import break_file_tile, halve, tissue, write_slide, write_svs
 from wsi_pipeline.cli import main
 from wsi_pipeline.errors import StageError
-from wsi_pipeline.manifest import read_input
+from wsi_pipeline.listing import read_input
 from wsi_pipeline.planning.lookers import look_at_each
 
 OUTLINE = '{"positive": [{"name": "a", "vertices": [[90, 90], [200, 90], [200, 200]]}]}'
@@ -67,9 +68,9 @@ def test_what_was_decided_about_a_file_and_what_looks_mistaken_is_noted(tmp_path
 def test_an_edited_mpp_is_what_the_rest_takes(folder, tmp_path):
     target = tmp_path / "m.csv"
     look(folder, target)
-    edited = target.read_text().replace("without,without,,,,,yes", "without,without,,,,0.75,yes")
+    edited = target.read_text().replace("without,without,,,,,,yes", "without,without,,,,0.75,,yes")
     target.write_text(edited)
-    entries = {e.slide_id: e for e in read_input(target)}
+    entries = {e.slide_id: e for e in read_input(target).entries}
     assert entries["without"].mpp == 0.75
     tile = ["tile", str(target), "--out", str(tmp_path / "run"), "--quiet"]
     settings = ["target_mpp=1", "patch_px=16", "tissue.mpp=4", "tissue.min_object_um2=100"]
@@ -125,7 +126,7 @@ def test_equal_stems_get_ids_that_differ(folder, tmp_path):
     _, rows = look(folder, tmp_path / "m.csv")
     assert {rows[name]["slide_id"] for name in ("a.svs", "a.tif")} == {"a_svs", "a_tif"}
     assert "proposal" in rows["a.tif"]["notes"]
-    assert len(read_input(tmp_path / "m.csv")) == 3
+    assert len(read_input(tmp_path / "m.csv").entries) == 3
 
 
 def test_an_annotation_beside_the_slide_is_proposed(folder, tmp_path):
@@ -134,6 +135,19 @@ def test_an_annotation_beside_the_slide_is_proposed(folder, tmp_path):
     _, rows = look(folder, tmp_path / "m.csv")
     assert rows["a.svs"]["annotation"] == "data/a.json"
     assert rows["without.tif"]["annotation"] == ""
+
+
+def test_guesses_about_an_annotation_are_noted(folder, tmp_path):
+    drawn = {"type": "Polygon", "coordinates": [[[0, 0], [50, 0], [50, 50], [0, 0]]]}
+    (folder / "a.geojson").write_text(json.dumps(drawn))
+    _, rows = look(folder, tmp_path / "m.csv")
+    assert "annotations without class taken as tumour" in rows["a.svs"]["notes"]
+
+    text = (tmp_path / "m.csv").read_text().replace(",0.25,,", ",0.25,region,")
+    (tmp_path / "m.csv").write_text(text)
+    _, rows = look(tmp_path / "m.csv", tmp_path / "n.csv")
+    assert rows["a.svs"]["unclassified"] == "region"
+    assert "not tumour, as they have no class" in rows["a.svs"]["notes"]
 
 
 def test_nothing_identifying_is_written(folder, tmp_path):

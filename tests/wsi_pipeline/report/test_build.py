@@ -6,12 +6,15 @@ import importlib.util
 import json
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from wsi_pipeline.errors import ReportError, StageError
-from wsi_pipeline.report.build import LECTURE_CONFUSION, build_report
+from wsi_pipeline.report import build
+from wsi_pipeline.report.build import LECTURE_CONFUSION, build_report, render_report
+from wsi_pipeline.report.gather import gather_run
 
 _spec = importlib.util.spec_from_file_location("fake_run", Path(__file__).with_name("fake_run.py"))
 fake_run = importlib.util.module_from_spec(_spec)
@@ -88,7 +91,7 @@ def test_every_metric_is_shown_in_full(run, page, model):
     shown = set(page.numbers)
     # The threshold stands in a sentence of its own.
     assert [n for n in numbers_in(metrics) if n not in shown and n != metrics["threshold"]] == []
-    assert "Positive from a score of 0.75 on" in page.text
+    assert "Positive if the score is at least 0.75." in page.text
 
 
 def test_every_slide_is_shown_with_its_counts(run, page):
@@ -100,9 +103,75 @@ def test_every_slide_is_shown_with_its_counts(run, page):
                 assert row["slide_id"] in page.text
 
 
-def test_lecture_stands_beside_the_run(page):
-    assert set(LECTURE_CONFUSION.values()) <= set(page.numbers)
-    assert "Not the same data" in page.text
+def test_others_results_are_shown_only_where_asked_for(run, page):
+    """The lecture's confusion matrix and metastases stood in everybody's report."""
+    assert not set(LECTURE_CONFUSION.values()) & set(page.numbers)
+    assert "metastas" not in page.text
+    assert "CAMELYON16 test set" not in page.text
+
+    gathered = gather_run(run)
+    lecture = Page(render_report(gathered, context=("lecture",)))
+    camelyon = Page(render_report(gathered, context=("camelyon16",)))
+
+    assert set(LECTURE_CONFUSION.values()) <= set(lecture.numbers)
+    assert "Not the same data" not in lecture.text
+    assert "Not the same data" in camelyon.text
+    assert not set(LECTURE_CONFUSION.values()) & set(camelyon.numbers)
+
+
+def test_slides_of_other_splits_are_shown_with_label_and_score(run, tmp_path):
+    """Validation slides had a heatmap and dashes; what is known of them is shown."""
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    for name in ("va_1", "va_2", "tr_1"):
+        shutil.copy(copy / "heatmaps/vgg16/te_1.png", copy / f"heatmaps/vgg16/{name}.png")
+    (copy / "evaluation/vgg16/validation.csv").write_text(
+        "slide_id,label,score\nva_1,1,0.9\nva_2,0,0.25\n"
+    )
+
+    rows = {row["slide_id"]: row for row in slide_rows(gather_run(copy), "vgg16")}
+
+    assert rows["va_1"]["split"] == "val"
+    assert (rows["va_1"]["label"], rows["va_1"]["predicted"]) == ("1", "1")
+    assert (rows["va_1"]["score"], rows["va_2"]["score"]) == ("0.9", "0.25")
+    assert (rows["va_2"]["label"], rows["va_2"]["predicted"]) == ("0", "0")
+    assert (rows["tr_1"]["label"], rows["tr_1"]["score"]) == ("1", "")
+    assert rows["va_1"]["tp"] == ""  # its patches are not evaluated
+    assert rows["te_1"]["tp"] != ""
+    assert build_report(copy).is_file()
+
+
+def slide_rows(gathered, name):
+    model = next(model for model in gathered.models if model.name == name)
+    return build._slide_rows(model, gathered.cohort)
+
+
+def test_lesions_are_counted_at_the_threshold_that_patches_are_called_at(run):
+    """ "hit at any threshold" was true of every lesion with a patch on it."""
+    gathered = gather_run(run, models=["vgg16"])
+    lesions = [{"status": "hit", "best_score": str(score)} for score in (0.74, 0.75, 0.9)]
+    lesions.append({"status": "missed", "best_score": ""})
+    model = replace(
+        gathered.models[0], lesions={"patch": lesions, "camelyon16": lesions},
+        metrics=gathered.models[0].metrics | {"threshold": 0.75},
+    )  # fmt: skip
+
+    assert build._count_found(model, "patch") == "2 of 4 lesions found at the patch threshold, 0.75"
+    assert build._count_found(model, "camelyon16") == "3 of 4 lesions with a detection"
+
+
+def test_a_threshold_just_below_one_is_not_shown_as_one(run, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    path = copy / "evaluation/vgg16/metrics.json"
+    metrics = json.loads(path.read_text())
+    metrics["slide"]["threshold"] = metrics["threshold"] = 0.99998951
+    path.write_text(json.dumps(metrics))
+
+    page = Page(build_report(copy).read_text())
+
+    assert "A slide is called positive if its score is at least 0.999990" in page.text
+    assert "Positive if the score is at least 0.999990." in page.text
 
 
 def test_undefined_figures_carry_their_reason(page):
@@ -203,8 +272,8 @@ def test_the_label_audit_is_shown(run, tmp_path, page):
     copy = shutil.copytree(run, tmp_path / "copy")
     add_audit(copy, ["tr_1,5,9,3,1", "te_1,4,8,2,2"])
     shown = Page(build_report(copy).read_text(encoding="utf-8"))
-    assert "as they meet the inner square of none: tr_1 2 of 3." in shown.text
-    assert "labels decided most narrowly" in shown.text
+    assert "as they meet no patch's inner square: tr_1 2 of 3." in shown.text
+    assert "least certain labels" in shown.text
     n_pictures = [tag for tag, key, _ in shown.attributes if (tag, key) == ("img", "src")]
     assert len(n_pictures) == 1 + sum((t, k) == ("img", "src") for t, k, _ in page.attributes)
 

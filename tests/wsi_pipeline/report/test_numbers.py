@@ -14,6 +14,7 @@ import pytest
 import shapely
 from scipy.optimize import minimize_scalar
 from scipy.special import expit, logit
+from scipy.stats import t as student
 from sklearn.metrics import (
     average_precision_score,
     brier_score_loss,
@@ -29,7 +30,8 @@ from wsi_pipeline.evaluation.bootstrap import draw_weights
 from wsi_pipeline.evaluation.inputs import EvaluationSlide
 from wsi_pipeline.evaluation.localisation import draw_mask, localise
 from wsi_pipeline.evaluation.run_evaluation import evaluate_run
-from wsi_pipeline.report.build import LECTURE_CONFUSION, build_report
+from wsi_pipeline.report.build import LECTURE_CONFUSION, build_report, render_report
+from wsi_pipeline.report.gather import gather_run
 from wsi_pipeline.settings import EvaluateConfig
 
 
@@ -166,16 +168,51 @@ def weighted(metric, labels, scores):
     return figure
 
 
-def share(right, among):
-    return lambda w: ratio((w * right * among).sum(), (w * among).sum())
+def wilson(share, n):
+    """Wilson 1927: the shares at which the one that is observed is 1.96 standard errors away."""
+    z = 1.959963984540054
+    ends = np.roots([1 + z * z / n, -(2 * share + z * z / n), share * share])
+    return sorted(float(end) for end in ends.real)
 
 
-def with_interval(tables, name, figure, members):
-    ones = np.ones(len(members), int)
-    return {
-        name: float(figure(ones)),
-        f"{name}_ci95": tables.interval(figure, members),
-    }
+def by_patient(share, variance, n):
+    """Wilson's ends with the effective number of units; `n` units of each patient."""
+    if share in (0, 1):
+        return wilson(share, sum(n) ** 2 / sum(k * k for k in n))
+    units = min(sum(n), share * (1 - share) / variance)
+    return wilson(share, units * (1.959963984540054 / student.ppf(0.975, len(n) - 1)) ** 2)
+
+
+def with_share(tables, name, right, among, members):
+    """A share and its interval, from single units: patches, slides, patients."""
+    units = {}
+    for slide_id, good, counts in zip(members, right, among, strict=True):
+        if counts:
+            units.setdefault(tables.cohort[slide_id]["patient"], []).append(int(good))
+    x, n = [sum(u) for u in units.values()], [len(u) for u in units.values()]
+    share = sum(x) / sum(n)
+    found = {name: share}
+    if max(n) == 1:
+        return {**found, f"{name}_ci95": wilson(share, sum(n))}
+    if len(n) == 1:
+        return found
+    spread = sum((a - share * b) ** 2 for a, b in zip(x, n, strict=True))
+    variance = len(n) / (len(n) - 1) * spread / sum(n) ** 2
+    return {**found, f"{name}_ci95": by_patient(share, variance, n)}
+
+
+def with_interval(tables, name, figure, members, label_sets):
+    """A figure and its percentiles; `label_sets`: members of each class it needs."""
+    patients = [{tables.cohort[s]["patient"] for s in some} for some in label_sets]
+    found = {name: float(figure(np.ones(len(members), int)))}
+    ends = tables.interval(figure, members)
+    if min(map(len, patients)) < 2 or ends[0] == ends[1]:
+        return found
+    return {**found, f"{name}_ci95": ends}
+
+
+def classes(labels, members):
+    return [[m for m, label in zip(members, labels, strict=True) if label == k] for k in (0, 1)]
 
 
 def patch_section(tables):
@@ -190,18 +227,18 @@ def patch_section(tables):
         "average_precision": average_precision_score(labels, scores),
     }
     ones = np.ones(len(labels))
-    figures = {
-        "roc_auc": weighted(roc_auc_score, labels, scores),
-        "accuracy": share(called == (labels == 1), ones),
-        "precision": share(labels == 1, called),
-        "recall": share(called, labels == 1),
-        "f1": lambda w: ratio(
-            2 * (w * called * (labels == 1)).sum(), (w * called).sum() + (w * (labels == 1)).sum()
-        ),
-    }
-    for name, figure in figures.items():
-        found |= with_interval(tables, name, figure, members)
-    return found
+    for name, right, among in (
+        ("accuracy", called == (labels == 1), ones),
+        ("precision", labels == 1, called),
+        ("recall", called, labels == 1),
+    ):
+        found |= with_share(tables, name, right, among, members)
+    f1 = lambda w: ratio(  # noqa: E731
+        2 * (w * called * (labels == 1)).sum(), (w * called).sum() + (w * (labels == 1)).sum()
+    )
+    auc = weighted(roc_auc_score, labels, scores)
+    found |= with_interval(tables, "f1", f1, members, [members])
+    return found | with_interval(tables, "roc_auc", auc, members, classes(labels, members))
 
 
 def delong(labels, scores):
@@ -223,14 +260,18 @@ def ranked_section(tables, labels, scores, members, threshold):
         "threshold": threshold,
         "roc_auc_delong_ci95": delong(labels, scores),
     }
-    for name, figure in {
-        "roc_auc": weighted(roc_auc_score, labels, scores),
-        "average_precision": weighted(average_precision_score, labels, scores),
-        "accuracy": share(right, np.ones(len(labels))),
-        "sensitivity": share(right, labels == 1),
-        "specificity": share(right, labels == 0),
+    for name, metric in {
+        "roc_auc": roc_auc_score,
+        "average_precision": average_precision_score,
     }.items():
-        found |= with_interval(tables, name, figure, members)
+        figure = weighted(metric, labels, scores)
+        found |= with_interval(tables, name, figure, members, classes(labels, members))
+    for name, among in {
+        "accuracy": np.ones(len(labels)),
+        "sensitivity": labels == 1,
+        "specificity": labels == 0,
+    }.items():
+        found |= with_share(tables, name, right, among, members)
     return found
 
 
@@ -267,11 +308,12 @@ def metastasis_section(tables, threshold):
             labels = np.array([int(r["label"]) for r in rows])
             scores = np.array([float(r["score"]) for r in rows])
             members = [r["slide_id"] for r in rows]
-            for name, figure in {
-                "roc_auc": weighted(roc_auc_score, labels, scores),
-                "sensitivity": share(scores >= threshold, labels == 1),
-            }.items():
-                found[kind] |= with_interval(tables, name, figure, members)
+            auc = weighted(roc_auc_score, labels, scores)
+            sets = classes(labels, members)
+            found[kind] |= with_interval(tables, "roc_auc", auc, members, sets)
+            found[kind] |= with_share(
+                tables, "sensitivity", scores >= threshold, labels == 1, members
+            )
     return found
 
 
@@ -371,7 +413,13 @@ def froc_section(tables, definition):
 
     as_is = read(np.ones(len(tables.slides), int))
     replicates = np.array([read(w) for w in tables.weights])
-    ends = np.nanquantile(replicates, [0.025, 0.975], axis=0).T.tolist()
+    per_patient = {}
+    for slide_id, _ in lesions:
+        patient = tables.cohort[slide_id]["patient"]
+        per_patient[patient] = per_patient.get(patient, 0) + 1
+    n = list(per_patient.values())
+    variances = np.nanvar(replicates, axis=0) * len(n) / (len(n) - 1)
+    ends = [by_patient(p, v, n) for p, v in zip(as_is, variances, strict=True)]
     names = ["0.25", "0.5", "1", "2", "4", "8"]
     return {
         "n_slides": len(tables.slides),
@@ -452,7 +500,7 @@ def test_every_figure_is_computed_again(metrics, again, section):
 
 
 def test_the_report_shows_these_numbers_and_no_others(run, tables, again):
-    page = test_build.Page((run / "report.html").read_text(encoding="utf-8"))
+    page = test_build.Page(render_report(gather_run(run), context=("lecture", "camelyon16")))
     shown = np.array(page.numbers, float)
     found = [v for section in again.values() for v in leaves(section).values()]
     # Each kind of figure has its place on the page; settings and the draw's size are no figures.
@@ -461,7 +509,7 @@ def test_the_report_shows_these_numbers_and_no_others(run, tables, again):
     assert missing == []
 
     known = [*found, *LECTURE_CONFUSION.values(), 0.0]
-    for name in ("slides", "lesions_camelyon16", "lesions_patch", "errors"):
+    for name in ("slides", "validation", "lesions_camelyon16", "lesions_patch", "errors"):
         for row in tables.rows(f"{name}.csv"):
             known += [float(v) for v in row.values() if is_number(v)]
     known += cohort_numbers(run)

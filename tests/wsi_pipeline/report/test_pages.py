@@ -39,17 +39,20 @@ def loads_nothing(page):
 
 @pytest.fixture(scope="module")
 def froc(tmp_path_factory):
-    """What the command froc makes of three slides, one of them normal, one strangely named."""
-    folder = tmp_path_factory.mktemp("froc")
+    """What the command froc makes of five slides, three of them normal, one strangely named."""
+    return make_froc(tmp_path_factory.mktemp("froc"), n_normal=3)
+
+
+def make_froc(folder, *, n_normal):
     (folder / "detections").mkdir()
     (folder / "reference").mkdir()
     for slide_id, rows in {
         "t1": [(0.9, 4000, 4000), (0.4, 12000, 900)],
         STRANGE: [(0.7, 100, 100)],
-        "n1": [(0.8, 500, 500)],
+        **{f"n{i}": [(0.8 - i / 100, 500, 500)] for i in range(n_normal)},
     }.items():
         fake_run.write_csv(folder / "detections" / f"{slide_id}.csv", ("prob", "x", "y"), rows)
-        if slide_id != "n1":
+        if slide_id in ("t1", STRANGE):
             square = [(3200, 3200), (6400, 3200), (6400, 6400), (3200, 6400)]
             path = folder / "reference" / f"{slide_id}.xml"
             write_asap_xml(path, [("1", "Tumor", square)], ["Tumor"])
@@ -82,10 +85,15 @@ def test_froc_page_shows_every_figure_and_its_interval(froc):
     assert {float(r["major_axis_um"]) for r in lesions} <= set(page.numbers)
 
 
+def test_froc_page_gives_the_reason_where_there_is_no_interval(tmp_path):
+    page = Page((make_froc(tmp_path, n_normal=1) / "froc.html").read_text(encoding="utf-8"))
+    assert "no interval: 3 slides, at least 5 are needed" in page.text
+
+
 def test_froc_page_says_what_it_was_made_of(froc):
     page = Page((froc / "froc.html").read_text(encoding="utf-8"))
     inputs = json.loads((froc / "inputs.json").read_text())
-    assert len(inputs["inputs"]) == 5
+    assert len(inputs["inputs"]) == 7
     for file in inputs["inputs"]:
         assert file["file"] in page.text
         assert file["sha256"] in page.text
@@ -165,7 +173,7 @@ def test_gallery_shows_crops_with_their_places(run):
     crops = [v for tag, name, v in page.attributes if tag == "img" and name == "src"]
     assert len(crops) == 1
     assert {1200, 800, 0.97} <= set(page.numbers)
-    assert "no scored patch lies on it" in page.text
+    assert "no scored patch on it" in page.text
 
 
 def test_gallery_embeds_nothing_from_outside_the_run(run, tmp_path):
@@ -220,12 +228,22 @@ def test_comparison_shows_both_models_figures_and_their_differences(compared, ru
     for run in runs:
         metrics = json.loads((run / "evaluation" / "patchnet" / "metrics.json").read_text())
         auc, froc = metrics["slide"]["roc_auc"], metrics["froc_patch"]["score"]
-        assert {auc, froc, *metrics["slide"]["roc_auc_ci95"]} <= set(page.numbers)
+        assert {auc, froc, *metrics["patch"]["roc_auc_ci95"]} <= set(page.numbers)
     (pair,) = json.loads((compared / "comparison.json").read_text())
     for figure in pair["figures"].values():
-        assert {figure["difference"], *figure["difference_ci95"]} <= set(page.numbers)
-        assert figure["p_value"] in page.numbers
+        assert {figure["difference"], *(figure["difference_ci95"] or ())} <= set(page.numbers)
+        assert figure["p_value"] is None or figure["p_value"] in page.numbers
         assert figure["difference"] == pytest.approx(figure["first"] - figure["second"])
+
+
+def test_comparison_gives_the_reason_where_there_is_no_interval(compared):
+    (pair,) = json.loads((compared / "comparison.json").read_text())
+    page = Page((compared / "compare.html").read_text(encoding="utf-8"))
+    reasons = {why for key, why in pair["undefined"].items() if key.endswith("difference_ci95")}
+    known = [f for f in pair["figures"].values() if f["difference_ci95"]]
+    assert len(reasons) + len(known) > 0
+    assert all(f"no interval: {reason}" in page.text for reason in reasons)
+    assert all(f["method"] == "percentile bootstrap by patient" for f in known)
 
 
 def test_comparison_is_the_same_each_time(compared, runs):

@@ -63,12 +63,12 @@ def test_the_rule_equals_a_counter_that_is_carried_along(aucs):
 
 
 def test_history_is_a_csv_in_full_precision(tmp_path):
-    history = [EpochRecord(1, 5e-5, 0.1 + 0.2, 2 / 3, 0.9, 1 / 3)]
+    history = [EpochRecord(1, 5e-5, 0.1 + 0.2, 2 / 3, 0.9, 1 / 3, 12.345)]
     write_history(tmp_path / "history.csv", history)
 
     header, line = (tmp_path / "history.csv").read_text().splitlines()
-    assert header == "epoch,lr,train_loss,val_loss,val_roc_auc,train_accuracy"
-    assert [float(v) for v in line.split(",")] == [1, 5e-5, 0.1 + 0.2, 2 / 3, 0.9, 1 / 3]
+    assert header == "epoch,lr,train_loss,val_loss,val_roc_auc,train_accuracy,seconds"
+    assert [float(v) for v in line.split(",")] == [1, 5e-5, 0.1 + 0.2, 2 / 3, 0.9, 1 / 3, 12.345]
 
 
 def test_curves_are_a_png_with_the_same_bytes_each_time(tmp_path):
@@ -90,4 +90,4 @@ def test_training_may_end_by_the_accuracy_on_its_own_patches():
     assert stop_reason(history, **limits) is None
     assert stop_reason(history[:1], **limits, train_accuracy=1.0) is None
     said = stop_reason(history, **limits, train_accuracy=1.0)
-    assert said == "100 % of the training patches are decided rightly"
+    assert said == "100 % of the training patches are classified correctly"

@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from wsi_pipeline.checkpoint import load_checkpoint, read_tensors
+from wsi_pipeline.checkpoint import load_checkpoint, read_tensors, write_tensors
 from wsi_pipeline.data import to_unit_range
 from wsi_pipeline.errors import ConfigError, ModelError, TrainingError
 from wsi_pipeline.inference import predict_store
@@ -53,7 +53,13 @@ def train(fake_store, out, config=TINY, **options):
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    """All files, without the column of the history that holds times."""
+    found = {path.name: path.read_bytes() for path in folder.iterdir()}
+    if "history.csv" in found:
+        lines = found["history.csv"].splitlines()
+        assert lines[0].endswith(b",seconds")
+        found["history.csv"] = b"\n".join(line.rpartition(b",")[0] for line in lines)
+    return found
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:
@@ -92,6 +98,117 @@ def test_training_leaves_what_the_contract_names_and_nothing_else(fake_store, tm
     assert "limit of 4 epochs" in str(summary)
     rows = rows_of(tmp_path / "history.csv")
     assert [row["epoch"] for row in rows] == ["1", "2", "3", "4"]
+
+
+def test_the_seconds_of_each_epoch_are_those_of_its_training_pass(
+    fake_store, tmp_path, monkeypatch
+):
+    """PatchNet paper 2, tables 5 and 8; validation does not count."""
+    clock = [100.0]
+    monkeypatch.setattr(loop.time, "perf_counter", lambda: clock[0])
+    step, validate = loop._Training._step, loop._Training.validate
+
+    def slow_step(self, *arguments):
+        clock[0] += 2.5
+        return step(self, *arguments)
+
+    def slow_validation(self, epoch):
+        clock[0] += 40
+        return validate(self, epoch)
+
+    monkeypatch.setattr(loop._Training, "_step", slow_step)
+    monkeypatch.setattr(loop._Training, "validate", slow_validation)
+    with pytest.raises(Killed):
+        train(fake_store, tmp_path, on_progress=kill_after(8))
+    train(fake_store, tmp_path)
+
+    rows = rows_of(tmp_path / "history.csv")
+    assert [float(row["seconds"]) for row in rows] == [7.5] * 4  # three batches each
+
+
+def test_a_state_without_seconds_is_resumed(fake_store, tmp_path):
+    """Trainings that were interrupted before the column came."""
+    with pytest.raises(Killed):
+        train(fake_store, tmp_path, on_progress=kill_after(8))
+    path = tmp_path / "resume.safetensors"
+    tensors, header = read_tensors(path)
+    for record in header["history"]:
+        del record["seconds"]
+    write_tensors(path, tensors, {k: v for k, v in header.items() if k != "weights_sha256"})
+
+    assert train(fake_store, tmp_path).resumed_from == 2
+    rows = rows_of(tmp_path / "history.csv")
+    assert [row["seconds"] == "" for row in rows] == [True, True, False, False]
+
+
+# ------------------------------------------------------------------ passes over all patches
+
+SHUFFLE = replace(TINY, sampling="shuffle", batch_size=4, steps_per_epoch=1000)  # 21 patches
+
+
+def test_a_shuffled_epoch_passes_over_every_patch_once(fake_store, tmp_path, monkeypatch):
+    seen = []
+    step = loop._Training._step
+
+    def note(self, pixels, label, samples, augment, epoch):
+        seen.append((epoch, label.tolist(), samples.tolist(), pixels.numpy().copy()))
+        return step(self, pixels, label, samples, augment, epoch)
+
+    monkeypatch.setattr(loop._Training, "_step", note)
+    train(fake_store, tmp_path, SHUFFLE)
+
+    pixels = [fake_store("a", [0, 1] * 6).pixels, fake_store("b", [0] * 9).pixels]
+    everything = sorted(p.tobytes() for p in np.concatenate(pixels))
+    orders = []
+    for epoch in range(1, 5):
+        batches = [batch for batch in seen if batch[0] == epoch]
+        assert [len(labels) for _, labels, _, _ in batches] == [4, 4, 4, 4, 4, 1]
+        assert sum(sum(labels) for _, labels, _, _ in batches) == 6
+        orders.append([p.tobytes() for _, _, _, batch in batches for p in batch])
+        assert sorted(orders[-1]) == everything
+    assert len({tuple(order) for order in orders}) == 4
+    rows = rows_of(tmp_path / "draws.csv")
+    drawn = {(row["slide_id"], row["label"]): int(row["drawn"]) for row in rows}
+    assert drawn == {("a", "0"): 24, ("a", "1"): 24, ("b", "0"): 36, ("b", "1"): 0}
+
+
+def test_the_loss_of_a_shuffled_epoch_is_a_mean_over_patches(fake_store, tmp_path, monkeypatch):
+    """The last batch holds one patch, the others four."""
+    losses = iter([1.0, 1.0, 1.0, 1.0, 1.0, 22.0] * 4)
+    monkeypatch.setattr(loop._Training, "_step", lambda *_: next(losses))
+    train(fake_store, tmp_path, SHUFFLE)
+    assert float(rows_of(tmp_path / "history.csv")[0]["train_loss"]) == (20 + 22) / 21
+
+
+@pytest.mark.parametrize("batches", [1, 6, 15])
+def test_shuffled_training_killed_and_resumed_gives_the_same_bytes(fake_store, tmp_path, batches):
+    train(fake_store, tmp_path / "undisturbed", SHUFFLE)
+    with pytest.raises(Killed):
+        train(fake_store, tmp_path / "killed", SHUFFLE, on_progress=kill_after(batches))
+    train(fake_store, tmp_path / "killed", SHUFFLE)
+
+    assert contents(tmp_path / "killed") == contents(tmp_path / "undisturbed")
+
+
+def test_steps_per_epoch_and_readers_do_not_change_a_shuffled_training(fake_store, tmp_path):
+    train(fake_store, tmp_path / "a", SHUFFLE)
+    train(fake_store, tmp_path / "b", replace(SHUFFLE, steps_per_epoch=2), readers=3)
+    ours, theirs = (contents(tmp_path / name)["history.csv"] for name in "ab")
+    assert ours == theirs
+
+
+def test_patches_that_cannot_be_read_are_in_no_pass(fake_store, tmp_path):
+    train_model(
+        SHUFFLE,
+        train=[fake_store("a", [0, 1, -1, 0, 1], unreadable=[0])],
+        val=[fake_store("c", [0, 1])],
+        patients={"a": "a", "c": "c"},
+        out=tmp_path,
+        device=CPU,
+        fingerprint="f",
+    )
+    rows = rows_of(tmp_path / "draws.csv")
+    assert [int(row["drawn"]) for row in rows] == [4, 8]  # one and two in each of four epochs
 
 
 def test_the_checkpoint_says_what_it_is_and_whom_it_saw(fake_store, tmp_path):
@@ -676,10 +793,48 @@ def test_training_ends_where_its_own_patches_are_all_decided_rightly(fake_store,
 
     accuracies = [float(row["train_accuracy"]) for row in rows_of(tmp_path / "history.csv")]
     assert accuracies[-1] == 1.0 > max(accuracies[:-1], default=0)
-    assert summary.stopped == "100 % of the training patches are decided rightly"
+    assert summary.stopped == "100 % of the training patches are classified correctly"
 
 
-def test_strict_determinism_names_an_operation_that_may_differ(fake_store, tmp_path, undisturbed):
+class Scattering(PatchClassifier):
+    """Uses an operation that torch cannot promise the same bits for, on the CPU too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.options = {}
+        self.output = nn.Linear(3, 1)
+
+    def forward(self, x):
+        means = x.mean(dim=(2, 3))
+        places = torch.arange(means.numel(), device=x.device)
+        return self.output(torch.zeros_like(means).put_(places, means.flatten())).squeeze(-1)
+
+
+def test_strict_determinism_names_an_operation_that_may_differ(fake_store, tmp_path, monkeypatch):
+    monkeypatch.setitem(MODELS, "scattering", Scattering)
+    config = replace(TINY, model=ModelConfig("scattering"))
+    assert train(fake_store, tmp_path / "repeatable", config).epochs == 4
+    with pytest.raises(TrainingError, match="the operation put_ has no deterministic") as caught:
+        train(fake_store, tmp_path / "strict", replace(config, determinism="strict"))
+
+    assert "train.<model>.determinism=repeatable" in str(caught.value)
+    assert not (tmp_path / "strict" / "checkpoint.safetensors").exists()
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_other_errors_of_a_strict_training_are_not_blamed_on_determinism(
+    fake_store, tmp_path, monkeypatch
+):
+    def fail(*_):
+        raise RuntimeError("out of something")
+
+    monkeypatch.setattr(loop._Training, "_step", fail)
+    with pytest.raises(RuntimeError, match="out of something"):
+        train(fake_store, tmp_path, replace(TINY, determinism="strict"))
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_strict_determinism_changes_no_result(fake_store, tmp_path, undisturbed):
     train(fake_store, tmp_path / "strict", replace(TINY, determinism="strict"))
 
     history = contents(tmp_path / "strict")["history.csv"]

@@ -40,13 +40,21 @@ def results(folder: Path):
     return history, weights, (model / "draws.csv").read_bytes()
 
 
-@pytest.mark.parametrize("size", [8, pytest.param(5, marks=pytest.mark.slow)])
-def test_two_processes_give_the_loss_curve_and_weights_of_one(tiled, size):
-    batch = f"train.patchnet.batch_size={size}"
-    assert train(tiled, batch) == 0
+@pytest.mark.parametrize(
+    ("size", "sampling"),
+    [
+        (8, "balanced"),
+        pytest.param(5, "balanced", marks=pytest.mark.slow),
+        # The last batch of a pass may hold fewer patches than there are processes.
+        pytest.param(53, "shuffle", marks=pytest.mark.slow),
+    ],
+)
+def test_two_processes_give_the_loss_curve_and_weights_of_one(tiled, size, sampling):
+    how = (f"train.patchnet.batch_size={size}", f"train.patchnet.sampling={sampling}")
+    assert train(tiled, *how) == 0
     alone, alone_weights, alone_draws = results(tiled)
 
-    assert train(tiled, batch, "train.patchnet.processes=2") == 0
+    assert train(tiled, *how, "train.patchnet.processes=2") == 0
 
     history, weights, draws = results(tiled)
     assert draws == alone_draws

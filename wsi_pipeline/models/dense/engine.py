@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from wsi_pipeline.devices import exact_fp32
 from wsi_pipeline.errors import ModelError
 from wsi_pipeline.models.dense.costs import cheaper_by_patches
 from wsi_pipeline.models.dense.regions import TorchCorners, assemble, compute_regions, read_out
@@ -131,7 +132,12 @@ class DenseEngine:
             )
         if stride < 1:
             raise ModelError(f"the step between patches is at least 1 px, got stride={stride}")
-        # Blocks start on the lattice.
+        with exact_fp32():
+            return self._map_blocks(pixels, (height, width), stride)
+
+    def _map_blocks(self, pixels: Tensor, size: tuple[int, int], stride: int) -> Tensor:
+        """Map `size` = (H, W) patches block by block; blocks start on the lattice."""
+        height, width = size
         step = max(stride, self.block // stride * stride)
         compiled = self._use_compiled(pixels, height * width)
         out = pixels.new_empty(self.weights.filters, -(-height // stride), -(-width // stride))

@@ -1,0 +1,496 @@
+"""Every config runs to its last table: on fake data of its layout, with tiny networks.
+
+What is drawn means nothing. It shows that each number of the papers' tables has a command that
+gives a number. A config without fake data here, or without a list of its numbers, is a failure.
+"""
+
+import contextlib
+import csv
+import importlib
+import json
+import math
+import re
+import shlex
+import shutil
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tifffile
+import yaml
+from matplotlib.figure import Figure
+from PIL import Image
+
+from tests.wsi_pipeline import tiny_cohort
+from wsi_pipeline.cli import main
+from wsi_pipeline.cohorts import camelyon_patches, textures_folder, toy
+
+ROOT = Path(__file__).parents[1]
+CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+PAGE = ROOT / "docs" / "reproduction.md"
+
+# ------------------------------------------------------------ fake data
+
+SMALL = (28, 36)  # height, width of a fake image, px
+
+
+def draw_image(path: Path, label: int, channels: int, size: tuple[int, int] = SMALL) -> None:
+    """Stripes along or across, a black border as of a padded nucleus, noise."""
+    random = np.random.default_rng([label, *path.as_posix().encode()[-40:]])
+    wave = np.sin(np.indices(size)[label] * 0.9)
+    values = np.clip(130 + 80 * wave + random.normal(0, 12, size), 1, 255).astype(np.uint8)
+    values[:3] = values[-3:] = values[:, :3] = values[:, -3:] = 0
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(values if channels == 1 else np.dstack([values] * 3)).save(path)
+
+
+def draw_folders(
+    folder: Path, classes: Iterable[str], splits: Iterable[str], channels: int
+) -> None:
+    """``FOLDER/<split>/<class>/<n>.png``."""
+    for split in splits:
+        for label, name in enumerate(classes):
+            for number in range(4 if split == "train" else 2):
+                draw_image(folder / split / name / f"{number}.png", label, channels)
+
+
+def draw_table(
+    folder: Path, classes: tuple[str, str], splits: dict[str, tuple[int, ...]], masked: str
+) -> None:
+    """Images of the given classes in each split, and a table with masks for one split."""
+    channels = 3 if "melanoma" in classes else 1
+    rows = ["file,class,split,mask"]
+    for split, labels in splits.items():
+        for number, label in enumerate(labels):
+            name = f"{split}/{number}.png"
+            draw_image(folder / name, label, channels)
+            mask = f"masks/{split}_{number}.png" if split == masked else ""
+            if mask:  # the first has no feature, as 60 of P2's 150
+                values = np.zeros(SMALL, np.uint8)
+                values[8:20, 10:25] = 255 * (number > 0)
+                (folder / "masks").mkdir(exist_ok=True)
+                Image.fromarray(values).save(folder / mask)
+            rows.append(f"{name},{classes[label]},{split},{mask}")
+    (folder / "table.csv").write_text("\n".join(rows) + "\n")
+
+
+def draw_isic2017(configs: Path) -> None:
+    splits = {"train": (0, 0, 0, 0, 1, 1), "val": (0, 1, 0), "test": (0, 1, 0, 1)}
+    draw_table(configs / "isic2017", ("benign", "melanoma"), splits, "val")
+
+
+def draw_cenpa(configs: Path) -> None:
+    splits = {"train": (0, 1, 0, 1), "val": (0, 1), "test": (0, 0, 0)}
+    draw_table(configs / "nuclei_cenpa", ("BJ", "MCF10A"), splits, "test")
+
+
+SLIDES_OF_PATCHES = ("tumor_001", "tumor_004", "tumor_064")
+
+
+def draw_camelyon_patches(folder: Path) -> None:
+    """Patches named after slide and place; each of three slides has both classes."""
+    for label, name in enumerate(camelyon_patches.CLASSES):
+        for number in range(6):
+            file = f"{SLIDES_OF_PATCHES[number % 3]}_{512 * number}_{256 * label}.png"
+            draw_image(folder / name / file, label, 3)
+
+
+def draw_slides(folder: Path, splits: str) -> None:
+    """The six slides of the tiny cohort at 4 µm per px, where their tumours are 0.5 mm across.
+
+    `splits` names a split for each slide; empty: the manifest has no such column.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    tiny_cohort.draw_cohort(folder / "drawn")
+    lines = (folder / "drawn" / "manifest.csv").read_text().splitlines()
+    names = splits.split() or [""] * 6
+    rows = [f"{line.rpartition(',')[0]},{s},4" for line, s in zip(lines[1:], names, strict=True)]
+    header = "slide,label,annotation,split,mpp"
+    if not splits:
+        rows, header = [row.replace(",,4", ",4") for row in rows], header.replace("split,", "")
+    for path in (folder / "drawn").iterdir():
+        path.rename(folder / path.name)
+    (folder / "manifest.csv").write_text("\n".join([header, *rows]) + "\n")
+
+
+# ------------------------------------------------------------ the numbers of a table
+
+Cell = tuple[str, ...]  # model, then keys of its metrics.json; or what `value_of` says
+
+LOSS = ("loss", "accuracy")
+MATRIX = ("tp", "fp", "fn", "tn")
+
+
+def of_splits(models: Iterable[str], splits: Iterable[str], names: Iterable[str]) -> list[Cell]:
+    return [(m, "splits", s, name) for m in models for s in splits for name in names]
+
+
+def of_maps(*models: str) -> list[Cell]:
+    """Paper 2, tables 2 and 7."""
+    names = ("average_exact_match", "average_recall", "average_roc_auc")
+    return [(m, "localisation", name) for m in models for name in names]
+
+
+def seconds(*models: str) -> list[Cell]:
+    return [(m, "seconds") for m in models]
+
+
+def value_of(run: Path, cell: Cell) -> Any:
+    model, *keys = cell
+    if keys == ["seconds"]:
+        with (run / "models" / model / "history.csv").open(newline="") as file:
+            return float(list(csv.DictReader(file))[-1]["seconds"])
+    if keys[0] == "map":  # Q of the patch around a pixel, by class and place
+        values = tifffile.imread(run / "heatmaps" / model / f"{keys[1]}.tif")
+        return float(values[tuple(map(int, keys[2].split()))])
+    value = json.loads((run / "evaluation" / model / "metrics.json").read_text())
+    for key in keys:
+        value = value[key]
+    return value
+
+
+# ------------------------------------------------------------ each config's data, settings, numbers
+
+
+@dataclass(frozen=True)
+class Fake:
+    """What a config needs to run in seconds, and the numbers it is for."""
+
+    draw: Callable[[Path], None]  # into the folder of the configs
+    settings: tuple[str, ...]  # over the config's own, beside those of `tiny_models`
+    cells: list[Cell]
+
+
+def folders(name: str, classes: str, splits: str, channels: int) -> Callable[[Path], None]:
+    return lambda configs: draw_folders(configs / name, classes.split(), splits.split(), channels)
+
+
+def slides(name: str, splits: str) -> Callable[[Path], None]:
+    return lambda configs: draw_slides(configs / name, splits)
+
+
+SIZE_28 = "images.size=[28, 36]"
+SIZE_32 = "images.size=[32, 32]"  # the least that five poolings take
+SIZE_40 = "images.size=[40, 40]"
+TILES = (
+    "tile.target_mpp=4",
+    "tile.patch_px=32",
+    "tile.stride_px=32",
+    "tile.inner_px=16",
+    "tile.tissue={mpp: 16.0, min_object_um2: 1000.0}",
+    "evaluate.reference_downsample=4",
+    "evaluate.threshold=0.5",
+)
+SPLIT = "train train val val test test"
+NETS = ("patchnet_11", "patchnet_17", "patchnet_31", "cam")
+OURS = ("patchnet_11", "patchnet_17", "patchnet_31", "vgg16", "cam")
+TRAIN_VAL = ("train", "val")
+ALL = ("train", "val", "test")
+PATCHES = ("accuracy", "recall", "precision", "roc_auc", *MATRIX)
+SLIDES = [("slide", "roc_auc"), ("slide", "sensitivity"), ("slide", "specificity")]
+
+
+def of_slides(*models: str) -> list[Cell]:
+    froc = [("froc", "score"), *(("froc", "sensitivity_at", r) for r in ("0.25", "1", "8"))]
+    patch = [("patch", name) for name in PATCHES]
+    return [(m, *keys) for m in models for keys in (*froc, *patch, *SLIDES)]
+
+
+FAKES: dict[str, Fake] = {
+    # P1 and P2, appendix A: Q of a black and of a white patch
+    "patchnet_convergence": Fake(
+        lambda configs: toy.write_toy(configs / "toy"),
+        (SIZE_32,),
+        [
+            (m, "map", f"test__{image}__image", place)
+            for m in ("patchnet", "patchnet_floor", "patchnet_center")
+            for image, place in (("0_black", "16 16"), ("1_corner", "4 4"))
+        ],
+    ),
+    # P1, figure 4
+    "patchnet_dtd": Fake(
+        folders("dtd", "cracked perforated", "train val test", 3),
+        (SIZE_40, "images.fit=resize", "train.patchnet.model.preprocess.crop=[32, 32]"),
+        of_splits(["patchnet"], ALL, ["accuracy", *MATRIX]),
+    ),
+    # P1, figure 6
+    "patchnet_isic2016": Fake(
+        folders("isic2016", "benign malignant", "train val test", 3),
+        (SIZE_28,),
+        of_splits(["precision_patchnet_15", "precision_patchnet_31"], ALL, ["accuracy", *MATRIX]),
+    ),
+    # P2, tables 1 and 2
+    "patchnet_isic2017": Fake(
+        draw_isic2017,
+        (SIZE_28,),
+        of_splits(["patchnet_21", "cam"], ("val", "test"), LOSS) + of_maps("patchnet_21", "cam"),
+    ),
+    "patchnet_isic2017_vgg11": Fake(
+        draw_isic2017,
+        (SIZE_32,),
+        of_splits(["vgg11"], ("val", "test"), LOSS) + of_maps("vgg11"),
+    ),
+    # P2, table 3
+    "patchnet_dtd_p2": Fake(
+        folders("dtd_p2", "cracked perforated", "train val", 3),
+        (SIZE_32,),
+        of_splits(["patchnet_31", "cam", "vgg11"], TRAIN_VAL, LOSS),
+    ),
+    # P2, table 5
+    "patchnet_mcf10a": Fake(
+        folders("nuclei_mcf10a", "BJ MCF10A", "train val", 1),
+        (SIZE_40,),
+        of_splits(NETS, TRAIN_VAL, LOSS) + seconds(*NETS),
+    ),
+    "patchnet_mcf10a_vgg11": Fake(
+        folders("nuclei_mcf10a", "BJ MCF10A", "train val", 1),
+        (SIZE_32,),
+        of_splits(["vgg11"], TRAIN_VAL, LOSS) + seconds("vgg11"),
+    ),
+    # P2, table 7
+    "patchnet_cenpa": Fake(draw_cenpa, (SIZE_40,), of_maps("patchnet_11", "cam")),
+    "patchnet_cenpa_vgg11": Fake(draw_cenpa, (SIZE_32,), of_maps("vgg11")),
+    # P2, table 8; P1, tables 3 and 4
+    "patchnet_nuclei": Fake(
+        folders("nuclei", "BJ NIH3T3", "train val", 1),
+        (SIZE_40,),
+        of_splits(NETS, TRAIN_VAL, LOSS)
+        + seconds(*NETS)
+        + of_splits(["patchnet_17_p1"], TRAIN_VAL, ["accuracy", *MATRIX]),
+    ),
+    "patchnet_nuclei_vgg11": Fake(
+        folders("nuclei", "BJ NIH3T3", "train val", 1),
+        (SIZE_32,),
+        of_splits(["vgg11"], TRAIN_VAL, LOSS) + seconds("vgg11"),
+    ),
+    # the lecture's three attempts
+    "mmci_prostate": Fake(
+        slides(".", SPLIT),
+        TILES,
+        of_slides("vgg16"),
+    ),
+    # CAMELYON16's two tasks
+    "camelyon16": Fake(
+        slides(".", ""),
+        (*TILES, "splits={val_fraction: 0.33, test_fraction: 0.33}"),
+        of_slides("vgg16"),
+    ),
+    # ours
+    "camelyon16_mosaic": Fake(
+        slides("mosaic/cohort", "train train train train test test"),
+        (*TILES, "input=configs/mosaic/cohort/manifest.csv"),
+        of_slides("vgg16", "patchnet"),
+    ),
+    "demo": Fake(
+        slides("cohort", SPLIT),
+        TILES,
+        of_slides("vgg16", "patchnet"),
+    ),
+    "textures": Fake(
+        lambda configs: textures_folder.main([str(configs / "textures"), "--side", "128"]),
+        (SIZE_32,),
+        of_splits(OURS, ("val", "test"), ["roc_auc", *LOSS]) + seconds(*OURS),
+    ),
+    "camelyon16_patches": Fake(
+        lambda configs: draw_camelyon_patches_here(configs),
+        (
+            SIZE_32,
+            "input=configs/camelyon",
+            "images.table=configs/camelyon/without_tumor_001.csv",
+            "stages=[tile, train, predict, evaluate]",
+        ),
+        [(m, "patch", name) for m in OURS for name in ("roc_auc", "accuracy")] + seconds(*OURS),
+    ),
+}
+
+
+def draw_camelyon_patches_here(configs: Path) -> None:
+    draw_camelyon_patches(configs / "PATCHES")
+    camelyon_patches.write_patches(configs / "PATCHES", configs / "camelyon")
+
+
+# ------------------------------------------------------------ tiny networks, by settings alone
+
+
+def tiny_models(config: dict[str, Any]) -> list[str]:
+    """Shrink each network and its training; what decides the tables stays as it is."""
+    settings = []
+    for name, train in config["train"].items():
+        model = (train or {}).get("model") or {}
+        options = dict(model.get("options") or {})
+        if "patchnet" in model.get("name", name):
+            options |= {"m": 5, "stride": 4, "filters": 3, "depth": 2}
+            if options.get("region"):
+                options["region"] = 20
+        else:
+            options["width"] = 0.02
+        key = f"train.{name}"
+        settings += [f"{key}.model.options={json.dumps(options)}", f"{key}.max_epochs=1"]
+        settings += [f"{key}.lr=0.003", f"{key}.batch_size=8"]
+        if (train or {}).get("sampling") != "shuffle":
+            settings.append(f"{key}.steps_per_epoch=4")
+    return [*settings, "evaluate.bootstrap=10"]
+
+
+def as_words(settings: Iterable[str]) -> list[str]:
+    return [word for setting in settings for word in ("--set", setting)]
+
+
+def save_a_pixel(self: Figure, path: Path, *, format: str = "png", **_: Any) -> None:
+    """In place of a picture: these tests are of numbers."""
+    if format == "png":
+        Image.new("L", (1, 1)).save(path, format="PNG")
+    else:
+        Path(path).write_text('<svg xmlns="http://www.w3.org/2000/svg"/>')
+
+
+class Runs:
+    """Runs of the configs in a folder that has them and their data; each is made once."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._codes: dict[str, int] = {}
+
+    def of(self, stem: str) -> tuple[int, Path]:
+        """Exit code and run folder of ``wsi-pipeline run configs/<stem>.yaml``."""
+        place = self.folder / stem
+        if stem not in self._codes:
+            fake = FAKES[stem]
+            (place / "configs").mkdir(parents=True)
+            shutil.copy(ROOT / "configs" / f"{stem}.yaml", place / "configs")
+            config = yaml.safe_load((place / "configs" / f"{stem}.yaml").read_text())
+            fake.draw(place / "configs")
+            settings = [*tiny_models(config), *fake.settings]
+            command = ["run", f"configs/{stem}.yaml", "--out", "run", "--quiet", "--device", "cpu"]
+            with contextlib.chdir(place), pytest.MonkeyPatch.context() as patch:
+                patch.setattr(Figure, "savefig", save_a_pixel)  # half of the time; drawn elsewhere
+                self._codes[stem] = main([*command, *as_words(settings)])
+        return self._codes[stem], place / "run"
+
+
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory) -> Runs:
+    return Runs(tmp_path_factory.mktemp("configs"))
+
+
+SLOW = ("camelyon16", "camelyon16_mosaic", "demo")  # of slides; mmci_prostate is always run
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(path, id=path.stem, marks=[pytest.mark.slow] if path.stem in SLOW else [])
+        for path in CONFIGS
+    ],
+)
+def test_every_number_of_the_papers_tables_is_a_number(path, runs, capsys):
+    assert path.stem in FAKES, f"{path.name}: give it fake data and its numbers in FAKES"
+    code, run = runs.of(path.stem)
+    assert code == 0, capsys.readouterr().err
+    assert FAKES[path.stem].cells
+    missing = []
+    for cell in FAKES[path.stem].cells:
+        value = value_of(run, cell)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or math.isnan(value):
+            missing.append((cell, value))
+    assert not missing
+    stages = yaml.safe_load(path.read_text()).get("stages", ["report"])
+    assert (run / "report.html").is_file() == ("report" in stages)
+
+
+def test_fakes_are_of_configs_that_exist():
+    assert set(FAKES) == {path.stem for path in CONFIGS}
+
+
+@pytest.mark.parametrize(
+    "stem", [stem for stem, fake in FAKES.items() if any("localisation" in c for c in fake.cells)]
+)
+def test_maps_are_compared_with_every_mask(runs, stem):
+    """Paper 2, tables 2 and 7: exact match over all images, recall over those with an object."""
+    _, run = runs.of(stem)
+    for model in {cell[0] for cell in FAKES[stem].cells}:
+        found = json.loads((run / "evaluation" / model / "metrics.json").read_text())
+        located = found["localisation"]
+        assert (located["n"], located["recall_n"], located["skipped"]) == (3, 2, 0)
+        assert located["elsewhere"] == {}
+        assert found["evaluated"] == ("val" if "isic" in stem else "test")
+
+
+def test_the_report_shows_seconds_and_maps(runs):
+    page = (runs.of("patchnet_isic2017")[1] / "report.html").read_text()
+    assert "seconds per epoch" in page
+    assert "Maps against masks" in page
+    page = (runs.of("mmci_prostate")[1] / "report.html").read_text()
+    assert re.search(r"An epoch took .* s \(median", page)
+
+
+# ------------------------------------------------------------ the page's commands
+
+
+def commands_of_the_table() -> list[list[str]]:
+    rows = [line for line in PAGE.read_text().splitlines() if line.startswith("| ")]
+    found = re.findall(r"`wsi-pipeline ([^`]*)`", "\n".join(rows))
+    return [shlex.split(text) for text in dict.fromkeys(found)]
+
+
+@pytest.mark.parametrize("command", commands_of_the_table(), ids=" ".join)
+def test_commands_of_the_table_run_to_numbers(command, runs, tmp_path, capsys):
+    if command[0] == "run":
+        assert len(command) == 2, "a setting that the config should have"
+        assert runs.of(Path(command[1]).stem)[0] == 0
+        return
+    name, *words = command
+    assert name == "baselines"
+    if words[0] == "dtd":
+        draw_folders(tmp_path / "dtd", ("cracked", "perforated"), ALL, 3)
+    else:
+        draw_folders(tmp_path / "nuclei", ("BJ", "NIH3T3"), TRAIN_VAL, 1)
+    with contextlib.chdir(tmp_path):
+        assert main([name, *words, "--out", "table", "--quiet"]) == 0
+        with Path("table/baselines.csv").open(newline="") as file:
+            rows = list(csv.DictReader(file))
+    assert len(rows) == (14 if words[0] == "dtd" else 15)
+    splits = ALL if words[0] == "dtd" else TRAIN_VAL
+    assert all(0 <= float(row[split]) <= 1 for row in rows for split in splits)
+
+
+def commands_of_the_blocks() -> list[list[str]]:
+    blocks = re.findall(r"^```sh\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+    lines = "".join(blocks).replace("\\\n", " ").splitlines()
+    return [shlex.split(line) for line in lines if line.strip()]
+
+
+@pytest.mark.slow
+def test_commands_of_the_blocks_run_in_their_order(tmp_path, capsys):
+    """As they are typed, from the project's folder, on fake data where a user has real data."""
+    shutil.copytree(ROOT / "configs", tmp_path / "configs")
+    draw_isic2017(tmp_path)
+    draw_folders(tmp_path / "dtd", ("cracked", "perforated"), ALL, 3)
+    draw_camelyon_patches(tmp_path / "PATCHES")
+    with contextlib.chdir(tmp_path), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "savefig", save_a_pixel)
+        for program, *words in commands_of_the_blocks():
+            words = [word.replace("$PWD", str(tmp_path)) for word in words]
+            if program == "python":
+                assert words[0] == "-m"
+                assert importlib.import_module(words[1]).main(words[2:]) == 0, words
+                continue
+            assert program == "wsi-pipeline"
+            if words[0] == "run":
+                config = yaml.safe_load(Path(words[1]).read_text())
+                settings = [*tiny_models(config), *FAKES[Path(words[1]).stem].settings]
+                own = ("input=", "images.table=", "stages=")  # as the command has them
+                settings = [s for s in settings if not s.startswith(own)]
+                words += ["--quiet", *as_words(settings)]
+            assert main(words) == 0, words
+    said = capsys.readouterr().out
+    assert re.search(r"patchnet_11 +4 +[01]\.\d+", said)  # the pooled table: four patches held out
+
+
+def test_every_published_config_is_in_the_table():
+    named = {Path(words[1]).stem for words in commands_of_the_table() if words[0] == "run"}
+    published = {"mmci_prostate", *(p.stem for p in CONFIGS if p.stem.startswith("patchnet_"))}
+    assert named == published

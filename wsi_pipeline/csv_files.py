@@ -1,0 +1,156 @@
+"""Every CSV that is written or read: text that reads back as it was, and that no spreadsheet runs.
+
+A spreadsheet takes a cell that begins with ``=``, ``+``, ``-`` or ``@`` for a formula, wherever it
+came from. Such text is written with an apostrophe before it, the spreadsheets' own mark for text,
+and the apostrophe is taken off when the file is read here. Numbers stay numbers: ``-1`` is none of
+this. A float is written as the shortest text that reads back as the same float64.
+
+References
+----------
+.. [1] OWASP, "CSV Injection", https://owasp.org/www-community/attacks/CSV_Injection
+"""
+
+import csv
+import re
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tiling.files import open_file, write_aside
+from wsi_pipeline.errors import PipelineError
+
+# After any apostrophes: what begins a formula, full-width forms and what spreadsheets skip before
+# one (OWASP) among them.
+_FORMULA = re.compile(r"'*[=+\-@\t\r\n＝＋－＠]")
+_NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?", re.ASCII)
+_SPECIAL = re.compile(r'[",\r\n]')
+
+
+def guard(text: str) -> str:
+    """Mark text as text where a spreadsheet would take it for a formula.
+
+    Examples
+    --------
+    >>> guard("=1+1"), guard("'=1+1"), guard("tumor_001"), guard("-0.5")
+    ("'=1+1", "''=1+1", 'tumor_001', '-0.5')
+    """
+    return f"'{text}" if _FORMULA.match(text) and not _NUMBER.fullmatch(text) else text
+
+
+def unguard(cell: str) -> str:
+    """Take off the mark that `guard` puts before text.
+
+    Examples
+    --------
+    >>> unguard("'=1+1"), unguard("'quoted'")
+    ('=1+1', "'quoted'")
+    """
+    return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell
+
+
+def format_row(cells: Iterable[Any]) -> str:
+    """Format one line of a CSV file; None becomes an empty field.
+
+    Examples
+    --------
+    >>> format_row(["a,b", None, 0.1, -1, "=1"])
+    '"a,b",,0.1,-1,\\'=1\\n'
+    """
+    fields = [_format_cell(cell) for cell in cells]
+    line = ",".join(fields)
+    return f"{line}\n" if line or len(fields) > 1 else '""\n'  # a blank line is no row
+
+
+def _format_cell(cell: Any) -> str:
+    if cell is None:
+        return ""
+    if isinstance(cell, float):
+        return repr(float(cell))  # NumPy's floats have another repr
+    if not isinstance(cell, str):
+        return str(cell)
+    text = guard(cell)
+    return '"{}"'.format(text.replace('"', '""')) if _SPECIAL.search(text) else text
+
+
+def format_csv(header: Sequence[str], rows: Iterable[Iterable[Any]]) -> str:
+    """Format a whole CSV file."""
+    return "".join(map(format_row, (header, *rows)))
+
+
+def write_csv(
+    path: Path,
+    header: Sequence[str],
+    rows: Iterable[Iterable[Any]],
+    *,
+    undecodable: str = "backslashreplace",
+) -> None:
+    """Write a CSV file in UTF-8, row by row, whole or not at all; None becomes an empty field.
+
+    Parameters
+    ----------
+    undecodable : str
+        What becomes of text that UTF-8 cannot hold, as in `open`: parts of file names in another
+        encoding, which a message may show. Default: its escape.
+    """
+    with (
+        write_aside(path) as scratch,
+        scratch.open("w", newline="", encoding="utf-8", errors=undecodable) as file,
+    ):
+        file.write(format_row(header))
+        file.writelines(map(format_row, rows))
+
+
+def iterate_csv(
+    path: Path, *, error: type[PipelineError], undecodable: str = "strict"
+) -> Iterator[tuple[int, list[str]]]:
+    """Read a CSV file row by row, the header among them; blank lines are skipped.
+
+    Parameters
+    ----------
+    path : Path
+    error : type
+        Kind of the error.
+    undecodable : str
+        What becomes of bytes that are not UTF-8, as in `open`.
+
+    Yields
+    ------
+    line : int
+        Number of the row's last line, from 1.
+    fields : list of str
+
+    Raises
+    ------
+    error
+        If the file cannot be read or is no CSV in UTF-8.
+    """
+    csv.field_size_limit(sys.maxsize)  # the default is less than a slide's list of lesions may take
+    try:
+        with open_file(path, newline="", encoding="utf-8-sig", errors=undecodable) as file:
+            reader = csv.reader(file, strict=True)
+            for row in reader:
+                if row:
+                    yield reader.line_num, [unguard(cell) for cell in row]
+    except (UnicodeDecodeError, csv.Error) as cause:
+        raise error(f"{path}: not a CSV file in UTF-8 ({cause})") from cause
+    except OSError as cause:
+        raise error(f"{path}: cannot be read ({cause.strerror})") from cause
+
+
+def read_csv(path: Path, *, error: type[PipelineError]) -> list[dict[str, str]]:
+    """Read a CSV file with a header as one mapping per row; a short row's last fields are empty.
+
+    Raises
+    ------
+    error
+        If the file cannot be read or is no CSV in UTF-8.
+    """
+    rows = iterate_csv(path, error=error)
+    _, header = next(rows, (0, []))
+    return [dict(as_mapping(header, cells)) for _, cells in rows]
+
+
+def as_mapping(header: Sequence[str], cells: Sequence[str]) -> Mapping[str, str]:
+    """Pair a row's fields with the header's; those that are missing are empty."""
+    return dict(zip(header, [*cells, *[""] * (len(header) - len(cells))], strict=False))
