@@ -202,7 +202,7 @@ def _single_level_downsample(
     if mask_mpp is None:
         note = (
             f"{path.name}: one level without resolution, taken as level 0 of the slide; "
-            "--mask-downsample says otherwise"
+            "--mask-downsample overrides this"
         )
         return 1.0, (note,)
     scale = _whole_downsample(mask_mpp / (mpp or CAMELYON16_MPP))
@@ -221,7 +221,11 @@ def _pyramid_downsample(
 ) -> tuple[float, tuple[str, ...]]:
     """Tell at which downsample of the slide a pyramid begins."""
     if mask_mpp is None:
-        return 1.0, ()
+        note = (
+            f"{path.name}: a pyramid without resolution, its first level taken as level 0 of the "
+            "slide; to place it elsewhere, write its µm per pixel into the file"
+        )
+        return 1.0, (note,)
     ratio = mask_mpp / (mpp or CAMELYON16_MPP)
     if 1 / ONE_LEVEL < ratio < ONE_LEVEL:  # slides differ, and so do their rounded resolutions
         return 1.0, ()
@@ -230,7 +234,7 @@ def _pyramid_downsample(
         raise _contradiction(path, mask_mpp, mpp)
     note = (
         f"{path.name}: begins at downsample {scale:g}, from its {mask_mpp:g} µm per pixel; "
-        "--mask-downsample says otherwise"
+        "--mask-downsample overrides this"
     )
     return scale, (note,)
 
@@ -243,11 +247,11 @@ def _whole_downsample(ratio: float) -> float | None:
 
 def _contradiction(path: Path, mask_mpp: float, mpp: float | None) -> EvaluationError:
     slide = f"the slide's {mpp:g}" if mpp else f"the {CAMELYON16_MPP:g} of a CAMELYON16 slide"
-    cure = "--mask-downsample" + ("" if mpp else ", or the slide's µm per pixel with --mpp")
+    remedy = "--mask-downsample" + ("" if mpp else ", or the slide's µm per pixel with --mpp")
     ratio = mask_mpp / (mpp or CAMELYON16_MPP)
     return EvaluationError(
         f"{path}: its pixels are {mask_mpp:g} µm, {ratio:.3g} times {slide}, which is no level of "
-        f"it; give {cure}"
+        f"it; give {remedy}"
     )
 
 

@@ -33,7 +33,7 @@ def test_a_pyramid_is_read_at_the_level_of_downsample_32(tmp_path, mask, subifds
     assert found.downsample == 32
     assert found.size == (1650, 1270)
     assert np.array_equal(found.tumour, copies[5] != 0)
-    assert found.notes == ()
+    assert "without resolution, its first level taken as level 0" in "".join(found.notes)
 
 
 def test_a_shallow_pyramid_is_read_at_its_last_level_with_its_own_downsample(tmp_path, mask):
