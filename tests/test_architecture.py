@@ -23,7 +23,7 @@ LAYERS = [
     | {"label_audit", "audit_pictures"},
     {"models", "data", "sampling", "augment", "preprocess", "checkpoint", "devices", "scores"},
     {"slide_contents"},
-    {"listing", "manifest", "splits", "runfolder", "config"},
+    {"listing", "manifest", "splits", "runfolder", "marks", "config", "yaml_files"},
     {"contracts", "settings", "errors", "versions", "names", "csv_files"},
 ]
 

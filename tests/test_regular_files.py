@@ -140,8 +140,8 @@ def test_a_pipe_in_a_manifest_fails_and_the_others_are_done(tmp_path):
 ROOT = Path(__file__).parents[1]
 READ_USERS_FILES = [
     "tiling/annotations.py", "tiling/masks.py", "tiling/slide.py", "tiling/content.py",
-    "tiling/slide_parts.py", "tiling/same_content.py", "wsi_pipeline/csv_files.py",
-    "wsi_pipeline/listing.py", "wsi_pipeline/evaluation/reference.py",
+    "tiling/hdf5.py", "tiling/slide_parts.py", "tiling/same_content.py",
+    "wsi_pipeline/csv_files.py", "wsi_pipeline/listing.py", "wsi_pipeline/evaluation/reference.py",
     "tiling/readers/mask_picture.py", "tiling/readers/tiff_structure.py",
     "wsi_pipeline/manifest.py", "wsi_pipeline/config.py", "wsi_pipeline/evaluation/tables.py",
     "wsi_pipeline/evaluation/masks.py", "wsi_pipeline/images/folder.py",

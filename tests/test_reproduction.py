@@ -420,9 +420,14 @@ def test_maps_are_compared_with_every_mask(runs, stem):
 
 
 def test_the_report_shows_seconds_and_maps(runs):
-    page = (runs.of("patchnet_isic2017")[1] / "report.html").read_text()
+    run = runs.of("patchnet_isic2017")[1]
+    page = (run / "report.html").read_text()
     assert "seconds per epoch" in page
-    assert "Maps against masks" in page
+    table = page.partition("<h2>Maps compared with masks</h2>")[2].partition("</section>")[0]
+    for model in ("patchnet_21", "cam"):
+        metrics = json.loads((run / "evaluation" / model / "metrics.json").read_text())
+        for figure in ("average_exact_match", "average_recall", "average_roc_auc"):
+            assert f'value="{metrics["localisation"][figure]}"' in table
     page = (runs.of("mmci_prostate")[1] / "report.html").read_text()
     assert re.search(r"An epoch took .* s \(median", page)
 

@@ -1,7 +1,25 @@
 """What can go wrong below the pipeline; each message says what is wrong, the value, the cure."""
 
+from pathlib import Path
+from typing import TypeVar
 
-class TilingError(Exception):
+
+class ExpectedError(Exception):
+    """Base of the errors that both packages raise on purpose: their message is for the user."""
+
+    damaged: Path | None = None  # the file or store whose bytes are not those that were written
+
+
+Error = TypeVar("Error", bound=ExpectedError)
+
+
+def of_damage(error: Error, path: Path) -> Error:
+    """Attach to an error which file is damaged, so that the stage that made it can rebuild it."""
+    error.damaged = path
+    return error
+
+
+class TilingError(ExpectedError):
     """Base of every error this package raises on purpose."""
 
     def about(self, name: str) -> "TilingError":

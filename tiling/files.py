@@ -13,7 +13,7 @@ import re
 import shutil
 import stat
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any, Literal, overload
 
@@ -21,6 +21,7 @@ _HERE = -100  # AT_FDCWD; the paths given are absolute
 _RENAME_EXCHANGE = 2  # renameat2(2)
 _OCCUPIED = {errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR}
 _ATTEMPTS = 100
+MAX_DEPTH = 50  # of our own JSON files: settings are five or six deep
 
 _HOST = hashlib.sha256(platform.node().encode()).hexdigest()[:8]
 
@@ -114,6 +115,40 @@ def write_aside(path: Path) -> Iterator[Path]:
         _remove(scratch)
 
 
+@contextlib.contextmanager
+def scratch_folder(folder: Path) -> Iterator[Path]:
+    """Give an empty scratch folder next to `folder`, removed at the end; see `move_into`."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    scratch = _scratch_beside(folder)
+    scratch.mkdir()
+    try:
+        yield scratch
+    finally:
+        _remove(scratch)
+
+
+def move_into(scratch: Path, folder: Path, *, last: str = "") -> list[Path]:
+    """Move every file of a scratch folder to its place in `folder`; other files there stay.
+
+    Parameters
+    ----------
+    scratch, folder : Path
+        On one file system.
+    last : str
+        Name of the file that is moved last.
+
+    Returns
+    -------
+    files : list of Path
+        In their new place.
+    """
+    names = [path.relative_to(scratch) for path in scratch.rglob("*") if path.is_file()]
+    for name in sorted(names, key=lambda name: (name.as_posix() == last, name)):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (scratch / name).replace(folder / name)
+    return [folder / name for name in sorted(names)]
+
+
 def _scratch_beside(path: Path) -> Path:
     # The name tells whose it is, so that leftovers of a dead process can be told from live work.
     return path.parent / f".{path.name}.{_HOST}-{os.getpid()}-{uuid.uuid4().hex[:8]}.part"
@@ -179,6 +214,22 @@ def remove_leftovers(folder: Path) -> int:
     return len(leftovers)
 
 
+def remove_leftovers_below(folder: Path) -> int:
+    """Remove what `remove_leftovers` removes, from `folder` and every folder below it.
+
+    The insides of Zarr stores are left out: a store is written under a scratch name as a whole.
+
+    Returns
+    -------
+    n_removed : int
+    """
+    n_removed = 0
+    for parent, names, _ in os.walk(folder):
+        n_removed += remove_leftovers(Path(parent))
+        names[:] = [name for name in names if not name.endswith((".zarr", ".part"))]
+    return n_removed
+
+
 def _is_orphan(path: Path) -> bool:
     owner = re.fullmatch(r".*\.([0-9a-f]{8})-(\d+)-[0-9a-f]{8}\.part", path.name)
     if owner is None or owner[1] != _HOST:
@@ -203,13 +254,60 @@ def json_text(value: Any) -> str:
     return json.dumps(value, indent=2, allow_nan=False) + "\n"
 
 
-def write_text(path: Path, text: str) -> None:
+def write_text(path: Path, text: str, *, errors: str = "backslashreplace") -> None:
     """Write `text` as UTF-8, whole or not at all.
 
-    What UTF-8 cannot hold (parts of a file name in another encoding) is written as its escape.
+    What UTF-8 cannot hold (parts of a file name in another encoding) is written as `errors` has
+    it, as in `open`; by default as its escape.
     """
     with write_aside(path) as scratch:
-        scratch.write_text(text, encoding="utf-8", errors="backslashreplace")
+        scratch.write_bytes(text.encode("utf-8", errors))
+
+
+def update_text(path: Path, text: str, *, errors: str = "backslashreplace") -> None:
+    """Write text as `write_text` does, unless the file holds it: a folder may be read-only."""
+    try:
+        if path.read_bytes() == text.encode("utf-8", errors):
+            return
+    except OSError:
+        pass
+    write_text(path, text, errors=errors)
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Parse JSON; whatever is wrong with it, nesting without end included, is a `ValueError`."""
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """Read one of our own JSON files.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If it is anything but one JSON object in UTF-8, nested less than `MAX_DEPTH` deep.
+    """
+    value = parse_json(read_bytes(path).decode("utf-8"))
+    if not isinstance(value, dict):
+        raise ValueError(f"expected a JSON object, got {type(value).__name__}")
+    level: list[Any] = [value]
+    for _ in range(MAX_DEPTH):
+        level = [item for holder in level for item in _items(holder)]
+        if not level:
+            return value
+    raise ValueError(f"it is nested more than {MAX_DEPTH} deep")
+
+
+def _items(value: Any) -> Iterator[Any]:
+    if isinstance(value, dict):
+        yield from value.values()
+    elif isinstance(value, list):
+        yield from value
 
 
 def digest_json(value: Any) -> str:
@@ -228,3 +326,11 @@ def digest_file(path: Path) -> str:
     """Hash a whole file's bytes: 64 hexadecimal digits of SHA-256."""
     with open_file(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
+
+
+def digest_files(folder: Path, files: Iterable[Path]) -> str:
+    """Hash some files of a folder, their names in it included: 64 hexadecimal digits of SHA-256."""
+    total = hashlib.sha256()
+    for name, file in sorted((file.relative_to(folder).as_posix(), file) for file in files):
+        total.update(f"{digest_file(file)}  {name}\n".encode("utf-8", "surrogateescape"))
+    return total.hexdigest()

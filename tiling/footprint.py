@@ -1,7 +1,8 @@
 """What a patch store will take on disk, before any patch is read.
 
 The metadata and the table are written to memory by the code that writes them to a folder, so their
-size is what it will be. Pixels are stored as they are: a shard is its patches and an index.
+size is what it will be. Pixels are stored as they are: a shard is its patches, each with a
+checksum, and an index.
 """
 
 from dataclasses import dataclass
@@ -13,10 +14,8 @@ from zarr.storage import MemoryStore
 from tiling.build import TilePlan, draw_plan, store_attributes
 from tiling.contracts import Slide, TileConfig
 from tiling.qc import save_qc
+from tiling.shards import CHECKSUM_BYTES, INDEX_ENTRY_BYTES
 from tiling.store import create_patches, finish_store, shard_length, write_table
-
-# Zarr v3 sharding codec: offset and length (uint64) of each chunk, then a CRC-32C.
-INDEX_ENTRY_BYTES, INDEX_CHECK_BYTES = 16, 4
 
 
 @dataclass(frozen=True)
@@ -48,8 +47,8 @@ def store_footprint(plan: TilePlan, config: TileConfig, fingerprint: str) -> Foo
 def _pixel_footprint(n_patches: int, patch_px: int) -> Footprint:
     length = shard_length(n_patches, patch_px)
     n_shards = -(-n_patches // length)
-    index = n_shards * (INDEX_ENTRY_BYTES * length + INDEX_CHECK_BYTES)
-    return Footprint(n_shards, 3 * patch_px**2 * n_patches + index)
+    index = n_shards * (INDEX_ENTRY_BYTES * length + CHECKSUM_BYTES)
+    return Footprint(n_shards, (3 * patch_px**2 + CHECKSUM_BYTES) * n_patches + index)
 
 
 def picture_footprint(slide: Slide, plan: TilePlan) -> Footprint:

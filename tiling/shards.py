@@ -1,22 +1,27 @@
 """Patches straight to and from a shard's bytes.
 
-Where a Zarr v3 array is sharded and its chunks have no codec, a chunk is a run of bytes whose place
-the shard's index tells. Reading that run into the result costs one copy and no Python per codec,
-and writing it one system call, in any order: its place is known beforehand.
+Where a Zarr v3 array is sharded and its chunks have no codec but a checksum, a chunk is a run of
+bytes at a place that the shard's index gives. Reading that run into the result costs one system
+call and no Python per codec, and so does writing it, in any order: its place is known beforehand.
+Each patch is followed by its CRC-32C (Zarr's codec ``crc32c``), verified at every read. Stores of
+earlier versions have none; they are read as they are.
 """
 
 import json
 import math
 import os
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Self
 
+import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
-from tiling.errors import StoreError
+from tiling.errors import StoreError, of_damage
 
-CHECKSUM_BYTES = 4  # after the index; zarr's own reader checks it, here the index must make sense
+CHECKSUM_BYTES = 4  # CRC-32C, little-endian: behind each patch, and behind the index
+INDEX_ENTRY_BYTES = 16  # offset and length of a chunk, 8 bytes each
 
 
 class RawShards:
@@ -29,16 +34,29 @@ class RawShards:
     ----------
     folder : Path
         The array's folder.
+    n_patches : int
     patch_bytes : int
         Bytes of one patch.
     shard_length : int
         Patches per shard.
+    checked : bool
+        Whether a checksum follows each patch.
     """
 
-    def __init__(self, folder: Path, *, patch_bytes: int, shard_length: int) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        n_patches: int,
+        patch_bytes: int,
+        shard_length: int,
+        checked: bool = True,
+    ) -> None:
         self._folder = folder
+        self._n_patches = n_patches
         self._patch_bytes = patch_bytes
         self._shard_length = shard_length
+        self.checked = checked
         self._offsets_by_shard: dict[int, NDArray[np.uint64]] = {}
 
     @classmethod
@@ -49,8 +67,10 @@ class RawShards:
             return None
         return cls(
             folder,
+            n_patches=metadata["shape"][0],
             patch_bytes=math.prod(metadata["shape"][1:]),
             shard_length=metadata["chunk_grid"]["configuration"]["chunk_shape"][0],
+            checked=_chunk_codecs(metadata) == ["bytes", "crc32c"],
         )
 
     def read_into(self, rows: NDArray[np.int64], out: NDArray[np.uint8]) -> None:
@@ -59,13 +79,32 @@ class RawShards:
         Raises
         ------
         StoreError
-            If a shard is missing or short, or its index makes no sense.
+            If a shard is missing or short, its index makes no sense, or a checksum does not match.
         """
         shards = rows // self._shard_length
         order = np.argsort(rows, kind="stable")
         for shard in np.unique(shards).tolist():
             positions = order[shards[order] == shard]
             self._read_shard(shard, positions, rows[positions] - shard * self._shard_length, out)
+
+    def find_damage(self, shards: Iterable[int] | None = None) -> str | None:
+        """Read shards, all by default, and describe the first damage; None: there is none."""
+        patch = np.empty((1, self._patch_bytes), np.uint8)
+        for shard in self if shards is None else shards:
+            first = shard * self._shard_length
+            for row in range(first, min(first + self._shard_length, self._n_patches)):
+                try:
+                    self.read_into(np.array([row]), patch)
+                except StoreError as error:
+                    return str(error)
+        return None
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(-(-self._n_patches // self._shard_length)))
+
+    def shard_path(self, shard: int) -> Path:
+        """File of a shard."""
+        return self._folder / "c" / str(shard) / "0" / "0" / "0"
 
     def _read_shard(
         self,
@@ -75,46 +114,66 @@ class RawShards:
         out: NDArray[np.uint8],
     ) -> None:
         try:
-            file = (self._folder / "c" / str(shard) / "0" / "0" / "0").open("rb", buffering=0)
+            file = os.open(self.shard_path(shard), os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError as error:
             raise self._damaged(shard, "its file is missing") from error
-        with file:
+        try:
             offsets = self._offsets(shard, file)
             for position, slot in zip(positions.tolist(), slots.tolist(), strict=True):
-                file.seek(self._checked_offset(shard, int(offsets[slot])))
-                self._fill(file, memoryview(out[position]).cast("B"), shard)
+                offset = int(offsets[slot])
+                if offset == 2**63:
+                    raise self._damaged(shard, "it was cut off or its index is wrong")
+                self._fill(file, offset, out[position], shard, slot)
+        finally:
+            os.close(file)
 
-    def _offsets(self, shard: int, file: Any) -> NDArray[np.uint64]:
-        """First byte of each patch of a shard, as the index at its end tells."""
+    def _offsets(self, shard: int, file: int) -> NDArray[np.uint64]:
+        """First byte of each patch of a shard, from the index at its end."""
         if shard not in self._offsets_by_shard:
-            index_bytes = 16 * self._shard_length  # offset and length of each chunk, 8 bytes each
-            start = file.seek(0, 2) - index_bytes - CHECKSUM_BYTES
+            index_bytes = INDEX_ENTRY_BYTES * self._shard_length
+            start = os.fstat(file).st_size - index_bytes - CHECKSUM_BYTES
             if start < 0:
                 raise self._damaged(shard, "it is shorter than its index")
-            file.seek(start)
-            index = np.frombuffer(file.read(index_bytes), "<u8").reshape(-1, 2)
-            offsets, lengths = index.T
-            fits = (lengths == self._patch_bytes) & (offsets <= start - self._patch_bytes)
+            tail = np.empty(index_bytes + CHECKSUM_BYTES, np.uint8)
+            self._read_at(file, start, [tail.data], shard)
+            if crc32c(tail[:index_bytes]) != tail[index_bytes:].view("<u4")[0]:
+                raise self._damaged(shard, "it was cut off or its index is wrong")
+            offsets, lengths = tail[:index_bytes].view("<u8").reshape(-1, 2).T
+            length = self._patch_bytes + CHECKSUM_BYTES * self.checked
+            fits = (lengths == length) & (offsets <= start - length)
             # A slot without a patch: beyond the last patch of the slide, else it is damage.
             self._offsets_by_shard[shard] = np.where(fits, offsets, np.uint64(2**63))
         return self._offsets_by_shard[shard]
 
-    def _checked_offset(self, shard: int, offset: int) -> int:
-        if offset % self._patch_bytes or offset == 2**63:
-            raise self._damaged(shard, "it was cut off or its index is wrong")
-        return offset
+    def _fill(
+        self, file: int, offset: int, patch: NDArray[np.uint8], shard: int, slot: int
+    ) -> None:
+        buffers = [patch.data.cast("B")]
+        if not self.checked:
+            self._read_at(file, offset, buffers, shard)
+            return
+        checksum = np.empty(CHECKSUM_BYTES, np.uint8)
+        self._read_at(file, offset, [*buffers, checksum.data], shard)
+        if crc32c(patch) != checksum.view("<u4")[0]:
+            row = shard * self._shard_length + slot
+            raise self._damaged(shard, f"the checksum of patch {row} does not match")
 
-    def _fill(self, file: Any, view: memoryview, shard: int) -> None:
-        filled = 0
-        while filled < len(view):  # an unbuffered read may give less than was asked
-            n_read = file.readinto(view[filled:])
+    def _read_at(self, file: int, offset: int, buffers: list[memoryview], shard: int) -> None:
+        while buffers:
+            n_read = os.preadv(file, buffers, offset)  # it may give less than was asked
             if not n_read:
                 raise self._damaged(shard, "it ends too early")
-            filled += n_read
+            offset += n_read
+            while buffers and n_read >= len(buffers[0]):
+                n_read -= len(buffers.pop(0))
+            if n_read:
+                buffers[0] = buffers[0][n_read:]
 
     def _damaged(self, shard: int, cause: str) -> StoreError:
-        name = self._folder.parent.name
-        return StoreError(f"{name}: damaged: shard {shard}: {cause}; delete it and run tile again")
+        store = self._folder.parent
+        return of_damage(
+            StoreError(f"{store.name}: damaged: shard {shard}: {cause}; run tile again"), store
+        )
 
 
 class ShardWriter:
@@ -131,7 +190,7 @@ class ShardWriter:
         self, folder: Path, *, n_patches: int, patch_bytes: int, shard_length: int
     ) -> None:
         self._n_patches = n_patches
-        self._patch_bytes = patch_bytes
+        self._chunk_bytes = patch_bytes + CHECKSUM_BYTES
         self._shard_length = shard_length
         self._paths = [
             folder / "c" / str(shard) / "0" / "0" / "0"
@@ -141,9 +200,12 @@ class ShardWriter:
             path.parent.mkdir(parents=True)
 
     def write(self, row: int, patch: NDArray[np.uint8]) -> None:
-        """Write one patch (P, P, 3) to its place."""
+        """Write one patch (P, P, 3), and its checksum, to its place."""
         shard, slot = divmod(row, self._shard_length)
-        self._write_at(shard, slot * self._patch_bytes, np.ascontiguousarray(patch))
+        patch = np.ascontiguousarray(patch)
+        checksum = crc32c(patch).to_bytes(CHECKSUM_BYTES, "little")
+        parts = [patch.data.cast("B"), memoryview(checksum)]
+        self._write_at(shard, slot * self._chunk_bytes, parts)
 
     def finish(self) -> None:
         """Write each shard's index behind its patches; every patch must be written by then."""
@@ -151,52 +213,46 @@ class ShardWriter:
             first = shard * self._shard_length
             n_here = min(self._shard_length, self._n_patches - first)
             index = np.full((self._shard_length, 2), 2**64 - 1, "<u8")  # zarr: no chunk here
-            index[:n_here, 0] = np.arange(n_here, dtype="<u8") * np.uint64(self._patch_bytes)
-            index[:n_here, 1] = self._patch_bytes
+            index[:n_here, 0] = np.arange(n_here, dtype="<u8") * np.uint64(self._chunk_bytes)
+            index[:n_here, 1] = self._chunk_bytes
             body = index.tobytes()
-            tail = body + crc32c(body).to_bytes(CHECKSUM_BYTES, "little")
-            self._write_at(shard, n_here * self._patch_bytes, np.frombuffer(tail, np.uint8))
+            tail = body + crc32c(index).to_bytes(CHECKSUM_BYTES, "little")
+            self._write_at(shard, n_here * self._chunk_bytes, [memoryview(tail)])
 
-    def _write_at(self, shard: int, offset: int, values: NDArray[np.uint8]) -> None:
+    def _write_at(self, shard: int, offset: int, parts: list[memoryview]) -> None:
         # Opened each time: a wide slide has hundreds of shards under way at once.
-        file = os.open(self._paths[shard], os.O_WRONLY | os.O_CREAT, 0o666)
+        file = os.open(self._paths[shard], os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
-            view = values.data.cast("B")
-            while view:
-                written = os.pwrite(file, view, offset)
-                view, offset = view[written:], offset + written
+            while parts:
+                written = os.pwritev(file, parts, offset)
+                offset += written
+                while parts and written >= len(parts[0]):
+                    written -= len(parts.pop(0))
+                if written:
+                    parts[0] = parts[0][written:]
         finally:
             os.close(file)
 
 
-def crc32c(data: bytes) -> int:
-    """Check sum of a shard's index (Castagnoli's polynomial).
+def crc32c(data: NDArray[Any]) -> int:
+    """CRC-32C (Castagnoli's polynomial) of a contiguous array's bytes.
 
     Examples
     --------
-    >>> hex(crc32c(b"123456789"))
+    >>> hex(crc32c(np.frombuffer(b"123456789", np.uint8)))
     '0xe3069283'
 
     References
     ----------
     .. [1] RFC 3720, appendix B.4.
     """
-    value = 0xFFFFFFFF
-    for byte in data:
-        value = _CRC32C[(value ^ byte) & 0xFF] ^ (value >> 8)
-    return value ^ 0xFFFFFFFF
+    view = data.view()
+    view.flags.writeable = False  # the library takes nothing else without a copy
+    return int(google_crc32c.value(view))
 
 
-def _crc32c_table() -> tuple[int, ...]:
-    table = []
-    for value in range(256):
-        for _ in range(8):
-            value = (value >> 1) ^ (0x82F63B78 if value & 1 else 0)
-        table.append(value)
-    return tuple(table)
-
-
-_CRC32C = _crc32c_table()
+def _chunk_codecs(metadata: dict[str, Any]) -> list[str]:
+    return [codec["name"] for codec in metadata["codecs"][0]["configuration"]["codecs"]]
 
 
 def _is_raw(metadata: dict[str, Any]) -> bool:
@@ -213,7 +269,7 @@ def _is_raw(metadata: dict[str, Any]) -> bool:
         and metadata["chunk_key_encoding"]
         == {"name": "default", "configuration": {"separator": "/"}}
         and inner["chunk_shape"] == [1, *shape[1:]]
-        and [codec["name"] for codec in inner["codecs"]] == ["bytes"]
+        and _chunk_codecs(metadata) in (["bytes"], ["bytes", "crc32c"])
         and [codec["name"] for codec in inner["index_codecs"]] == ["bytes", "crc32c"]
         and inner.get("index_location", "end") == "end"
     )

@@ -1,11 +1,13 @@
 """The patch store: one slide's patches, where they lie and what they are, in one Zarr folder.
 
 Pixels are stored as they are, one patch per chunk, many chunks per shard (a shard is one file):
-lossless codecs save 3 to 14 % of H&E and halve the speed of reading, so whoever lacks room stores
-coordinates only (``store: coords``) and reads the slide. A shard is written whole, by one writer.
-Without a codec a patch is a run of bytes in its shard, and `PatchStore.read` fetches just that.
+lossless codecs save 3 to 14 % of H&E and halve the speed of reading, so where room is short only
+coordinates are stored (``store: coords``) and the slide is read. A shard is written whole, by one
+writer. Without a codec a patch is a run of bytes in its shard, and `PatchStore.read` fetches just
+that, and the checksum behind it. Everything else in a store is covered by the attribute ``sha256``.
 """
 
+import hashlib
 import json
 import logging
 import os
@@ -17,10 +19,12 @@ from typing import Any, Self
 import numpy as np
 import zarr
 from numpy.typing import ArrayLike, NDArray
+from zarr.codecs import Crc32cCodec
 from zarr.storage import MemoryStore
 
 from tiling.contracts import SCHEMA, Slide, SlideInfo, TileGeometry
-from tiling.errors import SlideError, StoreError
+from tiling.errors import SlideError, StoreError, of_damage
+from tiling.files import digest_files, read_json_object
 from tiling.patches import read_patch
 from tiling.shards import RawShards
 from tiling.slide import is_made_from, open_slide
@@ -29,6 +33,8 @@ log = logging.getLogger(__name__)
 
 SHARD_BYTES = 48 * 2**20  # one file; what a writer holds in memory at once
 WHITE = 255
+_DIGEST = "sha256"  # of all attributes but these two, and of all arrays but the patches
+_FINISHED = "finished"
 
 DTYPE_BY_ARRAY = {
     "coords": np.int64,
@@ -79,7 +85,7 @@ def create_patches(folder: Target, *, n_patches: int, patch_px: int) -> "zarr.Ar
         dtype=np.uint8,
         chunks=(1, patch_px, patch_px, 3),
         shards=(shard_length(n_patches, patch_px), patch_px, patch_px, 3),
-        compressors=None,
+        compressors=Crc32cCodec(),
         dimension_names=("patch", "y", "x", "channel"),
         config={"write_empty_chunks": True},  # a black patch is a patch; an absent one is damage
     )
@@ -98,8 +104,26 @@ def write_table(folder: Target, table: TileTable) -> None:
 def finish_store(folder: Target, attributes: dict[str, Any]) -> None:
     """Write the attributes, and after them the mark that the store is whole."""
     group = zarr.open_group(folder, mode="a", zarr_format=3)
-    group.attrs.put({"schema": SCHEMA, **attributes})
-    group.attrs["finished"] = True
+    described = {"schema": SCHEMA, **attributes}
+    arrays = {name: np.asarray(_array(group, name)) for name in DTYPE_BY_ARRAY}
+    group.attrs.put({**described, _DIGEST: _digest_contents(described, arrays)})
+    group.attrs[_FINISHED] = True
+
+
+def _array(group: zarr.Group, name: str) -> Any:
+    array: Any = group[name]
+    return array[...]
+
+
+def _digest_contents(attributes: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> str:
+    """Hash a store's attributes and its table, however they are encoded."""
+    plain = {key: attributes[key] for key in attributes if key not in (_DIGEST, _FINISHED)}
+    digest = hashlib.sha256(json.dumps(plain, sort_keys=True).encode())
+    for name in DTYPE_BY_ARRAY:
+        values = np.ascontiguousarray(arrays[name])
+        digest.update(f"\n{name} {values.dtype.str} {values.shape}\n".encode())
+        digest.update(values.tobytes())
+    return digest.hexdigest()
 
 
 # --- reading ---------------------------------------------------------------------------------
@@ -111,6 +135,38 @@ def stored_fingerprint(path: Path) -> str | None:
         return str(_read_attributes(path)["fingerprint"])
     except (StoreError, KeyError):
         return None
+
+
+def digest_table_files(path: Path) -> str:
+    """Hash every file of a store but its shards of pixels, which hold checksums of their own."""
+    pixels = path / "patches" / "c"
+    files = (Path(folder) / name for folder, _, names in os.walk(path) for name in names)
+    return digest_files(path, (file for file in files if not file.is_relative_to(pixels)))
+
+
+def find_damaged_pixels(path: Path, *, changed_since: int | None = None) -> str | None:
+    """Read shards of pixels and describe the first damage; None: there is none.
+
+    Parameters
+    ----------
+    path : Path
+        A finished store. Without pixels, or without checksums, nothing can be found.
+    changed_since : ns
+        Read only the shards whose files have changed since this time; None: all.
+    """
+    try:
+        raw = RawShards.open(path / "patches") if (path / "patches").is_dir() else None
+    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+        return _damaged(path, f"patches/zarr.json cannot be read ({error})")
+    if raw is None or not raw.checked:
+        return None
+    if changed_since is None:
+        return raw.find_damage()
+    return raw.find_damage(shard for shard in raw if _changed(raw.shard_path(shard), changed_since))
+
+
+def _changed(path: Path, since: int) -> bool:
+    return not path.is_file() or path.stat().st_mtime_ns > since
 
 
 class PatchStore:
@@ -183,7 +239,7 @@ class PatchStore:
         path = Path(path)
         attributes = _read_attributes(path)
         try:
-            table = _read_table(path)
+            table = _read_table(path, attributes)
             store = cls(
                 path,
                 attributes=attributes,
@@ -193,10 +249,10 @@ class PatchStore:
             )
             store._check_pixels()
             return store
-        except StoreError:
-            raise
+        except StoreError as error:
+            raise of_damage(error, path) from error
         except Exception as error:  # zarr fails in as many ways as there are files to damage
-            raise StoreError(_damaged(path, str(error))) from error
+            raise of_damage(StoreError(_damaged(path, str(error))), path) from error
 
     def __len__(self) -> int:
         return len(self.coords)
@@ -320,7 +376,7 @@ class _StoredPatches:
         except StoreError:
             raise
         except Exception as error:
-            raise StoreError(_damaged(self._path, str(error))) from error
+            raise of_damage(StoreError(_damaged(self._path, str(error))), self._path) from error
 
     def close(self) -> None:
         """Nothing stays open between reads."""
@@ -354,20 +410,23 @@ _Source = _StoredPatches | _SlidePatches
 
 
 def _damaged(path: Path, cause: str) -> str:
-    return f"{path.name}: damaged: {cause}; delete it and run tile again"
+    return f"{path.name}: damaged: {cause}; run tile again"
 
 
 def _read_attributes(path: Path) -> dict[str, Any]:
     if not path.is_dir():
         raise StoreError(f"{path.name}: there is no patch store in {path.parent}; run tile first")
     try:
-        metadata = json.loads((path / "zarr.json").read_text(encoding="utf-8"))
+        metadata = read_json_object(path / "zarr.json")
         attributes = metadata["attributes"]
         schema = attributes.get("schema")
     except FileNotFoundError as error:
-        raise StoreError(f"{path.name}: not a patch store (no zarr.json in it)") from error
+        raise of_damage(
+            StoreError(f"{path.name}: not a patch store (no zarr.json in it)"), path
+        ) from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise StoreError(_damaged(path, f"its zarr.json cannot be read ({error})")) from error
+        cause = f"its zarr.json cannot be read ({error})"
+        raise of_damage(StoreError(_damaged(path, cause)), path) from error
     if schema != SCHEMA and "schema" in attributes:
         raise StoreError(f"{path.name}: schema {schema!r} where {SCHEMA!r} is read; run tile again")
     if attributes.get("finished") is not True:
@@ -380,16 +439,23 @@ def _read_attributes(path: Path) -> dict[str, Any]:
     return dict(attributes)
 
 
-def _read_table(path: Path) -> TileTable:
+def _read_table(path: Path, attributes: dict[str, Any]) -> TileTable:
     group = zarr.open_group(path, mode="r", zarr_format=3)
     arrays = {name: np.asarray(_member(group, path, name)[...]) for name in DTYPE_BY_ARRAY}
     n_patches = len(arrays["coords"])
+    for name, dtype in DTYPE_BY_ARRAY.items():
+        if arrays[name].dtype != dtype:
+            raise StoreError(
+                _damaged(path, f"{name} is {arrays[name].dtype} where {np.dtype(dtype)} is needed")
+            )
     for name, shape in SHAPE_BY_ARRAY.items():
         expected = tuple(n_patches if side is None else side for side in shape)
         if arrays[name].shape != expected:
             raise StoreError(
                 _damaged(path, f"{name} has shape {arrays[name].shape} where {expected} is needed")
             )
+    if _DIGEST in attributes and attributes[_DIGEST] != _digest_contents(attributes, arrays):
+        raise StoreError(_damaged(path, "its attributes or arrays are not those that were written"))
     return TileTable(**arrays)
 
 

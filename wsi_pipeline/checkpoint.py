@@ -18,7 +18,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from tiling.files import check_file, digest_file, read_bytes, write_aside
+from tiling.files import check_file, digest_file, parse_json, read_bytes, write_aside
 from wsi_pipeline.contracts import PROVENANCE
 from wsi_pipeline.errors import CheckpointError, ModelError
 from wsi_pipeline.models import PatchClassifier, build_model
@@ -27,6 +27,7 @@ SCHEMA = "wsi-pipeline/checkpoint/1"
 
 # One key only: the order of several would differ from file to file.
 _HEADER_KEY = "wsi_pipeline"
+_HEADER_DIGEST = "header_sha256"  # of everything else in the header's JSON
 
 
 @dataclass(frozen=True)
@@ -108,11 +109,28 @@ def read_meta(path: Path) -> CheckpointMeta:
             values[name] = tuple(values[name])
         shape = values.get("image_shape")
         values["image_shape"] = None if shape is None else tuple(shape)
-        return CheckpointMeta(**values)
-    except (KeyError, TypeError) as error:
+        meta = CheckpointMeta(**values)
+        _check_types(meta)
+        return meta
+    except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"{path}: damaged checkpoint header ({error}); train again"
         ) from error
+
+
+def _check_types(meta: CheckpointMeta) -> None:
+    sizes = meta.image_shape or (meta.patch_px,)
+    names = (*meta.class_names, *(name for group in meta.provenance().values() for name in group))
+    is_right = (
+        isinstance(meta.model, str)
+        and isinstance(meta.options, dict)
+        and isinstance(meta.target_mpp, int | float)
+        and isinstance(meta.versions, dict)
+        and all(type(size) is int and size > 0 for size in (*sizes, meta.patch_px))
+        and all(isinstance(name, str) for name in names)
+    )
+    if not is_right:
+        raise TypeError("a value is not of the kind that train writes")
 
 
 def digest(path: Path) -> str:
@@ -132,7 +150,8 @@ def digest(path: Path) -> str:
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
     """Write named tensors and a JSON header as one safetensors file, whole or not at all."""
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    text = json.dumps({**header, "weights_sha256": _digest_tensors(plain)}, sort_keys=True)
+    whole = {**header, "weights_sha256": _digest_tensors(plain)}
+    text = json.dumps({**whole, _HEADER_DIGEST: _digest_header(whole)}, sort_keys=True)
     data = safetensors.torch.save(plain, metadata={_HEADER_KEY: text})
     with write_aside(path) as scratch:
         scratch.write_bytes(data)  # save_file would make a file that only its owner can read
@@ -184,11 +203,14 @@ def read_header(path: Path) -> dict[str, Any]:
             f"{_HEADER_KEY!r} in its header); give the checkpoint.safetensors that train wrote"
         )
     try:
-        header = json.loads(metadata[_HEADER_KEY])
-    except json.JSONDecodeError as error:
+        header = parse_json(metadata[_HEADER_KEY])
+    except ValueError as error:
         raise _damaged(path, error) from error
     if not isinstance(header, dict):
         raise _damaged(path, f"its header is a {type(header).__name__}")
+    written = header.pop(_HEADER_DIGEST, None)  # checkpoints of earlier versions have none
+    if written is not None and written != _digest_header(header):
+        raise _damaged(path, "its header is not the one that was written")
     return header
 
 
@@ -200,6 +222,10 @@ def _damaged(path: Path, reason: object) -> CheckpointError:
     return CheckpointError(
         f"{path}: damaged, or not a safetensors file ({reason}); copy it again, or train again"
     )
+
+
+def _digest_header(header: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(header, sort_keys=True).encode()).hexdigest()
 
 
 def _digest_tensors(tensors: Mapping[str, Tensor]) -> str:

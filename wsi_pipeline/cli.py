@@ -534,12 +534,17 @@ app.command()(export)
 
 
 @app.command("collect")
-def collect_command(run: RunArgument) -> None:
+def collect_command(
+    run: RunArgument,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Read all pixels, too, and verify their checksums.")
+    ] = False,
+) -> None:
     """After a job array: merge the failures and list the slides missing from each stage."""
     from wsi_pipeline.collect import collect
     from wsi_pipeline.runfolder import RunFolder
 
-    summary = collect(RunFolder(run))
+    summary = collect(RunFolder(run), verify=verify)
     print("\n".join(summary.lines))
     raise typer.Exit(3 if summary.missing or summary.failed else 0)
 

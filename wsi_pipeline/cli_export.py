@@ -24,29 +24,37 @@ from wsi_pipeline.errors import ConfigError
 from wsi_pipeline.exports import FORMATS, check_format
 
 
-def _check_format(name: str) -> str:
+def _check_formats(names: list[str]) -> list[str]:
     try:
-        check_format(name)
+        for name in names:
+            check_format(name)
     except ConfigError as error:
         raise typer.BadParameter(str(error)) from error
-    return name
+    return names
 
 
 def export(
     run: RunArgument,
-    format_: Annotated[
-        str,
+    formats: Annotated[
+        list[str],
         typer.Option(
             "--format",
             metavar="F",
-            callback=_check_format,
-            help="; ".join(f"{name}: {what}" for name, what in FORMATS.items()) + ".",
+            callback=_check_formats,
+            help="Repeatable. "
+            + "; ".join(f"{name}: {what}" for name, what in FORMATS.items())
+            + ".",
         ),
     ],
     model: ModelOption = None,
     out: Annotated[
         Path | None,
-        typer.Option("--out", metavar="DIR", help="Output folder. Default: RUN/exports/F/<model>."),
+        typer.Option(
+            "--out",
+            metavar="DIR",
+            help="Output folder; of several formats, each has its own in it. Default: "
+            "RUN/exports/F/<model>.",
+        ),
     ] = None,
     config: ConfigOption = None,
     set_: SetOption = None,
@@ -58,12 +66,12 @@ def export(
     quiet: QuietOption = False,
 ) -> None:
     """Write scores and heatmaps in other tools' formats: QuPath, WSInfer, CLAM, OME-Zarr, ..."""
-    from wsi_pipeline.export_stage import export as export_stage
+    from wsi_pipeline.export_stage import export_formats
     from wsi_pipeline.runfolder import RunFolder
 
     options = make_options(workers, device, shard, dask, overwrite, quiet)
     settings = read_settings(run, config, set_, section="export", quiet=quiet)
-    result = export_stage(
-        RunFolder(run), settings, options, name=format_, models=model or (), out=out
+    results = export_formats(
+        RunFolder(run), settings, options, names=formats, models=model or (), out=out
     )
-    finish([result], run, quiet=quiet)
+    finish(results, run, quiet=quiet)

@@ -9,6 +9,7 @@ import heapq
 import logging
 import multiprocessing
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -30,6 +31,8 @@ class Shard:
     count: int
 
     def __post_init__(self) -> None:
+        if self.count < 1:
+            raise ConfigError(f"--shard: the number of shards must be at least 1, got {self.count}")
         if not 0 <= self.index < self.count:
             raise ConfigError(
                 f"--shard {self.index}/{self.count}: the index counts from 0, "
@@ -39,14 +42,16 @@ class Shard:
 
 @dataclass(frozen=True)
 class ArrayVariables:
-    """How a scheduler tells a task its place in a job array; None where it does not tell."""
+    """Where a scheduler writes a task's place in a job array; None where it does not."""
 
     scheduler: str
     index: str
     first: str | None
     last: str | None
     step: str | None
+    count: str | None
     outside: str  # what `index` holds outside arrays, where it is set at all
+    lowest: int  # index that an array may begin with
 
 
 # sbatch(1), "OUTPUT ENVIRONMENT VARIABLES"; qsub(1) of Grid Engine; bsub(1) of LSF; qsub(1B).
@@ -57,7 +62,9 @@ ARRAYS = (
         first="SLURM_ARRAY_TASK_MIN",
         last="SLURM_ARRAY_TASK_MAX",
         step="SLURM_ARRAY_TASK_STEP",
+        count="SLURM_ARRAY_TASK_COUNT",
         outside="",
+        lowest=0,
     ),
     ArrayVariables(
         "Grid Engine",
@@ -65,7 +72,9 @@ ARRAYS = (
         first="SGE_TASK_FIRST",
         last="SGE_TASK_LAST",
         step="SGE_TASK_STEPSIZE",
+        count=None,
         outside="undefined",
+        lowest=1,
     ),
     ArrayVariables(
         "LSF",
@@ -73,18 +82,37 @@ ARRAYS = (
         first=None,
         last="LSB_JOBINDEX_END",
         step="LSB_JOBINDEX_STEP",
+        count=None,
         outside="0",
+        lowest=1,
     ),
-    ArrayVariables("PBS", index="PBS_ARRAY_INDEX", first=None, last=None, step=None, outside=""),
+    ArrayVariables(
+        "PBS",
+        index="PBS_ARRAY_INDEX",
+        first=None,
+        last=None,
+        step=None,
+        count=None,
+        outside="",
+        lowest=0,
+    ),
 )
+
+_FORMS = "I/N (from 0, e.g. 0/8), auto, auto/N, or auto/FIRST-LAST:STEP (the array's range)"
 
 
 def parse_shard(text: str, environ: Mapping[str, str] = os.environ) -> Shard:
-    """Read ``I/N``, ``auto`` or ``auto/N``.
+    """Read ``I/N``, ``auto``, ``auto/N`` or ``auto/FIRST-LAST[:STEP]``.
 
     ``auto`` takes the place in the job array from the scheduler's environment variables.
-    ``auto/N`` states the number of tasks where the scheduler does not tell it (PBS), or where
-    only some tasks of an array run again.
+    ``auto/FIRST-LAST:STEP`` states the range of the whole array where the scheduler does not
+    (PBS; in part, LSF), or where only some of its tasks run again. ``auto/N`` states only how many
+    tasks the array has.
+
+    Raises
+    ------
+    ConfigError
+        If it is none of these, or the place in the array cannot be known for certain.
 
     Examples
     --------
@@ -93,54 +121,159 @@ def parse_shard(text: str, environ: Mapping[str, str] = os.environ) -> Shard:
     >>> parse_shard("auto", {"SLURM_ARRAY_TASK_ID": "5", "SLURM_ARRAY_TASK_MIN": "1",
     ...                      "SLURM_ARRAY_TASK_MAX": "8", "SLURM_ARRAY_TASK_COUNT": "8"})
     Shard(index=4, count=8)
+    >>> parse_shard("auto/0-14:2", {"PBS_ARRAY_INDEX": "6"})
+    Shard(index=3, count=8)
     """
-    head, _, tail = text.partition("/")
-    try:
-        if head == "auto":
-            return _shard_from_array(environ, int(tail) if tail else None)
-        return Shard(int(head), int(tail))
-    except ConfigError:
-        raise
-    except ValueError as error:
+    if found := re.fullmatch(r"(\d{1,9})/(\d{1,9})", text, re.ASCII):
+        return Shard(int(found[1]), int(found[2]))
+    if text == "auto":
+        return _Place.of(environ).shard()
+    if found := re.fullmatch(r"auto/(\d{1,9})", text, re.ASCII):
+        return _Place.of(environ).shard_of(int(found[1]))
+    if found := re.fullmatch(r"auto/(\d{1,9})-(\d{1,9})(?::(\d{1,9}))?", text, re.ASCII):
+        whole = _Range(int(found[1]), int(found[2]), int(found[3] or 1))
+        return _Place.of(environ).shard_in(whole)
+    raise ConfigError(f"--shard '{text}' is none of {_FORMS}")
+
+
+@dataclass(frozen=True)
+class _Range:
+    """The indices of a job array."""
+
+    first: int
+    last: int
+    step: int
+
+    def __post_init__(self) -> None:
+        if self.step < 1 or self.last < self.first:
+            raise ConfigError(
+                f"--shard: {self} is no range of a job array; expected FIRST-LAST or "
+                "FIRST-LAST:STEP, e.g. auto/0-15"
+            )
+
+    def __len__(self) -> int:
+        return (self.last - self.first) // self.step + 1
+
+    def __str__(self) -> str:
+        return f"{self.first}-{self.last}" + (f":{self.step}" if self.step != 1 else "")
+
+
+@dataclass(frozen=True)
+class _Place:
+    """What a scheduler's variables say of one task; None where they say nothing."""
+
+    scheduler: ArrayVariables
+    index: int
+    first: int | None
+    last: int | None
+    step: int | None
+    count: int | None
+
+    @classmethod
+    def of(cls, environ: Mapping[str, str]) -> "_Place":
+        for array in ARRAYS:
+            if environ.get(array.index, "") not in {"", array.outside}:
+                index = _read_number(environ, array.index)
+                assert index is not None
+                names = (array.first, array.last, array.step, array.count)
+                return cls(array, index, *(_read_number(environ, name) for name in names))
+        known = ", ".join(array.index for array in ARRAYS)
         raise ConfigError(
-            f"--shard '{text}' is none of I/N (0-based, e.g. 0/8), auto, auto/N"
-        ) from error
-
-
-def _shard_from_array(environ: Mapping[str, str], count: int | None) -> Shard:
-    for array in ARRAYS:
-        if environ.get(array.index, "") not in {"", array.outside}:
-            return _shard_of_task(array, environ, count)
-    names = ", ".join(array.index for array in ARRAYS)
-    raise ConfigError(
-        f"--shard auto: not in a job array (none of {names} is set); "
-        "submit with an array option, or say --shard I/N"
-    )
-
-
-def _shard_of_task(array: ArrayVariables, environ: Mapping[str, str], count: int | None) -> Shard:
-    def told(name: str | None, default: int) -> int:
-        return int(environ.get(name, default)) if name else default
-
-    index = int(environ[array.index])
-    if count is not None:
-        return Shard(index % count, count)  # arrays from 0 and from 1 both cover every shard
-    first = told(array.first, 1 if array.scheduler == "LSF" else 0)
-    step = told(array.step, 1)
-    n_slurm = told("SLURM_ARRAY_TASK_COUNT" if array.scheduler == "Slurm" else None, 0)
-    last = told(array.last, first + step * (n_slurm - 1))
-    if last < index:
-        raise ConfigError(
-            f"--shard auto: {array.scheduler} does not report how many tasks the array has; "
-            "use --shard auto/N"
+            f"--shard auto: not in a job array (none of {known} is set); "
+            "submit with an array option, or give --shard I/N"
         )
-    total = (last - first) // step + 1
-    if (index - first) % step or n_slurm not in {0, total}:
-        raise ConfigError(
-            f"--shard auto: the job array ({array.index}={index}, from {first} to {last} by "
-            f"{step}) has gaps; say --shard I/N, or --shard auto/N with the size of the whole array"
+
+    def shard(self) -> Shard:
+        """Place the task by the scheduler's variables alone."""
+        name, whole = self.scheduler.scheduler, self._range()
+        if whole is None or (self.scheduler.count and self.count is None):
+            raise self._unknown(
+                f"{name} does not give the array's range (auto/N states only how many tasks it has)"
+            )
+        self._refuse_gaps(whole)
+        if self.scheduler.first is None:
+            log.warning(
+                "--shard auto: %s does not give an array's first index; taken as %s, without gaps "
+                "(otherwise give --shard auto/FIRST-LAST:STEP)",
+                name,
+                whole,
+            )
+        return self.shard_in(whole)
+
+    def shard_of(self, n: int) -> Shard:
+        """Place the task in an array of `n` tasks."""
+        if n < 1:
+            raise ConfigError(f"--shard auto/{n}: the number of tasks must be at least 1")
+        if self.scheduler.last is None:
+            return self._shard_of_consecutive(n)
+        whole = self._range(n)
+        if whole is None:
+            raise self._unknown(f"{self.scheduler.scheduler} does not give the array's range")
+        n_tasks = len(whole) if self.count is None else self.count
+        if n_tasks != n:  # perhaps some tasks of an earlier array, of which nothing is known
+            tasks = "1 task" if n_tasks == 1 else f"{n_tasks} tasks"
+            raise self._unknown(f"the array ({whole}) has {tasks}, not {n}")
+        self._refuse_gaps(whole)
+        return self.shard_in(whole)
+
+    def _shard_of_consecutive(self, n: int) -> Shard:
+        """Place the task where nothing is known but that indices follow each other.
+
+        An array from 0 or 1 has no index beyond `n`; where there is one, it has a step or another
+        first index. Of two tasks, 0 and 2 could not be told from 1 and 2.
+        """
+        if self.index > n or self.index == n == 2:
+            raise self._unknown(f"it need not be one of {n} consecutive indices from 0 or 1")
+        log.warning(
+            "--shard auto/%d: %s gives neither the first index nor the step; taken as %d "
+            "consecutive indices (otherwise give --shard auto/FIRST-LAST:STEP)",
+            n, self.scheduler.scheduler, n,
+        )  # fmt: skip
+        return Shard(self.index % n, n)
+
+    def shard_in(self, whole: _Range) -> Shard:
+        """Place the task in the array's range."""
+        place, rest = divmod(self.index - whole.first, whole.step)
+        if rest or not 0 <= place < len(whole):
+            raise self._unknown(f"it is not one of {whole}")
+        return Shard(place, len(whole))
+
+    def _range(self, n: int | None = None) -> _Range | None:
+        """Put the array's range together; None where the variables do not give it.
+
+        Where the first index is not among them, that of an array of `n` tasks follows from its
+        last one.
+        """
+        first, last, step = self.first, self.last, 1 if self.step is None else self.step
+        if self.scheduler.first is None and last is not None:
+            first = self.scheduler.lowest
+            if n is not None and step > 0:
+                least = last - step * n + 1
+                first = least + (self.index - least) % step
+        if first is not None and last is None and self.count is not None:
+            last = first + step * (self.count - 1)
+        if first is None or last is None or step < 1:
+            return None
+        return _Range(first, last, step) if self.scheduler.lowest <= first <= last else None
+
+    def _refuse_gaps(self, whole: _Range) -> None:
+        if self.count is not None and self.count != len(whole):
+            raise self._unknown(f"the array ({whole}) has {self.count} tasks: it has gaps")
+
+    def _unknown(self, cause: str) -> ConfigError:
+        return ConfigError(
+            f"--shard auto: {self.scheduler.index}={self.index}: {cause}; give the range of the "
+            "whole array as it was submitted, e.g. --shard auto/0-15 or auto/1-31:2, or --shard I/N"
         )
-    return Shard((index - first) // step, total)
+
+
+def _read_number(environ: Mapping[str, str], name: str | None) -> int | None:
+    text = "" if name is None else environ.get(name, "")
+    if text in {"", "undefined"}:
+        return None
+    if not re.fullmatch(r"\d{1,18}", text, re.ASCII):
+        raise ConfigError(f"--shard auto: {name} is {text!r}, expected a whole number")
+    return int(text)
 
 
 def select_shard(weights: Mapping[str, int], shard: Shard | None) -> set[str]:
@@ -223,7 +356,8 @@ def _map_on_client(
 ) -> Iterator[tuple[int, Result | StageError]]:
     from distributed import as_completed
 
-    # A task is sent once and tried once more if its worker dies; then its slide has failed.
+    # A task that ends with an error is tried once more; one whose worker dies, three times more
+    # (Dask's distributed.scheduler.allowed-failures). Then its slide has failed.
     futures = client.map(work, tasks, pure=False, retries=1)
     number_by_key = {future.key: number for number, future in enumerate(futures)}
     for future in as_completed(futures):

@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
-import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from tiling.contracts import TileConfig
@@ -32,6 +31,7 @@ from wsi_pipeline.settings import (
     TrainConfig,
     with_recipe,
 )
+from wsi_pipeline.yaml_files import parse_yaml
 
 Value = TypeVar("Value")
 Stage = Literal["tile", "train", "predict", "heatmap", "evaluate", "export", "report"]
@@ -191,10 +191,10 @@ def _read_yaml(path: Path) -> dict[str, Any]:
             f"--set input={path}"
         )
     try:
-        values = yaml.safe_load(read_text(path))
+        values = parse_yaml(read_text(path))
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except ValueError as error:  # of text that is not UTF-8, too
         raise ConfigError(f"{path}: not a YAML file ({error})") from error
     if values is None:
         return {}
@@ -230,9 +230,9 @@ def _apply(
     if not equals or not key:
         raise ConfigError(f"--set {setting}: use key=value, e.g. tile.patch_px=256")
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--set {setting}: '{text}' is not a YAML value") from error
+        value = parse_yaml(text)
+    except ValueError as error:
+        raise ConfigError(f"--set {setting}: '{text}' is not a YAML value ({error})") from error
     for keys in _full_keys(key, section, models or list(values["train"]), values["train"]):
         _put(values, keys, value)
 

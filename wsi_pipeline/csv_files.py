@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tiling.files import open_file, write_aside
+from tiling.files import open_file, update_text, write_aside
 from wsi_pipeline.errors import PipelineError
 
 # After any apostrophes: what begins a formula, full-width forms and what spreadsheets skip before
@@ -99,6 +99,20 @@ def write_csv(
     ):
         file.write(format_row(header))
         file.writelines(map(format_row, rows))
+
+
+def update_csv(
+    path: Path,
+    header: Sequence[str],
+    rows: Iterable[Iterable[Any]],
+    *,
+    undecodable: str = "backslashreplace",
+) -> None:
+    """Write a CSV file unless it holds these rows already: so may a folder be read-only.
+
+    Parameters are those of `write_csv`.
+    """
+    update_text(path, format_csv(header, rows), errors=undecodable)
 
 
 def iterate_csv(

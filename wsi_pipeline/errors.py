@@ -1,7 +1,9 @@
 """What can go wrong in the pipeline; each message says what is wrong, the value, the cure."""
 
+from tiling.errors import ExpectedError
 
-class PipelineError(Exception):
+
+class PipelineError(ExpectedError):
     """Base of every error this package raises on purpose."""
 
 

@@ -1,6 +1,5 @@
 """The stage ``export``: scores, or coordinates alone -> other tools' files, slide by slide."""
 
-import json
 import os
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
@@ -13,12 +12,15 @@ from wsi_pipeline.config import Config, digest_settings
 from wsi_pipeline.contracts import SlideEntry
 from wsi_pipeline.errors import ConfigError, StageError
 from wsi_pipeline.exports import COORDS_ONLY, check_format
-from wsi_pipeline.runfolder import RunFolder, Unit, marked_file
+from wsi_pipeline.marks import marked_file, read_names
+from wsi_pipeline.runfolder import RunFolder, Unit
 from wsi_pipeline.runner import Options, Plan, StageResult, read_run_json, run_stage, some
 from wsi_pipeline.settings import ExportConfig
 from wsi_pipeline.stages import (
+    DigestScores,
     choose_scored_models,
     digest_scores,
+    digest_scores_by_origin,
     digest_store,
     name_unscored,
     scored,
@@ -68,16 +70,19 @@ def export(
         folder = _folder(run, name, model, out, several=len(chosen) > 1)
         if out is not None:
             _refuse_shared(run, name, model, folder)
-        if options.shard is None and folder.is_dir():
+        if out is not None and options.shard is None and folder.is_dir():
             remove_leftovers(folder)
         for slide_id in scored(run, model, by_id) if model else _tiled(run, by_id):
             plans.append(
                 Plan(
                     Unit("export", slide_id, model, name),
                     weight=slide_bytes(by_id[slide_id]),
-                    fingerprint=partial(
-                        _fingerprint, run, model, by_id[slide_id], settings, folder
+                    fingerprint=(
+                        compute := partial(
+                            _fingerprint, run, model, by_id[slide_id], settings, folder
+                        )
                     ),
+                    fingerprint_of_old=partial(compute, digest=digest_scores_by_origin),
                     arguments={"entry": by_id[slide_id], "config": settings, "out": folder},
                 )
             )
@@ -85,6 +90,40 @@ def export(
         raise StageError(f"{run.path}: nothing to export: {_why_nothing(run, chosen, by_id)}")
     result = run_stage("export", run, plans, config, options)
     return replace(result, notes=name_unscored(run, [m for m in chosen if m], by_id))
+
+
+def export_formats(
+    run: RunFolder,
+    config: Config,
+    options: Options,
+    *,
+    names: Sequence[str],
+    models: Sequence[str] = (),
+    out: Path | None = None,
+) -> list[StageResult]:
+    """Write several formats, one after the other; see `export`.
+
+    Of several, each has a folder of its own in `out`, and `models` are those of the formats that
+    hold scores.
+    """
+    names = list(dict.fromkeys(names))
+    for name in names:
+        check_format(name)
+    if len(names) == 1:
+        return [export(run, config, options, name=names[0], models=models, out=out)]
+    of_scores = [name for name in names if name not in COORDS_ONLY] or names
+    results = []
+    for name in names:
+        result = export(
+            run,
+            config,
+            options,
+            name=name,
+            models=models if name in of_scores else (),
+            out=None if out is None else out / name,
+        )
+        results.append(replace(result, stage=f"export {name}"))
+    return results
 
 
 def _choose_models(run: RunFolder, name: str, models: Sequence[str]) -> list[str]:
@@ -129,8 +168,8 @@ def _refuse_shared(run: RunFolder, name: str, model: str, folder: Path) -> None:
     for mark in sorted((run.path / ".state" / "export").rglob("*.done.json")):
         if mark.parent == own:
             continue
-        for file in json.loads(mark.read_text(encoding="utf-8"))["files"]:
-            if Path(file).parent.as_posix() == where and marked_file(run, file).exists():
+        for file in read_names(mark):
+            if Path(file).parent.as_posix() == where and marked_file(run.path, file).exists():
                 of = " of ".join(mark.parent.relative_to(run.path / ".state/export").parts)
                 raise ConfigError(
                     f"--out {folder} holds the export {of} ({Path(file).name}); name another folder"
@@ -142,11 +181,17 @@ def _from_run(run: RunFolder, path: Path) -> str:
 
 
 def _fingerprint(
-    run: RunFolder, model: str, entry: SlideEntry, settings: ExportConfig, folder: Path
+    run: RunFolder,
+    model: str,
+    entry: SlideEntry,
+    settings: ExportConfig,
+    folder: Path,
+    *,
+    digest: DigestScores = digest_scores,
 ) -> str:
     # Which slides and formats are chosen changes none of the files.
     how = replace(settings, splits=None, formats=())
-    scores = digest_scores(run, model, entry.slide_id) if model else None
+    scores = digest(run, model, entry.slide_id) if model else None
     made_from = (scores, digest_store(run, entry))
     return digest_settings(*made_from, how, _from_run(run, folder))
 

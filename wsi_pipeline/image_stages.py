@@ -23,6 +23,7 @@ from wsi_pipeline.images.folder import (
 from wsi_pipeline.runfolder import (
     RunFolder,
     Unit,
+    check_unit,
     forget_failures,
     iterate_failures,
     write_failures,
@@ -104,9 +105,9 @@ def tile(run: RunFolder, config: Config, options: Options) -> StageResult:
 
 
 def _forget_mended(run: RunFolder, before: Sequence[Mapping[str, Any]]) -> None:
-    import json
+    from wsi_pipeline.images.store import read_about
 
-    about = json.loads((run.tiles / "images.json").read_text(encoding="utf-8"))
+    about = read_about(run.tiles)
     lost = {*about["unreadable"], *about["unreadable_masks"]}
     for row in before:
         if row["stage"] == "tile" and row["slide_id"] not in lost:
@@ -118,8 +119,8 @@ def _plan(unit: Unit, fingerprint: Callable[[], str], **arguments: Any) -> Plan:
 
 
 def _data_fingerprint(run: RunFolder) -> str:
-    """Hash the pixels' origin and the table of classes, patients and splits."""
-    import json
+    """Hash the pixels' origin and the table of classes, patients and splits; verify the pixels."""
+    from wsi_pipeline.images.store import read_about
 
     path = run.tiles / "images.json"
     if not path.is_file() or not Unit("tile", ALL).mark(run, "done").is_file():
@@ -127,8 +128,14 @@ def _data_fingerprint(run: RunFolder) -> str:
             f"{run.path}: its images are not prepared; run: wsi-pipeline tile FOLDER --out "
             f"{run.path}"
         )
-    about = json.loads(path.read_text(encoding="utf-8"))
-    return digest_settings(about, digest_file(run.images))
+    _require_sound(run, Unit("tile", ALL))
+    return digest_settings(read_about(run.tiles), digest_file(run.images))
+
+
+def _require_sound(run: RunFolder, unit: Unit) -> None:
+    """Refuse files that are not as a stage wrote them."""
+    if problems := check_unit(run, unit):
+        raise StageError(f"{'; '.join(map(str, problems))}; run {unit.stage} again")
 
 
 def train(
@@ -269,6 +276,8 @@ def evaluate(
 
 
 def _evaluate_fingerprint(run: RunFolder, model: str, config: Config) -> str:
+    _require_sound(run, Unit("predict", ALL, model))
+    _require_sound(run, Unit("heatmap", ALL, model))  # compared with the masks
     folder = run.path / "scores" / model
     digests = [digest_file(folder / name) for name in ("images.csv", "images.json")]
     compared = [run.tiles / "masks.npy", run.path / "heatmaps" / model / "maps.json"]

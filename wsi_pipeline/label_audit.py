@@ -25,14 +25,21 @@ from tiling.audit import (
     share_bins,
 )
 from tiling.contracts import LabelRule, TileGeometry
-from tiling.errors import TilingError
-from tiling.files import digest_json, json_text, write_aside
+from tiling.errors import ExpectedError, TilingError
+from tiling.files import digest_json, json_text, move_into, scratch_folder
 from tiling.store import PatchStore, stored_fingerprint
 from tiling.wording import format_percent, pluralize
 from wsi_pipeline.contracts import SlideEntry
 from wsi_pipeline.csv_files import format_csv, read_csv
 from wsi_pipeline.errors import PipelineError, StageError
-from wsi_pipeline.runfolder import RunFolder, Unit, clear_mark, mark_finished, unit_state
+from wsi_pipeline.runfolder import (
+    RunFolder,
+    Unit,
+    clear_mark,
+    examine_unit,
+    mark_finished,
+    record_damage,
+)
 
 if TYPE_CHECKING:
     from wsi_pipeline.audit_pictures import Sample
@@ -103,13 +110,18 @@ def update_audit(run: RunFolder, *, overwrite: bool = False) -> str:
         if not stores and not run.label_audit.is_dir():
             return ""
         fingerprint = digest_json([VERSION, [_made_from(entry, made) for entry, made in stores]])
-        if overwrite or unit_state(run, UNIT, fingerprint) != "finished":
+        found = examine_unit(run, UNIT, fingerprint)
+        for problem in found.problems:
+            log.warning("label audit: %s; rebuilding", problem)
+        if overwrite or found.state != "finished":
             clear_mark(run, UNIT)
             files = _write_audit(run, [entry for entry, _ in stores])
             mark_finished(run, UNIT, fingerprint, files)
         return _line(run.label_audit / "slides.csv")
     except (TilingError, PipelineError, OSError) as error:
         log.debug("label audit", exc_info=True)
+        if isinstance(error, ExpectedError) and error.damaged is not None:
+            record_damage(run, error.damaged, "the label audit", str(error))
         return f"label audit: not made: {error}"
 
 
@@ -130,11 +142,10 @@ def _made_from(entry: SlideEntry, made: str) -> tuple[Any, ...]:
 def _write_audit(run: RunFolder, entries: Sequence[SlideEntry]) -> list[Path]:
     audited = [_audit(run, entry) for entry in entries]
     files = make_files(audited, lambda one, patch: _sample(run, one, patch))
-    with write_aside(run.label_audit) as scratch:
-        scratch.mkdir()
+    with scratch_folder(run.label_audit) as scratch:
         for name, content in files.items():
             (scratch / name).write_bytes(content)
-    return sorted(run.label_audit.iterdir())
+        return move_into(scratch, run.label_audit)
 
 
 def make_files(
@@ -401,6 +412,8 @@ def _read_pixels(store: PatchStore, row: int) -> NDArray[np.uint8] | None:
     try:
         pixels, unreadable = store.read_flagged([row])
     except (TilingError, OSError) as error:  # of `store: coords`, perhaps the slide is away
+        if isinstance(error, ExpectedError) and error.damaged is not None:
+            raise
         log.warning("label audit: %s", error)
         return None
     return None if unreadable[0] else pixels[0]

@@ -17,7 +17,7 @@ from typing import cast, get_args
 from tiling.contracts import Unclassified
 from tiling.slide_files import slide_stem
 from wsi_pipeline.contracts import SPLITS, SlideEntry, Split
-from wsi_pipeline.csv_files import as_mapping, guard, iterate_csv, write_csv
+from wsi_pipeline.csv_files import as_mapping, guard, iterate_csv, update_csv
 from wsi_pipeline.errors import ManifestError
 from wsi_pipeline.names import check_name, describe_twins, find_text_problem, name_key, printable
 
@@ -202,7 +202,7 @@ def write_manifest(path: Path, entries: Sequence[SlideEntry]) -> None:
     are.
     """
     rows = (manifest_row(entry, path.parent) for entry in entries)
-    write_csv(path, COLUMNS, rows, undecodable="surrogateescape")
+    update_csv(path, COLUMNS, rows, undecodable="surrogateescape")
 
 
 def manifest_row(e: SlideEntry, folder: Path) -> list[str]:

@@ -1,28 +1,36 @@
 """Work off the units of a stage: keep what is finished, record what fails, go on with the rest."""
 
-import json
-from collections.abc import Callable, Mapping, Sequence
+import errno
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tiling.errors import TilingError
-from tiling.files import remove_leftovers, write_json
+from tiling.files import json_text, read_json_object, remove_leftovers_below, update_text
 from wsi_pipeline.cluster import Shard, map_tasks, select_shard
-from wsi_pipeline.config import Config, as_plain, digest_settings
-from wsi_pipeline.errors import PipelineError, StageError
+from wsi_pipeline.config import STAGES, Config, as_plain, digest_settings
+from wsi_pipeline.errors import StageError
 from wsi_pipeline.progress import StageProgress
 from wsi_pipeline.runfolder import (
+    Examined,
     RunFolder,
     Unit,
+    clear_mark,
+    examine_unit,
     forget_shards,
     mark_shard,
-    unit_state,
+    record_splits,
     write_failures,
 )
 from wsi_pipeline.versions import versions
 from wsi_pipeline.work import Outcome, Task, fail, perform
+
+log = logging.getLogger(__name__)
+
+READ_ONLY = {errno.EROFS, errno.EACCES, errno.EPERM}  # what writing to such a folder ends with
 
 
 @dataclass(frozen=True)
@@ -70,49 +78,90 @@ class Plan:
     # May fail like the work itself. Empty: only the worker can tell, and keeps what is finished.
     fingerprint: Callable[[], str]
     arguments: Mapping[str, Any]
+    fingerprint_of_old: Callable[[], str] | None = None  # as earlier versions computed it
 
 
 def run_stage(
     stage: str, run: RunFolder, plans: Sequence[Plan], config: Config, options: Options
 ) -> StageResult:
-    """Work off what is not finished; record what failed.
+    """Do what is not finished; record what failed.
+
+    Where everything is finished, the run folder may be read-only.
 
     Raises
     ------
     StageError
-        If there is nothing the stage could work on.
+        If there is nothing the stage could work on, or the run folder cannot be written to.
     """
     if not plans:
         raise StageError(f"{run.path}: nothing to {stage}")
-    shard = options.shard
-    settings = digest_settings(getattr(config, stage, None), config.seed)
-    if shard:
-        mark_shard(run, stage, shard.index, shard.count, settings=settings, ended=False)
-    else:  # other tasks of an array may be at work in these folders
-        for folder in run.output_folders():
-            remove_leftovers(folder)
-    chosen = select_shard({plan.unit.name: plan.weight for plan in plans}, shard)
+    groups = {(plan.unit.variant, plan.unit.model) for plan in plans}
+    chosen = select_shard({plan.unit.name: plan.weight for plan in plans}, options.shard)
     plans = [plan for plan in plans if plan.unit.name in chosen]
-    before = _read_record(run)
-    _write_run_json(stage, run, config)
+    before = _text_to_restore(run)
     with StageProgress(stage, len(plans), quiet=options.quiet) as progress:
         kept, tasks, failed = _sort_out(run, plans, options, progress)
+        with _writing(run, stage, tasks):
+            _begin(stage, run, config, options, groups)
         done, still, lost = _work_off(run, tasks, config, options, progress)
-    write_failures(run)
-    if shard:
-        mark_shard(run, stage, shard.index, shard.count, settings=settings, ended=True)
-    else:
-        forget_shards(run, stage)
     result = StageResult(stage, tuple(done), tuple(kept + still), tuple(failed + lost))
-    if result.exit_code == 1 and not shard:  # settings that nothing came of are not recalled
-        write_json(run.path / "run.json", before)
+    with _writing(run, stage, tasks):
+        write_failures(run)
+        if options.shard:
+            _mark_shard(run, stage, config, options.shard, ended=True)
+        else:
+            forget_shards(run, stage)
+        if result.exit_code == 1 and not options.shard and before is not None:
+            update_text(run.path / "run.json", before)  # nothing came of these settings
     return result
+
+
+@contextmanager
+def _writing(run: RunFolder, stage: str, tasks: Sequence[Task]) -> Iterator[None]:
+    """Let a read-only run folder be, where there is nothing to do; else name it in one sentence."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in READ_ONLY:
+            raise
+        certain = [task.unit.title for task in tasks if task.fingerprint or task.overwrite]
+        if certain:
+            names = some(certain)
+            raise StageError(
+                f"{run.path}: cannot be written to ({error.strerror}), but {stage} has to do "
+                f"{names}; copy the run folder, or make it writable"
+            ) from error
+        log.debug("%s: nothing recorded, %s", run.path, error)
+
+
+def _begin(
+    stage: str,
+    run: RunFolder,
+    config: Config,
+    options: Options,
+    groups: Iterable[tuple[str, str]],
+) -> None:
+    """Record what is about to be done, under which settings."""
+    if options.shard:
+        _mark_shard(run, stage, config, options.shard, ended=False)
+    else:  # other tasks of an array may be at work in this run folder
+        remove_leftovers_below(run.path)
+    _write_run_json(stage, run, config)
+    section: Any = getattr(config, stage, None)
+    if hasattr(section, "splits"):
+        for variant, model in groups:
+            record_splits(run, stage, variant, model, section.splits)
+
+
+def _mark_shard(run: RunFolder, stage: str, config: Config, shard: Shard, *, ended: bool) -> None:
+    settings = digest_settings(getattr(config, stage, None), config.seed)
+    mark_shard(run, stage, shard.index, shard.count, settings=settings, ended=ended)
 
 
 def _sort_out(
     run: RunFolder, plans: Sequence[Plan], options: Options, progress: StageProgress
 ) -> tuple[list[str], list[Task], list[str]]:
-    """Tell what is finished, what is to be done, and what cannot even be looked at."""
+    """Separate what is finished, what is to be done, and what cannot even be looked at."""
     kept: list[str] = []
     tasks: list[Task] = []
     failed: list[str] = []
@@ -120,18 +169,29 @@ def _sort_out(
         name = plan.unit.title
         try:
             fingerprint = plan.fingerprint()
-        except (TilingError, PipelineError, OSError) as error:
+            found = Examined("missing")
+            if fingerprint:
+                found = examine_unit(
+                    run, plan.unit, fingerprint, fingerprint_of_old=plan.fingerprint_of_old
+                )
+        except Exception as error:  # one bad input must not stop the others
             outcome = fail(run, plan.unit, error)
+            if options.overwrite:  # what was there before is not wanted
+                with suppress(OSError):
+                    clear_mark(run, plan.unit)
             progress.end(name, outcome.line, failed=True)
             failed.append(name)
             continue
-        state = unit_state(run, plan.unit, fingerprint) if fingerprint else "missing"
-        if state == "finished" and not options.overwrite:
+        if found.state == "finished" and not options.overwrite:
+            with suppress(OSError):  # it may have failed since, for example on a damaged input
+                plan.unit.mark(run, "failed").unlink(missing_ok=True)
             kept.append(name)
             progress.end(name, "finished before, kept")
             continue
-        if state == "stale":
+        if found.state == "stale":
             progress.line(f"{name}: out of date (settings or inputs changed); rebuilding")
+        if found.problems:
+            progress.line(f"{name}: {'; '.join(found.problems)}; rebuilding")
         task = Task(run, plan.unit, fingerprint, plan.arguments, Path.cwd(), options.overwrite)
         tasks.append(task)
     return kept, tasks, failed
@@ -168,24 +228,63 @@ def _perform_here(task: Task, *, progress: StageProgress) -> Outcome:
 
 
 def _write_run_json(stage: str, run: RunFolder, config: Config) -> None:
-    """Keep the settings and versions of each stage beside its results."""
+    """Keep the settings and versions of each stage next to its results."""
     stages = read_run_json(run)
-    stages.pop(stage, None)  # the one that was told last is the last in the file
+    stages.pop(stage, None)  # the stage that ran last is the last in the file
     stages[stage] = {"config": as_plain(config), "versions": versions()}
-    write_json(run.path / "run.json", {"seed": config.seed, "stages": stages})
+    update_text(run.path / "run.json", json_text({"seed": config.seed, "stages": stages}))
 
 
 def read_run_json(run: RunFolder) -> dict[str, Any]:
-    """Read what each stage was told, from ``run.json``; empty before the first stage."""
-    return dict(_read_record(run).get("stages", {}))
-
-
-def _read_record(run: RunFolder) -> dict[str, Any]:
+    """Read as `read_stages` does; a damaged file counts as absent, with a line in the log."""
     try:
-        found = json.loads((run.path / "run.json").read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
+        return read_stages(run)
+    except StageError as error:
+        log.warning("%s", error)
         return {}
-    return dict(found)
+
+
+def read_stages(run: RunFolder) -> dict[str, Any]:
+    """Read the recorded settings of each stage; empty before the first stage.
+
+    Raises
+    ------
+    StageError
+        If ``run.json`` is damaged.
+    """
+    path = run.path / "run.json"
+    try:
+        stages = read_json_object(path).get("stages", {})
+        if not isinstance(stages, dict) or not all(map(_is_stage, stages.values())):
+            raise ValueError("its stages are not settings by stage")
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise StageError(f"{path}: cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        raise StageError(
+            f"{path}: damaged ({error}), so the settings of this run cannot be recalled; give them "
+            "with --config FILE"
+        ) from error
+    return stages
+
+
+def _is_stage(value: Any) -> bool:
+    config = value.get("config") if isinstance(value, dict) else None
+    return isinstance(config, dict) and all(
+        isinstance(config.get(section, {}), dict | None) for section in STAGES
+    )
+
+
+def _text_to_restore(run: RunFolder) -> str | None:
+    """Read ``run.json`` as it is; None where it is damaged."""
+    try:
+        read_stages(run)
+        return (run.path / "run.json").read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return "{}\n"
+    except StageError:
+        return None
 
 
 # Sections of a config that belong to a stage of another name.
@@ -205,8 +304,17 @@ def recall_settings(run: RunFolder, stage: str) -> dict[str, Any]:
     told : dict
         A config as plain values, for `wsi_pipeline.config.read_config`; of paths the names alone.
         Empty before the first stage.
+
+    Raises
+    ------
+    StageError
+        If ``run.json`` is damaged.
     """
-    recorded = read_run_json(run).items()
+    recorded = read_stages(run).items()  # rather an error than the defaults
+    if not recorded and (run.path / ".state").is_dir():
+        log.warning(
+            "%s is missing: defaults are used; or give --config FILE", run.path / "run.json"
+        )
     # What one export was told says nothing of the next one, to another tool.
     configs = {name: done.get("config", {}) for name, done in recorded if name != "export"}
     if not configs:

@@ -5,13 +5,13 @@ slide, unless the digest of its files is known and they have not changed since. 
 decides at once; else the worker that has the slide decides, which also tiles it if need be.
 """
 
-import json
 import logging
 import os
+from dataclasses import replace
 
 from tiling.contracts import TileConfig
-from tiling.files import read_text, write_json
 from wsi_pipeline.contracts import SlideEntry
+from wsi_pipeline.marks import read_mark, write_mark
 from wsi_pipeline.runfolder import RunFolder, Unit
 
 log = logging.getLogger(__name__)
@@ -87,14 +87,14 @@ def _adopt_old_mark(
 ) -> None:
     """Give an earlier version's mark the fingerprint of all bytes, where the samples agree."""
     path = Unit("tile", entry.slide_id).mark(run, "done")
+    mark = read_mark(path)
+    if mark is None or mark.fingerprint == fingerprint:
+        return
+    if mark.fingerprint != old_tile_fingerprint(entry, config):
+        return
     try:
-        mark = json.loads(read_text(path))
-        if mark["fingerprint"] == fingerprint:
-            return
-        if mark["fingerprint"] != old_tile_fingerprint(entry, config):
-            return
         times = path.stat()
-        write_json(path, mark | {"fingerprint": fingerprint})
+        write_mark(path, replace(mark, fingerprint=fingerprint))
         os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
-    except (OSError, ValueError, LookupError, TypeError) as error:
+    except OSError as error:
         log.debug("%s: its mark is left as it is (%s)", entry.slide_id, error)

@@ -5,23 +5,32 @@ runner does the rest.
 """
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from os import cpu_count
 from pathlib import Path
 
-from tiling.files import digest_file
+from tiling.errors import StoreError, of_damage
+from tiling.files import digest_file, json_text, read_json_object
 from tiling.geometry import check_tile_config
 from tiling.wording import pluralize
 from wsi_pipeline import image_stages
 from wsi_pipeline.config import Config, Stage, digest_settings
 from wsi_pipeline.contracts import SlideEntry, Split
-from wsi_pipeline.errors import ConfigError, StageError
+from wsi_pipeline.errors import ConfigError, ReportError, ScoresError, StageError
 from wsi_pipeline.listing import check_copies, describe_copies, read_input
 from wsi_pipeline.manifest import with_splits, write_manifest
+from wsi_pipeline.marks import find_problems, read_mark
 from wsi_pipeline.names import check_model_name, check_twins
-from wsi_pipeline.runfolder import RunFolder, Unit, forget_failures, iterate_failures
+from wsi_pipeline.runfolder import (
+    SPLITS_FILE,
+    RunFolder,
+    Unit,
+    check_unit,
+    forget_failures,
+    iterate_failures,
+)
 from wsi_pipeline.runner import Options, Plan, StageResult, read_run_json, run_stage, some
 from wsi_pipeline.settings import (
     EvaluatedSplit,
@@ -35,6 +44,9 @@ from wsi_pipeline.splits import advise_missing_split, assign_splits
 
 log = logging.getLogger(__name__)
 
+log = logging.getLogger(__name__)
+
+NOT_REPORTED = (".ome.tif", ".h5", ".npy")  # files that a report is not made from
 PER_SLIDE: tuple[Stage, ...] = ("tile", "predict", "heatmap", "export")
 
 
@@ -254,10 +266,19 @@ def _finished_entries(
 
 
 def digest_store(run: RunFolder, entry: SlideEntry) -> str:
-    """Tell what a slide's patch store was made from."""
+    """Give the digest of what a slide's patch store was made from, once its files are verified.
+
+    Raises
+    ------
+    StoreError
+        If the store is missing, unfinished, or not as the stage tile wrote it.
+    """
     from tiling.store import PatchStore, stored_fingerprint
 
     path = run.store(entry.slide_id)
+    store = path.relative_to(run.path).as_posix()
+    if problems := check_unit(run, Unit("tile", entry.slide_id), [store]):
+        raise StoreError(f"{'; '.join(map(str, problems))}; run tile again")
     # Of a store that is not whole, opening it says what is wrong.
     return stored_fingerprint(path) or PatchStore.open(path).fingerprint
 
@@ -404,7 +425,8 @@ def heatmap(
         Plan(
             Unit("heatmap", slide_id, model),
             weight=slide_bytes(by_id[slide_id]),
-            fingerprint=partial(_heatmap_fingerprint, run, model, slide_id, config),
+            fingerprint=(compute := partial(_heatmap_fingerprint, run, model, slide_id, config)),
+            fingerprint_of_old=partial(compute, digest=digest_scores_by_origin),
             arguments={
                 "entry": by_id[slide_id],
                 "config": config.heatmap,
@@ -447,10 +469,11 @@ def name_unscored(
 ) -> tuple[str, ...]:
     """Name the slides that are not among the scored ones since their prediction failed."""
     slide_ids = list(slide_ids)
-    lost = {
-        model: [s for s in slide_ids if Unit("predict", s, model).mark(run, "failed").is_file()]
-        for model in models
-    }
+
+    def is_lost(unit: Unit) -> bool:
+        return unit.mark(run, "failed").is_file() and not unit.mark(run, "done").is_file()
+
+    lost = {model: [s for s in slide_ids if is_lost(Unit("predict", s, model))] for model in models}
     return tuple(
         f"skipped {some(slides)}: prediction with {model} failed"
         for model, slides in lost.items()
@@ -474,15 +497,51 @@ def why_unscored(run: RunFolder, models: Sequence[str], slide_ids: Iterable[str]
     return f"the scores of {some(models)} were not finished; {again}"
 
 
-def _heatmap_fingerprint(run: RunFolder, model: str, slide_id: str, config: Config) -> str:
-    return digest_settings(digest_scores(run, model, slide_id), config.heatmap)
-
-
 def digest_scores(run: RunFolder, model: str, slide_id: str) -> str:
-    """Tell what a slide's scores were made from."""
+    """Hash the content of a slide's score file.
+
+    Raises
+    ------
+    ScoresError
+        If the file is missing or damaged. One that was edited by other programs is used, with a
+        line in the log.
+    """
+    from wsi_pipeline.scores import find_damage
+
+    path, unit = run.scores(model, slide_id), Unit("predict", slide_id, model)
+    mark = read_mark(unit.mark(run, "done"))
+    if not path.is_file():
+        raise ScoresError(f"{path}: no such score file; run predict first")
+    if mark is not None and mark.damaged:
+        raise ScoresError(f"{path} {'; '.join(mark.damaged)}; run predict again")
+    found = digest_file(path)
+    written = mark.sha256.get(path.relative_to(run.path).as_posix()) if mark is not None else None
+    if written is not None and found != written:
+        if damage := find_damage(path):
+            raise of_damage(ScoresError(damage), path)
+        log.warning("%s: not as predict wrote it, but consistent: used as an edited file", path)
+    return found
+
+
+def digest_scores_by_origin(run: RunFolder, model: str, slide_id: str) -> str:
+    """Give the digest of what a slide's scores were made from, which earlier versions used."""
     from wsi_pipeline.scores import read_scores
 
-    return str(read_scores(run.scores(model, slide_id)).attributes["fingerprint"])
+    return str(read_scores(run.scores(model, slide_id)).attributes.get("fingerprint"))
+
+
+DigestScores = Callable[[RunFolder, str, str], str]
+
+
+def _heatmap_fingerprint(
+    run: RunFolder,
+    model: str,
+    slide_id: str,
+    config: Config,
+    *,
+    digest: DigestScores = digest_scores,
+) -> str:
+    return digest_settings(digest(run, model, slide_id), config.heatmap)
 
 
 def evaluate(
@@ -498,15 +557,18 @@ def evaluate(
     entries = run.read_manifest()
     plans = []
     for model in choose_scored_models(run, models):
-        chosen, left_out = _to_evaluate(run, model, entries, config.evaluate.split)
+        chosen, left_out = _to_evaluate(run, model, entries, config)
         elsewhere = _outlined_elsewhere(entries, chosen, config.evaluate.split)
         plans.append(
             Plan(
                 Unit("evaluate", model=model),
                 weight=1,
-                fingerprint=partial(
-                    _evaluate_fingerprint, run, model, chosen, left_out, elsewhere, config
+                fingerprint=(
+                    compute := partial(
+                        _evaluate_fingerprint, run, model, chosen, left_out, elsewhere, config
+                    )
                 ),
+                fingerprint_of_old=partial(compute, digest=digest_scores_by_origin),
                 arguments={
                     "entries": chosen,
                     "left_out": left_out,
@@ -520,7 +582,7 @@ def evaluate(
 
 
 def _to_evaluate(
-    run: RunFolder, model: str, entries: Sequence[SlideEntry], split: EvaluatedSplit | None
+    run: RunFolder, model: str, entries: Sequence[SlideEntry], config: Config
 ) -> tuple[tuple[SlideEntry, ...], tuple[str, ...]]:
     """Choose what figures are made of: the split that is evaluated, and val for the threshold.
 
@@ -533,6 +595,7 @@ def _to_evaluate(
     chosen : slides
     left_out : slide ids
     """
+    split = config.evaluate.split
     has_splits = any(e.split in {"val", "test"} for e in entries)
     everything = split == "all" or (split is None and not has_splits)
     named = {"val", split or "test"}
@@ -553,14 +616,23 @@ def _to_evaluate(
         e.slide_id: (Unit("tile", e.slide_id), Unit("predict", e.slide_id, model)) for e in wanted
     }
     failed = {s for s, both in units.items() if any(u.mark(run, "failed").is_file() for u in both)}
-    waiting = [e.slide_id for e in wanted if e.slide_id not in done | failed]
+    waiting = [e for e in wanted if e.slide_id not in done | failed]
     if waiting:
         raise StageError(
-            f"no scores of {model} yet: {len(waiting)} of {pluralize(len(wanted), 'slide')}: "
-            f"{some(waiting)}; run: wsi-pipeline predict {run.path}"
+            f"no scores of {model} yet for {len(waiting)} of {pluralize(len(wanted), 'slide')}: "
+            f"{some([e.slide_id for e in waiting])}; run: wsi-pipeline predict {run.path}"
+            f"{_also_splits(waiting, config.predict.splits)}"
         )
     left_out = tuple(e.slide_id for e in wanted if e.slide_id in failed - done)
     return tuple(e for e in wanted if e.slide_id in done), left_out
+
+
+def _also_splits(waiting: Sequence[SlideEntry], splits: Sequence[str] | None) -> str:
+    """Write the option by which predict scores slides that its setting leaves out."""
+    missing = {e.split for e in waiting if e.split} - set(splits or ())
+    if splits is None or not missing:
+        return ""
+    return f" --set 'predict.splits=[{', '.join([*splits, *sorted(missing)])}]'"
 
 
 def _outlined_elsewhere(
@@ -592,6 +664,8 @@ def _evaluate_fingerprint(
     left_out: Sequence[str],
     elsewhere: Mapping[str, Sequence[str]],
     config: Config,
+    *,
+    digest: DigestScores = digest_scores,
 ) -> str:
     data = [
         (
@@ -600,7 +674,7 @@ def _evaluate_fingerprint(
             e.split,
             e.label,
             digest_file(e.annotation) if e.annotation else None,
-            digest_scores(run, model, e.slide_id),
+            digest(run, model, e.slide_id),
             digest_store(run, e),
         )
         for e in chosen
@@ -635,12 +709,49 @@ def report(
 
 
 def _report_fingerprint(run: RunFolder, models: Sequence[str], config: Config) -> str:
-    """Hash the marks of all stages that a report tells of: it is of the whole run folder."""
+    """Hash the marks of all stages that a report shows; it covers the whole run folder."""
+    _check_reported(run, models)
     state = run.path / ".state"
     found = {path.relative_to(state): path for path in sorted(state.rglob("*.json"))}
     marks = {
-        name.as_posix(): path.read_text(encoding="utf-8")
+        name.as_posix(): _read_plain(path)
         for name, path in found.items()
-        if name.parts[0] not in ("report", "export") and not name.match("*.earlier.json")
+        if name.parts[0] not in ("report", "export")
+        and not name.match("*.earlier.json")
+        and name.name != SPLITS_FILE
     }
     return digest_settings(marks, list(models), config.report)
+
+
+def _read_plain(path: Path) -> str:
+    """Give the text of a mark as its stage wrote it; empty where it is damaged."""
+    try:
+        value = read_json_object(path)
+    except (OSError, ValueError):
+        return ""
+    value.pop("damaged", None)
+    return json_text(value)
+
+
+def _check_reported(run: RunFolder, models: Sequence[str]) -> None:
+    """Refuse to report on damaged files; parts that are missing are named in the report.
+
+    Raises
+    ------
+    ReportError
+        Naming a file and its stage.
+    """
+    state = run.path / ".state"
+    shown = [*state.glob("tile/*.done.json"), *state.glob("label_audit/*.done.json")]
+    for stage in ("train", "predict", "heatmap", "evaluate"):
+        shown += [mark for model in models for mark in (state / stage / model).glob("*.done.json")]
+    for path in sorted(shown):
+        mark = read_mark(path)
+        if mark is None:
+            continue
+        names = [name for name in mark.files if not name.endswith(NOT_REPORTED)]
+        for problem in find_problems(run.path, path, replace(mark, damaged=()), names):
+            if not problem.is_missing:
+                stage = path.relative_to(state).parts[0]
+                command = "tile" if stage == "label_audit" else stage
+                raise ReportError(f"{problem}; run {command} again")

@@ -16,21 +16,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tiling.contracts import TileConfig
-from tiling.errors import GridError, PatchSizeError, TilingError
-from tiling.files import write_text
+from tiling.errors import ExpectedError, GridError, PatchSizeError
+from tiling.files import move_into, scratch_folder, write_text
 from tiling.wording import format_number, pluralize
 from wsi_pipeline.config import anchor_paths
 from wsi_pipeline.contracts import Heatmap, Scores, SlideEntry
-from wsi_pipeline.errors import CheckpointError, HeatmapError, PipelineError
+from wsi_pipeline.errors import CheckpointError, HeatmapError
 from wsi_pipeline.names import fit_file_name, printable
 from wsi_pipeline.runfolder import (
+    Examined,
     RunFolder,
     Unit,
     clear_mark,
-    list_files,
+    examine_unit,
     mark_finished,
+    record_damage,
     record_failure,
-    unit_state,
 )
 from wsi_pipeline.settings import EvaluateConfig, HeatmapConfig, PredictConfig, TrainConfig
 from wsi_pipeline.slide_contents import compute_tile_fingerprint
@@ -70,10 +71,11 @@ class Outcome:
 def perform(task: Task, *, on_progress: OnProgress | None = None) -> Outcome:
     """Do one unit; mark it finished, or record why it failed. Only an interrupt gets out."""
     task = anchor_paths(task, task.folder)
+    found = Examined("missing")
     try:
-        is_late, task = not task.fingerprint, _with_fingerprint(task)
-        state = unit_state(task.run, task.unit, task.fingerprint) if is_late else "missing"
-        if state == "finished" and not task.overwrite:
+        if not task.fingerprint:
+            task, found = _examine(task)
+        if found.state == "finished" and not task.overwrite:
             return Outcome(True, "finished before, kept", kept=True)
         clear_mark(task.run, task.unit)
         work = _on_images if task.arguments.get("images") else WORK[task.unit.stage]
@@ -81,16 +83,24 @@ def perform(task: Task, *, on_progress: OnProgress | None = None) -> Outcome:
         mark_finished(task.run, task.unit, task.fingerprint, files)
     except Exception as error:
         return fail(task.run, task.unit, error, folder=task.folder)
-    return Outcome(True, f"out of date, rebuilt: {line}" if state == "stale" else line)
+    reasons = "out of date" if found.state == "stale" else "; ".join(found.problems)
+    return Outcome(True, f"{reasons}, rebuilt: {line}" if reasons else line)
 
 
-def _with_fingerprint(task: Task) -> Task:
-    """Compute what a command left to the worker, as the slide has to be read for it."""
-    if task.fingerprint:
-        return task
+def _examine(task: Task) -> tuple[Task, Examined]:
+    """Decide what a command left to the worker, as the slide has to be read for it."""
     entry: SlideEntry = task.arguments["entry"]
-    fingerprint = compute_tile_fingerprint(task.run, entry, task.arguments["config"])
-    return replace(task, fingerprint=fingerprint)
+    try:
+        fingerprint = compute_tile_fingerprint(task.run, entry, task.arguments["config"])
+    except Exception:
+        if task.overwrite:  # what was there before is not wanted
+            clear_mark(task.run, task.unit)
+        raise
+    found = examine_unit(task.run, task.unit, fingerprint)
+    if found.state == "finished":
+        with contextlib.suppress(OSError):  # it may have failed since
+            task.unit.mark(task.run, "failed").unlink(missing_ok=True)
+    return replace(task, fingerprint=fingerprint), found
 
 
 def _on_images(task: Task, on_progress: OnProgress) -> Done:
@@ -110,6 +120,8 @@ def fail(run: RunFolder, unit: Unit, error: Exception, *, folder: Path | None = 
     Paths in `folder` are told as they were given, relative to it.
     """
     message = _sentence(unit, error)
+    if isinstance(error, ExpectedError) and error.damaged is not None:
+        record_damage(run, error.damaged, unit.stage, message)
     if folder is not None and folder.name:
         message = re.sub(rf"(?<![\w./-]){re.escape(str(folder))}/", "", message)
     message = "\n".join(map(printable, message.split("\n")))  # it may hold any file's name
@@ -132,8 +144,10 @@ def _sentence(unit: Unit, error: Exception) -> str:
         )
     if isinstance(error, MemoryError):
         return f"{unit.name}: not enough memory in {unit.stage}; lower --workers or the batch size"
-    if isinstance(error, (TilingError, PipelineError)):
+    if isinstance(error, ExpectedError):
         return str(error)
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return f"{unit.name}: {error.filename}: {error.strerror} (in {unit.stage})"
     return f"{unit.name}: unexpected {type(error).__name__} in {unit.stage}: {error}"
 
 
@@ -209,7 +223,14 @@ def _train_here(task: Task, on_progress: OnProgress) -> Done:
             fingerprint=task.fingerprint,
             on_progress=lambda done, total, _: on_progress(done, total),
         )
-    return [task.run.checkpoint(task.unit.model), folder / "history.csv"], str(summary)
+    return trained_files(folder), str(summary)
+
+
+def trained_files(folder: Path) -> list[Path]:
+    """List what a finished training leaves in its folder, the checkpoint first."""
+    from wsi_pipeline.training.outputs import OUTPUTS
+
+    return [folder / name for name in OUTPUTS]
 
 
 def open_store(run: RunFolder, entry: SlideEntry) -> "PatchStore":
@@ -414,11 +435,13 @@ def _evaluate(task: Task, on_progress: OnProgress) -> Done:
 
     entries: Sequence[SlideEntry] = task.arguments["entries"]
     config: EvaluateConfig = task.arguments["config"]
+    out = task.run.evaluation(task.unit.model)
+    # Metrics of an earlier evaluation must not remain where this one is refused or interrupted.
+    (out / "metrics.json").unlink(missing_ok=True)
     slides = []
     for number, entry in enumerate(entries):
         slides.append(_evaluation_slide(task, entry))
         on_progress(number + 1, len(entries))
-    out = task.run.evaluation(task.unit.model)
     by_id = {entry.slide_id: entry for entry in entries}
 
     def read_patch(slide_id: str, patch: int) -> Any:
@@ -426,17 +449,19 @@ def _evaluate(task: Task, on_progress: OnProgress) -> Done:
             return store.read([patch])[0]
 
     left_out: Sequence[str] = task.arguments["left_out"]
-    metrics = evaluate_run(
-        slides,
-        settings=config,
-        out=out,
-        model=task.unit.model,
-        read_patch=read_patch,
-        left_out=left_out,
-        elsewhere=task.arguments["elsewhere"],
-    )
+    with scratch_folder(out) as scratch:
+        metrics = evaluate_run(
+            slides,
+            settings=config,
+            out=scratch,
+            model=task.unit.model,
+            read_patch=read_patch,
+            left_out=left_out,
+            elsewhere=task.arguments["elsewhere"],
+        )
+        files = move_into(scratch, out, last="metrics.json")
     lost = f"; WITHOUT {', '.join(left_out)}, which failed in an earlier stage" if left_out else ""
-    return list_files(out), _headline(metrics) + lost
+    return files, _headline(metrics) + lost
 
 
 def _evaluation_slide(task: Task, entry: SlideEntry) -> "EvaluationSlide":
@@ -500,16 +525,16 @@ def _headline(metrics: Mapping[str, Any]) -> str:
 
 def _report(task: Task, on_progress: OnProgress) -> Done:
     from wsi_pipeline.report.build import build_report
-    from wsi_pipeline.report.figures import SUFFIXES
 
-    models: Sequence[str] = task.arguments["models"]
-    path = build_report(task.run.path, models=models, context=task.arguments["context"])
-    found = (file for name in models for file in sorted(task.run.figures(name).glob("*")))
-    figures = [file for file in found if file.suffix in SUFFIXES]
-    return [
-        path,
-        *figures,
-    ], f"{path.stat().st_size / 2**20:.1f} MiB, {pluralize(len(figures), 'figure file')}"
+    figures: list[Path] = []
+    path = build_report(
+        task.run.path,
+        models=task.arguments["models"],
+        context=task.arguments["context"],
+        figures=figures,
+    )
+    size = f"{path.stat().st_size / 2**20:.1f} MiB"
+    return [path, *figures], f"{size}, {pluralize(len(figures), 'figure file')}"
 
 
 def _export(task: Task, on_progress: OnProgress) -> Done:

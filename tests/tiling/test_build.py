@@ -4,7 +4,9 @@ import errno
 import hashlib
 import logging
 import os
+import shutil
 import threading
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,8 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.disks import small_disk
 from tests.tiling import slides
-from tiling import build, patches, write_pixels
+from tiling import build, patches
 from tiling import store as store_module
 from tiling.annotations import write_asap_xml
 from tiling.build import tile_fingerprint, tile_slide
@@ -124,18 +127,22 @@ class TestStore:
         assert {total for _, total in seen} == {summary.n_patches}
 
     def test_memory_holds_one_shard(self, slide: Path, monkeypatch):
-        lengths = []
-        monkeypatch.setattr(store_module, "SHARD_BYTES", 5 * 3 * 32**2)
-        write = store_module.create_patches
+        """However many patches a slide has, no more than a shard of them is in memory."""
+        monkeypatch.setattr(store_module, "SHARD_BYTES", 16 * 3 * 32**2)
 
-        def spy(*args, **options):
-            array = write(*args, **options)
-            lengths.append(array.shards[0])
-            return array
+        def measure(stride_px: int) -> tuple[int, int]:
+            config = replace(CONFIG, stride_px=stride_px)
+            tracemalloc.start()
+            try:
+                summary, _ = tile(slide, config=config)
+                return 3 * 32**2 * summary.n_patches, tracemalloc.get_traced_memory()[1]
+            finally:
+                tracemalloc.stop()
 
-        monkeypatch.setattr(write_pixels, "create_patches", spy)
-        tile(slide)
-        assert lengths == [5]
+        measure(16)  # what is imported and allocated once
+        few, many = measure(8), measure(3)
+        assert many[0] - few[0] > 8 * 2**20
+        assert many[1] - few[1] < 2**20
 
     def test_says_which_lesions_meet_no_patch(self, slide: Path, tmp_path: Path):
         corner = [(1, 1), (6, 1), (6, 6), (1, 6)]  # on glass
@@ -263,10 +270,18 @@ class TestRefusals:
         said = self.refusal(AnnotationError, slide, annotation_path=tmp_path / "gone.xml")
         assert "gone.xml" in said
 
-    @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
-    def test_full_disk(self, slide: Path, monkeypatch, code):
+    def test_full_disk(self, slide: Path, tmp_path: Path):
+        (tmp_path / "disk").mkdir()
+        with small_disk(tmp_path / "disk", kib=100) as disk:  # the patches take 192 KiB
+            small = Path(shutil.copy(slide, disk.parent / "small.tif"))
+            with pytest.raises(StoreError) as caught:
+                tile_slide(small, disk / "a.zarr", slide_id="a", config=CONFIG)
+            assert str(caught.value).startswith("a.zarr: no space left on device")
+            assert list(disk.iterdir()) == []
+
+    def test_exceeded_quota(self, slide: Path, monkeypatch):
         def no_space(*_args, **_options):
-            raise OSError(code, os.strerror(code))
+            raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
 
         monkeypatch.setattr(build, "write_table", no_space)
         said = self.refusal(StoreError, slide)

@@ -1,5 +1,6 @@
 """Nothing unfinished looks finished, whoever else writes to the same place."""
 
+import os
 import subprocess
 import sys
 import time
@@ -7,7 +8,17 @@ import time
 import pytest
 
 from tiling import files
-from tiling.files import remove_leftovers, write_aside
+from tiling.files import (
+    digest_files,
+    move_into,
+    parse_json,
+    read_json_object,
+    remove_leftovers,
+    remove_leftovers_below,
+    scratch_folder,
+    update_text,
+    write_aside,
+)
 
 
 def write_folder(path, text, n=5):
@@ -125,3 +136,95 @@ def test_at_every_moment_and_after_a_kill_there_is_a_whole_folder(tmp_path):
 
     remove_leftovers(tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["store"]
+
+
+def leave(folder, *, host=None, pid=None):
+    """A scratch file as a process leaves it that was killed; by default one of this machine."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if pid is None:
+        process = subprocess.Popen([sys.executable, "-c", ""])
+        process.wait()
+        pid = process.pid
+    path = folder / f".x.{host or files._HOST}-{pid}-0123abcd.part"
+    path.touch()
+    return path
+
+
+def test_leftovers_are_found_at_any_depth_but_not_inside_a_store(tmp_path):
+    """Below the second level they stayed for ever: evaluation/<model>/detections, for one."""
+    gone = [leave(tmp_path / name) for name in ("", "a", "evaluation/m/detections", "a/b/c/d")]
+    kept = [leave(tmp_path / "tiles/s.zarr/patches")]
+    assert remove_leftovers_below(tmp_path) == len(gone)
+    assert not any(path.exists() for path in gone)
+    assert all(path.exists() for path in kept)
+
+
+def test_what_another_machine_or_a_living_process_is_writing_is_left_alone(tmp_path):
+    other = "00000000" if files._HOST != "00000000" else "00000001"
+    kept = [leave(tmp_path, host=other), leave(tmp_path, pid=os.getpid()), tmp_path / ".y.part"]
+    kept[-1].touch()
+    assert remove_leftovers_below(tmp_path) == 0
+    assert sorted(tmp_path.iterdir()) == sorted(kept)
+
+
+def test_files_of_a_scratch_folder_take_their_places_and_others_stay(tmp_path):
+    target = tmp_path / "evaluation"
+    (target / "errors").mkdir(parents=True)
+    (target / "mine.csv").write_text("mine")
+    (target / "a.csv").write_text("old")
+    with scratch_folder(target) as scratch:
+        (scratch / "errors").mkdir()
+        for name in ("a.csv", "errors/b.png", "z.json"):
+            (scratch / name).write_text("new")
+        moved = move_into(scratch, target, last="a.csv")
+    assert moved == [target / name for name in ("a.csv", "errors/b.png", "z.json")]
+    assert {p.name: p.read_text() for p in target.rglob("*") if p.is_file()} == {
+        "mine.csv": "mine", "a.csv": "new", "b.png": "new", "z.json": "new"
+    }  # fmt: skip
+    assert [p.name for p in tmp_path.iterdir()] == ["evaluation"]
+
+
+def test_a_text_that_is_there_already_is_not_written(tmp_path):
+    path = tmp_path / "a.txt"
+    update_text(path, "one")
+    os.utime(path, ns=(0, 0))
+    update_text(path, "one")
+    assert path.stat().st_mtime_ns == 0
+    update_text(path, "two")
+    assert path.read_text() == "two"
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "Expecting value"),
+        (b"[1, 2]", "expected a JSON object, got list"),
+        (b"null", "expected a JSON object, got NoneType"),
+        (b'{"a": "\xff"}', "utf-8"),
+        (b'{"a": ' + b"[" * 60 + b"]" * 60 + b"}", "nested more than 50 deep"),
+        (b"[" * 100_000, "nested too deeply"),
+        (b'{"a": 1', "delimiter"),
+    ],
+)
+def test_what_is_wrong_with_json_is_one_kind_of_error(tmp_path, content, said):
+    (tmp_path / "a.json").write_bytes(content)
+    with pytest.raises(ValueError, match=said):
+        read_json_object(tmp_path / "a.json")
+
+
+def test_json_without_faults_is_read(tmp_path):
+    (tmp_path / "a.json").write_text('{"a": [1, {"b": null}]}')
+    assert read_json_object(tmp_path / "a.json") == {"a": [1, {"b": None}]}
+    assert parse_json("[1]") == [1]
+    with pytest.raises(FileNotFoundError):
+        read_json_object(tmp_path / "b.json")
+
+
+def test_the_digest_of_files_depends_on_names_and_content(tmp_path):
+    (tmp_path / "a").write_text("1")
+    (tmp_path / "b").write_text("2")
+    both = digest_files(tmp_path, [tmp_path / "a", tmp_path / "b"])
+    assert digest_files(tmp_path, [tmp_path / "b", tmp_path / "a"]) == both
+    (tmp_path / "a").write_text("2")
+    (tmp_path / "b").write_text("1")
+    assert digest_files(tmp_path, [tmp_path / "a", tmp_path / "b"]) != both

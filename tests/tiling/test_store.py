@@ -2,7 +2,9 @@
 
 import json
 import multiprocessing
+import os
 import pickle
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +22,12 @@ from tiling.contracts import SCHEMA, TileConfig, TissueConfig
 from tiling.errors import StoreError
 from tiling.shards import RawShards
 from tiling.slide import open_slide
-from tiling.store import PatchStore, stored_fingerprint
+from tiling.store import (
+    PatchStore,
+    digest_table_files,
+    find_damaged_pixels,
+    stored_fingerprint,
+)
 
 CONFIG = TileConfig(
     target_mpp=0.5, patch_px=32, stride_px=16, tissue=TissueConfig(mpp=2.0, min_object_um2=100.0)
@@ -38,6 +45,27 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(store_module, "SHARD_BYTES", 7 * 3 * 32**2)  # several shards, the last short
         return make_store(tmp_path_factory.mktemp("store"))
+
+
+def make_old(store: Path) -> Path:
+    """Turn a store into one of the versions that had no checksums."""
+    group = zarr.open_group(store, mode="a")
+    pixels, shards = group["patches"][...], group["patches"].shards
+    del group["patches"]
+    group.create_array(
+        "patches",
+        shape=pixels.shape,
+        dtype=pixels.dtype,
+        chunks=(1, *pixels.shape[1:]),
+        shards=shards,
+        compressors=None,
+        dimension_names=("patch", "y", "x", "channel"),
+        config={"write_empty_chunks": True},
+    )[...] = pixels
+    metadata = json.loads((store / "zarr.json").read_text())
+    del metadata["attributes"]["sha256"]
+    (store / "zarr.json").write_text(json.dumps(metadata, indent=2))
+    return store
 
 
 def read_pixels(index: int, path: Path):
@@ -185,13 +213,45 @@ class TestCoordsOnly:
             assert (patches[inside] == 255).all()
 
 
+class TestFindDamage:
+    def test_all_shards_or_those_changed_since(self, path: Path, tmp_path: Path):
+        copy = Path(shutil.copytree(path, tmp_path / "tumor_012.zarr"))
+        now = max(file.stat().st_mtime_ns for file in copy.rglob("*"))
+        shard = copy / "patches/c/1/0/0/0"
+        content = bytearray(shard.read_bytes())
+        content[100] ^= 1
+        shard.write_bytes(content)
+        os.utime(shard, ns=(now, now))
+        said = "tumor_012.zarr: damaged: shard 1: the checksum of patch 7 does not match"
+        assert (find_damaged_pixels(copy) or "").startswith(said)
+        assert find_damaged_pixels(copy, changed_since=now) is None
+        os.utime(shard, ns=(now + 1, now + 1))
+        assert (find_damaged_pixels(copy, changed_since=now) or "").startswith(said)
+        assert find_damaged_pixels(path) is None
+
+    def test_the_digest_of_the_other_files_leaves_the_pixels_out(self, path: Path, tmp_path: Path):
+        copy = Path(shutil.copytree(path, tmp_path / "tumor_012.zarr"))
+        before = digest_table_files(copy)
+        (copy / "patches/c/1/0/0/0").write_bytes(b"")
+        assert digest_table_files(copy) == before == digest_table_files(path)
+        (copy / "patches/zarr.json").write_bytes(b"")
+        assert digest_table_files(copy) != before
+
+
+class TestEarlierVersions:
+    def test_a_store_without_checksums_is_read(self, path: Path, tmp_path: Path):
+        copy = make_old(Path(shutil.copytree(path, tmp_path / "tumor_012.zarr")))
+        with PatchStore.open(copy) as old, PatchStore.open(path) as new:
+            np.testing.assert_array_equal(old.read(range(len(old))), new.read(range(len(new))))
+            np.testing.assert_array_equal(old.coords, new.coords)
+        assert find_damaged_pixels(copy) is None
+
+
 class TestRefusals:
     """Each names the store, the cause and the cure."""
 
     @pytest.fixture
     def copy(self, path: Path, tmp_path: Path) -> Path:
-        import shutil
-
         return Path(shutil.copytree(path, tmp_path / "tumor_012.zarr"))
 
     def refusal(self, path: Path) -> str:
@@ -237,8 +297,6 @@ class TestRefusals:
 
     @pytest.mark.parametrize("name", ["coords", "label", "unreadable", "patches"])
     def test_a_missing_array(self, copy: Path, name):
-        import shutil
-
         shutil.rmtree(copy / name)
         assert "damaged" in self.refusal(copy)
 
@@ -256,6 +314,44 @@ class TestRefusals:
         shard = copy / "patches/c/0/0/0/0"
         shard.write_bytes(shard.read_bytes()[:n_bytes])
         assert "shard 0" in self.refusal(copy)
+
+    @pytest.mark.parametrize("name", ["patches", "coords", "tissue", "label"])
+    def test_a_flipped_byte_in_any_array_is_damage(self, copy: Path, name):
+        [*_, file] = sorted(p for p in (copy / name / "c").rglob("*") if p.is_file())
+        content = bytearray(file.read_bytes())
+        content[min(500, len(content) // 3)] ^= 4
+        file.write_bytes(content)
+        with pytest.raises(StoreError, match=r"damaged.*run tile again") as caught:
+            read_pixels(0, copy)
+        assert caught.value.damaged == copy
+
+    @pytest.mark.parametrize(
+        ("old", "new"),
+        [('"target_mpp": 0.5', '"target_mpp": 0.6'), ('"vendor": "gen', '"vendor": "Gen')],
+    )
+    def test_an_edited_attribute_is_damage(self, copy: Path, old, new):
+        """A flipped digit in the resolution would have been used."""
+        text = (copy / "zarr.json").read_text()
+        assert old in text
+        (copy / "zarr.json").write_text(text.replace(old, new))
+        assert "its attributes or arrays are not those that were written" in self.refusal(copy)
+
+    def test_an_array_whose_values_were_edited_is_damage(self, copy: Path):
+        labels = zarr.open_group(copy, mode="a")["label"]
+        labels[0] = 1 - labels[0]
+        assert "its attributes or arrays are not those that were written" in self.refusal(copy)
+
+    def test_a_table_without_its_chunk_is_not_zeros(self, copy: Path):
+        (copy / "coords/c/0/0").unlink()
+        assert "damaged" in self.refusal(copy)
+
+    def test_an_attribute_that_is_no_mapping_is_damage(self, copy: Path):
+        (copy / "zarr.json").write_text('{"attributes": [1, 2]}')
+        assert "damaged: its zarr.json cannot be read" in self.refusal(copy)
+
+    def test_nesting_without_end_is_damage(self, copy: Path):
+        (copy / "zarr.json").write_text('{"attributes": ' + "[" * 100_000)
+        assert "damaged: its zarr.json cannot be read" in self.refusal(copy)
 
     def test_missing_attributes(self, copy: Path):
         self.edit(copy, tiling=None)

@@ -110,6 +110,66 @@ def test_a_flipped_bit_in_the_weights_is_noticed(path):
         load_checkpoint(path)
 
 
+def rewrite_header(path, edit):
+    """Change the JSON in the header of a safetensors file, as a flipped byte or an editor would."""
+    tensors = safetensors.torch.load_file(path)
+    with safetensors.safe_open(path, framework="pt") as file:
+        text = edit(file.metadata()["wsi_pipeline"])
+    safetensors.torch.save_file(tensors, path, metadata={"wsi_pipeline": text})
+
+
+def test_a_changed_header_is_noticed(path):
+    """A flipped digit in the resolution changed which patches a model was given."""
+    rewrite_header(path, lambda text: text.replace('"target_mpp": 0.5', '"target_mpp": 0.7'))
+
+    for read in (load_checkpoint, read_meta):
+        with pytest.raises(CheckpointError, match="its header is not the one that was written"):
+            read(path)
+
+
+def without_digest(text, **changes):
+    header = json.loads(text)
+    del header["header_sha256"]
+    header["meta"].update(changes)
+    return json.dumps(header)
+
+
+def test_checkpoints_of_earlier_versions_are_read(path, meta):
+    rewrite_header(path, without_digest)
+
+    assert load_checkpoint(path)[1] == meta
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"patch_px": "15"},
+        {"patch_px": 0},
+        {"target_mpp": None},
+        {"options": [1]},
+        {"class_names": 5},
+        {"train_slides": [1, 2]},
+        {"model": ["vgg16"]},
+        {"image_shape": 7},
+        {"more": 1},
+    ],
+    ids=str,
+)
+def test_a_header_of_another_shape_is_a_damaged_one(path, changes):
+    rewrite_header(path, lambda text: without_digest(text, **changes))
+
+    with pytest.raises(CheckpointError, match="damaged checkpoint header"):
+        load_checkpoint(path)
+
+
+@pytest.mark.parametrize("text", ["[1]", "null", "{", "[" * 100_000, '{"schema": 1}'], ids=len)
+def test_a_header_that_is_no_header_is_refused(path, text):
+    rewrite_header(path, lambda _: text)
+
+    with pytest.raises(CheckpointError, match=r"damaged|not a checkpoint"):
+        load_checkpoint(path)
+
+
 class TouchesWhenLoaded:
     def __init__(self, path):
         self.path = path

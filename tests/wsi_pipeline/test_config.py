@@ -24,6 +24,21 @@ def test_every_config_that_ships_is_valid(path):
     assert read_config(path).stages
 
 
+def test_anchors_and_merges_are_read(tmp_path):
+    text = "train:\n  a: &a {lr: 0.5, model: {name: cam}}\n  b: {<<: *a, lr: 0.25}\n"
+    config = read_config(write(tmp_path, text))
+    assert (config.train["a"].lr, config.train["b"].lr) == (0.5, 0.25)
+    assert config.train["b"].model.name == "cam"
+
+
+@pytest.mark.parametrize(
+    "setting", ["tile.patch_px={a: 1, a: 2}", 'input="a\\0b"', "seed=" + "[" * 100_000]
+)
+def test_the_same_holds_for_a_setting_of_the_command_line(setting):
+    with pytest.raises(ConfigError, match="is not a YAML value"):
+        read_config(None, [setting])
+
+
 def test_paths_are_relative_to_the_config(tmp_path):
     text = "input: data/m.csv\nout: ../run\ntrain: {vgg16: {model: {weights: vgg.pth}}}\n"
     config = read_config(write(tmp_path, text))
@@ -48,6 +63,26 @@ def test_paths_are_relative_to_the_config(tmp_path):
         ("- a\n- b", "a config is a mapping"),
         ("a: [", "not a YAML file"),
         ("tile: !!python/object:os.system {}", "not a YAML file"),
+        (
+            "tile: {patch_px: 64}\nseed: 1\ntile: {store: coords}",
+            "the key 'tile' is on line 1 and again on line 3; only one of them would count",
+        ),
+        ("tile:\n  patch_px: 64\n  'patch_px': 32", "the key 'patch_px' is on line 2 and again"),
+        ("train: {on: {}, yes: {}}", "the key 'yes' is on line 1 and again"),
+        ("tile: " + "[" * 60 + "]" * 60, "nested more than 50 deep"),
+        ("[" * 100_000, "nested more than 50 deep"),
+        ("a: &a [*a]", "more than 100000 values, or holds itself"),
+        (
+            "a: &a [x, x, x, x, x, x, x, x, x, x]\n"
+            + "".join(
+                f"{new}: &{new} [{', '.join([f'*{old}'] * 10)}]\n"
+                for old, new in zip("abcdefgh", "bcdefghi", strict=True)
+            ),
+            "more than 100000 values, or holds itself",
+        ),
+        ('input: "slides\\0.csv"', "input: .* has a NUL in it"),
+        ('train: {"a\\0b": {}}', "a key under train: .* has a NUL in it"),
+        ("a\0b: 1", "not a YAML file"),
     ],
 )
 def test_a_wrong_config_names_file_key_and_cure(tmp_path, text, said):
@@ -55,6 +90,7 @@ def test_a_wrong_config_names_file_key_and_cure(tmp_path, text, said):
     with pytest.raises(ConfigError, match=said) as caught:
         read_config(path)
     assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import csv
 import hashlib
 import json
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -78,7 +79,13 @@ def test_another_split_is_evaluated_and_the_default_is_kept(copy, capsys):
     with (path.parent / "slides.csv").open(newline="") as file:
         assert [row["slide_id"] for row in csv.DictReader(file)] == ["s2", "s3"]
     assert main(["evaluate", str(run), "--set", "split=train", "--quiet"]) == 1
-    assert "2 of 4 slides have no scores of patchnet yet: s0, s1" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "no scores of patchnet yet for 2 of 4 slides: s0, s1; run: wsi-pipeline " in error
+    command = shlex.split(error.partition("run: wsi-pipeline ")[2])
+    assert command == ["predict", str(run), "--set", "predict.splits=[val, test, train]"]
+    assert main([*command, "--quiet"]) == 0  # what the message advises helps
+    assert main(["evaluate", str(run), "--set", "split=train", "--quiet"]) == 0
+    assert json.loads(path.read_text())["evaluated"] == "train"
 
 
 def test_outlined_slides_of_another_split_are_named(copy):

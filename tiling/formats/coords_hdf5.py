@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tiling.errors import GridError
-from tiling.files import check_file
+from tiling.hdf5 import READ_ERRORS, get_dataset, open_hdf5
 
 Tool = Literal["clam", "trident", "wsinfer"]
 
@@ -63,14 +63,11 @@ def read_coords(path: Path) -> ForeignCoords:
     GridError
         If the file cannot be read, holds no patch, or does not say how large its patches are.
     """
-    import h5py  # a tenth of a second that only these files need
-
     try:
-        check_file(path)
-        with h5py.File(path, "r") as file:
-            found = file["coords"]
+        with open_hdf5(path) as file:
+            found = get_dataset(file, "coords")
             coords, attributes = np.asarray(found[()]), dict(found.attrs)
-    except (OSError, KeyError, AttributeError) as error:
+    except READ_ERRORS as error:
         raise GridError(
             f"{path.name}: no coordinates can be read from it ({error}); wanted is an HDF5 file of "
             "CLAM, TRIDENT or WSInfer with a dataset 'coords'"
@@ -110,7 +107,7 @@ def _square(path: Path, attributes: dict[str, Any]) -> tuple[Tool, tuple[float, 
         raise _missing(path, "patch_level")
     if "downsample" in attributes:
         scale = _pair(path, attributes, "downsample")
-    elif int(attributes["patch_level"]) == 0:
+    elif np.array_equal(np.ravel(attributes["patch_level"]), [0]):
         scale = (1.0, 1.0)
     else:
         raise _missing(path, "downsample")
@@ -120,9 +117,14 @@ def _square(path: Path, attributes: dict[str, Any]) -> tuple[Tool, tuple[float, 
 def _pair(path: Path, attributes: dict[str, Any], name: str) -> tuple[float, float]:
     if name not in attributes:
         raise _missing(path, name)
-    values = np.broadcast_to(np.asarray(attributes[name], np.float64).ravel()[:2], 2)
+    try:
+        values = np.broadcast_to(np.asarray(attributes[name], np.float64).ravel()[:2], 2)
+    except (ValueError, TypeError):
+        values = np.full(2, np.nan)
     if not (np.isfinite(values).all() and (values > 0).all()):
-        raise GridError(f"{path.name}: its attribute {name} is {attributes[name]}, not positive")
+        raise GridError(
+            f"{path.name}: its attribute {name} is {attributes[name]!r}, not a positive number"
+        )
     return float(values[0]), float(values[1])
 
 

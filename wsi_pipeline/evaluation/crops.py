@@ -17,7 +17,7 @@ ReadPatch = Callable[[str, int], NDArray[np.uint8]]
 def write_crops(
     folder: Path, cases: Sequence[ErrorCase], read_patch: ReadPatch, notes: list[str]
 ) -> dict[ErrorCase, str]:
-    """Write the patch of each case; crops of an earlier evaluation are taken away.
+    """Write the patch of each case.
 
     Parameters
     ----------
@@ -29,9 +29,12 @@ def write_crops(
     Returns
     -------
     files : case -> path relative to the folder's parent
+
+    Raises
+    ------
+    StoreError
+        If a patch store is damaged.
     """
-    for old in folder.glob("*.png"):
-        old.unlink()
     files: dict[ErrorCase, str] = {}
     for case in cases:
         if case.patch is None:
@@ -39,6 +42,8 @@ def write_crops(
         try:
             pixels = read_patch(case.slide_id, case.patch)
         except TilingError as error:
+            if error.damaged is not None:
+                raise
             notes.append(f"no crop of {case.slide_id} in the error gallery: {error}")
             continue
         with write_aside(folder / case.file_name) as scratch:

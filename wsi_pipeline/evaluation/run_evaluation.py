@@ -438,8 +438,6 @@ def _write_tables(
 
 def _write_detections(folder: Path, test: Sequence[EvaluationSlide]) -> None:
     """Write the slides' detections as the command ``froc`` reads them."""
-    for old in folder.glob("*.csv"):  # of an earlier evaluation, maybe of other slides
-        old.unlink()
     for slide in test:
         write_detections(folder / f"{slide.slide_id}.csv", slide.detections)
 

@@ -4,18 +4,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import h5py
 from numpy.typing import NDArray
 
 from tiling.files import write_aside
+from tiling.hdf5 import add_array, create_hdf5
 
 
 def write_hdf5(
     path: Path, data: Mapping[str, NDArray[Any]], *, coords_attributes: Mapping[str, Any]
 ) -> None:
     """Write data sets, one of them ``coords`` with attributes, whole or not at all."""
-    with write_aside(path) as scratch, h5py.File(scratch, "w") as file:
+    with write_aside(path) as scratch, create_hdf5(scratch) as file:
         for name, values in data.items():
-            file.create_dataset(name, data=values, track_times=False)  # times change the bytes
+            add_array(file, name, values)
         for name, value in coords_attributes.items():
             file["coords"].attrs[name] = value

@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 
 from tiling.same_content import find_same_content
 from wsi_pipeline.contracts import SPLITS, SlideEntry, Split
-from wsi_pipeline.csv_files import as_mapping, iterate_csv, read_csv, write_csv
+from wsi_pipeline.csv_files import as_mapping, iterate_csv, read_csv, update_csv
 from wsi_pipeline.errors import ManifestError
 from wsi_pipeline.manifest import IMAGE_SUFFIXES, check_entries, with_splits
 from wsi_pipeline.names import check_name, check_twins, find_text_problem, printable
@@ -283,7 +283,7 @@ def write_images(path: Path, entries: Sequence[ImageEntry]) -> None:
         )
         for e in entries
     )
-    write_csv(path, _RUN_COLUMNS, rows)
+    update_csv(path, _RUN_COLUMNS, rows)
 
 
 def read_images(path: Path) -> list[ImageEntry]:

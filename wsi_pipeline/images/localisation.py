@@ -8,7 +8,6 @@ References
 .. [1] PatchNet paper 2, appendix E.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ import tifffile
 import torch
 from numpy.typing import NDArray
 
+from tiling.files import read_json_object
 from tiling.wording import pluralize
 from wsi_pipeline.errors import EvaluationError
 from wsi_pipeline.evaluation.figures import Figures
@@ -115,10 +115,20 @@ def localisation_of(
 
 
 def _read_about(folder: Path) -> dict[str, Any]:
+    path = folder / "maps.json"
     try:
-        found: dict[str, Any] = json.loads((folder / "maps.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        found = read_json_object(path)
+        is_right = (
+            isinstance(found["checkpoint"], str)
+            and isinstance(found["probability"], bool)
+            and isinstance(found["images"], list)
+        )
+    except FileNotFoundError:
         return {}
+    except (OSError, ValueError, KeyError) as error:
+        raise EvaluationError(f"{path}: damaged ({error}); run heatmap again") from error
+    if not is_right:
+        raise EvaluationError(f"{path}: damaged (values of other types); run heatmap again")
     return found
 
 

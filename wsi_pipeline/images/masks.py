@@ -15,7 +15,7 @@ from tiling.errors import MaskError
 from tiling.files import write_aside
 from tiling.readers.mask_picture import read_drawn
 from wsi_pipeline.data import prefetch
-from wsi_pipeline.errors import ManifestError
+from wsi_pipeline.errors import ManifestError, StageError
 from wsi_pipeline.images.folder import ImageEntry
 from wsi_pipeline.images.pixels import fit_image, read_image
 from wsi_pipeline.settings import ImagesConfig
@@ -138,7 +138,12 @@ def read_masks(folder: Path, entries: Sequence[ImageEntry]) -> dict[str, NDArray
     path = folder / "masks.npy"
     if not path.is_file():
         return {}
-    found = np.load(path, mmap_mode="r", allow_pickle=False)
+    try:
+        found = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise StageError(f"{path}: no prepared masks ({error}); run tile again") from error
+    if found.ndim != 3 or found.dtype != np.uint8 or len(found) != len(entries):
+        raise StageError(f"{path}: {found.dtype} {found.shape} are no masks; run tile again")
     return {
         e.image_id: mask
         for e, mask in zip(entries, found, strict=True)

@@ -1,6 +1,5 @@
 """Score the images of a run with a model, and keep the scores as a table."""
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tiling.files import write_json
+from tiling.files import read_json_object, write_json
 from wsi_pipeline.checkpoint import CheckpointMeta
 from wsi_pipeline.contracts import SPLITS, Split
 from wsi_pipeline.csv_files import read_csv, write_csv
@@ -22,6 +21,7 @@ from wsi_pipeline.images.store import ImageArray
 from wsi_pipeline.inference.forward import cure_no_score
 from wsi_pipeline.inference.precision import N_COMPARED, PrecisionCheck
 from wsi_pipeline.models import PatchClassifier
+from wsi_pipeline.scores import TRAINED_ON
 
 COLUMNS = ("image_id", "patient", "split", "class", "label", "score", "logit", "predicted")
 
@@ -222,11 +222,23 @@ def read_scores(folder: Path) -> tuple[list[ScoredImage], dict[str, Any]]:
         If it is not there, or damaged.
     """
     try:
-        about: dict[str, Any] = json.loads((folder / "images.json").read_text(encoding="utf-8"))
+        about = read_json_object(folder / "images.json")
+        _check_about(about)
         images = [_parse(row) for row in read_csv(folder / "images.csv", error=ScoresError)]
-    except (OSError, KeyError, ValueError) as error:
+    except (OSError, KeyError, ValueError, TypeError) as error:
         raise ScoresError(f"{folder}: no scores of images ({error}); run predict again") from error
     return images, about
+
+
+def _check_about(about: Mapping[str, Any]) -> None:
+    kinds: dict[str, type] = {"checkpoint": str, "classes": list, "strict": bool}
+    for key, kind in kinds.items():
+        if not isinstance(about[key], kind):
+            raise ValueError(f"images.json: {key} is {about[key]!r}")
+    if not isinstance(about["threshold"], int | float) or not isinstance(
+        about.get(TRAINED_ON, {}), dict
+    ):
+        raise ValueError("images.json: threshold or trained_on are not what predict writes")
 
 
 def _parse(row: Mapping[str, str]) -> ScoredImage:

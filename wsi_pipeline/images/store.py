@@ -4,7 +4,6 @@
 what is in it and is written last. Masks lie beside it (`wsi_pipeline.images.masks`).
 """
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -15,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tiling.contracts import SlideInfo, TileGeometry
-from tiling.files import digest_file, digest_json, write_aside, write_json
+from tiling.files import digest_file, digest_json, read_json_object, write_aside, write_json
 from tiling.wording import pluralize
 from wsi_pipeline.config import as_plain
 from wsi_pipeline.data import prefetch
@@ -154,6 +153,39 @@ def _digest(path: Path) -> str:
         return f"unreadable: {error.strerror}"
 
 
+def read_about(folder: Path) -> dict[str, Any]:
+    """Read ``images.json``: what `prepare_images` prepared.
+
+    Raises
+    ------
+    StageError
+        If it is not there, or damaged.
+    """
+    path = folder / "images.json"
+    try:
+        about = read_json_object(path)
+        settings = about["settings"]
+        is_right = (
+            about["schema"] == SCHEMA
+            and isinstance(about["fingerprint"], str)
+            and all(_is_names(about[key]) for key in ("classes", "unreadable", "unreadable_masks"))
+            and isinstance(settings, dict)
+            and isinstance(settings["mpp"], int | float | None)
+            and settings["equal_classes"] in (False, True, "upsample")
+        )
+        if not is_right:
+            raise ValueError(f"not a description of images by schema {SCHEMA!r}")
+    except FileNotFoundError as error:
+        raise StageError(f"{folder}: its images are not prepared; run tile") from error
+    except (OSError, ValueError, KeyError) as error:
+        raise StageError(f"{path}: damaged ({error}); run tile again") from error
+    return about
+
+
+def _is_names(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
+
+
 def open_images(folder: Path, entries: Sequence[ImageEntry]) -> ImageArray:
     """Open what `prepare_images` wrote.
 
@@ -162,15 +194,15 @@ def open_images(folder: Path, entries: Sequence[ImageEntry]) -> ImageArray:
     StageError
         If it is not there, damaged, or of another data set.
     """
+    about = read_about(folder)
     try:
-        about: dict[str, Any] = json.loads((folder / "images.json").read_text(encoding="utf-8"))
         pixels = np.load(folder / "images.npy", mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError) as error:
         raise StageError(f"{folder}: no prepared images ({error}); run tile again") from error
-    if about.get("schema") != SCHEMA or len(pixels) != len(entries):
+    if pixels.ndim != 4 or pixels.dtype != np.uint8 or len(pixels) != len(entries):
         raise StageError(
-            f"{folder}: {pluralize(len(pixels), 'prepared image')} for {len(entries)} in "
-            "images.csv; run tile again"
+            f"{folder}: prepared images are {pixels.dtype} {pixels.shape}, expected uint8 "
+            f"({len(entries)}, height, width, channels); run tile again"
         )
     lost = set(about["unreadable"])
     return ImageArray(

@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from tiling.files import write_json
+from tiling.files import move_into, scratch_folder, write_json
 from tiling.wording import format_number, pluralize
 from wsi_pipeline.contracts import Split
 from wsi_pipeline.errors import StageError
 from wsi_pipeline.images.folder import ImageEntry, read_images
-from wsi_pipeline.runfolder import RunFolder, Unit, list_files, record_failure
+from wsi_pipeline.runfolder import RunFolder, Unit, record_failure
 from wsi_pipeline.settings import (
     EvaluateConfig,
     EvaluatedSplit,
@@ -83,6 +83,7 @@ def _train_here(
 ) -> Done:
     from wsi_pipeline.devices import resolve_device
     from wsi_pipeline.training import train_model
+    from wsi_pipeline.training.outputs import OUTPUTS
     from wsi_pipeline.training.processes import rank
 
     config: TrainConfig = arguments["config"]
@@ -98,25 +99,23 @@ def _train_here(
         fingerprint=fingerprint,
         on_progress=lambda done, total, _: tell(done, total),
     )
-    return [run.checkpoint(model), run.model(model) / "history.csv"], str(summary)
+    return [run.model(model) / name for name in OUTPUTS], str(summary)
 
 
 def _groups(run: RunFolder, split: Split, seed: int) -> list[Any]:
     """Make the groups of a split; for training of equally many images where that is asked for."""
-    import json
-
     from wsi_pipeline.images.store import (
         choose_equal,
         group_by_patient,
         open_images,
         raise_to_parity,
+        read_about,
     )
 
     entries = read_images(run.images)
     images = open_images(run.tiles, entries)
     rows = [row for row, e in enumerate(entries) if e.split == split and e.label >= 0]
-    about = json.loads((run.tiles / "images.json").read_text(encoding="utf-8"))
-    balance = about["settings"]["equal_classes"]
+    balance = read_about(run.tiles)["settings"]["equal_classes"]
     if split == "train" and balance:
         labels = np.array([entries[row].label for row in rows], np.int8)
         labels[images.unreadable[rows]] = -1
@@ -280,23 +279,26 @@ def _evaluate(
     images, about = read_scores(run.path / "scores" / model)
     out = run.evaluation(model)
     rule = rule_of(about, config.image_threshold)
-    metrics = evaluate_images(
-        images,
-        about,
-        rule=rule,
-        model=model,
-        out=out,
-        settings=config,
-        masks=read_masks(run.tiles, entries),
-        mask_splits={e.image_id: e.split for e in entries},
-        maps=run.path / "heatmaps" / model,
-    )
+    (out / "metrics.json").unlink(missing_ok=True)
+    with scratch_folder(out) as scratch:
+        metrics = evaluate_images(
+            images,
+            about,
+            rule=rule,
+            model=model,
+            out=scratch,
+            settings=config,
+            masks=read_masks(run.tiles, entries),
+            mask_splits={e.image_id: e.split for e in entries},
+            maps=run.path / "heatmaps" / model,
+        )
+        files = move_into(scratch, out, last="metrics.json")
     figures = {"accuracy": "accuracy", "ROC AUC": "roc_auc", "loss": "loss"}
     found = {name: metrics["patch"][key] for name, key in figures.items()}
     said = [f"{name} {'undefined' if v is None else format_number(v)}" for name, v in found.items()]
     if n := metrics["localisation"]["n"]:
         said.append(f"maps compared with {pluralize(n, 'mask')}")
-    return list_files(out), f"{metrics['evaluated']}: " + ", ".join(said)
+    return files, f"{metrics['evaluated']}: " + ", ".join(said)
 
 
 def _report(

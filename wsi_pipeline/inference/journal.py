@@ -1,15 +1,18 @@
-"""What a slide's prediction has done so far, so that a killed one goes on where it stopped.
+"""What a slide's prediction has done so far, so that a killed one continues where it stopped.
 
-A journal is a file beside the marks of the run: a line of JSON that says what it belongs to, then
+A journal is a file next to the marks of the run: a line of JSON that names what it belongs to, then
 one record per batch, appended in the order of the rows:
 
-    number of patches, uint32 | CRC-32 of the scores, uint32 | scores, float32 each
+    first row, number of rows, CRC-32, uint32 each | scores, float32 each
 
-all little-endian. A record that a kill cut short has a wrong length or sum and is dropped, with all
-behind it. Nobody else reads a journal, and it is removed when the score file is written.
+all little-endian. The CRC covers the key of the journal, the numbers and the scores. A record that
+a kill cut short fails it and is dropped, with all behind it.
+
+There is no lock, as many cluster file systems have none: where two processes score one slide, each
+appends its records, and a reader takes those that continue what it has, whichever wrote them.
+Scores of equal keys are equal. A journal is removed when the score file is written.
 """
 
-import fcntl
 import json
 import logging
 import struct
@@ -23,7 +26,8 @@ from numpy.typing import NDArray
 
 log = logging.getLogger(__name__)
 
-_RECORD = struct.Struct("<II")
+_RECORD = struct.Struct("<III")
+_FORMAT = 2
 
 
 class Journal:
@@ -44,23 +48,17 @@ class Journal:
 
     def __init__(self, path: Path | None, *, key: str) -> None:
         self._path = path
-        self._key = key
+        self._header = json.dumps({"format": _FORMAT, "key": key}).encode() + b"\n"
         self._file: IO[bytes] | None = None
+        self._n_rows = 0  # in the batches so far
         self.batches: list[NDArray[np.float32]] = []
 
     def __enter__(self) -> "Journal":
         if self._path is None:
             return self
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        file = self._path.open("a+b")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:  # another process scores this slide too; both end with the same file
-            log.info("%s is in use by another process; going on without it", self._path)
-            file.close()
-            return self
-        self._file = file
-        self._read(file)
+        self._file = self._path.open("a+b", buffering=0)
+        self._read(self._file)
         return self
 
     def __exit__(
@@ -70,38 +68,43 @@ class Journal:
         trace: TracebackType | None,
     ) -> None:
         if self._file is not None:
-            self._file.close()  # gives the lock back
+            self._file.close()
             self._file = None
 
     def append(self, scores: NDArray[np.float32]) -> None:
         """Keep a batch; after this call a killed process does not lose it."""
         if self._file is not None:
             data = scores.astype("<f4").tobytes()
-            self._file.write(_RECORD.pack(len(scores), zlib.crc32(data)) + data)
-            self._file.flush()
+            checksum = self._checksum(self._n_rows, len(scores), data)
+            # One system call: what other processes append comes before or after it.
+            self._file.write(_RECORD.pack(self._n_rows, len(scores), checksum) + data)
+            self._n_rows += len(scores)
+
+    def _checksum(self, first: int, n_rows: int, data: bytes) -> int:
+        return zlib.crc32(data, zlib.crc32(struct.pack("<II", first, n_rows) + self._header))
 
     def _read(self, file: IO[bytes]) -> None:
-        header = json.dumps({"key": self._key}).encode() + b"\n"
         file.seek(0)
-        if file.read(len(header)) != header:
+        content = file.read()
+        if not content.startswith(self._header):
             file.truncate(0)
-            file.write(header)
-            file.flush()
+            file.write(self._header)
             return
-        whole = len(header)
-        while batch := _read_record(file):
-            self.batches.append(batch[0])
-            whole = file.tell()
-        file.truncate(whole)
-        file.seek(whole)
+        place = len(self._header)
+        while (record := self._read_record(content, place)) is not None:
+            first, batch = record
+            place += _RECORD.size + 4 * len(batch)
+            if first == self._n_rows:  # else another process has written these rows, too
+                self.batches.append(batch)
+                self._n_rows += len(batch)
+        file.truncate(place)
 
-
-def _read_record(file: IO[bytes]) -> tuple[NDArray[np.float32]] | None:
-    head = file.read(_RECORD.size)
-    if len(head) < _RECORD.size:
-        return None
-    n, crc = _RECORD.unpack(head)
-    data = file.read(4 * n)
-    if n == 0 or len(data) < 4 * n or zlib.crc32(data) != crc:
-        return None
-    return (np.frombuffer(data, "<f4").astype(np.float32),)
+    def _read_record(self, content: bytes, place: int) -> tuple[int, NDArray[np.float32]] | None:
+        if len(content) < place + _RECORD.size:
+            return None
+        first, n_rows, checksum = _RECORD.unpack_from(content, place)
+        data = content[place + _RECORD.size : place + _RECORD.size + 4 * n_rows]
+        is_whole = n_rows > 0 and len(data) == 4 * n_rows
+        if not is_whole or self._checksum(first, n_rows, data) != checksum:
+            return None
+        return first, np.frombuffer(data, "<f4").astype(np.float32)

@@ -3,7 +3,12 @@
 from tiling.wording import format_duration, pluralize
 from wsi_pipeline.planning.plan import ModelPlan, RunPlan, SlidePlan
 
-STATE = {"missing": "new", "stale": "out of date, to be rebuilt", "finished": "finished, kept"}
+STATE = {
+    "missing": "new",
+    "stale": "out of date, to be rebuilt",
+    "damaged": "damaged, to be rebuilt",
+    "finished": "finished, kept",
+}
 
 
 def describe(plan: RunPlan) -> list[str]:
@@ -36,12 +41,12 @@ def summarise(plan: RunPlan) -> list[str]:
     """Give the totals and what would go wrong."""
     failing = [s for s in plan.slides if s.problem]
     by_state = {
-        state: [s for s in plan.slides if not s.problem and s.state == state]
-        for state in ("missing", "stale", "finished")
+        state: [s for s in plan.slides if not s.problem and s.state == state] for state in STATE
     }
+    damaged = f"{len(by_state['damaged'])} damaged, " if by_state["damaged"] else ""
     lines = [
         f"{pluralize(len(plan.slides), 'slide')}: {len(by_state['missing'])} new, "
-        f"{len(by_state['stale'])} out of date, {len(by_state['finished'])} finished, "
+        f"{len(by_state['stale'])} out of date, {damaged}{len(by_state['finished'])} finished, "
         f"{len(failing)} would fail",
         f"tile: {pluralize(sum(s.patches for s in plan.new), 'patch')}, "
         f"{size_text(plan.new_bytes)} in {pluralize(plan.new_files, 'file')}, about "

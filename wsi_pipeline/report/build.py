@@ -80,7 +80,13 @@ class CohortLine:
     n_unreadable: int
 
 
-def build_report(run: Path, *, models: Sequence[str] = (), context: Sequence[Context] = ()) -> Path:
+def build_report(
+    run: Path,
+    *,
+    models: Sequence[str] = (),
+    context: Sequence[Context] = (),
+    figures: list[Path] | None = None,
+) -> Path:
     """Write ``report.html`` and ``figures/`` of a run folder, from the files in it.
 
     Parameters
@@ -91,6 +97,8 @@ def build_report(run: Path, *, models: Sequence[str] = (), context: Sequence[Con
         Which models to show, in this order; empty: all there are.
     context : sequence of {"lecture", "camelyon16"}
         Others' results to show for comparison.
+    figures : list of Path, optional
+        Gets the files written under ``figures/``.
 
     Returns
     -------
@@ -112,8 +120,9 @@ def build_report(run: Path, *, models: Sequence[str] = (), context: Sequence[Con
             "start with: wsi-pipeline tile"
         )
     path = RunFolder(run).report
+    written = [] if figures is None else figures
     for model in gathered.models:
-        write_figures(RunFolder(run).figures(model.name), model)
+        written += write_figures(RunFolder(run).figures(model.name), model)
     write_text(path, render_report(gathered, context=context))
     return path
 

@@ -15,11 +15,9 @@ from wsi_pipeline.report.gather import ModelFiles
 # Told apart by colour-blind readers (Okabe and Ito), and on white paper.
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#7a5c00", "#4a4f5c")
 
-SUFFIXES = (".svg", ".png", ".csv")  # of each figure
-
 
 def write_figures(folder: Path, model: ModelFiles) -> list[Path]:
-    """Write a model's figures, those that its files allow, in place of those of earlier reports.
+    """Write a model's figures, those that its files allow.
 
     Parameters
     ----------
@@ -32,9 +30,6 @@ def write_figures(folder: Path, model: ModelFiles) -> list[Path]:
     -------
     paths : list of Path
     """
-    for old in folder.glob("*"):
-        if old.suffix in SUFFIXES:  # of an earlier report; what else lies there is not ours
-            old.unlink()
     paths = []
     for name, chart in paper_charts(model).items():
         paths += write_chart(folder / name, chart)

@@ -20,6 +20,7 @@ from wsi_pipeline.training.resume import Tensors
 from wsi_pipeline.versions import versions
 
 CHECKPOINT_FILE = "checkpoint.safetensors"
+OUTPUTS = (CHECKPOINT_FILE, "config.json", "history.csv", "draws.csv", "curves.png")
 
 
 def describe_training(

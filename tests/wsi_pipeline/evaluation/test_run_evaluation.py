@@ -476,8 +476,6 @@ def test_the_worst_errors_are_listed_with_their_pixels(tmp_path):
         return np.full((4, 4, 3), patch, np.uint8)
 
     out = tmp_path / "m"
-    (out / "errors").mkdir(parents=True)
-    (out / "errors" / "old.png").write_bytes(b"")
     metrics = evaluate_run(cohort(), settings=SETTINGS, out=out, model="m", read_patch=read_patch)
     rows = read_csv(out / "errors.csv")
     false = [r for r in rows if r["kind"] == "false_positive"]

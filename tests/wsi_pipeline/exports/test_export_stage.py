@@ -225,6 +225,35 @@ def test_every_format_is_written_kept_and_mended(run, capsys, name):
     assert files_of(folder) == before
 
 
+def test_every_format_that_is_named_is_written(run, capsys):
+    """Of two, only the last was written."""
+    formats = ["--format", "qupath", "--format", "wsinfer-coords", "--format", "qupath"]
+    assert main(["export", str(run), *formats, "--model", "patchnet"]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert [line for line in said if "done" in line] == [
+        "export qupath: 4 done",
+        "export wsinfer-coords: 6 done",
+    ]
+    assert len(list((run / "exports/qupath/patchnet").iterdir())) == 4
+    assert len(list((run / "exports/wsinfer-coords").iterdir())) == 6
+
+
+def test_several_formats_have_a_folder_each_in_the_one_that_is_named(run, tmp_path, capsys):
+    out = tmp_path / "out"
+    formats = ["--format", "clam", "--format", "wsinfer"]
+    assert main(["export", str(run), *formats, "--out", str(out), "--quiet"]) == 0
+    assert {path.relative_to(out).as_posix() for path in out.rglob("s4*")} == {
+        "clam/s4.h5", "wsinfer/s4.csv"
+    }  # fmt: skip
+    capsys.readouterr()
+
+
+def test_no_format_is_written_where_one_is_not_known(run, capsys):
+    assert main(["export", str(run), "--format", "qupath", "--format", "cytomine"]) == 2
+    assert "cytomine" in capsys.readouterr().err
+    assert not (run / "exports").exists()
+
+
 def test_formats_do_not_touch_each_other_nor_the_report(run, capsys):
     assert main(["report", str(run), "--quiet"]) == 0
     assert export(run, "wsinfer") == 0
@@ -283,8 +312,8 @@ def test_collect_lists_the_exports_that_are_missing(run, capsys):
     assert main(["collect", str(run)]) == 3
     out = capsys.readouterr().out
     assert "export wsinfer patchnet: 4 of 4 slides done\n" in out
-    # The last export was told of all splits.
-    assert "export qupath patchnet: 1 of 4 slides done, 3 missing (s2, s3, s" in out
+    # Of the two slides of the split that this export was asked for, not of all four.
+    assert "export qupath patchnet: 1 of 2 slides done, 1 missing (s" in out
     assert "export: 1 shard of 2 never ended: 1" not in out  # a whole export came after it
 
 

@@ -141,7 +141,7 @@ def test_of_two_folds_the_other_trains(tmp_path):
 
 def test_folds_that_cannot_be_are_refused(tmp_path):
     slides = as_slides(tmp_path, some_entries(tmp_path, 6))
-    with pytest.raises(ConfigError, match="7 folds of 6 patients"):
+    with pytest.raises(ConfigError, match="7 folds need as many patients, got 6 patients"):
         assign_folds(slides, folds=7, seed=0)
     with pytest.raises(ConfigError, match="fold in 0 to folds - 1, got folds=3, fold=3"):
         assign_splits(slides, val_fraction=0, test_fraction=0, seed=0, folds=3, fold=3)

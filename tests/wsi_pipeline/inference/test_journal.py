@@ -47,7 +47,7 @@ def test_a_flipped_bit_ends_what_is_believed(tmp_path):
     path = tmp_path / "j"
     keep(path, [[0.5], [0.25], [0.125]])
     data = bytearray(path.read_bytes())
-    data[-14] ^= 1  # in the scores of the second of three records of twelve bytes
+    data[-18] ^= 1  # in the scores of the second of three records of sixteen bytes
     path.write_bytes(bytes(data))
 
     assert found(path) == [[0.5]]
@@ -60,12 +60,25 @@ def test_another_key_begins_anew(tmp_path):
     assert found(tmp_path / "j") == []
 
 
-def test_a_second_process_does_without(tmp_path):
+def test_two_processes_that_score_one_slide_share_a_journal_without_a_lock(tmp_path):
+    """Each appends all of its batches; what comes back is one copy, in order."""
+    batches = [[0.5], [0.25, 0.125], [1.0]]
     with Journal(tmp_path / "j", key="k") as first, Journal(tmp_path / "j", key="k") as second:
-        second.append(np.array([0.1], np.float32))
-        first.append(np.array([0.5], np.float32))
+        for number, batch in enumerate(batches):
+            first.append(np.array(batch, np.float32))
+            if number < 2:
+                second.append(np.array(batch, np.float32))
 
-    assert found(tmp_path / "j") == [[0.5]]
+    assert found(tmp_path / "j") == batches
+
+
+def test_records_of_another_key_are_not_believed(tmp_path):
+    """A process of other settings began the file anew; the first one still appended to it."""
+    with Journal(tmp_path / "j", key="k") as first, Journal(tmp_path / "j", key="other") as second:
+        first.append(np.array([0.5], np.float32))
+        second.append(np.array([0.25], np.float32))
+
+    assert found(tmp_path / "j", key="other") == []
 
 
 @pytest.mark.parametrize("batches", [[], [[1.0, 0.0]]])

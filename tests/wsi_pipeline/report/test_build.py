@@ -1,9 +1,12 @@
 """The report of a small run: whole, self-contained, escaped, and every number as in the files."""
 
+import base64
 import csv
+import hashlib
 import html.parser
 import importlib.util
 import json
+import re
 import shutil
 import subprocess
 from dataclasses import replace
@@ -310,18 +313,45 @@ def test_folder_that_is_no_run_is_refused(tmp_path):
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 
 
+def hash_of(script):
+    """The source of an inline script in a content security policy."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
+
+
+def policy_of(page):
+    """The directives of a page's content security policy."""
+    [value] = [v for tag, name, v in page.attributes if tag == "meta" and "default-src" in v]
+    return {name: set(sources) for name, *sources in map(str.split, value.split(";"))}
+
+
+def test_the_policy_names_the_only_script_and_style_by_their_hashes(text):
+    """With 'unsafe-inline', a name that found its way into the markup could have run."""
+    page = Page(text)
+    policy = policy_of(page)
+    for tag, directive in (("script", "script-src"), ("style", "style-src")):
+        [content] = re.findall(rf"<{tag}>(.*?)</{tag}>", text, flags=re.DOTALL)
+        assert policy[directive] == {hash_of(content)}
+    assert policy["default-src"] == {"'none'"}
+    assert policy["img-src"] == {"data:"}
+    names = {name for _, name, _ in page.attributes}
+    assert not {name for name in names if name == "style" or name.startswith("on")}
+
+
 def open_in_browser(text, folder):
     """Open a page, click every column of every table twice and every picture; read it back."""
-    probe = """<script>
+    probe = """
       for (const button of document.querySelectorAll("th button")) {
         button.click();
         button.click();
       }
       document.querySelectorAll("img.slide").forEach((picture) => picture.click());
       document.title = "probe " + document.querySelectorAll("[aria-sort=descending]").length;
-    </script></body>"""
+    """
+    assert "script-src 'sha256-" in html.unescape(text)
+    allowed = f"script-src {hash_of(probe)} "  # beside the page's own, which is named by its hash
+    text = text.replace("script-src ", allowed)
     probed = folder / "probed.html"
-    probed.write_text(text.replace("</body>", probe), encoding="utf-8")
+    probed.write_text(text.replace("</body>", f"<script>{probe}</script></body>"), encoding="utf-8")
     return subprocess.run(
         [
             CHROMIUM,

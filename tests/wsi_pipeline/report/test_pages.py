@@ -163,9 +163,17 @@ def test_every_figure_is_svg_png_and_csv_without_a_date(run):
 def test_figures_are_the_same_each_time(run):
     folder = run / "figures" / "vgg16"
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    (folder / "old.svg").write_text("of a model that had one curve more")
     build_report(run)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_pictures_of_others_in_the_folder_of_figures_stay(run, tmp_path):
+    """Every SVG, PNG and CSV there was deleted by the next report."""
+    copy = shutil.copytree(run, tmp_path / "copy")
+    mine = copy / "figures" / "vgg16" / "mine.svg"
+    mine.write_text("a figure of somebody's paper")
+    build_report(copy)
+    assert mine.read_text() == "a figure of somebody's paper"
 
 
 def test_gallery_shows_crops_with_their_places(run):
@@ -275,6 +283,12 @@ def test_compare_command_says_where_the_page_is(runs, tmp_path, capsys):
 
 
 # ------------------------------------------------------------ a real browser
+
+
+@pytest.mark.parametrize(("page", "fixture"), [("froc", "froc"), ("compare", "compared")])
+def test_every_page_names_its_script_by_hash(request, page, fixture):
+    text = (request.getfixturevalue(fixture) / f"{page}.html").read_text(encoding="utf-8")
+    test_build.test_the_policy_names_the_only_script_and_style_by_their_hashes(text)
 
 
 @pytest.mark.slow
