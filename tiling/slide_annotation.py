@@ -7,7 +7,7 @@ from tiling.annotations import check_annotation_fits, read_annotation
 from tiling.contracts import Annotation, SlideInfo, TileConfig
 from tiling.errors import AnnotationError
 from tiling.store import PatchStore, TileTable
-from tiling.wording import pluralize
+from tiling.wording import name_some, pluralize
 
 
 def read_slide_annotation(
@@ -82,10 +82,9 @@ def note_unhit_lesions(table: TileTable, annotation: Annotation | None) -> tuple
     missed = [str(index + 1) for index in range(len(annotation.lesions)) if index not in hit]
     if not missed:
         return ()
-    shown = ", ".join(missed[:5]) + (", ..." if len(missed) > 5 else "")
     of_all = f"{len(missed)} of {pluralize(len(annotation.lesions), 'lesion')}"
     verb = "meets" if len(missed) == 1 else "meet"
-    return (f"{of_all} {verb} no patch's inner square ({shown})",)
+    return (f"{of_all} {verb} no patch's inner square ({name_some(missed)})",)
 
 
 def describe_lesions(annotation: Annotation | None, info: SlideInfo) -> list[dict[str, Any]]:

@@ -1,10 +1,11 @@
-"""Numbers and counts in messages and reports: rounded, but never to something else.
+"""Numbers, counts and lists of names in messages and reports: rounded, but never to something else.
 
 Every message that counts things or shows a measured number goes through here, so that a score of
 0.99998951 is not printed as 1.000, nor one slide as "1 slides".
 """
 
 import math
+from collections.abc import Iterable
 
 MOST_DECIMALS = 12  # more are written in full
 
@@ -33,6 +34,19 @@ def plural(noun: str) -> str:
     if noun.endswith("y") and noun[-2:-1] not in "aeiou":
         return f"{noun[:-1]}ies"
     return f"{noun}s"
+
+
+def name_some(names: Iterable[str], most: int = 5) -> str:
+    """List the first `most` names and count the others.
+
+    Examples
+    --------
+    >>> name_some(["a", "b", "c"], 2), name_some(["a", "b"], 2)
+    ('a, b and 1 more', 'a, b')
+    """
+    known = list(names)
+    more = f" and {len(known) - most} more" if len(known) > most else ""
+    return ", ".join(known[:most]) + more
 
 
 def format_number(value: float, digits: int = 3) -> str:

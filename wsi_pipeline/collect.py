@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tiling.wording import pluralize
+from tiling.wording import name_some, pluralize
 from wsi_pipeline.config import Stage
 from wsi_pipeline.contracts import SlideEntry
 from wsi_pipeline.errors import StageError
@@ -26,7 +26,7 @@ from wsi_pipeline.runfolder import (
     record_damage,
     write_failures,
 )
-from wsi_pipeline.runner import READ_ONLY, read_stages, some
+from wsi_pipeline.runner import READ_ONLY, read_stages
 
 
 @dataclass(frozen=True)
@@ -143,14 +143,14 @@ def _describe(run: RunFolder, job: _Job, looked: _Looked) -> tuple[list[str], in
     ]
     missing = [u for u in job.units if u not in done + lost + damaged]
     why = [str(p) for u in (*damaged, *missing) for p in looked.problems(u)]
-    lines = [f"{job.title}: {some(why, 20)}"] if why else []
+    lines = [f"{job.title}: {name_some(why, 20)}"] if why else []
     n = len(missing) + len(damaged)
     if [u.slide_id for u in job.units] in ([ALL], [""]):  # all images, a model or the report
         state = "done" if done else "failed" if lost else "damaged" if damaged else "missing"
         return [f"{job.title}: {state}", *lines], n
     line = f"{job.title}: {len(done)} of {pluralize(len(job.units), 'slide')} done"
     for name, units in (("failed", lost), ("missing", missing), ("damaged", damaged)):
-        line += f", {len(units)} {name} ({some([u.name for u in units], 20)})" if units else ""
+        line += f", {len(units)} {name} ({name_some([u.name for u in units], 20)})" if units else ""
     return [line, *lines], n
 
 
@@ -230,4 +230,5 @@ def _expect_images(run: RunFolder) -> list[_Job]:
 def _describe_images(run: RunFolder) -> str:
     ids = [e.image_id for e in read_images(run.images)]
     lost = [i for i in ids if Unit("tile", i).mark(run, "failed").is_file()]
-    return f"images: {len(ids)}, {len(lost)} unreadable" + (f" ({some(lost, 20)})" if lost else "")
+    named = f" ({name_some(lost, 20)})" if lost else ""
+    return f"images: {len(ids)}, {len(lost)} unreadable{named}"

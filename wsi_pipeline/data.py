@@ -16,7 +16,7 @@ from torch import Tensor
 
 from tiling.contracts import SlideInfo, TileGeometry
 from tiling.threads import map_in_threads
-from tiling.wording import pluralize
+from tiling.wording import name_some, pluralize
 from wsi_pipeline.errors import TrainingError
 
 CLASS_NAMES = ("normal", "tumour")  # by label
@@ -216,11 +216,10 @@ def _check_classes(split: str, stores: Sequence[Patches]) -> None:
     labels = [usable_labels(store) for store in stores]
     for label, name in enumerate(CLASS_NAMES):
         if not any((y == label).any() for y in labels):
-            ids = ", ".join(store.info.slide_id for store in stores[:5])
-            more = f" and {len(stores) - 5} more" if len(stores) > 5 else ""
+            ids = name_some(store.info.slide_id for store in stores)
             raise TrainingError(
                 f"split {split} has no readable patch of class {name} (label {label}) on its "
-                f"{pluralize(len(stores), 'slide')} ({ids}{more}); move a slide that has "
+                f"{pluralize(len(stores), 'slide')} ({ids}); move a slide that has "
                 f"some into {split}, or check the annotations, the slide labels and the label rule"
             )
 

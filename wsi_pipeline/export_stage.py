@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from tiling.files import remove_leftovers
+from tiling.wording import name_some
 from wsi_pipeline.config import Config, digest_settings
 from wsi_pipeline.contracts import SlideEntry
 from wsi_pipeline.errors import ConfigError, StageError
 from wsi_pipeline.exports import COORDS_ONLY, check_format
 from wsi_pipeline.marks import marked_file, read_names
 from wsi_pipeline.runfolder import RunFolder, Unit
-from wsi_pipeline.runner import Options, Plan, StageResult, read_run_json, run_stage, some
+from wsi_pipeline.runner import Options, Plan, StageResult, read_run_json, run_stage
 from wsi_pipeline.settings import ExportConfig
 from wsi_pipeline.stages import (
     DigestScores,
@@ -147,7 +148,7 @@ def _why_nothing(run: RunFolder, models: Sequence[str], slide_ids: Collection[st
     if not slide_ids:
         return "no slide is in the splits named by export.splits; null takes all"
     if models == [""]:
-        return f"no slide's patches are whole ({some(list(slide_ids))}); run tile again"
+        return f"no slide's patches are whole ({name_some(list(slide_ids))}); run tile again"
     return why_unscored(run, models, slide_ids)
 
 

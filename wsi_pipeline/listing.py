@@ -19,12 +19,13 @@ from tiling.slide_files import (
     slide_stem,
     slide_suffix,
 )
+from tiling.wording import name_some
 from wsi_pipeline.contracts import SlideEntry
 from wsi_pipeline.errors import ManifestError
 from wsi_pipeline.manifest import IMAGE_SUFFIXES, check_entries, read_manifest
 from wsi_pipeline.names import find_name_problem, printable, shorten
 
-_MOST_NAMED = 5  # files in one message
+_MOST_NAMED = 5  # pairs of copies
 
 
 @dataclass(frozen=True)
@@ -104,19 +105,17 @@ def _describe_rest(folder: Path, files: SlideFiles, deeper: Sequence[str]) -> li
     by_reason: dict[str, list[str]] = defaultdict(list)
     for name, reason in files.passed_over:
         by_reason[reason].append(name)
-    notes = [f"{folder}: passed over {_some(names)}: {why}" for why, names in by_reason.items()]
+    notes = [
+        f"{folder}: passed over {name_some(map(shorten, names))}: {why}"
+        for why, names in by_reason.items()
+    ]
     if deeper:
         notes.append(
-            f"{folder}: folders are not searched deeper; there are slides in {_some(deeper)}: give "
-            "such a folder, or list the slides in a manifest"
+            f"{folder}: folders are not searched deeper; there are slides in "
+            f"{name_some(map(shorten, deeper))}: give such a folder, or list the "
+            "slides in a manifest"
         )
     return [printable(note) for note in notes]
-
-
-def _some(names: Sequence[str]) -> str:
-    """List file names, not too many of them."""
-    more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
-    return ", ".join(shorten(name) for name in names[:_MOST_NAMED]) + more
 
 
 def _explain_no_slides(folder: Path, files: SlideFiles, deeper: Sequence[str]) -> str:
@@ -124,7 +123,7 @@ def _explain_no_slides(folder: Path, files: SlideFiles, deeper: Sequence[str]) -
     if deeper:
         which = "that" if len(deeper) == 1 else "one of them, or list the slides in a manifest"
         has = "its folder {} has some" if len(deeper) == 1 else "its folders {} have some"
-        hint = f"; {has.format(_some(deeper))}: give {which}"
+        hint = f"; {has.format(name_some(map(shorten, deeper)))}: give {which}"
     elif files.passed_over:
         hint = "".join(f"; {shorten(name)}: {reason}" for name, reason in files.passed_over[:3])
     else:
@@ -152,11 +151,10 @@ def _check_names(source: Path, entries: Sequence[SlideEntry]) -> None:
     bad = [f"'{shorten(entry.path.name)}' ({reason})" for entry, reason in found if reason]
     if not bad:
         return
-    more = f" and {len(bad) - _MOST_NAMED} more" if len(bad) > _MOST_NAMED else ""
     table = "the manifest" if source.suffix.lower() == ".csv" else "a manifest"
     raise ManifestError(
         f"{printable(str(source))}: no slide_id can be made of the file name "
-        f"{', '.join(bad[:_MOST_NAMED])}{more}; give a slide_id in the column slide_id of {table} "
+        f"{name_some(bad)}; give a slide_id in the column slide_id of {table} "
         "(wsi-pipeline slides INPUT --csv FILE writes one with proposals), or rename the file"
     )
 

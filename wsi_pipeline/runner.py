@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tiling.files import json_text, read_json_object, remove_leftovers_below, update_text
+from tiling.wording import name_some
 from wsi_pipeline.cluster import Shard, map_tasks, select_shard
 from wsi_pipeline.config import STAGES, Config, as_plain, digest_settings
 from wsi_pipeline.errors import StageError
@@ -126,7 +127,7 @@ def _writing(run: RunFolder, stage: str, tasks: Sequence[Task]) -> Iterator[None
             raise
         certain = [task.unit.title for task in tasks if task.fingerprint or task.overwrite]
         if certain:
-            names = some(certain)
+            names = name_some(certain)
             raise StageError(
                 f"{run.path}: cannot be written to ({error.strerror}), but {stage} has to do "
                 f"{names}; copy the run folder, or make it writable"
@@ -327,9 +328,3 @@ def recall_settings(run: RunFolder, stage: str) -> dict[str, Any]:
         if name in source and name not in _PER_COMMAND:
             told[name] = source[name]
     return told
-
-
-def some(names: Sequence[str], most: int = 5) -> str:
-    """List names, not too many of them."""
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more

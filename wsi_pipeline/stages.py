@@ -14,7 +14,7 @@ from pathlib import Path
 from tiling.errors import StoreError, of_damage
 from tiling.files import digest_file, json_text, read_json_object
 from tiling.geometry import check_tile_config
-from tiling.wording import pluralize
+from tiling.wording import name_some, pluralize
 from wsi_pipeline import image_stages
 from wsi_pipeline.config import Config, Stage, digest_settings
 from wsi_pipeline.contracts import SlideEntry, Split
@@ -31,7 +31,7 @@ from wsi_pipeline.runfolder import (
     forget_failures,
     iterate_failures,
 )
-from wsi_pipeline.runner import Options, Plan, StageResult, read_run_json, run_stage, some
+from wsi_pipeline.runner import Options, Plan, StageResult, read_run_json, run_stage
 from wsi_pipeline.settings import (
     EvaluatedSplit,
     TrainConfig,
@@ -253,7 +253,7 @@ def _finished_entries(
     if waiting:
         raise StageError(
             f"not tiled yet: {len(waiting)} of {pluralize(len(entries), 'slide')}: "
-            f"{some(waiting)}; run: wsi-pipeline tile INPUT --out {run.path} "
+            f"{name_some(waiting)}; run: wsi-pipeline tile INPUT --out {run.path} "
             "(see also: wsi-pipeline collect)"
         )
     if not tiled:
@@ -351,7 +351,7 @@ def cut_for(
         raise ConfigError(
             "--slides needs a --checkpoint: it says which patches to cut"
             if not needs
-            else f"--slides: the checkpoints need different patches ({some(_sizes(needs))}); "
+            else f"--slides: the checkpoints need different patches ({name_some(_sizes(needs))}); "
             "predict with one at a time, each into a RUN of its own"
         )
     if options.shard:
@@ -475,7 +475,7 @@ def name_unscored(
 
     lost = {model: [s for s in slide_ids if is_lost(Unit("predict", s, model))] for model in models}
     return tuple(
-        f"skipped {some(slides)}: prediction with {model} failed"
+        f"skipped {name_some(slides)}: prediction with {model} failed"
         for model, slides in lost.items()
         if slides
     )
@@ -490,11 +490,11 @@ def why_unscored(run: RunFolder, models: Sequence[str], slide_ids: Iterable[str]
         return f"{failed[0].removeprefix('skipped ')} (see {run.failures}); then {again}"
     untiled = [s for s in slide_ids if not Unit("tile", s).mark(run, "done").is_file()]
     if len(untiled) == len(slide_ids):
-        return f"no slide's patches are whole ({some(untiled)}); run tile again, then predict"
+        return f"no slide's patches are whole ({name_some(untiled)}); run tile again, then predict"
     if not any(run.scores(model, s).is_file() for model in models for s in slide_ids):
-        none = f"no scores of {some(models)} for {some(slide_ids)}"
+        none = f"no scores of {name_some(models)} for {name_some(slide_ids)}"
         return f"{none} (predict.splits chooses the slides); {again}"
-    return f"the scores of {some(models)} were not finished; {again}"
+    return f"the scores of {name_some(models)} were not finished; {again}"
 
 
 def digest_scores(run: RunFolder, model: str, slide_id: str) -> str:
@@ -620,7 +620,7 @@ def _to_evaluate(
     if waiting:
         raise StageError(
             f"no scores of {model} yet for {len(waiting)} of {pluralize(len(wanted), 'slide')}: "
-            f"{some([e.slide_id for e in waiting])}; run: wsi-pipeline predict {run.path}"
+            f"{name_some([e.slide_id for e in waiting])}; run: wsi-pipeline predict {run.path}"
             f"{_also_splits(waiting, config.predict.splits)}"
         )
     left_out = tuple(e.slide_id for e in wanted if e.slide_id in failed - done)

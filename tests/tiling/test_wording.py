@@ -12,6 +12,7 @@ from tiling.wording import (
     format_number,
     format_percent,
     format_rate,
+    name_some,
     plural,
     pluralize,
 )
@@ -108,3 +109,12 @@ def test_one_is_singular_and_everything_else_plural(n):
 )  # fmt: skip
 def test_plurals(noun, nouns):
     assert plural(noun) == nouns
+
+
+@given(st.lists(st.text("abc", min_size=1)), st.integers(1, 6))
+def test_every_name_is_listed_or_counted(names, most):
+    shown, _, rest = name_some(iter(names), most).partition(" and ")
+
+    listed = shown.split(", ") if shown else []
+    assert listed == names[:most]
+    assert len(listed) + int(rest.removesuffix(" more") or 0) == len(names)

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from tiling.contracts import Annotation, Unclassified
 from tiling.errors import AnnotationError
 from tiling.polygons import assemble_annotation, repair_polygon
+from tiling.wording import name_some
 
 # unknown: a class that says nothing of tumour; unclassified: no class at all
 Meaning = Literal["tumour", "exclusion", "ignored", "unknown", "unclassified"]
@@ -186,8 +187,7 @@ def shorten_names(names: Sequence[str]) -> str:
     """
     counts = Counter(names)
     shown = [name if n == 1 else f"{name} ({n} times)" for name, n in counts.items()]
-    more = f" and {len(shown) - NAMED_IN_NOTES} more" if len(shown) > NAMED_IN_NOTES else ""
-    return ", ".join(shown[:NAMED_IN_NOTES]) + more
+    return name_some(shown, NAMED_IN_NOTES)
 
 
 def parse_vertices(name: str, points: Sequence[Any]) -> Vertices:

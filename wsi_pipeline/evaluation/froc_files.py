@@ -14,7 +14,7 @@ import numpy as np
 
 from tiling.contracts import Unclassified
 from tiling.files import digest_file, write_json
-from tiling.wording import pluralize
+from tiling.wording import name_some, pluralize
 from wsi_pipeline import __version__
 from wsi_pipeline.contracts import FrocCurve
 from wsi_pipeline.errors import EvaluationError
@@ -49,7 +49,6 @@ from wsi_pipeline.evaluation.froc_results import (
 )
 from wsi_pipeline.evaluation.lesions import CAMELYON16_MPP, LesionReference
 from wsi_pipeline.evaluation.reference import read_reference
-from wsi_pipeline.evaluation.wording import name_some
 
 log = logging.getLogger(__name__)
 

@@ -8,9 +8,9 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
+from tiling.wording import name_some
 from wsi_pipeline.errors import EvaluationError
 from wsi_pipeline.evaluation.slide_names import SlideIndex, list_ids
-from wsi_pipeline.evaluation.wording import name_some
 
 _SHOWN = 20  # names in one message
 

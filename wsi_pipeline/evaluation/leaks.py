@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tiling.wording import pluralize
+from tiling.wording import name_some, pluralize
 from wsi_pipeline.errors import EvaluationError
 
 _SHOWN = 8  # names in a sentence
@@ -57,15 +57,15 @@ def refuse_leaks(slides: Iterable[Seen], *, evaluated: str = "test") -> list[str
         if leaked:
             raise EvaluationError(
                 f"the model was {role} on {_count(leaked)} that it would be tested on: "
-                f"{_some(leaked)}; take them out of the split {evaluated}, or evaluate a model "
-                "that has not seen them (if these are others of the same name, rename them in the "
-                "manifest)"
+                f"{name_some(leaked, _SHOWN)}; take them out of the split {evaluated}, or "
+                "evaluate a model that has not seen them (if these are others of the same name, "
+                "rename them in the manifest)"
             )
     unknown = [slide.slide_id for slide in tested if slide.trained_on is None]
     if unknown:
         return [
             f"{len(unknown)} score files do not say what the model was trained on, so "
-            f"leaks could not be looked for: {_some(unknown)}"
+            f"leaks could not be looked for: {name_some(unknown, _SHOWN)}"
         ]
     return []
 
@@ -79,8 +79,3 @@ def _took_part(slide: Seen, split: str) -> bool:
 
 def _count(patients: Sequence[str]) -> str:
     return pluralize(len(patients), "patient")
-
-
-def _some(names: Sequence[str]) -> str:
-    rest = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + rest

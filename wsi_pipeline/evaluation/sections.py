@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tiling.wording import name_some
 from wsi_pipeline.contracts import SPLITS
 from wsi_pipeline.evaluation.bootstrap import Resamples, weighted_roc_auc
 from wsi_pipeline.evaluation.calibration import (
@@ -144,10 +145,9 @@ def describe_elsewhere(what: str, elsewhere: Mapping[str, Sequence[str]]) -> lis
     notes = []
     for split, ids in elsewhere.items():
         n = f"1 {what} is" if len(ids) == 1 else f"{len(ids)} {what}s are"
-        more = f" and {len(ids) - _NAMED} more" if len(ids) > _NAMED else ""
         asked = split if split in SPLITS else "all"
         notes.append(
-            f"{n} in the split {split}, which is not evaluated: {', '.join(ids[:_NAMED])}{more}; "
+            f"{n} in the split {split}, which is not evaluated: {name_some(ids, _NAMED)}; "
             f"set evaluate.split={asked} to compare their maps"
         )
     return notes

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from tiling.same_content import find_same_content
+from tiling.wording import name_some
 from wsi_pipeline.contracts import SPLITS, SlideEntry, Split
 from wsi_pipeline.csv_files import as_mapping, iterate_csv, read_csv, update_csv
 from wsi_pipeline.errors import ManifestError
@@ -257,10 +258,9 @@ def describe_copies(folder: Path, entries: Sequence[ImageEntry]) -> str:
     ]
     if not apart:
         return ""
-    more = f" and {len(apart) - 3} more" if len(apart) > 3 else ""
     return (
         f"{folder}: images with the same content are in different splits: "
-        f"{printable(', '.join(apart[:3]))}{more}; results on them are too good"
+        f"{printable(name_some(apart, 3))}; results on them are too good"
     )
 
 

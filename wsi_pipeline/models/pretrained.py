@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tiling.wording import name_some
 from wsi_pipeline.errors import ModelError
 
 log = logging.getLogger(__name__)
@@ -101,7 +102,7 @@ def _unwrap(path: Path, content: Any) -> dict[str, Any]:
     if isinstance(found, Mapping) and any(isinstance(v, Tensor) for v in found.values()):
         return {str(name): value for name, value in found.items()}
     if isinstance(content, Mapping):
-        holds = f"its keys are {_some(map(str, content))}" if content else "it is empty"
+        holds = f"its keys are {_quote(map(str, content))}" if content else "it is empty"
     else:
         holds = f"it is a {type(content).__name__}"
     raise ModelError(
@@ -118,7 +119,7 @@ def _strip_prefix(path: Path, stored: Mapping[str, Any]) -> dict[str, Any]:
         return dict(stored)
     if len(prefixes) > 1:
         raise ModelError(
-            f"{path.name}: weights of several networks, under {_some(sorted(prefixes))}; save the "
+            f"{path.name}: weights of several networks, under {_quote(sorted(prefixes))}; save the "
             "one to start from in a file of its own"
         )
     (prefix,) = prefixes
@@ -139,20 +140,20 @@ def _check_names(
     foreign = [name for name in found if name.startswith("features.") and name not in wanted]
     if missing:
         others = foreign or [name for name in stored if name not in wanted]
-        has = f"; the file has {_some(others)}" if others else ""
+        has = f"; the file has {_quote(others)}" if others else ""
         raise ModelError(
-            f"{path.name}: no layer {_some(missing)}{has}; give weights of the same VGG (without "
+            f"{path.name}: no layer {_quote(missing)}{has}; give weights of the same VGG (without "
             "batch normalisation), in torchvision's layout"
         )
     if foreign:
         raise ModelError(
-            f"{path.name}: the model has no layer {_some(foreign)}; give weights of the same VGG "
+            f"{path.name}: the model has no layer {_quote(foreign)}; give weights of the same VGG "
             "(without batch normalisation)"
         )
     tops = ("classifier.", "output.")  # last layers, of other classes
     unused = [name for name in found if name not in wanted and not name.startswith(tops)]
     if unused:
-        log.warning("%s: not used, as the model has no such layer: %s", path.name, _some(unused))
+        log.warning("%s: not used, as the model has no such layer: %s", path.name, _quote(unused))
 
 
 def _fit(path: Path, name: str, value: Any, like: Tensor) -> Tensor:
@@ -178,7 +179,6 @@ def _fit(path: Path, name: str, value: Any, like: Tensor) -> Tensor:
     return ready
 
 
-def _some(names: Iterable[str], most: int = 5) -> str:
-    known = [f"'{name}'" for name in names]
-    more = f" and {len(known) - most} more" if len(known) > most else ""
-    return ", ".join(known[:most]) + more
+def _quote(names: Iterable[str]) -> str:
+    """List some names, each in quotation marks."""
+    return name_some(f"'{name}'" for name in names)

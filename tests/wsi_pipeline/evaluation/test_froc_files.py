@@ -11,6 +11,7 @@ import pytest
 import tifffile
 
 from tiling.annotations import write_asap_xml
+from wsi_pipeline.cli import main
 from wsi_pipeline.errors import EvaluationError
 from wsi_pipeline.evaluation.froc_files import FrocOptions, run_froc
 
@@ -265,6 +266,25 @@ def test_polygons_without_a_group_are_tumour_unless_an_option_says_otherwise(
     result, lines = run(replace(options, unclassified=unclassified))
     assert result["n_normal"] == n_normal
     assert any("without class taken as tumour" in x for x in lines) is (unclassified is None)
+
+
+@pytest.mark.parametrize("choice", ["auto", "tumour", "region"])
+def test_the_commands_option_decides_what_polygons_without_a_group_are(options, choice, capsys):
+    """With other groups in the file they are regions; only ``tumour`` makes a lesion of them."""
+    write_xml(options.reference / "a.xml", (3200, 3200, 3200), group="None")
+    polygons = [("n", "None", square(3200, 3200, 3200)), ("t", "Tumor", square(32000, 3200, 3200))]
+    write_asap_xml(options.reference / "b.xml", polygons, ["Tumor", "None"])
+    detect(options, "a", (0.9, 4000, 4000))
+    detect(options, "b", (0.9, 33000, 4000))
+    folders = ["--detections", str(options.detections), "--reference", str(options.reference)]
+    command = ["froc", *folders, "--out", str(options.out), "--unclassified", choice]
+    assert main(command) == 0
+    result = json.loads((options.out / "froc.json").read_text())
+    n_lesions = {"auto": 2, "tumour": 3, "region": 1}[choice]
+    assert result["n_lesions"] == n_lesions
+    assert result["n_normal"] == (1 if choice == "region" else 0)
+    noted = "without class taken as" in capsys.readouterr().out
+    assert noted is (choice == "auto")  # a choice of the user's is no guess
 
 
 def test_a_polygon_far_larger_than_a_slide_is_refused_in_one_line(options):

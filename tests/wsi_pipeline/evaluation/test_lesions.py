@@ -1,6 +1,7 @@
 """Lesions from masks and polygons: growth, merging, holes, 8-connectivity, ITC, windows."""
 
 import json
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -208,6 +209,30 @@ def test_the_limit_is_of_all_windows_together(monkeypatch):
     label_polygons(shapely.MultiPolygon(apart[:2]), mpp=0.243)
     with pytest.raises(ExtentError, match="more than can be drawn"):
         label_polygons(shapely.MultiPolygon(apart), mpp=0.243)
+
+
+def test_a_large_lesion_is_measured_without_a_list_of_its_pixels():
+    """Rows and columns of all pixels took 3.7 GB and most of the time at the limit."""
+    side = 1500 * 32
+    tracemalloc.start()
+    try:
+        found = label_polygons(shapely.MultiPolygon([shapely.box(0, 0, side, side)]), mpp=0.25)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 24 * 1510**2  # bytes; it was 54 per pixel of the grid
+    assert found.centre == pytest.approx(np.full((1, 2), side / 2), abs=3 * 32)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_centres_are_the_means_of_the_pixels(seed):
+    found = label_mask(blobs(seed, (300, 200), 12), downsample=32, mpp=0.25)
+    image = whole_image(found, (300, 200))
+    assert len(found.centre) == image.max() > 1
+    for number, centre in enumerate(found.centre, start=1):
+        rows, columns = np.nonzero(image == number)
+        expected = ((columns.mean() + 0.5) * 32, (rows.mean() + 0.5) * 32)
+        assert centre == pytest.approx(expected, rel=1e-12)
 
 
 def test_lesions_are_numbered_row_by_row_wherever_their_windows_are():
