@@ -81,6 +81,10 @@ class RunFolder:
         """Picture of a slide's tissue mask, grid and labels."""
         return self.tiles / f"{slide_id}.png"
 
+    def content(self, slide_id: str) -> Path:
+        """Digest of a slide's files, kept so that they are not read again while unchanged."""
+        return self.path / ".state" / "content" / f"{slide_id}.digest"
+
     @property
     def label_audit(self) -> Path:
         """Folder of what all stores say of the labels."""
