@@ -21,9 +21,9 @@ import numpy as np
 import pytest
 import tifffile
 import yaml
-from matplotlib.figure import Figure
 from PIL import Image
 
+from tests.quick_pictures import quick_pictures
 from tests.wsi_pipeline import tiny_cohort
 from wsi_pipeline.cli import main
 from wsi_pipeline.cohorts import camelyon_patches, textures_folder, toy
@@ -339,14 +339,6 @@ def as_words(settings: Iterable[str]) -> list[str]:
     return [word for setting in settings for word in ("--set", setting)]
 
 
-def save_a_pixel(self: Figure, path: Path, *, format: str = "png", **_: Any) -> None:
-    """In place of a picture: these tests are of numbers."""
-    if format == "png":
-        Image.new("L", (1, 1)).save(path, format="PNG")
-    else:
-        Path(path).write_text('<svg xmlns="http://www.w3.org/2000/svg"/>')
-
-
 class Runs:
     """Runs of the configs in a folder that has them and their data; each is made once."""
 
@@ -365,8 +357,7 @@ class Runs:
             fake.draw(place / "configs")
             settings = [*tiny_models(config), *fake.settings]
             command = ["run", f"configs/{stem}.yaml", "--out", "run", "--quiet", "--device", "cpu"]
-            with contextlib.chdir(place), pytest.MonkeyPatch.context() as patch:
-                patch.setattr(Figure, "savefig", save_a_pixel)  # half of the time; drawn elsewhere
+            with contextlib.chdir(place), quick_pictures():
                 self._codes[stem] = main([*command, *as_words(settings)])
         return self._codes[stem], place / "run"
 
@@ -475,8 +466,7 @@ def test_commands_of_the_blocks_run_in_their_order(tmp_path, capsys):
     draw_isic2017(tmp_path)
     draw_folders(tmp_path / "dtd", ("cracked", "perforated"), ALL, 3)
     draw_camelyon_patches(tmp_path / "PATCHES")
-    with contextlib.chdir(tmp_path), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Figure, "savefig", save_a_pixel)
+    with contextlib.chdir(tmp_path), quick_pictures():
         for program, *words in commands_of_the_blocks():
             words = [word.replace("$PWD", str(tmp_path)) for word in words]
             if program == "python":

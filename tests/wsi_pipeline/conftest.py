@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from tests.quick_pictures import quick_pictures
 from tests.wsi_pipeline.tiny_cohort import draw_cohort, write_config
 from tiling.contracts import SlideInfo, TileGeometry
 from wsi_pipeline.cli import main
@@ -76,6 +77,16 @@ class FakeStore:
         return pixels, bad
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _quick_pictures(request):
+    """Draw no figures, but in modules with the mark `real_pictures`; see `quick_pictures`."""
+    if request.node.get_closest_marker("real_pictures"):
+        yield
+    else:
+        with quick_pictures():
+            yield
+
+
 @pytest.fixture
 def fake_store() -> type[FakeStore]:
     return FakeStore
@@ -86,7 +97,9 @@ def finished(tmp_path_factory) -> Path:
     """A run that went through every stage; not to be changed."""
     folder = tmp_path_factory.mktemp("whole")
     draw_cohort(folder / "data")
-    assert main(["run", str(write_config(folder, folder / "data", folder / "run")), "--quiet"]) == 0
+    with quick_pictures():
+        config = write_config(folder, folder / "data", folder / "run")
+        assert main(["run", str(config), "--quiet"]) == 0
     return folder
 
 

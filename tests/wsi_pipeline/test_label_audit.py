@@ -17,6 +17,8 @@ from wsi_pipeline.cli import main
 from wsi_pipeline.label_audit import SHOWN, update_audit
 from wsi_pipeline.runfolder import RunFolder
 
+pytestmark = pytest.mark.real_pictures
+
 SETTINGS = (
     "--set", "patch_px=32", "--set", "tile.tissue.mpp=2", "--set", "tile.tissue.min_object_um2=100",
 )  # fmt: skip

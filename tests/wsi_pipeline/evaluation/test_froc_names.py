@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wsi_pipeline.errors import EvaluationError
-from wsi_pipeline.evaluation import froc_results, reference
+from wsi_pipeline.evaluation import reference
 from wsi_pipeline.evaluation.froc_files import FrocOptions, run_froc
 from wsi_pipeline.evaluation.masks import TumourMask
 from wsi_pipeline.evaluation.slide_names import fold_name, list_ids
@@ -26,14 +26,6 @@ GEOJSON = json.dumps(
         "properties": {"classification": {"name": "Tumor"}},
     }
 )
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _no_pictures():
-    """Names are looked at, not curves: drawing them takes most of the time."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(froc_results, "draw_froc", lambda path, curves: None)
-        yield
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ import pytest
 import tifffile
 import zarr
 
+from tests.quick_pictures import quick_pictures
 from tests.wsi_pipeline.tiny_cohort import TUMOUR, draw_cohort
 from wsi_pipeline.cli import main
 from wsi_pipeline.contracts import Heatmap
@@ -65,11 +66,12 @@ def scored_run(tmp_path_factory) -> Path:
     manifest.write_text("\n".join([f"{head},mpp", *(f"{row},{MPP}" for row in rows)]) + "\n")
     config = folder / "config.yaml"
     config.write_text(CONFIG.format(data=folder / "data", run=folder / "run"))
-    assert main(["run", str(config), "--quiet"]) == 0
-    for number in range(2, 6):
-        rescore(folder / f"run/scores/patchnet/s{number}.h5", number)
-    for stage in ("heatmap", "evaluate"):
-        assert main([stage, str(folder / "run"), "--config", str(config), "--quiet"]) == 0
+    with quick_pictures():
+        assert main(["run", str(config), "--quiet"]) == 0
+        for number in range(2, 6):
+            rescore(folder / f"run/scores/patchnet/s{number}.h5", number)
+        for stage in ("heatmap", "evaluate"):
+            assert main([stage, str(folder / "run"), "--config", str(config), "--quiet"]) == 0
     return folder
 
 

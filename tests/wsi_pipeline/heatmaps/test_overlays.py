@@ -10,6 +10,8 @@ from wsi_pipeline.contracts import Heatmap
 from wsi_pipeline.errors import HeatmapError
 from wsi_pipeline.heatmaps.overlays import compose_overlay, draw_overlay
 
+pytestmark = pytest.mark.real_pictures
+
 
 @settings(deadline=None, max_examples=50)
 @given(

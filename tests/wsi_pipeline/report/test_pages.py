@@ -16,6 +16,8 @@ from wsi_pipeline.report.build import build_report
 from wsi_pipeline.report.comparison import build_comparison
 from wsi_pipeline.report.froc_page import build_froc_page
 
+pytestmark = pytest.mark.real_pictures
+
 
 def load(name):
     spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))

@@ -1,10 +1,13 @@
 """When training stops, and which epoch is kept, read off the history."""
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wsi_pipeline.training.curves import draw_curves
 from wsi_pipeline.training.history import EpochRecord, best_epoch, stop_reason, write_history
+
+pytestmark = pytest.mark.real_pictures
 
 
 def history_of(aucs, losses=None):
