@@ -221,3 +221,35 @@ def test_a_report_is_not_out_of_date_for_a_slide_that_was_touched(home):
     assert tile(touch(home)) == 0
     assert main(["report", str(home / "run"), "--quiet"]) == 0
     assert (home / "run/report.html").stat().st_mtime_ns == before
+
+
+def forget_digests(home: Path) -> None:
+    for path in (home / "run/.state/content").iterdir():
+        path.unlink()
+
+
+def test_a_damaged_store_is_named_and_rebuilt_where_the_worker_decides(home, capsys):
+    assert tile(home) == 0
+    before = made(home)
+    forget_digests(home)
+    [*_, part] = sorted((home / "run/tiles/s1.zarr/coords/c").rglob("*"))
+    changed = bytearray(part.read_bytes())
+    changed[len(changed) // 2] ^= 1
+    part.write_bytes(changed)
+    capsys.readouterr()
+    assert tile(home) == 0
+    captured = capsys.readouterr()
+    assert "tile: 1 done, 1 kept from before" in captured.out
+    assert "tiles/s1.zarr has changed since it was written, rebuilt: " in captured.err
+    after = made(home)
+    assert (after[0] == before[0], after[1] > before[1]) == (True, True)
+
+
+def test_overwrite_of_a_slide_that_cannot_be_read_any_more_leaves_no_mark(home):
+    assert tile(home) == 0
+    mark = Unit("tile", "s1").mark(RunFolder(home / "run"), "done")
+    forget_digests(home)
+    (home / "data/s1.tif").write_bytes(b"")
+    assert mark.is_file()
+    assert tile(home, "--overwrite") == 3
+    assert not mark.exists()
