@@ -1,4 +1,4 @@
-"""T11: `tile` with store: coords on a slide of 40,320 x 40,320 px, tissue mask included.
+"""`tile` with store: coords on a slide of 40,320 x 40,320 px, tissue mask included.
 
 Measured: the whole process, imports included, its processor time, and the part after the imports.
 WSInfer 0.6.1 and CLAM are not run: their stated times (0.7 s of processor time for the patch
@@ -86,7 +86,7 @@ def main():
     machine = {"cpu": platform.machine(), "python": platform.python_version()}
     write_json(
         arguments.out,
-        {"row": "T11", "side_px": SIDE, "rounds": arguments.rounds, "machine": machine}
+        {"benchmark": "coords", "side_px": SIDE, "rounds": arguments.rounds, "machine": machine}
         | {"patches": n_patches, "stated_elsewhere": STATED, **result},
     )
 

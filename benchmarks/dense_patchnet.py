@@ -1,4 +1,4 @@
-"""T5: PatchNet around every pixel of an image, against batches of patches.
+"""PatchNet around every pixel of an image, against batches of patches.
 
 One thread, processor time, both in turn. The patches' batch size is the fastest of several, in
 the memory layout that suits convolutions (NHWC); cutting them is not counted. Counted on our side:
@@ -123,7 +123,12 @@ def main():
     machine |= {"torch": torch.__version__, "numba": numba.__version__}
     write_json(
         arguments.out,
-        {"row": "T5", "size": arguments.size, "rounds": arguments.rounds, "machine": machine}
+        {
+            "benchmark": "dense_patchnet",
+            "size": arguments.size,
+            "rounds": arguments.rounds,
+            "machine": machine,
+        }
         | {"results": rows},
     )
 

@@ -1,4 +1,4 @@
-"""T7, exports: a slide of 350,000 overlapping patches in every format, and its heatmap file.
+"""A slide of 350,000 overlapping patches in every format, and its heatmap file.
 
 Counted: from scores in memory to the file on disk, the heatmap's making included. The peak is that
 of the whole process so far, imports and scores included.

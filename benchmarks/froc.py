@@ -1,4 +1,4 @@
-"""T8: lesion FROC of 129 slides against the published method (docs/speed.md).
+"""Lesion FROC of 129 slides against the published method (docs/speed.md).
 
 Three claims, each checked to give identical numbers before it is timed:
 

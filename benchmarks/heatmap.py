@@ -1,4 +1,4 @@
-"""T7: the heatmap of a large slide, against one Python step per patch.
+"""The heatmap of a large slide, against one Python step per patch.
 
 Counted: from coordinates and scores in memory to the heatmap in memory; in a second figure also
 writing the OME-TIFF and reading it back. Not counted: imports. Peak memory is what Python and numpy
@@ -138,7 +138,12 @@ def main():
     settings = {"slide": SLIDE_SIZE, "patches": N_PATCHES, "patch_l0": PATCH}
     write_json(
         arguments.out,
-        {"row": "T7", "settings": settings, "rounds": arguments.rounds, "machine": machine}
+        {
+            "benchmark": "heatmap",
+            "settings": settings,
+            "rounds": arguments.rounds,
+            "machine": machine,
+        }
         | {"results": rows},
     )
 

@@ -1,4 +1,4 @@
-"""T4: what prediction costs around the forward pass.
+"""What prediction costs around the forward pass.
 
 Three comparisons, each in one run and interleaved:
 
@@ -259,7 +259,12 @@ def main():
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     write_json(
         asked.out,
-        {"row": "T4", "patch_px": PATCH_PX, "batch": settings["batch"], "rounds": asked.rounds}
+        {
+            "benchmark": "predict",
+            "patch_px": PATCH_PX,
+            "batch": settings["batch"],
+            "rounds": asked.rounds,
+        }
         | {"precision": how["precision"], "machine": machine, "peak_rss_gib": peak}
         | {"results": results},
     )

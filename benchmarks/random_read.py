@@ -1,4 +1,4 @@
-"""T3: random patches for training from the store, against indexing the array with zarr-python.
+"""Random patches for training from the store, against indexing the array with zarr-python.
 
 The same patches of one finished store (512 x 512, shards as `tile` writes them), in the same random
 order, page cache warm: `PatchStore.read` in batches, and `array[i]` patch by patch as a data set
@@ -73,7 +73,7 @@ def main():
             n_patches = len(store)
     ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
     result = {
-        "row": "T3",
+        "benchmark": "random_read",
         "patches": n_patches,
         "batch": BATCH,
         "rounds": arguments.rounds,

@@ -1,4 +1,4 @@
-"""T1: patches from a tiled JPEG slide, against openslide-python; one thread, equal bit for bit.
+"""Patches from a tiled JPEG slide, against openslide-python; one thread, equal bit for bit.
 
 The slide: real H&E content (``CMU-1-Small-Region.svs`` of the project's shared data) mirrored to
 20,000 x 20,000 px with a little grain, in an Aperio-like SVS of 240 px JPEG tiles (quality 80,
@@ -293,7 +293,12 @@ def write_report(arguments, rows):
     settings["content"] = "real H&E" if SOURCE.exists() else "made-up tissue"
     write_json(
         arguments.out,
-        {"row": "T1", "settings": settings, "rounds": arguments.rounds, "machine": machine}
+        {
+            "benchmark": "reading",
+            "settings": settings,
+            "rounds": arguments.rounds,
+            "machine": machine,
+        }
         | {"results": rows},
     )
 

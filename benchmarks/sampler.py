@@ -1,4 +1,4 @@
-"""T6: three-step draws of the lecture's data set, against torch's WeightedRandomSampler.
+"""Three-step draws of the lecture's data set, against torch's WeightedRandomSampler.
 
 Both draw batches of one size from 7,878,675 patches of 698 slides with the same probabilities: ours
 from its index, torch's from one weight per patch. Counted: the draws. Not counted: imports, labels,
@@ -113,7 +113,12 @@ def main():
     settings = {"patches": N_PATCHES, "slides": N_SLIDES}
     write_json(
         arguments.out,
-        {"row": "T6", "settings": settings, "rounds": arguments.rounds, "machine": machine}
+        {
+            "benchmark": "sampler",
+            "settings": settings,
+            "rounds": arguments.rounds,
+            "machine": machine,
+        }
         | {"index": index, "results": rows},
     )
 

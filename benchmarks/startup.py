@@ -1,4 +1,4 @@
-"""T9: `wsi-pipeline --help` against `python -c "import numpy"`, whole processes in turn.
+"""`wsi-pipeline --help` against `python -c "import numpy"`, whole processes in turn.
 
 python benchmarks/startup.py
 """
@@ -35,7 +35,7 @@ def main():
     pairs = [(seconds(HELP), seconds(NUMPY)) for _ in range(arguments.rounds + 1)][1:]
     ratios = [a / b for a, b in pairs]
     result = {
-        "row": "T9",
+        "benchmark": "startup",
         "rounds": arguments.rounds,
         "python": platform.python_version(),
         "help_s": statistics.median(a for a, _ in pairs),

@@ -1,4 +1,4 @@
-"""T2: from a slide file to a finished store, against a plain script of OpenSlide and Zarr.
+"""From a slide file to a finished store, against a plain script of OpenSlide and Zarr.
 
 The plain script is given the coordinates that `tile` found (finding tissue, labels, picture and
 table cost it nothing) and writes the same pixel array: read_region and convert("RGB") patch by
@@ -174,7 +174,8 @@ def main():
     machine = {"cores": len(os.sched_getaffinity(0)), "python": platform.python_version()}
     settings = {"side_px": arguments.side_px, "patch_px": PATCH, "rounds": arguments.rounds}
     write_json(
-        arguments.out, {"row": "T2", "settings": settings, "machine": machine, "results": rows}
+        arguments.out,
+        {"benchmark": "tile_stage", "settings": settings, "machine": machine, "results": rows},
     )
 
 

@@ -10,7 +10,7 @@ MODULES = sorted([*ROOT.glob("tiling/**/*.py"), *ROOT.glob("wsi_pipeline/**/*.py
 
 # A module may import from its own layer and those to its right, at module level or inside.
 LAYERS = [
-    {"cli", "cli_baselines", "cli_export", "cli_interrupt", "cli_options"},
+    {"cli", "cli_baselines", "cli_export", "cli_interrupt", "cli_options", "interrupts"},
     {"collect", "doctor", "planning", "whole_run"},
     {"stages", "export_stage"},
     {"image_stages"},
@@ -19,9 +19,10 @@ LAYERS = [
     {"training", "inference", "evaluation"}
     | {"heatmaps"}
     | {"explain", "exports", "images", "baselines", "baseline_features"}
-    | {"report", "cohorts", "cluster", "progress"}
+    | {"report", "cohorts", "cluster", "progress", "process_pool"}
     | {"label_audit", "audit_pictures"},
     {"models", "data", "sampling", "augment", "preprocess", "checkpoint", "devices", "scores"},
+    {"slide_contents"},
     {"listing", "manifest", "splits", "runfolder", "marks", "config", "yaml_files"},
     {"contracts", "settings", "errors", "versions", "names", "csv_files"},
 ]

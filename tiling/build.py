@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL.Image import Image
 
 from tiling.audit import count_labels
+from tiling.content import UNREAD, digest_content, look_at_files
 from tiling.contracts import SCHEMA, Annotation, Slide, SlideInfo, TileConfig, TileGeometry
 from tiling.errors import (
     AnnotationError,
@@ -31,7 +32,13 @@ from tiling.grid import TileGrid, lay_grid
 from tiling.labels import label_tiles
 from tiling.qc import SIDE_PX, draw_qc, write_qc
 from tiling.resample import nearest_finer_level
-from tiling.slide import Overview, describe_slide, fingerprint_file, open_slide, read_overview
+from tiling.slide import (
+    Overview,
+    describe_slide,
+    note_slide,
+    open_slide,
+    read_overview,
+)
 from tiling.slide_annotation import (
     describe_lesions,
     note_unhit_lesions,
@@ -93,8 +100,14 @@ def tile_fingerprint(
     annotation_path: Path | None,
     slide_label: int | None,
     mpp: float | None,
+    content: str | None = None,
 ) -> str:
     """Tell what a store is made from: the slide's and the annotation's bytes, and every setting.
+
+    Parameters
+    ----------
+    content : str, optional
+        Digest of the slide's files, if it is known; else they are read (`digest_content`).
 
     Raises
     ------
@@ -111,7 +124,7 @@ def tile_fingerprint(
         {
             "schema": SCHEMA,
             "format": FORMAT,
-            "slide": fingerprint_file(slide_path),
+            "slide": digest_content(slide_path) if content is None else content,
             "slide_id": slide_id,
             "config": asdict(
                 replace(config, coords=None, tissue=replace(config.tissue, mask=None))
@@ -138,6 +151,7 @@ def tile_slide(
     slide_label: int | None = None,
     mpp: float | None = None,
     qc_path: Path | None = None,
+    content_cache: Path | None = None,
     threads: int = 1,
     on_progress: OnProgress | None = None,
 ) -> TileSummary:
@@ -155,6 +169,8 @@ def tile_slide(
         Overrides the file's own.
     qc_path : Path
         Where the quality-control picture goes; also written where no tissue is found.
+    content_cache : Path, optional
+        Where the digest of the slide's files is kept (`tiling.content.digest_content`).
     threads : int
         Blocks of neighbouring patches read at a time.
     on_progress : function
@@ -174,6 +190,8 @@ def tile_slide(
         If the disk is full.
     """
     started = time.monotonic()
+    content = digest_content(slide_path, cache=content_cache)
+    state = look_at_files(slide_path)
     fingerprint = tile_fingerprint(
         slide_path,
         slide_id=slide_id,
@@ -181,6 +199,7 @@ def tile_slide(
         annotation_path=annotation_path,
         slide_label=slide_label,
         mpp=mpp,
+        content=content,
     )
     with open_slide(slide_path, cache_bytes=CACHE_BYTES) as slide, _naming(slide_path):
         plan = plan_tiles(
@@ -191,6 +210,7 @@ def tile_slide(
             annotation_path=annotation_path,
             slide_label=slide_label,
             mpp=mpp,
+            content=content,
             threads=threads,
         )
         picture = _Picture(qc_path, slide, plan.info, plan.geometry, plan.mask, plan.annotation)
@@ -204,8 +224,19 @@ def tile_slide(
             notes = plan.notes + _unreadable_note(table)
             write_table(scratch, table)
             picture.write(table)
+            if look_at_files(slide_path) != state:
+                _check_unchanged(slide_path, content, content_cache)
             finish_store(scratch, store_attributes(plan, config, fingerprint, notes))
     return _summarise(table, notes, time.monotonic() - started)
+
+
+def _check_unchanged(slide_path: Path, content: str, cache: Path | None) -> None:
+    """Refuse to keep a store whose slide was written to while it was tiled."""
+    if digest_content(slide_path, cache=cache) != content:
+        raise SlideError(
+            f"{slide_path.name}: changed while it was tiled; wait until it is copied whole, then "
+            "run the same command again"
+        )
 
 
 def _digest_coords(folder: Path | None, slide_id: str) -> str | None:
@@ -238,13 +269,19 @@ def plan_tiles(
     annotation_path: Path | None = None,
     slide_label: int | None = None,
     mpp: float | None = None,
+    content: str = UNREAD,
     threads: int = 1,
 ) -> TilePlan:
     """Choose and label an open slide's tiles, as `tile_slide` does; the table may be empty.
 
-    Parameters and errors are those of `tile_slide`; see also `check_has_tiles`.
+    Other parameters and the errors are those of `tile_slide`; see also `check_has_tiles`.
+
+    Parameters
+    ----------
+    content : str, optional
+        Digest of the slide's files; not needed for a plan that is not carried out.
     """
-    info = describe_slide(slide, path=slide_path, slide_id=slide_id, mpp=mpp)
+    info = describe_slide(slide, path=slide_path, slide_id=slide_id, mpp=mpp, content=content)
     geometry = resolve_geometry(config, slide_mpp=info.mpp)
     if config.coords is None:
         grid = _lay_grid(info, geometry, config)
@@ -253,7 +290,9 @@ def plan_tiles(
         coords = _foreign_grid(config.coords, info, geometry)
         n_tiles = len(coords)
         tiles = (coords[i : i + TILES_AT_ONCE] for i in range(0, n_tiles, TILES_AT_ONCE))
-    annotation, notes = read_slide_annotation(annotation_path, info, config)
+    notes = note_slide(slide, mpp=mpp)
+    annotation, drawn = read_slide_annotation(annotation_path, info, config)
+    notes += drawn
     mask = find_tissue(slide, info, config, threads)
     notes += mask.notes + _overview_note(mask.overview)
     table = _choose_tiles(tiles, mask, geometry, config)
@@ -286,7 +325,7 @@ def check_has_tiles(plan: TilePlan, config: TileConfig) -> None:
 def store_attributes(
     plan: TilePlan, config: TileConfig, fingerprint: str, notes: tuple[str, ...]
 ) -> dict[str, Any]:
-    """Put a store's group attributes together (contract 4.1)."""
+    """Put a store's group attributes together."""
     return {
         "slide": asdict(plan.info),
         "tiling": _resolved(config, plan.geometry, plan.info),

@@ -36,7 +36,7 @@ class SlideInfo:
         tuple[int, int, int, int] | None
     )  # (x, y, width, height) l0 of the scanned part, if told
     objective_power: float | None  # shown, never computed with
-    fingerprint: str  # of the file's bytes (size, head and tail), not of its path or date
+    fingerprint: str  # of all bytes of its files (tiling.content), not of their paths or dates
 
 
 class Slide(Protocol):
@@ -69,6 +69,14 @@ class Slide(Protocol):
     @property
     def objective_power(self) -> float | None:
         """What the scanner says (40 for 40x), if anything."""
+
+    @property
+    def stated_mpp(self) -> tuple[float, float] | None:
+        """(x, y) µm per level-0 px as the file states it, even if it cannot be a microscope's."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was decided about the file and what is missing of it, one sentence each."""
 
     def read_region(
         self, location: tuple[int, int], level: int, size: tuple[int, int]

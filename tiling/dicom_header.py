@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from tiling.files import check_file
+
 WHOLE_SLIDE = "1.2.840.10008.5.1.4.1.1.77.1.6"  # SOP class: VL Whole Slide Microscopy Image
 DIRECTORY = "1.2.840.10008.1.3.10"  # SOP class of a DICOMDIR
 _IMPLICIT = "1.2.840.10008.1.2"  # transfer syntaxes
@@ -67,6 +69,7 @@ def read_dicom_header(path: Path) -> DicomHeader | None:
     OSError
         If the file cannot be read.
     """
+    check_file(path)
     with path.open("rb", buffering=_BUFFER_BYTES) as file:
         if file.read(132)[128:] != b"DICM":
             return None

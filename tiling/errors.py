@@ -72,3 +72,19 @@ class TissueError(TilingError, ValueError):
 
 class StoreError(TilingError, OSError):
     """A patch store is missing, unfinished, damaged or not ours."""
+
+
+class UnsupportedSlideError(SlideError):
+    """A slide is sound but stored in a way that is not read here; copying it again is no help."""
+
+
+class SeveralImagesError(UnsupportedSlideError):
+    """A file holds channels, planes or images of which no one is the picture."""
+
+
+class UnsupportedTilesError(UnsupportedSlideError):
+    """No reader here, OpenSlide among them, decodes the file tiles."""
+
+
+class MaskError(TilingError, ValueError):
+    """A mask file cannot be read, or is not a mask."""

@@ -1,4 +1,6 @@
-"""Write aside, then rename: nothing unfinished ever looks finished."""
+"""Files: written aside and renamed, so that nothing unfinished ever looks finished; read only
+where they are regular files, so that a named pipe or a device never blocks a command.
+"""
 
 import contextlib
 import ctypes
@@ -9,10 +11,11 @@ import os
 import platform
 import re
 import shutil
+import stat
 import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, Literal, overload
 
 _HERE = -100  # AT_FDCWD; the paths given are absolute
 _RENAME_EXCHANGE = 2  # renameat2(2)
@@ -21,6 +24,70 @@ _ATTEMPTS = 100
 MAX_DEPTH = 50  # of our own JSON files: settings are five or six deep
 
 _HOST = hashlib.sha256(platform.node().encode()).hexdigest()[:8]
+
+
+_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a named pipe (FIFO)",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+
+def check_file(path: Path) -> None:
+    """Refuse to open anything but a regular file, or a link to one.
+
+    Opening a named pipe waits for a writer, and reading a device may never end.
+
+    Raises
+    ------
+    OSError
+        With what it is in ``strerror``, also where the path is missing or may not be looked at.
+    """
+    kind = stat.S_IFMT(path.stat().st_mode)
+    if kind == stat.S_IFREG:
+        return
+    what = f"{_KINDS.get(kind, 'something else')}, not a regular file"
+    raise OSError(errno.EISDIR if kind == stat.S_IFDIR else errno.EINVAL, what, str(path))
+
+
+@overload
+def open_file(
+    path: Path,
+    mode: Literal["r"] = ...,
+    *,
+    encoding: str = ...,
+    newline: str | None = ...,
+    errors: str | None = ...,
+) -> IO[str]: ...
+@overload
+def open_file(path: Path, mode: Literal["rb"]) -> IO[bytes]: ...
+def open_file(
+    path: Path,
+    mode: Literal["r", "rb"] = "r",
+    *,
+    encoding: str = "utf-8",
+    newline: str | None = None,
+    errors: str | None = None,
+) -> IO[Any]:
+    """Open a regular file for reading; `OSError` for anything else (see `check_file`)."""
+    check_file(path)
+    if mode == "rb":
+        return path.open("rb")
+    return path.open(encoding=encoding, newline=newline, errors=errors)
+
+
+def read_bytes(path: Path) -> bytes:
+    """Read a regular file's bytes; `OSError` for anything else (see `check_file`)."""
+    check_file(path)
+    return path.read_bytes()
+
+
+def read_text(path: Path, *, encoding: str = "utf-8") -> str:
+    """Read a regular file's text; `OSError` for anything else (see `check_file`)."""
+    check_file(path)
+    return path.read_text(encoding=encoding)
 
 
 @contextlib.contextmanager
@@ -225,7 +292,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
     ValueError
         If it is anything but one JSON object in UTF-8, nested less than `MAX_DEPTH` deep.
     """
-    value = parse_json(path.read_bytes().decode("utf-8"))
+    value = parse_json(read_bytes(path).decode("utf-8"))
     if not isinstance(value, dict):
         raise ValueError(f"expected a JSON object, got {type(value).__name__}")
     level: list[Any] = [value]
@@ -257,8 +324,8 @@ def digest_json(value: Any) -> str:
 
 def digest_file(path: Path) -> str:
     """Hash a whole file's bytes: 64 hexadecimal digits of SHA-256."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    with open_file(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
 
 
 def digest_files(folder: Path, files: Iterable[Path]) -> str:

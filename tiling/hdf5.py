@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tiling.files import open_file
+
 MAX_BYTES = 2**32  # of one array in memory: 200 million patches
 
 # What h5py raises on files that are damaged, or that are no HDF5.
@@ -37,7 +39,7 @@ def open_hdf5(path: Path) -> Iterator[Any]:
     """
     import h5py  # a tenth of a second that only these files need
 
-    with path.open("rb") as source, h5py.File(source, "r") as file:
+    with open_file(path, "rb") as source, h5py.File(source, "r") as file:
         yield file
 
 

@@ -1,13 +1,11 @@
 """Tissue as a user drew it: a TIFF or PNG mask, or GeoJSON polygons, instead of detection.
 
-In a picture what is not zero is tissue; it covers the whole slide, in whatever steps. Polygons are
-in level-0 pixels. A picture of any size is held in bounded memory: its file tiles or strips are
-decoded one by one and counted into pixels large enough.
+In a picture what is not background is tissue (`tiling.readers.mask_picture`); it covers the whole
+slide, in whatever steps. Polygons are in level-0 pixels. A picture of any size is held in bounded
+memory: its file tiles or strips are decoded one by one and counted into pixels large enough.
 """
 
 import math
-import struct
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -20,25 +18,21 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from tiling.contracts import Annotation, TileConfig, TileGeometry
-from tiling.errors import AnnotationError, TissueError
+from tiling.errors import AnnotationError, MaskError, TissueError
 from tiling.formats.drawing import Drawing, Meaning, meaning_of_name
 from tiling.formats.geojson import parse_geojson
 from tiling.formats.text import parse_json, read_bytes
 from tiling.labels import label_tiles
 from tiling.polygons import polygons_of
+from tiling.readers.mask_picture import open_mask
 from tiling.tissue import tile_tissue_fraction
 
 SUFFIXES = (".tif", ".tiff", ".png", ".geojson")
 MASK_PX = 2**24  # held; a finer mask is counted into as many pixels
-MAX_SEGMENT_BYTES = 2**28  # of one decoded file tile or strip
-MAX_PNG_PX = 2**26  # a PNG can only be decoded whole
 SAME_ASPECT = 0.01  # share by which the sides' ratio may differ, besides rounding to whole pixels
 TILES_AT_ONCE = 2**16  # boxes laid over polygons
-MINISWHITE, SEPARATE = 0, 2  # of TIFF: Photometric and PlanarConfiguration
-LOSSY = {6, 7, 33003, 33004, 33005, 34712, 50001, 50002, 52546}  # JPEG and its kind
 NO_TISSUE = {"background", "glass", "artefact", "artefacts", "artifact", "artifacts", "none"}
-# What the decoders raise on damaged files.
-DAMAGE = (OSError, ValueError, SyntaxError, KeyError, IndexError, RuntimeError, EOFError)
+DAMAGE = (OSError, ValueError, LookupError)  # what parsing damaged GeoJSON raises
 
 Share = NDArray[np.bool_] | NDArray[np.float32]
 
@@ -125,7 +119,7 @@ def read_mask(path: Path, *, slide_size: tuple[int, int], wanted_px: tuple[int, 
     Parameters
     ----------
     path : Path
-        ``.tif``, ``.tiff``, ``.png`` (not zero is tissue) or ``.geojson`` (level-0 px).
+        ``.tif``, ``.tiff``, ``.png`` (not background is tissue) or ``.geojson`` (level-0 px).
     slide_size : (width, height), level-0 px
     wanted_px : (width, height)
         Of a TIFF pyramid the smallest level of at least this size is read.
@@ -144,11 +138,7 @@ def read_mask(path: Path, *, slide_size: tuple[int, int], wanted_px: tuple[int, 
             polygons = _read_polygons(path, slide_size)
             slide_share = float(polygons.tumour.area) / math.prod(slide_size)
             return UserMask(None, (1.0, 1.0), polygons, slide_size, slide_share)
-        counter = (
-            _read_png(path, slide_size)
-            if path.suffix.lower() == ".png"
-            else _read_tiff(path, slide_size, wanted_px)
-        )
+        counter = _read_picture(path, slide_size, wanted_px)
     size, step = counter.size, counter.step
     pixel_l0 = (step * slide_size[0] / size[0], step * slide_size[1] / size[1])
     share = counter.n_px / math.prod(size)
@@ -200,84 +190,20 @@ class _Counter:
         return np.concatenate([[0], later]).astype(np.int64)
 
 
-def _read_png(path: Path, slide_size: tuple[int, int]) -> _Counter:
-    with path.open("rb") as file:
-        head = file.read(24)
-    if head[:8] != b"\x89PNG\r\n\x1a\n" or len(head) < 24:
-        raise TissueError("is no PNG by its content; export it again")
-    size: tuple[int, int] = struct.unpack(">II", head[16:24])
-    _check_aspect(size, slide_size)
-    if math.prod(size) > MAX_PNG_PX:
-        raise TissueError(
-            f"{size[0]} x {size[1]} px are too many for a PNG, which can only be decoded whole "
-            f"(at most {MAX_PNG_PX}); make it smaller, or save it as a tiled TIFF"
-        )
-    with Image.open(path) as image:
-        values = np.asarray(image)
-        has_alpha = image.mode in ("LA", "RGBA", "PA")
-    counter = _Counter(size)
-    counter.add(0, 0, _not_zero(values, has_alpha=has_alpha))
-    return counter
-
-
-def _read_tiff(path: Path, slide_size: tuple[int, int], wanted_px: tuple[int, int]) -> _Counter:
-    import tifffile  # a quarter of a second that only these files need
-
-    with tifffile.TiffFile(path) as file:
-        if not file.series:
-            raise TissueError("holds no picture; export it again")
-        levels = [level.keyframe for level in file.series[0].levels]
-        first = levels[0]
-        _check_aspect((first.imagewidth, first.imagelength), slide_size)
-        _check_kind(first)
+def _read_picture(path: Path, slide_size: tuple[int, int], wanted_px: tuple[int, int]) -> _Counter:
+    with open_mask(path) as picture:
+        first = picture.levels[0]
+        _check_aspect(first.size, slide_size)
         fine = [
-            page
-            for page in levels
-            if page.imagewidth >= wanted_px[0] and page.imagelength >= wanted_px[1]
+            level
+            for level in picture.levels
+            if level.size[0] >= wanted_px[0] and level.size[1] >= wanted_px[1]
         ]
-        page = fine[-1] if fine else first
-        _check_kind(page)
-        size = (int(page.imagewidth), int(page.imagelength))
-        counter = _Counter(size)
-        for values, position, shape in page.segments(maxworkers=1):
-            if values is None:
-                continue  # a sparse file's empty tile
-            y, x = position[2], position[3]
-            height, width = min(shape[1], size[1] - y), min(shape[2], size[0] - x)
-            found = _not_zero(values[0, :height, :width], has_alpha=bool(page.extrasamples))
-            counter.add(x, y, ~found if page.photometric == MINISWHITE else found)
+        level = fine[-1] if fine else first
+        counter = _Counter(level.size)
+        for block in picture.read(level):
+            counter.add(block.x, block.y, block.drawn)
     return counter
-
-
-def _check_kind(page: Any) -> None:
-    if int(page.compression) in LOSSY:
-        raise TissueError(
-            f"is compressed with {page.compression.name}, which turns some zeros into other "
-            "numbers; save the mask with deflate, LZW or no compression"
-        )
-    if page.samplesperpixel > 1 and page.planarconfig == SEPARATE:
-        raise TissueError("keeps its colours apart; save the mask with one channel")
-    if page.is_tiled:
-        shape = (page.tilelength, page.tilewidth)
-    else:
-        shape = (min(page.rowsperstrip, page.imagelength), page.imagewidth)
-    n_bytes = math.prod(shape) * page.samplesperpixel * page.dtype.itemsize
-    if n_bytes > MAX_SEGMENT_BYTES:
-        raise TissueError(
-            f"is stored in strips of {shape[1]} x {shape[0]} px, {n_bytes >> 20} MiB each, which "
-            "can only be decoded whole; save it tiled, or smaller: the mask is scaled to the slide"
-        )
-
-
-def _not_zero(values: NDArray[Any], *, has_alpha: bool) -> NDArray[np.bool_]:
-    found: NDArray[np.bool_] = np.asarray(values != 0)
-    if found.ndim == 2:
-        return found
-    if not (has_alpha and found.shape[2] in (2, 4)):
-        return np.asarray(found.any(axis=2))
-    coloured: NDArray[np.bool_] = np.asarray(found[..., :-1].any(axis=2))
-    coloured &= found[..., -1]
-    return coloured
 
 
 def _check_aspect(size: tuple[int, int], slide_size: tuple[int, int]) -> None:
@@ -355,9 +281,9 @@ def _naming_damage(path: Path) -> Iterator[None]:
     """Put the file's name before what is wrong with it."""
     try:
         yield
-    except (TissueError, AnnotationError) as error:
+    except (TissueError, AnnotationError, MaskError) as error:
         raise TissueError(f"{path.name}: {error}") from error
-    except (*DAMAGE, zlib.error, struct.error) as error:
+    except DAMAGE as error:
         raise TissueError(
             f"{path.name}: cannot be read as a tissue mask ({error}); export it again"
         ) from error

@@ -4,17 +4,18 @@ Files of different sizes differ. Of those of one size a few samples are compared
 these agree the fingerprints, which decide what counts as the same content.
 """
 
-import configparser
 import hashlib
 import os
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from pathlib import Path, PureWindowsPath
+from pathlib import Path
 
 from tiling.errors import SlideError
-from tiling.slide_files import may_be_dicom, read_headers, slide_suffix
+from tiling.files import open_file
+from tiling.slide_files import may_be_dicom, read_headers
+from tiling.slide_parts import list_parts
 
 _THREADS = 16  # that wait for a network drive
 _SAMPLES, _SAMPLE_BYTES = 8, 4096  # spread evenly over a file
@@ -93,7 +94,7 @@ def _sample(path: Path) -> Hashable:
     """Hash a few samples of a slide's files."""
     digest = hashlib.sha256()
     for part in _parts(path):
-        with part.open("rb") as file:
+        with open_file(part, "rb") as file:
             size = os.fstat(file.fileno()).st_size
             for number in range(_SAMPLES):
                 file.seek(max(0, size - _SAMPLE_BYTES) * number // (_SAMPLES - 1))
@@ -109,23 +110,4 @@ def _fingerprint(path: Path) -> Hashable:
 
 def _parts(path: Path) -> list[Path]:
     """List all files of a slide, the one that leads to them first."""
-    suffix = slide_suffix(path.name)
-    if suffix == ".mrxs":
-        return [path, *sorted(p for p in path.with_suffix("").glob("*") if p.is_file())]
-    if suffix in (".vms", ".vmu"):
-        return [path, *_named_in(path)]
-    return [path]
-
-
-def _named_in(path: Path) -> list[Path]:
-    """List the files that a Hamamatsu VMS or VMU file names, those that are there."""
-    parser = configparser.ConfigParser(strict=False, interpolation=None)
-    try:
-        parser.read_string(path.read_text(encoding="latin-1"))
-    except (configparser.Error, OSError):
-        return []
-    values = {
-        parser[section][key] for section in parser for key in parser[section] if "file" in key
-    }
-    found = (path.with_name(PureWindowsPath(value).name) for value in sorted(values) if value)
-    return [part for part in found if part.is_file()]
+    return [part.path for part in list_parts(path)]

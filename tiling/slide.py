@@ -3,8 +3,8 @@
 import hashlib
 import logging
 import math
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+import os
+import re
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -12,16 +12,29 @@ from typing import cast
 
 import numpy as np
 import openslide
+import tifffile
 from numpy.typing import NDArray
 
+from tiling.content import KIND, digest_content
 from tiling.contracts import Slide, SlideInfo
-from tiling.errors import SlideError
+from tiling.errors import (
+    SeveralImagesError,
+    SlideError,
+    UnsupportedSlideError,
+    UnsupportedTilesError,
+)
+from tiling.files import check_file, open_file
+from tiling.readers.common import note_mpp, note_stated_mpp
 from tiling.readers.openslide_reader import OpenSlideReader
+from tiling.readers.tiff_images import choose_image
+from tiling.readers.tiff_levels import check_converted
 from tiling.readers.tiff_pixels import CACHE_BYTES
 from tiling.readers.tiff_reader import TiffReader
 from tiling.readers.tiled_tiff_reader import TiledTiffReader
 from tiling.resample import nearest_finer_level, read_resampled
 from tiling.slide_files import explain_format
+from tiling.slide_parts import is_dicom, list_parts
+from tiling.threads import map_in_threads
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +44,8 @@ OVERVIEW_BLOCK_PX = 1024  # side of what is read at once, px of the level read; 
 SMALLEST_UNREADABLE_PX = 16  # overview px: a bad spot is narrowed down to this
 PROBES = 4  # along x and y, in a block that cannot be read
 
+# What OpenSlide says of formats that it knows and variants of them that it does not read.
+UNSUPPORTED = re.compile(r"unsupported|not supported|(can't|cannot) handle|unknown", re.IGNORECASE)
 PLAIN_TIFF_VENDOR = "generic-tiff"  # OpenSlide's word for a TIFF of no known maker
 
 
@@ -41,9 +56,9 @@ def open_slide(path: Path, *, cache_bytes: int = CACHE_BYTES) -> Slide:
     """Open a slide with the fastest reader that gives OpenSlide's pixels.
 
     That is the tiled-TIFF reader where it knows the file's layout and its probes agree with
-    OpenSlide; else OpenSlide; and the TIFF reader where OpenSlide refuses. An OME-TIFF is read by
-    the TIFF reader although OpenSlide takes it for a plain TIFF: OpenSlide sees neither its
-    resolution nor its pyramid.
+    OpenSlide; else OpenSlide; and the TIFF reader where OpenSlide refuses. OME-TIFF, and TIFF with
+    several images, are read by the TIFF reader although OpenSlide takes them for plain TIFF of the
+    first image: OpenSlide sees neither their resolution and pyramid nor which image is the slide.
 
     Parameters
     ----------
@@ -56,8 +71,11 @@ def open_slide(path: Path, *, cache_bytes: int = CACHE_BYTES) -> Slide:
     ------
     SlideError
         If the file is missing, empty, cut off, or no slide; the message says which and what to do.
+    UnsupportedSlideError
+        If the file is sound, but not one 8-bit picture, or compressed as nothing here reads.
     """
     _check_file(path)
+    _check_companions(path)
     try:
         slide = OpenSlideReader(path)
     except openslide.OpenSlideUnsupportedFormatError:
@@ -65,12 +83,19 @@ def open_slide(path: Path, *, cache_bytes: int = CACHE_BYTES) -> Slide:
     except openslide.OpenSlideError as error:
         return _open_damaged(path, error, cache_bytes)
     if slide.vendor == PLAIN_TIFF_VENDOR:
-        ome = _find_ome_tiff(path, slide, cache_bytes)
-        if ome is not None:
+        try:
+            chosen = _choose_tiff_reader(path, slide, cache_bytes)
+        except SlideError:
             slide.close()
-            return ome
+            raise
+        if chosen is not None:
+            slide.close()
+            return chosen
     try:
         return TiledTiffReader(path, slide, cache_bytes=cache_bytes)
+    except UnsupportedTilesError:
+        slide.close()
+        raise
     except SlideError as reason:
         log.debug("%s; read by OpenSlide", reason)
         return slide
@@ -85,7 +110,7 @@ def _check_file(path: Path) -> None:
     if reason := explain_format(path.name):
         raise SlideError(f"{path.name}: {reason}")
     try:
-        with path.open("rb") as file:
+        with open_file(path, "rb") as file:
             is_empty = not file.read(1)
     except FileNotFoundError as error:
         if path.is_symlink():
@@ -96,14 +121,34 @@ def _check_file(path: Path) -> None:
         raise SlideError(f"{path.name}: no such file in {path.parent}; check the path") from error
     except OSError as error:
         raise SlideError(
-            f"{path.name}: cannot be read: {error.strerror or error}; check its permissions"
+            f"{path.name}: cannot be read: {error.strerror or error}; check the path and its "
+            "permissions"
         ) from error
     if is_empty:
         raise SlideError(f"{path.name}: the file is empty (0 bytes); copy it again from its source")
 
 
+def _check_companions(path: Path) -> None:
+    """Refuse pipes and devices beside a slide, which OpenSlide would open and wait for."""
+    if is_dicom(path):  # it opens all that is in the folder
+        with os.scandir(path.parent) as entries:
+            odd = [e for e in entries if not e.is_file() and not e.is_dir()]
+        others = [path.with_name(entry.name) for entry in odd]
+    else:
+        others = [part.path for part in list_parts(path)[1:]]
+    for other in others:
+        try:
+            check_file(other)
+        except FileNotFoundError:
+            continue  # a broken link
+        except OSError as error:
+            raise SlideError(
+                f"{path.name}: {other.name} beside it is {error.strerror}; take it away"
+            ) from error
+
+
 def _is_tiff(path: Path) -> bool:
-    with path.open("rb") as file:
+    with open_file(path, "rb") as file:
         return file.read(4) in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
@@ -117,18 +162,20 @@ def _open_tiff(path: Path, cache_bytes: int) -> Slide:
 
 
 def _open_damaged(path: Path, error: openslide.OpenSlideError, cache_bytes: int) -> Slide:
-    # OpenSlide knows the format but not this variant of it (then the TIFF reader may), or the file
-    # is damaged (then nobody should guess).
-    refusal = (
-        f"{path.name}: OpenSlide cannot open it: {error}; if the file is damaged or cut off, copy "
-        "it again from its source"
-    )
+    # OpenSlide knows the format but not this variant of it (then the TIFF reader may, or says what
+    # it lacks), or the file is damaged.
+    reason = str(error).replace(str(path), path.name)
     if not _is_tiff(path):
-        raise SlideError(refusal) from error
-    try:
-        slide = TiffReader(path, cache_bytes=cache_bytes)
-    except SlideError as second:
-        raise SlideError(refusal) from second
+        if UNSUPPORTED.search(reason):
+            raise UnsupportedSlideError(
+                f"{path.name}: OpenSlide does not read this variant of the format: {reason}; "
+                "convert it, for example to JPEG compression, with the scanner's own software"
+            ) from error
+        raise SlideError(
+            f"{path.name}: OpenSlide cannot open it: {reason}; if the file is damaged or cut off, "
+            "copy it again from its source"
+        ) from error
+    slide = TiffReader(path, cache_bytes=cache_bytes)
     if slide.n_beyond_end:
         slide.close()
         raise SlideError(
@@ -138,23 +185,60 @@ def _open_damaged(path: Path, error: openslide.OpenSlideError, cache_bytes: int)
     return slide
 
 
-def _find_ome_tiff(path: Path, slide: Slide, cache_bytes: int) -> Slide | None:
-    """The TIFF reader, if it sees more of the file than OpenSlide does."""
+def _choose_tiff_reader(path: Path, slide: OpenSlideReader, cache_bytes: int) -> Slide | None:
+    """The TIFF reader, if it sees more of the file than OpenSlide does; None to keep OpenSlide.
+
+    Raises
+    ------
+    UnsupportedSlideError
+        If OpenSlide would show another image than the slide, or wrong colours.
+    """
     try:
         tiff = TiffReader(path, cache_bytes=cache_bytes)
-    except SlideError:
-        return None  # not 8-bit RGB: OpenSlide converts it
-    if tiff.vendor == PLAIN_TIFF_VENDOR and len(tiff.level_sizes) <= len(slide.level_sizes):
+    except SeveralImagesError:
+        raise
+    except UnsupportedSlideError as error:
+        _check_openslide_shows_it(path, slide, error)
+        return None
+    except SlideError as error:  # a damaged directory, of which OpenSlide reads what it can
+        log.debug("%s; read by OpenSlide", error)
+        return None
+    sees_more = len(tiff.level_sizes) > len(slide.level_sizes)
+    if tiff.is_plain and tiff.size == slide.size and not sees_more:
         tiff.close()
         return None
     return tiff
+
+
+def _check_openslide_shows_it(path: Path, slide: OpenSlideReader, reason: SlideError) -> None:
+    """See that OpenSlide shows the picture of a TIFF whose pixels the TIFF reader does not read."""
+    try:
+        with tifffile.TiffFile(path) as tif:
+            image = choose_image(path.name, tif)
+            is_other = image.is_ome or len(image.levels[0]) > 1
+            page = image.page
+            is_other = is_other or (page.imagewidth, page.imagelength) != slide.size
+            if not is_other:
+                check_converted(path.name, page)
+                return
+    except SlideError:
+        raise
+    except Exception as error:  # damaged besides
+        log.debug("%s: %s", path.name, error)
+        return
+    raise reason
 
 
 # --- describing ------------------------------------------------------------------------------
 
 
 def describe_slide(
-    slide: Slide, *, path: Path, slide_id: str, mpp: float | None = None
+    slide: Slide,
+    *,
+    path: Path,
+    slide_id: str,
+    mpp: float | None = None,
+    content: str | None = None,
 ) -> SlideInfo:
     """Say what is known of a slide, without anything that could identify a patient.
 
@@ -164,6 +248,8 @@ def describe_slide(
         The slide's file; only its name is kept.
     mpp : µm per level-0 px
         Overrides the file's own, or supplies the missing one.
+    content : str, optional
+        Digest of the slide's files, if it is known; else they are read (`digest_content`).
 
     Raises
     ------
@@ -180,7 +266,7 @@ def describe_slide(
         level_downsamples=slide.level_downsamples,
         bounds=slide.bounds,
         objective_power=slide.objective_power,
-        fingerprint=fingerprint_file(path),
+        fingerprint=digest_content(path) if content is None else content,
     )
 
 
@@ -200,11 +286,30 @@ def _resolve_mpp(slide: Slide, path: Path, mpp: float | None) -> tuple[float, fl
     return slide.mpp
 
 
-def fingerprint_file(path: Path) -> str:
-    """Tell a slide's file by its bytes: its size, its head and tail, and blocks between.
+def note_slide(slide: Slide, *, mpp: float | None = None) -> tuple[str, ...]:
+    """Say what was decided about a slide's file, and what looks mistaken in it.
 
-    Neither path nor date counts. Of a slide in several files (MIRAX, DICOM) the one named
-    is looked at.
+    Parameters
+    ----------
+    mpp : µm per level-0 px
+        Goes before the file's own, which then is not judged.
+
+    Returns
+    -------
+    notes : sentences
+        Which of several images is read; a resolution that is hardly the microscope's.
+    """
+    used = slide.mpp if mpp is None else (mpp, mpp)
+    notes = slide.notes + (note_stated_mpp(slide.stated_mpp) if mpp is None else ())
+    return notes + (() if used is None else note_mpp(used, slide.objective_power))
+
+
+def fingerprint_file(path: Path) -> str:
+    """Hash a file's size, head and tail, and 16 blocks between: quick, and good for finding copies.
+
+    Neither path nor date counts. A damaged copy of a slide may have the fingerprint of the sound
+    one: what is made from a slide is bound to all of its bytes (`tiling.content.digest_content`).
+    Earlier versions wrote this fingerprint into patch stores.
 
     Returns
     -------
@@ -218,7 +323,7 @@ def fingerprint_file(path: Path) -> str:
     _check_file(path)
     size = path.stat().st_size
     digest = hashlib.sha256(str(size).encode())
-    with path.open("rb") as file:
+    with open_file(path, "rb") as file:
         digest.update(file.read(EDGE_BYTES))
         for part in range(1, N_SAMPLES + 1):
             file.seek(size * part // (N_SAMPLES + 1))
@@ -226,6 +331,28 @@ def fingerprint_file(path: Path) -> str:
         file.seek(max(0, size - EDGE_BYTES))
         digest.update(file.read(EDGE_BYTES))
     return digest.hexdigest()
+
+
+def is_made_from(fingerprint: str, path: Path, *, cache: Path | None = None) -> bool:
+    """Tell whether a store's fingerprint of its slide is that of a slide's files.
+
+    Parameters
+    ----------
+    fingerprint : str
+        As `SlideInfo` has it; also that of samples, of earlier versions.
+    path : Path
+        The slide.
+    cache : Path, optional
+        See `tiling.content.digest_content`.
+
+    Raises
+    ------
+    SlideError
+        If the slide cannot be read.
+    """
+    if fingerprint.startswith(KIND):
+        return digest_content(path, cache=cache) == fingerprint
+    return fingerprint_file(path) == fingerprint
 
 
 # --- overview --------------------------------------------------------------------------------
@@ -285,7 +412,8 @@ def read_overview(
     def fill(block: tuple[int, int, int, int]) -> None:
         _fill_block(slide, overview, block, level)
 
-    _map_in_threads(fill, blocks, threads)
+    for _ in map_in_threads(fill, blocks, threads=threads):
+        pass
     return overview
 
 
@@ -384,13 +512,3 @@ def _quarter(block: tuple[int, int, int, int]) -> list[tuple[int, int, int, int]
         for left, right in ((x0, middle_x), (middle_x, x1))
     ]
     return [part for part in parts if part[0] < part[2] and part[1] < part[3]]
-
-
-def _map_in_threads(
-    work: Callable[[tuple[int, int, int, int]], None],
-    blocks: list[tuple[int, int, int, int]],
-    threads: int,
-) -> None:
-    with ThreadPoolExecutor(max_workers=max(1, threads)) as pool:
-        for future in [pool.submit(work, block) for block in blocks]:
-            future.result()

@@ -88,7 +88,7 @@ def note_unhit_lesions(table: TileTable, annotation: Annotation | None) -> tuple
 
 
 def describe_lesions(annotation: Annotation | None, info: SlideInfo) -> list[dict[str, Any]]:
-    """List the lesions for a store's attributes (contract 4.1)."""
+    """List the lesions for a store's attributes."""
     lesions = () if annotation is None else annotation.lesions
     um2 = info.mpp[0] * info.mpp[1]
     return [

@@ -27,7 +27,7 @@ from tiling.errors import SlideError, StoreError, of_damage
 from tiling.files import digest_files, read_json_object
 from tiling.patches import read_patch
 from tiling.shards import RawShards
-from tiling.slide import fingerprint_file, open_slide
+from tiling.slide import is_made_from, open_slide
 
 log = logging.getLogger(__name__)
 
@@ -187,7 +187,13 @@ class PatchStore:
     """
 
     def __init__(
-        self, path: Path, *, attributes: dict[str, Any], table: TileTable, slide_path: Path | None
+        self,
+        path: Path,
+        *,
+        attributes: dict[str, Any],
+        table: TileTable,
+        slide_path: Path | None,
+        content_cache: Path | None = None,
     ) -> None:
         self.path = path
         self.attributes = attributes
@@ -204,12 +210,15 @@ class PatchStore:
         self.unreadable = table.unreadable
         self.lesion_pairs = table.lesion_pairs
         self._slide_path = slide_path
+        self._content_cache = content_cache
         self._source: _Source | None = None
         self._source_pid = -1
         self._lock = threading.Lock()
 
     @classmethod
-    def open(cls, path: Path, *, slide_path: Path | None = None) -> Self:
+    def open(
+        cls, path: Path, *, slide_path: Path | None = None, content_cache: Path | None = None
+    ) -> Self:
         """Open a finished store.
 
         Parameters
@@ -217,7 +226,10 @@ class PatchStore:
         path : Path
             The store's folder.
         slide_path : Path
-            The slide; only a store without pixels (``store: coords``) reads it.
+            The slide; only a store without pixels (``store: coords``) reads it, after it has seen
+            that it is the one that the store was made from.
+        content_cache : Path, optional
+            Where the digest of the slide's files is kept (`tiling.content.digest_content`).
 
         Raises
         ------
@@ -228,7 +240,13 @@ class PatchStore:
         attributes = _read_attributes(path)
         try:
             table = _read_table(path, attributes)
-            store = cls(path, attributes=attributes, table=table, slide_path=slide_path)
+            store = cls(
+                path,
+                attributes=attributes,
+                table=table,
+                slide_path=slide_path,
+                content_cache=content_cache,
+            )
             store._check_pixels()
             return store
         except StoreError as error:
@@ -330,7 +348,7 @@ class PatchStore:
                 f"{self.path.name}: holds coordinates only; its pixels are read from the slide, so "
                 "open it with slide_path"
             )
-        if fingerprint_file(self._slide_path) != self.info.fingerprint:
+        if not is_made_from(self.info.fingerprint, self._slide_path, cache=self._content_cache):
             raise StoreError(
                 f"{self.path.name}: {self._slide_path.name} is not the slide it was made from, or "
                 "has changed since; run tile again"

@@ -2,9 +2,7 @@
 
 import itertools
 import logging
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
@@ -18,6 +16,7 @@ from tiling.errors import SlideError
 from tiling.patches import read_patch
 from tiling.shards import ShardWriter
 from tiling.store import TileTable, create_patches, shard_length
+from tiling.threads import check_stopped, map_in_threads
 from tiling.wording import pluralize
 
 log = logging.getLogger(__name__)
@@ -78,6 +77,7 @@ def write_pixels(
     def fill(rows: NDArray[np.int64]) -> int:
         block = cast("Slide", BlockSlide(slide, rows, coords=table.coords, geometry=geometry))
         for row in rows.tolist():
+            check_stopped()
             x, y = table.coords[row].tolist()
             try:
                 writer.write(row, read_patch(block, (x, y), geometry=geometry))
@@ -93,13 +93,11 @@ def write_pixels(
         side_l0=block_side(slide, geometry),
     )
     done = 0
-    with _pool(threads) as pool:
-        # Results come in order; an interrupt or an error drops what has not begun.
-        for n_rows in pool.map(fill, groups):
-            done += n_rows
-            if on_progress is not None:
-                on_progress(done, n_patches)
-            _check_unreadable(unreadable, config)
+    for n_rows in map_in_threads(fill, groups, threads=threads, ahead=threads):
+        done += n_rows
+        if on_progress is not None:
+            on_progress(done, n_patches)
+        _check_unreadable(unreadable, config)
     writer.finish()
     return replace(table, unreadable=unreadable)
 
@@ -114,15 +112,6 @@ class _Teller:
 
     def __call__(self, error: SlideError) -> None:
         log.log(next(self._left), "%s", error)
-
-
-@contextmanager
-def _pool(threads: int) -> Iterator[ThreadPoolExecutor]:
-    pool = ThreadPoolExecutor(max_workers=max(1, threads), thread_name_prefix="patches")
-    try:
-        yield pool
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _check_unreadable(unreadable: NDArray[np.bool_], config: TileConfig) -> None:

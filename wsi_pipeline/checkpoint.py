@@ -18,7 +18,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from tiling.files import digest_file, parse_json, write_aside
+from tiling.files import check_file, digest_file, parse_json, read_bytes, write_aside
 from wsi_pipeline.contracts import PROVENANCE
 from wsi_pipeline.errors import CheckpointError, ModelError
 from wsi_pipeline.models import PatchClassifier, build_model
@@ -167,7 +167,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """
     header = read_header(path)
     try:
-        tensors = safetensors.torch.load(path.read_bytes())
+        tensors = safetensors.torch.load(read_bytes(path))
     except OSError as error:
         raise _unreadable(path, error) from error
     except safetensors.SafetensorError as error:
@@ -185,11 +185,14 @@ def read_header(path: Path) -> dict[str, Any]:
     CheckpointError
         If the file is missing, damaged, or not from here.
     """
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such checkpoint; run train first, or check the path")
     try:
+        check_file(path)
         with safetensors.safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
+    except FileNotFoundError as error:
+        raise CheckpointError(
+            f"{path}: no such checkpoint; run train first, or check the path"
+        ) from error
     except OSError as error:
         raise _unreadable(path, error) from error
     except safetensors.SafetensorError as error:

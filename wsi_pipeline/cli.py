@@ -7,13 +7,11 @@ answers at once.
 import io
 import json
 import logging
-import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
@@ -42,6 +40,7 @@ from wsi_pipeline.cli_options import (
     read_settings,
 )
 from wsi_pipeline.errors import PipelineError
+from wsi_pipeline.interrupts import EXIT_INTERRUPTED, end_now, watch_signals
 
 if TYPE_CHECKING:
     from wsi_pipeline.config import Config
@@ -75,9 +74,6 @@ class AtRate(StrEnum):
 
     linear = "linear"
     step = "step"
-
-
-EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 
 class Program(TyperGroup):
@@ -584,25 +580,25 @@ def _program(
     pass
 
 
-def _on_terminate(signum: int, frame: FrameType | None) -> NoReturn:
-    """Treat a scheduler's SIGTERM like Ctrl-C: scratch files are removed on exit."""
-    raise KeyboardInterrupt
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program; returns its exit code."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    stop_watching = watch_signals()
     for stream in (sys.stdout, sys.stderr):  # a name that the terminal cannot show is no error
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    signal.signal(signal.SIGTERM, _on_terminate)
     try:
         app(args=list(argv) if argv is not None else None, prog_name="wsi-pipeline")
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else EXIT_NOTHING_DONE
+    finally:
+        stop_watching()
     return 0
 
 
 def entry() -> NoReturn:
     """Run the program as the console script does."""
-    sys.exit(main())
+    code = main()
+    if code == EXIT_INTERRUPTED:
+        end_now()
+    sys.exit(code)

@@ -7,6 +7,7 @@ set alone, so shards need not talk to each other.
 
 import heapq
 import logging
+import multiprocessing
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -416,7 +417,19 @@ def _open_client(dask: str, workers: int, options: dict[str, Any]) -> Iterator[A
             yield client
         return
     with cluster, Client(cluster) as client:
-        yield client
+        try:
+            yield client
+        except BaseException:
+            _kill_workers(cluster)
+            raise
+
+
+def _kill_workers(cluster: Any) -> None:
+    """End the workers on this machine at once: closing a cluster waits for what they are doing."""
+    for nanny in getattr(cluster, "workers", {}).values():
+        nanny.auto_restart = False
+    for process in multiprocessing.active_children():
+        process.kill()
 
 
 def _connect(address: str) -> Any:

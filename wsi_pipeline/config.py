@@ -17,7 +17,7 @@ from typing import Any, Literal, TypeVar, get_args
 from pydantic import TypeAdapter, ValidationError
 
 from tiling.contracts import TileConfig
-from tiling.files import digest_json
+from tiling.files import digest_json, read_text
 from wsi_pipeline.errors import ConfigError
 from wsi_pipeline.names import check_model_name, check_twins
 from wsi_pipeline.settings import (
@@ -191,7 +191,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
             f"--set input={path}"
         )
     try:
-        values = parse_yaml(path.read_text(encoding="utf-8"))
+        values = parse_yaml(read_text(path))
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
     except ValueError as error:  # of text that is not UTF-8, too

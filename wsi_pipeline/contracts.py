@@ -65,7 +65,7 @@ class Detections:
 
 @dataclass(frozen=True)
 class FrocCurve:
-    """An FROC curve and what it was counted on; the content of ``froc.json`` (contract 7)."""
+    """An FROC curve and what it was counted on; the content of ``froc.json``."""
 
     definition: Literal["camelyon16", "patch"]
     fp_denominator: Literal["all", "normal"]

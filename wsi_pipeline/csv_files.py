@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tiling.files import update_text, write_aside
+from tiling.files import open_file, update_text, write_aside
 from wsi_pipeline.errors import PipelineError
 
 # After any apostrophes: what begins a formula, full-width forms and what spreadsheets skip before
@@ -141,7 +141,7 @@ def iterate_csv(
     """
     csv.field_size_limit(sys.maxsize)  # the default is less than a slide's list of lesions may take
     try:
-        with path.open(newline="", encoding="utf-8-sig", errors=undecodable) as file:
+        with open_file(path, newline="", encoding="utf-8-sig", errors=undecodable) as file:
             reader = csv.reader(file, strict=True)
             for row in reader:
                 if row:

@@ -5,8 +5,6 @@ threads read ahead, since decoding releases the interpreter; batches come out in
 they were asked for, so the number of threads never changes a result.
 """
 
-import collections
-import concurrent.futures
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
@@ -17,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tiling.contracts import SlideInfo, TileGeometry
+from tiling.threads import map_in_threads
 from tiling.wording import name_some, pluralize
 from wsi_pipeline.errors import TrainingError
 
@@ -150,18 +149,7 @@ def prefetch(
     ahead : int
         How many loaded items may wait.
     """
-    pool = concurrent.futures.ThreadPoolExecutor(threads, thread_name_prefix="read-ahead")
-    waiting: collections.deque[concurrent.futures.Future[Loaded]] = collections.deque()
-    source = iter(items)
-    try:
-        for item in source:
-            waiting.append(pool.submit(load, item))
-            if len(waiting) > threads + ahead:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:  # also when the reader stops early: Ctrl-C, an error, a closed generator
-        pool.shutdown(wait=True, cancel_futures=True)
+    return map_in_threads(load, items, threads=threads, ahead=ahead)
 
 
 def same_patches(a_px: int, a_mpp: float, b_px: int, b_mpp: float) -> bool:

@@ -378,8 +378,8 @@ def _line(slides_csv: Path) -> str:
 
 def _sample(run: RunFolder, one: Audited, patch: Ambiguous) -> "Sample":
     entry = one.entry
-    path = run.store(entry.slide_id)
-    with PatchStore.open(path, slide_path=entry.path) as store:
+    path, cache = run.store(entry.slide_id), run.content(entry.slide_id)
+    with PatchStore.open(path, slide_path=entry.path, content_cache=cache) as store:
         pixels = _read_pixels(store, patch.row)
         tumour = _read_tumour(entry, store)
         return make_sample(one, patch, pixels=pixels, tumour=tumour, geometry=store.geometry)

@@ -1,4 +1,4 @@
-"""The run folder: where each file lives (contract 4), and what is finished in it.
+"""The run folder: where each file lives, and what is finished in it.
 
 An output is finished when its mark (`wsi_pipeline.marks`) agrees with it. A mark is written last,
 under ``.state/``. Before an output is made again, its mark is turned into a list of what was made,
@@ -80,6 +80,10 @@ class RunFolder:
     def qc(self, slide_id: str) -> Path:
         """Picture of a slide's tissue mask, grid and labels."""
         return self.tiles / f"{slide_id}.png"
+
+    def content(self, slide_id: str) -> Path:
+        """Digest of a slide's files, kept so that they are not read again while unchanged."""
+        return self.path / ".state" / "content" / f"{slide_id}.digest"
 
     @property
     def label_audit(self) -> Path:

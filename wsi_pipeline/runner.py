@@ -16,6 +16,7 @@ from wsi_pipeline.config import STAGES, Config, as_plain, digest_settings
 from wsi_pipeline.errors import StageError
 from wsi_pipeline.progress import StageProgress
 from wsi_pipeline.runfolder import (
+    Examined,
     RunFolder,
     Unit,
     clear_mark,
@@ -57,7 +58,7 @@ class StageResult:
 
     @property
     def exit_code(self) -> int:
-        """0 all done, 3 some failed, 1 nothing could be done (contract 3)."""
+        """0 all done, 3 some failed, 1 nothing could be done."""
         if not self.failed:
             return 0
         return 3 if self.done or self.kept else 1
@@ -75,7 +76,8 @@ class Plan:
 
     unit: Unit
     weight: int  # for the balance of shards
-    fingerprint: Callable[[], str]  # may fail like the work itself
+    # May fail like the work itself. Empty: only the worker can tell, and keeps what is finished.
+    fingerprint: Callable[[], str]
     arguments: Mapping[str, Any]
     fingerprint_of_old: Callable[[], str] | None = None  # as earlier versions computed it
 
@@ -102,8 +104,8 @@ def run_stage(
         kept, tasks, failed = _sort_out(run, plans, options, progress)
         with _writing(run, stage, tasks):
             _begin(stage, run, config, options, groups)
-        done, lost = _work_off(run, tasks, config, options, progress)
-    result = StageResult(stage, tuple(done), tuple(kept), tuple(failed + lost))
+        done, still, lost = _work_off(run, tasks, config, options, progress)
+    result = StageResult(stage, tuple(done), tuple(kept + still), tuple(failed + lost))
     with _writing(run, stage, tasks):
         write_failures(run)
         if options.shard:
@@ -123,8 +125,9 @@ def _writing(run: RunFolder, stage: str, tasks: Sequence[Task]) -> Iterator[None
     except OSError as error:
         if error.errno not in READ_ONLY:
             raise
-        if tasks:
-            names = name_some([task.unit.title for task in tasks])
+        certain = [task.unit.title for task in tasks if task.fingerprint or task.overwrite]
+        if certain:
+            names = name_some(certain)
             raise StageError(
                 f"{run.path}: cannot be written to ({error.strerror}), but {stage} has to do "
                 f"{names}; copy the run folder, or make it writable"
@@ -167,9 +170,11 @@ def _sort_out(
         name = plan.unit.title
         try:
             fingerprint = plan.fingerprint()
-            found = examine_unit(
-                run, plan.unit, fingerprint, fingerprint_of_old=plan.fingerprint_of_old
-            )
+            found = Examined("missing")
+            if fingerprint:
+                found = examine_unit(
+                    run, plan.unit, fingerprint, fingerprint_of_old=plan.fingerprint_of_old
+                )
         except Exception as error:  # one bad input must not stop the others
             outcome = fail(run, plan.unit, error)
             if options.overwrite:  # what was there before is not wanted
@@ -188,7 +193,8 @@ def _sort_out(
             progress.line(f"{name}: out of date (settings or inputs changed); rebuilding")
         if found.problems:
             progress.line(f"{name}: {'; '.join(found.problems)}; rebuilding")
-        tasks.append(Task(run, plan.unit, fingerprint, plan.arguments, Path.cwd()))
+        task = Task(run, plan.unit, fingerprint, plan.arguments, Path.cwd(), options.overwrite)
+        tasks.append(task)
     return kept, tasks, failed
 
 
@@ -198,8 +204,9 @@ def _work_off(
     config: Config,
     options: Options,
     progress: StageProgress,
-) -> tuple[list[str], list[str]]:
+) -> tuple[list[str], list[str], list[str]]:
     done: list[str] = []
+    kept: list[str] = []
     failed: list[str] = []
     in_process = options.dask is None and (options.workers == 1 or len(tasks) <= 1)
     work = partial(_perform_here, progress=progress) if in_process else perform
@@ -212,8 +219,8 @@ def _work_off(
         unit = tasks[number].unit
         outcome = result if isinstance(result, Outcome) else fail(run, unit, result)
         progress.end(unit.title, outcome.line, failed=not outcome.ok)
-        (done if outcome.ok else failed).append(unit.title)
-    return done, failed
+        (kept if outcome.kept else done if outcome.ok else failed).append(unit.title)
+    return done, kept, failed
 
 
 def _perform_here(task: Task, *, progress: StageProgress) -> Outcome:

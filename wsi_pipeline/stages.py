@@ -39,6 +39,7 @@ from wsi_pipeline.settings import (
     fill_in_sampling,
     result_settings,
 )
+from wsi_pipeline.slide_contents import find_tile_fingerprint
 from wsi_pipeline.splits import advise_missing_split, assign_splits
 
 log = logging.getLogger(__name__)
@@ -105,7 +106,7 @@ def tile(run: RunFolder, config: Config, options: Options, *, fixed: bool = Fals
         Plan(
             Unit("tile", e.slide_id),
             weight=slide_bytes(e),
-            fingerprint=partial(_tile_fingerprint, e, config),
+            fingerprint=partial(find_tile_fingerprint, run, e, e.tile_config(config.tile)),
             arguments={
                 "entry": e,
                 "config": e.tile_config(config.tile),
@@ -132,19 +133,6 @@ def slide_bytes(entry: SlideEntry) -> int:
 def _threads(options: Options, n_slides: int) -> int:
     """Cores for each of the slides that are worked on at a time."""
     return max(1, (cpu_count() or 1) // max(1, min(options.workers, n_slides)))
-
-
-def _tile_fingerprint(entry: SlideEntry, config: Config) -> str:
-    from tiling.build import tile_fingerprint
-
-    return tile_fingerprint(
-        entry.path,
-        slide_id=entry.slide_id,
-        config=entry.tile_config(config.tile),
-        annotation_path=entry.annotation,
-        slide_label=entry.label,
-        mpp=entry.mpp,
-    )
 
 
 def train(

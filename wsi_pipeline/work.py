@@ -10,7 +10,7 @@ import logging
 import re
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,14 +24,17 @@ from wsi_pipeline.contracts import Heatmap, Scores, SlideEntry
 from wsi_pipeline.errors import CheckpointError, HeatmapError
 from wsi_pipeline.names import fit_file_name, printable
 from wsi_pipeline.runfolder import (
+    Examined,
     RunFolder,
     Unit,
     clear_mark,
+    examine_unit,
     mark_finished,
     record_damage,
     record_failure,
 )
 from wsi_pipeline.settings import EvaluateConfig, HeatmapConfig, PredictConfig, TrainConfig
+from wsi_pipeline.slide_contents import compute_tile_fingerprint
 
 if TYPE_CHECKING:
     from tiling.store import PatchStore
@@ -50,9 +53,10 @@ class Task:
 
     run: RunFolder
     unit: Unit
-    fingerprint: str
+    fingerprint: str  # empty: the worker computes it
     arguments: Mapping[str, Any]
     folder: Path  # where the command was given: relative paths start there
+    overwrite: bool = False  # do it also if the worker finds it finished
 
 
 @dataclass(frozen=True)
@@ -61,19 +65,42 @@ class Outcome:
 
     ok: bool
     line: str
+    kept: bool = False  # was finished before
 
 
 def perform(task: Task, *, on_progress: OnProgress | None = None) -> Outcome:
     """Do one unit; mark it finished, or record why it failed. Only an interrupt gets out."""
     task = anchor_paths(task, task.folder)
+    found = Examined("missing")
     try:
+        if not task.fingerprint:
+            task, found = _examine(task)
+        if found.state == "finished" and not task.overwrite:
+            return Outcome(True, "finished before, kept", kept=True)
         clear_mark(task.run, task.unit)
         work = _on_images if task.arguments.get("images") else WORK[task.unit.stage]
         files, line = work(task, on_progress or _silent)
         mark_finished(task.run, task.unit, task.fingerprint, files)
     except Exception as error:
         return fail(task.run, task.unit, error, folder=task.folder)
-    return Outcome(True, line)
+    reasons = "out of date" if found.state == "stale" else "; ".join(found.problems)
+    return Outcome(True, f"{reasons}, rebuilt: {line}" if reasons else line)
+
+
+def _examine(task: Task) -> tuple[Task, Examined]:
+    """Decide what a command left to the worker, as the slide has to be read for it."""
+    entry: SlideEntry = task.arguments["entry"]
+    try:
+        fingerprint = compute_tile_fingerprint(task.run, entry, task.arguments["config"])
+    except Exception:
+        if task.overwrite:  # what was there before is not wanted
+            clear_mark(task.run, task.unit)
+        raise
+    found = examine_unit(task.run, task.unit, fingerprint)
+    if found.state == "finished":
+        with contextlib.suppress(OSError):  # it may have failed since
+            task.unit.mark(task.run, "failed").unlink(missing_ok=True)
+    return replace(task, fingerprint=fingerprint), found
 
 
 def _on_images(task: Task, on_progress: OnProgress) -> Done:
@@ -143,6 +170,7 @@ def _tile(task: Task, on_progress: OnProgress) -> Done:
             slide_label=entry.label,
             mpp=entry.mpp,
             qc_path=picture,
+            content_cache=task.run.content(entry.slide_id),
             threads=task.arguments["threads"],
             on_progress=on_progress,
         )
@@ -209,7 +237,11 @@ def open_store(run: RunFolder, entry: SlideEntry) -> "PatchStore":
     """Open a slide's patch store; where it keeps no pixels, they come from the slide."""
     from tiling.store import PatchStore
 
-    return PatchStore.open(run.store(entry.slide_id), slide_path=entry.path)
+    return PatchStore.open(
+        run.store(entry.slide_id),
+        slide_path=entry.path,
+        content_cache=run.content(entry.slide_id),
+    )
 
 
 # ---------------------------------------------------------------- predict

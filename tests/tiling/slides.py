@@ -47,6 +47,7 @@ def write_slide(
     subifds: bool = False,
     compression: str | None = "deflate",
     bigtiff: bool = False,
+    byteorder: str | None = None,
     **options: Any,
 ) -> Path:
     """Write a generic tiled (or, with ``tile=None``, striped) TIFF; resolution in its tags."""
@@ -56,7 +57,7 @@ def write_slide(
         options["resolutionunit"] = "CENTIMETER"
     options.setdefault("photometric", "rgb")
     options.setdefault("metadata", None)
-    with tifffile.TiffWriter(path, bigtiff=bigtiff) as tif:
+    with tifffile.TiffWriter(path, bigtiff=bigtiff, byteorder=byteorder) as tif:
         for number, level in enumerate(levels):
             tif.write(
                 level,

@@ -16,6 +16,7 @@ from tiling.contracts import TileConfig, TissueConfig
 from tiling.errors import TissueError
 from tiling.geometry import resolve_geometry
 from tiling.masks import find_mask, read_mask
+from tiling.readers import mask_picture
 from tiling.store import PatchStore
 
 SIZE = (1000, 600)
@@ -59,6 +60,14 @@ def share_of_tile(mask: np.ndarray, size, corner, side) -> float:
         ("a.tif", MASK.astype(np.uint16) * 300, {"rowsperstrip": 7, "compression": "lzw"}),
         ("a.tif", MASK.astype(np.float32), {"tile": (64, 64)}),
         ("a.tif", MASK, {"photometric": "minisblack"}),
+        ("a.tif", ~MASK, {"photometric": "miniswhite"}),
+        ("a.tif", ~MASK, {"photometric": "miniswhite", "tile": (32, 16)}),
+        ("a.tif", np.where(MASK, 55, 255).astype(np.uint8), {"photometric": "miniswhite"}),
+        (
+            "a.tif",
+            MASK.astype(np.uint8),
+            {"photometric": "palette", "colormap": np.eye(3, 256, 1, np.uint16)},
+        ),
         ("a.tif", np.dstack([MASK * 0, MASK * 9, MASK * 0]).astype(np.uint8), {}),
     ],
 )
@@ -181,10 +190,10 @@ def test_a_slides_mask_is_found_by_its_id(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.png", b"", "no PNG by its content"),
+        ("a.png", b"", "neither a TIFF nor a PNG by its content"),
         ("a.png", b"\x89PNG\r\n\x1a\n" + b"\0" * 40, "a.png: "),
-        ("a.tif", b"II*\0", "a.tif: cannot be read as a tissue mask"),
-        ("a.tif", b"no tiff at all", "a.tif: cannot be read as a tissue mask"),
+        ("a.tif", b"II*\0", "a.tif: cannot be read as a mask"),
+        ("a.tif", b"no tiff at all", "a.tif: is neither a TIFF nor a PNG"),
         ("a.geojson", b"{", "a.geojson: is not well-formed JSON"),
         ("a.geojson", b'{"type": "Point"}', "a.geojson: .* type 'Point'"),
         ("a.geojson", b'{"type": "FeatureCollection", "features": []}', "no polygon of tissue"),
@@ -203,7 +212,7 @@ def test_a_mask_cut_short_is_named(tmp_path):
     for name in ("a.png", "a.tif"):
         path = write(tmp_path / name, noise)
         path.write_bytes(path.read_bytes()[:9000])
-        with pytest.raises(TissueError, match=rf"{name}: cannot be read as a tissue mask"):
+        with pytest.raises(TissueError, match=rf"{name}: cannot be read as a mask"):
             read(path)
 
 
@@ -216,12 +225,12 @@ def test_a_mask_of_another_shape_is_refused(tmp_path):
 
 
 def test_what_cannot_be_read_in_bounded_memory_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(masks, "MAX_PNG_PX", 1000)
-    monkeypatch.setattr(masks, "MAX_SEGMENT_BYTES", 1000)
+    monkeypatch.setattr(mask_picture, "MAX_PNG_PX", 1000)
+    monkeypatch.setattr(mask_picture, "MAX_SEGMENT_BYTES", 1000)
     with pytest.raises(TissueError, match="too many for a PNG"):
         read(write(tmp_path / "a.png", MASK))
     with pytest.raises(TissueError, match="strips of 200 x 120 px"):
-        read(write(tmp_path / "a.tif", MASK.astype(np.uint8)))
+        read(write(tmp_path / "a.tif", MASK.astype(np.uint8), compression="deflate"))
 
 
 def test_polygons_off_the_slide_are_refused(tmp_path):

@@ -11,17 +11,23 @@ import pytest
 import tifffile
 
 from tests.tiling import slides
+from tiling.build import tile_slide
+from tiling.contracts import TileConfig, TissueConfig
 from tiling.errors import SlideError
 from tiling.readers.openslide_reader import OpenSlideReader
 from tiling.readers.tiff_reader import TiffReader
 from tiling.readers.tiled_tiff_reader import TiledTiffReader
 from tiling.slide import (
+    N_SAMPLES,
+    SAMPLE_BYTES,
     describe_slide,
     fingerprint_file,
+    note_slide,
     open_slide,
     read_overview,
     read_thumbnail,
 )
+from tiling.store import PatchStore
 
 PIXELS = slides.noise(203, 131)
 
@@ -167,6 +173,54 @@ class TestDescription:
             assert slide.mpp == pytest.approx((0.25, 0.5))
 
 
+class TestResolutionNotes:
+    """A resolution that is hardly the microscope's is used, with a note."""
+
+    @staticmethod
+    def notes_of(path: Path, mpp: float | None = None) -> tuple[str, ...]:
+        with open_slide(path) as slide:
+            return note_slide(slide, mpp=mpp)
+
+    @pytest.mark.parametrize("tile", [(64, 64), None], ids=["tiles", "strips"])
+    @pytest.mark.parametrize("unit", ["INCH", "CENTIMETER"])
+    @pytest.mark.parametrize("dpi", [72, 96, 150, 300, 600, 1200])
+    def test_a_printers_resolution_is_named(self, tmp_path: Path, tile, unit, dpi):
+        density = dpi if unit == "INCH" else round(dpi / 2.54, 1)
+        options = {"resolution": (density, density), "resolutionunit": unit}
+        path = slides.write_slide(tmp_path / "a.tif", [PIXELS], mpp=None, tile=tile, **options)
+        [note] = self.notes_of(path)
+        assert f"{dpi} dpi" in note
+        assert ("is not used" in note) == (dpi <= 300)
+        assert self.notes_of(path, mpp=0.5) == ()
+
+    @pytest.mark.parametrize("write", [slides.write_slide, slides.write_svs, slides.write_ome])
+    @pytest.mark.parametrize(("mpp", "is_noted"), [(0.04, True), (0.06, False), (2.0, False)])
+    def test_one_finer_than_light_is_named(self, tmp_path: Path, write, mpp, is_noted):
+        path = write(tmp_path / "a.tif", [PIXELS], mpp=mpp)
+        notes = " ".join(self.notes_of(path))
+        assert ("0.04 µm per pixel is finer" in notes) == is_noted
+
+    @pytest.mark.parametrize(
+        ("mpp", "is_noted"), [(0.35, False), (0.5, False), (0.55, False), (0.25, True), (1.0, True)]
+    )
+    def test_one_that_contradicts_the_objective_is_named(self, tmp_path: Path, mpp, is_noted):
+        """The slide says AppMag = 20."""
+        path = slides.write_svs(tmp_path / "a.svs", [PIXELS], mpp=mpp)
+        assert bool(self.notes_of(path)) == is_noted
+        assert bool(self.notes_of(slides.write_svs(path, [PIXELS], mpp=0.5), mpp=mpp)) == is_noted
+
+    def test_the_store_keeps_the_notes(self, tmp_path: Path):
+        pixels = slides.tissue(300, 260)
+        path = slides.write_svs(tmp_path / "a.svs", [pixels], mpp=1.0)
+        config = TileConfig(
+            target_mpp=1.0, patch_px=32, tissue=TissueConfig(mpp=4.0, min_object_um2=100)
+        )
+        summary = tile_slide(path, tmp_path / "a.zarr", slide_id="a", config=config)
+        assert "objective power 20" in str(summary)
+        with PatchStore.open(tmp_path / "a.zarr") as store:
+            assert "objective power 20" in store.attributes["notes"][0]
+
+
 class TestFingerprint:
     def test_follows_the_bytes_not_the_name_or_the_date(self, tmp_path: Path):
         path = slides.write_svs(tmp_path / "a.svs", [PIXELS])
@@ -181,6 +235,17 @@ class TestFingerprint:
         data[place] = 1
         (tmp_path / "a").write_bytes(data)
         assert fingerprint_file(tmp_path / "a") != before
+
+    @pytest.mark.parametrize("part", range(1, N_SAMPLES + 1))
+    def test_notices_a_change_in_each_sample_between(self, tmp_path: Path, part):
+        size, path = 40 * 2**20, tmp_path / "a"
+        with path.open("wb") as file:
+            file.truncate(size)
+        before = fingerprint_file(path)
+        with path.open("r+b") as file:
+            file.seek(size * part // (N_SAMPLES + 1) + SAMPLE_BYTES - 1)
+            file.write(b"1")
+        assert fingerprint_file(path) != before
 
     def test_notices_another_length(self, tmp_path: Path):
         (tmp_path / "a").write_bytes(bytes(10))

@@ -10,7 +10,7 @@ import tifffile
 
 from tests.tiling import slides
 from tiling.errors import SlideError
-from tiling.readers import tiff_levels
+from tiling.readers import tiff_images, tiff_levels
 from tiling.readers.tiff_reader import TiffReader
 
 PIXELS = slides.noise(203, 131)
@@ -169,7 +169,7 @@ def test_a_compression_that_cannot_be_read_is_named(tmp_path: Path):
 
 
 def test_more_images_than_a_slide_has_are_not_read_on_and_on(tmp_path: Path, monkeypatch):
-    monkeypatch.setattr(tiff_levels, "MOST_IMAGES", 3)
+    monkeypatch.setattr(tiff_images, "MOST_IMAGES", 3)
     path = slides.write_slide(tmp_path / "a.tif", [PIXELS] * 4)
 
     with pytest.raises(SlideError, match="more than 3 images"):

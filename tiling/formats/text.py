@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tiling.errors import AnnotationError
+from tiling.files import check_file
 
 MAX_BYTES = 1 << 29  # unpacked; the largest CAMELYON16 annotation has 3 MB
 
@@ -47,6 +48,7 @@ def read_bytes(path: Path) -> bytes:
     """
     opener = gzip.open if path.suffix.lower() == ".gz" else Path.open
     try:
+        check_file(path)
         with opener(path, "rb") as file:
             data: bytes = file.read(MAX_BYTES + 1)
     except (OSError, EOFError, zlib.error) as error:

@@ -13,7 +13,14 @@ import openslide
 from numpy.typing import NDArray
 
 from tiling.errors import SlideError
-from tiling.readers.common import check_region, composite_over_white, parse_number, usable_mpp
+from tiling.readers.common import (
+    check_region,
+    composite_over_white,
+    parse_number,
+    positive_mpp,
+    usable_mpp,
+)
+from tiling.threads import check_stopped
 
 LARGEST_TILE_BYTES = 2**30  # decoded, four bytes per pixel: 16,384 x 16,384 px
 
@@ -47,10 +54,11 @@ class OpenSlideReader:
         self._vendor = properties.get(openslide.PROPERTY_NAME_VENDOR, "unknown")
         self._level_sizes = tuple((int(w), int(h)) for w, h in self._handle.level_dimensions)
         self._level_downsamples = tuple(float(d) for d in self._handle.level_downsamples)
-        self._mpp = usable_mpp(
+        self._stated_mpp = positive_mpp(
             parse_number(properties.get(openslide.PROPERTY_NAME_MPP_X)),
             parse_number(properties.get(openslide.PROPERTY_NAME_MPP_Y)),
         )
+        self._mpp = usable_mpp(self._stated_mpp)
         self._bounds = _read_bounds(properties)
         self._objective_power = parse_number(
             properties.get(openslide.PROPERTY_NAME_OBJECTIVE_POWER)
@@ -91,11 +99,22 @@ class OpenSlideReader:
         """What the scanner says (40 for 40x), if anything."""
         return self._objective_power
 
+    @property
+    def stated_mpp(self) -> tuple[float, float] | None:
+        """(x, y) µm per level-0 px as the file states it, even if it cannot be a microscope's."""
+        return self._stated_mpp
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Nothing is decided here: OpenSlide knows which image is the slide."""
+        return ()
+
     def read_region(
         self, location: tuple[int, int], level: int, size: tuple[int, int]
     ) -> NDArray[np.uint8]:
         """Read pixels; see `tiling.contracts.Slide.read_region`."""
         check_region(self._path.name, level, len(self._level_sizes), size)
+        check_stopped()
         handle = self._handle
         if handle is None:
             raise SlideError(f"{self._path.name}: the slide is closed; open it again")

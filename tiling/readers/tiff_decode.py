@@ -39,7 +39,8 @@ def make_decoder(level: TiffLevel) -> Decoder:
     if is_jpeg and page.samplesperpixel == 3 and page.is_tiled and page.photometric in COLOURS:
         return _jpeg_decoder(page)
     if not level.is_raw:
-        page.decode  # noqa: B018  tifffile builds its decoder once; not by many threads at a time
+        for one in level.pages:
+            one.decode  # noqa: B018  tifffile builds its decoder once; not by many threads at a time
 
     def decode(data: list[bytes], indices: list[int], buffer: Pixels) -> Pixels:
         planes = [
@@ -96,6 +97,10 @@ def rewrite_jpeg_header(data: bytes, insert: bytes) -> bytes:
 def _decode_plane(layout: TiffLevel, data: bytes, index: int) -> NDArray[np.uint8]:
     """Decode one segment of one plane: (rows, columns, samples)."""
     page = layout.page
+    if len(layout.pages) > 1:  # one plane each
+        across, down = layout.lattice
+        plane, index = divmod(index, across * down)
+        page = layout.pages[plane]
     if layout.is_raw:
         return np.frombuffer(data, np.uint8).reshape(-1, layout.size[0], page.samplesperpixel)
     if not data:  # a plane that is not stored, beside others that are

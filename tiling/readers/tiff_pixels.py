@@ -13,6 +13,7 @@ from tiling.errors import SlideError
 from tiling.readers.tiff_decode import WHITE, Decoder, make_decoder
 from tiling.readers.tiff_levels import TiffLevel
 from tiling.readers.tile_cache import Tile, TileCache
+from tiling.threads import check_stopped
 
 CACHE_BYTES = 384 * 2**20  # decoded file tiles kept at most, unless the caller says otherwise
 LEAST_CACHE_BYTES = 16 * 2**20
@@ -113,6 +114,7 @@ class TiffPixels:
         self, level: int, indices: list[int], buffer: NDArray[np.uint8]
     ) -> NDArray[np.uint8]:
         layout = self._levels[level]
+        check_stopped()
         data = [self._read_bytes(layout, index) for index in indices]
         try:
             return self._decoders[level](data, indices, buffer)
@@ -141,7 +143,7 @@ class TiffPixels:
         if offset + count > self._end:
             raise self._cut_off(index, offset, count)
         across, down = layout.segment
-        if count > MOST_BYTES_PER_SAMPLE * across * down * layout.page.samplesperpixel + 2**20:
+        if count > MOST_BYTES_PER_SAMPLE * across * down * layout.n_samples + 2**20:
             raise SlideError(
                 f"{self._name}: file tile {index} of {across} x {down} px has {count} bytes; the "
                 "directory is damaged, copy the file again"

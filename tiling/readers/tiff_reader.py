@@ -1,9 +1,10 @@
 """8-bit RGB TIFF through tifffile: striped files, OME-TIFF, BigTIFF that OpenSlide does not take.
 
-Reads RGB, RGBA (laid over white), YCbCr JPEG and grey (shown as equal red, green and blue), tiled
-or in strips, pyramids in SubIFDs or in pages. Anything else is refused with its name. Memory stays
-bounded: only the file tiles, or strips, that touch a region are decoded, and a few are kept for the
-next region.
+Reads RGB, RGBA (composited over white), YCbCr JPEG, red, green and blue planes, and grey (shown as
+equal red, green and blue), tiled or in strips, pyramids in SubIFDs or in pages. Which image of the
+file is read is decided in `tiling.readers.tiff_images`. Anything else is refused with its name.
+Memory stays bounded: only the file tiles, or strips, that touch a region are decoded, and a few are
+kept for the next region.
 """
 
 from pathlib import Path
@@ -14,10 +15,11 @@ import tifffile
 from numpy.typing import NDArray
 
 from tiling.errors import SlideError
-from tiling.readers.common import check_region
-from tiling.readers.tiff_levels import check_pixels, lay_out, pyramid_pages
-from tiling.readers.tiff_metadata import read_mpp
+from tiling.readers.common import check_region, usable_mpp
+from tiling.readers.tiff_images import choose_image
+from tiling.readers.tiff_levels import check_jpeg, check_pixels, lay_out
 from tiling.readers.tiff_pixels import CACHE_BYTES, TiffPixels
+from tiling.readers.tiff_structure import find_cut
 
 
 class TiffReader:
@@ -32,33 +34,63 @@ class TiffReader:
 
     Raises
     ------
+    UnsupportedSlideError
+        If the file is sound but not one 8-bit RGB or grey picture.
     SlideError
-        If the file is no TIFF, or its pixels are not 8-bit RGB or grey.
+        If the file is no TIFF, damaged or cut off.
     """
 
     def __init__(self, path: Path, *, cache_bytes: int = CACHE_BYTES) -> None:
         self._path = path
         try:
-            tif = tifffile.TiffFile(path)
+            self._open(cache_bytes)
+        except SlideError as error:
+            cut = find_cut(path)
+            if cut is None:
+                raise
+            raise SlideError(
+                f"{path.name}: the file is cut off: {cut}; copy it again from its source"
+            ) from error
+
+    def _open(self, cache_bytes: int) -> None:
+        name = self._path.name
+        try:
+            tif = tifffile.TiffFile(self._path)
         except Exception as error:  # damaged headers fail in as many ways as there are bytes
-            raise SlideError(f"{path.name}: not a TIFF that can be read: {error}") from error
+            raise SlideError(
+                f"{name}: not a TIFF that can be read: {error}; copy it again from its source"
+            ) from error
         with tif:
             try:
                 self._describe(tif)
-                self._pixels = TiffPixels(path, self._levels, cache_bytes=cache_bytes)
+                self._pixels = TiffPixels(self._path, self._levels, cache_bytes=cache_bytes)
             except SlideError:
                 raise
             except Exception as error:  # so do damaged directories
-                raise SlideError(f"{path.name}: its TIFF directory is damaged: {error}") from error
+                raise SlideError(
+                    f"{name}: its TIFF directory is damaged: {error}; copy it again from its source"
+                ) from error
 
     def _describe(self, tif: tifffile.TiffFile) -> None:
-        pages = pyramid_pages(self._path.name, tif)
-        for page in pages:
+        image = choose_image(self._path.name, tif)
+        for page in (page for pages in image.levels for page in pages):
             check_pixels(self._path.name, page)
-        self._levels = tuple(lay_out(self._path.name, page) for page in pages)
-        self._mpp = read_mpp(tif, pages[0])
-        self._is_ome = bool(tif.is_ome)
+        self._levels = tuple(lay_out(self._path.name, pages) for pages in image.levels)
+        check_jpeg(self._path, self._levels[0])
+        self._stated_mpp = image.mpp
+        self._is_ome = image.is_ome
         self._file_bytes = int(tif.filehandle.size)
+        self._is_plain = not image.is_ome and not image.notes and len(image.levels[0]) == 1
+        self._notes = image.notes + self._note_cut()
+
+    def _note_cut(self) -> tuple[str, ...]:
+        if not self.n_beyond_end:
+            return ()
+        n_tiles = sum(len(level.offsets) for level in self._levels)
+        return (
+            f"the file is cut off: {self.n_beyond_end} of its {n_tiles} file tiles lie beyond its "
+            "end; copy it again from its source",
+        )
 
     @property
     def vendor(self) -> str:
@@ -73,7 +105,7 @@ class TiffReader:
     @property
     def mpp(self) -> tuple[float, float] | None:
         """(x, y) µm per level-0 px, None where the file does not say."""
-        return self._mpp
+        return usable_mpp(self._stated_mpp)
 
     @property
     def level_sizes(self) -> tuple[tuple[int, int], ...]:
@@ -95,6 +127,21 @@ class TiffReader:
     def objective_power(self) -> float | None:
         """Not told by a TIFF."""
         return None
+
+    @property
+    def stated_mpp(self) -> tuple[float, float] | None:
+        """(x, y) µm per level-0 px as the file states it, even if it cannot be a microscope's."""
+        return self._stated_mpp
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Which image of several is read, and what is missing of the file, one sentence each."""
+        return self._notes
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the file holds one picture, which was not chosen among others."""
+        return self._is_plain
 
     @property
     def n_beyond_end(self) -> int:

@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from tiling.errors import SlideError
 from tiling.readers.common import check_region
 from tiling.readers.openslide_reader import OpenSlideReader
-from tiling.readers.tiff_levels import TiffLevel, check_pixels, lay_out, list_pages
+from tiling.readers.tiff_images import list_pages
+from tiling.readers.tiff_levels import TiffLevel, check_jpeg, check_pixels, lay_out
 from tiling.readers.tiff_pixels import CACHE_BYTES, TiffPixels
 
 log = logging.getLogger(__name__)
@@ -51,6 +52,8 @@ class TiledTiffReader:
 
     Raises
     ------
+    UnsupportedTilesError
+        If neither this reader nor OpenSlide can decode the tiles.
     SlideError
         If the file's layout is none that is known to come out equal, or a probe did not.
     """
@@ -74,6 +77,8 @@ class TiledTiffReader:
             n: i for i, n in enumerate(n for n, one in enumerate(levels) if one is not None)
         }
         kept = tuple(level for level in levels if level is not None)
+        if kept:
+            check_jpeg(self._path, kept[0])
         self._pixels = TiffPixels(self._path, kept, cache_bytes=cache_bytes)
         try:
             self._check_probes(levels)
@@ -139,6 +144,16 @@ class TiledTiffReader:
     def objective_power(self) -> float | None:
         """What the scanner says (40 for 40x), if anything."""
         return self._oracle.objective_power
+
+    @property
+    def stated_mpp(self) -> tuple[float, float] | None:
+        """(x, y) µm per level-0 px as the file states it, even if it cannot be a microscope's."""
+        return self._oracle.stated_mpp
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """None: the file holds one picture."""
+        return self._oracle.notes
 
     @property
     def n_decoded(self) -> int:
@@ -225,7 +240,7 @@ def find_fast_levels(path: Path, oracle: OpenSlideReader) -> tuple[TiffLevel | N
         raise SlideError(f"{path.name}: slides of {oracle.vendor} are read by OpenSlide")
     try:
         with tifffile.TiffFile(path) as tif:
-            pages = list_pages(path.name, tif.pages)
+            pages = list_pages(path.name, tif)
             found = [_find_page(path.name, pages, size) for size in oracle.level_sizes]
             levels = [_lay_out_known(path.name, page) for page in found]
     except SlideError:
@@ -258,7 +273,7 @@ def _lay_out_known(file_name: str, page: Any) -> TiffLevel:
     )
     if not known:
         raise SlideError(f"{file_name}: a layout that only OpenSlide reads ({page.compression!s})")
-    return lay_out(file_name, page)
+    return lay_out(file_name, (page,))
 
 
 def _is_equal(level: TiffLevel, finer: list[TiffLevel], vendor: str) -> bool:

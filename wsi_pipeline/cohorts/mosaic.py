@@ -39,6 +39,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tiling.annotations import write_asap_xml
+from tiling.files import check_file
 from wsi_pipeline.cohorts.pyramid import write_pyramid
 from wsi_pipeline.contracts import SlideEntry, Split
 from wsi_pipeline.errors import ManifestError
@@ -142,6 +143,7 @@ def _check_sizes(found: Mapping[str, Patches]) -> int:
     side = 0
     for path in (path for patches in found.values() for path in _all(patches)):
         try:
+            check_file(path)
             with Image.open(path) as picture:
                 size = picture.size
         except OSError as error:
@@ -280,6 +282,7 @@ def _compose_slide(entry: SlideEntry, patches: Patches, *, side: int) -> None:
 
 def _read_patch(path: Path) -> NDArray[np.uint8]:
     try:
+        check_file(path)
         with Image.open(path) as picture:
             rgba = picture.convert("RGBA")
     except OSError as error:

@@ -130,7 +130,7 @@ def draw_cohort(
     Returns
     -------
     manifest : Path
-        ``out/manifest.csv``, columns as in contract 2.
+        ``out/manifest.csv``, columns as in docs/formats.md.
 
     Raises
     ------

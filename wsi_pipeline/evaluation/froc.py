@@ -377,7 +377,7 @@ def _replicate_counts(
 
 
 def froc_to_json(curve: FrocCurve) -> dict[str, Any]:
-    """Lay a curve out as ``froc.json`` (contract 7)."""
+    """Lay a curve out as ``froc.json``."""
     points = zip(
         curve.thresholds.tolist(), curve.avg_fps.tolist(), curve.sensitivity.tolist(), strict=True
     )

@@ -7,6 +7,7 @@ from pathlib import Path
 from tiling.annotations import read_annotation
 from tiling.contracts import Annotation, Unclassified
 from tiling.errors import AnnotationError
+from tiling.files import read_bytes
 from wsi_pipeline.errors import EvaluationError, ExtentError
 from wsi_pipeline.evaluation.lesions import (
     CAMELYON16_MPP,
@@ -98,7 +99,7 @@ def _is_empty(path: Path) -> bool:
     """Whether a file holds nothing but blanks, packed or not."""
     if path.stat().st_size > 1024:
         return False
-    data = path.read_bytes()
+    data = read_bytes(path)
     if path.suffix.lower() == ".gz" and data:
         try:
             data = gzip.decompress(data)

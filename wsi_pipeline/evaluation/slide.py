@@ -1,6 +1,6 @@
 """One score for a slide from its patches' scores, and the threshold that makes it a yes or a no.
 
-Aggregators (contract 6; where it names no formula, ours is stated here):
+Aggregators, with the formula of each:
 
 - ``max``: the largest patch score (lecture, attempt 1: positive iff some patch has F(I) >= t);
 - ``mean``: the mean;

@@ -1,4 +1,4 @@
-"""Scores and heatmaps in other tools' formats (contract 8), one file per format.
+"""Scores and heatmaps in other tools' formats, one file per format.
 
 A format is a module here, named as in `FORMATS` (``ome-zarr``: ``ome_zarr.py``), with a function
 ``write`` of the type `Writer`. To add one: write that file and add a line to `FORMATS`.

@@ -9,11 +9,11 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import tifffile
 from numpy.typing import NDArray
-from PIL import Image
 
+from tiling.errors import MaskError
 from tiling.files import write_aside
+from tiling.readers.mask_picture import read_drawn
 from wsi_pipeline.data import prefetch
 from wsi_pipeline.errors import ManifestError, StageError
 from wsi_pipeline.images.folder import ImageEntry
@@ -58,16 +58,13 @@ def read_mask(
 
 
 def _read_object(path: Path) -> NDArray[np.bool_]:
-    """Tell which pixels are not zero: (H, W); of deep values, which images stretch, as they are."""
-    shown = read_image(path, channels=1)[..., 0]  # which says what is wrong with a file
-    if path.suffix.lower() in (".tif", ".tiff"):
-        with tifffile.TiffFile(path) as file:
-            page = file.pages.first
-            if page.photometric != tifffile.PHOTOMETRIC.MINISBLACK or page.dtype in (bool, "u1"):
-                return shown > 0
-            return np.asarray(page.asarray() != 0).reshape(shown.shape)
-    with Image.open(path) as image:
-        return np.asarray(image) != 0 if image.mode[0] in "IF" else shown > 0
+    """Tell which pixels are the object: (H, W)."""
+    if path.suffix.lower() not in (".tif", ".tiff", ".png"):
+        return read_image(path, channels=1)[..., 0] > 0
+    try:
+        return read_drawn(path)
+    except MaskError as error:
+        raise ManifestError(f"{path.name}: {error}") from error
 
 
 def prepare_masks(

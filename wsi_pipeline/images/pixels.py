@@ -8,6 +8,8 @@ import tifffile
 from numpy.typing import NDArray
 from PIL import Image
 
+from tiling.files import check_file
+from tiling.readers.tiff_images import choose_image
 from wsi_pipeline.errors import ManifestError
 from wsi_pipeline.settings import ImagesConfig
 
@@ -35,9 +37,11 @@ def read_image(path: Path, *, channels: int) -> NDArray[np.uint8]:
         If the file cannot be decoded as one image.
     """
     try:
+        check_file(path)
         values = _decode(path)
     except Exception as error:  # decoders raise many kinds; each means: no image
-        reason = str(error).replace(str(path), path.name)  # no folder of this machine is told
+        reason = getattr(error, "strerror", None) or str(error)
+        reason = reason.removeprefix(f"{path.name}: ").replace(str(path), path.name)
         raise ManifestError(f"{path.name}: cannot be decoded ({reason})") from error
     if values.ndim == 2:
         values = values[..., None]
@@ -64,14 +68,23 @@ def _decode(path: Path) -> NDArray[np.uint8]:
 
 
 def _read_tiff(path: Path) -> NDArray[np.uint8]:
-    """Read the picture of a TIFF, (H, W, 1 or 3), also where samples lie apart."""
+    """Read the picture of a TIFF, (H, W, 1 or 3), also where samples are stored apart."""
     with tifffile.TiffFile(path) as file:
-        series = file.series[0]
-        values, axes = series.asarray(), series.axes
-        values = np.moveaxis(values, axes.index("S"), -1) if "S" in axes else values[..., None]
-        if len(axes.replace("S", "")) != 2:
-            raise ValueError(f"one picture is wanted, its shape is {values.shape}")
-        return _tiff_picture(values, series.keyframe)
+        image = choose_image(path.name, file)
+        if image.n_focal > 1:
+            raise ValueError(
+                f"a stack of {image.n_focal} focal planes; save the plane that is needed"
+            )
+        planes = [_page_samples(page) for page in image.levels[0]]
+        if len(planes) > 1:
+            return _to_uint8(np.concatenate(planes, axis=2), image.page.bitspersample)
+        return _tiff_picture(planes[0], image.page)
+
+
+def _page_samples(page: tifffile.TiffPage) -> NDArray[Any]:
+    """Read a page: (H, W, samples)."""
+    values, axes = page.asarray(), page.axes
+    return np.moveaxis(values, axes.index("S"), -1) if "S" in axes else values[..., None]
 
 
 def _tiff_picture(values: NDArray[Any], page: tifffile.TiffPage) -> NDArray[np.uint8]:

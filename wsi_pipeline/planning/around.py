@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 # As found in runs: settings, a manifest's row, a mark that a slide is done, a failure with its log.
 SETTINGS_BYTES, ROW_BYTES, MARK_BYTES, FAILURE_BYTES = 2_800, 90, 140, 2_300
+DIGEST_BYTES = 201  # of a slide's digest
 
 
 @dataclass(frozen=True)
@@ -59,13 +60,20 @@ def plan_around(
     failing = [s for s in slides if s.problem]
     if not tiled and not failing:
         return NOTHING
-    own = _plan_own(len(tiled), len(failing), config, len(entries))
+    path_by_id = {entry.slide_id: entry.path for entry in entries}
+    read = [s.slide_id for s in (*tiled, *failing) if path_by_id[s.slide_id].is_file()]
+    run = None if config.out is None else RunFolder(config.out)
+    n_digests = sum(run is None or not run.content(slide_id).is_file() for slide_id in read)
+    own = _plan_own(len(tiled), len(failing), n_digests, config, len(entries))
     audit = _plan_audit(audited, config.tile, workers=workers) if tiled else NOTHING
     return Footprint(own.files + audit.files, own.bytes + audit.bytes)
 
 
-def _plan_own(n_tiled: int, n_failing: int, config: Config, n_entries: int) -> Footprint:
-    files, size = n_tiled + 1, n_tiled * MARK_BYTES  # and failures.csv
+def _plan_own(
+    n_tiled: int, n_failing: int, n_digests: int, config: Config, n_entries: int
+) -> Footprint:
+    # A mark of each that is tiled, a digest of each that is read, and failures.csv.
+    files, size = n_tiled + n_digests + 1, n_tiled * MARK_BYTES + n_digests * DIGEST_BYTES
     run = None if config.out is None else RunFolder(config.out)
     if run is None or not run.manifest.is_file():  # run.json, slides.csv
         files, size = files + 2, size + SETTINGS_BYTES + n_entries * ROW_BYTES
@@ -90,6 +98,7 @@ def _plan_audit(audited: Sequence[Audited], config: TileConfig, *, workers: int)
 
 def read_sample(task: SampleTask) -> "Sample":
     """Read a patch that is not tiled yet, with the outlines over it."""
+    from tiling.content import UNREAD
     from tiling.geometry import resolve_geometry
     from tiling.patches import read_patch
     from tiling.slide import describe_slide, open_slide
@@ -97,7 +106,9 @@ def read_sample(task: SampleTask) -> "Sample":
 
     entry = task.audited.entry
     with open_slide(entry.path) as slide:
-        info = describe_slide(slide, path=entry.path, slide_id=entry.slide_id, mpp=entry.mpp)
+        info = describe_slide(
+            slide, path=entry.path, slide_id=entry.slide_id, mpp=entry.mpp, content=UNREAD
+        )
         geometry = resolve_geometry(task.config, slide_mpp=info.mpp)
         annotation, _ = read_slide_annotation(entry.annotation, info, task.config)
         try:

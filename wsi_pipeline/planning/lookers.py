@@ -4,18 +4,20 @@ A damaged slide can take the process that reads it down with it. Such a slide is
 alone, and then named; the others go on.
 """
 
-import multiprocessing
 from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from functools import partial
 from os import cpu_count
 from typing import TypeVar
 
 from wsi_pipeline.errors import StageError
+from wsi_pipeline.process_pool import open_process_pool
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+_open_pool = partial(open_process_pool, preload=("tiling.footprint",))
 
 MOST_WORKERS = 8  # by default; more rarely help where slides lie on one disk
 
@@ -54,7 +56,7 @@ def _look_until_death(
 ) -> Generator[tuple[int, Result | StageError], None, list[int]]:
     """Work until a process dies; returns the items that were being looked at then."""
     running: dict[Future[Result], int] = {}
-    with _pool(min(workers, len(waiting))) as pool:
+    with _open_pool(min(workers, len(waiting))) as pool:
         while waiting or running:
             try:
                 # No more are sent than are looked at, so a death has few suspects.
@@ -72,7 +74,7 @@ def _look_until_death(
 
 
 def _look_alone(look: Callable[[Item], Result], item: Item) -> Result | StageError:
-    with _pool(1) as pool:
+    with _open_pool(1) as pool:
         try:
             return pool.submit(look, item).result()
         except BrokenProcessPool:
@@ -80,15 +82,3 @@ def _look_alone(look: Callable[[Item], Result], item: Item) -> Result | StageErr
                 "reading it ends the whole process (a crash in the decoder, or too little memory); "
                 "copy the file again from its source, or leave it out"
             )
-
-
-@contextmanager
-def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
-    # Not forked from here: a thread of this process may hold a lock at that moment.
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tiling.footprint"])
-    pool = ProcessPoolExecutor(max_workers=max(1, workers), mp_context=context)
-    try:
-        yield pool
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)

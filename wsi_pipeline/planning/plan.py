@@ -25,6 +25,7 @@ from wsi_pipeline.planning.lookers import look_at_each
 from wsi_pipeline.progress import StageProgress
 from wsi_pipeline.runfolder import RunFolder, State, Unit, unit_state
 from wsi_pipeline.settings import TrainConfig
+from wsi_pipeline.slide_contents import is_finished, old_tile_fingerprint
 from wsi_pipeline.splits import advise_missing_split
 from wsi_pipeline.stages import list_entries, slide_bytes
 
@@ -185,7 +186,7 @@ def plan_slide(task: PlanTask) -> tuple[SlidePlan, Audited | None]:
 
 
 def _plan_slide(task: PlanTask) -> tuple[SlidePlan, Audited]:
-    from tiling.build import check_has_tiles, plan_tiles, tile_fingerprint
+    from tiling.build import check_has_tiles, plan_tiles
     from tiling.footprint import picture_footprint, store_footprint
     from tiling.slide import open_slide
 
@@ -197,10 +198,7 @@ def _plan_slide(task: PlanTask) -> tuple[SlidePlan, Audited]:
         "slide_label": entry.label,
         "mpp": entry.mpp,
     }
-    fingerprint = tile_fingerprint(entry.path, **known)  # type: ignore[arg-type]
-    state: State = "missing"
-    if task.run is not None:
-        state = unit_state(RunFolder(task.run), Unit("tile", entry.slide_id), fingerprint)
+    state, fingerprint = _look_up(task, known)
     with open_slide(entry.path) as slide:
         plan = plan_tiles(slide, entry.path, **known)  # type: ignore[arg-type]
         check_has_tiles(plan, task.config)
@@ -237,6 +235,25 @@ def _plan_slide(task: PlanTask) -> tuple[SlidePlan, Audited]:
         notes=plan.notes,
     )
     return planned, audited
+
+
+def _look_up(task: PlanTask, known: dict[str, Any]) -> tuple[State, str]:
+    """Tell what there is of a slide's store; the slide is read only where that decides."""
+    from tiling.build import tile_fingerprint
+    from tiling.content import UNREAD, digest_content, find_digest
+
+    entry, run = task.entry, None if task.run is None else RunFolder(task.run)
+    if run is None or not is_finished(run, entry):
+        return "missing", tile_fingerprint(entry.path, content=UNREAD, **known)
+    content = find_digest(entry.path, cache=run.content(entry.slide_id))
+    if content is None:
+        content = digest_content(entry.path)  # kept in memory: nothing is written here
+    fingerprint = tile_fingerprint(entry.path, content=content, **known)
+    unit = Unit("tile", entry.slide_id)
+    state = unit_state(run, unit, fingerprint)
+    if state == "stale":  # the mark may be an earlier version's
+        state = unit_state(run, unit, old_tile_fingerprint(entry, task.config))
+    return state, fingerprint
 
 
 def _probe(slide: "Slide", plan: "TilePlan") -> tuple[float, int, int]:

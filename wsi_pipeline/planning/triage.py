@@ -14,6 +14,7 @@ from pathlib import Path
 
 from tiling.contracts import Slide, Unclassified
 from tiling.errors import AnnotationError, SlideError, TilingError
+from tiling.readers.common import is_square
 from tiling.wording import pluralize
 from wsi_pipeline.config import anchor_paths
 from wsi_pipeline.contracts import SlideEntry
@@ -103,7 +104,7 @@ def _without_folder(text: str, path: Path) -> str:
 
 
 def _look(task: LookTask) -> Look:
-    from tiling.slide import open_slide
+    from tiling.slide import note_slide, open_slide
 
     entry = task.entry
     with open_slide(entry.path) as slide:
@@ -113,8 +114,9 @@ def _look(task: LookTask) -> Look:
             notes += (f"{len(failures)} of {n_probed} sampled regions unreadable: {failures[0]}",)
         if slide.mpp is None and entry.mpp is None:
             notes += ("no microns-per-pixel in the file: fill the mpp column",)
-        elif slide.mpp is not None and slide.mpp[0] != slide.mpp[1] and entry.mpp is None:
-            notes += ("x and y resolution differ; an mpp here would stand for both",)
+        elif slide.mpp is not None and not is_square(slide.mpp) and entry.mpp is None:
+            notes += ("x and y resolution differ; an mpp here would be used for both",)
+        notes += note_slide(slide, mpp=entry.mpp)
         all_failed = len(failures) == n_probed
         return Look(
             problem=f"none of {n_probed} sampled regions can be decoded: {failures[0]}"
@@ -275,7 +277,7 @@ def _renamed(before: SlideEntry, after: SlideEntry) -> tuple[str, ...]:
 
 def _fill(entry: SlideEntry, seen: Look) -> SlideEntry:
     """Write down what the file says where the manifest is silent."""
-    square = seen.mpp is not None and seen.mpp[0] == seen.mpp[1]
+    square = seen.mpp is not None and seen.mpp[0] == seen.mpp[1]  # else each axis keeps its own
     mpp = seen.mpp[0] if entry.mpp is None and seen.mpp and square else entry.mpp
     return replace(entry, mpp=mpp, annotation=entry.annotation or seen.annotation)
 
@@ -354,7 +356,7 @@ def describe(found: Triage) -> list[str]:
     rows = [("slide", "size, px", "levels", "mpp", "vendor", "")]
     for entry, seen, same in zip(found.entries, found.looks, found.duplicate_of, strict=True):
         size = f"{seen.size[0]} x {seen.size[1]}" if seen.size else ""
-        mpp = f"{entry.mpp:.4g}" if entry.mpp else " x ".join(f"{v:.4g}" for v in seen.mpp or ())
+        mpp = f"{entry.mpp:.4g}" if entry.mpp else _format_mpp(seen.mpp)
         said = [f"NOT READABLE: {seen.problem}"] if seen.problem else list(seen.notes)
         said += [f"same content as {same}"] if same else []
         missing = "" if seen.problem else "none"
@@ -366,6 +368,12 @@ def describe(found: Triage) -> list[str]:
         for row in rows
     ]
     return [*map(printable, lines), *found.listed, "", _summary(found)]
+
+
+def _format_mpp(mpp: tuple[float, float] | None) -> str:
+    if mpp is None:
+        return ""
+    return f"{mpp[0]:.4g}" if is_square(mpp) else f"{mpp[0]:.4g} x {mpp[1]:.4g}"
 
 
 def _summary(found: Triage) -> str:

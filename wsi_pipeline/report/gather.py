@@ -1,6 +1,6 @@
 """What a run folder holds, read into plain values for the report.
 
-Only files of the run folder are read (contract 4). A part that is not there is empty, and the
+Only files of the run folder are read. A part that is not there is empty, and the
 report says which stage would make it; a part that is there but broken is an error that names it.
 """
 

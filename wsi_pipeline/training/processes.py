@@ -169,8 +169,9 @@ def _children_allowed() -> Iterator[None]:
 def _end(members: Sequence[Any]) -> None:
     for member in members:
         member.terminate()
+    until = time.monotonic() + _LAST_WORDS_S  # for all of them together
     for member in members:
-        member.join(_LAST_WORDS_S)
+        member.join(max(0.0, until - time.monotonic()))
         if member.exitcode is None:  # in a driver's call that no signal interrupts
             member.kill()
             member.join()

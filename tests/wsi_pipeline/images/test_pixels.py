@@ -75,7 +75,7 @@ def test_what_is_no_image_is_named(tmp_path):
     tifffile.imwrite(
         tmp_path / "stack.tif", np.zeros((4, 5, 6), np.uint8), photometric="minisblack"
     )
-    with pytest.raises(ManifestError, match="one picture is wanted"):
+    with pytest.raises(ManifestError, match="holds 4 images of 6 x 5 pixels where one is needed"):
         read_image(tmp_path / "stack.tif", channels=1)
 
 
@@ -110,8 +110,39 @@ def test_samples_that_lie_apart_are_put_together(tmp_path):
 
 def test_several_pictures_in_a_file_are_not_one(tmp_path):
     tifffile.imwrite(tmp_path / "a.tif", np.stack([GREY] * 3), photometric="minisblack")
-    with pytest.raises(ManifestError, match="one picture is wanted"):
+    with pytest.raises(ManifestError, match="holds 3 images"):
         read_image(tmp_path / "a.tif", channels=1)
+
+
+@pytest.mark.parametrize("axes", ["ZYXS", "TYXS"])
+def test_stacks_and_series_are_refused(tmp_path, axes):
+    """The middle plane of a slide is a slide; which plane of an image is meant is not known."""
+    tifffile.imwrite(
+        tmp_path / "a.tif", np.stack([RGB] * 3), ome=True, metadata={"axes": axes},
+        photometric="rgb",
+    )  # fmt: skip
+    with pytest.raises(ManifestError, match=r"focal planes|time series"):
+        read_image(tmp_path / "a.tif", channels=3)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_three_grey_planes_are_red_green_and_blue(tmp_path, dtype):
+    """The first was read as a grey image."""
+    planes = np.ascontiguousarray(np.moveaxis(RGB, -1, 0)).astype(dtype)
+    tifffile.imwrite(
+        tmp_path / "a.tif", planes, ome=True, metadata={"axes": "CYX"}, photometric="minisblack"
+    )
+    found = read_image(tmp_path / "a.tif", channels=3)
+    if dtype is np.uint8:
+        assert np.array_equal(found, RGB)
+    assert found.shape == RGB.shape
+
+
+def test_of_several_images_the_largest_is_read(tmp_path):
+    with tifffile.TiffWriter(tmp_path / "a.tif") as tif:
+        tif.write(RGB[:2, :2], photometric="rgb", metadata=None)
+        tif.write(RGB, photometric="rgb", metadata=None)
+    assert np.array_equal(read_image(tmp_path / "a.tif", channels=3), RGB)
 
 
 def test_no_folder_is_told_of_a_broken_file(tmp_path):

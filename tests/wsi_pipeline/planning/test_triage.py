@@ -44,6 +44,27 @@ def test_facts_are_written(folder, tmp_path):
     assert "mpp column" in rows["without.tif"]["notes"]
 
 
+@pytest.mark.parametrize(
+    ("mpp", "note"),
+    [((28.969, 28.968), ""), ((0.25, 0.5), "x and y resolution differ")],
+    ids=["rounding", "apart"],
+)
+def test_x_and_y_resolution_differ_only_by_more_than_rounding(tmp_path, mpp, note):
+    path = write_slide(tmp_path / "a.tif", [tissue(420, 340)], mpp=mpp)
+    _, rows = look(path, tmp_path / "m.csv")
+    assert rows["a.tif"]["notes"].startswith(note)
+    assert bool(rows["a.tif"]["notes"]) == bool(note)
+
+
+def test_what_was_decided_about_a_file_and_what_looks_mistaken_is_noted(tmp_path):
+    pixels = tissue(420, 340)
+    write_svs(tmp_path / "a.svs", [pixels], mpp=1.0)
+    write_slide(tmp_path / "b.tif", [pixels], mpp=25_400 / 600)
+    _, rows = look(tmp_path, tmp_path / "m.csv")
+    assert "objective power 20" in rows["a.svs"]["notes"]
+    assert "exactly 600 dpi" in rows["b.tif"]["notes"]
+
+
 def test_an_edited_mpp_is_what_the_rest_takes(folder, tmp_path):
     target = tmp_path / "m.csv"
     look(folder, target)

@@ -1,0 +1,74 @@
+"""Work in threads that ends when the caller does.
+
+A pool's threads cannot be killed. Whoever waits for one after Ctrl-C, a scheduler's SIGTERM or an
+error waits for what it is doing, and, where everything was queued at once, for all that it has yet
+to do: minutes, where a damaged slide is read. So only a few items are handed out ahead, and long
+work asks `check_stopped` between its steps.
+"""
+
+import collections
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+_own = threading.local()  # `stop`: an Event, in threads of `map_in_threads`
+
+
+class Stopped(BaseException):
+    """The caller of this thread's work no longer waits for it."""
+
+
+def check_stopped() -> None:
+    """End this thread's work if nobody waits for it any more; does nothing elsewhere.
+
+    Raises
+    ------
+    Stopped
+    """
+    stop: threading.Event | None = getattr(_own, "stop", None)
+    if stop is not None and stop.is_set():
+        raise Stopped
+
+
+def map_in_threads(
+    work: Callable[[Item], Result], items: Iterable[Item], *, threads: int, ahead: int = 0
+) -> Iterator[Result]:
+    """Apply a function to each item in background threads, yielding results in order.
+
+    Where the caller ends early (Ctrl-C, an error, a generator that is closed), no item is begun any
+    more, and those that are being worked on end at their next `check_stopped`.
+
+    Parameters
+    ----------
+    work : function
+        Run in a thread; what it raises is raised here, at its place in the order.
+    items : iterable
+        Taken lazily: at most `threads` + `ahead` items are in memory beyond the one yielded.
+    threads : int
+        How many items are worked on at once.
+    ahead : int
+        How many results may wait.
+    """
+    stop = threading.Event()
+
+    def run(item: Item) -> Result:
+        _own.stop = stop
+        check_stopped()
+        return work(item)
+
+    pool = ThreadPoolExecutor(max(1, threads), thread_name_prefix="map-in-threads")
+    waiting: collections.deque[Future[Result]] = collections.deque()
+    try:
+        for item in items:
+            waiting.append(pool.submit(run, item))
+            if len(waiting) > threads + ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        stop.set()
+        pool.shutdown(wait=True, cancel_futures=True)

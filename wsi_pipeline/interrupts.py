@@ -1,0 +1,90 @@
+"""A command ends soon after Ctrl-C or a scheduler's SIGTERM, whatever it is doing.
+
+The signal raises `KeyboardInterrupt` in the main thread, which lets scratch files be removed on the
+way out. That takes too long where the main thread is inside a long call of a library, or waits for
+a read that does not return (a network drive that hangs): schedulers send SIGKILL after some
+seconds. So a thread looks on, and after a few seconds ends the process and those it has started.
+Nothing is lost by that: what is unfinished never looks finished, and scratch files of processes
+that are gone are removed by the next command.
+"""
+
+import multiprocessing
+import os
+import select
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from types import FrameType
+from typing import NoReturn
+
+EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+GRACE_S = 3.5  # to end in good order
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+def watch_signals(*, grace_s: float = GRACE_S) -> Callable[[], None]:
+    """Treat SIGTERM like Ctrl-C, and end the process if it has not ended some seconds after either.
+
+    Parameters
+    ----------
+    grace_s : float
+        Seconds to end in good order.
+
+    Returns
+    -------
+    undo : function
+        Restores what was before; the process is not ended any more.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return lambda: None  # only the main thread may handle signals
+    looking, told = os.pipe()
+    os.set_blocking(told, False)
+    # The interpreter writes the signal's number at once, also while a library has the main thread.
+    before = signal.set_wakeup_fd(told, warn_on_full_buffer=False)
+    handler = signal.signal(signal.SIGTERM, _interrupt)
+    threading.Thread(target=_watch, args=(looking, grace_s), daemon=True).start()
+
+    def undo() -> None:
+        signal.set_wakeup_fd(before)
+        signal.signal(signal.SIGTERM, handler)
+        os.close(told)
+
+    return undo
+
+
+def _interrupt(signum: int, frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def _watch(looking: int, grace_s: float) -> None:
+    """Wait for a signal and then for the end, of the watching (the pipe's end) or of patience."""
+    deadline: float | None = None
+    while True:
+        left = None if deadline is None else max(0.0, deadline - time.monotonic())
+        if not select.select([looking], [], [], left)[0]:
+            _end()
+        numbers = os.read(looking, 64)
+        if not numbers:
+            os.close(looking)
+            return
+        if deadline is None and any(number in numbers for number in SIGNALS):
+            deadline = time.monotonic() + grace_s
+
+
+def end_now() -> NoReturn:
+    """End an interrupted process at once: tidying up their memory takes libraries seconds."""
+    for child in multiprocessing.active_children():
+        child.kill()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(EXIT_INTERRUPTED)
+
+
+def _end() -> NoReturn:
+    for child in multiprocessing.active_children():
+        child.kill()
+    # Not by sys.stderr, which the main thread may be writing to.
+    os.write(2, b"interrupted: ended without waiting for what was being read or computed\n")
+    os._exit(EXIT_INTERRUPTED)
