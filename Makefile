@@ -10,6 +10,8 @@ GPU_PYTHON ?= python3
 
 # One thread per process while tests share two cores; the demo and the benchmarks decide for themselves.
 TEST_ENV := OMP_NUM_THREADS=1 MPLBACKEND=Agg
+# As many processes as there are cores, a file of tests at a time: its fixtures are made once.
+TEST_SPLIT := -n auto --dist loadfile
 
 .PHONY: demo test test-slow check format bench gpu gpu-wheels clean help
 
@@ -31,7 +33,7 @@ demo: $(INSTALLED)
 	$(BIN)/wsi-pipeline demo --out $(DEMO_OUT)
 
 test: $(INSTALLED)
-	$(TEST_ENV) $(BIN)/python -m pytest -m "not slow"
+	$(TEST_ENV) $(BIN)/python -m pytest $(TEST_SPLIT) -m "not slow"
 
 test-slow: $(INSTALLED)
 	$(TEST_ENV) $(BIN)/python -m pytest -m slow

@@ -33,7 +33,7 @@ from tiling.readers.tiff_reader import TiffReader
 from tiling.readers.tiled_tiff_reader import TiledTiffReader
 from tiling.resample import nearest_finer_level, read_resampled
 from tiling.slide_files import explain_format
-from tiling.slide_parts import is_dicom, list_parts
+from tiling.slide_parts import explain_unreadable, is_dicom, list_parts
 from tiling.threads import map_in_threads
 
 log = logging.getLogger(__name__)
@@ -112,18 +112,8 @@ def _check_file(path: Path) -> None:
     try:
         with open_file(path, "rb") as file:
             is_empty = not file.read(1)
-    except FileNotFoundError as error:
-        if path.is_symlink():
-            raise SlideError(
-                f"{path.name}: a broken link: the file that it leads to is missing; correct the "
-                "link, or leave it out"
-            ) from error
-        raise SlideError(f"{path.name}: no such file in {path.parent}; check the path") from error
     except OSError as error:
-        raise SlideError(
-            f"{path.name}: cannot be read: {error.strerror or error}; check the path and its "
-            "permissions"
-        ) from error
+        raise explain_unreadable(path, error) from error
     if is_empty:
         raise SlideError(f"{path.name}: the file is empty (0 bytes); copy it again from its source")
 

@@ -45,6 +45,11 @@ def list_parts(path: Path) -> list[SlidePart]:
 
 def explain_unreadable(path: Path, error: OSError) -> SlideError:
     """Make an error that names the slide of which a file cannot be read."""
+    if isinstance(error, FileNotFoundError) and path.is_symlink() and not path.exists():
+        return SlideError(
+            f"{path.name}: a broken link: the file that it leads to is missing; correct the "
+            "link, or leave it out"
+        )
     if isinstance(error, FileNotFoundError) and not path.exists():
         return SlideError(f"{path.name}: no such file in {path.parent}; check the path")
     return SlideError(
