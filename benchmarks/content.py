@@ -17,9 +17,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from tiling import content
-from tiling.content import digest_content, find_digest
 from tiling.files import write_json
+from tiling.listing import content
+from tiling.listing.content import digest_content, find_digest
 from tiling.slide import fingerprint_file
 
 RESULT = Path(__file__).parent / "results" / "content.json"

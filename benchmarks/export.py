@@ -18,12 +18,12 @@ from scipy.ndimage import gaussian_filter
 
 from tiling.contracts import SlideInfo, TileGeometry
 from tiling.files import write_json
+from wsi_pipeline.config.settings import ExportConfig
 from wsi_pipeline.contracts import Scores
 from wsi_pipeline.exports import FORMATS, load_format
 from wsi_pipeline.exports.base import ExportJob, ExportSlide
 from wsi_pipeline.heatmaps.files import write_heatmap
-from wsi_pipeline.scores import clam_attributes
-from wsi_pipeline.settings import ExportConfig
+from wsi_pipeline.inference.scores import clam_attributes
 
 SLIDE_SIZE, MPP = (105_185, 221_772), 0.2527
 N_PATCHES, PATCH_L0, STRIDE_L0 = 350_000, 443, 221

@@ -34,7 +34,7 @@ from skimage.measure import label, regionprops
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from tiling.annotations import read_annotation  # noqa: E402
+from tiling.annotation.reading import read_annotation  # noqa: E402
 from tiling.files import write_json  # noqa: E402
 from wsi_pipeline.evaluation.bootstrap import draw_weights  # noqa: E402
 from wsi_pipeline.evaluation.froc import (  # noqa: E402

@@ -14,11 +14,11 @@ from pathlib import Path
 import numpy as np
 import shapely
 
-from tiling.annotations import read_annotation
+from tiling.annotation.labels import label_tiles
+from tiling.annotation.reading import read_annotation
 from tiling.contracts import Annotation, PatchLabels, TileConfig
 from tiling.geometry import inner_squares, resolve_geometry
 from tiling.grid import tile_coords
-from tiling.labels import label_tiles
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = TileConfig(target_mpp=0.25, patch_px=512, stride_px=256)

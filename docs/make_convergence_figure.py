@@ -3,7 +3,7 @@
     python docs/make_convergence_figure.py
 
 The networks are those of configs/patchnet_convergence.yaml, the images those of
-`wsi_pipeline.cohorts.toy`. Each step sees one image of each class, and equal patches are computed
+`wsi_pipeline.demo.toy`. Each step sees one image of each class, and equal patches are computed
 once and counted as often as they come: the loss and its gradient are those of all 128 patches, in
 minutes. Prints the table of docs/convergence.md.
 """
@@ -18,8 +18,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch.nn import functional as F
 
-from wsi_pipeline.cohorts.toy import toy_image
-from wsi_pipeline.config import read_config
+from wsi_pipeline.config.reading import read_config
+from wsi_pipeline.demo.toy import toy_image
 from wsi_pipeline.models import PatchClassifier, build_model
 from wsi_pipeline.models.convergence import toy_optimum
 

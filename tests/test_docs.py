@@ -13,9 +13,9 @@ import typer
 import yaml
 from typer.main import get_command
 
-from wsi_pipeline.cli import app
-from wsi_pipeline.config import Config, as_plain
-from wsi_pipeline.settings import RECIPES
+from wsi_pipeline.cli.app import app
+from wsi_pipeline.config.reading import Config, as_plain
+from wsi_pipeline.config.settings import RECIPES
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("README.md"), *ROOT.glob("CHANGELOG.md"), *ROOT.glob("docs/*.md")])

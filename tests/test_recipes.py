@@ -8,15 +8,15 @@ from pathlib import Path
 import pytest
 import yaml
 
-from wsi_pipeline.config import read_config
-from wsi_pipeline.models import MODELS
-from wsi_pipeline.settings import (
+from wsi_pipeline.config.reading import read_config
+from wsi_pipeline.config.settings import (
     AugmentConfig,
     ImagesConfig,
     ModelConfig,
     PreprocessConfig,
     TrainConfig,
 )
+from wsi_pipeline.models import MODELS
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 PUBLISHED = ["mmci_prostate", *sorted(p.stem for p in CONFIGS.glob("patchnet_*.yaml"))]

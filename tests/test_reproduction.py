@@ -25,8 +25,8 @@ from PIL import Image
 
 from tests.quick_pictures import quick_pictures
 from tests.wsi_pipeline import tiny_cohort
-from wsi_pipeline.cli import main
-from wsi_pipeline.cohorts import camelyon_patches, textures_folder, toy
+from wsi_pipeline.cli.app import main
+from wsi_pipeline.demo import camelyon_patches, textures_folder, toy
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))

@@ -14,9 +14,15 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL.Image import Image
 
-from tiling.audit import count_labels
-from tiling.content import UNREAD, digest_content, look_at_files
+from tiling.annotation.audit import count_labels
+from tiling.annotation.labels import label_tiles
+from tiling.annotation.slide_annotation import (
+    describe_lesions,
+    note_unhit_lesions,
+    read_slide_annotation,
+)
 from tiling.contracts import SCHEMA, Annotation, Slide, SlideInfo, TileConfig, TileGeometry
+from tiling.coords_hdf5 import find_coords, read_coords
 from tiling.errors import (
     AnnotationError,
     GridError,
@@ -26,10 +32,9 @@ from tiling.errors import (
     TissueError,
 )
 from tiling.files import digest_file, digest_json, write_aside
-from tiling.formats.coords_hdf5 import find_coords, read_coords
 from tiling.geometry import resolve_geometry
 from tiling.grid import TileGrid, lay_grid
-from tiling.labels import label_tiles
+from tiling.listing.content import UNREAD, digest_content, look_at_files
 from tiling.qc import SIDE_PX, draw_qc, write_qc
 from tiling.resample import nearest_finer_level
 from tiling.slide import (
@@ -39,19 +44,14 @@ from tiling.slide import (
     open_slide,
     read_overview,
 )
-from tiling.slide_annotation import (
-    describe_lesions,
-    note_unhit_lesions,
-    read_slide_annotation,
-)
-from tiling.slide_tissue import (
+from tiling.store import TileTable, finish_store, write_table
+from tiling.tissue.slide_tissue import (
     SlideTissue,
     digest_mask,
     explain_no_tissue,
     find_tissue,
     tissue_meter,
 )
-from tiling.store import TileTable, finish_store, write_table
 from tiling.wording import format_duration, format_percent, format_rate, pluralize
 from tiling.write_pixels import OnProgress, write_pixels
 
@@ -170,7 +170,7 @@ def tile_slide(
     qc_path : Path
         Where the quality-control picture goes; also written where no tissue is found.
     content_cache : Path, optional
-        Where the digest of the slide's files is kept (`tiling.content.digest_content`).
+        Where the digest of the slide's files is kept (`tiling.listing.content.digest_content`).
     threads : int
         Blocks of neighbouring patches read at a time.
     on_progress : function

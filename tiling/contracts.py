@@ -36,7 +36,7 @@ class SlideInfo:
         tuple[int, int, int, int] | None
     )  # (x, y, width, height) l0 of the scanned part, if told
     objective_power: float | None  # shown, never computed with
-    fingerprint: str  # of all bytes of its files (tiling.content), not of their paths or dates
+    fingerprint: str  # of all bytes of its files, not of their paths or dates
 
 
 class Slide(Protocol):

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from tiling.errors import SlideError
 from tiling.files import open_file
-from tiling.slide_files import may_be_dicom, read_headers
-from tiling.slide_parts import list_parts
+from tiling.listing.slide_files import may_be_dicom, read_headers
+from tiling.listing.slide_parts import list_parts
 
 _THREADS = 16  # that wait for a network drive
 _SAMPLES, _SAMPLE_BYTES = 8, 4096  # spread evenly over a file

@@ -15,7 +15,6 @@ import openslide
 import tifffile
 from numpy.typing import NDArray
 
-from tiling.content import KIND, digest_content
 from tiling.contracts import Slide, SlideInfo
 from tiling.errors import (
     SeveralImagesError,
@@ -24,6 +23,9 @@ from tiling.errors import (
     UnsupportedTilesError,
 )
 from tiling.files import check_file, open_file
+from tiling.listing.content import KIND, digest_content
+from tiling.listing.slide_files import explain_format
+from tiling.listing.slide_parts import explain_unreadable, is_dicom, list_parts
 from tiling.readers.common import note_mpp, note_stated_mpp
 from tiling.readers.openslide_reader import OpenSlideReader
 from tiling.readers.tiff_images import choose_image
@@ -32,8 +34,6 @@ from tiling.readers.tiff_pixels import CACHE_BYTES
 from tiling.readers.tiff_reader import TiffReader
 from tiling.readers.tiled_tiff_reader import TiledTiffReader
 from tiling.resample import nearest_finer_level, read_resampled
-from tiling.slide_files import explain_format
-from tiling.slide_parts import explain_unreadable, is_dicom, list_parts
 from tiling.threads import map_in_threads
 
 log = logging.getLogger(__name__)
@@ -298,7 +298,8 @@ def fingerprint_file(path: Path) -> str:
     """Hash a file's size, head and tail, and 16 blocks between: quick, and good for finding copies.
 
     Neither path nor date counts. A damaged copy of a slide may have the fingerprint of the sound
-    one: what is made from a slide is bound to all of its bytes (`tiling.content.digest_content`).
+    one: what is made from a slide is bound to all of its bytes
+    (`tiling.listing.content.digest_content`).
     Earlier versions wrote this fingerprint into patch stores.
 
     Returns
@@ -333,7 +334,7 @@ def is_made_from(fingerprint: str, path: Path, *, cache: Path | None = None) -> 
     path : Path
         The slide.
     cache : Path, optional
-        See `tiling.content.digest_content`.
+        See `tiling.listing.content.digest_content`.
 
     Raises
     ------

@@ -229,7 +229,7 @@ class PatchStore:
             The slide; only a store without pixels (``store: coords``) reads it, after it has seen
             that it is the one that the store was made from.
         content_cache : Path, optional
-            Where the digest of the slide's files is kept (`tiling.content.digest_content`).
+            Where the digest of the slide's files is kept (`tiling.listing.content.digest_content`).
 
         Raises
         ------

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from wsi_pipeline.checkpoint import load_checkpoint
-from wsi_pipeline.settings import AugmentConfig, ModelConfig, TrainConfig
+from wsi_pipeline.config.settings import AugmentConfig, ModelConfig, TrainConfig
+from wsi_pipeline.models.checkpoint import load_checkpoint
 from wsi_pipeline.training import processes, train_model
 
 pytestmark = pytest.mark.gpu

@@ -9,8 +9,8 @@ import pytest
 from tests.tiling.slides import halve, tissue, write_slide
 from tiling.build import tile_fingerprint, tile_slide
 from tiling.contracts import TileConfig
+from tiling.coords_hdf5 import find_coords, read_coords
 from tiling.errors import GridError
-from tiling.formats.coords_hdf5 import find_coords, read_coords
 from tiling.patches import read_patch
 from tiling.slide import open_slide
 from tiling.store import PatchStore

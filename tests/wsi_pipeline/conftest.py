@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from tests.quick_pictures import quick_pictures
 from tests.wsi_pipeline.tiny_cohort import draw_cohort, write_config
 from tiling.contracts import SlideInfo, TileGeometry
-from wsi_pipeline.cli import main
+from wsi_pipeline.cli.app import main
 
 
 class FakeStore:

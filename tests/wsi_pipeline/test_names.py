@@ -9,11 +9,13 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from wsi_pipeline.cli import main
-from wsi_pipeline.config import read_config
+from wsi_pipeline.cli.app import main
+from wsi_pipeline.cohort.image_folder import list_images
+from wsi_pipeline.cohort.manifest import check_entries, read_manifest
+from wsi_pipeline.config.reading import read_config
+from wsi_pipeline.config.settings import ImagesConfig
 from wsi_pipeline.errors import ConfigError, ManifestError, StageError
-from wsi_pipeline.images.folder import list_images
-from wsi_pipeline.manifest import check_entries, read_manifest
+from wsi_pipeline.layout import RunFolder, Unit
 from wsi_pipeline.names import (
     MOST_BYTES,
     check_name,
@@ -26,9 +28,7 @@ from wsi_pipeline.names import (
     propose_name,
     shorten,
 )
-from wsi_pipeline.runfolder import RunFolder, Unit
-from wsi_pipeline.settings import ImagesConfig
-from wsi_pipeline.stages import check_model_names
+from wsi_pipeline.stages.inputs import check_model_names
 
 REFUSED = [
     "", ".", "..", "../../evil", "/abs/x", "a/b", "a\\b", ".hid", "a\nb", "a\rb", "a\tb", "a\0b",

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from tests.tiling.slides import halve, tissue, write_slide
-from wsi_pipeline.cli import main
+from wsi_pipeline.cli.app import main
 
 SIZE = (420, 340)
 TUMOUR = [(120, 100), (260, 100), (260, 230), (120, 230)]

@@ -4,7 +4,7 @@ import gzip
 import zlib
 from pathlib import Path
 
-from tiling.annotations import read_annotation
+from tiling.annotation.reading import read_annotation
 from tiling.contracts import Annotation, Unclassified
 from tiling.errors import AnnotationError
 from tiling.files import read_bytes

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from tiling.files import write_json
 from tiling.wording import pluralize
+from wsi_pipeline.config.settings import EvaluateConfig, EvaluatedSplit
 from wsi_pipeline.errors import EvaluationError
 from wsi_pipeline.evaluation.bands import roc_band
 from wsi_pipeline.evaluation.bootstrap import Resamples, weighted_ratio
@@ -61,7 +62,6 @@ from wsi_pipeline.evaluation.sections import (
 from wsi_pipeline.evaluation.slide import SlideThreshold, aggregate_scores, freeze_threshold
 from wsi_pipeline.evaluation.sweep import SWEEP_COLUMNS, sweep_rows, sweep_thresholds
 from wsi_pipeline.evaluation.tables import Cell, write_rows
-from wsi_pipeline.settings import EvaluateConfig, EvaluatedSplit
 
 log = logging.getLogger(__name__)
 

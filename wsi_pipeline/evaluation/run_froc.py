@@ -9,6 +9,7 @@ import numpy as np
 
 from tiling.files import write_json
 from tiling.wording import pluralize
+from wsi_pipeline.config.settings import EvaluateConfig
 from wsi_pipeline.contracts import FrocCurve
 from wsi_pipeline.errors import EvaluationError, ExtentError
 from wsi_pipeline.evaluation.bootstrap import Resamples, draw_resamples
@@ -36,7 +37,6 @@ from wsi_pipeline.evaluation.inputs import EvaluationSlide
 from wsi_pipeline.evaluation.lesions import LesionReference, label_polygons, no_lesions
 from wsi_pipeline.evaluation.plots import draw_froc
 from wsi_pipeline.evaluation.tables import Cell, write_rows
-from wsi_pipeline.settings import EvaluateConfig
 
 log = logging.getLogger(__name__)
 

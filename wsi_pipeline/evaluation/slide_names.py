@@ -12,7 +12,7 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import PurePosixPath
 
-from tiling.slide_files import SLIDE_SUFFIXES
+from tiling.listing.slide_files import SLIDE_SUFFIXES
 from wsi_pipeline.errors import EvaluationError
 
 # ``_mask`` and ``_evaluation_mask`` (CAMELYON16, CAMELYON17, ASAP), in any case.

@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tiling.contracts import SlideInfo, TileGeometry
+from wsi_pipeline.config.settings import ExportConfig
 from wsi_pipeline.contracts import Heatmap, Scores
 from wsi_pipeline.heatmaps.rasters import build_heatmap
-from wsi_pipeline.settings import ExportConfig
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ without any gets a CSV without rows.
 from pathlib import Path
 
 from tiling.wording import pluralize
+from wsi_pipeline.config.settings import EvaluateConfig
 from wsi_pipeline.evaluation.detections import write_detections
 from wsi_pipeline.exports.base import ExportJob
 from wsi_pipeline.heatmaps.nms import detect, radius_in_px
-from wsi_pipeline.settings import EvaluateConfig
 
 
 def write(job: ExportJob, folder: Path) -> tuple[list[Path], str]:

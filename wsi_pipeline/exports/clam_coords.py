@@ -5,7 +5,7 @@ from pathlib import Path
 from tiling.wording import pluralize
 from wsi_pipeline.exports.base import ExportJob
 from wsi_pipeline.exports.hdf5 import write_hdf5
-from wsi_pipeline.scores import clam_attributes
+from wsi_pipeline.inference.scores import clam_attributes
 
 
 def write(job: ExportJob, folder: Path) -> tuple[list[Path], str]:

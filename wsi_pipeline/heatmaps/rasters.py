@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import maximum_filter1d
 
+from wsi_pipeline.config.settings import Overlap
 from wsi_pipeline.contracts import Heatmap
 from wsi_pipeline.errors import HeatmapError
-from wsi_pipeline.settings import Overlap
 
 MAX_PIXELS_PER_STRIDE = 4  # a pixel finer than a quarter of the stride shows nothing more
 _BAND_PX = 1 << 19  # heatmap pixels summed at a time: two float64 bands of this size are 8 MiB

@@ -21,14 +21,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tiling.wording import pluralize
-from wsi_pipeline.checkpoint import CheckpointMeta
-from wsi_pipeline.data import CLASS_NAMES, Batch, Patches, prefetch, read_batch, same_patches
-from wsi_pipeline.devices import Precision
+from wsi_pipeline.cohort.data import CLASS_NAMES, Batch, Patches, prefetch, read_batch, same_patches
+from wsi_pipeline.config.settings import Compiler
 from wsi_pipeline.errors import ConfigError, InferenceError
 from wsi_pipeline.inference.forward import Forward, Pending, automatic_batch_size, check_compiler
 from wsi_pipeline.inference.journal import Journal
 from wsi_pipeline.inference.precision import N_COMPARED, PrecisionCheck, compare_with_fp32
-from wsi_pipeline.settings import Compiler
+from wsi_pipeline.models.checkpoint import CheckpointMeta
+from wsi_pipeline.models.devices import Precision
 
 log = logging.getLogger(__name__)
 

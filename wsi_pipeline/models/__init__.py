@@ -6,13 +6,13 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
+from wsi_pipeline.config.settings import PreprocessConfig
 from wsi_pipeline.errors import ModelError
 from wsi_pipeline.models.base import PatchClassifier
 from wsi_pipeline.models.cam import CAM
 from wsi_pipeline.models.patchnet import PatchNet, PrecisionPatchNet
+from wsi_pipeline.models.preprocess import Preprocess
 from wsi_pipeline.models.vgg import VGG11, VGG16, VGG19, VGG11Pooled
-from wsi_pipeline.preprocess import Preprocess
-from wsi_pipeline.settings import PreprocessConfig
 
 __all__ = ["MODELS", "PatchClassifier", "build_model"]
 

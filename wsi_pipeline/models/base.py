@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from wsi_pipeline.preprocess import Preprocess
+from wsi_pipeline.models.preprocess import Preprocess
 
 
 class PatchClassifier(nn.Module, ABC):

@@ -22,7 +22,7 @@ from wsi_pipeline.errors import ModelError
 from wsi_pipeline.models.base import PatchClassifier
 from wsi_pipeline.models.dense import DenseEngine
 from wsi_pipeline.models.dense.schemes import Products
-from wsi_pipeline.preprocess import min_max
+from wsi_pipeline.models.preprocess import min_max
 
 Grid = Literal["ceil", "floor", "center"]
 Normalise = Literal["unit", "minmax"]

@@ -8,19 +8,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tiling.audit import Ambiguous
+from tiling.annotation.audit import Ambiguous
 from tiling.contracts import TileConfig
 from tiling.errors import SlideError
-from wsi_pipeline.config import Config
+from wsi_pipeline.config.reading import Config
 from wsi_pipeline.contracts import SlideEntry
 from wsi_pipeline.errors import StageError
-from wsi_pipeline.label_audit import Audited, choose, make_files, make_sample
+from wsi_pipeline.layout import RunFolder
 from wsi_pipeline.planning.lookers import look_at_each
-from wsi_pipeline.runfolder import RunFolder
+from wsi_pipeline.stages.label_audit import Audited, choose, make_files, make_sample
 
 if TYPE_CHECKING:
-    from wsi_pipeline.audit_pictures import Sample
     from wsi_pipeline.planning.plan import SlidePlan
+    from wsi_pipeline.stages.audit_pictures import Sample
 
 # As found in runs: settings, a manifest's row, a mark that a slide is done, a failure with its log.
 SETTINGS_BYTES, ROW_BYTES, MARK_BYTES, FAILURE_BYTES = 2_800, 90, 140, 2_300
@@ -98,11 +98,11 @@ def _plan_audit(audited: Sequence[Audited], config: TileConfig, *, workers: int)
 
 def read_sample(task: SampleTask) -> "Sample":
     """Read a patch that is not tiled yet, with the outlines over it."""
-    from tiling.content import UNREAD
+    from tiling.annotation.slide_annotation import read_slide_annotation
     from tiling.geometry import resolve_geometry
+    from tiling.listing.content import UNREAD
     from tiling.patches import read_patch
     from tiling.slide import describe_slide, open_slide
-    from tiling.slide_annotation import read_slide_annotation
 
     entry = task.audited.entry
     with open_slide(entry.path) as slide:
@@ -121,7 +121,7 @@ def read_sample(task: SampleTask) -> "Sample":
 
 def _blank(patch: Ambiguous) -> "Sample":
     """Stand in for a patch whose slide ended the process that read it."""
-    from wsi_pipeline.audit_pictures import Sample
+    from wsi_pipeline.stages.audit_pictures import Sample
 
     share, around = patch.share, patch.neighbours
     return Sample(None, [], 0.5, patch.group, f"#{patch.row}", share, around)

@@ -12,7 +12,7 @@ from os import cpu_count
 from typing import TypeVar
 
 from wsi_pipeline.errors import StageError
-from wsi_pipeline.process_pool import open_process_pool
+from wsi_pipeline.run.process_pool import open_process_pool
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

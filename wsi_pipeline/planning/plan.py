@@ -15,19 +15,21 @@ from typing import TYPE_CHECKING, Any
 from tiling.contracts import TileConfig
 from tiling.errors import SlideError, TilingError
 from tiling.wording import pluralize
-from wsi_pipeline.cluster import Shard, select_shard
-from wsi_pipeline.config import Config, anchor_paths
+from wsi_pipeline.cohort.splits import advise_missing_split
+from wsi_pipeline.config.reading import Config, anchor_paths
+from wsi_pipeline.config.settings import TrainConfig
 from wsi_pipeline.contracts import SlideEntry, Split
 from wsi_pipeline.errors import ConfigError, PipelineError, StageError
-from wsi_pipeline.label_audit import Audited, audit_slide
+from wsi_pipeline.layout import RunFolder, Unit
 from wsi_pipeline.planning.around import NOTHING, Footprint, plan_around
 from wsi_pipeline.planning.lookers import look_at_each
-from wsi_pipeline.progress import StageProgress
-from wsi_pipeline.runfolder import RunFolder, State, Unit, unit_state
-from wsi_pipeline.settings import TrainConfig
-from wsi_pipeline.slide_contents import is_finished, old_tile_fingerprint
-from wsi_pipeline.splits import advise_missing_split
-from wsi_pipeline.stages import list_entries, slide_bytes
+from wsi_pipeline.run.cluster import Shard, select_shard
+from wsi_pipeline.run.progress import StageProgress
+from wsi_pipeline.run.slide_contents import is_finished, old_tile_fingerprint
+from wsi_pipeline.run.state import State, unit_state
+from wsi_pipeline.stages.inputs import slide_bytes
+from wsi_pipeline.stages.label_audit import Audited, audit_slide
+from wsi_pipeline.stages.tile import list_entries
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -240,7 +242,7 @@ def _plan_slide(task: PlanTask) -> tuple[SlidePlan, Audited]:
 def _look_up(task: PlanTask, known: dict[str, Any]) -> tuple[State, str]:
     """Tell what there is of a slide's store; the slide is read only where that decides."""
     from tiling.build import tile_fingerprint
-    from tiling.content import UNREAD, digest_content, find_digest
+    from tiling.listing.content import UNREAD, digest_content, find_digest
 
     entry, run = task.entry, None if task.run is None else RunFolder(task.run)
     if run is None or not is_finished(run, entry):
@@ -447,9 +449,9 @@ def _time_model(settings: TrainConfig, patch_px: int, device: str) -> float:
     """Time a model's forward pass on noise: seconds per patch."""
     import torch
 
-    from wsi_pipeline.config import as_plain
-    from wsi_pipeline.devices import resolve_device
+    from wsi_pipeline.config.reading import as_plain
     from wsi_pipeline.models import build_model
+    from wsi_pipeline.models.devices import resolve_device
 
     place = resolve_device(device)
     model = build_model(

@@ -16,15 +16,15 @@ from tiling.contracts import Slide, Unclassified
 from tiling.errors import AnnotationError, SlideError, TilingError
 from tiling.readers.common import is_square
 from tiling.wording import pluralize
-from wsi_pipeline.config import anchor_paths
+from wsi_pipeline.cohort.listing import list_input
+from wsi_pipeline.cohort.manifest import COLUMNS, manifest_row
+from wsi_pipeline.config.reading import anchor_paths
 from wsi_pipeline.contracts import SlideEntry
 from wsi_pipeline.csv_files import as_mapping, iterate_csv, write_csv
 from wsi_pipeline.errors import ManifestError, StageError
-from wsi_pipeline.listing import list_input
-from wsi_pipeline.manifest import COLUMNS, manifest_row
 from wsi_pipeline.names import find_name_problem, name_key, printable, propose_name
 from wsi_pipeline.planning.lookers import look_at_each
-from wsi_pipeline.progress import StageProgress
+from wsi_pipeline.run.progress import StageProgress
 
 FACTS = (
     "readable", "problem", "notes", "vendor", "width", "height", "levels", "downsamples", "mpp_x",
@@ -179,7 +179,7 @@ def _check_annotation(
     path: Path, slide: Slide, unclassified: Unclassified = "auto"
 ) -> tuple[str, ...]:
     """Check that an annotation is on the slide, in either frame; returns notes about it."""
-    from tiling.annotations import check_annotation_fits, read_annotation
+    from tiling.annotation.reading import check_annotation_fits, read_annotation
 
     annotation = read_annotation(path, unclassified=unclassified)
     try:

@@ -8,8 +8,10 @@ from typing import Any
 
 from tiling.files import write_text
 from tiling.wording import format_number, pluralize
+from wsi_pipeline.config.settings import Context
 from wsi_pipeline.contracts import SPLITS
 from wsi_pipeline.errors import ReportError
+from wsi_pipeline.layout import RunFolder
 from wsi_pipeline.report import curves
 from wsi_pipeline.report.figures import write_figures
 from wsi_pipeline.report.gather import (
@@ -29,8 +31,6 @@ from wsi_pipeline.report.page import (
     render_page,
 )
 from wsi_pipeline.report.pictures import embed_picture
-from wsi_pipeline.runfolder import RunFolder
-from wsi_pipeline.settings import Context
 
 Confusion = Mapping[str, int]
 

@@ -9,6 +9,7 @@ from typing import Any
 from tiling.files import write_text
 from wsi_pipeline.errors import ReportError
 from wsi_pipeline.evaluation.compare import compare_models
+from wsi_pipeline.layout import RunFolder
 from wsi_pipeline.report import curves
 from wsi_pipeline.report.build import (
     HEADLINES,
@@ -24,7 +25,6 @@ from wsi_pipeline.report.figures import write_chart
 from wsi_pipeline.report.gather import DEFINITIONS, ModelFiles, read_evaluated_models
 from wsi_pipeline.report.image_comparison import build_image_comparison
 from wsi_pipeline.report.page import read_difference, render_page
-from wsi_pipeline.runfolder import RunFolder
 
 PAIRED_FIGURES = {
     "patch.roc_auc": "ROC AUC of patches",

@@ -18,10 +18,11 @@ from numpy.typing import NDArray
 from tiling.errors import StoreError
 from tiling.files import digest_file
 from tiling.store import PatchStore
+from wsi_pipeline.cohort.manifest import read_run_manifest
 from wsi_pipeline.contracts import SlideEntry
 from wsi_pipeline.csv_files import iterate_csv, read_csv
 from wsi_pipeline.errors import ReportError
-from wsi_pipeline.runfolder import RunFolder
+from wsi_pipeline.layout import RunFolder
 
 Row = dict[str, str]
 DEFINITIONS = ("camelyon16", "patch")  # of the FROC curve, in the order shown
@@ -122,7 +123,7 @@ def gather_run(folder: Path, *, models: Sequence[str] = ()) -> RunFiles:
         If this is no run folder.
     """
     run = RunFolder(folder)
-    entries = run.read_manifest()
+    entries = read_run_manifest(run)
     names = _known_models(run)
     unknown = [name for name in models if name not in names]
     if unknown:
@@ -152,7 +153,7 @@ def read_evaluated_models(folder: Path) -> list[ModelFiles]:
         If this is no run folder.
     """
     run = RunFolder(folder)
-    run.read_manifest()
+    read_run_manifest(run)
     names = [n for n in _known_models(run) if (run.evaluation(n) / "metrics.json").is_file()]
     if not names:
         raise ReportError(f"{folder}: no model is evaluated; run: wsi-pipeline evaluate {folder}")

@@ -23,12 +23,12 @@ from wsi_pipeline.evaluation.bootstrap import (
     weighted_roc_auc,
 )
 from wsi_pipeline.evaluation.delong import delong_p_value
+from wsi_pipeline.evaluation.image_evaluation import summarise
 from wsi_pipeline.evaluation.intervals import Kinds, Undefined, compare_paired
-from wsi_pipeline.images.evaluation import summarise
-from wsi_pipeline.images.scoring import Rule, ScoredImage, read_scores
+from wsi_pipeline.inference.image_scores import Rule, ScoredImage, read_scores
+from wsi_pipeline.layout import RunFolder
 from wsi_pipeline.report.gather import read_json
 from wsi_pipeline.report.page import Figure, read_difference, read_figure, render_page
-from wsi_pipeline.runfolder import RunFolder
 
 FIGURES = {
     "accuracy": "accuracy",

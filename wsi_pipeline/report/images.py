@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from tiling.files import write_text
+from wsi_pipeline.cohort.image_folder import read_images
 from wsi_pipeline.contracts import SPLITS
 from wsi_pipeline.errors import ReportError
-from wsi_pipeline.images.folder import read_images
+from wsi_pipeline.layout import RunFolder
 from wsi_pipeline.report.curves import epoch_seconds
 from wsi_pipeline.report.gather import read_json, read_rows, without_folders
 from wsi_pipeline.report.page import render_page
 from wsi_pipeline.report.pictures import embed_picture
-from wsi_pipeline.runfolder import RunFolder
 
 _PICTURES = {
     "curves.png": ("models", "Loss and ROC AUC during training."),

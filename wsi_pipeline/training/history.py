@@ -8,8 +8,8 @@ from dataclasses import astuple, dataclass, field, fields
 from pathlib import Path
 
 from tiling.wording import format_number, format_percent, pluralize
+from wsi_pipeline.config.settings import Monitor
 from wsi_pipeline.csv_files import write_csv
-from wsi_pipeline.settings import Monitor
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ References
 .. [1] Lecture on cancer detection in whole-slide images, "Training VGG16 on WSI" and "Training
    data three step sampling": when the rate halves, when training stops, what is drawn.
 .. [2] PatchNet papers 1 and 2 (see `wsi_pipeline.models.patchnet`): what they change of it stands
-   in `wsi_pipeline.settings.RECIPES`.
+   in `wsi_pipeline.config.settings.RECIPES`.
 """
 
 import logging
@@ -29,9 +29,7 @@ from torch.nn import functional as F
 
 from tiling.files import digest_json, remove_leftovers
 from tiling.wording import pluralize
-from wsi_pipeline.augment import Augment
-from wsi_pipeline.config import as_plain, check_section
-from wsi_pipeline.data import (
+from wsi_pipeline.cohort.data import (
     CLASS_NAMES,
     Batch,
     Patches,
@@ -42,11 +40,12 @@ from wsi_pipeline.data import (
     to_unit_range,
     usable_labels,
 )
-from wsi_pipeline.devices import compute_in, reproducible, resolve_precision
+from wsi_pipeline.config.reading import as_plain, check_section
+from wsi_pipeline.config.settings import TrainConfig, result_settings
 from wsi_pipeline.errors import TrainingError
-from wsi_pipeline.sampling import ShuffledSampler, ThreeStepSampler
-from wsi_pipeline.settings import TrainConfig, result_settings
+from wsi_pipeline.models.devices import compute_in, reproducible, resolve_precision
 from wsi_pipeline.training import processes
+from wsi_pipeline.training.augment import Augment
 from wsi_pipeline.training.history import (
     EpochRecord,
     best_epoch,
@@ -73,6 +72,7 @@ from wsi_pipeline.training.resume import (
     restore_optimizer,
     write_resume,
 )
+from wsi_pipeline.training.sampling import ShuffledSampler, ThreeStepSampler
 from wsi_pipeline.training.summary import TrainSummary
 
 log = logging.getLogger(__name__)

@@ -8,12 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tiling.files import write_json
-from wsi_pipeline.checkpoint import CheckpointMeta, save_checkpoint
-from wsi_pipeline.config import as_plain
+from wsi_pipeline.cohort.data import CLASS_NAMES, Patches
+from wsi_pipeline.config.reading import as_plain
+from wsi_pipeline.config.settings import TrainConfig
 from wsi_pipeline.csv_files import write_csv
-from wsi_pipeline.data import CLASS_NAMES, Patches
 from wsi_pipeline.models import PatchClassifier
-from wsi_pipeline.settings import TrainConfig
+from wsi_pipeline.models.checkpoint import CheckpointMeta, save_checkpoint
 from wsi_pipeline.training.curves import draw_curves
 from wsi_pipeline.training.history import EpochRecord, write_history
 from wsi_pipeline.training.resume import Tensors

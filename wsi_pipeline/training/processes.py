@@ -25,8 +25,8 @@ import torch.multiprocessing as mp
 from numpy.typing import NDArray
 from torch import nn
 
-from wsi_pipeline.devices import check_one_each, resolve_device
 from wsi_pipeline.errors import PipelineError, TrainingError
+from wsi_pipeline.models.devices import check_one_each, resolve_device
 
 log = logging.getLogger(__name__)
 

@@ -10,11 +10,11 @@ import dataclasses
 
 import torch
 
-from wsi_pipeline.devices import place_model
+from wsi_pipeline.config.settings import TrainConfig
 from wsi_pipeline.errors import ModelError
 from wsi_pipeline.models import PatchClassifier, build_model
+from wsi_pipeline.models.devices import place_model
 from wsi_pipeline.models.pretrained import load_imagenet_weights
-from wsi_pipeline.settings import TrainConfig
 
 
 def build_classifier(config: TrainConfig, device: torch.device) -> PatchClassifier:

@@ -15,8 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from wsi_pipeline.checkpoint import read_header, read_tensors, write_tensors
 from wsi_pipeline.errors import CheckpointError
+from wsi_pipeline.models.checkpoint import read_header, read_tensors, write_tensors
 from wsi_pipeline.training.history import EpochRecord
 
 log = logging.getLogger(__name__)

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from tests.wsi_pipeline.evaluation.test_run_evaluation import cohort, guessing
+from wsi_pipeline.config.settings import EvaluateConfig
 from wsi_pipeline.errors import EvaluationError
 from wsi_pipeline.evaluation.compare import compare_evaluations, compare_models
 from wsi_pipeline.evaluation.run_evaluation import evaluate_run
-from wsi_pipeline.settings import EvaluateConfig
 
 SETTINGS = EvaluateConfig(bootstrap=0)
 FIGURES = {

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from tiling.contracts import SlideInfo, TileGeometry
-from wsi_pipeline.checkpoint import CheckpointMeta
 from wsi_pipeline.errors import EvaluationError
 from wsi_pipeline.evaluation.leaks import Seen, refuse_leaks
-from wsi_pipeline.scores import make_scores, read_scores, write_scores
+from wsi_pipeline.inference.scores import make_scores, read_scores, write_scores
+from wsi_pipeline.models.checkpoint import CheckpointMeta
 
 META = CheckpointMeta(
     model="vgg16",

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy import ndimage
 
-from tiling.annotations import read_annotation
+from tiling.annotation.reading import read_annotation
 from wsi_pipeline.errors import EvaluationError, ExtentError
 from wsi_pipeline.evaluation.lesions import (
     fill_holes,

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from tiling.contracts import SlideInfo, TileGeometry
+from wsi_pipeline.config.settings import ExportConfig
 from wsi_pipeline.contracts import Scores
 from wsi_pipeline.exports.base import ExportJob, ExportSlide
-from wsi_pipeline.scores import clam_attributes
-from wsi_pipeline.settings import ExportConfig
+from wsi_pipeline.inference.scores import clam_attributes
 
 SIZE = (1003, 811)
 BOUNDS = (37, 61, 900, 700)

@@ -20,7 +20,7 @@ from wsi_pipeline.contracts import Scores
 from wsi_pipeline.exports import load_format
 from wsi_pipeline.exports.base import ExportSlide
 from wsi_pipeline.heatmaps.files import write_heatmap
-from wsi_pipeline.scores import clam_attributes
+from wsi_pipeline.inference.scores import clam_attributes
 
 MPP = 0.5
 OFFSET, SCANNED, SIZE = (301, 157), (420, 340), (811, 599)  # (x, y) and (width, height), px

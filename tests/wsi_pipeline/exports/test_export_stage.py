@@ -13,14 +13,15 @@ import zarr
 
 from tests.quick_pictures import quick_pictures
 from tests.wsi_pipeline.tiny_cohort import TUMOUR, draw_cohort
-from wsi_pipeline.cli import main
+from wsi_pipeline.cli.app import main
 from wsi_pipeline.contracts import Heatmap
 from wsi_pipeline.evaluation.detections import write_detections
 from wsi_pipeline.exports import COORDS_ONLY, FORMATS
 from wsi_pipeline.heatmaps.files import read_heatmap
 from wsi_pipeline.heatmaps.nms import detect, radius_in_px
-from wsi_pipeline.runfolder import RunFolder, Unit, clear_mark, record_failure
-from wsi_pipeline.scores import read_scores, write_scores
+from wsi_pipeline.inference.scores import read_scores, write_scores
+from wsi_pipeline.layout import RunFolder, Unit
+from wsi_pipeline.run.state import clear_mark, record_failure
 
 MPP = 3.0  # by the manifest: the tumour of 140 px is no isolated cell
 # Overlapping patches, laid by their maximum, and detections that are not the default ones.

@@ -21,7 +21,7 @@ from tests.tiling.slides import tissue, write_slide
 from tests.wsi_pipeline.exports.conftest import BOUNDS, SIZE, make_job, make_slide
 from tiling.build import tile_slide
 from tiling.contracts import TileConfig, TissueConfig
-from tiling.formats.coords_hdf5 import read_coords
+from tiling.coords_hdf5 import read_coords
 from tiling.geometry import resolve_geometry
 from tiling.store import PatchStore
 from tiling.wording import pluralize
@@ -30,7 +30,7 @@ from wsi_pipeline.errors import ConfigError
 from wsi_pipeline.evaluation.detections import read_detection_file
 from wsi_pipeline.exports import COORDS_ONLY, FORMATS, check_format, load_format
 from wsi_pipeline.exports.base import ExportSlide, leave_unscored
-from wsi_pipeline.scores import clam_attributes
+from wsi_pipeline.inference.scores import clam_attributes
 
 formats = pytest.mark.parametrize("name", FORMATS)
 

@@ -10,9 +10,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from wsi_pipeline.checkpoint import CheckpointMeta
 from wsi_pipeline.errors import InferenceError
 from wsi_pipeline.inference import automatic_batch_size, predict_store
+from wsi_pipeline.models.checkpoint import CheckpointMeta
 
 CPU = torch.device("cpu")
 META = CheckpointMeta(model="mean", options={}, patch_px=15, target_mpp=0.5)

@@ -8,8 +8,8 @@ import yaml
 import zarr
 
 from tests.tiling.slides import halve, tissue, write_slide
-from tiling.annotations import write_asap_xml
-from wsi_pipeline.cli import main
+from tiling.annotation.reading import write_asap_xml
+from wsi_pipeline.cli.app import main
 from wsi_pipeline.planning.plan_text import size_text
 
 SHARED = Path(__file__).parents[3] / "../shared/data/slides"

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from tests.tiling.slides import break_file_tile, halve, tissue, write_slide, write_svs
-from wsi_pipeline.cli import main
+from wsi_pipeline.cli.app import main
+from wsi_pipeline.cohort.listing import read_input
 from wsi_pipeline.errors import StageError
-from wsi_pipeline.listing import read_input
 from wsi_pipeline.planning.lookers import look_at_each
 
 OUTLINE = '{"positive": [{"name": "a", "vertices": [[90, 90], [200, 90], [200, 200]]}]}'

@@ -25,6 +25,7 @@ from sklearn.metrics import (
 
 from tiling.contracts import Annotation
 from tiling.store import PatchStore
+from wsi_pipeline.config.settings import EvaluateConfig
 from wsi_pipeline.contracts import Detections, Heatmap, Scores
 from wsi_pipeline.evaluation.bootstrap import draw_weights
 from wsi_pipeline.evaluation.inputs import EvaluationSlide
@@ -32,7 +33,6 @@ from wsi_pipeline.evaluation.localisation import draw_mask, localise
 from wsi_pipeline.evaluation.run_evaluation import evaluate_run
 from wsi_pipeline.report.build import LECTURE_CONFUSION, build_report, render_report
 from wsi_pipeline.report.gather import gather_run
-from wsi_pipeline.settings import EvaluateConfig
 
 
 def load(name):

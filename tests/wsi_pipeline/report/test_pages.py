@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tiling.annotations import write_asap_xml
-from wsi_pipeline.cli import main
+from tiling.annotation.reading import write_asap_xml
+from wsi_pipeline.cli.app import main
 from wsi_pipeline.errors import ReportError, StageError
 from wsi_pipeline.report.build import build_report
 from wsi_pipeline.report.comparison import build_comparison

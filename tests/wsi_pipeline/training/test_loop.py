@@ -18,12 +18,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from wsi_pipeline.checkpoint import load_checkpoint, read_tensors, write_tensors
-from wsi_pipeline.data import to_unit_range
+from wsi_pipeline.cohort.data import to_unit_range
+from wsi_pipeline.config.settings import AugmentConfig, ModelConfig, TrainConfig
 from wsi_pipeline.errors import ConfigError, ModelError, TrainingError
 from wsi_pipeline.inference import predict_store
 from wsi_pipeline.models import MODELS, PatchClassifier, build_model
-from wsi_pipeline.settings import AugmentConfig, ModelConfig, TrainConfig
+from wsi_pipeline.models.checkpoint import load_checkpoint, read_tensors, write_tensors
 from wsi_pipeline.training import loop, outputs, train_model
 from wsi_pipeline.training.recipe import build_classifier, build_optimizer, build_scheduler
 from wsi_pipeline.training.resume import optimizer_tensors, restore_optimizer
@@ -504,7 +504,7 @@ import torch
 spec = importlib.util.spec_from_file_location("support", sys.argv[1])
 support = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(support)
-from wsi_pipeline.settings import ModelConfig, TrainConfig
+from wsi_pipeline.config.settings import ModelConfig, TrainConfig
 from wsi_pipeline.training import train_model
 torch.set_num_threads(1)
 train_model(

@@ -13,7 +13,7 @@ import pytest
 import safetensors.torch
 
 from tests.wsi_pipeline.tiny_cohort import draw_cohort, write_config
-from wsi_pipeline.cli import main
+from wsi_pipeline.cli.app import main
 from wsi_pipeline.errors import TrainingError
 from wsi_pipeline.training import processes
 
@@ -168,7 +168,7 @@ def test_two_processes_killed_and_resumed_give_what_undisturbed_ones_do(tiled):
     (model / "checkpoint.safetensors").unlink()
 
     settings = [part for setting in epochs for part in ("--set", setting)]
-    call = "import sys; from wsi_pipeline.cli import main; sys.exit(main(sys.argv[1:]))"
+    call = "import sys; from wsi_pipeline.cli.app import main; sys.exit(main(sys.argv[1:]))"
     command = [sys.executable, "-c", call, "train", str(tiled / "run"), "--config",
                str(tiled / "config.yaml"), *settings]  # fmt: skip
     killed = subprocess.Popen(command)

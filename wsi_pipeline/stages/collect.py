@@ -1,0 +1,234 @@
+"""After a job array, or a purge of old files: what failed, what is missing, what is damaged.
+
+A unit counts as done if its files are as its mark has them, which is what the stages check too:
+sizes, and checksums of everything but pixels. With `verify`, pixels are read as well.
+"""
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tiling.wording import name_some, pluralize
+from wsi_pipeline.cohort.image_folder import ALL, read_images
+from wsi_pipeline.cohort.manifest import read_run_manifest
+from wsi_pipeline.config.reading import Stage
+from wsi_pipeline.contracts import SlideEntry
+from wsi_pipeline.errors import StageError
+from wsi_pipeline.layout import RunFolder, Unit
+from wsi_pipeline.names import find_name_problem
+from wsi_pipeline.run.marks import Problem, read_mark
+from wsi_pipeline.run.runner import READ_ONLY, read_stages
+from wsi_pipeline.run.state import (
+    check_unit,
+    iterate_failures,
+    missing_shards,
+    read_splits,
+    record_damage,
+    write_failures,
+)
+from wsi_pipeline.stages.image_inputs import is_image_run
+
+
+@dataclass(frozen=True)
+class Collected:
+    """What a run folder holds and what it misses."""
+
+    lines: tuple[str, ...]
+    missing: int  # units that are missing or damaged, and shards that never ended
+    failed: int
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A stage that has begun, and what it should have done."""
+
+    stage: str
+    title: str
+    units: Sequence[Unit]
+
+
+def collect(run: RunFolder, *, verify: bool = False) -> Collected:
+    """Merge the failures of all shards; list what each stage and shard misses.
+
+    Of slides, the label audit is brought up to date too, as no shard sees all of them. A read-only
+    run folder is left as it is.
+
+    Parameters
+    ----------
+    run : RunFolder
+    verify : bool
+        Read every patch of every store, too, and compare it with its checksum.
+    """
+    of_images = is_image_run(run)
+    entries = [] if of_images else read_run_manifest(run)
+    n_failed = _write_failures(run)
+    if verify:
+        _verify_pixels(run, entries)
+    looked = _Looked(run)
+    lines, n_missing = [], 0
+    try:
+        stages = read_stages(run)
+    except StageError as error:
+        stages = {}
+        lines.append(str(error))
+        n_missing += 1
+    jobs = _expect_images(run) if of_images else _expect_slides(run, entries, stages, looked)
+    for job in jobs:
+        described, n = _describe(run, job, looked)
+        lines += described
+        n_missing += n
+    for stage in dict.fromkeys(job.stage for job in jobs):
+        count, shards = missing_shards(run, stage)
+        if shards:
+            n_missing += len(shards)
+            lines.append(
+                f"{stage}: {pluralize(len(shards), 'shard')} of {count} never ended: "
+                f"{', '.join(map(str, shards))}"
+            )
+    if any(looked.is_marked(Unit("tile", e.slide_id)) for e in entries):
+        from wsi_pipeline.stages.label_audit import update_audit
+
+        lines.append(update_audit(run))
+    lines += [_describe_images(run)] if of_images else []
+    lines += [f"{pluralize(n_failed, 'failure')}, listed in {run.failures}"] if n_failed else []
+    return Collected(tuple(lines), n_missing, n_failed)
+
+
+def _write_failures(run: RunFolder) -> int:
+    try:
+        return write_failures(run)
+    except OSError as error:
+        if error.errno not in READ_ONLY:
+            raise
+        return len(list(iterate_failures(run)))
+
+
+def _verify_pixels(run: RunFolder, entries: Iterable[SlideEntry]) -> None:
+    """Read the patches of every store; the stage tile rebuilds the damaged ones."""
+    from tiling.store import find_damaged_pixels
+
+    for entry in entries:
+        path = run.store(entry.slide_id)
+        damage = find_damaged_pixels(path) if path.is_dir() else None
+        if damage is not None:
+            record_damage(run, path, "collect", damage)
+
+
+class _Looked:
+    """What is wrong with the files of each unit, each looked at once."""
+
+    def __init__(self, run: RunFolder) -> None:
+        self._run = run
+        self._problems: dict[Unit, list[Problem]] = {}
+
+    def is_marked(self, unit: Unit) -> bool:
+        return unit.mark(self._run, "done").is_file()
+
+    def problems(self, unit: Unit) -> list[Problem]:
+        if unit not in self._problems:
+            self._problems[unit] = check_unit(self._run, unit)
+        return self._problems[unit]
+
+    def is_done(self, unit: Unit) -> bool:
+        return read_mark(unit.mark(self._run, "done")) is not None and not self.problems(unit)
+
+
+def _describe(run: RunFolder, job: _Job, looked: _Looked) -> tuple[list[str], int]:
+    done = [u for u in job.units if looked.is_done(u)]
+    lost = [u for u in job.units if u not in done and u.mark(run, "failed").is_file()]
+    damaged = [
+        u
+        for u in job.units
+        if u not in done + lost and not all(p.is_missing for p in looked.problems(u))
+    ]
+    missing = [u for u in job.units if u not in done + lost + damaged]
+    why = [str(p) for u in (*damaged, *missing) for p in looked.problems(u)]
+    lines = [f"{job.title}: {name_some(why, 20)}"] if why else []
+    n = len(missing) + len(damaged)
+    if [u.slide_id for u in job.units] in ([ALL], [""]):  # all images, a model or the report
+        state = "done" if done else "failed" if lost else "damaged" if damaged else "missing"
+        return [f"{job.title}: {state}", *lines], n
+    line = f"{job.title}: {len(done)} of {pluralize(len(job.units), 'slide')} done"
+    for name, units in (("failed", lost), ("missing", missing), ("damaged", damaged)):
+        line += f", {len(units)} {name} ({name_some([u.name for u in units], 20)})" if units else ""
+    return [line, *lines], n
+
+
+def _expect_slides(
+    run: RunFolder, entries: Sequence[SlideEntry], stages: Mapping[str, Any], looked: _Looked
+) -> list[_Job]:
+    """List the jobs that have begun, by what is there and by what marks say was there."""
+
+    def per_slide(stage: str, slides: Iterable[str], model: str = "", variant: str = "") -> _Job:
+        title = " ".join(filter(None, (stage, variant, model)))
+        return _Job(stage, title, [Unit(stage, s, model, variant) for s in slides])
+
+    def scored(model: str, slides: Collection[str]) -> list[str]:
+        return [s for s in slides if looked.is_marked(Unit("predict", s, model))]
+
+    tiled = [e for e in entries if looked.is_marked(Unit("tile", e.slide_id))]
+
+    def wanted(stage: Stage, model: str, variant: str = "") -> list[str]:
+        """List the slides of the splits that a stage was last asked to work on."""
+        config = stages.get(stage, {}).get("config", {}).get(stage) or {}
+        splits = read_splits(run, stage, variant, model, config.get("splits"))
+        always = (None,) if stage == "predict" else ()
+        return [e.slide_id for e in tiled if splits is None or e.split in (*splits, *always)]
+
+    jobs = [per_slide("tile", [e.slide_id for e in entries]), *_expect_models(run, "train")]
+    for model in _models_of(run, "predict", "scores"):
+        jobs.append(per_slide("predict", wanted("predict", model), model))
+    every = [e.slide_id for e in tiled]
+    for model in _models_of(run, "heatmap", "heatmaps"):
+        jobs.append(per_slide("heatmap", scored(model, every), model))
+    jobs += _expect_models(run, "evaluate")
+    for variant, model in _find_exports(run):
+        slides = wanted("export", model, variant)
+        jobs.append(per_slide("export", scored(model, slides) if model else slides, model, variant))
+    return jobs + _expect_report(run)
+
+
+def _models_of(run: RunFolder, stage: Stage, folder: str) -> list[str]:
+    """List the models that a stage has worked on, though its files may have been purged."""
+    marked = {path.name for path in (run.path / ".state" / stage).glob("*/")}
+    return sorted({*run.models_with(folder), *(marked - {"shards"})})
+
+
+def _expect_models(run: RunFolder, stage: Stage) -> list[_Job]:
+    """List the models that a stage has begun; a checkpoint that was copied in is none of them."""
+    folders = (run.path / ".state" / stage).glob("*/")
+    names = (path.name for path in folders if path.name != "shards")
+    found = {name for name in names if not find_name_problem(name)}  # others are not ours
+    if stage == "train":  # one that was stopped has no mark yet
+        found |= {m for m in run.models_with("models") if not run.checkpoint(m).is_file()}
+    return [_Job(stage, f"{stage} {model}", [Unit(stage, model=model)]) for model in sorted(found)]
+
+
+def _expect_report(run: RunFolder) -> list[_Job]:
+    begun = any((run.path / ".state/report").glob("run.*.json"))
+    return [_Job("report", "report", [Unit("report")])] if begun else []
+
+
+def _find_exports(run: RunFolder) -> list[tuple[str, str]]:
+    """List the formats and models (of coordinates: none) of which an export has begun."""
+    state = run.path / ".state/export"
+    marks = [path.parent.relative_to(state).parts for path in state.glob("**/*.json")]
+    ours = (of for of in marks if of[0] != "shards" and not any(map(find_name_problem, of)))
+    found = {(of[0], of[1] if of[1:] else "") for of in ours}
+    return sorted(found)
+
+
+def _expect_images(run: RunFolder) -> list[_Job]:
+    jobs = [_Job("tile", "tile", [Unit("tile", ALL)]), *_expect_models(run, "train")]
+    folders: dict[Stage, str] = {"predict": "scores", "heatmap": "heatmaps"}
+    for stage, folder in folders.items():
+        for model in _models_of(run, stage, folder):
+            jobs.append(_Job(stage, f"{stage} {model}", [Unit(stage, ALL, model)]))
+    return jobs + _expect_models(run, "evaluate") + _expect_report(run)
+
+
+def _describe_images(run: RunFolder) -> str:
+    ids = [e.image_id for e in read_images(run.images)]
+    lost = [i for i in ids if Unit("tile", i).mark(run, "failed").is_file()]
+    named = f" ({name_some(lost, 20)})" if lost else ""
+    return f"images: {len(ids)}, {len(lost)} unreadable{named}"

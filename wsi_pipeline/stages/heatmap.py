@@ -1,0 +1,331 @@
+"""The stage ``heatmap``: scores -> heatmaps; of images, maps of where a model looks."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tiling.files import digest_file, write_json
+from tiling.wording import format_number, pluralize
+from wsi_pipeline.cohort.image_folder import ALL, ImageEntry, read_images
+from wsi_pipeline.cohort.manifest import read_run_manifest
+from wsi_pipeline.config.reading import Config, digest_settings
+from wsi_pipeline.config.settings import EvaluatedSplit, HeatmapConfig
+from wsi_pipeline.contracts import Scores, SlideEntry
+from wsi_pipeline.errors import HeatmapError, StageError
+from wsi_pipeline.layout import RunFolder, Unit
+from wsi_pipeline.run.runner import Options, StageResult, run_stage
+from wsi_pipeline.run.tasks import Done, Job, OnProgress, Task
+from wsi_pipeline.stages.image_inputs import data_fingerprint, is_image_run, warn_of_unused
+from wsi_pipeline.stages.inputs import (
+    choose_scored_models,
+    digest_scores,
+    digest_scores_by_origin,
+    lay_out,
+    name_unscored,
+    open_store,
+    scored,
+    slide_bytes,
+    why_unscored,
+)
+from wsi_pipeline.stages.predict import load_model
+from wsi_pipeline.stages.tile import check_map_names
+
+if TYPE_CHECKING:
+    from tiling.store import PatchStore
+    from wsi_pipeline.heatmaps.dense_maps import DenseMap
+
+
+@dataclass(frozen=True)
+class LayHeatmap(Task):
+    """Lay the scores of one slide out as a heatmap."""
+
+    entry: SlideEntry
+    model: str
+    config: HeatmapConfig
+    device: str
+
+    @property
+    def unit(self) -> Unit:
+        """The slide, by the model."""
+        return Unit("heatmap", self.entry.slide_id, self.model)
+
+    @property
+    def weight(self) -> int:
+        """Size of the slide's file."""
+        return slide_bytes(self.entry)
+
+    def fingerprint(self, run: RunFolder) -> str:
+        """Hash scores and settings."""
+        return digest_settings(digest_scores(run, self.model, self.entry.slide_id), self.config)
+
+    def earlier_fingerprint(self, run: RunFolder) -> str:
+        """Hash what the scores were made from, and the settings."""
+        origin = digest_scores_by_origin(run, self.model, self.entry.slide_id)
+        return digest_settings(origin, self.config)
+
+    def __call__(self, job: Job, on_progress: OnProgress) -> Done:
+        """Write the values and a picture; of PatchNet its own map too, where asked for."""
+        from wsi_pipeline.heatmaps.files import write_heatmap
+        from wsi_pipeline.heatmaps.overlays import draw_overlay
+        from wsi_pipeline.inference.scores import read_scores
+
+        entry, config, model = self.entry, self.config, self.model
+        scores = read_scores(job.run.scores(model, entry.slide_id))
+        values = job.run.heatmap(model, entry.slide_id)
+        picture = job.run.overlay(model, entry.slide_id)
+        with open_store(job.run, entry) as store:
+            heatmap = lay_out(scores, store, config)
+            about: dict[str, Any] = {"mpp": store.info.mpp, "outlines": _outlines(entry, store)}
+            thumbnail = _thumbnail(entry, store.info.mpp, config.thumbnail_px)
+            write_heatmap(values, heatmap, mpp=store.info.mpp, name=entry.slide_id)
+            draw_overlay(picture, heatmap, thumbnail, title=f"{entry.slide_id}, {model}", **about)
+            height, width = heatmap.values.shape
+            files = [values, picture]
+            line = f"{width} x {height} px, highest score {_hottest(scores.scores)}"
+            if config.dense_step_px is None:
+                return files, line
+            dense = self._map_densely(job, store, scores, on_progress)
+            values = job.run.dense_map(model, entry.slide_id)
+            picture = job.run.dense_overlay(model, entry.slide_id)
+            write_heatmap(values, dense.heatmap, mpp=store.info.mpp, name=entry.slide_id)
+            title = f"{entry.slide_id}, {model}, Q of each patch"
+            draw_overlay(picture, dense.heatmap, thumbnail, title=title, **about)
+        lost = f", {dense.n_unreadable} unreadable" if dense.n_unreadable else ""
+        line += f"; own map of {pluralize(dense.n_mapped, 'patch')}{lost}"
+        return [*files, values, picture], line
+
+    def _map_densely(
+        self, job: Job, store: "PatchStore", scores: Scores, on_progress: OnProgress
+    ) -> "DenseMap":
+        """Map PatchNet around every pixel of the patches."""
+        from tiling.slide import open_slide
+        from wsi_pipeline.heatmaps.dense_maps import check_mappable, map_slide
+        from wsi_pipeline.models.checkpoint import digest
+        from wsi_pipeline.models.devices import resolve_device
+        from wsi_pipeline.run.cluster import worker_number
+
+        entry = self.entry
+        checkpoint = job.run.checkpoint(self.model)
+        if not checkpoint.is_file():
+            raise HeatmapError(
+                f"{entry.slide_id}: the map of {self.model} itself (dense_step_px) needs its "
+                f"checkpoint in the run; copy the one that predict was given to {checkpoint}"
+            )
+        found = digest(checkpoint)
+        if found != scores.attributes.get("checkpoint"):
+            raise HeatmapError(
+                f"{entry.slide_id}: its scores were made with another checkpoint than "
+                f"{checkpoint}; "
+                "run predict again"
+            )
+        model, _ = load_model(checkpoint, found)
+        with open_slide(entry.path) as slide:
+            return map_slide(
+                check_mappable(model),
+                slide,
+                store.coords,
+                geometry=store.geometry,
+                step_px=self.config.dense_step_px or 1,
+                device=resolve_device(self.device, worker=worker_number()),
+                on_progress=on_progress,
+            )
+
+
+def _hottest(scores: Any) -> str:
+    import numpy as np
+
+    return format_number(np.nanmax(scores)) if np.isfinite(scores).any() else "not scored"
+
+
+def _thumbnail(entry: SlideEntry, mpp: tuple[float, float], longest_px: int) -> Any:
+    from tiling.slide import open_slide, read_thumbnail
+
+    with open_slide(entry.path) as slide:
+        longest_um = max(side * axis for side, axis in zip(slide.size, mpp, strict=True))
+        thumbnail, _ = read_thumbnail(slide, mpp=mpp, target_mpp=longest_um / longest_px)
+    return thumbnail
+
+
+def _outlines(entry: SlideEntry, store: "PatchStore") -> list[Any]:
+    """Rings of the annotated tumour, (n, 2) level-0 px each."""
+    import numpy as np
+    from shapely import get_parts
+
+    from tiling.annotation.slide_annotation import read_annotation_of_store
+
+    if entry.annotation is None:
+        return []
+    parts = get_parts(read_annotation_of_store(entry.annotation, store).tumour)
+    rings = [ring for part in parts for ring in (part.exterior, *part.interiors)]
+    return [np.asarray(ring.coords) for ring in rings]
+
+
+@dataclass(frozen=True)
+class MapImages(Task):
+    """Draw where one model looks in some images."""
+
+    model: str
+    data: str  # digest of the images and their table
+    checkpoint: Path
+    config: HeatmapConfig
+    split: EvaluatedSplit | None
+    device: str
+
+    @property
+    def unit(self) -> Unit:
+        """All images, by the model."""
+        return Unit("heatmap", ALL, self.model)
+
+    def fingerprint(self, run: RunFolder) -> str:
+        """Hash images, checkpoint, and which images are shown."""
+        from wsi_pipeline.explain.image_maps import MAPS_SCHEMA
+
+        return digest_settings(
+            self.data,
+            digest_file(self.checkpoint),
+            self.config.maps_per_class,
+            MAPS_SCHEMA,
+            *([self.split] if self.split else []),
+        )
+
+    def __call__(self, job: Job, on_progress: OnProgress) -> Done:
+        """Write the maps of each image and an overview."""
+        import torch
+
+        from wsi_pipeline.cohort.image_store import open_images
+        from wsi_pipeline.explain.image_maps import (
+            MAPS_SCHEMA,
+            draw_overview,
+            is_probability,
+            write_image_maps,
+        )
+        from wsi_pipeline.models.checkpoint import digest, load_checkpoint
+        from wsi_pipeline.models.devices import resolve_device
+
+        run, config = job.run, self.config
+        entries = read_images(run.images)
+        images = open_images(run.tiles, entries)
+        network, meta = load_checkpoint(self.checkpoint)
+        device = resolve_device(self.device)
+        network = network.to(device)
+        rows = choose_shown(entries, images.unreadable, config.maps_per_class, split=self.split)
+        folder = run.path / "heatmaps" / self.model
+        about_maps = folder / "maps.json"
+        about_maps.unlink(missing_ok=True)  # it speaks of maps that are about to go
+        files: list[Path] = []
+        shown = []
+        try:
+            for number, row in enumerate(rows):
+                pixels = torch.from_numpy(np.array(images.pixels[row])).to(device)
+                image = pixels.permute(2, 0, 1).float() / 255
+                made, picture, grey = write_image_maps(
+                    folder, entries[row].image_id, network, image
+                )
+                files += made
+                shown.append((entries[row], picture, grey))
+                on_progress(number + 1, len(rows))
+        except BaseException:  # no mark will list them
+            _remove(files)
+            raise
+        files.append(draw_overview(folder / "overview.png", shown))
+        about = {
+            "schema": MAPS_SCHEMA,
+            "checkpoint": digest(self.checkpoint),
+            "probability": is_probability(meta.model),
+            "images": [entries[row].image_id for row in rows],
+        }
+        write_json(about_maps, about)
+        return [*files, about_maps], f"maps of {pluralize(len(rows), 'image')}"
+
+
+def _remove(files: Sequence[Path]) -> None:
+    for path in files:
+        path.unlink(missing_ok=True)
+
+
+def choose_shown(
+    entries: Sequence[ImageEntry],
+    unreadable: Any,
+    most: int | None,
+    *,
+    split: EvaluatedSplit | None = None,
+) -> list[int]:
+    """Choose the first `most` readable images of each class, of the split that is evaluated.
+
+    Not set: of the test split where there is one, else of val, else of all.
+    """
+    splits = {e.split for e in entries}
+    name = split or next((s for s in ("test", "val") if s in splits), "all")
+    rows = [
+        row for row, e in enumerate(entries) if name in (e.split, "all") and not unreadable[row]
+    ]
+    chosen: list[int] = []
+    for label in (0, 1, -1):
+        of_class = [row for row in rows if entries[row].label == label]
+        chosen += of_class if most is None else of_class[:most]
+    return chosen
+
+
+def heatmap(
+    run: RunFolder, config: Config, options: Options, *, models: Sequence[str] = ()
+) -> StageResult:
+    """Scores -> heatmaps; of images, maps of those models that have any."""
+    if is_image_run(run):
+        named = choose_scored_models(run, models)
+        return _map_images(run, config, options, models=named)
+    entries = read_run_manifest(run)
+    check_map_names(config, entries)
+    by_id = {e.slide_id: e for e in entries}
+    chosen = choose_scored_models(run, models)
+    tasks = [
+        LayHeatmap(by_id[slide_id], model, config.heatmap, options.device)
+        for model in chosen
+        for slide_id in scored(run, model, by_id)
+    ]
+    if not tasks:
+        raise StageError(f"{run.path}: nothing to heatmap: {why_unscored(run, chosen, by_id)}")
+    result = run_stage("heatmap", run, tasks, config, options)
+    return replace(result, notes=name_unscored(run, chosen, by_id))
+
+
+def _map_images(
+    run: RunFolder, config: Config, options: Options, *, models: Sequence[str]
+) -> StageResult:
+    """Checkpoints -> maps of some images, of the models that have any."""
+    warn_of_unused(config, "heatmap")
+    data = data_fingerprint(run)
+    reasons = {model: _why_no_maps(run, model) for model in models}
+    notes = tuple(f"no maps of {model}: {reason}" for model, reason in reasons.items() if reason)
+    mapped = [model for model, reason in reasons.items() if not reason]
+    if not mapped:
+        return StageResult("heatmap", (), (), (), notes)
+    split = config.evaluate.split
+    tasks = [
+        MapImages(model, data, run.checkpoint(model), config.heatmap, split, options.device)
+        for model in mapped
+    ]
+    return replace(run_stage("heatmap", run, tasks, config, options), notes=notes)
+
+
+def _why_no_maps(run: RunFolder, model: str) -> str:
+    """Say why a model that has scores gets no maps; empty: it gets them."""
+    from wsi_pipeline.explain.image_maps import has_maps
+    from wsi_pipeline.inference.image_scores import read_scores
+    from wsi_pipeline.models.checkpoint import read_meta
+
+    path = run.checkpoint(model)
+    if not path.is_file():
+        return (
+            "its scores are by a checkpoint outside the run; copy that file to "
+            f"models/{model}/{path.name} and run heatmap again"
+        )
+    name = read_meta(path).model
+    if not has_maps(name):
+        return f"nothing here shows where the architecture {name} looks"
+    _, about = read_scores(run.path / "scores" / model)
+    if about["checkpoint"] != digest_file(path):
+        return f"its scores are by another checkpoint than models/{model}; run predict again"
+    return ""

@@ -1,0 +1,349 @@
+"""The stage ``predict``: patch stores, or images -> scores, by each checkpoint."""
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tiling.files import (
+    digest_file,
+)
+from tiling.wording import name_some, pluralize
+from wsi_pipeline.cohort.image_folder import (
+    ALL,
+    read_images,
+)
+from wsi_pipeline.config.reading import Config, digest_settings
+from wsi_pipeline.config.settings import (
+    PredictConfig,
+)
+from wsi_pipeline.contracts import SlideEntry
+from wsi_pipeline.errors import (
+    CheckpointError,
+    ConfigError,
+    StageError,
+)
+from wsi_pipeline.layout import RunFolder, Unit
+from wsi_pipeline.names import check_model_name
+from wsi_pipeline.run.runner import Options, StageResult, read_run_json, run_stage
+from wsi_pipeline.run.tasks import Done, Job, OnProgress, Task
+from wsi_pipeline.stages.image_inputs import (
+    data_fingerprint,
+    is_image_run,
+    warn_of_unused,
+)
+from wsi_pipeline.stages.inputs import (
+    check_device,
+    check_model_names,
+    digest_store,
+    finished_entries,
+    open_store,
+    slide_bytes,
+    threads_per_slide,
+)
+from wsi_pipeline.stages.tile import tile
+
+if TYPE_CHECKING:
+    pass
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class PredictSlide(Task):
+    """Score the patches of one slide with one checkpoint."""
+
+    entry: SlideEntry
+    model: str
+    checkpoint: Path
+    digest: str  # of the checkpoint's bytes
+    config: PredictConfig
+    device: str
+    threads: int
+
+    @property
+    def unit(self) -> Unit:
+        """The slide, by the model."""
+        return Unit("predict", self.entry.slide_id, self.model)
+
+    @property
+    def weight(self) -> int:
+        """Size of the slide's file."""
+        return slide_bytes(self.entry)
+
+    def fingerprint(self, run: RunFolder) -> str:
+        """Hash store, checkpoint and what changes a score: batches and threads change none."""
+        how = (self.config.precision, self.config.compiler, self.config.tolerance)
+        return digest_settings(digest_store(run, self.entry), self.digest, *how)
+
+    def __call__(self, job: Job, on_progress: OnProgress) -> Done:
+        """Write the score file."""
+        from wsi_pipeline.inference import predict_store
+        from wsi_pipeline.inference.scores import make_scores, write_scores
+        from wsi_pipeline.models.devices import resolve_device, resolve_precision
+        from wsi_pipeline.run.cluster import worker_number
+
+        entry, config = self.entry, self.config
+        device = resolve_device(self.device, worker=worker_number())
+        precision = resolve_precision(config.precision, device)
+        model, meta = load_model(self.checkpoint, self.digest)
+        journal = job.run.journal(self.model, entry.slide_id)
+        with open_store(job.run, entry) as store:
+            scores, summary = predict_store(
+                model,
+                meta,
+                store,
+                device=device,
+                precision=precision,
+                compiler=config.compiler,
+                batch_size=config.batch_size,
+                readers=config.readers or max(2, self.threads),
+                tolerance=config.tolerance,
+                max_unreadable=store.tiling["max_unreadable"],
+                journal=journal,
+                key=f"{job.fingerprint} {device.type} {precision}",
+                on_progress=lambda done, total, _: on_progress(done, total),
+            )
+            path = job.run.scores(self.model, entry.slide_id)
+            check = summary.precision_check
+            write_scores(
+                path,
+                make_scores(
+                    store,
+                    scores,
+                    meta,
+                    self.digest,
+                    precision=precision,
+                    precision_check=check.as_plain() if check else None,
+                    fingerprint=job.fingerprint,
+                ),
+            )
+        journal.unlink(missing_ok=True)
+        return [path], str(summary)
+
+
+@lru_cache(maxsize=1)
+def load_model(checkpoint: Path, digest: str) -> tuple[Any, Any]:
+    """Load the checkpoint whose bytes have this digest: a worker may outlive the file it read.
+
+    Kept between the slides of one process; a process works on one model at a time.
+    """
+    from wsi_pipeline.models import checkpoint as checkpoints
+
+    model, meta = checkpoints.load_checkpoint(checkpoint)
+    found = checkpoints.digest(checkpoint)
+    if found != digest:
+        raise CheckpointError(
+            f"{checkpoint}: another file than when this command began (SHA-256 {found[:12]}..., "
+            f"then {digest[:12]}...); let what writes it end, then run the same command again"
+        )
+    return model, meta
+
+
+@dataclass(frozen=True)
+class PredictImages(Task):
+    """Score all images with one checkpoint."""
+
+    model: str
+    data: str  # digest of the images and their table
+    checkpoint: Path
+    config: PredictConfig
+    device: str
+
+    @property
+    def unit(self) -> Unit:
+        """All images, by the model."""
+        return Unit("predict", ALL, self.model)
+
+    def fingerprint(self, run: RunFolder) -> str:
+        """Hash images, checkpoint and what changes a score."""
+        return digest_settings(
+            self.data,
+            digest_file(self.checkpoint),
+            self.config.precision,
+            self.config.splits,
+            self.config.tolerance,
+        )
+
+    def __call__(self, job: Job, on_progress: OnProgress) -> Done:
+        """Write the table of scores."""
+        from wsi_pipeline.cohort.image_store import open_images
+        from wsi_pipeline.inference.image_scores import (
+            Rule,
+            check_classes,
+            check_precision,
+            check_shape,
+            score_images,
+            write_scores,
+        )
+        from wsi_pipeline.inference.scores import TRAINED_ON
+        from wsi_pipeline.models.checkpoint import digest, load_checkpoint
+        from wsi_pipeline.models.devices import resolve_device, resolve_precision
+
+        run, config = job.run, self.config
+        entries = read_images(run.images)
+        images = open_images(run.tiles, entries)
+        network, meta = load_checkpoint(self.checkpoint)
+        check_shape(meta, images)
+        if doubt := check_classes(meta, images):
+            log.warning("%s", doubt)
+        wanted = None if config.splits is None else (*config.splits, None)
+        rows = [row for row, e in enumerate(entries) if wanted is None or e.split in wanted]
+        if not rows:
+            raise StageError(f"{run.path}: no image in split {' or '.join(config.splits or ())}")
+        device = resolve_device(self.device)
+        precision = resolve_precision(config.precision, device)
+        places = np.array(rows, np.int64)
+        logits = score_images(
+            network,
+            images,
+            places,
+            device=device,
+            precision=precision,
+            batch_size=config.batch_size,
+            readers=config.readers or 1,  # from one array in memory or cache: more gain nothing
+            on_progress=on_progress,
+        )
+        check = None
+        if precision != "fp32":
+            check = check_precision(
+                network, images, places, logits, device=device, tolerance=config.tolerance
+            )
+            if not check.within:
+                log.warning(
+                    "%s: %s, above the tolerance of %g; use --set predict.precision=fp32",
+                    self.model, check, config.tolerance,
+                )  # fmt: skip
+        attributes = {
+            "model": meta.model,
+            "checkpoint": digest(self.checkpoint),
+            "precision": precision,
+            "precision_check": check.as_plain() if check else None,
+            "fingerprint": job.fingerprint,
+            "classes": list(meta.class_names),
+            TRAINED_ON: meta.provenance(),
+        }
+        rule = Rule(network.threshold, network.strict)
+        chosen = [entries[row] for row in rows]
+        files = write_scores(run.path / "scores" / self.model, chosen, logits, rule, attributes)
+        lost = int(np.isnan(logits).sum())
+        return files, pluralize(len(rows), "image") + (f", {lost} unreadable" if lost else "")
+
+
+def predict(
+    run: RunFolder, config: Config, options: Options, *, checkpoints: Sequence[Path] = ()
+) -> StageResult:
+    """Patch stores -> scores, by each checkpoint."""
+    from wsi_pipeline.models.checkpoint import read_meta
+
+    check_device(options, config.predict.precision)
+    found = list(checkpoints) or [run.checkpoint(m) for m in run.models_with("models")]
+    by_name = _by_model(found)
+    check_model_names(run, by_name)
+    if is_image_run(run) and found:
+        return _predict_images(run, config, options, checkpoints=by_name)
+    wanted = None if config.predict.splits is None else (*config.predict.splits, None)
+    entries = finished_entries(run, wanted)
+    if not found:
+        raise StageError(f"{run.path}: no checkpoint; train a model or use --checkpoint FILE")
+    tasks = []
+    threads = threads_per_slide(options, len(entries))
+    for model, checkpoint in by_name.items():
+        read_meta(checkpoint)  # what is no checkpoint is said once, before any slide is touched
+        digest = digest_file(checkpoint)
+        tasks += [
+            PredictSlide(e, model, checkpoint, digest, config.predict, options.device, threads)
+            for e in entries
+        ]
+    return run_stage("predict", run, tasks, config, options)
+
+
+def _predict_images(
+    run: RunFolder, config: Config, options: Options, *, checkpoints: Mapping[str, Path]
+) -> StageResult:
+    """Images -> scores, by each checkpoint (by the model's name)."""
+    warn_of_unused(config, "predict")
+    data = data_fingerprint(run)
+    tasks = [
+        PredictImages(model, data, path, config.predict, options.device)
+        for model, path in checkpoints.items()
+    ]
+    return run_stage("predict", run, tasks, config, options)
+
+
+def cut_for(
+    run: RunFolder, config: Config, options: Options, slides: Path, *, checkpoints: Sequence[Path]
+) -> StageResult:
+    """Slides -> where their patches lie, as the checkpoints need them; no pixels are stored.
+
+    Raises
+    ------
+    ConfigError
+        If there is no checkpoint, they need different patches, or only a shard is asked for.
+    StageError
+        If the run holds patches with pixels, which this would replace.
+    """
+    from wsi_pipeline.models.checkpoint import read_meta
+
+    check_device(options, config.predict.precision)  # before any time is spent
+    _by_model(checkpoints)
+    needs = {(m.patch_px, m.target_mpp) for m in map(read_meta, checkpoints)}
+    if len(needs) != 1:
+        raise ConfigError(
+            "--slides needs a --checkpoint: it says which patches to cut"
+            if not needs
+            else f"--slides: the checkpoints need different patches ({name_some(_sizes(needs))}); "
+            "predict with one at a time, each into a RUN of its own"
+        )
+    if options.shard:
+        raise ConfigError(
+            "--slides cannot be combined with --shard; in a job array run tile first "
+            "(--set tile.store=coords), then predict"
+        )
+    before = read_run_json(run).get("tile", {}).get("config", {}).get("tile", {})
+    if before.get("store") == "patches" and any(run.tiles.glob("*.zarr")):
+        raise StageError(
+            f"{run.path} already contains patches written by tile; omit --slides to score "
+            "those, or use another RUN"
+        )
+    [(patch_px, target_mpp)] = needs
+    cut = replace(config.tile, patch_px=patch_px, target_mpp=target_mpp, store="coords")
+    return tile(run, replace(config, input=slides, tile=cut), options, fixed=True)
+
+
+def _sizes(needs: Iterable[tuple[int, float]]) -> list[str]:
+    return [f"{px} px at {mpp:g} µm/px" for px, mpp in sorted(needs)]
+
+
+def _by_model(checkpoints: Iterable[Path]) -> dict[str, Path]:
+    """Sort checkpoints by the models' names; two with one name would overwrite each other."""
+    found: dict[str, Path] = {}
+    for path in checkpoints:
+        remedy = "rename the file (a checkpoint.safetensors: its folder), which names its scores"
+        check_model_name(model_name(path), f"--checkpoint {path}: the model's name", remedy=remedy)
+        other = found.setdefault(model_name(path), path)
+        if other.resolve() != path.resolve():
+            raise ConfigError(
+                f"--checkpoint: {other} and {path} both are the model '{model_name(path)}'; rename "
+                "one of the files (a checkpoint.safetensors: its folder), which names its scores"
+            )
+    return found
+
+
+def model_name(checkpoint: Path) -> str:
+    """Name a model by the folder that train made for it, or by the file where it was renamed.
+
+    Examples
+    --------
+    >>> model_name(Path("run/models/vgg16/checkpoint.safetensors"))
+    'vgg16'
+    >>> model_name(Path("lymph_node_v2.safetensors"))
+    'lymph_node_v2'
+    """
+    if checkpoint.name == "checkpoint.safetensors" and checkpoint.resolve().parent.name:
+        return checkpoint.resolve().parent.name
+    return checkpoint.stem

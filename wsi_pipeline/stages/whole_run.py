@@ -1,0 +1,103 @@
+"""The command ``run``: every stage that a config names, in order."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+from wsi_pipeline.config.reading import STAGES, Config, Stage
+from wsi_pipeline.errors import ConfigError
+from wsi_pipeline.exports import check_format
+from wsi_pipeline.layout import RunFolder
+from wsi_pipeline.run.runner import Options, StageResult
+from wsi_pipeline.stages import evaluate as evaluate_stage
+from wsi_pipeline.stages import heatmap as heatmap_stage
+from wsi_pipeline.stages import inputs as inputs_stage
+from wsi_pipeline.stages import predict as predict_stage
+from wsi_pipeline.stages import report as report_stage
+from wsi_pipeline.stages import tile as tile_stage
+from wsi_pipeline.stages import train as train_stage
+from wsi_pipeline.stages.export import export
+from wsi_pipeline.stages.tile import PER_SLIDE
+
+
+def run_stages(run: RunFolder, config: Config, options: Options) -> list[StageResult]:
+    """Run the stages that a config names, in order; stop where nothing could be done.
+
+    Raises
+    ------
+    ConfigError
+        If one shard of a job array is asked to do what needs all of them, an export of nothing, or
+        a model or precision that cannot be.
+    """
+    _check(config, options)
+    results: list[StageResult] = []
+    for result in _run(run, config, options):
+        results.append(result)
+        if result.exit_code == 1:
+            break
+    return results
+
+
+def _check(config: Config, options: Options) -> None:
+    whole = [stage for stage in config.stages if stage not in PER_SLIDE]
+    if options.shard and whole:
+        raise ConfigError(
+            f"--shard: {', '.join(whole)} need all slides; run the array with "
+            f"--set stages=[tile] (or predict, heatmap, export), then collect, then the others once"
+        )
+    if options.shard and config.images:
+        raise ConfigError("--shard: a folder of images cannot be split into shards; omit it")
+    _check_computing(config, options)
+    _check_split(config)
+    for name in config.export.formats:
+        check_format(name)
+    if "export" not in config.stages:
+        return
+    if config.images and config.export.formats:
+        raise ConfigError("export.formats: there are none for a folder of images; leave it out")
+    if config.stages != STAGES and not config.export.formats:
+        raise ConfigError(
+            "stages: export has nothing to do; set export.formats, e.g. [qupath], or leave it out"
+        )
+
+
+def _check_computing(config: Config, options: Options) -> None:
+    """Refuse at once what a later stage would refuse after the hours of those before it."""
+    trained = train_stage.models_to_train(config, ()) if "train" in config.stages else {}
+    precisions: list[str] = [settings.precision for settings in trained.values()]
+    if "predict" in config.stages:
+        precisions.append(config.predict.precision)
+    if precisions:
+        inputs_stage.check_device(options, *precisions)
+
+
+def _check_split(config: Config) -> None:
+    """Refuse to evaluate a split that predict is not to score."""
+    split, scored = config.evaluate.split, config.predict.splits
+    both = {"predict", "evaluate"} <= set(config.stages)
+    if both and scored is not None and split not in (None, "all", *scored):
+        raise ConfigError(
+            f"evaluate.split is {split}, but predict.splits is [{', '.join(scored)}]; add {split} "
+            "to predict.splits, or evaluate another split"
+        )
+
+
+def _run(run: RunFolder, config: Config, options: Options) -> Iterator[StageResult]:
+    for stage in STAGES:
+        if stage not in config.stages:
+            continue
+        if stage == "export":
+            for name in config.export.formats:
+                done = export(run, config, options, name=name)
+                yield replace(done, stage=f"export {name}")
+        else:
+            yield STAGE_BY_NAME[stage](run, config, options)
+
+
+STAGE_BY_NAME: dict[Stage, Callable[[RunFolder, Config, Options], StageResult]] = {
+    "tile": tile_stage.tile,
+    "train": train_stage.train,
+    "predict": predict_stage.predict,
+    "heatmap": heatmap_stage.heatmap,
+    "evaluate": evaluate_stage.evaluate,
+    "report": report_stage.report,
+}
