@@ -64,10 +64,12 @@ class MeanPixel(PatchClassifier):
 FORMAT = '''
 """The number of scores."""
 
+from tiling.files import write_text
+
 
 def write(job, folder):
     path = folder / f"{job.slide.info.slide_id}.count"
-    path.write_text(str(len(job.slide.scores.scores)))
+    write_text(path, str(len(job.slide.scores.scores)))
     return [path], "counted"
 '''
 
