@@ -1,3 +1,3 @@
 """Patch stores in, reports out."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
