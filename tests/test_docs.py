@@ -16,6 +16,7 @@ from typer.main import get_command
 from wsi_pipeline.cli.app import app
 from wsi_pipeline.config.reading import Config, as_plain
 from wsi_pipeline.config.settings import RECIPES
+from wsi_pipeline.config.stages import STAGES
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("README.md"), *ROOT.glob("CHANGELOG.md"), *ROOT.glob("docs/*.md")])
@@ -215,3 +216,9 @@ def test_recipes_are_listed():
         for model in models:
             assert listed == flatten(RECIPES[model]), model
     assert {model for models in columns for model in models} == set(RECIPES)
+
+
+def test_the_table_of_stages_is_the_list():
+    page = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+    rows = [f"| `{stage.name}` | {stage.summary} | {stage.unit} |" for stage in STAGES]
+    assert "\n".join(rows) in page

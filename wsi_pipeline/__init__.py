@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from wsi_pipeline.models.checkpoint import load_checkpoint
     from wsi_pipeline.training import train_model
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "PatchStore",

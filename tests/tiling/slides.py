@@ -8,7 +8,6 @@ import tifffile
 from numpy.typing import NDArray
 
 MPP = 0.5
-SHARED = Path(__file__).parents[2] / "../shared/data"
 
 Pixels = NDArray[np.uint8]
 

@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from tests.disks import small_disk
+from tests.real_data import real_data
 from tests.tiling import slides
 from tiling import build, patches
 from tiling import store as store_module
@@ -404,9 +405,7 @@ class TestPicture:
         "name", ["CMU-1-Small-Region.svs", "camelyon-overview-jpeg.dcm", "nuclei-dapi.ndpi"]
     )
     def test_real_slides_are_tiled(self, tmp_path: Path, name):
-        path = slides.SHARED / "slides" / name
-        if not path.exists():
-            pytest.skip("../shared/data is not here")
+        path = real_data(f"slides/{name}")
         target = {".svs": 1.0, ".dcm": 29.0, ".ndpi": 1.0}[path.suffix]
         config = TileConfig(target_mpp=target, patch_px=64)
         summary = tile_slide(
@@ -418,9 +417,7 @@ class TestPicture:
         assert store.read([0, len(store) - 1]).std() > 1
 
     def test_a_real_slide_too_small_for_tissue_is_refused_with_a_sentence(self, tmp_path: Path):
-        path = slides.SHARED / "slides/tiny-sm.dcm"
-        if not path.exists():
-            pytest.skip("../shared/data is not here")
+        path = real_data("slides/tiny-sm.dcm")
         with pytest.raises(TissueError, match=r"tiny-sm\.dcm: no tissue"):
             tile_slide(path, tmp_path / "a.zarr", slide_id="a", config=replace(CONFIG, patch_px=16))
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tifffile
 
+from tests.real_data import real_data
 from tests.tiling import slides
 from tiling.build import tile_slide
 from tiling.contracts import TileConfig, TissueConfig
@@ -122,9 +123,7 @@ class TestRefusals:
         assert "if damaged, copy it again" in self.refusal(path)
 
     def test_the_shared_broken_slide(self):
-        path = slides.SHARED / "slides/broken.svs"
-        if not path.exists():
-            pytest.skip("../shared/data is not here")
+        path = real_data("slides/broken.svs")
         assert "check that it is a slide" in self.refusal(path)
 
 

@@ -11,7 +11,6 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from enum import StrEnum
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -40,6 +39,7 @@ from wsi_pipeline.cli.options import (
     make_options,
     read_settings,
 )
+from wsi_pipeline.config.stages import STAGES, find_stage
 from wsi_pipeline.errors import PipelineError
 from wsi_pipeline.run.interrupts import EXIT_INTERRUPTED, end_now, watch_signals
 
@@ -198,7 +198,7 @@ def plan(
 # ------------------------------------------------------------ the stages
 
 
-@app.command()
+@app.command(help=find_stage("tile").summary)
 def tile(
     input: Annotated[Path, typer.Argument(metavar="INPUT", help="Slide, folder or manifest.")],
     out: Annotated[Path, typer.Option("--out", metavar="RUN", help="Run folder.")],
@@ -211,7 +211,7 @@ def tile(
     overwrite: OverwriteOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Cut slides into labelled patches: slides -> patch stores."""
+    """Run the stage with the options given."""
     from wsi_pipeline.config.reading import read_config
     from wsi_pipeline.layout import RunFolder
     from wsi_pipeline.stages import tile as tile_stage
@@ -255,13 +255,13 @@ def _add_model_stage(name: str, summary: str) -> None:
         overwrite: OverwriteOption = False,
         quiet: QuietOption = False,
     ) -> None:
-        module = import_module(f"wsi_pipeline.stages.{name}")
-        stage = getattr(module, name)
+        from wsi_pipeline.stages import load_stage
+
         options = make_options(workers, device, shard, dask, overwrite, quiet)
-        _stage_command(name, run, config, set_, options, stage, models=model or ())
+        _stage_command(name, run, config, set_, options, load_stage(name), models=model or ())
 
 
-@app.command()
+@app.command(help=find_stage("train").summary)
 def train(
     run: RunArgument,
     model: ModelOption = None,
@@ -282,7 +282,7 @@ def train(
     overwrite: OverwriteOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Train patch classifiers: patch stores -> checkpoints."""
+    """Run the stage with the options given."""
     from wsi_pipeline.stages import train as train_stage
 
     chosen = [f"model.weights={json.dumps(str(weights))}"] if weights else []
@@ -298,7 +298,7 @@ def train(
     )
 
 
-@app.command()
+@app.command(help=find_stage("predict").summary)
 def predict(
     run: RunArgument,
     checkpoint: Annotated[
@@ -322,7 +322,7 @@ def predict(
     overwrite: OverwriteOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Score patches: patch stores, or slides -> scores."""
+    """Run the stage with the options given."""
     from wsi_pipeline.layout import RunFolder
     from wsi_pipeline.stages import predict as predict_stage
 
@@ -337,13 +337,10 @@ def predict(
     finish(results, run, quiet=quiet)
 
 
-_add_model_stage(
-    "heatmap", "Stitch scores into slide heatmaps: scores -> OME-TIFF values and overlay pictures."
-)
-_add_model_stage(
-    "evaluate", "Compare scores with the reference: slide level, patches, FROC by both definitions."
-)
-_add_model_stage("report", "Write one self-contained HTML report.")
+# Those of a stage with options of its own are written out; see `wsi_pipeline.cli.export` too.
+for _stage in STAGES:
+    if _stage.name not in {"tile", "train", "predict", "export"}:
+        _add_model_stage(_stage.name, _stage.summary)
 
 
 # ------------------------------------------------------------ several stages
@@ -536,7 +533,7 @@ def compare(
 
 
 app.command()(baselines)
-app.command()(export)
+app.command(help=find_stage("export").summary)(export)
 
 
 @app.command("collect")

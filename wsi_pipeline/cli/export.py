@@ -65,7 +65,7 @@ def export(
     overwrite: OverwriteOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Write scores and heatmaps in other tools' formats: QuPath, WSInfer, CLAM, OME-Zarr, ..."""
+    """Run the stage with the options given."""
     from wsi_pipeline.layout import RunFolder
     from wsi_pipeline.stages.export import export_formats
 

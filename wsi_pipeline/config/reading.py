@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import AfterValidator, TypeAdapter, ValidationError
 
 from tiling.contracts import StrPath, TileConfig
 from tiling.files import digest_json, read_text
@@ -29,14 +29,23 @@ from wsi_pipeline.config.settings import (
     TrainConfig,
     with_recipe,
 )
+from wsi_pipeline.config.stages import STAGES
 from wsi_pipeline.config.yaml_files import parse_yaml
 from wsi_pipeline.errors import ConfigError
 from wsi_pipeline.names import check_model_name, check_twins
 
 Value = TypeVar("Value")
-Stage = Literal["tile", "train", "predict", "heatmap", "evaluate", "export", "report"]
-STAGES: tuple[Stage, ...] = get_args(Stage)
 Settings = TypeVar("Settings")
+
+
+def _check_stage(name: str) -> str:
+    known = [stage.name for stage in STAGES]
+    if name not in known:
+        raise ValueError(f"no such stage; known: {', '.join(known)}")
+    return name
+
+
+StageName = Annotated[str, AfterValidator(_check_stage)]
 
 
 @dataclass(frozen=True)
@@ -61,7 +70,7 @@ class Config:
     input: Path | None = None  # slide, folder or manifest
     out: Path | None = None  # run folder
     seed: Seed = 0
-    stages: tuple[Stage, ...] = STAGES
+    stages: tuple[StageName, ...] = tuple(stage.name for stage in STAGES)
     splits: SplitConfig | None = None  # None: the manifest's own
     images: ImagesConfig | None = None  # input is a folder of images; None: slides
     tile: TileConfig = field(default_factory=TileConfig)

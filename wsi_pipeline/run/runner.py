@@ -11,7 +11,8 @@ from typing import Any
 
 from tiling.files import json_text, read_json_object, remove_leftovers_below, update_text
 from tiling.wording import name_some
-from wsi_pipeline.config.reading import STAGES, Config, as_plain, digest_settings
+from wsi_pipeline.config.reading import Config, as_plain, digest_settings
+from wsi_pipeline.config.stages import STAGES
 from wsi_pipeline.errors import StageError
 from wsi_pipeline.layout import RunFolder
 from wsi_pipeline.run.cluster import Shard, map_tasks, select_shard
@@ -262,7 +263,7 @@ def read_stages(run: RunFolder) -> dict[str, Any]:
 def _is_stage(value: Any) -> bool:
     config = value.get("config") if isinstance(value, dict) else None
     return isinstance(config, dict) and all(
-        isinstance(config.get(section, {}), dict | None) for section in STAGES
+        isinstance(config.get(stage.name, {}), dict | None) for stage in STAGES
     )
 
 
@@ -277,8 +278,6 @@ def _text_to_restore(run: RunFolder) -> str | None:
         return None
 
 
-# Sections of a config that belong to a stage of another name.
-_OWNERS = {"splits": "tile", "images": "tile"}
 _PER_COMMAND = ("input", "out", "stages")  # said anew with each command
 
 
@@ -305,14 +304,16 @@ def recall_settings(run: RunFolder, stage: str) -> dict[str, Any]:
         log.warning(
             "%s is missing: defaults are used; or give --config FILE", run.path / "run.json"
         )
+    owners = {section: stage.name for stage in STAGES for section in stage.sections}
     # What one export was told says nothing of the next one, to another tool.
-    configs = {name: done.get("config", {}) for name, done in recorded if name != "export"}
+    told_anew = {stage.name for stage in STAGES if stage.variants}
+    configs = {name: done.get("config", {}) for name, done in recorded if name not in told_anew}
     if not configs:
         return {}
     latest = configs.get(stage) or list(configs.values())[-1]
     told = {}
     for name in dict.fromkeys(key for config in (*configs.values(), latest) for key in config):
-        own = configs.get(_OWNERS.get(name, name), {})
+        own = configs.get(owners.get(name, name), {})
         source = own if name in own else latest
         if name in source and name not in _PER_COMMAND:
             told[name] = source[name]

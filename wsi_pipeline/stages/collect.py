@@ -11,7 +11,7 @@ from typing import Any
 from tiling.wording import name_some, pluralize
 from wsi_pipeline.cohort.image_folder import ALL, read_images
 from wsi_pipeline.cohort.manifest import read_run_manifest
-from wsi_pipeline.config.reading import Stage
+from wsi_pipeline.config.stages import STAGES, Stage
 from wsi_pipeline.contracts import SlideEntry
 from wsi_pipeline.errors import StageError
 from wsi_pipeline.layout import RunFolder, Unit
@@ -168,33 +168,44 @@ def _expect_slides(
 
     tiled = [e for e in entries if looked.is_marked(Unit("tile", e.slide_id))]
 
-    def wanted(stage: Stage, model: str, variant: str = "") -> list[str]:
-        """List the slides of the splits that a stage was last asked to work on."""
-        config = stages.get(stage, {}).get("config", {}).get(stage) or {}
-        splits = read_splits(run, stage, variant, model, config.get("splits"))
-        always = (None,) if stage == "predict" else ()
-        return [e.slide_id for e in tiled if splits is None or e.split in (*splits, *always)]
+    def wanted(stage: Stage, model: str, variant: str) -> list[str]:
+        """List the slides that a stage was last asked to work on, and can."""
+        config = stages.get(stage.name, {}).get("config", {}).get(stage.name) or {}
+        splits = read_splits(run, stage.name, variant, model, config.get("splits"))
+        always = () if stage.reads_scores else (None,)
+        slides = [e.slide_id for e in tiled if splits is None or e.split in (*splits, *always)]
+        return scored(model, slides) if stage.reads_scores and model else slides
 
-    jobs = [per_slide("tile", [e.slide_id for e in entries]), *_expect_models(run, "train")]
-    for model in _models_of(run, "predict", "scores"):
-        jobs.append(per_slide("predict", wanted("predict", model), model))
-    every = [e.slide_id for e in tiled]
-    for model in _models_of(run, "heatmap", "heatmaps"):
-        jobs.append(per_slide("heatmap", scored(model, every), model))
-    jobs += _expect_models(run, "evaluate")
-    for variant, model in _find_exports(run):
-        slides = wanted("export", model, variant)
-        jobs.append(per_slide("export", scored(model, slides) if model else slides, model, variant))
-    return jobs + _expect_report(run)
+    jobs = []
+    for stage in STAGES:
+        if stage.unit == "slide":
+            jobs.append(per_slide(stage.name, [e.slide_id for e in entries]))
+        elif stage.unit == "model":
+            jobs += _expect_models(run, stage.name)
+        elif stage.unit == "run":
+            jobs += _expect_whole(run, stage.name)
+        else:
+            for variant, model in _find_begun(run, stage):
+                slides = wanted(stage, model, variant)
+                jobs.append(per_slide(stage.name, slides, model, variant))
+    return jobs
 
 
-def _models_of(run: RunFolder, stage: Stage, folder: str) -> list[str]:
+def _find_begun(run: RunFolder, stage: Stage) -> list[tuple[str, str]]:
+    """List the variants and models that a stage of slides and models has begun."""
+    if stage.variants:
+        return _find_variants(run, stage.name)
+    return [("", model) for model in _models_of(run, stage.name, stage.folder)]
+
+
+def _models_of(run: RunFolder, stage: str, folder: str) -> list[str]:
     """List the models that a stage has worked on, though its files may have been purged."""
     marked = {path.name for path in (run.path / ".state" / stage).glob("*/")}
-    return sorted({*run.models_with(folder), *(marked - {"shards"})})
+    with_files = run.models_with(folder) if folder else []
+    return sorted({*with_files, *(marked - {"shards"})})
 
 
-def _expect_models(run: RunFolder, stage: Stage) -> list[_Job]:
+def _expect_models(run: RunFolder, stage: str) -> list[_Job]:
     """List the models that a stage has begun; a checkpoint that was copied in is none of them."""
     folders = (run.path / ".state" / stage).glob("*/")
     names = (path.name for path in folders if path.name != "shards")
@@ -204,14 +215,14 @@ def _expect_models(run: RunFolder, stage: Stage) -> list[_Job]:
     return [_Job(stage, f"{stage} {model}", [Unit(stage, model=model)]) for model in sorted(found)]
 
 
-def _expect_report(run: RunFolder) -> list[_Job]:
-    begun = any((run.path / ".state/report").glob("run.*.json"))
-    return [_Job("report", "report", [Unit("report")])] if begun else []
+def _expect_whole(run: RunFolder, stage: str) -> list[_Job]:
+    begun = any((run.path / ".state" / stage).glob("run.*.json"))
+    return [_Job(stage, stage, [Unit(stage)])] if begun else []
 
 
-def _find_exports(run: RunFolder) -> list[tuple[str, str]]:
-    """List the formats and models (of coordinates: none) of which an export has begun."""
-    state = run.path / ".state/export"
+def _find_variants(run: RunFolder, stage: str) -> list[tuple[str, str]]:
+    """List the variants and models (of an export of coordinates: none) that were begun."""
+    state = run.path / ".state" / stage
     marks = [path.parent.relative_to(state).parts for path in state.glob("**/*.json")]
     ours = (of for of in marks if of[0] != "shards" and not any(map(find_name_problem, of)))
     found = {(of[0], of[1] if of[1:] else "") for of in ours}
@@ -219,12 +230,20 @@ def _find_exports(run: RunFolder) -> list[tuple[str, str]]:
 
 
 def _expect_images(run: RunFolder) -> list[_Job]:
-    jobs = [_Job("tile", "tile", [Unit("tile", ALL)]), *_expect_models(run, "train")]
-    folders: dict[Stage, str] = {"predict": "scores", "heatmap": "heatmaps"}
-    for stage, folder in folders.items():
-        for model in _models_of(run, stage, folder):
-            jobs.append(_Job(stage, f"{stage} {model}", [Unit(stage, ALL, model)]))
-    return jobs + _expect_models(run, "evaluate") + _expect_report(run)
+    jobs = []
+    for stage in STAGES:
+        if stage.unit == "slide":
+            jobs.append(_Job(stage.name, stage.name, [Unit(stage.name, ALL)]))
+        elif stage.unit == "model":
+            jobs += _expect_models(run, stage.name)
+        elif stage.unit == "run":
+            jobs += _expect_whole(run, stage.name)
+        else:
+            jobs += [
+                _Job(stage.name, f"{stage.name} {model}", [Unit(stage.name, ALL, model)])
+                for _, model in _find_begun(run, stage)
+            ]
+    return jobs
 
 
 def _describe_images(run: RunFolder) -> str:

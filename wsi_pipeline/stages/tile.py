@@ -23,10 +23,11 @@ from wsi_pipeline.cohort.image_folder import describe_copies as describe_image_c
 from wsi_pipeline.cohort.listing import check_copies, describe_copies, read_input
 from wsi_pipeline.cohort.manifest import with_splits, write_manifest
 from wsi_pipeline.cohort.splits import assign_splits
-from wsi_pipeline.config.reading import Config, Stage
+from wsi_pipeline.config.reading import Config
 from wsi_pipeline.config.settings import (
     ImagesConfig,
 )
+from wsi_pipeline.config.stages import STAGES
 from wsi_pipeline.contracts import SlideEntry
 from wsi_pipeline.errors import (
     ConfigError,
@@ -54,8 +55,6 @@ if TYPE_CHECKING:
     pass
 
 log = logging.getLogger(__name__)
-
-PER_SLIDE: tuple[Stage, ...] = ("tile", "predict", "heatmap", "export")
 
 
 @dataclass(frozen=True)
@@ -211,7 +210,9 @@ def tile(run: RunFolder, config: Config, options: Options, *, fixed: bool = Fals
     entries = list_entries(config)
     run.path.mkdir(parents=True, exist_ok=True)
     write_manifest(run.manifest, entries)
-    forget_failures(run, PER_SLIDE, listed=[e.slide_id for e in entries])
+    forget_failures(
+        run, [s.name for s in STAGES if s.is_shardable], listed=[e.slide_id for e in entries]
+    )
     threads = threads_per_slide(options, len(entries))
     tasks = [TileSlide(e, e.tile_config(config.tile), threads, fixed) for e in entries]
     result = run_stage("tile", run, tasks, config, options)

@@ -1,22 +1,17 @@
 """The command ``run``: every stage that a config names, in order."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 
-from wsi_pipeline.config.reading import STAGES, Config, Stage
+from wsi_pipeline.config.reading import Config
+from wsi_pipeline.config.stages import STAGES, find_stage
 from wsi_pipeline.errors import ConfigError
 from wsi_pipeline.exports import check_format
 from wsi_pipeline.layout import RunFolder
 from wsi_pipeline.run.runner import Options, StageResult
-from wsi_pipeline.stages import evaluate as evaluate_stage
-from wsi_pipeline.stages import heatmap as heatmap_stage
 from wsi_pipeline.stages import inputs as inputs_stage
-from wsi_pipeline.stages import predict as predict_stage
-from wsi_pipeline.stages import report as report_stage
-from wsi_pipeline.stages import tile as tile_stage
+from wsi_pipeline.stages import load_stage
 from wsi_pipeline.stages import train as train_stage
-from wsi_pipeline.stages.export import export
-from wsi_pipeline.stages.tile import PER_SLIDE
 
 
 def run_stages(run: RunFolder, config: Config, options: Options) -> list[StageResult]:
@@ -38,7 +33,7 @@ def run_stages(run: RunFolder, config: Config, options: Options) -> list[StageRe
 
 
 def _check(config: Config, options: Options) -> None:
-    whole = [stage for stage in config.stages if stage not in PER_SLIDE]
+    whole = [name for name in config.stages if not find_stage(name).is_shardable]
     if options.shard and whole:
         raise ConfigError(
             f"--shard: {', '.join(whole)} need all slides; run the array with "
@@ -54,7 +49,7 @@ def _check(config: Config, options: Options) -> None:
         return
     if config.images and config.export.formats:
         raise ConfigError("export.formats: there are none for a folder of images; leave it out")
-    if config.stages != STAGES and not config.export.formats:
+    if config.stages != Config().stages and not config.export.formats:
         raise ConfigError(
             "stages: export has nothing to do; set export.formats, e.g. [qupath], or leave it out"
         )
@@ -83,21 +78,12 @@ def _check_split(config: Config) -> None:
 
 def _run(run: RunFolder, config: Config, options: Options) -> Iterator[StageResult]:
     for stage in STAGES:
-        if stage not in config.stages:
+        if stage.name not in config.stages:
             continue
-        if stage == "export":
-            for name in config.export.formats:
-                done = export(run, config, options, name=name)
-                yield replace(done, stage=f"export {name}")
-        else:
-            yield STAGE_BY_NAME[stage](run, config, options)
-
-
-STAGE_BY_NAME: dict[Stage, Callable[[RunFolder, Config, Options], StageResult]] = {
-    "tile": tile_stage.tile,
-    "train": train_stage.train,
-    "predict": predict_stage.predict,
-    "heatmap": heatmap_stage.heatmap,
-    "evaluate": evaluate_stage.evaluate,
-    "report": report_stage.report,
-}
+        work = load_stage(stage.name)
+        if not stage.variants:
+            yield work(run, config, options)
+            continue
+        for name in getattr(getattr(config, stage.name), stage.variants):
+            done = work(run, config, options, name=name)
+            yield replace(done, stage=f"{stage.name} {name}")

@@ -2,7 +2,6 @@
 
 import dataclasses
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +9,7 @@ import shapely
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.real_data import real_data
 from tiling.annotation import labels
 from tiling.annotation.labels import label_tiles
 from tiling.annotation.polygons import assemble_annotation, repair_polygon
@@ -19,7 +19,6 @@ from tiling.errors import AnnotationError, GridError
 from tiling.geometry import inner_squares, resolve_geometry
 from tiling.grid import tile_coords
 
-CAMELYON = Path(__file__).parents[3] / "../shared/data/annotations/camelyon16"
 LECTURE = TileConfig(target_mpp=0.172, patch_px=512, inner_px=256)
 
 
@@ -256,9 +255,7 @@ def test_every_rule_equals_shapely_tile_by_tile(drawn, cut, patch, stride, data)
 
 @pytest.mark.parametrize("name", ["Tumor_011", "Tumor_064"])
 def test_a_hundred_thousand_tiles_of_a_real_slide_take_a_second_or_two(name):
-    path = CAMELYON / f"{name}.json"
-    if not path.exists():
-        pytest.skip("the shared annotations are not here")
+    path = real_data(f"annotations/camelyon16/{name}.json")
     annotation = read_annotation(path)
     config = TileConfig(target_mpp=0.243, patch_px=256, stride_px=128)
     x0, y0, _, _ = annotation.tumour.bounds

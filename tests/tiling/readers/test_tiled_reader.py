@@ -12,6 +12,7 @@ import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.real_data import real_data
 from tests.tiling import slides
 from tiling.errors import SlideError
 from tiling.readers import tiff_pixels
@@ -89,10 +90,7 @@ class TestRealSlides:
     """The project's own examples."""
 
     def slide(self, name: str) -> Path:
-        path = slides.SHARED / "slides" / name
-        if not path.exists():
-            pytest.skip("../shared/data is not here")
-        return path
+        return real_data(f"slides/{name}")
 
     def test_rgb_jpeg_without_its_marker(self):
         """Decoded as YCbCr, which the JPEG alone suggests, it is off by 49 levels."""

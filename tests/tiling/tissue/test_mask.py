@@ -3,7 +3,6 @@
 import dataclasses
 import itertools
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,12 +11,12 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from tests.real_data import real_data
 from tests.tiling import thumbnails
 from tiling.contracts import TissueConfig
 from tiling.errors import TissueError
 from tiling.tissue.mask import segment_tissue, tile_tissue_fraction
 
-SLIDES = Path(__file__).parents[3] / "../shared/data/slides"
 GLASS, PINK, PALE = (244, 243, 244), (200, 140, 190), (238, 214, 230)
 GREEN_PEN, BLUE_PEN, BLACK_PEN = (30, 140, 60), (40, 60, 170), (25, 25, 30)
 
@@ -287,10 +286,9 @@ def test_a_thumbnail_without_a_resolution_is_refused():
     ],
 )
 def test_real_slides_have_the_tissue_that_a_person_sees(name, low, high):
-    if not (SLIDES / name).exists():
-        pytest.skip("the shared slides are not here")
+    path = real_data(f"slides/{name}")
     openslide = pytest.importorskip("openslide")
-    with openslide.OpenSlide(SLIDES / name) as slide:
+    with openslide.OpenSlide(path) as slide:
         mpp = float(slide.properties["openslide.mpp-x"])
         step = max(1.0, 8.0 / mpp)
         width, height = (max(1, round(side / step)) for side in slide.dimensions)

@@ -1,7 +1,6 @@
 """Slides of real patches: each patch once, lesions outlined exactly, patients apart."""
 
 import re
-from pathlib import Path
 
 import numpy as np
 import openslide
@@ -11,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from tests.real_data import real_data
 from tiling.annotation.reading import read_annotation
 from wsi_pipeline.cohort.manifest import check_entries, read_manifest
 from wsi_pipeline.demo.mosaic import (
@@ -23,7 +23,6 @@ from wsi_pipeline.demo.mosaic import (
 )
 from wsi_pipeline.errors import ManifestError
 
-REAL = Path(__file__).parents[3] / "../shared/data/patches/camelyon16"
 SIDE = 32
 
 
@@ -225,16 +224,15 @@ def test_the_command_tells_the_manifest(tmp_path, capsys):
 
 
 def test_real_patches_make_a_cohort_with_the_patient_of_both_classes_left_out(tmp_path):
-    if not REAL.is_dir():
-        pytest.skip("the shared CAMELYON16 patches are not beside the project")
-    found = find_patches(REAL)
+    folder = real_data("patches/camelyon16")
+    found = find_patches(folder)
     assert {origin: (len(p.tumour), len(p.normal)) for origin, p in found.items()} == {
         "tumor_001": (24, 0),
         "tumor_004": (0, 7),
         "tumor_064": (4, 22),
     }
 
-    entries = read_manifest(compose_cohort(REAL, tmp_path))
+    entries = read_manifest(compose_cohort(folder, tmp_path))
 
     assert {e.patient for e in entries if e.split == "test"} == {"tumor_064"}
     for entry in entries:

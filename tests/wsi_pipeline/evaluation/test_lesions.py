@@ -2,7 +2,6 @@
 
 import json
 import tracemalloc
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy import ndimage
 
+from tests.real_data import real_data
 from tiling.annotation.reading import read_annotation
 from wsi_pipeline.errors import EvaluationError, ExtentError
 from wsi_pipeline.evaluation.lesions import (
@@ -21,8 +21,6 @@ from wsi_pipeline.evaluation.lesions import (
     label_polygons,
     no_lesions,
 )
-
-DATA = Path(__file__).parents[3] / "../shared/data/annotations/camelyon16"
 
 
 def whole_image(reference, shape):
@@ -259,9 +257,7 @@ def test_a_scale_that_is_none_is_refused(downsample, mpp):
 
 @pytest.mark.parametrize("name", ["Tumor_001", "Tumor_003", "Tumor_064", "Tumor_011"])
 def test_real_polygons_give_the_published_answer(name, oracle):
-    path = DATA / f"{name}.json"
-    if not path.is_file():
-        pytest.skip(f"{path.name} is not there: shared data is absent")
+    path = real_data(f"annotations/camelyon16/{name}.json")
     tumour = read_annotation(path).tumour
     found = label_polygons(tumour, mpp=0.243)
     shape = tuple(int(v / 32) + 8 for v in (tumour.bounds[3], tumour.bounds[1 + 1]))

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import shapely
-from hypothesis import given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from shapely.affinity import rotate
 from shapely.ops import split
@@ -75,10 +75,13 @@ def test_no_polygon_draws_nothing(n):
 
 
 @settings(deadline=None, max_examples=25)
+@example(seed=449, at_once=1, many=10**6)
 @given(seed=st.integers(0, 10**6), at_once=st.integers(1, 60), many=st.sampled_from([0, 40, 10**6]))
 def test_edges_a_few_at_a_time_draw_the_same(seed, at_once, many):
     polygons = np.array([star(seed, np.array([9, 9]), 8), star(seed + 1, np.array([30, 20]), 9)])
     box = Box(1, 2, 30, 41)
+    # One of "many" crossings is taken to cover some centre; a thin star of few need not.
+    assume(many > 1000 or all(by_centres([one], box, 1).any() for one in polygons))
     whole = rasterise(polygons, box=box, downsample=1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(raster, "CROSSINGS_AT_ONCE", at_once)

@@ -8,7 +8,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from tests.tiling.slides import SHARED
+from tests.real_data import real_data
 from wsi_pipeline.errors import ModelError
 from wsi_pipeline.models.cam import CAM
 from wsi_pipeline.models.pretrained import load_imagenet_weights
@@ -228,9 +228,7 @@ def test_quantised_weights_are_refused(tmp_path):
 
 def test_the_real_imagenet_weights_load_and_see_edges(tmp_path):
     """float16 in the file; a wrapped copy gives the same network."""
-    path = SHARED / "vgg16_imagenet/vgg16_imagenet_features.safetensors"
-    if not path.is_file():
-        pytest.skip("the ImageNet weights are not beside the project")
+    path = real_data("vgg16_imagenet/vgg16_imagenet_features.safetensors")
     plain, wrapped = VGG16(), VGG16()
     load_imagenet_weights(plain, path)
     stored = safetensors.torch.load_file(path)

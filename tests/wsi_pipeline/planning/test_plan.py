@@ -7,12 +7,12 @@ import pytest
 import yaml
 import zarr
 
+from tests.real_data import real_data
 from tests.tiling.slides import halve, tissue, write_slide
 from tiling.annotation.reading import write_asap_xml
 from wsi_pipeline.cli.app import main
 from wsi_pipeline.planning.plan_text import size_text
 
-SHARED = Path(__file__).parents[3] / "../shared/data/slides"
 TILE = {"target_mpp": 0.5, "patch_px": 32, "tissue": {"mpp": 2.0, "min_object_um2": 100.0}}
 
 
@@ -94,9 +94,8 @@ def test_the_label_audit_is_counted_with_its_pictures(tmp_path, capsys, store):
     assert found["totals"]["new_files"] == 3  # the failing slide is tried again
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason="needs ../shared/data")
 def test_real_slides_take_what_was_planned(tmp_path, capsys):
-    config = write_config(tmp_path, SHARED, tile={"patch_px": 256})
+    config = write_config(tmp_path, real_data("slides"), tile={"patch_px": 256})
     check_against_tile(config, tmp_path / "run", capsys)
 
 
