@@ -421,7 +421,8 @@ def test_settings_of_a_training_are_the_recipe_and_what_is_set():
 # --- the page and the notebook ---------------------------------------------------------------
 
 
-BLOCKS = re.findall(r"^```python\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+FENCE = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+BLOCKS = FENCE.findall(PAGE)
 
 
 def test_code_of_the_page_runs(data, tmp_path, monkeypatch, capsys):
@@ -437,6 +438,15 @@ def test_code_of_the_page_runs(data, tmp_path, monkeypatch, capsys):
     assert tuple(names["patches"].shape[1:]) == (3, 128, 128)
     assert (tmp_path / "model" / "checkpoint.safetensors").is_file()
     assert "torch.float32" in capsys.readouterr().out
+
+
+def test_code_of_the_readme_runs(data, monkeypatch):
+    monkeypatch.chdir(data)
+    names: dict[str, object] = {}
+    for block in FENCE.findall((ROOT / "README.md").read_text(encoding="utf-8")):
+        exec(compile(block, "README.md", "exec"), names)
+
+    assert isinstance(names["detections"], Detections)
 
 
 def test_slide_to_detections_takes_twelve_lines_from_one_import():
