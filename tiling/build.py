@@ -21,7 +21,15 @@ from tiling.annotation.slide_annotation import (
     note_unhit_lesions,
     read_slide_annotation,
 )
-from tiling.contracts import SCHEMA, Annotation, Slide, SlideInfo, TileConfig, TileGeometry
+from tiling.contracts import (
+    SCHEMA,
+    Annotation,
+    Slide,
+    SlideInfo,
+    StrPath,
+    TileConfig,
+    TileGeometry,
+)
 from tiling.coords_hdf5 import find_coords, read_coords
 from tiling.errors import (
     AnnotationError,
@@ -35,6 +43,7 @@ from tiling.files import digest_file, digest_json, write_aside
 from tiling.geometry import resolve_geometry
 from tiling.grid import TileGrid, lay_grid
 from tiling.listing.content import UNREAD, digest_content, look_at_files
+from tiling.listing.slide_files import slide_stem
 from tiling.qc import SIDE_PX, draw_qc, write_qc
 from tiling.resample import nearest_finer_level
 from tiling.slide import (
@@ -142,16 +151,16 @@ def tile_fingerprint(
 
 
 def tile_slide(
-    slide_path: Path,
-    store_path: Path,
+    slide_path: StrPath,
+    store_path: StrPath,
     *,
-    slide_id: str,
-    config: TileConfig,
-    annotation_path: Path | None = None,
+    slide_id: str | None = None,
+    config: TileConfig | None = None,
+    annotation_path: StrPath | None = None,
     slide_label: int | None = None,
     mpp: float | None = None,
-    qc_path: Path | None = None,
-    content_cache: Path | None = None,
+    qc_path: StrPath | None = None,
+    content_cache: StrPath | None = None,
     threads: int = 1,
     on_progress: OnProgress | None = None,
 ) -> TileSummary:
@@ -159,17 +168,22 @@ def tile_slide(
 
     Parameters
     ----------
-    slide_path, store_path : Path
-    slide_id : str
-    config : TileConfig
-    annotation_path : Path
-        The slide's annotation, if anybody drew one.
+    slide_path : str or path
+        The slide's file.
+    store_path : str or path
+        Folder of the store, by convention ``<slide_id>.zarr``. A store that is there is replaced.
+    slide_id : str, optional
+        The slide's name in all outputs; default: the file's name without its suffix.
+    config : TileConfig, optional
+        Patch size, resolution, tissue and label rules; default: ``TileConfig()``.
+    annotation_path : str or path, optional
+        The slide's annotation (ASAP or ImageScope XML, GeoJSON, CAMELYON JSON).
     slide_label : 1 tumour, 0 normal, None unknown
     mpp : µm per level-0 px
         Overrides the file's own.
-    qc_path : Path
+    qc_path : str or path, optional
         Where the quality-control picture goes; also written where no tissue is found.
-    content_cache : Path, optional
+    content_cache : str or path, optional
         Where the digest of the slide's files is kept (`tiling.listing.content.digest_content`).
     threads : int
         Blocks of neighbouring patches read at a time.
@@ -179,6 +193,8 @@ def tile_slide(
     Returns
     -------
     summary : TileSummary
+        Counts of patches by label, seconds, and notes on the slide. Open the patches with
+        ``PatchStore.open(store_path)``.
 
     Raises
     ------
@@ -190,6 +206,12 @@ def tile_slide(
         If the disk is full.
     """
     started = time.monotonic()
+    slide_path, store_path = Path(slide_path), Path(store_path)
+    annotation_path = None if annotation_path is None else Path(annotation_path)
+    qc_path = None if qc_path is None else Path(qc_path)
+    content_cache = None if content_cache is None else Path(content_cache)
+    slide_id = slide_stem(slide_path.name) if slide_id is None else slide_id
+    config = TileConfig() if config is None else config
     content = digest_content(slide_path, cache=content_cache)
     state = look_at_files(slide_path)
     fingerprint = tile_fingerprint(

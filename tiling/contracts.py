@@ -5,6 +5,7 @@ arrays are (row, column). Lengths say their unit: `_l0` level-0 px, `_px` px at 
 `_um` microns.
 """
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol, Self
@@ -13,6 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 SCHEMA = "wsi-pipeline/patch-store/1"
+
+StrPath = str | os.PathLike[str]  # a path, as the public functions take it
 
 LabelRule = Literal["inner", "centre", "fraction"]
 EdgeRule = Literal["drop", "pad"]

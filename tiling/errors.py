@@ -74,6 +74,10 @@ class StoreError(TilingError, OSError):
     """A patch store is missing, unfinished, damaged or not ours."""
 
 
+class PatchIndexError(StoreError, IndexError):
+    """A patch store has no patch of this number."""
+
+
 class UnsupportedSlideError(SlideError):
     """A slide is sound but stored in a way that is not read here; copying it again is no help."""
 

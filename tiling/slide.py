@@ -15,7 +15,7 @@ import openslide
 import tifffile
 from numpy.typing import NDArray
 
-from tiling.contracts import Slide, SlideInfo
+from tiling.contracts import Slide, SlideInfo, StrPath
 from tiling.errors import (
     SeveralImagesError,
     SlideError,
@@ -52,7 +52,7 @@ PLAIN_TIFF_VENDOR = "generic-tiff"  # OpenSlide's word for a TIFF of no known ma
 # --- opening ---------------------------------------------------------------------------------
 
 
-def open_slide(path: Path, *, cache_bytes: int = CACHE_BYTES) -> Slide:
+def open_slide(path: StrPath, *, cache_bytes: int = CACHE_BYTES) -> Slide:
     """Open a slide with the fastest reader that gives OpenSlide's pixels.
 
     That is the tiled-TIFF reader where it knows the file's layout and its probes agree with
@@ -62,10 +62,17 @@ def open_slide(path: Path, *, cache_bytes: int = CACHE_BYTES) -> Slide:
 
     Parameters
     ----------
-    path : Path
+    path : str or path
+        The slide's file.
     cache_bytes : int
         The most that is kept of decoded file tiles. As many are kept as a row of regions across
         the slide touches: a pass in raster order decodes each once, if this is enough.
+
+    Returns
+    -------
+    slide : Slide
+        Open until it is closed; use it in a ``with`` statement. It reads regions as (height, width,
+        3) uint8 RGB.
 
     Raises
     ------
@@ -74,6 +81,7 @@ def open_slide(path: Path, *, cache_bytes: int = CACHE_BYTES) -> Slide:
     UnsupportedSlideError
         If the file is sound, but not one 8-bit picture, or compressed as nothing here reads.
     """
+    path = Path(path)
     _check_file(path)
     _check_companions(path)
     try:

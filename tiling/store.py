@@ -13,8 +13,9 @@ import logging
 import os
 import threading
 from dataclasses import dataclass
+from operator import index as as_index
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, SupportsIndex
 
 import numpy as np
 import zarr
@@ -22,8 +23,9 @@ from numpy.typing import ArrayLike, NDArray
 from zarr.codecs import Crc32cCodec
 from zarr.storage import MemoryStore
 
-from tiling.contracts import SCHEMA, Slide, SlideInfo, TileGeometry
-from tiling.errors import SlideError, StoreError, of_damage
+from tiling.contracts import SCHEMA, Slide, SlideInfo, StrPath, TileGeometry
+from tiling.dataset import PatchDataset
+from tiling.errors import PatchIndexError, SlideError, StoreError, of_damage
 from tiling.files import digest_files, read_json_object
 from tiling.patches import read_patch
 from tiling.shards import RawShards
@@ -172,6 +174,10 @@ def _changed(path: Path, since: int) -> bool:
 class PatchStore:
     """A finished patch store, open for reading; processes and threads may share it.
 
+    ``len(store)`` is the number of patches; ``store[i]`` is one patch, (P, P, 3) uint8, and
+    ``store[a:b]`` some, (n, P, P, 3) uint8, where P is ``store.geometry.patch_px``. Negative
+    numbers count from the end, as in a list. `read` takes any rows, in any order.
+
     Attributes
     ----------
     info : SlideInfo
@@ -217,18 +223,22 @@ class PatchStore:
 
     @classmethod
     def open(
-        cls, path: Path, *, slide_path: Path | None = None, content_cache: Path | None = None
+        cls,
+        path: StrPath,
+        *,
+        slide_path: StrPath | None = None,
+        content_cache: StrPath | None = None,
     ) -> Self:
         """Open a finished store.
 
         Parameters
         ----------
-        path : Path
+        path : str or path
             The store's folder.
-        slide_path : Path
+        slide_path : str or path, optional
             The slide; only a store without pixels (``store: coords``) reads it, after it has seen
             that it is the one that the store was made from.
-        content_cache : Path, optional
+        content_cache : str or path, optional
             Where the digest of the slide's files is kept (`tiling.listing.content.digest_content`).
 
         Raises
@@ -244,8 +254,8 @@ class PatchStore:
                 path,
                 attributes=attributes,
                 table=table,
-                slide_path=slide_path,
-                content_cache=content_cache,
+                slide_path=None if slide_path is None else Path(slide_path),
+                content_cache=None if content_cache is None else Path(content_cache),
             )
             store._check_pixels()
             return store
@@ -256,6 +266,45 @@ class PatchStore:
 
     def __len__(self) -> int:
         return len(self.coords)
+
+    def __getitem__(self, index: SupportsIndex | slice) -> NDArray[np.uint8]:
+        if isinstance(index, slice):
+            return self.read(np.arange(len(self))[index])
+        try:
+            row = as_index(index)
+        except TypeError as error:
+            raise TypeError(
+                f"{self.path.name}: the number of a patch must be an integer or a slice, got "
+                f"{type(index).__name__}; for a list of rows use read(rows)"
+            ) from error
+        if not -len(self) <= row < len(self):
+            raise PatchIndexError(
+                f"{self.path.name}: no patch {row}; there are {len(self)}, counted from 0"
+            )
+        patch: NDArray[np.uint8] = self.read([row % len(self)])[0]
+        return patch
+
+    def as_dataset(self, *, labelled: bool = False) -> PatchDataset:
+        """Give the patches and their labels as a map-style dataset, for torch's ``DataLoader``.
+
+        Item i is (patch, label): the patch (3, P, P) float32 in [0, 1], as training feeds it to a
+        model, and the label 1, 0, or -1 (unlabelled or ignored), an int.
+
+        Parameters
+        ----------
+        labelled : bool
+            Keep only the patches that training uses: label 0 or 1, and readable. By default item i
+            is patch i of the store.
+
+        Returns
+        -------
+        dataset : PatchDataset
+            Can be pickled, so workers of any start method can read it.
+        """
+        rows = np.arange(len(self))
+        if labelled:
+            rows = np.flatnonzero((self.label >= 0) & ~self.unreadable)
+        return PatchDataset(self, rows)
 
     def read(self, indices: ArrayLike) -> NDArray[np.uint8]:
         """Read patches.

@@ -52,6 +52,7 @@ class Heatmap:
     values: NDArray[np.float32]  # (H, W); NaN = not scored
     pixel_l0: tuple[int, int]  # (x, y) level-0 px that one heatmap pixel stands for
     slide_size: tuple[int, int]  # (width, height), level-0 px
+    mpp: tuple[float, float] | None = None  # (x, y), µm per level-0 px; None: not known
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import AfterValidator, TypeAdapter, ValidationError
 
-from tiling.contracts import TileConfig
+from tiling.contracts import StrPath, TileConfig
 from tiling.files import digest_json, read_text
 from wsi_pipeline.config.settings import (
     EvaluateConfig,
@@ -281,6 +281,48 @@ def _put(holder: dict[str, Any], keys: Sequence[str], value: Any) -> None:
 
 def _field_names(kind: Any) -> list[str]:
     return [f.name for f in dataclasses.fields(kind)]
+
+
+def train_config(
+    model: str,
+    *,
+    options: Mapping[str, Any] | None = None,
+    weights: StrPath | None = None,
+    preprocess: Mapping[str, Any] | None = None,
+    **settings: Any,
+) -> TrainConfig:
+    """Make the settings of a training: the model's own recipe, and what is set otherwise.
+
+    Parameters
+    ----------
+    model : str
+        Name of the architecture, as `build_model` takes it.
+    options, preprocess : mapping, optional
+        Options of that model; what is done to images before it (fields of `PreprocessConfig`).
+    weights : str or path, optional
+        ImageNet weights to start from, a state dict in torchvision's layout.
+    **settings
+        Fields of `TrainConfig` (docs/config.md, section train), such as ``lr=1e-3`` or
+        ``augment={"flips": False}``.
+
+    Returns
+    -------
+    config : TrainConfig
+
+    Raises
+    ------
+    ConfigError
+        If there is no such setting, or not with such a value.
+
+    Examples
+    --------
+    >>> config = train_config("patchnet", max_epochs=2, options={"m": 17})
+    >>> config.optimizer, config.max_epochs, config.model.options
+    ('adam', 2, {'m': 17})
+    """
+    given = {"options": options, "weights": weights, "preprocess": preprocess}
+    chosen = {"name": model} | {key: value for key, value in given.items() if value is not None}
+    return _validate(with_recipe({**settings, "model": chosen}), f"train.{model}", TrainConfig)
 
 
 def check_section(section: str, settings: Any) -> None:

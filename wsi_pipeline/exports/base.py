@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from tiling.contracts import SlideInfo, TileGeometry
 from wsi_pipeline.config.settings import ExportConfig
 from wsi_pipeline.contracts import Heatmap, Scores
-from wsi_pipeline.heatmaps.rasters import build_heatmap
+from wsi_pipeline.heatmaps.rasters import rasterise_scores
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class ExportJob:
     def heatmap(self) -> Heatmap:
         """The scores laid over the slide, as the stage ``heatmap`` lays them."""
         geometry = self.slide.geometry
-        return build_heatmap(
+        return rasterise_scores(
             self.slide.scores.coords,
             self.slide.scores.scores,
             slide_size=self.slide.info.size,

@@ -26,7 +26,7 @@ from tiling.errors import SlideError
 from tiling.resample import nearest_finer_level, read_resampled
 from wsi_pipeline.contracts import Heatmap
 from wsi_pipeline.errors import HeatmapError
-from wsi_pipeline.heatmaps.rasters import build_heatmap
+from wsi_pipeline.heatmaps.rasters import rasterise_scores
 from wsi_pipeline.models import PatchClassifier
 from wsi_pipeline.models.patchnet import PatchNet
 
@@ -191,7 +191,7 @@ def _frame_of_tiles(
         min(max(1, round(lattice.step * scale)), side)
         for scale, side in zip(lattice.scale, patch, strict=True)
     )
-    return build_heatmap(
+    return rasterise_scores(
         coords,
         np.ones(len(coords), np.float32),
         slide_size=size,

@@ -69,7 +69,7 @@ def choose_pixel(
     return x, y
 
 
-def build_heatmap(
+def rasterise_scores(
     coords: NDArray[np.int64],
     scores: NDArray[np.float32],
     *,

@@ -18,6 +18,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from tiling.contracts import StrPath
 from tiling.files import check_file, digest_file, parse_json, read_bytes, write_aside
 from wsi_pipeline.contracts import PROVENANCE
 from wsi_pipeline.errors import CheckpointError, ModelError
@@ -58,24 +59,39 @@ class CheckpointMeta:
 
 def save_checkpoint(path: Path, model: PatchClassifier, meta: CheckpointMeta) -> None:
     """Write a checkpoint, whole or not at all; the same content gives the same bytes."""
-    header = {"schema": SCHEMA, "meta": dataclasses.asdict(meta)}
-    write_tensors(path, model.state_dict(), header)
+    write_tensors(path, model.state_dict(), _describe(meta))
 
 
-def load_checkpoint(path: Path) -> tuple[PatchClassifier, CheckpointMeta]:
+def digest_model(model: PatchClassifier, meta: CheckpointMeta) -> str:
+    """Hash a model as `digest` hashes the file that `save_checkpoint` would write of it."""
+    return hashlib.sha256(_encode_tensors(model.state_dict(), _describe(meta))).hexdigest()
+
+
+def _describe(meta: CheckpointMeta) -> dict[str, Any]:
+    return {"schema": SCHEMA, "meta": dataclasses.asdict(meta)}
+
+
+def load_checkpoint(path: StrPath) -> tuple[PatchClassifier, CheckpointMeta]:
     """Rebuild a model from its checkpoint.
+
+    Parameters
+    ----------
+    path : str or path
+        A ``checkpoint.safetensors`` that training wrote.
 
     Returns
     -------
     model : PatchClassifier
-        On the CPU, in evaluation mode.
+        On the CPU, in evaluation mode; from (B, 3, P, P) float32 in [0, 1] to (B,) logits.
     meta : CheckpointMeta
+        Patch size, resolution, and how and on whom it was trained.
 
     Raises
     ------
     CheckpointError
         If the file is missing, damaged, not a checkpoint, or of a model unknown here.
     """
+    path = Path(path)
     meta = read_meta(path)
     tensors, _ = read_tensors(path)
     try:
@@ -149,12 +165,16 @@ def digest(path: Path) -> str:
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
     """Write named tensors and a JSON header as one safetensors file, whole or not at all."""
+    data = _encode_tensors(tensors, header)
+    with write_aside(path) as scratch:
+        scratch.write_bytes(data)  # save_file would make a file that only its owner can read
+
+
+def _encode_tensors(tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> bytes:
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     whole = {**header, "weights_sha256": _digest_tensors(plain)}
     text = json.dumps({**whole, _HEADER_DIGEST: _digest_header(whole)}, sort_keys=True)
-    data = safetensors.torch.save(plain, metadata={_HEADER_KEY: text})
-    with write_aside(path) as scratch:
-        scratch.write_bytes(data)  # save_file would make a file that only its owner can read
+    return safetensors.torch.save(plain, metadata={_HEADER_KEY: text})
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

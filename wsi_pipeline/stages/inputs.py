@@ -216,10 +216,10 @@ DigestScores = Callable[[RunFolder, str, str], str]
 
 def lay_out(scores: Scores, store: "PatchStore", config: HeatmapConfig) -> Heatmap:
     """Lay scores out on the grid of their store."""
-    from wsi_pipeline.heatmaps.rasters import build_heatmap
+    from wsi_pipeline.heatmaps.rasters import rasterise_scores
 
     tile = store.geometry
-    return build_heatmap(
+    return rasterise_scores(
         scores.coords,
         scores.scores,
         slide_size=store.info.size,

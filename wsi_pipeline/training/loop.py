@@ -27,6 +27,7 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor
 from torch.nn import functional as F
 
+from tiling.contracts import StrPath
 from tiling.files import digest_json, remove_leftovers
 from tiling.wording import pluralize
 from wsi_pipeline.cohort.data import (
@@ -43,7 +44,7 @@ from wsi_pipeline.cohort.data import (
 from wsi_pipeline.config.reading import as_plain, check_section
 from wsi_pipeline.config.settings import TrainConfig, result_settings
 from wsi_pipeline.errors import TrainingError
-from wsi_pipeline.models.devices import compute_in, reproducible, resolve_precision
+from wsi_pipeline.models.devices import compute_in, reproducible, resolve_device, resolve_precision
 from wsi_pipeline.training import processes
 from wsi_pipeline.training.augment import Augment
 from wsi_pipeline.training.history import (
@@ -86,11 +87,11 @@ def train_model(
     config: TrainConfig,
     *,
     train: Sequence[Patches],
-    val: Sequence[Patches],
-    patients: Mapping[str, str],
-    out: Path,
-    device: torch.device,
-    fingerprint: str,
+    val: Sequence[Patches] = (),
+    patients: Mapping[str, str] | None = None,
+    out: StrPath,
+    device: str | torch.device = "auto",
+    fingerprint: str = "",
     readers: int = 2,
     on_progress: Progress | None = None,
 ) -> TrainSummary:
@@ -99,30 +100,45 @@ def train_model(
     Parameters
     ----------
     config : TrainConfig
+        `train_config` makes one from a model's recipe.
     train, val : patch stores
         Of one patch size and resolution. Patches of label -1 and unreadable ones are left out.
-    patients : patient by slide_id
-        Kept in the checkpoint, so that no one tests the model on them unawares.
-    out : Path
+        `val` may be empty where ``config.monitor`` is ``none``.
+    patients : patient by slide_id, optional
+        Kept in the checkpoint, so that no one tests the model on them unawares. Default: each slide
+        is its own patient.
+    out : str or path
+        Folder, made if it is not there.
         Gets ``checkpoint.safetensors`` (last), ``config.json``, ``history.csv``, ``draws.csv`` and
         ``curves.png``; meanwhile ``resume.safetensors``.
-    device : torch.device
+    device : str or torch.device
+        ``auto`` (the first CUDA device, or the CPU), ``cpu``, ``cuda`` or ``cuda:N``.
     fingerprint : str
-        Of the settings and inputs: an interrupted training of another one is not resumed.
+        Of inputs besides settings and stores: an interrupted training of another one is not
+        resumed.
     readers : int
         Threads that read batches ahead; they do not change the result.
     on_progress : function, optional
         Called after each batch with batches done, batches at most, and a dict of epoch and loss.
 
+    Returns
+    -------
+    summary : TrainSummary
+        ``checkpoint`` is the path of the checkpoint, which `predict` and `load_checkpoint` take.
+
     Raises
     ------
     ConfigError
-        If a setting is out of its range.
+        If a setting is out of its range, or the device is not there.
     TrainingError
         If a split lacks a class, patches do not fit together, a patient is in both splits, or the
         loss stops being a number. ``val`` is not looked at where nothing is monitored.
     """
     started = time.perf_counter()
+    out = Path(out)
+    if patients is None:
+        patients = {store.info.slide_id: store.info.slide_id for store in (*train, *val)}
+    device = resolve_device(device) if isinstance(device, str) else device
     check_section("train", config)
     resolve_precision(config.precision, device)
     val = () if config.monitor == "none" else val

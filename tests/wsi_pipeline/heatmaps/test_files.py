@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from wsi_pipeline.contracts import Heatmap
 from wsi_pipeline.errors import HeatmapError
 from wsi_pipeline.heatmaps.files import build_pyramid, read_heatmap, write_heatmap
-from wsi_pipeline.heatmaps.rasters import build_heatmap
+from wsi_pipeline.heatmaps.rasters import rasterise_scores
 
 
 def make_heatmap(height=600, width=900, seed=0):
@@ -136,7 +136,7 @@ def lay_hot_patch(slide, *, patch_um=128.0, steps=1, overlap="mean"):
     hot = len(coords) * 2 // 3
     scores[hot] = 1.0
     scores[0] = np.nan
-    heatmap = build_heatmap(
+    heatmap = rasterise_scores(
         coords, scores, slide_size=size, patch_l0=patch, stride_l0=stride, overlap=overlap
     )
     return heatmap, (coords[hot], coords[hot] + patch)
