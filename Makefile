@@ -36,7 +36,7 @@ test: $(INSTALLED)
 	$(TEST_ENV) $(BIN)/python -m pytest $(TEST_SPLIT) -m "not slow"
 
 test-slow: $(INSTALLED)
-	$(TEST_ENV) $(BIN)/python -m pytest $(TEST_SPLIT) -m slow
+	$(TEST_ENV) $(BIN)/python -m pytest -m slow
 
 check: $(INSTALLED)
 	$(BIN)/ruff format --check .
