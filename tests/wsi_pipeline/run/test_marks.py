@@ -72,11 +72,11 @@ def test_marks_of_earlier_versions_are_compared_by_size(run):
     run.scores("m", "s").write_text("Scores")
     assert unit_state(run, UNIT, "old") == "finished"
     assert unit_state(run, UNIT, "new") == "stale"
-    assert examine_unit(run, UNIT, "new", fingerprint_of_old=lambda: "old").state == "finished"
+    assert examine_unit(run, UNIT, "new", earlier_fingerprint=lambda: "old").state == "finished"
 
 
 def test_the_fingerprint_of_earlier_versions_counts_for_their_marks_alone(run):
-    assert examine_unit(run, UNIT, "new", fingerprint_of_old=lambda: "f").state == "stale"
+    assert examine_unit(run, UNIT, "new", earlier_fingerprint=lambda: "f").state == "stale"
 
 
 def test_damage_that_a_later_stage_found_has_the_file_rebuilt(run):

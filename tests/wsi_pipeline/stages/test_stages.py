@@ -31,9 +31,10 @@ from wsi_pipeline.config.settings import (
     evaluation_settings,
 )
 from wsi_pipeline.inference.scores import read_scores
-from wsi_pipeline.layout import RunFolder, Unit
+from wsi_pipeline.layout import RunFolder
 from wsi_pipeline.models.checkpoint import load_checkpoint, save_checkpoint
-from wsi_pipeline.run.tasks import Task, perform
+from wsi_pipeline.run.tasks import Job, perform
+from wsi_pipeline.stages.predict import PredictSlide
 
 
 def test_every_file_of_the_contract_is_there(finished):
@@ -550,16 +551,17 @@ def test_a_checkpoint_replaced_under_a_running_command_is_refused(copy):
     run = RunFolder((copy / "run").absolute())
     entry = next(e for e in read_run_manifest(run) if e.slide_id == "s5")
     checkpoint = run.checkpoint("patchnet")
-    arguments = {
-        "entry": entry,
-        "checkpoint": checkpoint,
-        "digest": digest_file(checkpoint),
-        "config": PredictConfig(),
-        "device": "cpu",
-        "threads": 1,
-    }
+    task = PredictSlide(
+        entry=entry,
+        model="patchnet",
+        checkpoint=checkpoint,
+        digest=digest_file(checkpoint),
+        config=PredictConfig(),
+        device="cpu",
+        threads=1,
+    )
     change_weights(checkpoint)
-    outcome = perform(Task(run, Unit("predict", "s5", "patchnet"), "f" * 16, arguments, copy))
+    outcome = perform(Job(run, task, "f" * 16, copy))
     assert not outcome.ok
     said = "FAILED: run/models/patchnet/checkpoint.safetensors: another file than when this command"
     assert outcome.line.startswith(said)  # told relative to where the command was given
