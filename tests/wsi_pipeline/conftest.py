@@ -1,6 +1,7 @@
 """Fixtures shared by the tests of `wsi_pipeline`."""
 
 import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,9 @@ from tests.quick_pictures import quick_pictures
 from tests.wsi_pipeline.tiny_cohort import draw_cohort, write_config
 from tiling.contracts import SlideInfo, TileGeometry
 from wsi_pipeline.cli.app import main
+
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in a shell's background: children too
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class FakeStore:

@@ -36,6 +36,8 @@ def train(folder: Path, *settings: str) -> int:
 def results(folder: Path):
     model = folder / "run/models/patchnet"
     history = list(csv.DictReader((model / "history.csv").read_text().splitlines()))
+    for row in history:  # how long an epoch took is no result
+        row.pop("seconds")
     weights = safetensors.torch.load((model / "checkpoint.safetensors").read_bytes())
     return history, weights, (model / "draws.csv").read_bytes()
 
