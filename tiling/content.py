@@ -23,9 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tiling.errors import SlideError
-from tiling.files import digest_json, open_file, read_bytes, write_json
+from tiling.files import digest_file, digest_json, open_file, read_json_object, write_json
 from tiling.slide_parts import SlidePart, explain_unreadable, list_parts
-from tiling.threads import check_stopped
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +33,6 @@ UNREAD = KIND + "0" * 64  # in place of a digest that is not needed
 # A file that changed so recently may change again without another time: most file systems count in
 # steps of some milliseconds.
 RECENT_NS = 100_000_000
-BLOCK_BYTES = 2**20  # read at once
 ATTEMPTS = 2  # to read a slide that changes meanwhile, if only its permissions
 
 
@@ -67,9 +65,10 @@ def digest_content(path: Path, *, cache: Path | None = None) -> str:
         content = _recall(path, look, cache)
         if content is None:
             content = KIND + _hash_parts(path, parts)
-        if look_at_files(path) == (look.state, look.changed_ns):
-            _keep(path, look, content, cache)
-            return content
+            if look_at_files(path) != (look.state, look.changed_ns):
+                continue
+        _keep(path, look, content, cache)
+        return content
     raise SlideError(
         f"{path.name}: changes while it is read; wait until it is copied whole, then run the same "
         "command again"
@@ -106,23 +105,13 @@ def look_at_files(path: Path) -> tuple[str, int]:
 
 def _hash_parts(path: Path, parts: Sequence[SlidePart]) -> str:
     try:
-        digests = [(part.label, _hash_file(part.path)) for part in parts]
+        digests = [(part.label, digest_file(part.path)) for part in parts]
     except OSError as error:
         raise explain_unreadable(path, error) from error
     if len(digests) == 1:
         return digests[0][1]
     lines = sorted(f"{digest}  {label}\n" for label, digest in digests)
     return hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
-
-
-def _hash_file(path: Path) -> str:
-    digest, buffer = hashlib.sha256(), bytearray(BLOCK_BYTES)
-    view = memoryview(buffer)
-    with open_file(path, "rb") as file:
-        while count := file.readinto(buffer):  # type: ignore[attr-defined]
-            check_stopped()
-            digest.update(view[:count])
-    return digest.hexdigest()
 
 
 # --- what the file system says ---------------------------------------------------------------
@@ -183,12 +172,12 @@ def _keep(path: Path, look: _Look, content: str, cache: Path | None) -> None:
 
 def _read(cache: Path, look: _Look) -> str | None:
     try:
-        found = json.loads(read_bytes(cache))
+        found = read_json_object(cache)
         is_same = _is_date(cache.stat().st_mtime_ns, look.changed_ns)
         if not is_same or found["state"] != look.state or found["check"] != _check(found):
             return None
         return str(found["content"])
-    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+    except (OSError, ValueError, LookupError):
         return None
 
 

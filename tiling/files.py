@@ -17,10 +17,13 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any, Literal, overload
 
+from tiling.threads import check_stopped
+
 _HERE = -100  # AT_FDCWD; the paths given are absolute
 _RENAME_EXCHANGE = 2  # renameat2(2)
 _OCCUPIED = {errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR}
 _ATTEMPTS = 100
+BLOCK_BYTES = 2**20  # read at once by `digest_file`
 MAX_DEPTH = 50  # of our own JSON files: settings are five or six deep
 
 _HOST = hashlib.sha256(platform.node().encode()).hexdigest()[:8]
@@ -324,8 +327,13 @@ def digest_json(value: Any) -> str:
 
 def digest_file(path: Path) -> str:
     """Hash a whole file's bytes: 64 hexadecimal digits of SHA-256."""
+    digest, buffer = hashlib.sha256(), bytearray(BLOCK_BYTES)
+    view = memoryview(buffer)
     with open_file(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
+        while count := file.readinto(buffer):  # type: ignore[attr-defined]
+            check_stopped()
+            digest.update(view[:count])
+    return digest.hexdigest()
 
 
 def digest_files(folder: Path, files: Iterable[Path]) -> str:
