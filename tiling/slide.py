@@ -30,6 +30,7 @@ from tiling.readers.tiff_images import choose_image
 from tiling.readers.tiff_levels import check_converted
 from tiling.readers.tiff_pixels import CACHE_BYTES
 from tiling.readers.tiff_reader import TiffReader
+from tiling.readers.tiff_structure import TIFF_HEADS
 from tiling.readers.tiled_tiff_reader import TiledTiffReader
 from tiling.resample import nearest_finer_level, read_resampled
 from tiling.slide_files import explain_format
@@ -139,7 +140,7 @@ def _check_companions(path: Path) -> None:
 
 def _is_tiff(path: Path) -> bool:
     with open_file(path, "rb") as file:
-        return file.read(4) in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+        return file.read(4) in TIFF_HEADS
 
 
 def _open_tiff(path: Path, cache_bytes: int) -> Slide:

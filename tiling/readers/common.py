@@ -45,9 +45,7 @@ def positive_mpp(x: float | None, y: float | None) -> tuple[float, float] | None
     return x, y
 
 
-def usable_mpp(
-    stated: tuple[float, float] | None, *, coarsest: float = COARSEST_MPP
-) -> tuple[float, float] | None:
+def usable_mpp(stated: tuple[float, float] | None) -> tuple[float, float] | None:
     """Keep a stated resolution if it can be one of a microscope.
 
     Examples
@@ -57,7 +55,7 @@ def usable_mpp(
     >>> usable_mpp((353.0, 353.0)) is None
     True
     """
-    return stated if stated is not None and max(stated) <= coarsest else None
+    return stated if stated is not None and max(stated) <= COARSEST_MPP else None
 
 
 def printer_dpi(mpp: tuple[float, float] | None) -> int | None:

@@ -21,20 +21,19 @@ from PIL import Image
 
 from tiling.errors import MaskError, SlideError
 from tiling.files import open_file
-from tiling.readers.common import printer_dpi
-from tiling.readers.tiff_structure import find_cut
+from tiling.readers.common import FINEST_MPP, MICRONS_PER_INCH, printer_dpi
+from tiling.readers.tiff_structure import TIFF_HEADS, find_cut
 
 MAX_SEGMENT_BYTES = 2**28  # of one decoded file tile or strip
 MAX_PNG_PX = 2**26  # a PNG can only be decoded whole
 BAND_BYTES = 2**24  # of uncompressed strips read at once
-COARSEST_MPP, FINEST_MPP = 100.0, 0.05  # µm per px that a mask of a slide may have
+COARSEST_MPP = 100.0  # µm per px that a mask of a slide may have
 # JPEG and its kind: zeros come back as other numbers.
 LOSSY = {6, 7, 33003, 33004, 33005, 34712, 34892, 34934, 50001, 50002, 52546}
 MINISWHITE, MINISBLACK, RGB_COLOURS, PALETTE = 0, 1, 2, 3  # TIFF 6.0, PhotometricInterpretation
 SEPARATE = 2  # PlanarConfiguration
 ALPHA = (1, 2)  # ExtraSamples: associated, unassociated
 PNG_HEAD = b"\x89PNG\r\n\x1a\n"
-TIFF_HEADS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 # What the decoders raise on damaged files.
 DAMAGE = (OSError, ValueError, SyntaxError, LookupError, RuntimeError, EOFError, struct.error,
           zlib.error)  # fmt: skip
@@ -356,7 +355,7 @@ class _PngMask:
             with Image.open(path) as image:
                 dpi = image.info.get("dpi")
         if dpi and min(dpi) > 0:
-            self.mpp = _usable((25_400 / float(dpi[0]), 25_400 / float(dpi[1])))
+            self.mpp = _usable((MICRONS_PER_INCH / float(dpi[0]), MICRONS_PER_INCH / float(dpi[1])))
 
     def read(self, level: MaskLevel) -> Iterator[MaskBlock]:
         width, height = level.size

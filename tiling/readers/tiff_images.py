@@ -22,6 +22,7 @@ from tiling.errors import SeveralImagesError, SlideError
 from tiling.readers.common import positive_mpp
 from tiling.readers.tiff_metadata import read_mpp
 from tiling.readers.tiff_ome import OmeChannel, OmeImage, parse_ome
+from tiling.wording import name_some
 
 MOST_IMAGES = 1000  # in one file; slides have a dozen
 MOST_PLANES = 20_000  # in one file that says that it is a stack
@@ -222,11 +223,10 @@ def _note_others(
     large = [(name, other) for name, other in others if math.prod(other) >= least]
     if not large:
         return ()
-    named = ", ".join(f"{name} {w} x {h} px".strip() for name, (w, h) in large[:3])
-    more = f" and {len(large) - 3} more" if len(large) > 3 else ""
+    named = [f"{name} {w} x {h} px".strip() for name, (w, h) in large]
     return (
         f"the largest image of the file, {size[0]} x {size[1]} px, is read; left out: "
-        f"{named}{more}",
+        f"{name_some(named, 3)}",
     )
 
 
@@ -381,10 +381,9 @@ def _time_series(file_name: str, n_t: int) -> SeveralImagesError:
 
 
 def _not_rgb(file_name: str, n_channels: int, names: Sequence[str]) -> SeveralImagesError:
-    listed = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
     return SeveralImagesError(
-        f"{file_name}: {n_channels} channels ({listed}) that are not red, green and blue; convert "
-        "the image to RGB, or save the one channel that is needed as a file of its own"
+        f"{file_name}: {n_channels} channels ({name_some(names)}) that are not red, green and "
+        "blue; convert the image to RGB, or save the channel that is needed as a file of its own"
     )
 
 
