@@ -2,13 +2,12 @@
 
 A slide that was copied again must be noticed, wherever its bytes differ, so all of them are hashed,
 of every file that the slide consists of. That takes as long as reading the slide, so the digest is
-kept, in memory and if wanted in a small file, together with what the file system says of the files:
-names, sizes, and the times of the last change of content and of status. As long as that is the
-same, nothing is read again. A slide that was moved or touched is read once more, and has the same
-digest.
+kept, in memory and if wanted in a small file, together with the state of the files: names, sizes,
+and the times of the last change of content and of status. As long as that is the same, nothing is
+read again. A slide that was moved or touched is read once more, and has the same digest.
 
-The time of the last change of status (``ctime``) is what tells a slide that was copied again along
-with its date. It is not written into the small file but is that file's own date, so that the file
+The time of the last change of status (``ctime``) reveals that a slide was copied again along with
+its date. It is not written into the small file but is that file's own date, so that the file
 holds the same bytes wherever a data set is copied to.
 """
 
@@ -89,7 +88,7 @@ def find_digest(path: Path, *, cache: Path | None = None) -> str | None:
 
 
 def look_at_files(path: Path) -> tuple[str, int]:
-    """Tell the state of a slide's files without reading them: the same while nothing changes.
+    """Describe the state of a slide's files without reading them: the same while nothing changes.
 
     Raises
     ------
@@ -114,7 +113,7 @@ def _hash_parts(path: Path, parts: Sequence[SlidePart]) -> str:
     return hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
 
 
-# --- what the file system says ---------------------------------------------------------------
+# --- the state of the files -----------------------------------------------------------------
 
 
 @dataclass(frozen=True)

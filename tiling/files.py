@@ -95,7 +95,7 @@ def read_text(path: Path, *, encoding: str = "utf-8") -> str:
 
 @contextlib.contextmanager
 def write_aside(path: Path) -> Iterator[Path]:
-    """Give a scratch path beside `path`; on success it takes its place, else it is removed.
+    """Give a scratch path next to `path`; on success it takes its place, else it is removed.
 
     The scratch path may be made a file or a folder. Its name starts with a dot and ends with
     ``.part``, so no reader takes it for a result. A rename within one folder is atomic: a reader
@@ -153,7 +153,7 @@ def move_into(scratch: Path, folder: Path, *, last: str = "") -> list[Path]:
 
 
 def _scratch_beside(path: Path) -> Path:
-    # The name tells whose it is, so that leftovers of a dead process can be told from live work.
+    # The name states its process, so that leftovers of dead processes can be recognised.
     return path.parent / f".{path.name}.{_HOST}-{os.getpid()}-{uuid.uuid4().hex[:8]}.part"
 
 
@@ -260,8 +260,8 @@ def json_text(value: Any) -> str:
 def write_text(path: Path, text: str, *, errors: str = "backslashreplace") -> None:
     """Write `text` as UTF-8, whole or not at all.
 
-    What UTF-8 cannot hold (parts of a file name in another encoding) is written as `errors` has
-    it, as in `open`; by default as its escape.
+    What UTF-8 cannot hold (parts of a file name in another encoding) is handled by `errors`, as in
+    `open`; by default it is written as its escape.
     """
     with write_aside(path) as scratch:
         scratch.write_bytes(text.encode("utf-8", errors))
@@ -278,7 +278,7 @@ def update_text(path: Path, text: str, *, errors: str = "backslashreplace") -> N
 
 
 def parse_json(text: str | bytes) -> Any:
-    """Parse JSON; whatever is wrong with it, nesting without end included, is a `ValueError`."""
+    """Parse JSON; anything wrong with it, endless nesting included, is a `ValueError`."""
     try:
         return json.loads(text)
     except RecursionError as error:

@@ -74,7 +74,7 @@ def shard_length(n_patches: int, patch_px: int) -> int:
     return max(1, min(n_patches, SHARD_BYTES // (3 * patch_px**2)))
 
 
-Target = Path | MemoryStore  # a folder, or memory to tell what a folder would hold
+Target = Path | MemoryStore  # a folder, or memory to measure what a folder would hold
 
 
 def create_patches(folder: Target, *, n_patches: int, patch_px: int) -> "zarr.Array[Any]":
@@ -131,7 +131,7 @@ def _digest_contents(attributes: dict[str, Any], arrays: dict[str, NDArray[Any]]
 
 
 def stored_fingerprint(path: Path) -> str | None:
-    """What a finished store was made from; None where there is no finished store of ours."""
+    """Read what a finished store was made from; None where no finished store of ours is."""
     try:
         return str(_read_attributes(path)["fingerprint"])
     except (StoreError, KeyError):
@@ -280,7 +280,7 @@ class PatchStore:
         return self.read_flagged(indices)[0]
 
     def read_flagged(self, indices: ArrayLike) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-        """Read patches, and say which of them could not be decoded, shape (n,)."""
+        """Read patches, and flag those that could not be decoded, shape (n,)."""
         rows = self._check_rows(indices)
         side = self.geometry.patch_px
         patches = np.empty((len(rows), side, side, 3), np.uint8)

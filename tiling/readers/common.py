@@ -1,4 +1,4 @@
-"""What every reader does the same way: white for nothing, a check of the request, a sane mpp."""
+"""What all readers share: white for nothing, a check of the request, a plausible resolution."""
 
 import math
 
@@ -21,7 +21,7 @@ FAR_FROM_USUAL = 1.6  # scanners lie within 0.7 and 1.1 of the usual
 
 
 def parse_number(text: str | None) -> float | None:
-    """Read a number that a file's metadata tells as text; None where it is none."""
+    """Read a number that a file's metadata states as text; None where it is none."""
     try:
         return None if text is None else float(text)
     except ValueError:
@@ -75,7 +75,7 @@ def printer_dpi(mpp: tuple[float, float] | None) -> int | None:
 
 
 def is_square(mpp: tuple[float, float]) -> bool:
-    """Tell whether x and y resolution are the same but for rounding.
+    """Whether x and y resolution are the same but for rounding.
 
     Examples
     --------

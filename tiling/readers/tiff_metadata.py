@@ -1,6 +1,6 @@
 """The resolution that a TIFF page states: ImageJ's text, Aperio's description, resolution tags.
 
-Each place is asked in that order, the most deliberate first. OME-XML, which goes before them, is
+Each place is tried in that order, the most deliberate first. OME-XML, which goes before them, is
 read by `tiling.readers.tiff_ome`. No other metadata of a file is read.
 """
 

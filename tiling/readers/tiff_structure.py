@@ -1,7 +1,7 @@
-"""Whether a TIFF is complete: does all that its directories point to lie inside the file?
+"""Whether a TIFF is complete: whether all that its directories point to is inside the file.
 
-Asked of files that could not be opened. A file that was cut off may lose any part of its directory,
-and readers then report whatever default stands in for the missing tag.
+Checked for files that could not be opened. A file that was cut off may lose any part of its
+directory, and readers then report the default of the missing tag.
 
 References
 ----------
@@ -49,7 +49,7 @@ class _Form:
 
 
 def find_cut(path: Path) -> str | None:
-    """Say what of a TIFF lies beyond the end of its file.
+    """Describe what of a TIFF lies beyond the end of its file.
 
     Parameters
     ----------
