@@ -74,7 +74,7 @@ class TileSummary:
     n_positive: int
     n_negative: int
     n_ignored: int  # label -1 by the rule
-    n_unlabelled: int  # label -1, as nobody annotated the slide
+    n_unlabelled: int  # label -1, as the slide is not annotated
     n_unreadable: int
     seconds: float
     notes: tuple[str, ...]
@@ -102,7 +102,7 @@ def tile_fingerprint(
     mpp: float | None,
     content: str | None = None,
 ) -> str:
-    """Tell what a store is made from: the slide's and the annotation's bytes, and every setting.
+    """Hash what a store is made from: the slide's and the annotation's bytes, and every setting.
 
     Parameters
     ----------
@@ -163,7 +163,7 @@ def tile_slide(
     slide_id : str
     config : TileConfig
     annotation_path : Path
-        The slide's annotation, if anybody drew one.
+        The slide's annotation, if there is one.
     slide_label : 1 tumour, 0 normal, None unknown
     mpp : µm per level-0 px
         Overrides the file's own.

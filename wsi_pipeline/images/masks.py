@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from tiling.errors import MaskError
 from tiling.files import write_aside
 from tiling.readers.mask_picture import read_drawn
-from wsi_pipeline.data import prefetch
+from tiling.threads import map_in_threads
 from wsi_pipeline.errors import ManifestError, StageError
 from wsi_pipeline.images.folder import ImageEntry
 from wsi_pipeline.images.pixels import fit_image, read_image
@@ -110,7 +110,9 @@ def prepare_masks(
     with write_aside(path) as scratch:
         masks = np.lib.format.open_memmap(scratch, "w+", np.uint8, (len(entries), *size))
         masks[:] = NO_MASK
-        for row, (mask, problem) in zip(rows, prefetch(load, wanted, threads=threads), strict=True):
+        for row, (mask, problem) in zip(
+            rows, map_in_threads(load, wanted, threads=threads), strict=True
+        ):
             if mask is None:
                 problems[entries[row].image_id] = problem
             else:
