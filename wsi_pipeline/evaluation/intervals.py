@@ -59,7 +59,6 @@ class Interval:
     low: float
     high: float
     method: str  # as it is written to metrics.json
-    n_skipped: int = 0  # replicates in which the figure is undefined
 
 
 @dataclass(frozen=True)
@@ -130,7 +129,7 @@ def percentile_interval(
     Parameters
     ----------
     values : (B,)
-        The figure on each replicate; NaN where it is undefined: those are skipped and counted.
+        The figure on each replicate; NaN where it is undefined: those are skipped.
     resamples : Resamples
         What the replicates were drawn from: the rows that the figure is computed on.
     kinds
@@ -148,7 +147,7 @@ def percentile_interval(
         share = "all" if np.ptp(used) <= _SAME else f"{CONFIDENCE:.0%} or more of the"
         return Undefined(f"{share} {used.size} resampled sets give the same value")
     method = f"percentile bootstrap by {resamples.unit}"
-    return Interval(float(low), float(high), method, values.size - used.size)
+    return Interval(float(low), float(high), method)
 
 
 def compare_paired(
