@@ -79,7 +79,7 @@ class PairedComparison:
     n_skipped: int
 
     def to_json(self) -> tuple[dict[str, Any], dict[str, str]]:
-        """Lay it out as ``comparison.json`` has it; and by key why something is undefined."""
+        """Format it as in ``comparison.json``, with what is undefined: ``.<key>`` -> reason."""
         interval = None if isinstance(self.interval, Undefined) else self.interval
         values = {
             "difference": self.difference,
@@ -90,7 +90,24 @@ class PairedComparison:
             "n_skipped": self.n_skipped,
         }
         both = {"difference_ci95": self.interval, "p_value": self.p_value}
-        return values, {k: v.reason for k, v in both.items() if isinstance(v, Undefined)}
+        return values, {f".{k}": v.reason for k, v in both.items() if isinstance(v, Undefined)}
+
+
+def no_comparison(n_replicates: int, reason: str) -> tuple[dict[str, Any], dict[str, str]]:
+    """Format a figure that a model does not have as `PairedComparison.to_json` does: all None."""
+    values = dict.fromkeys(("difference", "difference_ci95", "method", "p_value"))
+    return values | {"n_used": 0, "n_skipped": n_replicates}, {"": reason}
+
+
+def by_class(labels: NDArray[np.int64], what: str) -> Kinds:
+    """Find the rows of both classes, which a figure that ranks them needs.
+
+    Examples
+    --------
+    >>> list(by_class(np.array([1, 0]), "slides"))
+    ['positive slides', 'negative slides']
+    """
+    return {f"positive {what}": labels == 1, f"negative {what}": labels == 0}
 
 
 # ------------------------------------------------------------ resampled figures
