@@ -78,7 +78,7 @@ class ThreeStepSampler(_NumberedDraws):
                 f"classes to draw are distinct and at least 0, got {tuple(classes)}; "
                 "-1 marks patches that are never drawn"
             )
-        # A group is the patches of one label on one slide. Groups of a label stand together, by
+        # A group is the patches of one label on one slide. Groups of a label are contiguous, by
         # slide; `_patches` has the rows of group after group.
         found = [_find_groups(labels, label) for label in classes]
         self._classes = np.array(classes, np.int8)

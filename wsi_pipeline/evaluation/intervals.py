@@ -6,11 +6,11 @@ Every interval of the package is made here, in one of three ways; the result rec
   has Wilson's score interval [1]_. Where a patient contributes several units (slides, patches,
   lesions), they are not independent: Wilson's formula then gets the *effective* number of units,
   the one at which independent units would vary as much as the patients do [2]_, scaled by
-  ``(z / t)**2`` since few patients tell the variance badly [3]_. Where the share is 0 or 1 nothing
-  varies, so each patient is taken as a single unit, the most dependent that units can be.
+  ``(z / t)**2`` since few patients estimate the variance poorly [3]_. Where the share is 0 or 1
+  nothing varies, so each patient is taken as a single unit, the most dependent that units can be.
 - Any **other figure** (ROC AUC, average precision, F1, FROC score, differences) has the percentile
   interval of resampled patients [4]_.
-- The ROC AUC of slides has DeLong's interval besides: `wsi_pipeline.evaluation.delong`.
+- The ROC AUC of slides also has DeLong's interval: `wsi_pipeline.evaluation.delong`.
 
 There is no interval, but a reason, where the patients show nothing about others: for a bootstrap,
 with fewer than `MIN_GROUPS` patients, with a class that a single one makes up, or where the

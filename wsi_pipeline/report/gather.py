@@ -219,7 +219,7 @@ def empty_model(
     froc: dict[str, dict[str, Any]],
     lesions: dict[str, list[Row]],
 ) -> ModelFiles:
-    """Stand in for a model of which nothing but a FROC is known."""
+    """Describe a model of which only a FROC is known."""
     return ModelFiles(
         name=name,
         metrics=None,
