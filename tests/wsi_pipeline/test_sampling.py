@@ -259,5 +259,5 @@ def test_what_cannot_be_shuffled_is_refused():
     with pytest.raises(SamplingError, match="seed must be"):
         ShuffledSampler(LABELS, seed=-1)
     other = ShuffledSampler(LABELS, seed=1).state()
-    with pytest.raises(SamplingError, match="seed 2 cannot go on from one of seed 1"):
+    with pytest.raises(SamplingError, match="seed 2 cannot continue from one of seed 1"):
         ShuffledSampler(LABELS, seed=2).set_state(other)

@@ -1,6 +1,6 @@
 """Which pixels of an image are the object: the masks that a table names, on the images' own grid.
 
-``tiles/masks.npy`` is (N, H, W) uint8 in the order of the images: 1 on the object, 0 beside it, 255
+``tiles/masks.npy`` is (N, H, W) uint8 in the order of the images: 1 on the object, 0 elsewhere, 255
 where there is no mask. It is there only where a table names masks.
 """
 
@@ -58,7 +58,7 @@ def read_mask(
 
 
 def _read_object(path: Path) -> NDArray[np.bool_]:
-    """Tell which pixels are the object: (H, W)."""
+    """Read which pixels are the object: (H, W)."""
     if path.suffix.lower() not in (".tif", ".tiff", ".png"):
         return read_image(path, channels=1)[..., 0] > 0
     try:

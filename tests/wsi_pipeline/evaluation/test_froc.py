@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from wsi_pipeline.contracts import Detections
 from wsi_pipeline.errors import EvaluationError
-from wsi_pipeline.evaluation.bootstrap import draw_weights
+from wsi_pipeline.evaluation.bootstrap import draw_resamples
 from wsi_pipeline.evaluation.froc import (
     RATES,
     SlideHits,
@@ -267,7 +267,7 @@ def test_the_curve_depends_on_the_order_of_scores_only():
     at_rate=st.sampled_from(["linear", "step"]),
 )
 def test_a_replicate_is_the_curve_of_its_slides(hits, seed, denominator, at_rate):
-    weights = draw_weights(len(hits), n_replicates=8, seed=seed)
+    weights = draw_resamples([str(i) for i in range(len(hits))], n_replicates=8, seed=seed).weights
     events = collect_events(hits, definition="camelyon16", fp_denominator=denominator)
     got = replicate_sensitivities(events, weights, at_rate=at_rate)
     for row, values in zip(weights, got, strict=True):
@@ -285,7 +285,7 @@ def test_replicates_read_far_events_only_if_they_need_them():
     random = np.random.default_rng(0)
     hits = [SlideHits(random.random(9000), np.array([0.3]), False)]
     hits += [SlideHits(random.random(3) * 0.1, random.random(2) * 0.1, False) for _ in range(3)]
-    weights = draw_weights(4, n_replicates=30, seed=1)
+    weights = draw_resamples(["a", "b", "c", "d"], n_replicates=30, seed=1).weights
     got = replicate_sensitivities(collect_events(hits, definition="camelyon16"), weights)
     for row, values in zip(weights, got, strict=True):
         drawn = [h for h, times in zip(hits, row, strict=True) for _ in range(times)]

@@ -290,7 +290,7 @@ def test_an_audit_without_labels_is_not_shown(run, tmp_path):
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("evaluation/vgg16/metrics.json", "{", "vgg16/metrics.json: not JSON"),
+        ("evaluation/vgg16/metrics.json", "{", "vgg16/metrics.json: damaged"),
         ("evaluation/vgg16/patches.csv", "slide_id,x\na,1\n", "patches.csv: line 1 is not"),
         ("heatmaps/vgg16/te_1.png", "no picture", "vgg16/te_1.png: not a picture"),
     ],
