@@ -44,8 +44,6 @@ from wsi_pipeline.splits import advise_missing_split, assign_splits
 
 log = logging.getLogger(__name__)
 
-log = logging.getLogger(__name__)
-
 NOT_REPORTED = (".ome.tif", ".h5", ".npy")  # files that a report is not made from
 PER_SLIDE: tuple[Stage, ...] = ("tile", "predict", "heatmap", "export")
 
