@@ -19,13 +19,14 @@ from wsi_pipeline.runner import Options, Plan, StageResult, read_run_json, run_s
 from wsi_pipeline.settings import ExportConfig
 from wsi_pipeline.stages import (
     DigestScores,
+    DigestStore,
     choose_scored_models,
     digest_scores,
     digest_scores_by_origin,
-    digest_store,
     name_unscored,
     scored,
     slide_bytes,
+    verify_stores_once,
     why_unscored,
 )
 
@@ -67,6 +68,7 @@ def export(
     _check(settings)
     by_id = {e.slide_id: e for e in entries if _is_wanted(e, settings)}
     plans = []
+    digest_of = verify_stores_once(run)
     for model in chosen:
         folder = _folder(run, name, model, out, several=len(chosen) > 1)
         if out is not None:
@@ -80,7 +82,13 @@ def export(
                     weight=slide_bytes(by_id[slide_id]),
                     fingerprint=(
                         compute := partial(
-                            _fingerprint, run, model, by_id[slide_id], settings, folder
+                            _fingerprint,
+                            run,
+                            model,
+                            by_id[slide_id],
+                            settings,
+                            folder,
+                            digest_of,
                         )
                     ),
                     fingerprint_of_old=partial(compute, digest=digest_scores_by_origin),
@@ -187,13 +195,14 @@ def _fingerprint(
     entry: SlideEntry,
     settings: ExportConfig,
     folder: Path,
+    digest_of: DigestStore,
     *,
     digest: DigestScores = digest_scores,
 ) -> str:
     # Which slides and formats are chosen changes none of the files.
     how = replace(settings, splits=None, formats=())
     scores = digest(run, model, entry.slide_id) if model else None
-    made_from = (scores, digest_store(run, entry))
+    made_from = (scores, digest_of(entry))
     return digest_settings(*made_from, how, _from_run(run, folder))
 
 

@@ -7,7 +7,7 @@ runner does the rest.
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from os import cpu_count
 from pathlib import Path
 
@@ -151,11 +151,12 @@ def train(
     _check_splits(run, listed, config, chosen)
     entries = _finished_entries(run, ("train", "val"))
     check_device(options, *(settings.precision for settings in chosen.values()))
+    digest_of = verify_stores_once(run)
     plans = [
         Plan(
             Unit("train", model=name),
             weight=1,
-            fingerprint=partial(_train_fingerprint, run, entries, settings),
+            fingerprint=partial(_train_fingerprint, entries, settings, digest_of),
             arguments={
                 "entries": entries,
                 "config": settings,
@@ -281,8 +282,18 @@ def digest_store(run: RunFolder, entry: SlideEntry) -> str:
     return stored_fingerprint(path) or PatchStore.open(path).fingerprint
 
 
-def _train_fingerprint(run: RunFolder, entries: Sequence[SlideEntry], settings: TrainConfig) -> str:
-    data = [(e.slide_id, e.patient, e.split, digest_store(run, e)) for e in entries]
+DigestStore = Callable[[SlideEntry], str]
+
+
+def verify_stores_once(run: RunFolder) -> DigestStore:
+    """Give `digest_store` for one command: several models share what is read of a store."""
+    return cache(partial(digest_store, run))
+
+
+def _train_fingerprint(
+    entries: Sequence[SlideEntry], settings: TrainConfig, digest_of: DigestStore
+) -> str:
+    data = [(e.slide_id, e.patient, e.split, digest_of(e)) for e in entries]
     weights = settings.model.weights
     return digest_settings(
         data, result_settings(settings), digest_file(weights) if weights else None
@@ -306,6 +317,7 @@ def predict(
     if not found:
         raise StageError(f"{run.path}: no checkpoint; train a model or use --checkpoint FILE")
     plans = []
+    digest_of = verify_stores_once(run)
     for model, checkpoint in by_name.items():
         read_meta(checkpoint)  # what is no checkpoint is said once, before any slide is touched
         digest = digest_file(checkpoint)
@@ -314,7 +326,7 @@ def predict(
                 Plan(
                     Unit("predict", e.slide_id, model),
                     weight=slide_bytes(e),
-                    fingerprint=partial(_predict_fingerprint, run, e, digest, config),
+                    fingerprint=partial(_predict_fingerprint, e, digest, config, digest_of),
                     arguments={
                         "entry": e,
                         "checkpoint": checkpoint,
@@ -402,10 +414,12 @@ def model_name(checkpoint: Path) -> str:
     return checkpoint.stem
 
 
-def _predict_fingerprint(run: RunFolder, entry: SlideEntry, digest: str, config: Config) -> str:
+def _predict_fingerprint(
+    entry: SlideEntry, checkpoint: str, config: Config, digest_of: DigestStore
+) -> str:
     # Batches and threads change no score; what is left does, or stands in the score file.
     how = (config.predict.precision, config.predict.compiler, config.predict.tolerance)
-    return digest_settings(digest_store(run, entry), digest, *how)
+    return digest_settings(digest_of(entry), checkpoint, *how)
 
 
 def heatmap(
@@ -554,6 +568,7 @@ def evaluate(
     check_rates(config.evaluate.rates)
     entries = run.read_manifest()
     plans = []
+    digest_of = verify_stores_once(run)
     for model in choose_scored_models(run, models):
         chosen, left_out = _to_evaluate(run, model, entries, config)
         elsewhere = _outlined_elsewhere(entries, chosen, config.evaluate.split)
@@ -563,7 +578,14 @@ def evaluate(
                 weight=1,
                 fingerprint=(
                     compute := partial(
-                        _evaluate_fingerprint, run, model, chosen, left_out, elsewhere, config
+                        _evaluate_fingerprint,
+                        run,
+                        model,
+                        chosen,
+                        left_out,
+                        elsewhere,
+                        config,
+                        digest_of,
                     )
                 ),
                 fingerprint_of_old=partial(compute, digest=digest_scores_by_origin),
@@ -662,6 +684,7 @@ def _evaluate_fingerprint(
     left_out: Sequence[str],
     elsewhere: Mapping[str, Sequence[str]],
     config: Config,
+    digest_of: DigestStore,
     *,
     digest: DigestScores = digest_scores,
 ) -> str:
@@ -673,7 +696,7 @@ def _evaluate_fingerprint(
             e.label,
             digest_file(e.annotation) if e.annotation else None,
             digest(run, model, e.slide_id),
-            digest_store(run, e),
+            digest_of(e),
         )
         for e in chosen
     ]
