@@ -15,7 +15,7 @@ from wsi_pipeline.errors import StageError
 from wsi_pipeline.image_stages import is_image_run
 from wsi_pipeline.images.folder import ALL, read_images
 from wsi_pipeline.marks import Problem, find_problems, read_mark
-from wsi_pipeline.names import find_name_problem
+from wsi_pipeline.names import JOB_ARRAYS, find_name_problem
 from wsi_pipeline.runfolder import (
     RunFolder,
     Unit,
@@ -74,7 +74,7 @@ def collect(run: RunFolder, *, verify: bool = False) -> Collected:
         stages = {}
         lines.append(str(error))
         n_missing += 1
-    jobs = _expect_images(run) if of_images else _expect_slides(run, entries, stages, looked)
+    jobs = _expect_images(run) if of_images else _expect_slides(run, entries, stages)
     for job in jobs:
         described, n = _describe(job, looked)
         lines += described
@@ -87,7 +87,7 @@ def collect(run: RunFolder, *, verify: bool = False) -> Collected:
                 f"{stage}: {pluralize(len(shards), 'shard')} of {count} never ended: "
                 f"{', '.join(map(str, shards))}"
             )
-    if any(looked.is_marked(Unit("tile", e.slide_id)) for e in entries):
+    if any(Unit("tile", e.slide_id).is_marked(run) for e in entries):
         from wsi_pipeline.label_audit import update_audit
 
         lines.append(update_audit(run))
@@ -122,9 +122,6 @@ class _Looked:
     def __init__(self, run: RunFolder) -> None:
         self._run = run
         self._problems: dict[Unit, list[Problem] | None] = {}
-
-    def is_marked(self, unit: Unit) -> bool:
-        return unit.mark(self._run, "done").is_file()
 
     def problems(self, unit: Unit) -> list[Problem] | None:
         """List what is wrong with a unit's files; None: it has no mark, or a damaged one."""
@@ -161,7 +158,7 @@ def _describe(job: _Job, looked: _Looked) -> tuple[list[str], int]:
 
 
 def _expect_slides(
-    run: RunFolder, entries: Sequence[SlideEntry], stages: Mapping[str, Any], looked: _Looked
+    run: RunFolder, entries: Sequence[SlideEntry], stages: Mapping[str, Any]
 ) -> list[_Job]:
     """List the jobs that have begun, by what is there and by what marks say was there."""
 
@@ -170,9 +167,9 @@ def _expect_slides(
         return _Job(stage, title, [Unit(stage, s, model, variant) for s in slides])
 
     def scored(model: str, slides: Collection[str]) -> list[str]:
-        return [s for s in slides if looked.is_marked(Unit("predict", s, model))]
+        return [s for s in slides if Unit("predict", s, model).is_marked(run)]
 
-    tiled = [e for e in entries if looked.is_marked(Unit("tile", e.slide_id))]
+    tiled = [e for e in entries if Unit("tile", e.slide_id).is_marked(run)]
 
     def wanted(stage: Stage, model: str, variant: str = "") -> list[str]:
         """List the slides of the splits that a stage was last asked to work on."""
@@ -197,13 +194,13 @@ def _expect_slides(
 def _models_of(run: RunFolder, stage: Stage, folder: str) -> list[str]:
     """List the models that a stage has worked on, though its files may have been purged."""
     marked = {path.name for path in (run.path / ".state" / stage).glob("*/")}
-    return sorted({*run.models_with(folder), *(marked - {"shards"})})
+    return sorted({*run.models_with(folder), *(marked - {JOB_ARRAYS})})
 
 
 def _expect_models(run: RunFolder, stage: Stage) -> list[_Job]:
     """List the models that a stage has begun; a checkpoint that was copied in is none of them."""
     folders = (run.path / ".state" / stage).glob("*/")
-    names = (path.name for path in folders if path.name != "shards")
+    names = (path.name for path in folders if path.name != JOB_ARRAYS)
     found = {name for name in names if not find_name_problem(name)}  # others are not ours
     if stage == "train":  # one that was stopped has no mark yet
         found |= {m for m in run.models_with("models") if not run.checkpoint(m).is_file()}
@@ -219,7 +216,7 @@ def _find_exports(run: RunFolder) -> list[tuple[str, str]]:
     """List the formats and models (of coordinates: none) of which an export has begun."""
     state = run.path / ".state/export"
     marks = [path.parent.relative_to(state).parts for path in state.glob("**/*.json")]
-    ours = (of for of in marks if of[0] != "shards" and not any(map(find_name_problem, of)))
+    ours = (of for of in marks if of[0] != JOB_ARRAYS and not any(map(find_name_problem, of)))
     found = {(of[0], of[1] if of[1:] else "") for of in ours}
     return sorted(found)
 

@@ -149,7 +149,7 @@ def _choose_models(run: RunFolder, name: str, models: Sequence[str]) -> list[str
 
 
 def _tiled(run: RunFolder, slide_ids: Iterable[str]) -> list[str]:
-    return [s for s in slide_ids if Unit("tile", s).mark(run, "done").is_file()]
+    return [s for s in slide_ids if Unit("tile", s).is_marked(run)]
 
 
 def _why_nothing(run: RunFolder, models: Sequence[str], slide_ids: Collection[str]) -> str:

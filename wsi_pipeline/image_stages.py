@@ -123,7 +123,7 @@ def _data_fingerprint(run: RunFolder) -> str:
     from wsi_pipeline.images.store import read_about
 
     path = run.tiles / "images.json"
-    if not path.is_file() or not Unit("tile", ALL).mark(run, "done").is_file():
+    if not path.is_file() or not Unit("tile", ALL).is_marked(run):
         raise StageError(
             f"{run.path}: its images are not prepared; run: wsi-pipeline tile FOLDER --out "
             f"{run.path}"

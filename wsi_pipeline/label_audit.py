@@ -130,7 +130,7 @@ def _list_stores(run: RunFolder) -> list[tuple[SlideEntry, str]]:
     found = [
         (entry, stored_fingerprint(run.store(entry.slide_id)))
         for entry in run.read_manifest()
-        if Unit("tile", entry.slide_id).mark(run, "done").is_file()
+        if Unit("tile", entry.slide_id).is_marked(run)
     ]
     return [(entry, made) for entry, made in found if made is not None]
 

@@ -17,11 +17,6 @@ from wsi_pipeline.runfolder import RunFolder, Unit
 log = logging.getLogger(__name__)
 
 
-def is_finished(run: RunFolder, entry: SlideEntry) -> bool:
-    """Whether a slide has a mark that it is tiled, up to date or not."""
-    return Unit("tile", entry.slide_id).mark(run, "done").is_file()
-
-
 def find_tile_fingerprint(run: RunFolder, entry: SlideEntry, config: TileConfig) -> str:
     """Tell what a slide's store would be made from, if that is known without reading the slide.
 
@@ -37,7 +32,7 @@ def find_tile_fingerprint(run: RunFolder, entry: SlideEntry, config: TileConfig)
     """
     from tiling.content import find_digest
 
-    if not is_finished(run, entry):
+    if not Unit("tile", entry.slide_id).is_marked(run):
         return ""
     content = find_digest(entry.path, cache=run.content(entry.slide_id))
     return "" if content is None else compute_tile_fingerprint(run, entry, config)

@@ -246,7 +246,7 @@ def _finished_entries(
 ) -> list[SlideEntry]:
     """List the slides that have a patch store and are in one of `splits` (None: in any)."""
     entries = [e for e in run.read_manifest() if splits is None or e.split in splits]
-    tiled = [e for e in entries if Unit("tile", e.slide_id).mark(run, "done").is_file()]
+    tiled = [e for e in entries if Unit("tile", e.slide_id).is_marked(run)]
     failed = {row["slide_id"] for row in iterate_failures(run) if row["stage"] == "tile"}
     waiting = [e.slide_id for e in entries if e not in tiled and e.slide_id not in failed]
     if waiting:
@@ -471,8 +471,7 @@ def scored(run: RunFolder, model: str, slide_ids: Iterable[str]) -> list[str]:
     return [
         s
         for s in slide_ids
-        if Unit("predict", s, model).mark(run, "done").is_file()
-        and Unit("tile", s).mark(run, "done").is_file()
+        if Unit("predict", s, model).is_marked(run) and Unit("tile", s).is_marked(run)
     ]
 
 
@@ -483,7 +482,7 @@ def name_unscored(
     slide_ids = list(slide_ids)
 
     def is_lost(unit: Unit) -> bool:
-        return unit.mark(run, "failed").is_file() and not unit.mark(run, "done").is_file()
+        return unit.mark(run, "failed").is_file() and not unit.is_marked(run)
 
     lost = {model: [s for s in slide_ids if is_lost(Unit("predict", s, model))] for model in models}
     return tuple(
@@ -500,7 +499,7 @@ def why_unscored(run: RunFolder, models: Sequence[str], slide_ids: Iterable[str]
     failed = name_unscored(run, models, slide_ids)
     if failed:
         return f"{failed[0].removeprefix('skipped ')} (see {run.failures}); then {again}"
-    untiled = [s for s in slide_ids if not Unit("tile", s).mark(run, "done").is_file()]
+    untiled = [s for s in slide_ids if not Unit("tile", s).is_marked(run)]
     if len(untiled) == len(slide_ids):
         return f"no slide's patches are whole ({name_some(untiled)}); run tile again, then predict"
     if not any(run.scores(model, s).is_file() for model in models for s in slide_ids):

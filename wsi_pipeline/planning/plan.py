@@ -25,7 +25,7 @@ from wsi_pipeline.planning.lookers import look_at_each
 from wsi_pipeline.progress import StageProgress
 from wsi_pipeline.runfolder import RunFolder, State, Unit, unit_state
 from wsi_pipeline.settings import TrainConfig
-from wsi_pipeline.slide_contents import is_finished, old_tile_fingerprint
+from wsi_pipeline.slide_contents import old_tile_fingerprint
 from wsi_pipeline.splits import advise_missing_split
 from wsi_pipeline.stages import list_entries, slide_bytes
 
@@ -243,13 +243,13 @@ def _look_up(task: PlanTask, known: dict[str, Any]) -> tuple[State, str]:
     from tiling.content import UNREAD, digest_content, find_digest
 
     entry, run = task.entry, None if task.run is None else RunFolder(task.run)
-    if run is None or not is_finished(run, entry):
+    unit = Unit("tile", entry.slide_id)
+    if run is None or not unit.is_marked(run):
         return "missing", tile_fingerprint(entry.path, content=UNREAD, **known)
     content = find_digest(entry.path, cache=run.content(entry.slide_id))
     if content is None:
         content = digest_content(entry.path)  # kept in memory: nothing is written here
     fingerprint = tile_fingerprint(entry.path, content=content, **known)
-    unit = Unit("tile", entry.slide_id)
     state = unit_state(run, unit, fingerprint)
     if state == "stale":  # the mark may be an earlier version's
         state = unit_state(run, unit, old_tile_fingerprint(entry, task.config))
