@@ -8,6 +8,8 @@ decides at once; else the worker that has the slide decides, which also tiles it
 import logging
 import os
 from dataclasses import replace
+from pathlib import Path
+from typing import TypedDict
 
 from tiling.contracts import TileConfig
 from wsi_pipeline.contracts import SlideEntry
@@ -15,6 +17,27 @@ from wsi_pipeline.marks import read_mark, write_mark
 from wsi_pipeline.runfolder import RunFolder, Unit
 
 log = logging.getLogger(__name__)
+
+
+class TileInputs(TypedDict):
+    """What `tiling.build` needs to know of a slide, besides its file."""
+
+    slide_id: str
+    config: TileConfig
+    annotation_path: Path | None
+    slide_label: int | None
+    mpp: float | None
+
+
+def tile_inputs(entry: SlideEntry, config: TileConfig) -> TileInputs:
+    """Give what a slide is tiled with: its row of the manifest, and the settings."""
+    return {
+        "slide_id": entry.slide_id,
+        "config": config,
+        "annotation_path": entry.annotation,
+        "slide_label": entry.label,
+        "mpp": entry.mpp,
+    }
 
 
 def find_tile_fingerprint(run: RunFolder, entry: SlideEntry, config: TileConfig) -> str:
@@ -66,15 +89,7 @@ def old_tile_fingerprint(entry: SlideEntry, config: TileConfig) -> str:
 def _fingerprint(entry: SlideEntry, config: TileConfig, content: str) -> str:
     from tiling.build import tile_fingerprint
 
-    return tile_fingerprint(
-        entry.path,
-        slide_id=entry.slide_id,
-        config=config,
-        annotation_path=entry.annotation,
-        slide_label=entry.label,
-        mpp=entry.mpp,
-        content=content,
-    )
+    return tile_fingerprint(entry.path, **tile_inputs(entry, config), content=content)
 
 
 def _adopt_old_mark(

@@ -25,7 +25,7 @@ from wsi_pipeline.planning.lookers import look_at_each
 from wsi_pipeline.progress import StageProgress
 from wsi_pipeline.runfolder import RunFolder, State, Unit, unit_state
 from wsi_pipeline.settings import TrainConfig
-from wsi_pipeline.slide_contents import old_tile_fingerprint
+from wsi_pipeline.slide_contents import TileInputs, old_tile_fingerprint, tile_inputs
 from wsi_pipeline.splits import advise_missing_split
 from wsi_pipeline.stages import list_entries, slide_bytes
 
@@ -191,16 +191,10 @@ def _plan_slide(task: PlanTask) -> tuple[SlidePlan, Audited]:
     from tiling.slide import open_slide
 
     entry, started = task.entry, time.monotonic()
-    known = {
-        "slide_id": entry.slide_id,
-        "config": task.config,
-        "annotation_path": entry.annotation,
-        "slide_label": entry.label,
-        "mpp": entry.mpp,
-    }
+    known = tile_inputs(entry, task.config)
     state, fingerprint = _look_up(task, known)
     with open_slide(entry.path) as slide:
-        plan = plan_tiles(slide, entry.path, **known)  # type: ignore[arg-type]
+        plan = plan_tiles(slide, entry.path, **known)
         check_has_tiles(plan, task.config)
         takes = store_footprint(plan, task.config, fingerprint) + picture_footprint(slide, plan)
         seconds = time.monotonic() - started
@@ -237,7 +231,7 @@ def _plan_slide(task: PlanTask) -> tuple[SlidePlan, Audited]:
     return planned, audited
 
 
-def _look_up(task: PlanTask, known: dict[str, Any]) -> tuple[State, str]:
+def _look_up(task: PlanTask, known: TileInputs) -> tuple[State, str]:
     """Tell what there is of a slide's store; the slide is read only where that decides."""
     from tiling.build import tile_fingerprint
     from tiling.content import UNREAD, digest_content, find_digest
