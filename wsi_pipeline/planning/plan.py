@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tiling.contracts import TileConfig
-from tiling.errors import SlideError, TilingError
+from tiling.errors import ExpectedError, SlideError
 from tiling.wording import pluralize
 from wsi_pipeline.cluster import Shard, select_shard
 from wsi_pipeline.config import Config, anchor_paths
@@ -178,7 +178,7 @@ def plan_slide(task: PlanTask) -> tuple[SlidePlan, Audited | None]:
     entry = task.entry
     try:
         return _plan_slide(task)
-    except (TilingError, PipelineError, OSError) as error:
+    except (ExpectedError, OSError) as error:
         return SlidePlan(entry.slide_id, entry.split, problem=str(error)), None
     except Exception as error:  # a reader's bug must not lose the other slides
         problem = f"{entry.slide_id}: unexpected {type(error).__name__}: {error}"
