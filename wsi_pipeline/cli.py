@@ -214,7 +214,7 @@ def tile(
     from wsi_pipeline.config import read_config
     from wsi_pipeline.runfolder import RunFolder
 
-    # It begins a run: what the run was told before is left to the stages that go on with it.
+    # It begins a run: recorded settings are for the stages that continue it.
     settings = replace(read_config(config, set_ or (), section="tile"), input=input, out=out)
     options = make_options(workers, device, shard, dask, overwrite, quiet)
     finish([stages.tile(RunFolder(out), settings, options)], out, quiet=quiet)

@@ -212,7 +212,7 @@ def _fill_in(run: RunFolder, config: Config, name: str) -> ExportConfig:
     stages = ("evaluate", "heatmap") if name == "camelyon16" else ("heatmap", "evaluate")
     recorded = read_run_json(run)
 
-    def told(section: str, key: str, default: Any, stages: Sequence[str]) -> Any:
+    def recorded_value(section: str, key: str, default: Any, stages: Sequence[str]) -> Any:
         for stage in stages:
             found = recorded.get(stage, {}).get("config", {}).get(section, {})
             if key in found:
@@ -221,11 +221,11 @@ def _fill_in(run: RunFolder, config: Config, name: str) -> ExportConfig:
 
     asked, evaluate = config.export, config.evaluate
     values: dict[str, Any] = {
-        "overlap": told("heatmap", "overlap", config.heatmap.overlap, stages),
-        "detection_threshold": told(
+        "overlap": recorded_value("heatmap", "overlap", config.heatmap.overlap, stages),
+        "detection_threshold": recorded_value(
             "evaluate", "detection_threshold", evaluate.detection_threshold, ["evaluate"]
         ),
-        "detection_radius_um": told(
+        "detection_radius_um": recorded_value(
             "evaluate", "detection_radius_um", evaluate.detection_radius_um, ["evaluate"]
         ),
     }

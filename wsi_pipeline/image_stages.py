@@ -149,8 +149,8 @@ def train(
             "(--set splits.val_fraction=0.2), or with train/ and test/ folders, or a table's split"
         )
     plans = []
-    for name, told in chosen.items():
-        settings = fill_in_sampling(told, images=True)
+    for name, given in chosen.items():
+        settings = fill_in_sampling(given, images=True)
         steps = settings.steps_per_epoch
         if settings.sampling == "shuffle" and steps != TrainConfig.steps_per_epoch:
             log.warning(

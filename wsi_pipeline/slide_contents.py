@@ -41,7 +41,7 @@ def tile_inputs(entry: SlideEntry, config: TileConfig) -> TileInputs:
 
 
 def find_tile_fingerprint(run: RunFolder, entry: SlideEntry, config: TileConfig) -> str:
-    """Tell what a slide's store would be made from, if that is known without reading the slide.
+    """Hash what a slide's store would be made from, if that is known without reading the slide.
 
     Returns
     -------
@@ -62,7 +62,7 @@ def find_tile_fingerprint(run: RunFolder, entry: SlideEntry, config: TileConfig)
 
 
 def compute_tile_fingerprint(run: RunFolder, entry: SlideEntry, config: TileConfig) -> str:
-    """Tell what a slide's store would be made from; reads the slide unless its digest is known.
+    """Hash what a slide's store would be made from; reads the slide unless its digest is known.
 
     A store that an earlier version made is bound to all bytes of its slide from now on.
 
@@ -80,7 +80,7 @@ def compute_tile_fingerprint(run: RunFolder, entry: SlideEntry, config: TileConf
 
 
 def old_tile_fingerprint(entry: SlideEntry, config: TileConfig) -> str:
-    """Tell what a store would be made from as earlier versions did, by samples of the slide."""
+    """Hash what a store would be made from as earlier versions did, by samples of the slide."""
     from tiling.slide import fingerprint_file
 
     return _fingerprint(entry, config, fingerprint_file(entry.path))

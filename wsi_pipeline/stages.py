@@ -467,7 +467,7 @@ def choose_scored_models(run: RunFolder, names: Sequence[str]) -> list[str]:
 
 
 def scored(run: RunFolder, model: str, slide_ids: Iterable[str]) -> list[str]:
-    """Choose the slides that a model has scored and whose patch store still stands."""
+    """Choose the slides that a model has scored and whose patch store is finished."""
     return [
         s
         for s in slide_ids
@@ -493,7 +493,7 @@ def name_unscored(
 
 
 def why_unscored(run: RunFolder, models: Sequence[str], slide_ids: Iterable[str]) -> str:
-    """Say why no slide is among the scored ones, though there are score files, and the cure."""
+    """Explain why no slide is scored, though there are score files, and what to do."""
     slide_ids = list(slide_ids)
     again = f"run: wsi-pipeline predict {run.path}, with the same --checkpoint if it had one"
     failed = name_unscored(run, models, slide_ids)

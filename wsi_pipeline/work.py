@@ -117,7 +117,7 @@ def _silent(done: int, total: int) -> None:
 def fail(run: RunFolder, unit: Unit, error: Exception, *, folder: Path | None = None) -> Outcome:
     """Record a failure: a sentence in ``failures.csv``, the traceback under ``logs/``.
 
-    Paths in `folder` are told as they were given, relative to it.
+    Paths in `folder` are written as they were given, relative to it.
     """
     message = _sentence(unit, error)
     if isinstance(error, ExpectedError) and error.damaged is not None:

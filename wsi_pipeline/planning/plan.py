@@ -232,7 +232,7 @@ def _plan_slide(task: PlanTask) -> tuple[SlidePlan, Audited]:
 
 
 def _look_up(task: PlanTask, known: TileInputs) -> tuple[State, str]:
-    """Tell what there is of a slide's store; the slide is read only where that decides."""
+    """Look up what there is of a slide's store; the slide is read only where that decides."""
     from tiling.build import tile_fingerprint
     from tiling.content import UNREAD, digest_content, find_digest
 
