@@ -19,13 +19,14 @@ from wsi_pipeline.runner import Options, Plan, StageResult, read_run_json, run_s
 from wsi_pipeline.settings import ExportConfig
 from wsi_pipeline.stages import (
     DigestScores,
+    DigestStore,
     choose_scored_models,
     digest_scores,
     digest_scores_by_origin,
-    digest_store,
     name_unscored,
     scored,
     slide_bytes,
+    verify_stores_once,
     why_unscored,
 )
 
@@ -67,6 +68,7 @@ def export(
     _check(settings)
     by_id = {e.slide_id: e for e in entries if _is_wanted(e, settings)}
     plans = []
+    digest_of = verify_stores_once(run)
     for model in chosen:
         folder = _folder(run, name, model, out, several=len(chosen) > 1)
         if out is not None:
@@ -80,7 +82,13 @@ def export(
                     weight=slide_bytes(by_id[slide_id]),
                     fingerprint=(
                         compute := partial(
-                            _fingerprint, run, model, by_id[slide_id], settings, folder
+                            _fingerprint,
+                            run,
+                            model,
+                            by_id[slide_id],
+                            settings,
+                            folder,
+                            digest_of,
                         )
                     ),
                     fingerprint_of_old=partial(compute, digest=digest_scores_by_origin),
@@ -141,7 +149,7 @@ def _choose_models(run: RunFolder, name: str, models: Sequence[str]) -> list[str
 
 
 def _tiled(run: RunFolder, slide_ids: Iterable[str]) -> list[str]:
-    return [s for s in slide_ids if Unit("tile", s).mark(run, "done").is_file()]
+    return [s for s in slide_ids if Unit("tile", s).is_marked(run)]
 
 
 def _why_nothing(run: RunFolder, models: Sequence[str], slide_ids: Collection[str]) -> str:
@@ -187,13 +195,14 @@ def _fingerprint(
     entry: SlideEntry,
     settings: ExportConfig,
     folder: Path,
+    digest_of: DigestStore,
     *,
     digest: DigestScores = digest_scores,
 ) -> str:
     # Which slides and formats are chosen changes none of the files.
     how = replace(settings, splits=None, formats=())
     scores = digest(run, model, entry.slide_id) if model else None
-    made_from = (scores, digest_store(run, entry))
+    made_from = (scores, digest_of(entry))
     return digest_settings(*made_from, how, _from_run(run, folder))
 
 
@@ -203,7 +212,7 @@ def _fill_in(run: RunFolder, config: Config, name: str) -> ExportConfig:
     stages = ("evaluate", "heatmap") if name == "camelyon16" else ("heatmap", "evaluate")
     recorded = read_run_json(run)
 
-    def told(section: str, key: str, default: Any, stages: Sequence[str]) -> Any:
+    def recorded_value(section: str, key: str, default: Any, stages: Sequence[str]) -> Any:
         for stage in stages:
             found = recorded.get(stage, {}).get("config", {}).get(section, {})
             if key in found:
@@ -212,11 +221,11 @@ def _fill_in(run: RunFolder, config: Config, name: str) -> ExportConfig:
 
     asked, evaluate = config.export, config.evaluate
     values: dict[str, Any] = {
-        "overlap": told("heatmap", "overlap", config.heatmap.overlap, stages),
-        "detection_threshold": told(
+        "overlap": recorded_value("heatmap", "overlap", config.heatmap.overlap, stages),
+        "detection_threshold": recorded_value(
             "evaluate", "detection_threshold", evaluate.detection_threshold, ["evaluate"]
         ),
-        "detection_radius_um": told(
+        "detection_radius_um": recorded_value(
             "evaluate", "detection_radius_um", evaluate.detection_radius_um, ["evaluate"]
         ),
     }

@@ -123,7 +123,7 @@ def _data_fingerprint(run: RunFolder) -> str:
     from wsi_pipeline.images.store import read_about
 
     path = run.tiles / "images.json"
-    if not path.is_file() or not Unit("tile", ALL).mark(run, "done").is_file():
+    if not path.is_file() or not Unit("tile", ALL).is_marked(run):
         raise StageError(
             f"{run.path}: its images are not prepared; run: wsi-pipeline tile FOLDER --out "
             f"{run.path}"
@@ -149,8 +149,8 @@ def train(
             "(--set splits.val_fraction=0.2), or with train/ and test/ folders, or a table's split"
         )
     plans = []
-    for name, told in chosen.items():
-        settings = fill_in_sampling(told, images=True)
+    for name, given in chosen.items():
+        settings = fill_in_sampling(given, images=True)
         steps = settings.steps_per_epoch
         if settings.sampling == "shuffle" and steps != TrainConfig.steps_per_epoch:
             log.warning(

@@ -31,7 +31,7 @@ from tiling.store import PatchStore, stored_fingerprint
 from tiling.wording import format_percent, pluralize
 from wsi_pipeline.contracts import SlideEntry
 from wsi_pipeline.csv_files import format_csv, read_csv
-from wsi_pipeline.errors import PipelineError, StageError
+from wsi_pipeline.errors import StageError
 from wsi_pipeline.runfolder import (
     RunFolder,
     Unit,
@@ -118,7 +118,7 @@ def update_audit(run: RunFolder, *, overwrite: bool = False) -> str:
             files = _write_audit(run, [entry for entry, _ in stores])
             mark_finished(run, UNIT, fingerprint, files)
         return _line(run.label_audit / "slides.csv")
-    except (TilingError, PipelineError, OSError) as error:
+    except (ExpectedError, OSError) as error:
         log.debug("label audit", exc_info=True)
         if isinstance(error, ExpectedError) and error.damaged is not None:
             record_damage(run, error.damaged, "the label audit", str(error))
@@ -130,7 +130,7 @@ def _list_stores(run: RunFolder) -> list[tuple[SlideEntry, str]]:
     found = [
         (entry, stored_fingerprint(run.store(entry.slide_id)))
         for entry in run.read_manifest()
-        if Unit("tile", entry.slide_id).mark(run, "done").is_file()
+        if Unit("tile", entry.slide_id).is_marked(run)
     ]
     return [(entry, made) for entry, made in found if made is not None]
 

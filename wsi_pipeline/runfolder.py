@@ -28,7 +28,7 @@ from wsi_pipeline.marks import (
     read_names,
     write_mark,
 )
-from wsi_pipeline.names import check_name, find_name_problem
+from wsi_pipeline.names import JOB_ARRAYS, check_name, find_name_problem
 
 log = logging.getLogger(__name__)
 
@@ -198,6 +198,10 @@ class Unit:
     def title(self) -> str:
         """What a person calls it: the slide, and the model at work on it."""
         return f"{self.slide_id} by {self.model}" if self.slide_id and self.model else self.name
+
+    def is_marked(self, run: RunFolder) -> bool:
+        """Whether there is a mark that it was finished, up to date or not."""
+        return self.mark(run, "done").is_file()
 
     def mark(self, run: RunFolder, kind: Literal["done", "failed", "earlier"]) -> Path:
         """Where the state of this unit is kept; ``earlier``: which files it made before."""
@@ -397,17 +401,21 @@ def read_splits(
     return None if splits is None else list(splits)
 
 
+def _shards_folder(run: RunFolder, stage: str) -> Path:
+    return run.path / ".state" / stage / JOB_ARRAYS
+
+
 def mark_shard(
     run: RunFolder, stage: str, index: int, count: int, *, settings: str, ended: bool
 ) -> None:
     """Keep that one task of a job array has begun, or has come to its end, under some settings."""
-    path = run.path / ".state" / stage / "shards" / f"{index}-of-{count}.json"
+    path = _shards_folder(run, stage) / f"{index}-of-{count}.json"
     write_json(path, {"index": index, "count": count, "settings": settings, "ended": ended})
 
 
 def forget_shards(run: RunFolder, stage: str) -> None:
     """Forget earlier job arrays: the whole stage has been run in one piece."""
-    for path in (run.path / ".state" / stage / "shards").glob("*-of-*.json"):
+    for path in _shards_folder(run, stage).glob("*-of-*.json"):
         path.unlink(missing_ok=True)
 
 
@@ -418,7 +426,7 @@ def missing_shards(run: RunFolder, stage: str) -> tuple[int, list[int]]:
     settings belong to an earlier one.
     """
     paths = sorted(
-        (run.path / ".state" / stage / "shards").glob("*-of-*.json"),
+        _shards_folder(run, stage).glob("*-of-*.json"),
         key=lambda path: (path.stat().st_mtime_ns, path.name),
     )
     shards = [shard for shard in map(_read_shard, paths) if shard is not None]

@@ -54,7 +54,7 @@ class StageResult:
     done: tuple[str, ...]
     kept: tuple[str, ...]
     failed: tuple[str, ...]
-    notes: tuple[str, ...] = ()  # lines to say behind it
+    notes: tuple[str, ...] = ()  # lines printed after it
 
     @property
     def exit_code(self) -> int:
@@ -76,7 +76,7 @@ class Plan:
 
     unit: Unit
     weight: int  # for the balance of shards
-    # May fail like the work itself. Empty: only the worker can tell, and keeps what is finished.
+    # May fail like the work itself. Empty: the worker decides, and keeps what is finished.
     fingerprint: Callable[[], str]
     arguments: Mapping[str, Any]
     fingerprint_of_old: Callable[[], str] | None = None  # as earlier versions computed it
@@ -290,19 +290,19 @@ def _text_to_restore(run: RunFolder) -> str | None:
 
 # Sections of a config that belong to a stage of another name.
 _OWNERS = {"splits": "tile", "images": "tile"}
-_PER_COMMAND = ("input", "out", "stages")  # said anew with each command
+_PER_COMMAND = ("input", "out", "stages")  # given anew with each command
 
 
 def recall_settings(run: RunFolder, stage: str) -> dict[str, Any]:
-    """Recall what a run was told, so that a stage need not be told again.
+    """Recall the settings of a run, so that they need not be given to each stage.
 
-    Each section of the config is what its own stage was last told (heatmaps by ``heatmap``, also
-    where ``evaluate`` lays them); of a stage that never ran, and of what belongs to none, what
-    `stage` was told last, or else the latest of all.
+    Each section of the config is the one that its own stage last ran with (heatmaps by ``heatmap``,
+    also where ``evaluate`` makes them). If that stage never ran, and for settings of no stage, it
+    is the one that `stage` last ran with, or else the latest of all.
 
     Returns
     -------
-    told : dict
+    recalled : dict
         A config as plain values, for `wsi_pipeline.config.read_config`; of paths the names alone.
         Empty before the first stage.
 
@@ -316,15 +316,15 @@ def recall_settings(run: RunFolder, stage: str) -> dict[str, Any]:
         log.warning(
             "%s is missing: defaults are used; or give --config FILE", run.path / "run.json"
         )
-    # What one export was told says nothing of the next one, to another tool.
+    # The settings of one export do not apply to the next one, to another tool.
     configs = {name: done.get("config", {}) for name, done in recorded if name != "export"}
     if not configs:
         return {}
     latest = configs.get(stage) or list(configs.values())[-1]
-    told = {}
+    recalled = {}
     for name in dict.fromkeys(key for config in (*configs.values(), latest) for key in config):
         own = configs.get(_OWNERS.get(name, name), {})
         source = own if name in own else latest
         if name in source and name not in _PER_COMMAND:
-            told[name] = source[name]
-    return told
+            recalled[name] = source[name]
+    return recalled

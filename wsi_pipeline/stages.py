@@ -7,7 +7,7 @@ runner does the rest.
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from os import cpu_count
 from pathlib import Path
 
@@ -41,8 +41,6 @@ from wsi_pipeline.settings import (
 )
 from wsi_pipeline.slide_contents import find_tile_fingerprint
 from wsi_pipeline.splits import advise_missing_split, assign_splits
-
-log = logging.getLogger(__name__)
 
 log = logging.getLogger(__name__)
 
@@ -153,11 +151,12 @@ def train(
     _check_splits(run, listed, config, chosen)
     entries = _finished_entries(run, ("train", "val"))
     check_device(options, *(settings.precision for settings in chosen.values()))
+    digest_of = verify_stores_once(run)
     plans = [
         Plan(
             Unit("train", model=name),
             weight=1,
-            fingerprint=partial(_train_fingerprint, run, entries, settings),
+            fingerprint=partial(_train_fingerprint, entries, settings, digest_of),
             arguments={
                 "entries": entries,
                 "config": settings,
@@ -247,7 +246,7 @@ def _finished_entries(
 ) -> list[SlideEntry]:
     """List the slides that have a patch store and are in one of `splits` (None: in any)."""
     entries = [e for e in run.read_manifest() if splits is None or e.split in splits]
-    tiled = [e for e in entries if Unit("tile", e.slide_id).mark(run, "done").is_file()]
+    tiled = [e for e in entries if Unit("tile", e.slide_id).is_marked(run)]
     failed = {row["slide_id"] for row in iterate_failures(run) if row["stage"] == "tile"}
     waiting = [e.slide_id for e in entries if e not in tiled and e.slide_id not in failed]
     if waiting:
@@ -283,8 +282,18 @@ def digest_store(run: RunFolder, entry: SlideEntry) -> str:
     return stored_fingerprint(path) or PatchStore.open(path).fingerprint
 
 
-def _train_fingerprint(run: RunFolder, entries: Sequence[SlideEntry], settings: TrainConfig) -> str:
-    data = [(e.slide_id, e.patient, e.split, digest_store(run, e)) for e in entries]
+DigestStore = Callable[[SlideEntry], str]
+
+
+def verify_stores_once(run: RunFolder) -> DigestStore:
+    """Give `digest_store` for one command: several models share what is read of a store."""
+    return cache(partial(digest_store, run))
+
+
+def _train_fingerprint(
+    entries: Sequence[SlideEntry], settings: TrainConfig, digest_of: DigestStore
+) -> str:
+    data = [(e.slide_id, e.patient, e.split, digest_of(e)) for e in entries]
     weights = settings.model.weights
     return digest_settings(
         data, result_settings(settings), digest_file(weights) if weights else None
@@ -308,6 +317,7 @@ def predict(
     if not found:
         raise StageError(f"{run.path}: no checkpoint; train a model or use --checkpoint FILE")
     plans = []
+    digest_of = verify_stores_once(run)
     for model, checkpoint in by_name.items():
         read_meta(checkpoint)  # what is no checkpoint is said once, before any slide is touched
         digest = digest_file(checkpoint)
@@ -316,7 +326,7 @@ def predict(
                 Plan(
                     Unit("predict", e.slide_id, model),
                     weight=slide_bytes(e),
-                    fingerprint=partial(_predict_fingerprint, run, e, digest, config),
+                    fingerprint=partial(_predict_fingerprint, e, digest, config, digest_of),
                     arguments={
                         "entry": e,
                         "checkpoint": checkpoint,
@@ -404,10 +414,12 @@ def model_name(checkpoint: Path) -> str:
     return checkpoint.stem
 
 
-def _predict_fingerprint(run: RunFolder, entry: SlideEntry, digest: str, config: Config) -> str:
+def _predict_fingerprint(
+    entry: SlideEntry, checkpoint: str, config: Config, digest_of: DigestStore
+) -> str:
     # Batches and threads change no score; what is left does, or stands in the score file.
     how = (config.predict.precision, config.predict.compiler, config.predict.tolerance)
-    return digest_settings(digest_store(run, entry), digest, *how)
+    return digest_settings(digest_of(entry), checkpoint, *how)
 
 
 def heatmap(
@@ -455,12 +467,11 @@ def choose_scored_models(run: RunFolder, names: Sequence[str]) -> list[str]:
 
 
 def scored(run: RunFolder, model: str, slide_ids: Iterable[str]) -> list[str]:
-    """Choose the slides that a model has scored and whose patch store still stands."""
+    """Choose the slides that a model has scored and whose patch store is finished."""
     return [
         s
         for s in slide_ids
-        if Unit("predict", s, model).mark(run, "done").is_file()
-        and Unit("tile", s).mark(run, "done").is_file()
+        if Unit("predict", s, model).is_marked(run) and Unit("tile", s).is_marked(run)
     ]
 
 
@@ -471,7 +482,7 @@ def name_unscored(
     slide_ids = list(slide_ids)
 
     def is_lost(unit: Unit) -> bool:
-        return unit.mark(run, "failed").is_file() and not unit.mark(run, "done").is_file()
+        return unit.mark(run, "failed").is_file() and not unit.is_marked(run)
 
     lost = {model: [s for s in slide_ids if is_lost(Unit("predict", s, model))] for model in models}
     return tuple(
@@ -482,13 +493,13 @@ def name_unscored(
 
 
 def why_unscored(run: RunFolder, models: Sequence[str], slide_ids: Iterable[str]) -> str:
-    """Say why no slide is among the scored ones, though there are score files, and the cure."""
+    """Explain why no slide is scored, though there are score files, and what to do."""
     slide_ids = list(slide_ids)
     again = f"run: wsi-pipeline predict {run.path}, with the same --checkpoint if it had one"
     failed = name_unscored(run, models, slide_ids)
     if failed:
         return f"{failed[0].removeprefix('skipped ')} (see {run.failures}); then {again}"
-    untiled = [s for s in slide_ids if not Unit("tile", s).mark(run, "done").is_file()]
+    untiled = [s for s in slide_ids if not Unit("tile", s).is_marked(run)]
     if len(untiled) == len(slide_ids):
         return f"no slide's patches are whole ({name_some(untiled)}); run tile again, then predict"
     if not any(run.scores(model, s).is_file() for model in models for s in slide_ids):
@@ -556,6 +567,7 @@ def evaluate(
     check_rates(config.evaluate.rates)
     entries = run.read_manifest()
     plans = []
+    digest_of = verify_stores_once(run)
     for model in choose_scored_models(run, models):
         chosen, left_out = _to_evaluate(run, model, entries, config)
         elsewhere = _outlined_elsewhere(entries, chosen, config.evaluate.split)
@@ -565,7 +577,14 @@ def evaluate(
                 weight=1,
                 fingerprint=(
                     compute := partial(
-                        _evaluate_fingerprint, run, model, chosen, left_out, elsewhere, config
+                        _evaluate_fingerprint,
+                        run,
+                        model,
+                        chosen,
+                        left_out,
+                        elsewhere,
+                        config,
+                        digest_of,
                     )
                 ),
                 fingerprint_of_old=partial(compute, digest=digest_scores_by_origin),
@@ -664,6 +683,7 @@ def _evaluate_fingerprint(
     left_out: Sequence[str],
     elsewhere: Mapping[str, Sequence[str]],
     config: Config,
+    digest_of: DigestStore,
     *,
     digest: DigestScores = digest_scores,
 ) -> str:
@@ -675,7 +695,7 @@ def _evaluate_fingerprint(
             e.label,
             digest_file(e.annotation) if e.annotation else None,
             digest(run, model, e.slide_id),
-            digest_store(run, e),
+            digest_of(e),
         )
         for e in chosen
     ]

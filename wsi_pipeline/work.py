@@ -34,7 +34,7 @@ from wsi_pipeline.runfolder import (
     record_failure,
 )
 from wsi_pipeline.settings import EvaluateConfig, HeatmapConfig, PredictConfig, TrainConfig
-from wsi_pipeline.slide_contents import compute_tile_fingerprint
+from wsi_pipeline.slide_contents import compute_tile_fingerprint, tile_inputs
 
 if TYPE_CHECKING:
     from tiling.store import PatchStore
@@ -117,7 +117,7 @@ def _silent(done: int, total: int) -> None:
 def fail(run: RunFolder, unit: Unit, error: Exception, *, folder: Path | None = None) -> Outcome:
     """Record a failure: a sentence in ``failures.csv``, the traceback under ``logs/``.
 
-    Paths in `folder` are told as they were given, relative to it.
+    Paths in `folder` are written as they were given, relative to it.
     """
     message = _sentence(unit, error)
     if isinstance(error, ExpectedError) and error.damaged is not None:
@@ -164,11 +164,7 @@ def _tile(task: Task, on_progress: OnProgress) -> Done:
         summary = tile_slide(
             entry.path,
             store,
-            slide_id=entry.slide_id,
-            config=config,
-            annotation_path=entry.annotation,
-            slide_label=entry.label,
-            mpp=entry.mpp,
+            **tile_inputs(entry, config),
             qc_path=picture,
             content_cache=task.run.content(entry.slide_id),
             threads=task.arguments["threads"],

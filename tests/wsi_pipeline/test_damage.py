@@ -13,9 +13,11 @@ import pytest
 import tifffile
 
 from tests.wsi_pipeline.tiny_cohort import again, contents
+from wsi_pipeline import stages
 from wsi_pipeline.cli import main
+from wsi_pipeline.contracts import SlideEntry
 from wsi_pipeline.runfolder import RunFolder, Unit
-from wsi_pipeline.stages import digest_scores
+from wsi_pipeline.stages import digest_scores, digest_store
 
 SHARD = "tiles/s4.zarr/patches/c/0/0/0/0"
 SCORES = "scores/patchnet/s4.h5"
@@ -205,6 +207,23 @@ def test_training_and_evaluation_stop_at_a_damaged_store(copy, capsys):
         ("evaluate", "patchnet"): "tiles/s5.zarr has changed since it was written; run tile again",
     }
     capsys.readouterr()
+
+
+@pytest.mark.parametrize("stage", ["predict", "export"])
+def test_models_of_one_command_share_what_is_read_of_a_store(copy, monkeypatch, stage):
+    """Each store was read and verified again for each model."""
+    read: list[str] = []
+
+    def count(run: RunFolder, entry: SlideEntry) -> str:
+        read.append(entry.slide_id)
+        return digest_store(run, entry)
+
+    shutil.copytree(copy / "run/models/patchnet", copy / "run/models/second")
+    assert main(["predict", str(copy / "run")]) == 0
+    monkeypatch.setattr(stages, "digest_store", count)
+    more = ["--format", "wsinfer"] if stage == "export" else []
+    assert main([stage, str(copy / "run"), *more]) == 0
+    assert sorted(read) == ["s2", "s3", "s4", "s5"]
 
 
 def test_a_damaged_patch_in_the_error_gallery_fails_the_evaluation(copy, capsys):
