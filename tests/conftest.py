@@ -1,10 +1,22 @@
-"""Fixtures of the tests of both packages."""
+"""Fixtures of the tests of both packages, and how their properties are searched.
 
+The examples of hypothesis are the same in every run, and none is too slow for a busy machine. To
+search among others: ``HYPOTHESIS_PROFILE=search make test``.
+"""
+
+import os
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tiling import content
+
+settings.register_profile(
+    "same", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.register_profile("search", deadline=None)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from tiling.threads import map_in_threads
 
 
 @given(n=st.integers(0, 20), threads=st.integers(1, 4), ahead=st.integers(0, 4))
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_results_keep_the_order_of_the_items(n, threads, ahead):
     def load(i):
         time.sleep(0.001 * (i % 3))  # later items may be ready sooner

@@ -122,7 +122,7 @@ label_lists = st.lists(
 
 
 @given(labels=label_lists)
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 def test_validation_without_a_limit_is_every_labelled_patch(labels):
     slide, patch, label = choose_validation(
         [np.array(y, np.int8) for y in labels], most=None, seed=0
@@ -133,7 +133,7 @@ def test_validation_without_a_limit_is_every_labelled_patch(labels):
 
 
 @given(labels=label_lists, most=st.integers(2, 40), seed=st.integers(0, 5))
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 def test_a_limited_validation_is_balanced_over_classes_and_slides(labels, most, seed):
     arrays = [np.array(y, np.int8) for y in labels]
     slide, patch, label = choose_validation(arrays, most=most, seed=seed)

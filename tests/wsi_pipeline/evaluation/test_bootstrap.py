@@ -70,7 +70,7 @@ def test_nothing_to_draw_is_an_error(n, replicates):
         draw_weights(range(n), n_replicates=replicates, seed=0)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(seed=st.integers(0, 10**6), n=st.integers(1, 14))
 def test_weighted_figures_equal_scikit_learn_on_repeated_slides(seed, n):
     random = np.random.default_rng(seed)
@@ -120,7 +120,7 @@ def structural(labels, scores):
     )
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(seed=st.integers(0, 10**6))
 def test_delong_equals_its_formula(seed):
     random = np.random.default_rng(seed)

@@ -50,7 +50,7 @@ def plain(hits):
     ]
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(
     hits=st.lists(slide_hits(), min_size=1, max_size=6),
     denominator=st.sampled_from(["all", "normal"]),
@@ -108,7 +108,7 @@ def test_linear_starts_from_the_highest_point_at_no_false_positive():
     assert read_sensitivity(x, y, [0, 0.5], at_rate="linear").tolist() == [0.5, 0.6]
 
 
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 @given(
     steps=st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), max_size=12),
     rates=st.lists(st.floats(0, 12), min_size=1, max_size=6),
@@ -207,7 +207,7 @@ def test_a_slide_of_itc_only_is_a_tumour_slide():
     assert curve.avg_fps.tolist() == [0, 1]
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(seed=st.integers(0, 10**6))
 def test_matching_equals_the_definition(seed, oracle):
     random = np.random.default_rng(seed)
@@ -259,7 +259,7 @@ def test_the_curve_depends_on_the_order_of_scores_only():
 # ------------------------------------------------------------ resampled slides
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(
     hits=st.lists(slide_hits(), min_size=1, max_size=5),
     seed=st.integers(0, 99),

@@ -120,7 +120,7 @@ def test_pairs_with_an_undefined_side_are_skipped():
 # ------------------------------------------------------------ shares
 
 
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 @given(n=st.integers(1, 400), data=st.data())
 def test_wilson_inverts_the_score_test(n, data):
     """Its ends are the shares from which the one observed is z standard errors away."""

@@ -28,7 +28,7 @@ from wsi_pipeline.evaluation.patch import (
 )
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(seed=st.integers(0, 10**6))
 def test_figures_equal_scikit_learn(seed):
     random = np.random.default_rng(seed)
@@ -115,7 +115,7 @@ def test_curves_enclose_their_areas():
     assert (np.diff(curves.precision_recall[:, 1]) >= 0).all()
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(seed=st.integers(0, 10**6))
 def test_pairs_of_slides_give_every_replicates_auc(seed):
     random = np.random.default_rng(seed)
