@@ -17,7 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from tiling.files import write_json
+from tiling.files import BLOCK_BYTES, write_json
 from tiling.listing import content
 from tiling.listing.content import digest_content, find_digest
 from tiling.slide import fingerprint_file
@@ -44,7 +44,7 @@ def drop(paths: list[Path]) -> None:
 
 def read(path: Path) -> None:
     """Read a file and do nothing with it."""
-    buffer = bytearray(content.BLOCK_BYTES)
+    buffer = bytearray(BLOCK_BYTES)
     with path.open("rb", buffering=0) as file:
         while file.readinto(buffer):
             pass

@@ -38,7 +38,8 @@ from tiling.build import tile_slide
 from tiling.contracts import TileConfig, TissueConfig
 from tiling.files import write_json
 from tiling.store import PatchStore
-from wsi_pipeline.cohort.data import prefetch, read_batch, to_unit_range
+from tiling.threads import map_in_threads
+from wsi_pipeline.cohort.data import read_batch, to_unit_range
 from wsi_pipeline.inference import automatic_batch_size
 from wsi_pipeline.inference.engine import score_rows
 from wsi_pipeline.inference.forward import Forward
@@ -129,7 +130,7 @@ def read_only(store, rows, settings):
     """Read all patches as the engine does, and drop them."""
     size = settings["batch"]
     todo = [rows[start : start + size] for start in range(0, len(rows), size)]
-    for _ in prefetch(lambda r: read_batch(store, r), todo, threads=settings["readers"]):
+    for _ in map_in_threads(lambda r: read_batch(store, r), todo, threads=settings["readers"]):
         pass
 
 

@@ -29,7 +29,7 @@ def small_disk(folder: Path, *, kib: int) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def read_only(folder: Path) -> Iterator[Path]:
-    """The folder as it is, but nobody can write to it: for root, by a mount."""
+    """The folder as it is, but not writable: for root, by a mount."""
     if os.geteuid() != 0:
         paths = [folder, *folder.rglob("*")]
         modes = {path: path.stat().st_mode for path in paths}

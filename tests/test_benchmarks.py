@@ -1,5 +1,6 @@
 """`make bench` runs every script without an argument; where data are absent, one is skipped."""
 
+import importlib
 import json
 import subprocess
 import sys
@@ -83,6 +84,13 @@ def test_the_gpu_check_refuses_an_unknown_part(tmp_path):
     assert "no part is called tarin; known: packages, predict" in done.stderr
 
 
+@pytest.fixture
+def wheels(monkeypatch):
+    """The script `benchmarks/gpu/wheels.py` as a module."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks" / "gpu")
+    return importlib.import_module("wheels")
+
+
 @pytest.mark.parametrize(
     ("text", "name"),
     [
@@ -93,22 +101,12 @@ def test_the_gpu_check_refuses_an_unknown_part(tmp_path):
         ("PyYAML-6.0.4-cp312-cp312-linux_x86_64.whl", "pyyaml"),
     ],
 )
-def test_wheels_and_requirements_are_matched_by_name(text, name):
+def test_wheels_and_requirements_are_matched_by_name(wheels, text, name):
     """Else a package that the GPU machine has is carried there, or one that it lacks is not."""
-    sys.path.insert(0, str(ROOT / "benchmarks/gpu"))
-    try:
-        import wheels
-    finally:
-        sys.path.pop(0)
     assert wheels.plain_name(text) == name
 
 
-def test_what_the_gpu_machine_has_is_not_carried_but_everything_else_is():
-    sys.path.insert(0, str(ROOT / "benchmarks/gpu"))
-    try:
-        import wheels
-    finally:
-        sys.path.pop(0)
+def test_what_the_gpu_machine_has_is_not_carried_but_everything_else_is(wheels):
     names = {wheels.plain_name(line) for line in wheels.requirements()}
     assert "torch" not in names
     assert {"zarr", "openslide-bin", "pytest"} <= names - set(wheels.PRESENT)

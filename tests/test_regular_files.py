@@ -113,7 +113,7 @@ def test_a_pipe_beside_a_dicom_slide_does_not_block_it(tmp_path):
     (tmp_path / "a" / "broken link").symlink_to(tmp_path / "nowhere")
     open_slide(path).close()
     os.mkfifo(tmp_path / "a" / "pipe")
-    with pytest.raises(TilingError, match=r"pipe beside it is a named pipe \(FIFO\)"):
+    with pytest.raises(TilingError, match=r"pipe next to it is a named pipe \(FIFO\)"):
         open_slide(path)
 
 
@@ -121,7 +121,7 @@ def test_a_pipe_among_the_files_of_a_mirax_slide_does_not_block_it(tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "a.mrxs").write_bytes(b"\xff\xd8")
     os.mkfifo(tmp_path / "a" / "Slidedat.ini")
-    with pytest.raises(TilingError, match=r"Slidedat\.ini beside it is a named pipe"):
+    with pytest.raises(TilingError, match=r"Slidedat\.ini next to it is a named pipe"):
         open_slide(tmp_path / "a.mrxs")
 
 

@@ -98,6 +98,11 @@ def draw_camelyon_patches(folder: Path) -> None:
             draw_image(folder / name / file, label, 3)
 
 
+def draw_camelyon_tables(configs: Path) -> None:
+    draw_camelyon_patches(configs / "PATCHES")
+    camelyon_patches.write_patches(configs / "PATCHES", configs / "camelyon")
+
+
 def draw_slides(folder: Path, splits: str) -> None:
     """The six slides of the tiny cohort at 4 µm per px, where their tumours are 0.5 mm across.
 
@@ -160,7 +165,7 @@ class Fake:
     """What a config needs to run in seconds, and the numbers it is for."""
 
     draw: Callable[[Path], None]  # into the folder of the configs
-    settings: tuple[str, ...]  # over the config's own, beside those of `tiny_models`
+    settings: tuple[str, ...]  # over the config's own, along with those of `tiny_models`
     cells: list[Cell]
 
 
@@ -295,7 +300,7 @@ FAKES: dict[str, Fake] = {
         of_splits(OURS, ("val", "test"), ["roc_auc", *LOSS]) + seconds(*OURS),
     ),
     "camelyon16_patches": Fake(
-        lambda configs: draw_camelyon_patches_here(configs),
+        draw_camelyon_tables,
         (
             SIZE_32,
             "input=configs/camelyon",
@@ -305,11 +310,6 @@ FAKES: dict[str, Fake] = {
         [(m, "patch", name) for m in OURS for name in ("roc_auc", "accuracy")] + seconds(*OURS),
     ),
 }
-
-
-def draw_camelyon_patches_here(configs: Path) -> None:
-    draw_camelyon_patches(configs / "PATCHES")
-    camelyon_patches.write_patches(configs / "PATCHES", configs / "camelyon")
 
 
 # ------------------------------------------------------------ tiny networks, by settings alone

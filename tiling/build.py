@@ -83,7 +83,7 @@ class TileSummary:
     n_positive: int
     n_negative: int
     n_ignored: int  # label -1 by the rule
-    n_unlabelled: int  # label -1, as nobody annotated the slide
+    n_unlabelled: int  # label -1, as the slide is not annotated
     n_unreadable: int
     seconds: float
     notes: tuple[str, ...]
@@ -111,7 +111,7 @@ def tile_fingerprint(
     mpp: float | None,
     content: str | None = None,
 ) -> str:
-    """Tell what a store is made from: the slide's and the annotation's bytes, and every setting.
+    """Hash what a store is made from: the slide's and the annotation's bytes, and every setting.
 
     Parameters
     ----------

@@ -37,7 +37,7 @@ class SlideInfo:
     level_downsamples: tuple[float, ...]  # level-0 px per px of each level, >= 1
     bounds: (
         tuple[int, int, int, int] | None
-    )  # (x, y, width, height) l0 of the scanned part, if told
+    )  # (x, y, width, height) l0 of the scanned part, if stated
     objective_power: float | None  # shown, never computed with
     fingerprint: str  # of all bytes of its files, not of their paths or dates
 

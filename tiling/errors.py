@@ -1,4 +1,4 @@
-"""What can go wrong below the pipeline; each message says what is wrong, the value, the cure."""
+"""Errors below the pipeline; each message states what is wrong, the value, the remedy."""
 
 from pathlib import Path
 from typing import TypeVar

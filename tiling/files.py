@@ -17,10 +17,13 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any, Literal, overload
 
+from tiling.threads import check_stopped
+
 _HERE = -100  # AT_FDCWD; the paths given are absolute
 _RENAME_EXCHANGE = 2  # renameat2(2)
 _OCCUPIED = {errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR}
 _ATTEMPTS = 100
+BLOCK_BYTES = 2**20  # read at once by `digest_file`
 MAX_DEPTH = 50  # of our own JSON files: settings are five or six deep
 
 _HOST = hashlib.sha256(platform.node().encode()).hexdigest()[:8]
@@ -92,7 +95,7 @@ def read_text(path: Path, *, encoding: str = "utf-8") -> str:
 
 @contextlib.contextmanager
 def write_aside(path: Path) -> Iterator[Path]:
-    """Give a scratch path beside `path`; on success it takes its place, else it is removed.
+    """Give a scratch path next to `path`; on success it takes its place, else it is removed.
 
     The scratch path may be made a file or a folder. Its name starts with a dot and ends with
     ``.part``, so no reader takes it for a result. A rename within one folder is atomic: a reader
@@ -150,7 +153,7 @@ def move_into(scratch: Path, folder: Path, *, last: str = "") -> list[Path]:
 
 
 def _scratch_beside(path: Path) -> Path:
-    # The name tells whose it is, so that leftovers of a dead process can be told from live work.
+    # The name states its process, so that leftovers of dead processes can be recognised.
     return path.parent / f".{path.name}.{_HOST}-{os.getpid()}-{uuid.uuid4().hex[:8]}.part"
 
 
@@ -257,8 +260,8 @@ def json_text(value: Any) -> str:
 def write_text(path: Path, text: str, *, errors: str = "backslashreplace") -> None:
     """Write `text` as UTF-8, whole or not at all.
 
-    What UTF-8 cannot hold (parts of a file name in another encoding) is written as `errors` has
-    it, as in `open`; by default as its escape.
+    What UTF-8 cannot hold (parts of a file name in another encoding) is handled by `errors`, as in
+    `open`; by default it is written as its escape.
     """
     with write_aside(path) as scratch:
         scratch.write_bytes(text.encode("utf-8", errors))
@@ -275,7 +278,7 @@ def update_text(path: Path, text: str, *, errors: str = "backslashreplace") -> N
 
 
 def parse_json(text: str | bytes) -> Any:
-    """Parse JSON; whatever is wrong with it, nesting without end included, is a `ValueError`."""
+    """Parse JSON; anything wrong with it, endless nesting included, is a `ValueError`."""
     try:
         return json.loads(text)
     except RecursionError as error:
@@ -324,8 +327,13 @@ def digest_json(value: Any) -> str:
 
 def digest_file(path: Path) -> str:
     """Hash a whole file's bytes: 64 hexadecimal digits of SHA-256."""
+    digest, buffer = hashlib.sha256(), bytearray(BLOCK_BYTES)
+    view = memoryview(buffer)
     with open_file(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
+        while count := file.readinto(buffer):  # type: ignore[attr-defined]
+            check_stopped()
+            digest.update(view[:count])
+    return digest.hexdigest()
 
 
 def digest_files(folder: Path, files: Iterable[Path]) -> str:

@@ -95,7 +95,7 @@ def get_dataset(file: Any, name: str) -> Any:
         raise ValueError(f"the values of '{name}' are in other files; write them into this one")
     n_bytes = found.size * found.dtype.itemsize if found.size else 0
     if n_bytes > MAX_BYTES:
-        raise ValueError(f"'{name}' is said to hold {n_bytes / 2**30:.0f} GiB")
+        raise ValueError(f"'{name}' claims to hold {n_bytes / 2**30:.0f} GiB")
     return found
 
 

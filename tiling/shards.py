@@ -1,13 +1,12 @@
 """Patches straight to and from a shard's bytes.
 
-Where a Zarr v3 array is sharded and its chunks have no codec but a checksum, a chunk is a run of
-bytes at a place that the shard's index gives. Reading that run into the result costs one system
-call and no Python per codec, and so does writing it, in any order: its place is known beforehand.
+Where a Zarr v3 array is sharded and its chunks are not compressed, a chunk is a run of bytes at a
+place that the shard's index gives. Reading that run into the result costs one system call and no
+Python per codec, and so does writing it, in any order: its place is known beforehand.
 Each patch is followed by its CRC-32C (Zarr's codec ``crc32c``), verified at every read. Stores of
 earlier versions have none; they are read as they are.
 """
 
-import json
 import math
 import os
 from collections.abc import Iterable, Iterator
@@ -19,13 +18,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tiling.errors import StoreError, of_damage
+from tiling.files import read_json_object
 
 CHECKSUM_BYTES = 4  # CRC-32C, little-endian: behind each patch, and behind the index
 INDEX_ENTRY_BYTES = 16  # offset and length of a chunk, 8 bytes each
 
 
 class RawShards:
-    """The shards of an array of patches whose chunks are one patch each, stored without codec.
+    """The shards of an array of patches whose chunks are one patch each, not compressed.
 
     Only for arrays written with every chunk in place, as `tiling.store` writes them: a chunk or
     shard that is absent is damage here, where plain zarr would read black.
@@ -62,7 +62,7 @@ class RawShards:
     @classmethod
     def open(cls, folder: Path) -> Self | None:
         """Look at the array's metadata; None where its bytes are not plain patches."""
-        metadata = json.loads((folder / "zarr.json").read_text(encoding="utf-8"))
+        metadata = read_json_object(folder / "zarr.json")
         if not _is_raw(metadata):
             return None
         return cls(
@@ -104,7 +104,7 @@ class RawShards:
 
     def shard_path(self, shard: int) -> Path:
         """File of a shard."""
-        return self._folder / "c" / str(shard) / "0" / "0" / "0"
+        return _shard_path(self._folder, shard)
 
     def _read_shard(
         self,
@@ -192,10 +192,7 @@ class ShardWriter:
         self._n_patches = n_patches
         self._chunk_bytes = patch_bytes + CHECKSUM_BYTES
         self._shard_length = shard_length
-        self._paths = [
-            folder / "c" / str(shard) / "0" / "0" / "0"
-            for shard in range(-(-n_patches // shard_length))
-        ]
+        self._paths = [_shard_path(folder, shard) for shard in range(-(-n_patches // shard_length))]
         for path in self._paths:
             path.parent.mkdir(parents=True)
 
@@ -249,6 +246,10 @@ def crc32c(data: NDArray[Any]) -> int:
     view = data.view()
     view.flags.writeable = False  # the library takes nothing else without a copy
     return int(google_crc32c.value(view))
+
+
+def _shard_path(folder: Path, shard: int) -> Path:
+    return folder / "c" / str(shard) / "0" / "0" / "0"
 
 
 def _chunk_codecs(metadata: dict[str, Any]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Opening a slide, whatever it is, and saying what is known of it."""
+"""Open a slide of any format, and describe what is known of it."""
 
 import hashlib
 import logging
@@ -32,6 +32,7 @@ from tiling.readers.tiff_images import choose_image
 from tiling.readers.tiff_levels import check_converted
 from tiling.readers.tiff_pixels import CACHE_BYTES
 from tiling.readers.tiff_reader import TiffReader
+from tiling.readers.tiff_structure import TIFF_HEADS
 from tiling.readers.tiled_tiff_reader import TiledTiffReader
 from tiling.resample import nearest_finer_level, read_resampled
 from tiling.threads import map_in_threads
@@ -44,7 +45,7 @@ OVERVIEW_BLOCK_PX = 1024  # side of what is read at once, px of the level read; 
 SMALLEST_UNREADABLE_PX = 16  # overview px: a bad spot is narrowed down to this
 PROBES = 4  # along x and y, in a block that cannot be read
 
-# What OpenSlide says of formats that it knows and variants of them that it does not read.
+# How OpenSlide reports formats that it knows and variants of them that it does not read.
 UNSUPPORTED = re.compile(r"unsupported|not supported|(can't|cannot) handle|unknown", re.IGNORECASE)
 PLAIN_TIFF_VENDOR = "generic-tiff"  # OpenSlide's word for a TIFF of no known maker
 
@@ -127,7 +128,7 @@ def _check_file(path: Path) -> None:
 
 
 def _check_companions(path: Path) -> None:
-    """Refuse pipes and devices beside a slide, which OpenSlide would open and wait for."""
+    """Refuse pipes and devices next to a slide, which OpenSlide would open and wait for."""
     if is_dicom(path):  # it opens all that is in the folder
         with os.scandir(path.parent) as entries:
             odd = [e for e in entries if not e.is_file() and not e.is_dir()]
@@ -141,13 +142,13 @@ def _check_companions(path: Path) -> None:
             continue  # a broken link
         except OSError as error:
             raise SlideError(
-                f"{path.name}: {other.name} beside it is {error.strerror}; take it away"
+                f"{path.name}: {other.name} next to it is {error.strerror}; remove it"
             ) from error
 
 
 def _is_tiff(path: Path) -> bool:
     with open_file(path, "rb") as file:
-        return file.read(4) in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+        return file.read(4) in TIFF_HEADS
 
 
 def _open_tiff(path: Path, cache_bytes: int) -> Slide:
@@ -160,8 +161,8 @@ def _open_tiff(path: Path, cache_bytes: int) -> Slide:
 
 
 def _open_damaged(path: Path, error: openslide.OpenSlideError, cache_bytes: int) -> Slide:
-    # OpenSlide knows the format but not this variant of it (then the TIFF reader may, or says what
-    # it lacks), or the file is damaged.
+    # OpenSlide knows the format but not this variant of it (then the TIFF reader may, or reports
+    # what it lacks), or the file is damaged.
     reason = str(error).replace(str(path), path.name)
     if not _is_tiff(path):
         if UNSUPPORTED.search(reason):
@@ -221,7 +222,7 @@ def _check_openslide_shows_it(path: Path, slide: OpenSlideReader, reason: SlideE
                 return
     except SlideError:
         raise
-    except Exception as error:  # damaged besides
+    except Exception as error:  # also damaged
         log.debug("%s: %s", path.name, error)
         return
     raise reason
@@ -238,7 +239,7 @@ def describe_slide(
     mpp: float | None = None,
     content: str | None = None,
 ) -> SlideInfo:
-    """Say what is known of a slide, without anything that could identify a patient.
+    """Describe what is known of a slide, without anything that could identify a patient.
 
     Parameters
     ----------
@@ -252,7 +253,7 @@ def describe_slide(
     Raises
     ------
     SlideError
-        If nobody says the resolution, or `mpp` is not a positive number.
+        If the resolution is stated nowhere, or `mpp` is not a positive number.
     """
     return SlideInfo(
         slide_id=slide_id,
@@ -285,7 +286,7 @@ def _resolve_mpp(slide: Slide, path: Path, mpp: float | None) -> tuple[float, fl
 
 
 def note_slide(slide: Slide, *, mpp: float | None = None) -> tuple[str, ...]:
-    """Say what was decided about a slide's file, and what looks mistaken in it.
+    """Describe what was decided about a slide's file, and what looks mistaken in it.
 
     Parameters
     ----------
@@ -333,7 +334,7 @@ def fingerprint_file(path: Path) -> str:
 
 
 def is_made_from(fingerprint: str, path: Path, *, cache: Path | None = None) -> bool:
-    """Tell whether a store's fingerprint of its slide is that of a slide's files.
+    """Whether a store's fingerprint of its slide is that of a slide's files.
 
     Parameters
     ----------
@@ -391,7 +392,7 @@ def read_thumbnail(
 def read_overview(
     slide: Slide, *, mpp: tuple[float, float], target_mpp: float, threads: int = 1
 ) -> Overview:
-    """Read the thumbnail as `read_thumbnail` does, and say which of its pixels are unknown."""
+    """Read the thumbnail as `read_thumbnail` does, and mark which of its pixels are unknown."""
     width, height = slide.size
     out_width = min(width, max(1, round(width * mpp[0] / target_mpp)))
     out_height = min(height, max(1, round(height * mpp[1] / target_mpp)))

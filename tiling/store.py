@@ -1,10 +1,11 @@
 """The patch store: one slide's patches, where they lie and what they are, in one Zarr folder.
 
 Pixels are stored as they are, one patch per chunk, many chunks per shard (a shard is one file):
-lossless codecs save 3 to 14 % of H&E and halve the speed of reading, so where room is short only
-coordinates are stored (``store: coords``) and the slide is read. A shard is written whole, by one
-writer. Without a codec a patch is a run of bytes in its shard, and `PatchStore.read` fetches just
-that, and the checksum behind it. Everything else in a store is covered by the attribute ``sha256``.
+lossless compression saves at most 8 % of H&E and halves the speed of reading (docs/store.md), so
+where room is short only coordinates are stored (``store: coords``) and the slide is read.
+Uncompressed, a patch is a run of bytes at a known place in its shard: patches are written in any
+order, and `PatchStore.read` fetches just that run, and the checksum after it (`tiling.shards`).
+Everything else in a store is covered by the attribute ``sha256``.
 """
 
 import hashlib
@@ -33,7 +34,7 @@ from tiling.slide import is_made_from, open_slide
 
 log = logging.getLogger(__name__)
 
-SHARD_BYTES = 48 * 2**20  # one file; what a writer holds in memory at once
+SHARD_BYTES = 48 * 2**20  # one file
 WHITE = 255
 _DIGEST = "sha256"  # of all attributes but these two, and of all arrays but the patches
 _FINISHED = "finished"
@@ -75,11 +76,11 @@ def shard_length(n_patches: int, patch_px: int) -> int:
     return max(1, min(n_patches, SHARD_BYTES // (3 * patch_px**2)))
 
 
-Target = Path | MemoryStore  # a folder, or memory to tell what a folder would hold
+Target = Path | MemoryStore  # a folder, or memory to measure what a folder would hold
 
 
 def create_patches(folder: Target, *, n_patches: int, patch_px: int) -> "zarr.Array[Any]":
-    """Begin a store in `folder` with an empty pixel array; write it shard by shard, in order."""
+    """Begin a store in `folder` with an empty array of patches; fill it with a `ShardWriter`."""
     group = zarr.create_group(folder, zarr_format=3)
     return group.create_array(
         "patches",
@@ -132,7 +133,7 @@ def _digest_contents(attributes: dict[str, Any], arrays: dict[str, NDArray[Any]]
 
 
 def stored_fingerprint(path: Path) -> str | None:
-    """What a finished store was made from; None where there is no finished store of ours."""
+    """Read what a finished store was made from; None where no finished store of ours is."""
     try:
         return str(_read_attributes(path)["fingerprint"])
     except (StoreError, KeyError):
@@ -260,7 +261,8 @@ class PatchStore:
             store._check_pixels()
             return store
         except StoreError as error:
-            raise of_damage(error, path) from error
+            of_damage(error, path)
+            raise
         except Exception as error:  # zarr fails in as many ways as there are files to damage
             raise of_damage(StoreError(_damaged(path, str(error))), path) from error
 
@@ -327,7 +329,7 @@ class PatchStore:
         return self.read_flagged(indices)[0]
 
     def read_flagged(self, indices: ArrayLike) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-        """Read patches, and say which of them could not be decoded, shape (n,)."""
+        """Read patches, and flag those that could not be decoded, shape (n,)."""
         rows = self._check_rows(indices)
         side = self.geometry.patch_px
         patches = np.empty((len(rows), side, side, 3), np.uint8)

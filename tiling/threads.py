@@ -1,9 +1,9 @@
 """Work in threads that ends when the caller does.
 
-A pool's threads cannot be killed. Whoever waits for one after Ctrl-C, a scheduler's SIGTERM or an
-error waits for what it is doing, and, where everything was queued at once, for all that it has yet
-to do: minutes, where a damaged slide is read. So only a few items are handed out ahead, and long
-work asks `check_stopped` between its steps.
+A pool's threads cannot be killed. After Ctrl-C, a scheduler's SIGTERM or an error, a process waits
+until its threads have finished their current items and, if everything was queued at once, all
+remaining ones: minutes, where a damaged slide is read. So only a few items are submitted ahead, and
+long work calls `check_stopped` between its steps.
 """
 
 import collections
@@ -23,7 +23,7 @@ class Stopped(BaseException):
 
 
 def check_stopped() -> None:
-    """End this thread's work if nobody waits for it any more; does nothing elsewhere.
+    """End this thread's work if its result is no longer needed; does nothing in other threads.
 
     Raises
     ------
@@ -35,7 +35,7 @@ def check_stopped() -> None:
 
 
 def map_in_threads(
-    work: Callable[[Item], Result], items: Iterable[Item], *, threads: int, ahead: int = 0
+    work: Callable[[Item], Result], items: Iterable[Item], *, threads: int = 1, ahead: int = 2
 ) -> Iterator[Result]:
     """Apply a function to each item in background threads, yielding results in order.
 

@@ -1,6 +1,6 @@
 """Numbers, counts and lists of names in messages and reports: rounded, but never to something else.
 
-Every message that counts things or shows a measured number goes through here, so that a score of
+Messages that count things or show a measured number are formatted here, so that a score of
 0.99998951 is not printed as 1.000, nor one slide as "1 slides".
 """
 

@@ -150,6 +150,10 @@ class Unit:
         """What a person calls it: the slide, and the model at work on it."""
         return f"{self.slide_id} by {self.model}" if self.slide_id and self.model else self.name
 
+    def is_marked(self, run: RunFolder) -> bool:
+        """Whether there is a mark that it was finished, up to date or not."""
+        return self.mark(run, "done").is_file()
+
     def mark(self, run: RunFolder, kind: Literal["done", "failed", "earlier"]) -> Path:
         """Where the state of this unit is kept; ``earlier``: which files it made before."""
         return (

@@ -151,7 +151,7 @@ def product_tflops(device, side, rounds):
 
 
 def predict(report):
-    """VGG16 in bf16, from a slide file to scores, beside the card's own product."""
+    """VGG16 in bf16, from a slide file to scores, against the card's own product."""
     import torch
 
     from tiling.build import tile_slide

@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tiling.contracts import TileConfig, TissueConfig
@@ -35,7 +35,6 @@ def test_axes_keep_their_own_resolution():
     assert inner_squares(np.array([[0, 0]]), geometry).tolist() == [[100, 50, 300, 150]]
 
 
-@settings(deadline=None)
 @given(mpp_x=mpps, mpp_y=mpps, patch=st.integers(1, 600), stride=st.integers(1, 600))
 def test_level_0_lengths_are_the_nearest_whole_pixels(mpp_x, mpp_y, patch, stride):
     target = max(mpp_x, mpp_y)
@@ -53,7 +52,6 @@ def test_level_0_lengths_are_the_nearest_whole_pixels(mpp_x, mpp_y, patch, strid
         assert abs(length - px * target / mpp) <= 0.5 + 1e-9
 
 
-@settings(deadline=None)
 @given(mpp=mpps, patch=st.integers(1, 300), data=st.data())
 def test_the_inner_square_is_centred_and_of_its_own_width(mpp, patch, data):
     inner = data.draw(st.integers(1, patch))

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tiling.errors import GridError
@@ -12,7 +12,6 @@ sizes = st.tuples(st.integers(0, 40), st.integers(0, 40))
 sides = st.tuples(st.integers(1, 12), st.integers(1, 12))
 
 
-@settings(deadline=None)
 @given(slide_size=sizes, tile=sides, stride=sides)
 def test_coords_match_the_plain_double_loop(slide_size, tile, stride):
     """The vectorised grid equals the definition, read off one tile at a time."""
@@ -31,7 +30,6 @@ def test_coords_match_the_plain_double_loop(slide_size, tile, stride):
     assert coords.tolist() == expected
 
 
-@settings(deadline=None)
 @given(slide_size=sizes, tile=sides, stride=sides)
 def test_padding_keeps_every_tile_that_starts_inside(slide_size, tile, stride):
     width, height = slide_size

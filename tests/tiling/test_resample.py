@@ -17,7 +17,7 @@ def mean_by_supersampling(image, box, out_px, fine=40):
     return points.reshape(out_px[1], fine, out_px[0], fine, 3).mean(axis=(1, 3))
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     seed=st.integers(0, 99),
     start=st.tuples(st.floats(0, 3), st.floats(0, 3)),
@@ -43,7 +43,7 @@ def test_whole_ratios_are_the_mean_of_blocks(ratio):
     assert np.abs(result - means).max() <= 0.5 + 1e-4
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     value=st.integers(0, 255),
     start=st.floats(0, 5),

@@ -88,7 +88,7 @@ class TestReading:
             np.testing.assert_array_equal(store.read(range(len(store))), array[:])
             np.testing.assert_array_equal(store.read([5])[0], array[5])
 
-    @settings(deadline=None, max_examples=30, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=30, suppress_health_check=list(HealthCheck))
     @given(data=st.data())
     def test_any_order_and_twice(self, path: Path, data):
         with PatchStore.open(path) as store:

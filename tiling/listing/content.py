@@ -2,13 +2,12 @@
 
 A slide that was copied again must be noticed, wherever its bytes differ, so all of them are hashed,
 of every file that the slide consists of. That takes as long as reading the slide, so the digest is
-kept, in memory and if wanted in a small file, together with what the file system says of the files:
-names, sizes, and the times of the last change of content and of status. As long as that is the
-same, nothing is read again. A slide that was moved or touched is read once more, and has the same
-digest.
+kept, in memory and if wanted in a small file, together with the state of the files: names, sizes,
+and the times of the last change of content and of status. As long as that is the same, nothing is
+read again. A slide that was moved or touched is read once more, and has the same digest.
 
-The time of the last change of status (``ctime``) is what tells a slide that was copied again along
-with its date. It is not written into the small file but is that file's own date, so that the file
+The time of the last change of status (``ctime``) reveals that a slide was copied again along with
+its date. It is not written into the small file but is that file's own date, so that the file
 holds the same bytes wherever a data set is copied to.
 """
 
@@ -23,9 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tiling.errors import SlideError
-from tiling.files import digest_json, open_file, read_bytes, write_json
+from tiling.files import digest_file, digest_json, open_file, read_json_object, write_json
 from tiling.listing.slide_parts import SlidePart, explain_unreadable, list_parts
-from tiling.threads import check_stopped
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +32,6 @@ UNREAD = KIND + "0" * 64  # in place of a digest that is not needed
 # A file that changed so recently may change again without another time: most file systems count in
 # steps of some milliseconds.
 RECENT_NS = 100_000_000
-BLOCK_BYTES = 2**20  # read at once
 ATTEMPTS = 2  # to read a slide that changes meanwhile, if only its permissions
 
 
@@ -67,9 +64,10 @@ def digest_content(path: Path, *, cache: Path | None = None) -> str:
         content = _recall(path, look, cache)
         if content is None:
             content = KIND + _hash_parts(path, parts)
-        if look_at_files(path) == (look.state, look.changed_ns):
-            _keep(path, look, content, cache)
-            return content
+            if look_at_files(path) != (look.state, look.changed_ns):
+                continue
+        _keep(path, look, content, cache)
+        return content
     raise SlideError(
         f"{path.name}: changes while it is read; wait until it is copied whole, then run the same "
         "command again"
@@ -90,7 +88,7 @@ def find_digest(path: Path, *, cache: Path | None = None) -> str | None:
 
 
 def look_at_files(path: Path) -> tuple[str, int]:
-    """Tell the state of a slide's files without reading them: the same while nothing changes.
+    """Describe the state of a slide's files without reading them: the same while nothing changes.
 
     Raises
     ------
@@ -106,7 +104,7 @@ def look_at_files(path: Path) -> tuple[str, int]:
 
 def _hash_parts(path: Path, parts: Sequence[SlidePart]) -> str:
     try:
-        digests = [(part.label, _hash_file(part.path)) for part in parts]
+        digests = [(part.label, digest_file(part.path)) for part in parts]
     except OSError as error:
         raise explain_unreadable(path, error) from error
     if len(digests) == 1:
@@ -115,17 +113,7 @@ def _hash_parts(path: Path, parts: Sequence[SlidePart]) -> str:
     return hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
 
 
-def _hash_file(path: Path) -> str:
-    digest, buffer = hashlib.sha256(), bytearray(BLOCK_BYTES)
-    view = memoryview(buffer)
-    with open_file(path, "rb") as file:
-        while count := file.readinto(buffer):  # type: ignore[attr-defined]
-            check_stopped()
-            digest.update(view[:count])
-    return digest.hexdigest()
-
-
-# --- what the file system says ---------------------------------------------------------------
+# --- the state of the files -----------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -183,12 +171,12 @@ def _keep(path: Path, look: _Look, content: str, cache: Path | None) -> None:
 
 def _read(cache: Path, look: _Look) -> str | None:
     try:
-        found = json.loads(read_bytes(cache))
+        found = read_json_object(cache)
         is_same = _is_date(cache.stat().st_mtime_ns, look.changed_ns)
         if not is_same or found["state"] != look.state or found["check"] != _check(found):
             return None
         return str(found["content"])
-    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+    except (OSError, ValueError, LookupError):
         return None
 
 

@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 class SlidePart:
     """One of a slide's files."""
 
-    label: str  # tells it from the others; "" where the order does not matter
+    label: str  # distinguishes it from the others; "" where the order does not matter
     path: Path
 
 

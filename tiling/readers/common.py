@@ -1,4 +1,4 @@
-"""What every reader does the same way: white for nothing, a check of the request, a sane mpp."""
+"""What all readers share: white for nothing, a check of the request, a plausible resolution."""
 
 import math
 
@@ -21,7 +21,7 @@ FAR_FROM_USUAL = 1.6  # scanners lie within 0.7 and 1.1 of the usual
 
 
 def parse_number(text: str | None) -> float | None:
-    """Read a number that a file's metadata tells as text; None where it is none."""
+    """Read a number that a file's metadata states as text; None where it is none."""
     try:
         return None if text is None else float(text)
     except ValueError:
@@ -45,9 +45,7 @@ def positive_mpp(x: float | None, y: float | None) -> tuple[float, float] | None
     return x, y
 
 
-def usable_mpp(
-    stated: tuple[float, float] | None, *, coarsest: float = COARSEST_MPP
-) -> tuple[float, float] | None:
+def usable_mpp(stated: tuple[float, float] | None) -> tuple[float, float] | None:
     """Keep a stated resolution if it can be one of a microscope.
 
     Examples
@@ -57,7 +55,7 @@ def usable_mpp(
     >>> usable_mpp((353.0, 353.0)) is None
     True
     """
-    return stated if stated is not None and max(stated) <= coarsest else None
+    return stated if stated is not None and max(stated) <= COARSEST_MPP else None
 
 
 def printer_dpi(mpp: tuple[float, float] | None) -> int | None:
@@ -77,7 +75,7 @@ def printer_dpi(mpp: tuple[float, float] | None) -> int | None:
 
 
 def is_square(mpp: tuple[float, float]) -> bool:
-    """Tell whether x and y resolution are the same but for rounding.
+    """Whether x and y resolution are the same but for rounding.
 
     Examples
     --------

@@ -1,8 +1,8 @@
 """Pictures whose numbers mean something: masks, as TIFF or PNG.
 
-What is drawn is told from the background as a viewer shows it: where white is stored as zero the
-numbers are turned round, transparent pixels are background, and of a palette the index 0 is the
-background, or black where 0 is another colour. Compression that changes numbers is refused. A
+What is drawn is distinguished from the background as a viewer shows it: where white is stored as
+zero the numbers are inverted, transparent pixels are background, and of a palette the index 0 is
+the background, or black where 0 is another colour. Compression that changes numbers is refused. A
 picture of any size is read in bounded memory, its file tiles or strips one by one.
 """
 
@@ -21,20 +21,19 @@ from PIL import Image
 
 from tiling.errors import MaskError, SlideError
 from tiling.files import open_file
-from tiling.readers.common import printer_dpi
-from tiling.readers.tiff_structure import find_cut
+from tiling.readers.common import FINEST_MPP, MICRONS_PER_INCH, printer_dpi
+from tiling.readers.tiff_structure import TIFF_HEADS, find_cut
 
 MAX_SEGMENT_BYTES = 2**28  # of one decoded file tile or strip
 MAX_PNG_PX = 2**26  # a PNG can only be decoded whole
 BAND_BYTES = 2**24  # of uncompressed strips read at once
-COARSEST_MPP, FINEST_MPP = 100.0, 0.05  # µm per px that a mask of a slide may have
+COARSEST_MPP = 100.0  # µm per px that a mask of a slide may have
 # JPEG and its kind: zeros come back as other numbers.
 LOSSY = {6, 7, 33003, 33004, 33005, 34712, 34892, 34934, 50001, 50002, 52546}
 MINISWHITE, MINISBLACK, RGB_COLOURS, PALETTE = 0, 1, 2, 3  # TIFF 6.0, PhotometricInterpretation
 SEPARATE = 2  # PlanarConfiguration
 ALPHA = (1, 2)  # ExtraSamples: associated, unassociated
 PNG_HEAD = b"\x89PNG\r\n\x1a\n"
-TIFF_HEADS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 # What the decoders raise on damaged files.
 DAMAGE = (OSError, ValueError, SyntaxError, LookupError, RuntimeError, EOFError, struct.error,
           zlib.error)  # fmt: skip
@@ -81,7 +80,7 @@ def open_mask(path: Path) -> Iterator[MaskPicture]:
     Parameters
     ----------
     path : Path
-        TIFF (also OME-TIFF, pyramids) or PNG; which of them, its content says.
+        TIFF (also OME-TIFF, pyramids) or PNG, by its content.
 
     Raises
     ------
@@ -109,7 +108,7 @@ def open_mask(path: Path) -> Iterator[MaskPicture]:
 
 @contextmanager
 def naming_damage(path: Path) -> Iterator[None]:
-    """Make a `MaskError` of whatever a decoder raises."""
+    """Turn anything that a decoder raises into a `MaskError`."""
     try:
         yield
     except MaskError:
@@ -204,7 +203,7 @@ class _TiffMask:
         n_colours = samples.shape[2] - len(extra)
         colours = samples[..., :n_colours]
         if page.photometric == MINISWHITE:
-            colours = _turn_round(colours, page.bitspersample)
+            colours = _invert(colours, page.bitspersample)
         values = colours.max(axis=2)
         self.is_coloured |= bool((colours != values[..., None]).any())
         drawn = values != 0
@@ -295,7 +294,7 @@ def _read_bands(path: Path, page: Any) -> Iterator[tuple[int, int, Numbers]]:
             yield 0, top, np.frombuffer(data, dtype).reshape(count, width, samples)
 
 
-def _turn_round(values: Numbers, bits: int) -> Numbers:
+def _invert(values: Numbers, bits: int) -> Numbers:
     if values.dtype == np.bool_:
         return ~values
     return np.asarray(2**bits - 1 - values.astype(np.int64)).astype(values.dtype)
@@ -311,7 +310,7 @@ def _tiff_colours(page: Any) -> Numbers:
 def _find_background(
     indices: Iterator[Numbers], colours: Numbers, notes: list[str]
 ) -> frozenset[int]:
-    """Tell which indices of a palette are background.
+    """Find which indices of a palette are background.
 
     Parameters
     ----------
@@ -356,7 +355,7 @@ class _PngMask:
             with Image.open(path) as image:
                 dpi = image.info.get("dpi")
         if dpi and min(dpi) > 0:
-            self.mpp = _usable((25_400 / float(dpi[0]), 25_400 / float(dpi[1])))
+            self.mpp = _usable((MICRONS_PER_INCH / float(dpi[0]), MICRONS_PER_INCH / float(dpi[1])))
 
     def read(self, level: MaskLevel) -> Iterator[MaskBlock]:
         width, height = level.size
@@ -393,7 +392,7 @@ class _PngMask:
 
 
 def _is_hidden(colours: Numbers, hidden: Any) -> NDArray[np.bool_]:
-    """Tell which pixels a PNG's transparency chunk hides: a colour, or indices of its palette."""
+    """Find which pixels a PNG's transparency chunk hides: a colour, or indices of its palette."""
     if isinstance(hidden, bytes):
         return np.isin(colours[..., 0], np.flatnonzero(np.frombuffer(hidden, np.uint8) == 0))
     return np.asarray((colours == np.asarray(hidden)).all(axis=2), np.bool_)

@@ -1,12 +1,12 @@
 """Which image of a TIFF is the picture: its pages, plane, colours and resolution, decided together.
 
-A TIFF may hold a slide beside its label, a macro picture and other scenes, a pyramid, planes of
+A TIFF may hold a slide along with its label, a macro picture and other scenes, a pyramid, planes of
 one colour each, a focal stack or a time series. The choice is made here for slides, masks and
 single images alike:
 
 - the largest image is taken (pictures named label, macro, overview or thumbnail only where there is
   nothing else), and its resolution is the one stated for that image, never that of another one;
-- three grey planes are red, green and blue where the file says so, or does not say otherwise; other
+- three grey planes are red, green and blue where the file states so, or states nothing else; other
   channels are refused;
 - of a focal stack the middle plane is taken, with a note; a time series is refused.
 """
@@ -22,6 +22,7 @@ from tiling.errors import SeveralImagesError, SlideError
 from tiling.readers.common import positive_mpp
 from tiling.readers.tiff_metadata import read_mpp
 from tiling.readers.tiff_ome import OmeChannel, OmeImage, parse_ome
+from tiling.wording import name_some
 
 MOST_IMAGES = 1000  # in one file; slides have a dozen
 MOST_PLANES = 20_000  # in one file that says that it is a stack
@@ -149,7 +150,7 @@ def _choose_ome(file_name: str, tif: Any, pages: list[Any]) -> TiffImage | None:
 
 def _find_scene(image: OmeImage, pages: list[Any]) -> _Scene | None:
     """Find the pages of an Image's middle focal plane at its first time point."""
-    # Samples per pixel are those of the page, whatever the channels are said to be.
+    # Samples per pixel are those of the page, whatever the channels claim.
     first = image.find_pages(1, len(pages))
     if not first:
         return None
@@ -176,7 +177,7 @@ def _check_scene(file_name: str, scene: _Scene) -> None:
 
 
 def _is_rgb(channels: Sequence[OmeChannel], pages: Sequence[Any]) -> bool:
-    """Tell whether three planes are red, green and blue, by colours, names, or for lack of both."""
+    """Whether three planes are red, green and blue, by colours, names, or for lack of both."""
     if any(page.samplesperpixel != 1 for page in pages):
         return False
     if any(channel.is_fluorescent for channel in channels):
@@ -203,7 +204,7 @@ def _rgb_note(channels: Sequence[OmeChannel]) -> tuple[str, ...]:
 
 
 def _is_ome_copy(scene: _Scene, base: _Scene) -> bool:
-    """Tell whether another Image is a smaller copy: same area by the sizes stated, if they are."""
+    """Whether another Image is a smaller copy: same area by the sizes stated, if they are."""
     if len(scene.pages) != 1 or len(base.pages) != 1 or not _is_copy(scene.pages[0], base.pages[0]):
         return False
     for side, own, other in zip((0, 1), base.image.um_per_px, scene.image.um_per_px, strict=True):
@@ -222,11 +223,10 @@ def _note_others(
     large = [(name, other) for name, other in others if math.prod(other) >= least]
     if not large:
         return ()
-    named = ", ".join(f"{name} {w} x {h} px".strip() for name, (w, h) in large[:3])
-    more = f" and {len(large) - 3} more" if len(large) > 3 else ""
+    named = [f"{name} {w} x {h} px".strip() for name, (w, h) in large]
     return (
         f"the largest image of the file, {size[0]} x {size[1]} px, is read; left out: "
-        f"{named}{more}",
+        f"{name_some(named, 3)}",
     )
 
 
@@ -303,7 +303,7 @@ def _choose_imagej_planes(
 
 
 def _are_rgb_luts(tables: Any) -> bool:
-    """Tell whether ImageJ's look-up tables, (3, 256) each, are ramps of red, green and blue."""
+    """Whether ImageJ's look-up tables, (3, 256) each, are ramps of red, green and blue."""
     if tables is None:
         return True  # ImageJ's default for three channels
     if len(tables) < 3:
@@ -339,7 +339,7 @@ def _colour_levels(file_name: str, planes: Sequence[Any]) -> list[tuple[Any, ...
 
 
 def _is_copy(page: Any, base: Any) -> bool:
-    # Told by the writer (NewSubfileType bit 0), else by an exact power of two and the same layout.
+    # Stated by the writer (NewSubfileType bit 0), else an exact power of two and the same layout.
     if page.is_reduced:
         return True
     power = round(math.log2(base.imagewidth / page.imagewidth))
@@ -364,7 +364,7 @@ def _size(page: Any) -> tuple[int, int]:
     return int(page.imagewidth), int(page.imagelength)
 
 
-# --- what is said ----------------------------------------------------------------------------
+# --- notes and errors ------------------------------------------------------------------------
 
 
 def _focal_note(n_z: int) -> str:
@@ -381,10 +381,9 @@ def _time_series(file_name: str, n_t: int) -> SeveralImagesError:
 
 
 def _not_rgb(file_name: str, n_channels: int, names: Sequence[str]) -> SeveralImagesError:
-    listed = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
     return SeveralImagesError(
-        f"{file_name}: {n_channels} channels ({listed}) that are not red, green and blue; convert "
-        "the image to RGB, or save the one channel that is needed as a file of its own"
+        f"{file_name}: {n_channels} channels ({name_some(names)}) that are not red, green and "
+        "blue; convert the image to RGB, or save the channel that is needed as a file of its own"
     )
 
 

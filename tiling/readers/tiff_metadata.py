@@ -1,13 +1,13 @@
 """The resolution that a TIFF page states: ImageJ's text, Aperio's description, resolution tags.
 
-Each place is asked in that order, the most deliberate first. OME-XML, which goes before them, is
+Each place is tried in that order, the most deliberate first. OME-XML, which goes before them, is
 read by `tiling.readers.tiff_ome`. No other metadata of a file is read.
 """
 
 import re
 from typing import Any
 
-from tiling.readers.common import parse_number, positive_mpp
+from tiling.readers.common import MICRONS_PER_INCH, parse_number, positive_mpp
 from tiling.readers.tiff_ome import MICRONS_BY_UNIT
 
 INCH, CENTIMETRE = 2, 3  # TIFF 6.0, ResolutionUnit
@@ -48,7 +48,7 @@ def _aperio_mpp(description: str) -> tuple[float, float] | None:
 
 def _tag_mpp(page: Any) -> tuple[float, float] | None:
     unit = page.tags.valueof("ResolutionUnit", default=INCH)
-    microns = {INCH: 25_400.0, CENTIMETRE: 10_000.0}.get(int(unit))
+    microns = {INCH: MICRONS_PER_INCH, CENTIMETRE: 10_000.0}.get(int(unit))
     return None if microns is None else _per_pixel(page, microns)
 
 

@@ -17,12 +17,12 @@ from typing import Any
 from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import ParseError, fromstring
 
-from tiling.readers.common import parse_number
+from tiling.readers.common import MICRONS_PER_INCH, parse_number
 
 # OME's UnitsLength symbols that a microscope may use, as microns.
 MICRONS_BY_UNIT = {
     "pm": 1e-6, "nm": 1e-3, "µm": 1.0, "μm": 1.0, "um": 1.0, "micron": 1.0, "microns": 1.0,
-    "mm": 1e3, "cm": 1e4, "m": 1e6, "in": 25_400.0, "inch": 25_400.0,
+    "mm": 1e3, "cm": 1e4, "m": 1e6, "in": MICRONS_PER_INCH, "inch": MICRONS_PER_INCH,
 }  # fmt: skip
 
 Plane = tuple[int, int, int]  # index of channel, focal plane (Z) and time point

@@ -104,7 +104,7 @@ class TiffReader:
 
     @property
     def mpp(self) -> tuple[float, float] | None:
-        """(x, y) µm per level-0 px, None where the file does not say."""
+        """(x, y) µm per level-0 px, None where the file does not state it."""
         return usable_mpp(self._stated_mpp)
 
     @property
@@ -120,12 +120,12 @@ class TiffReader:
 
     @property
     def bounds(self) -> tuple[int, int, int, int] | None:
-        """Not told by a TIFF."""
+        """None: not stated by a TIFF."""
         return None
 
     @property
     def objective_power(self) -> float | None:
-        """Not told by a TIFF."""
+        """None: not stated by a TIFF."""
         return None
 
     @property

@@ -1,7 +1,7 @@
-"""Whether a TIFF is complete: does all that its directories point to lie inside the file?
+"""Whether a TIFF is complete: whether all that its directories point to is inside the file.
 
-Asked of files that could not be opened. A file that was cut off may lose any part of its directory,
-and readers then report whatever default stands in for the missing tag.
+Checked for files that could not be opened. A file that was cut off may lose any part of its
+directory, and readers then report the default of the missing tag.
 
 References
 ----------
@@ -19,6 +19,7 @@ import numpy as np
 
 from tiling.files import open_file
 
+TIFF_HEADS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # first four bytes, of BigTIFF too
 BYTES_BY_TYPE = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8,
                  13: 4, 16: 8, 17: 8, 18: 8}  # fmt: skip
 STRIP_OFFSETS, STRIP_COUNTS, TILE_OFFSETS, TILE_COUNTS, SUB_IFDS = 273, 279, 324, 325, 330
@@ -48,7 +49,7 @@ class _Form:
 
 
 def find_cut(path: Path) -> str | None:
-    """Say what of a TIFF lies beyond the end of its file.
+    """Describe what of a TIFF lies beyond the end of its file.
 
     Parameters
     ----------

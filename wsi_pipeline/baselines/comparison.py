@@ -132,7 +132,7 @@ def run_baselines(
         n_kept=sum(found.kept for _, found in computed),
         without_shape=""
         if has_masks
-        else "no masks: name them in a table, or say --nonzero-is-object",
+        else "no masks: name them in a table, or give --nonzero-is-object",
     )
 
 

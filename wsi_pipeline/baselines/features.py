@@ -5,8 +5,6 @@ mask, the settings that change its pixels, and the versions of the definitions a
 changed image or setting therefore finds no file, and is computed.
 """
 
-import hashlib
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,7 +14,13 @@ import mahotas
 import numpy as np
 from numpy.typing import NDArray
 
-from tiling.files import digest_file, digest_json, remove_leftovers, write_json
+from tiling.files import (
+    digest_file,
+    digest_json,
+    read_json_object,
+    remove_leftovers,
+    write_json,
+)
 from wsi_pipeline.baselines.textures import extract_features
 from wsi_pipeline.cohort.image_folder import ImageEntry
 from wsi_pipeline.cohort.image_masks import read_mask
@@ -34,7 +38,7 @@ Features = dict[str, NDArray[np.float64]]  # (n,) by kind
 
 @dataclass(frozen=True)
 class ImageFeatures:
-    """What was found of one image."""
+    """The features of one image, or why there are none."""
 
     features: Features = field(default_factory=dict)
     problem: str = ""  # why there are none
@@ -146,13 +150,13 @@ def _key(folder: Path, config: ImagesConfig, with_shape: bool, entry: ImageEntry
         digest_file(folder / entry.file),
         digest_file(folder / entry.mask) if with_shape and entry.mask else None,
     )
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+    return digest_json(parts)
 
 
 def _read(path: Path) -> Features | None:
     """Read kept features; None if there are none, or they are damaged."""
     try:
-        about = json.loads(path.read_text(encoding="utf-8"))
+        about = read_json_object(path)
         plain = about["features"]
         if about["digest"] != digest_json(plain):
             return None

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from tiling.errors import TilingError
+from tiling.errors import ExpectedError
 from wsi_pipeline import __version__
 from wsi_pipeline.cli.baselines import baselines
 from wsi_pipeline.cli.export import export
@@ -40,7 +40,6 @@ from wsi_pipeline.cli.options import (
     read_settings,
 )
 from wsi_pipeline.config.stages import STAGES, find_stage
-from wsi_pipeline.errors import PipelineError
 from wsi_pipeline.run.interrupts import EXIT_INTERRUPTED, end_now, watch_signals
 
 if TYPE_CHECKING:
@@ -89,7 +88,7 @@ class Program(TyperGroup):
         """Run the command that was named."""
         try:
             return super().invoke(ctx)
-        except (TilingError, PipelineError) as error:
+        except ExpectedError as error:
             print(f"{type(error).__name__}: {error}", file=sys.stderr)
             raise typer.Exit(EXIT_NOTHING_DONE) from error
         except OSError as error:
@@ -216,7 +215,7 @@ def tile(
     from wsi_pipeline.layout import RunFolder
     from wsi_pipeline.stages import tile as tile_stage
 
-    # It begins a run: what the run was told before is left to the stages that go on with it.
+    # It begins a run: recorded settings are for the stages that continue it.
     settings = replace(read_config(config, set_ or (), section="tile"), input=input, out=out)
     options = make_options(workers, device, shard, dask, overwrite, quiet)
     finish([tile_stage.tile(RunFolder(out), settings, options)], out, quiet=quiet)

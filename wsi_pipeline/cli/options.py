@@ -71,7 +71,7 @@ def read_settings(
     models: Sequence[str] = (),
     quiet: bool = False,
 ) -> "Config":
-    """Read a stage's settings: of the file, or else what the run was told; ``--set`` over it."""
+    """Read a stage's settings: of the file, or else those recorded; ``--set`` overrides."""
     from wsi_pipeline.config.reading import name_changes, read_config
     from wsi_pipeline.layout import RunFolder
     from wsi_pipeline.run.runner import recall_settings

@@ -5,9 +5,9 @@ threads read ahead, since decoding releases the interpreter; batches come out in
 they were asked for, so the number of threads never changes a result.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tiling.contracts import SlideInfo, TileGeometry
-from tiling.threads import map_in_threads
 from tiling.wording import name_some, pluralize
 from wsi_pipeline.errors import TrainingError
 
@@ -23,9 +22,6 @@ CLASS_NAMES = ("normal", "tumour")  # by label
 
 # Two resolutions are one if they differ by less than this share: rounding in a file, not a scale.
 SAME_MPP = 1e-3
-
-Item = TypeVar("Item")
-Loaded = TypeVar("Loaded")
 
 
 class Patches(Protocol):
@@ -131,25 +127,6 @@ def to_unit_range(batch: Tensor, device: torch.device) -> Tensor:
     """
     moved = batch.to(device, non_blocking=True)
     return moved.permute(0, 3, 1, 2).to(torch.float32).div_(255.0)  # keeps the strides
-
-
-def prefetch(
-    load: Callable[[Item], Loaded], items: Iterable[Item], *, threads: int = 1, ahead: int = 2
-) -> Iterator[Loaded]:
-    """Apply `load` to each item in background threads, yielding results in order.
-
-    Parameters
-    ----------
-    load : function
-        Run in a thread; what it raises is raised here, at its place in the order.
-    items : iterable
-        Taken lazily: at most `threads` + `ahead` items are in memory beyond the one yielded.
-    threads : int
-        How many items are loaded at once.
-    ahead : int
-        How many loaded items may wait.
-    """
-    return map_in_threads(load, items, threads=threads, ahead=ahead)
 
 
 def same_patches(a_px: int, a_mpp: float, b_px: int, b_mpp: float) -> bool:

@@ -1,6 +1,6 @@
 """Which pixels of an image are the object: the masks that a table names, on the images' own grid.
 
-``tiles/masks.npy`` is (N, H, W) uint8 in the order of the images: 1 on the object, 0 beside it, 255
+``tiles/masks.npy`` is (N, H, W) uint8 in the order of the images: 1 on the object, 0 elsewhere, 255
 where there is no mask. It is there only where a table names masks.
 """
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from tiling.errors import MaskError
 from tiling.files import write_aside
 from tiling.readers.mask_picture import read_drawn
-from wsi_pipeline.cohort.data import prefetch
+from tiling.threads import map_in_threads
 from wsi_pipeline.cohort.image_folder import ImageEntry
 from wsi_pipeline.cohort.image_pixels import fit_image, read_image
 from wsi_pipeline.config.settings import ImagesConfig
@@ -58,7 +58,7 @@ def read_mask(
 
 
 def _read_object(path: Path) -> NDArray[np.bool_]:
-    """Tell which pixels are the object: (H, W)."""
+    """Read which pixels are the object: (H, W)."""
     if path.suffix.lower() not in (".tif", ".tiff", ".png"):
         return read_image(path, channels=1)[..., 0] > 0
     try:
@@ -110,7 +110,9 @@ def prepare_masks(
     with write_aside(path) as scratch:
         masks = np.lib.format.open_memmap(scratch, "w+", np.uint8, (len(entries), *size))
         masks[:] = NO_MASK
-        for row, (mask, problem) in zip(rows, prefetch(load, wanted, threads=threads), strict=True):
+        for row, (mask, problem) in zip(
+            rows, map_in_threads(load, wanted, threads=threads), strict=True
+        ):
             if mask is None:
                 problems[entries[row].image_id] = problem
             else:

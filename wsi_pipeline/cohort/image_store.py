@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from tiling.contracts import SlideInfo, TileGeometry
 from tiling.files import digest_file, digest_json, read_json_object, write_aside, write_json
+from tiling.threads import map_in_threads
 from tiling.wording import pluralize
-from wsi_pipeline.cohort.data import prefetch
 from wsi_pipeline.cohort.image_folder import ImageEntry
 from wsi_pipeline.cohort.image_masks import prepare_masks
 from wsi_pipeline.cohort.image_pixels import fit_image, read_image
@@ -87,7 +87,7 @@ def prepare_images(
     first = ""
     load = partial(_load, folder, config)
     with write_aside(out / "images.npy") as scratch:
-        for row, (image, problem) in enumerate(prefetch(load, entries, threads=threads)):
+        for row, (image, problem) in enumerate(map_in_threads(load, entries, threads=threads)):
             entry = entries[row]
             if image is None:
                 problems[entry.image_id] = problem

@@ -63,7 +63,7 @@ class SplitConfig:
 
 @dataclass(frozen=True)
 class Config:
-    """Everything a run is told."""
+    """All settings of a run."""
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
 
@@ -106,7 +106,7 @@ def read_config(
     models: Sequence[str] = (),
     told: Mapping[str, Any] | None = None,
 ) -> Config:
-    """Read a config file and the ``--set key=value`` beside it.
+    """Read a config file and the ``--set key=value`` that override it.
 
     Parameters
     ----------
@@ -121,8 +121,8 @@ def read_config(
         Models whose training settings are wanted; short keys of ``train`` are theirs. Default:
         those of the config.
     told : mapping, optional
-        What the run was told before, as `wsi_pipeline.run.runner.recall_settings` gives it: the
-        settings where there is no `path`.
+        Recorded settings, as `wsi_pipeline.run.runner.recall_settings` gives them: used where
+        there is no `path`.
 
     Raises
     ------
@@ -162,13 +162,13 @@ def _check_model_names(trained: Any, source: str) -> None:
 
 
 class _Lost(str):
-    """A path that a run was told before: it keeps the name alone."""
+    """A path recorded by a run, which keeps only its name."""
 
 
 def _refuse_lost_paths(
     values: Mapping[str, Any], section: str | None, models: Sequence[str]
 ) -> None:
-    """Ask again for the files that a stage was told of before."""
+    """Ask again for files that an earlier command was given."""
     for first, *rest in _PATHS:
         chosen: Sequence[str] = models or list(values["train"]) if first == "train" else ("",)
         for middle in chosen if first == section else ():

@@ -51,58 +51,31 @@ def draw_resamples(
     unit: str = "patient",
     strata: Sequence[bool] | NDArray[np.bool_] | None = None,
 ) -> Resamples:
-    """Resample rows with replacement, those of one group together; see `draw_weights`.
+    """Resample rows with replacement, those of one group together.
 
     Parameters
     ----------
     groups : (S,)
-        Patient of each row.
+        Patient of each row. Their names do not change what a seed draws.
     unit : str
         What a group is, singular.
-    """
-    weights = draw_weights(
-        len(groups), n_replicates=n_replicates, seed=seed, patients=groups, strata=strata
-    )
-    return Resamples(weights, np.unique(list(groups), return_inverse=True)[1], unit)
-
-
-def draw_weights(
-    n_slides: int,
-    *,
-    n_replicates: int,
-    seed: int,
-    patients: Sequence[str] | None = None,
-    strata: Sequence[bool] | NDArray[np.bool_] | None = None,
-) -> NDArray[np.int64]:
-    """Resample slides with replacement.
-
-    Parameters
-    ----------
-    patients : (n_slides,), optional
-        Slides of one patient are drawn together; default: each slide by itself.
-    strata : (n_slides,), optional
-        Whether a slide has tumour: patients with and without are drawn apart, so that each
-        replicate has as many of both as there are. A patient with any such slide is of that kind.
-
-    Returns
-    -------
-    weights : (n_replicates, n_slides) int64
+    strata : (S,), optional
+        Whether a row has tumour: patients with and without are drawn apart, so that each
+        replicate has as many of both as there are. A patient with any such row is of that kind.
 
     Raises
     ------
     EvaluationError
         If there is nothing to draw, or no replicate is asked for.
     """
-    if n_slides < 1 or n_replicates < 1:
+    if not len(groups) or n_replicates < 1:
         raise EvaluationError(
-            "a bootstrap needs at least one slide and one replicate, "
-            f"got {n_slides} slides and {n_replicates} replicates"
+            "a bootstrap needs at least one slide and one replicate, got "
+            f"{pluralize(len(groups), 'slide')} and {pluralize(n_replicates, 'replicate')}"
         )
     generator = np.random.default_rng(seed)
-    names = [str(i) for i in range(n_slides)] if patients is None else list(patients)
-    _, first, group = np.unique(names, return_index=True, return_inverse=True)
-    # Numbered as they appear, so that names do not change what a seed draws.
-    group = np.argsort(np.argsort(first))[group]
+    _, first, group = np.unique(list(groups), return_index=True, return_inverse=True)
+    group = np.argsort(np.argsort(first))[group]  # numbered as they appear
     stratum = np.zeros(first.size, dtype=bool)
     if strata is not None:
         np.logical_or.at(stratum, group, np.asarray(strata, dtype=bool))
@@ -112,7 +85,7 @@ def draw_weights(
         if members.size:
             drawn = generator.integers(members.size, size=(n_replicates, members.size))
             weights[:, members] = _count_rows(drawn, members.size)
-    return weights[:, group]
+    return Resamples(weights[:, group], group, unit)
 
 
 def _count_rows(drawn: NDArray[np.int64], n: int) -> NDArray[np.int64]:

@@ -5,18 +5,17 @@ slide is hard for both and cancels. Everything is read from the two folders that
 nothing else is needed.
 """
 
-import json
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tiling.files import write_json
+from tiling.files import read_json_object, write_json
 from wsi_pipeline.errors import EvaluationError
 from wsi_pipeline.evaluation.bootstrap import (
     Resamples,
@@ -35,7 +34,13 @@ from wsi_pipeline.evaluation.froc import (
     collect_events,
     replicate_sensitivities,
 )
-from wsi_pipeline.evaluation.intervals import Kinds, Undefined, compare_paired
+from wsi_pipeline.evaluation.intervals import (
+    Kinds,
+    Undefined,
+    by_class,
+    compare_paired,
+    no_comparison,
+)
 from wsi_pipeline.evaluation.patch import pair_counts, patch_kinds, replicate_patch_auc
 from wsi_pipeline.evaluation.tables import parse_number, read_rows
 
@@ -172,13 +177,11 @@ def compare_evaluations(
 
 
 def _compare(one: _Figure, other: _Figure) -> tuple[dict[str, Any], dict[str, str]]:
-    """Compare a figure of two models; and by key what is undefined, ``""`` for all of it."""
+    """Compare a figure of two models; also, by suffix of its name, what is undefined and why."""
     result: dict[str, Any] = {"first": one.value, "second": other.value}
     if one.value is None or other.value is None:
-        reason = one.reason or other.reason
-        keys = ("difference", "difference_ci95", "method", "p_value")
-        nothing = {"n_used": 0, "n_skipped": one.replicates.size}
-        return result | dict.fromkeys(keys) | nothing, {"": reason}
+        values, reasons = no_comparison(one.replicates.size, one.reason or other.reason)
+        return result | values, reasons
     # What one model could not score, the other may: the fewer patients decide.
     fewer = min((one, other), key=lambda figure: figure.resamples.n_groups)
     paired = compare_paired(
@@ -189,7 +192,7 @@ def _compare(one: _Figure, other: _Figure) -> tuple[dict[str, Any], dict[str, st
         kinds=fewer.kinds,
     )
     values, reasons = paired.to_json()
-    return result | values, {f".{key}": reason for key, reason in reasons.items()}
+    return result | values, reasons
 
 
 # ------------------------------------------------------------ figures
@@ -204,7 +207,7 @@ def _figures(
     scores = np.array([s.score for s in slides if s.score is not None], dtype=np.float64)
     as_is = np.ones((1, labels.size), dtype=np.int64)
     drawn = resamples.take(scored)
-    kinds = {"positive slides": labels == 1, "negative slides": labels == 0}
+    kinds = by_class(labels, "slides")
     for name, figure in (
         ("roc_auc", weighted_roc_auc),
         ("average_precision", weighted_average_precision),
@@ -301,10 +304,9 @@ def _froc_settings(folder: Path) -> dict[str, dict[str, Any]]:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        return read_json_object(path)
     except (OSError, ValueError) as error:
         raise EvaluationError(f"{path}: cannot be read ({error}); run evaluate again") from error
-    return cast(dict[str, Any], value)
 
 
 def _read(folder: Path) -> dict[str, _Slide]:

@@ -16,6 +16,7 @@ from wsi_pipeline.evaluation.delong import delong_auc
 from wsi_pipeline.evaluation.intervals import (
     Interval,
     Undefined,
+    by_class,
     percentile_interval,
     share_interval,
 )
@@ -105,7 +106,7 @@ def add_ranking_intervals(
     what : str
         Plural noun for the reasons, such as ``slides``.
     """
-    kinds = {f"positive {what}": labels == 1, f"negative {what}": labels == 0}
+    kinds = by_class(labels, what)
     for name, figure in (
         ("roc_auc", weighted_roc_auc),
         ("average_precision", weighted_average_precision),

@@ -33,7 +33,7 @@ class FolderFiles:
         Parameters
         ----------
         add_new : bool
-            Whether files of no slide of the index stand for further slides, which are added.
+            Whether files of no slide of the index are of further slides, which are added.
 
         Returns
         -------

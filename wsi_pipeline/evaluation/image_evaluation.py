@@ -83,7 +83,6 @@ def evaluate_images(
         If no labelled image of the split is scored, or the model has seen a patient it would be
         tested on.
     """
-    (out / "metrics.json").unlink(missing_ok=True)
     known = [image for image in images if image.label >= 0]
     by_split = {split: [i for i in known if i.split == split] for split in SPLITS}
     name, notes = _choose_split(by_split, known, settings.split, model)

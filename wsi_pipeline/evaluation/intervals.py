@@ -6,11 +6,11 @@ Every interval of the package is made here, in one of three ways; the result rec
   has Wilson's score interval [1]_. Where a patient contributes several units (slides, patches,
   lesions), they are not independent: Wilson's formula then gets the *effective* number of units,
   the one at which independent units would vary as much as the patients do [2]_, scaled by
-  ``(z / t)**2`` since few patients tell the variance badly [3]_. Where the share is 0 or 1 nothing
-  varies, so each patient is taken as a single unit, the most dependent that units can be.
+  ``(z / t)**2`` since few patients estimate the variance poorly [3]_. Where the share is 0 or 1
+  nothing varies, so each patient is taken as a single unit, the most dependent that units can be.
 - Any **other figure** (ROC AUC, average precision, F1, FROC score, differences) has the percentile
   interval of resampled patients [4]_.
-- The ROC AUC of slides has DeLong's interval besides: `wsi_pipeline.evaluation.delong`.
+- The ROC AUC of slides also has DeLong's interval: `wsi_pipeline.evaluation.delong`.
 
 There is no interval, but a reason, where the patients show nothing about others: for a bootstrap,
 with fewer than `MIN_GROUPS` patients, with a class that a single one makes up, or where the
@@ -59,7 +59,6 @@ class Interval:
     low: float
     high: float
     method: str  # as it is written to metrics.json
-    n_skipped: int = 0  # replicates in which the figure is undefined
 
 
 @dataclass(frozen=True)
@@ -80,7 +79,7 @@ class PairedComparison:
     n_skipped: int
 
     def to_json(self) -> tuple[dict[str, Any], dict[str, str]]:
-        """Lay it out as ``comparison.json`` has it; and by key why something is undefined."""
+        """Format it as in ``comparison.json``, with what is undefined: ``.<key>`` -> reason."""
         interval = None if isinstance(self.interval, Undefined) else self.interval
         values = {
             "difference": self.difference,
@@ -91,7 +90,24 @@ class PairedComparison:
             "n_skipped": self.n_skipped,
         }
         both = {"difference_ci95": self.interval, "p_value": self.p_value}
-        return values, {k: v.reason for k, v in both.items() if isinstance(v, Undefined)}
+        return values, {f".{k}": v.reason for k, v in both.items() if isinstance(v, Undefined)}
+
+
+def no_comparison(n_replicates: int, reason: str) -> tuple[dict[str, Any], dict[str, str]]:
+    """Format a figure that a model does not have as `PairedComparison.to_json` does: all None."""
+    values = dict.fromkeys(("difference", "difference_ci95", "method", "p_value"))
+    return values | {"n_used": 0, "n_skipped": n_replicates}, {"": reason}
+
+
+def by_class(labels: NDArray[np.int64], what: str) -> Kinds:
+    """Find the rows of both classes, which a figure that ranks them needs.
+
+    Examples
+    --------
+    >>> list(by_class(np.array([1, 0]), "slides"))
+    ['positive slides', 'negative slides']
+    """
+    return {f"positive {what}": labels == 1, f"negative {what}": labels == 0}
 
 
 # ------------------------------------------------------------ resampled figures
@@ -130,7 +146,7 @@ def percentile_interval(
     Parameters
     ----------
     values : (B,)
-        The figure on each replicate; NaN where it is undefined: those are skipped and counted.
+        The figure on each replicate; NaN where it is undefined: those are skipped.
     resamples : Resamples
         What the replicates were drawn from: the rows that the figure is computed on.
     kinds
@@ -148,7 +164,7 @@ def percentile_interval(
         share = "all" if np.ptp(used) <= _SAME else f"{CONFIDENCE:.0%} or more of the"
         return Undefined(f"{share} {used.size} resampled sets give the same value")
     method = f"percentile bootstrap by {resamples.unit}"
-    return Interval(float(low), float(high), method, values.size - used.size)
+    return Interval(float(low), float(high), method)
 
 
 def compare_paired(

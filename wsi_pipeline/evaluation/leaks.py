@@ -1,8 +1,8 @@
 """The leak guard: no model is tested on a patient that it was trained on.
 
-What a checkpoint was trained on stands in its header, and each score file carries it along, so the
-guard holds for a checkpoint that was brought from elsewhere, and for splits that were changed after
-the training.
+The header of a checkpoint names what it was trained on, and each score file carries that along, so
+the guard also works for a checkpoint from elsewhere, and for splits that were changed after the
+training.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -64,8 +64,8 @@ def refuse_leaks(slides: Iterable[Seen], *, evaluated: str = "test") -> list[str
     unknown = [slide.slide_id for slide in tested if slide.trained_on is None]
     if unknown:
         return [
-            f"{len(unknown)} score files do not say what the model was trained on, so "
-            f"leaks could not be looked for: {name_some(unknown, _SHOWN)}"
+            f"{pluralize(len(unknown), 'score file')} without the slides that the model was "
+            f"trained on, so leaks could not be looked for: {name_some(unknown, _SHOWN)}"
         ]
     return []
 

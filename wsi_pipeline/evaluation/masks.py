@@ -70,14 +70,14 @@ def read_mask(
         The value that means tumour; where white is stored as zero, the value as it is shown.
         Default: every value but 0.
     label : int, optional
-        The slide's label, if told; a normal slide need not hold `tumour_value`.
+        The slide's label, if known; a normal slide need not hold `tumour_value`.
     max_pixels : int
         Larger levels are sampled.
 
     Raises
     ------
     EvaluationError
-        If the file cannot be read, is no mask, does not say where it lies, contradicts what is
+        If the file cannot be read, is no mask, does not state its position, contradicts what is
         stated, holds values but not the one that means tumour, or no background.
     """
     try:
@@ -135,11 +135,11 @@ def _list_levels(
 
 
 def _level_downsample(base: MaskLevel, level: MaskLevel) -> float | None:
-    """Tell the downsample of a smaller copy; None if it is no smaller copy.
+    """Find the downsample of a smaller copy; None if it is not one.
 
     A level's size is rounded, so the ratio of sizes is not quite the downsample: the power of two,
     else the whole number, that gives this size by rounding up or down is the one that was meant.
-    CAMELYON16's levels are filled up to whole tiles besides, and sizes told so are of no use:
+    CAMELYON16's levels are also padded to whole tiles, so that the ratio of sizes is of no use:
     97792 x 221184 pixels have a level of 3072 x 7168 at downsample 32, not 31.8 or 30.9.
     """
     across, down = base.size[0] / level.size[0], base.size[1] / level.size[1]
@@ -164,7 +164,7 @@ def _rounds_to(size: int, downsample: int, level_size: int) -> bool:
 
 
 def _is_padded(base: MaskLevel, level: MaskLevel, downsample: int) -> bool:
-    """Tell whether a level is the image at `downsample`, filled up to whole tiles."""
+    """Whether a level is the image at `downsample`, padded to whole tiles."""
     if level.tile is None:
         return False
     return all(
@@ -219,7 +219,7 @@ def _single_level_downsample(
 def _pyramid_downsample(
     path: Path, mask_mpp: float | None, mpp: float | None
 ) -> tuple[float, tuple[str, ...]]:
-    """Tell at which downsample of the slide a pyramid begins."""
+    """Find the downsample of the slide at which a pyramid begins."""
     if mask_mpp is None:
         note = (
             f"{path.name}: a pyramid without resolution, its first level taken as level 0 of the "
@@ -322,8 +322,8 @@ def _check_values(
     if tumour_value is not None and found and tumour_value not in found and label != 0:
         raise EvaluationError(
             f"{path}: no pixel has the tumour value {tumour_value}; its values are 0 and {shown}: "
-            "give --tumour-value one of these, leave it out (all but 0 is tumour), or say with "
-            "--slides that the slide is normal"
+            "give --tumour-value one of these, leave it out (all but 0 is tumour), or list "
+            "the slide as normal with --slides"
         )
     if tumour.all():
         raise EvaluationError(

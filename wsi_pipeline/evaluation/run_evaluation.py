@@ -21,13 +21,9 @@ from wsi_pipeline.evaluation.bands import roc_band
 from wsi_pipeline.evaluation.bootstrap import Resamples, weighted_ratio
 from wsi_pipeline.evaluation.cases import ERROR_COLUMNS, SlideCases, choose_errors, count_errors
 from wsi_pipeline.evaluation.crops import ReadPatch, write_crops
-from wsi_pipeline.evaluation.detections import (
-    write_detections,
-)
+from wsi_pipeline.evaluation.detections import write_detections
 from wsi_pipeline.evaluation.figures import Figures, add_ranking, add_threshold_figures
-from wsi_pipeline.evaluation.froc import (
-    froc_to_json,
-)
+from wsi_pipeline.evaluation.froc import froc_to_json
 from wsi_pipeline.evaluation.inputs import EvaluationSlide
 from wsi_pipeline.evaluation.intervals import find_shortage, percentile_interval, share_interval
 from wsi_pipeline.evaluation.leaks import Seen, refuse_leaks
@@ -110,8 +106,6 @@ def evaluate_run(
         If there is nothing to evaluate, scores and reference contradict each other, or the model
         has seen a patient that it would be tested on.
     """
-    # Figures of an earlier evaluation must not stand where this one is refused or interrupted.
-    (out / "metrics.json").unlink(missing_ok=True)
     test, val = _choose_slides(slides, settings.split)
     notes = _choice_notes(slides, test, settings) + _guard(test, val, settings)
     if left_out:

@@ -1,4 +1,4 @@
-"""FROC of a run: its slides' detections and patches beside their lesions, by both definitions."""
+"""FROC of a run: detections and patches compared with the lesions, by both definitions."""
 
 import logging
 from collections.abc import Sequence
@@ -73,7 +73,7 @@ def count_froc(
     notes: list[str],
 ) -> RunFroc:
     """Count one definition's FROC on a run's slides; what is left out is said in `notes`."""
-    # A tumour slide of which only the label is known has lesions that nobody has counted.
+    # A tumour slide of which only the label is known has lesions that were not counted.
     known = [s for s in test if s.truth == 0 or s.lesion_ids]
     if len(known) < len(test) and definition == DEFINITIONS[0]:
         left_out = [s.slide_id for s in test if s not in known]

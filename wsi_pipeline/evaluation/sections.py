@@ -1,4 +1,4 @@
-"""The parts of ``metrics.json`` beside patches, slides and FROC, and the tables they come from."""
+"""The parts of ``metrics.json`` besides patches, slides and FROC, and the tables behind them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tiling.wording import name_some
+from tiling.wording import name_some, pluralize
 from wsi_pipeline.contracts import SPLITS
 from wsi_pipeline.evaluation.bootstrap import Resamples, weighted_roc_auc
 from wsi_pipeline.evaluation.calibration import (
@@ -141,14 +141,14 @@ def localisation_section(
 
 
 def describe_elsewhere(what: str, elsewhere: Mapping[str, Sequence[str]]) -> list[str]:
-    """Name what could be compared with maps and lies in splits that are not evaluated."""
+    """Name what could be compared with maps, in splits that are not evaluated."""
     notes = []
     for split, ids in elsewhere.items():
-        n = f"1 {what} is" if len(ids) == 1 else f"{len(ids)} {what}s are"
+        verb = "is" if len(ids) == 1 else "are"
         asked = split if split in SPLITS else "all"
         notes.append(
-            f"{n} in the split {split}, which is not evaluated: {name_some(ids, _NAMED)}; "
-            f"set evaluate.split={asked} to compare their maps"
+            f"{pluralize(len(ids), what)} {verb} in the split {split}, which is not evaluated: "
+            f"{name_some(ids, _NAMED)}; set evaluate.split={asked} to compare their maps"
         )
     return notes
 
@@ -194,7 +194,7 @@ def write_localisation(path: Path, id_name: str, known: Mapping[str, ImageLocali
 def write_cohort(
     out: Path, test: Sequence[EvaluationSlide], in_froc: Mapping[str, int]
 ) -> dict[str, str]:
-    """Write ``cohort.csv``: what is known of each test slide beside its scores.
+    """Write ``cohort.csv``: what is known of each test slide besides its scores.
 
     Parameters
     ----------

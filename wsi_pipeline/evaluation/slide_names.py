@@ -35,7 +35,7 @@ def fold_name(name: str) -> str:
 
 
 def list_ids(name: str, *, is_reference: bool = False) -> list[str]:
-    """List the slide ids that a name may stand for, the most literal first.
+    """List the slide ids that a name may mean, the most literal first.
 
     Parameters
     ----------
@@ -82,7 +82,7 @@ class SlideIndex:
         ids : sequence of str
             All names it goes by: see `list_ids`.
         origin : str
-            Where the name stands, for the message.
+            Where the name was found, for the message.
 
         Raises
         ------

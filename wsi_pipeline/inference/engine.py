@@ -20,8 +20,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from tiling.threads import map_in_threads
 from tiling.wording import pluralize
-from wsi_pipeline.cohort.data import CLASS_NAMES, Batch, Patches, prefetch, read_batch, same_patches
+from wsi_pipeline.cohort.data import CLASS_NAMES, Batch, Patches, read_batch, same_patches
 from wsi_pipeline.config.settings import Compiler
 from wsi_pipeline.errors import ConfigError, InferenceError
 from wsi_pipeline.inference.forward import Forward, Pending, automatic_batch_size, check_compiler
@@ -233,7 +234,9 @@ def score_rows(
         parts = list(journal.batches)
         resumed = sum(len(part) for part in parts)
         todo = [rows[start : start + size] for start in range(resumed, len(rows), size)]
-        clock = _Waiting(prefetch(partial(read_batch, store, pinned=pinned), todo, threads=readers))
+        clock = _Waiting(
+            map_in_threads(partial(read_batch, store, pinned=pinned), todo, threads=readers)
+        )
         flight: deque[tuple[Batch, Pending | None]] = deque()
         done = resumed
 

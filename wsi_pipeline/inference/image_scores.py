@@ -10,7 +10,8 @@ import torch
 from numpy.typing import NDArray
 
 from tiling.files import read_json_object, write_json
-from wsi_pipeline.cohort.data import prefetch, same_patches, to_unit_range
+from tiling.threads import map_in_threads
+from wsi_pipeline.cohort.data import same_patches, to_unit_range
 from wsi_pipeline.cohort.image_folder import UNNAMED, ImageEntry
 from wsi_pipeline.cohort.image_store import ImageArray
 from wsi_pipeline.contracts import SPLITS, Split
@@ -145,7 +146,7 @@ def score_images(
         return torch.from_numpy(np.array(images.pixels[batch]))
 
     done = 0
-    for batch, loaded in zip(batches, prefetch(load, batches, threads=readers), strict=True):
+    for batch, loaded in zip(batches, map_in_threads(load, batches, threads=readers), strict=True):
         with torch.inference_mode(), compute_in(precision, device):
             logits[batch] = model(to_unit_range(loaded, device)).double().cpu().numpy()
         done += len(batch)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tiling.contracts import TileConfig
-from tiling.errors import SlideError, TilingError
+from tiling.errors import ExpectedError, SlideError
 from tiling.wording import pluralize
 from wsi_pipeline.cohort.splits import advise_missing_split
 from wsi_pipeline.config.reading import Config, anchor_paths
@@ -25,7 +25,7 @@ from wsi_pipeline.planning.around import NOTHING, Footprint, plan_around
 from wsi_pipeline.planning.lookers import look_at_each
 from wsi_pipeline.run.cluster import Shard, select_shard
 from wsi_pipeline.run.progress import StageProgress
-from wsi_pipeline.run.slide_contents import is_finished, old_tile_fingerprint
+from wsi_pipeline.run.slide_contents import TileInputs, old_tile_fingerprint, tile_inputs
 from wsi_pipeline.run.state import State, unit_state
 from wsi_pipeline.stages.inputs import slide_bytes
 from wsi_pipeline.stages.label_audit import Audited, audit_slide
@@ -180,7 +180,7 @@ def plan_slide(task: PlanTask) -> tuple[SlidePlan, Audited | None]:
     entry = task.entry
     try:
         return _plan_slide(task)
-    except (TilingError, PipelineError, OSError) as error:
+    except (ExpectedError, OSError) as error:
         return SlidePlan(entry.slide_id, entry.split, problem=str(error)), None
     except Exception as error:  # a reader's bug must not lose the other slides
         problem = f"{entry.slide_id}: unexpected {type(error).__name__}: {error}"
@@ -193,16 +193,10 @@ def _plan_slide(task: PlanTask) -> tuple[SlidePlan, Audited]:
     from tiling.slide import open_slide
 
     entry, started = task.entry, time.monotonic()
-    known = {
-        "slide_id": entry.slide_id,
-        "config": task.config,
-        "annotation_path": entry.annotation,
-        "slide_label": entry.label,
-        "mpp": entry.mpp,
-    }
+    known = tile_inputs(entry, task.config)
     state, fingerprint = _look_up(task, known)
     with open_slide(entry.path) as slide:
-        plan = plan_tiles(slide, entry.path, **known)  # type: ignore[arg-type]
+        plan = plan_tiles(slide, entry.path, **known)
         check_has_tiles(plan, task.config)
         takes = store_footprint(plan, task.config, fingerprint) + picture_footprint(slide, plan)
         seconds = time.monotonic() - started
@@ -239,19 +233,19 @@ def _plan_slide(task: PlanTask) -> tuple[SlidePlan, Audited]:
     return planned, audited
 
 
-def _look_up(task: PlanTask, known: dict[str, Any]) -> tuple[State, str]:
-    """Tell what there is of a slide's store; the slide is read only where that decides."""
+def _look_up(task: PlanTask, known: TileInputs) -> tuple[State, str]:
+    """Look up what there is of a slide's store; the slide is read only where that decides."""
     from tiling.build import tile_fingerprint
     from tiling.listing.content import UNREAD, digest_content, find_digest
 
     entry, run = task.entry, None if task.run is None else RunFolder(task.run)
-    if run is None or not is_finished(run, entry):
+    unit = Unit("tile", entry.slide_id)
+    if run is None or not unit.is_marked(run):
         return "missing", tile_fingerprint(entry.path, content=UNREAD, **known)
     content = find_digest(entry.path, cache=run.content(entry.slide_id))
     if content is None:
         content = digest_content(entry.path)  # kept in memory: nothing is written here
     fingerprint = tile_fingerprint(entry.path, content=content, **known)
-    unit = Unit("tile", entry.slide_id)
     state = unit_state(run, unit, fingerprint)
     if state == "stale":  # the mark may be an earlier version's
         state = unit_state(run, unit, old_tile_fingerprint(entry, task.config))

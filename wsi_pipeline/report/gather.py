@@ -4,7 +4,6 @@ Only files of the run folder are read. A part that is not there is empty, and th
 report says which stage would make it; a part that is there but broken is an error that names it.
 """
 
-import json
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -16,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tiling.errors import StoreError
-from tiling.files import digest_file
+from tiling.files import digest_file, read_json_object
 from tiling.store import PatchStore
 from wsi_pipeline.cohort.manifest import read_run_manifest
 from wsi_pipeline.contracts import SlideEntry
@@ -221,7 +220,7 @@ def empty_model(
     froc: dict[str, dict[str, Any]],
     lesions: dict[str, list[Row]],
 ) -> ModelFiles:
-    """Stand in for a model of which nothing but a FROC is known."""
+    """Describe a model of which only a FROC is known."""
     return ModelFiles(
         name=name,
         metrics=None,
@@ -317,14 +316,11 @@ def read_json(path: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        return read_json_object(path)
     except ValueError as error:
         raise ReportError(
-            f"{path.parent.name}/{path.name}: not JSON ({error}); run its stage again"
+            f"{path.parent.name}/{path.name}: damaged ({error}); run its stage again"
         ) from error
-    if not isinstance(value, dict):
-        raise ReportError(f"{path.parent.name}/{path.name}: not a JSON object; run its stage again")
-    return value
 
 
 def without_folders(value: Any) -> Any:

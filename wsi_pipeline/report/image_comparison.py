@@ -24,7 +24,13 @@ from wsi_pipeline.evaluation.bootstrap import (
 )
 from wsi_pipeline.evaluation.delong import delong_p_value
 from wsi_pipeline.evaluation.image_evaluation import summarise
-from wsi_pipeline.evaluation.intervals import Kinds, Undefined, compare_paired
+from wsi_pipeline.evaluation.intervals import (
+    Kinds,
+    Undefined,
+    by_class,
+    compare_paired,
+    no_comparison,
+)
 from wsi_pipeline.inference.image_scores import Rule, ScoredImage, read_scores
 from wsi_pipeline.layout import RunFolder
 from wsi_pipeline.report.gather import read_json
@@ -177,7 +183,7 @@ def compare_image_models(
             _weigh(name, labels, s, rule, resamples.weights)
             for s, rule in zip(scores, rules, strict=True)
         )
-        kinds = {} if name == "accuracy" else _classes(labels)
+        kinds = {} if name == "accuracy" else by_class(labels, "images")
         figures[name], reasons = _pair(first, second, resamples, kinds)
         undefined |= {f"{name}{key}": reason for key, reason in reasons.items()}
     p_value = delong_p_value(labels, *scores)
@@ -194,10 +200,6 @@ def compare_image_models(
         "figures": figures,
         "undefined": undefined,
     }
-
-
-def _classes(labels: NDArray[np.int64]) -> Kinds:
-    return {"positive images": labels == 1, "negative images": labels == 0}
 
 
 def _weigh(
@@ -223,19 +225,18 @@ def _weigh(
 def _pair(
     one: NDArray[np.float64], other: NDArray[np.float64], resamples: Resamples, kinds: Kinds
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """Compare a figure of two models; and by key what is undefined, ``""`` for all of it."""
+    """Compare a figure of two models; also, by suffix of its name, what is undefined and why."""
     values = {
         "first": None if np.isnan(one[0]) else float(one[0]),
         "second": None if np.isnan(other[0]) else float(other[0]),
     }
     if np.isnan(one[0] + other[0]):
-        keys = ("difference", "difference_ci95", "method", "p_value")
-        nothing = {"n_used": 0, "n_skipped": len(one) - 1}
-        return values | dict.fromkeys(keys) | nothing, {"": "the images are all of one class"}
+        found, reasons = no_comparison(len(one) - 1, "the images are all of one class")
+        return values | found, reasons
     difference = float(one[0] - other[0])
     paired = compare_paired(one[1:], other[1:], resamples, difference=difference, kinds=kinds)
     found, reasons = paired.to_json()
-    return values | found, {f".{key}": reason for key, reason in reasons.items()}
+    return values | found, reasons
 
 
 def _figures(model: ImageModel) -> dict[str, Figure]:

@@ -220,7 +220,7 @@ class _Place:
         """Place the task where nothing is known but that indices follow each other.
 
         An array from 0 or 1 has no index beyond `n`; where there is one, it has a step or another
-        first index. Of two tasks, 0 and 2 could not be told from 1 and 2.
+        first index. With two tasks, 0 and 2 cannot be distinguished from 1 and 2.
         """
         if self.index > n or self.index == n == 2:
             raise self._unknown(f"it need not be one of {n} consecutive indices from 0 or 1")

@@ -3,7 +3,7 @@
 The signal raises `KeyboardInterrupt` in the main thread, which lets scratch files be removed on the
 way out. That takes too long where the main thread is inside a long call of a library, or waits for
 a read that does not return (a network drive that hangs): schedulers send SIGKILL after some
-seconds. So a thread looks on, and after a few seconds ends the process and those it has started.
+seconds. So a thread watches, and after a few seconds ends the process and those it has started.
 Nothing is lost by that: what is unfinished never looks finished, and scratch files of processes
 that are gone are removed by the next command.
 """
@@ -39,17 +39,17 @@ def watch_signals(*, grace_s: float = GRACE_S) -> Callable[[], None]:
     """
     if threading.current_thread() is not threading.main_thread():
         return lambda: None  # only the main thread may handle signals
-    looking, told = os.pipe()
-    os.set_blocking(told, False)
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
     # The interpreter writes the signal's number at once, also while a library has the main thread.
-    before = signal.set_wakeup_fd(told, warn_on_full_buffer=False)
+    before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     handler = signal.signal(signal.SIGTERM, _interrupt)
-    threading.Thread(target=_watch, args=(looking, grace_s), daemon=True).start()
+    threading.Thread(target=_watch, args=(reader, grace_s), daemon=True).start()
 
     def undo() -> None:
         signal.set_wakeup_fd(before)
         signal.signal(signal.SIGTERM, handler)
-        os.close(told)
+        os.close(writer)
 
     return undo
 
@@ -58,16 +58,16 @@ def _interrupt(signum: int, frame: FrameType | None) -> NoReturn:
     raise KeyboardInterrupt
 
 
-def _watch(looking: int, grace_s: float) -> None:
+def _watch(reader: int, grace_s: float) -> None:
     """Wait for a signal and then for the end, of the watching (the pipe's end) or of patience."""
     deadline: float | None = None
     while True:
         left = None if deadline is None else max(0.0, deadline - time.monotonic())
-        if not select.select([looking], [], [], left)[0]:
+        if not select.select([reader], [], [], left)[0]:
             _end()
-        numbers = os.read(looking, 64)
+        numbers = os.read(reader, 64)
         if not numbers:
-            os.close(looking)
+            os.close(reader)
             return
         if deadline is None and any(number in numbers for number in SIGNALS):
             deadline = time.monotonic() + grace_s

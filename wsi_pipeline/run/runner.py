@@ -19,6 +19,7 @@ from wsi_pipeline.run.cluster import Shard, map_tasks, select_shard
 from wsi_pipeline.run.progress import StageProgress
 from wsi_pipeline.run.state import (
     Examined,
+    check_each_once,
     clear_mark,
     examine_unit,
     forget_shards,
@@ -54,7 +55,7 @@ class StageResult:
     done: tuple[str, ...]
     kept: tuple[str, ...]
     failed: tuple[str, ...]
-    notes: tuple[str, ...] = ()  # lines to say behind it
+    notes: tuple[str, ...] = ()  # lines printed after it
 
     @property
     def exit_code(self) -> int:
@@ -89,7 +90,8 @@ def run_stage(
     tasks = [task for task in tasks if task.unit.name in chosen]
     before = _text_to_restore(run)
     with StageProgress(stage, len(tasks), quiet=options.quiet) as progress:
-        kept, jobs, failed = _sort_out(run, tasks, options, progress)
+        with check_each_once():
+            kept, jobs, failed = _sort_out(run, tasks, options, progress)
         with _writing(run, stage, jobs):
             _begin(stage, run, config, options, groups)
         done, still, lost = _work_off(run, jobs, config, options, progress)
@@ -278,19 +280,19 @@ def _text_to_restore(run: RunFolder) -> str | None:
         return None
 
 
-_PER_COMMAND = ("input", "out", "stages")  # said anew with each command
+_PER_COMMAND = ("input", "out", "stages")  # given anew with each command
 
 
 def recall_settings(run: RunFolder, stage: str) -> dict[str, Any]:
-    """Recall what a run was told, so that a stage need not be told again.
+    """Recall the settings of a run, so that they need not be given to each stage.
 
-    Each section of the config is what its own stage was last told (heatmaps by ``heatmap``, also
-    where ``evaluate`` lays them); of a stage that never ran, and of what belongs to none, what
-    `stage` was told last, or else the latest of all.
+    Each section of the config is the one that its own stage last ran with (heatmaps by ``heatmap``,
+    also where ``evaluate`` makes them). If that stage never ran, and for settings of no stage, it
+    is the one that `stage` last ran with, or else the latest of all.
 
     Returns
     -------
-    told : dict
+    recalled : dict
         A config as plain values, for `config.reading.read_config`; of paths the names alone.
         Empty before the first stage.
 
@@ -305,16 +307,16 @@ def recall_settings(run: RunFolder, stage: str) -> dict[str, Any]:
             "%s is missing: defaults are used; or give --config FILE", run.path / "run.json"
         )
     owners = {section: stage.name for stage in STAGES for section in stage.sections}
-    # What one export was told says nothing of the next one, to another tool.
-    told_anew = {stage.name for stage in STAGES if stage.variants}
-    configs = {name: done.get("config", {}) for name, done in recorded if name not in told_anew}
+    # The settings of one export do not apply to the next one, to another tool.
+    given_anew = {stage.name for stage in STAGES if stage.variants}
+    configs = {name: done.get("config", {}) for name, done in recorded if name not in given_anew}
     if not configs:
         return {}
     latest = configs.get(stage) or list(configs.values())[-1]
-    told = {}
+    recalled = {}
     for name in dict.fromkeys(key for config in (*configs.values(), latest) for key in config):
         own = configs.get(owners.get(name, name), {})
         source = own if name in own else latest
         if name in source and name not in _PER_COMMAND:
-            told[name] = source[name]
-    return told
+            recalled[name] = source[name]
+    return recalled

@@ -8,6 +8,8 @@ decides at once; else the worker that has the slide decides, which also tiles it
 import logging
 import os
 from dataclasses import replace
+from pathlib import Path
+from typing import TypedDict
 
 from tiling.contracts import TileConfig
 from wsi_pipeline.contracts import SlideEntry
@@ -17,13 +19,29 @@ from wsi_pipeline.run.marks import read_mark, write_mark
 log = logging.getLogger(__name__)
 
 
-def is_finished(run: RunFolder, entry: SlideEntry) -> bool:
-    """Whether a slide has a mark that it is tiled, up to date or not."""
-    return Unit("tile", entry.slide_id).mark(run, "done").is_file()
+class TileInputs(TypedDict):
+    """What `tiling.build` needs to know of a slide, besides its file."""
+
+    slide_id: str
+    config: TileConfig
+    annotation_path: Path | None
+    slide_label: int | None
+    mpp: float | None
+
+
+def tile_inputs(entry: SlideEntry, config: TileConfig) -> TileInputs:
+    """Give what a slide is tiled with: its row of the manifest, and the settings."""
+    return {
+        "slide_id": entry.slide_id,
+        "config": config,
+        "annotation_path": entry.annotation,
+        "slide_label": entry.label,
+        "mpp": entry.mpp,
+    }
 
 
 def find_tile_fingerprint(run: RunFolder, entry: SlideEntry, config: TileConfig) -> str:
-    """Tell what a slide's store would be made from, if that is known without reading the slide.
+    """Hash what a slide's store would be made from, if that is known without reading the slide.
 
     Returns
     -------
@@ -37,14 +55,14 @@ def find_tile_fingerprint(run: RunFolder, entry: SlideEntry, config: TileConfig)
     """
     from tiling.listing.content import find_digest
 
-    if not is_finished(run, entry):
+    if not Unit("tile", entry.slide_id).is_marked(run):
         return ""
     content = find_digest(entry.path, cache=run.content(entry.slide_id))
     return "" if content is None else compute_tile_fingerprint(run, entry, config)
 
 
 def compute_tile_fingerprint(run: RunFolder, entry: SlideEntry, config: TileConfig) -> str:
-    """Tell what a slide's store would be made from; reads the slide unless its digest is known.
+    """Hash what a slide's store would be made from; reads the slide unless its digest is known.
 
     A store that an earlier version made is bound to all bytes of its slide from now on.
 
@@ -62,7 +80,7 @@ def compute_tile_fingerprint(run: RunFolder, entry: SlideEntry, config: TileConf
 
 
 def old_tile_fingerprint(entry: SlideEntry, config: TileConfig) -> str:
-    """Tell what a store would be made from as earlier versions did, by samples of the slide."""
+    """Hash what a store would be made from as earlier versions did, by samples of the slide."""
     from tiling.slide import fingerprint_file
 
     return _fingerprint(entry, config, fingerprint_file(entry.path))
@@ -71,15 +89,7 @@ def old_tile_fingerprint(entry: SlideEntry, config: TileConfig) -> str:
 def _fingerprint(entry: SlideEntry, config: TileConfig, content: str) -> str:
     from tiling.build import tile_fingerprint
 
-    return tile_fingerprint(
-        entry.path,
-        slide_id=entry.slide_id,
-        config=config,
-        annotation_path=entry.annotation,
-        slide_label=entry.label,
-        mpp=entry.mpp,
-        content=content,
-    )
+    return tile_fingerprint(entry.path, **tile_inputs(entry, config), content=content)
 
 
 def _adopt_old_mark(

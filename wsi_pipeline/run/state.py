@@ -8,6 +8,8 @@ of a job array share a run folder without locks.
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal
@@ -16,6 +18,7 @@ from tiling.files import json_text, read_json_object, update_text, write_json
 from wsi_pipeline.csv_files import update_csv
 from wsi_pipeline.errors import StageError
 from wsi_pipeline.layout import RunFolder, Unit
+from wsi_pipeline.names import JOB_ARRAYS
 from wsi_pipeline.run.marks import (
     Problem,
     add_damage,
@@ -81,6 +84,21 @@ def unit_state(run: RunFolder, unit: Unit, fingerprint: str) -> State:
     return examine_unit(run, unit, fingerprint).state
 
 
+_seen: ContextVar[dict[tuple[Path, tuple[str, ...] | None], list[Problem]] | None] = ContextVar(
+    "_seen", default=None
+)
+
+
+@contextmanager
+def check_each_once() -> Iterator[None]:
+    """Within, `check_unit` reads the files of a unit once: several models share what it found."""
+    token = _seen.set({})
+    try:
+        yield
+    finally:
+        _seen.reset(token)
+
+
 def check_unit(run: RunFolder, unit: Unit, names: Sequence[str] | None = None) -> list[Problem]:
     """List what is wrong with a finished unit's files, whatever they were made from.
 
@@ -91,8 +109,14 @@ def check_unit(run: RunFolder, unit: Unit, names: Sequence[str] | None = None) -
         Files of the mark to look at; None: all, and what later stages have found.
     """
     path = unit.mark(run, "done")
+    seen, key = _seen.get(), (path, None if names is None else tuple(names))
+    if seen is not None and key in seen:
+        return seen[key]
     mark = read_mark(path)
-    return [] if mark is None else find_problems(run.path, path, mark, names)
+    problems = [] if mark is None else find_problems(run.path, path, mark, names)
+    if seen is not None:
+        seen[key] = problems
+    return problems
 
 
 def mark_finished(run: RunFolder, unit: Unit, fingerprint: str, files: Sequence[Path]) -> None:
@@ -222,17 +246,21 @@ def read_splits(
     return None if splits is None else list(splits)
 
 
+def _shards_folder(run: RunFolder, stage: str) -> Path:
+    return run.path / ".state" / stage / JOB_ARRAYS
+
+
 def mark_shard(
     run: RunFolder, stage: str, index: int, count: int, *, settings: str, ended: bool
 ) -> None:
     """Keep that one task of a job array has begun, or has come to its end, under some settings."""
-    path = run.path / ".state" / stage / "shards" / f"{index}-of-{count}.json"
+    path = _shards_folder(run, stage) / f"{index}-of-{count}.json"
     write_json(path, {"index": index, "count": count, "settings": settings, "ended": ended})
 
 
 def forget_shards(run: RunFolder, stage: str) -> None:
     """Forget earlier job arrays: the whole stage has been run in one piece."""
-    for path in (run.path / ".state" / stage / "shards").glob("*-of-*.json"):
+    for path in _shards_folder(run, stage).glob("*-of-*.json"):
         path.unlink(missing_ok=True)
 
 
@@ -243,7 +271,7 @@ def missing_shards(run: RunFolder, stage: str) -> tuple[int, list[int]]:
     settings belong to an earlier one.
     """
     paths = sorted(
-        (run.path / ".state" / stage / "shards").glob("*-of-*.json"),
+        _shards_folder(run, stage).glob("*-of-*.json"),
         key=lambda path: (path.stat().st_mtime_ns, path.name),
     )
     shards = [shard for shard in map(_read_shard, paths) if shard is not None]

@@ -53,7 +53,7 @@ class Task:
     def fingerprint(self, run: RunFolder) -> str:
         """Hash the settings and inputs that the output would be made from.
 
-        May fail like the work itself. Empty: only the worker can tell, by `full_fingerprint`.
+        May fail like the work itself. Empty: the worker decides, by `full_fingerprint`.
         """
         raise NotImplementedError
 
@@ -140,7 +140,7 @@ def _silent(done: int, total: int) -> None:
 def fail(run: RunFolder, unit: Unit, error: Exception, *, folder: Path | None = None) -> Outcome:
     """Record a failure: a sentence in ``failures.csv``, the traceback under ``logs/``.
 
-    Paths in `folder` are told as they were given, relative to it.
+    Paths in `folder` are written as they were given, relative to it.
     """
     message = _sentence(unit, error)
     if isinstance(error, ExpectedError) and error.damaged is not None:

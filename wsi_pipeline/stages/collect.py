@@ -6,7 +6,7 @@ sizes, and checksums of everything but pixels. With `verify`, pixels are read as
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 from tiling.wording import name_some, pluralize
 from wsi_pipeline.cohort.image_folder import ALL, read_images
@@ -15,11 +15,10 @@ from wsi_pipeline.config.stages import STAGES, Stage
 from wsi_pipeline.contracts import SlideEntry
 from wsi_pipeline.errors import StageError
 from wsi_pipeline.layout import RunFolder, Unit
-from wsi_pipeline.names import find_name_problem
-from wsi_pipeline.run.marks import Problem, read_mark
+from wsi_pipeline.names import JOB_ARRAYS, find_name_problem
+from wsi_pipeline.run.marks import Problem, find_problems, read_mark
 from wsi_pipeline.run.runner import READ_ONLY, read_stages
 from wsi_pipeline.run.state import (
-    check_unit,
     iterate_failures,
     missing_shards,
     read_splits,
@@ -36,6 +35,9 @@ class Collected:
     lines: tuple[str, ...]
     missing: int  # units that are missing or damaged, and shards that never ended
     failed: int
+
+
+_State = Literal["done", "failed", "missing", "damaged"]  # in the order of a job's line
 
 
 @dataclass(frozen=True)
@@ -72,9 +74,9 @@ def collect(run: RunFolder, *, verify: bool = False) -> Collected:
         stages = {}
         lines.append(str(error))
         n_missing += 1
-    jobs = _expect_images(run) if of_images else _expect_slides(run, entries, stages, looked)
+    jobs = _expect_images(run) if of_images else _expect_slides(run, entries, stages)
     for job in jobs:
-        described, n = _describe(run, job, looked)
+        described, n = _describe(job, looked)
         lines += described
         n_missing += n
     for stage in dict.fromkeys(job.stage for job in jobs):
@@ -85,7 +87,7 @@ def collect(run: RunFolder, *, verify: bool = False) -> Collected:
                 f"{stage}: {pluralize(len(shards), 'shard')} of {count} never ended: "
                 f"{', '.join(map(str, shards))}"
             )
-    if any(looked.is_marked(Unit("tile", e.slide_id)) for e in entries):
+    if any(Unit("tile", e.slide_id).is_marked(run) for e in entries):
         from wsi_pipeline.stages.label_audit import update_audit
 
         lines.append(update_audit(run))
@@ -115,47 +117,48 @@ def _verify_pixels(run: RunFolder, entries: Iterable[SlideEntry]) -> None:
 
 
 class _Looked:
-    """What is wrong with the files of each unit, each looked at once."""
+    """The state of each unit, its mark and files read once."""
 
     def __init__(self, run: RunFolder) -> None:
         self._run = run
-        self._problems: dict[Unit, list[Problem]] = {}
+        self._problems: dict[Unit, list[Problem] | None] = {}
 
-    def is_marked(self, unit: Unit) -> bool:
-        return unit.mark(self._run, "done").is_file()
-
-    def problems(self, unit: Unit) -> list[Problem]:
+    def problems(self, unit: Unit) -> list[Problem] | None:
+        """List what is wrong with a unit's files; None: it has no mark, or a damaged one."""
         if unit not in self._problems:
-            self._problems[unit] = check_unit(self._run, unit)
+            path = unit.mark(self._run, "done")
+            mark = read_mark(path)
+            found = None if mark is None else find_problems(self._run.path, path, mark)
+            self._problems[unit] = found
         return self._problems[unit]
 
-    def is_done(self, unit: Unit) -> bool:
-        return read_mark(unit.mark(self._run, "done")) is not None and not self.problems(unit)
+    def state(self, unit: Unit) -> _State:
+        problems = self.problems(unit)
+        if problems == []:
+            return "done"
+        if unit.mark(self._run, "failed").is_file():
+            return "failed"
+        return "missing" if all(p.is_missing for p in problems or ()) else "damaged"
 
 
-def _describe(run: RunFolder, job: _Job, looked: _Looked) -> tuple[list[str], int]:
-    done = [u for u in job.units if looked.is_done(u)]
-    lost = [u for u in job.units if u not in done and u.mark(run, "failed").is_file()]
-    damaged = [
-        u
-        for u in job.units
-        if u not in done + lost and not all(p.is_missing for p in looked.problems(u))
-    ]
-    missing = [u for u in job.units if u not in done + lost + damaged]
-    why = [str(p) for u in (*damaged, *missing) for p in looked.problems(u)]
+def _describe(job: _Job, looked: _Looked) -> tuple[list[str], int]:
+    units: dict[_State, list[Unit]] = {state: [] for state in get_args(_State)}
+    for unit in job.units:
+        units[looked.state(unit)].append(unit)
+    bad = [*units["damaged"], *units["missing"]]
+    why = [str(problem) for unit in bad for problem in looked.problems(unit) or ()]
     lines = [f"{job.title}: {name_some(why, 20)}"] if why else []
-    n = len(missing) + len(damaged)
     if [u.slide_id for u in job.units] in ([ALL], [""]):  # all images, a model or the report
-        state = "done" if done else "failed" if lost else "damaged" if damaged else "missing"
-        return [f"{job.title}: {state}", *lines], n
-    line = f"{job.title}: {len(done)} of {pluralize(len(job.units), 'slide')} done"
-    for name, units in (("failed", lost), ("missing", missing), ("damaged", damaged)):
-        line += f", {len(units)} {name} ({name_some([u.name for u in units], 20)})" if units else ""
-    return [line, *lines], n
+        return [f"{job.title}: {looked.state(job.units[0])}", *lines], len(bad)
+    line = f"{job.title}: {len(units['done'])} of {pluralize(len(job.units), 'slide')} done"
+    for state, those in units.items():
+        if those and state != "done":
+            line += f", {len(those)} {state} ({name_some([u.name for u in those], 20)})"
+    return [line, *lines], len(bad)
 
 
 def _expect_slides(
-    run: RunFolder, entries: Sequence[SlideEntry], stages: Mapping[str, Any], looked: _Looked
+    run: RunFolder, entries: Sequence[SlideEntry], stages: Mapping[str, Any]
 ) -> list[_Job]:
     """List the jobs that have begun, by what is there and by what marks say was there."""
 
@@ -164,9 +167,9 @@ def _expect_slides(
         return _Job(stage, title, [Unit(stage, s, model, variant) for s in slides])
 
     def scored(model: str, slides: Collection[str]) -> list[str]:
-        return [s for s in slides if looked.is_marked(Unit("predict", s, model))]
+        return [s for s in slides if Unit("predict", s, model).is_marked(run)]
 
-    tiled = [e for e in entries if looked.is_marked(Unit("tile", e.slide_id))]
+    tiled = [e for e in entries if Unit("tile", e.slide_id).is_marked(run)]
 
     def wanted(stage: Stage, model: str, variant: str) -> list[str]:
         """List the slides that a stage was last asked to work on, and can."""
@@ -202,13 +205,13 @@ def _models_of(run: RunFolder, stage: str, folder: str) -> list[str]:
     """List the models that a stage has worked on, though its files may have been purged."""
     marked = {path.name for path in (run.path / ".state" / stage).glob("*/")}
     with_files = run.models_with(folder) if folder else []
-    return sorted({*with_files, *(marked - {"shards"})})
+    return sorted({*with_files, *(marked - {JOB_ARRAYS})})
 
 
 def _expect_models(run: RunFolder, stage: str) -> list[_Job]:
     """List the models that a stage has begun; a checkpoint that was copied in is none of them."""
     folders = (run.path / ".state" / stage).glob("*/")
-    names = (path.name for path in folders if path.name != "shards")
+    names = (path.name for path in folders if path.name != JOB_ARRAYS)
     found = {name for name in names if not find_name_problem(name)}  # others are not ours
     if stage == "train":  # one that was stopped has no mark yet
         found |= {m for m in run.models_with("models") if not run.checkpoint(m).is_file()}
@@ -224,7 +227,7 @@ def _find_variants(run: RunFolder, stage: str) -> list[tuple[str, str]]:
     """List the variants and models (of an export of coordinates: none) that were begun."""
     state = run.path / ".state" / stage
     marks = [path.parent.relative_to(state).parts for path in state.glob("**/*.json")]
-    ours = (of for of in marks if of[0] != "shards" and not any(map(find_name_problem, of)))
+    ours = (of for of in marks if of[0] != JOB_ARRAYS and not any(map(find_name_problem, of)))
     found = {(of[0], of[1] if of[1:] else "") for of in ours}
     return sorted(found)
 

@@ -4,7 +4,7 @@ import os
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tiling.files import remove_leftovers
 from tiling.wording import name_some
@@ -30,9 +30,6 @@ from wsi_pipeline.stages.inputs import (
     slide_bytes,
     why_unscored,
 )
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)
@@ -185,7 +182,7 @@ def _choose_models(run: RunFolder, name: str, models: Sequence[str]) -> list[str
 
 
 def _tiled(run: RunFolder, slide_ids: Iterable[str]) -> list[str]:
-    return [s for s in slide_ids if Unit("tile", s).mark(run, "done").is_file()]
+    return [s for s in slide_ids if Unit("tile", s).is_marked(run)]
 
 
 def _why_nothing(run: RunFolder, models: Sequence[str], slide_ids: Collection[str]) -> str:
@@ -231,7 +228,7 @@ def _fill_in(run: RunFolder, config: Config, name: str) -> ExportConfig:
     stages = ("evaluate", "heatmap") if name == "camelyon16" else ("heatmap", "evaluate")
     recorded = read_run_json(run)
 
-    def told(section: str, key: str, default: Any, stages: Sequence[str]) -> Any:
+    def recorded_value(section: str, key: str, default: Any, stages: Sequence[str]) -> Any:
         for stage in stages:
             found = recorded.get(stage, {}).get("config", {}).get(section, {})
             if key in found:
@@ -240,11 +237,11 @@ def _fill_in(run: RunFolder, config: Config, name: str) -> ExportConfig:
 
     asked, evaluate = config.export, config.evaluate
     values: dict[str, Any] = {
-        "overlap": told("heatmap", "overlap", config.heatmap.overlap, stages),
-        "detection_threshold": told(
+        "overlap": recorded_value("heatmap", "overlap", config.heatmap.overlap, stages),
+        "detection_threshold": recorded_value(
             "evaluate", "detection_threshold", evaluate.detection_threshold, ["evaluate"]
         ),
-        "detection_radius_um": told(
+        "detection_radius_um": recorded_value(
             "evaluate", "detection_radius_um", evaluate.detection_radius_um, ["evaluate"]
         ),
     }

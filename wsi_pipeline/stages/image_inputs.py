@@ -1,7 +1,6 @@
 """What the stages read of a folder of images, and which settings matter there."""
 
 import logging
-from typing import TYPE_CHECKING
 
 from tiling.files import (
     digest_file,
@@ -17,9 +16,6 @@ from wsi_pipeline.layout import RunFolder, Unit
 from wsi_pipeline.run.state import (
     check_unit,
 )
-
-if TYPE_CHECKING:
-    pass
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +48,7 @@ def data_fingerprint(run: RunFolder) -> str:
     from wsi_pipeline.cohort.image_store import read_about
 
     path = run.tiles / "images.json"
-    if not path.is_file() or not Unit("tile", ALL).mark(run, "done").is_file():
+    if not path.is_file() or not Unit("tile", ALL).is_marked(run):
         raise StageError(
             f"{run.path}: its images are not prepared; run: wsi-pipeline tile FOLDER --out "
             f"{run.path}"

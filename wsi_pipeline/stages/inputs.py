@@ -76,7 +76,7 @@ def finished_entries(
 ) -> list[SlideEntry]:
     """List the slides that have a patch store and are in one of `splits` (None: in any)."""
     entries = [e for e in read_run_manifest(run) if splits is None or e.split in splits]
-    tiled = [e for e in entries if Unit("tile", e.slide_id).mark(run, "done").is_file()]
+    tiled = [e for e in entries if Unit("tile", e.slide_id).is_marked(run)]
     failed = {row["slide_id"] for row in iterate_failures(run) if row["stage"] == "tile"}
     waiting = [e.slide_id for e in entries if e not in tiled and e.slide_id not in failed]
     if waiting:
@@ -136,12 +136,11 @@ def choose_scored_models(run: RunFolder, names: Sequence[str]) -> list[str]:
 
 
 def scored(run: RunFolder, model: str, slide_ids: Iterable[str]) -> list[str]:
-    """Choose the slides that a model has scored and whose patch store still stands."""
+    """Choose the slides that a model has scored and whose patch store is finished."""
     return [
         s
         for s in slide_ids
-        if Unit("predict", s, model).mark(run, "done").is_file()
-        and Unit("tile", s).mark(run, "done").is_file()
+        if Unit("predict", s, model).is_marked(run) and Unit("tile", s).is_marked(run)
     ]
 
 
@@ -152,7 +151,7 @@ def name_unscored(
     slide_ids = list(slide_ids)
 
     def is_lost(unit: Unit) -> bool:
-        return unit.mark(run, "failed").is_file() and not unit.mark(run, "done").is_file()
+        return unit.mark(run, "failed").is_file() and not unit.is_marked(run)
 
     lost = {model: [s for s in slide_ids if is_lost(Unit("predict", s, model))] for model in models}
     return tuple(
@@ -163,13 +162,13 @@ def name_unscored(
 
 
 def why_unscored(run: RunFolder, models: Sequence[str], slide_ids: Iterable[str]) -> str:
-    """Say why no slide is among the scored ones, though there are score files, and the cure."""
+    """Explain why no slide is scored, though there are score files, and what to do."""
     slide_ids = list(slide_ids)
     again = f"run: wsi-pipeline predict {run.path}, with the same --checkpoint if it had one"
     failed = name_unscored(run, models, slide_ids)
     if failed:
         return f"{failed[0].removeprefix('skipped ')} (see {run.failures}); then {again}"
-    untiled = [s for s in slide_ids if not Unit("tile", s).mark(run, "done").is_file()]
+    untiled = [s for s in slide_ids if not Unit("tile", s).is_marked(run)]
     if len(untiled) == len(slide_ids):
         return f"no slide's patches are whole ({name_some(untiled)}); run tile again, then predict"
     if not any(run.scores(model, s).is_file() for model in models for s in slide_ids):

@@ -32,7 +32,7 @@ from tiling.wording import format_percent, pluralize
 from wsi_pipeline.cohort.manifest import read_run_manifest
 from wsi_pipeline.contracts import SlideEntry
 from wsi_pipeline.csv_files import format_csv, read_csv
-from wsi_pipeline.errors import PipelineError, StageError
+from wsi_pipeline.errors import StageError
 from wsi_pipeline.layout import RunFolder, Unit
 from wsi_pipeline.run.state import clear_mark, examine_unit, mark_finished, record_damage
 
@@ -113,7 +113,7 @@ def update_audit(run: RunFolder, *, overwrite: bool = False) -> str:
             files = _write_audit(run, [entry for entry, _ in stores])
             mark_finished(run, UNIT, fingerprint, files)
         return _line(run.label_audit / "slides.csv")
-    except (TilingError, PipelineError, OSError) as error:
+    except (ExpectedError, OSError) as error:
         log.debug("label audit", exc_info=True)
         if isinstance(error, ExpectedError) and error.damaged is not None:
             record_damage(run, error.damaged, "the label audit", str(error))
@@ -125,7 +125,7 @@ def _list_stores(run: RunFolder) -> list[tuple[SlideEntry, str]]:
     found = [
         (entry, stored_fingerprint(run.store(entry.slide_id)))
         for entry in read_run_manifest(run)
-        if Unit("tile", entry.slide_id).mark(run, "done").is_file()
+        if Unit("tile", entry.slide_id).is_marked(run)
     ]
     return [(entry, made) for entry, made in found if made is not None]
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -46,9 +46,6 @@ from wsi_pipeline.stages.inputs import (
     threads_per_slide,
 )
 from wsi_pipeline.stages.tile import tile
-
-if TYPE_CHECKING:
-    pass
 
 log = logging.getLogger(__name__)
 

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from tiling.files import json_text, read_json_object
 from tiling.wording import pluralize
@@ -17,9 +16,6 @@ from wsi_pipeline.run.runner import Options, StageResult, run_stage
 from wsi_pipeline.run.state import SPLITS_FILE
 from wsi_pipeline.run.tasks import Done, Job, OnProgress, Task
 from wsi_pipeline.stages.image_inputs import is_image_run, warn_of_unused
-
-if TYPE_CHECKING:
-    pass
 
 NOT_REPORTED = (".ome.tif", ".h5", ".npy")  # files that a report is not made from
 

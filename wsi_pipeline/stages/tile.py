@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from os import cpu_count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tiling.contracts import TileConfig
 from tiling.errors import GridError, PatchSizeError
@@ -34,7 +34,11 @@ from wsi_pipeline.errors import (
 )
 from wsi_pipeline.layout import RunFolder, Unit
 from wsi_pipeline.run.runner import Options, StageResult, run_stage
-from wsi_pipeline.run.slide_contents import compute_tile_fingerprint, find_tile_fingerprint
+from wsi_pipeline.run.slide_contents import (
+    compute_tile_fingerprint,
+    find_tile_fingerprint,
+    tile_inputs,
+)
 from wsi_pipeline.run.state import (
     forget_failures,
     iterate_failures,
@@ -50,9 +54,6 @@ from wsi_pipeline.stages.inputs import (
     slide_bytes,
     threads_per_slide,
 )
-
-if TYPE_CHECKING:
-    pass
 
 log = logging.getLogger(__name__)
 
@@ -94,11 +95,7 @@ class TileSlide(Task):
             summary = tile_slide(
                 entry.path,
                 store,
-                slide_id=entry.slide_id,
-                config=self.config,
-                annotation_path=entry.annotation,
-                slide_label=entry.label,
-                mpp=entry.mpp,
+                **tile_inputs(entry, self.config),
                 qc_path=picture,
                 content_cache=job.run.content(entry.slide_id),
                 threads=self.threads,

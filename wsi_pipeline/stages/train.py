@@ -5,7 +5,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -42,9 +42,6 @@ from wsi_pipeline.stages.inputs import (
     finished_entries,
     open_store,
 )
-
-if TYPE_CHECKING:
-    pass
 
 log = logging.getLogger(__name__)
 
@@ -229,8 +226,8 @@ def _train_on_images(
             "(--set splits.val_fraction=0.2), or with train/ and test/ folders, or a table's split"
         )
     tasks = []
-    for name, told in chosen.items():
-        settings = fill_in_sampling(told, images=True)
+    for name, given in chosen.items():
+        settings = fill_in_sampling(given, images=True)
         steps = settings.steps_per_epoch
         if settings.sampling == "shuffle" and steps != TrainConfig.steps_per_epoch:
             log.warning(

@@ -29,6 +29,7 @@ from torch.nn import functional as F
 
 from tiling.contracts import StrPath
 from tiling.files import digest_json, remove_leftovers
+from tiling.threads import map_in_threads
 from tiling.wording import pluralize
 from wsi_pipeline.cohort.data import (
     CLASS_NAMES,
@@ -37,7 +38,6 @@ from wsi_pipeline.cohort.data import (
     check_stores,
     choose_validation,
     load_batch,
-    prefetch,
     to_unit_range,
     usable_labels,
 )
@@ -465,7 +465,7 @@ class _Training:
                 return Batch(torch.empty((0, 1, 1, 3), dtype=torch.uint8), np.zeros(0, np.bool_))
             return load_batch(stores, slide[chosen], patch[chosen], pinned=pinned)
 
-        batches = prefetch(load, rows, threads=self._readers)
+        batches = map_in_threads(load, rows, threads=self._readers)
         while True:
             asked = time.perf_counter()
             batch = next(batches, None)

@@ -25,7 +25,29 @@ _CHUNK = 16_384  # draws at a time, so that what is computed on the way stays in
 Entry = TypeVar("Entry", bound=np.generic)
 
 
-class ThreeStepSampler:
+class _NumberedDraws:
+    """A sampler whose draws depend on its seed and on how many were made before."""
+
+    def __init__(self, seed: int) -> None:
+        if not 0 <= seed < _MAX_SEED:
+            raise SamplingError(f"the seed must be at least 0 and below 2^128, got {seed}")
+        self._seed = seed
+        self._drawn = 0
+
+    def state(self) -> dict[str, Any]:
+        """Return what `set_state` continues from, as JSON can hold it."""
+        return {"seed": self._seed, "drawn": self._drawn}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Continue from a state; one of another seed is a SamplingError."""
+        if state["seed"] != self._seed:
+            raise SamplingError(
+                f"a sampler of seed {self._seed} cannot continue from one of seed {state['seed']}"
+            )
+        self._drawn = int(state["drawn"])
+
+
+class ThreeStepSampler(_NumberedDraws):
     """Draws (slide, patch) with replacement.
 
     Draw number i depends on the seed and on i alone: not on how draws are batched, nor on who
@@ -50,16 +72,13 @@ class ThreeStepSampler:
     def __init__(
         self, labels: Sequence[NDArray[np.int8]], *, seed: int, classes: Sequence[int] = (0, 1)
     ) -> None:
-        if not 0 <= seed < _MAX_SEED:
-            raise SamplingError(f"the seed must be at least 0 and below 2^128, got {seed}")
+        super().__init__(seed)
         if not classes or min(classes) < 0 or len(set(classes)) < len(classes):
             raise SamplingError(
                 f"classes to draw are distinct and at least 0, got {tuple(classes)}; "
                 "-1 marks patches that are never drawn"
             )
-        self._seed = seed
-        self._drawn = 0
-        # A group is the patches of one label on one slide. Groups of a label stand together, by
+        # A group is the patches of one label on one slide. Groups of a label are contiguous, by
         # slide; `_patches` has the rows of group after group.
         found = [_find_groups(labels, label) for label in classes]
         self._classes = np.array(classes, np.int8)
@@ -115,18 +134,6 @@ class ThreeStepSampler:
                 return 1 / len(self._classes) / float(self._n_slides[which]) / size
         return 0.0
 
-    def state(self) -> dict[str, Any]:
-        """Give what JSON can keep and `set_state` goes on from."""
-        return {"seed": self._seed, "drawn": self._drawn}
-
-    def set_state(self, state: dict[str, Any]) -> None:
-        """Go on from a state; of another seed it is a SamplingError."""
-        if state["seed"] != self._seed:
-            raise SamplingError(
-                f"a sampler of seed {self._seed} cannot go on from one of seed {state['seed']}"
-            )
-        self._drawn = int(state["drawn"])
-
     def _generator(self) -> np.random.Philox:
         """Give the source of random words as it stands before the next draw."""
         blocks, within = divmod(self._drawn, _WORDS_PER_BLOCK)
@@ -142,7 +149,7 @@ class ThreeStepSampler:
         return signed * np.float64(2.0**-53)
 
 
-class ShuffledSampler:
+class ShuffledSampler(_NumberedDraws):
     """Passes over all patches: each pass holds every patch once, in an order of its own.
 
     Draw number i depends on the seed and on i alone, as of `ThreeStepSampler`.
@@ -161,8 +168,7 @@ class ShuffledSampler:
     """
 
     def __init__(self, labels: Sequence[NDArray[np.int8]], *, seed: int) -> None:
-        if not 0 <= seed < _MAX_SEED:
-            raise SamplingError(f"the seed must be at least 0 and below 2^128, got {seed}")
+        super().__init__(seed)
         rows = [np.flatnonzero(np.asarray(of_slide) >= 0) for of_slide in labels]
         self._slide = np.concatenate(
             [np.full(len(found), s, np.int64) for s, found in enumerate(rows)]
@@ -172,9 +178,9 @@ class ShuffledSampler:
             [np.asarray(y, np.int8)[r] for y, r in zip(labels, rows, strict=True)]
         )
         if not len(self):
-            raise SamplingError(f"none of {len(labels)} slides has a patch with a label to draw")
-        self._seed = seed
-        self._drawn = 0
+            raise SamplingError(
+                f"none of {pluralize(len(labels), 'slide')} has a patch with a label to draw"
+            )
 
     def __len__(self) -> int:
         """How many patches a pass holds."""
@@ -192,18 +198,6 @@ class ShuffledSampler:
 
     def _order(self, number: int) -> NDArray[np.int64]:
         return np.random.default_rng([self._seed, number]).permutation(len(self))
-
-    def state(self) -> dict[str, Any]:
-        """Give what JSON can keep and `set_state` goes on from."""
-        return {"seed": self._seed, "drawn": self._drawn}
-
-    def set_state(self, state: dict[str, Any]) -> None:
-        """Go on from a state; of another seed it is a SamplingError."""
-        if state["seed"] != self._seed:
-            raise SamplingError(
-                f"a sampler of seed {self._seed} cannot go on from one of seed {state['seed']}"
-            )
-        self._drawn = int(state["drawn"])
 
 
 def _find_groups(

@@ -6,7 +6,7 @@ from pathlib import Path
 from tiling.wording import format_duration, pluralize
 from wsi_pipeline.training.history import EpochRecord, describe_validation
 
-STARVED = 0.2  # share of the time spent waiting for patches from which a cure is named
+STARVED = 0.2  # share of the time spent waiting for patches from which a remedy is named
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ def arrays(rows):
 
 
 @given(rows=patches)
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 def test_counts_are_those_of_a_plain_loop(rows):
     label, tumour, unreadable = arrays(rows)
     found = count_labels(label, tumour, unreadable)

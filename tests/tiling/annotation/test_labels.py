@@ -202,7 +202,7 @@ points = st.tuples(st.integers(0, 90), st.integers(0, 90))
 outlines = st.lists(points, min_size=3, max_size=8)
 
 
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 @given(
     drawn=st.lists(outlines, min_size=1, max_size=4),
     cut=st.lists(outlines, max_size=1),
@@ -288,7 +288,7 @@ def crossing_outlines(draw):
 
 
 @given(rings=st.lists(crossing_outlines(), min_size=1, max_size=4), cut=crossing_outlines())
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_areas_cut_in_steps_are_those_of_each_square_cut_from_the_whole(rings, cut):
     """Brute force: every square against the union, by shapely alone."""
     areas = [repair_polygon(ring)[0] for ring in rings]

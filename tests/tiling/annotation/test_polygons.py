@@ -78,7 +78,7 @@ def test_a_line_or_point_encloses_nothing(outline):
     assert not repaired
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     st.lists(st.tuples(st.integers(0, 20), st.integers(0, 20)), min_size=3, max_size=9),
     st.lists(st.tuples(st.integers(0, 39), st.integers(0, 39)), min_size=1, max_size=20),
@@ -166,7 +166,7 @@ def test_nothing_drawn_is_no_tumour():
     assert annotation.tumour.is_empty
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     st.lists(
         st.tuples(st.integers(0, 12), st.integers(0, 12), st.integers(1, 5), st.integers(1, 5)),

@@ -18,28 +18,9 @@ from tiling.listing.content import digest_content, find_digest
 from tiling.listing.slide_parts import list_parts
 from tiling.store import PatchStore
 
+pytestmark = pytest.mark.usefixtures("settled_contents")
+
 SIZE = 300_000
-
-
-@pytest.fixture(autouse=True)
-def _settled(monkeypatch):
-    """Files of a test are as old as it needs them to be."""
-    monkeypatch.setattr(content, "RECENT_NS", 0)
-    monkeypatch.setattr(content, "_known", {})
-
-
-@pytest.fixture
-def reads(monkeypatch) -> list[str]:
-    """Names of the files that are read."""
-    found: list[str] = []
-    hash_file = content._hash_file
-
-    def counting(path: Path) -> str:
-        found.append(path.name)
-        return hash_file(path)
-
-    monkeypatch.setattr(content, "_hash_file", counting)
-    return found
 
 
 @pytest.fixture
@@ -91,37 +72,37 @@ def test_a_file_put_in_its_place_is_noticed(slide, tmp_path):
     assert digest_content(slide, cache=cache) != before
 
 
-def test_nothing_is_read_twice_while_nothing_changes(slide, tmp_path, reads):
+def test_nothing_is_read_twice_while_nothing_changes(slide, tmp_path, hashed):
     cache = tmp_path / "run" / "a.digest"
     first = digest_content(slide, cache=cache)
     assert digest_content(slide, cache=cache) == digest_content(slide) == first
     forget()
     assert find_digest(slide, cache=cache) == digest_content(slide, cache=cache) == first
-    assert reads == ["a.svs"]
+    assert hashed == ["a.svs"]
 
 
-def test_what_is_known_in_memory_is_written_where_it_is_asked_for(slide, tmp_path, reads):
+def test_what_is_known_in_memory_is_written_where_it_is_asked_for(slide, tmp_path, hashed):
     digest_content(slide)
     digest_content(slide, cache=tmp_path / "a.digest")
     forget()
     assert find_digest(slide, cache=tmp_path / "a.digest") is not None
-    assert reads == ["a.svs"]
+    assert hashed == ["a.svs"]
 
 
-def test_a_slide_that_was_touched_or_moved_is_read_once_and_is_the_same(slide, tmp_path, reads):
+def test_a_slide_that_was_touched_or_moved_is_read_once_and_is_the_same(slide, tmp_path, hashed):
     cache = tmp_path / "a.digest"
     before = digest_content(slide, cache=cache)
     os.utime(slide, ns=(1, 10**18))
     for _ in range(2):
         forget()
         assert digest_content(slide, cache=cache) == before
-    assert len(reads) == 2
+    assert len(hashed) == 2
     (tmp_path / "moved").mkdir()
     moved = slide.rename(tmp_path / "moved" / "a.svs")
     for _ in range(2):
         forget()
         assert digest_content(moved, cache=cache) == before
-    assert len(reads) == 3
+    assert len(hashed) == 3
 
 
 def test_the_file_is_the_same_wherever_slides_are_copied_to_and_holds_no_date(slide, tmp_path):
@@ -134,7 +115,7 @@ def test_the_file_is_the_same_wherever_slides_are_copied_to_and_holds_no_date(sl
 
 
 @pytest.mark.parametrize("damage", [b"", b"{}", b"[]", b"\xff", b'{"state": 1}', None])
-def test_a_damaged_file_is_not_believed(slide, tmp_path, reads, damage):
+def test_a_damaged_file_is_not_believed(slide, tmp_path, hashed, damage):
     cache = tmp_path / "a.digest"
     before = digest_content(slide, cache=cache)
     date = cache.stat().st_mtime_ns
@@ -145,15 +126,15 @@ def test_a_damaged_file_is_not_believed(slide, tmp_path, reads, damage):
     forget()
     assert digest_content(slide, cache=cache) == before
     assert cache.read_text() == text
-    assert len(reads) == 2
+    assert len(hashed) == 2
 
 
-def test_a_slide_that_has_only_just_changed_is_not_remembered(slide, tmp_path, monkeypatch, reads):
+def test_a_slide_that_has_only_just_changed_is_not_remembered(slide, tmp_path, monkeypatch, hashed):
     """It might change again within one tick of the file system's clock."""
     monkeypatch.setattr(content, "RECENT_NS", 10**12)
     for _ in range(2):
         digest_content(slide, cache=tmp_path / "a.digest")
-    assert len(reads) == 2
+    assert len(hashed) == 2
     assert not (tmp_path / "a.digest").exists()
 
 
@@ -163,14 +144,14 @@ def test_where_nothing_can_be_written_the_digest_is_given_all_the_same(slide, tm
 
 
 def test_a_slide_that_changes_while_it_is_read_is_refused(slide, monkeypatch):
-    hash_file = content._hash_file
+    digest_file = content.digest_file
 
     def slowly(path: Path) -> str:
-        found = hash_file(path)
+        found = digest_file(path)
         overwrite(path, 5)
         return found
 
-    monkeypatch.setattr(content, "_hash_file", slowly)
+    monkeypatch.setattr(content, "digest_file", slowly)
     with pytest.raises(SlideError, match=r"a\.svs: changes while it is read; wait until"):
         digest_content(slide)
 
@@ -253,18 +234,18 @@ CONFIG = TileConfig(
 )
 
 
-def test_a_store_without_pixels_reads_no_slide_with_other_bytes(tmp_path, reads):
+def test_a_store_without_pixels_reads_no_slide_with_other_bytes(tmp_path, hashed):
     path = slides.write_slide(tmp_path / "a.tif", [slides.tissue(200, 200)])
     cache = tmp_path / "a.digest"
     tile_slide(path, tmp_path / "a.zarr", slide_id="a", config=CONFIG, content_cache=cache)
-    assert reads == ["a.tif"]
+    assert hashed == ["a.tif"]
     with PatchStore.open(tmp_path / "a.zarr", slide_path=path, content_cache=cache) as store:
         store.read([0])
         assert store.info.fingerprint == digest_content(path)
     forget()
     with PatchStore.open(tmp_path / "a.zarr", slide_path=path, content_cache=cache) as store:
         store.read([0])
-    assert reads == ["a.tif"]
+    assert hashed == ["a.tif"]
     overwrite(path, path.stat().st_size // 2)
     store = PatchStore.open(tmp_path / "a.zarr", slide_path=path, content_cache=cache)
     with pytest.raises(StoreError, match=r"a\.tif is not the slide it was made from"):

@@ -52,27 +52,31 @@ def refusal(path: Path, kind: type[SlideError] = SeveralImagesError) -> str:
 
 
 @pytest.mark.parametrize("layout", [TILED, STRIPS], ids=["tiles", "strips"])
-@pytest.mark.parametrize("name", ["macro", "Image:0", "label image"])
-def test_the_macro_before_the_slide_gives_it_no_resolution(tmp_path, layout, name):
+@pytest.mark.parametrize(
+    ("first", "name", "its_mpp", "left_out"),
+    [
+        (MACRO, "macro", 16, ()),
+        (MACRO, "Image:0", 16, ()),
+        (MACRO, "label image", 16, ()),
+        (
+            SCENE,
+            "scene 1",
+            0.25,
+            (
+                "the largest image of the file, 640 x 512 px, is read; left out: "
+                "scene 1 256 x 192 px",
+            ),
+        ),
+    ],
+)
+def test_an_image_before_the_slide_gives_it_no_resolution(
+    tmp_path, layout, first, name, its_mpp, left_out
+):
     """The slide was read, at the macro's 16 µm per pixel."""
-    path = write_ome(
-        tmp_path / "a.ome.tif", (MACRO, about(16, Name=name)), (SLIDE, about(0.5)), **layout
-    )
-    pixels, mpp, sizes, notes = read(path)
+    images = (first, about(its_mpp, Name=name)), (SLIDE, about(0.5))
+    pixels, mpp, sizes, notes = read(write_ome(tmp_path / "a.ome.tif", *images, **layout))
     np.testing.assert_array_equal(pixels, SLIDE)
-    assert (mpp, sizes, notes) == ((0.5, 0.5), ((640, 512),), ())
-
-
-def test_a_finer_scene_before_the_slide_gives_it_no_resolution_and_is_named(tmp_path):
-    path = write_ome(
-        tmp_path / "a.ome.tif", (SCENE, about(0.25, Name="scene 1")), (SLIDE, about(0.5))
-    )
-    pixels, mpp, _, notes = read(path)
-    np.testing.assert_array_equal(pixels, SLIDE)
-    assert mpp == (0.5, 0.5)
-    assert notes == (
-        "the largest image of the file, 640 x 512 px, is read; left out: scene 1 256 x 192 px",
-    )
+    assert (mpp, sizes, notes) == ((0.5, 0.5), ((640, 512),), left_out)
 
 
 def test_a_label_larger_than_the_slide_is_not_taken_for_it(tmp_path):

@@ -54,7 +54,7 @@ def assert_equal_everywhere(path: Path, **requests) -> None:
 class TestEqualsOpenSlide:
     """On levels, between their pixels, at edges and outside, whatever the file's kind."""
 
-    @settings(max_examples=25, deadline=None)
+    @settings(max_examples=25)
     @given(
         location=st.tuples(st.integers(-150, 800), st.integers(-150, 700)),
         level=st.integers(0, 2),

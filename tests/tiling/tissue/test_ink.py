@@ -11,7 +11,7 @@ from tiling.tissue.colour import smooth_hsv
 from tiling.tissue.ink import find_artefacts, widen
 
 
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 @given(
     shape=st.tuples(st.integers(0, 40), st.integers(0, 40)),
     reach=st.tuples(st.integers(0, 45), st.integers(0, 12)),

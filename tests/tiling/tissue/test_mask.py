@@ -316,7 +316,7 @@ def share_of_one_tile(mask, mask_pixel, corner, tile):
     return covered / (tile[0] * tile[1])
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     shape=st.tuples(sizes, sizes),
     pixel=st.tuples(lengths, lengths),

@@ -190,7 +190,7 @@ FROC = ["froc", "--detections", "{home}/run/evaluation/patchnet/detections", "--
 COMMANDS = {
     "tile": (TILE, READ, "reads"),
     "tile by workers": ([*TILE, "--workers", "2"], READ, "reads"),
-    "tile, its digest": (TILE, "tiling.listing.content:_hash_file", "computes"),
+    "tile, its digest": (TILE, "tiling.listing.content:digest_file", "computes"),
     "slides": (["slides", "{home}/data", "--workers", "2"], READ, "reads"),
     "plan": (["plan", "{home}/config.yaml", "--workers", "2"], READ, "reads"),
     "train, reading": (TRAIN, ROWS, "reads"),

@@ -1,7 +1,5 @@
 """Batches hold the patches that were asked for, in the order asked."""
 
-import threading
-import time
 from dataclasses import replace
 
 import numpy as np
@@ -14,7 +12,6 @@ from wsi_pipeline.cohort.data import (
     check_stores,
     choose_validation,
     load_batch,
-    prefetch,
     to_unit_range,
     usable_labels,
 )
@@ -62,45 +59,6 @@ def test_unit_range_is_exact_and_channels_last(fake_store):
     assert x.is_contiguous(memory_format=torch.channels_last)
     expected = store.pixels.transpose(0, 3, 1, 2).astype(np.float32) / np.float32(255)
     assert np.array_equal(x.numpy(), expected)
-
-
-@given(n=st.integers(0, 20), threads=st.integers(1, 4), ahead=st.integers(0, 4))
-@settings(deadline=None, max_examples=30)
-def test_prefetch_keeps_the_order(n, threads, ahead):
-    def load(i):
-        time.sleep(0.001 * (i % 3))  # later items may be ready sooner
-        return i * i
-
-    assert list(prefetch(load, range(n), threads=threads, ahead=ahead)) == [i * i for i in range(n)]
-
-
-def test_prefetch_reads_ahead_but_not_further():
-    loaded, gate = [], threading.Event()
-
-    def load(i):
-        loaded.append(i)
-        return i
-
-    results = prefetch(load, range(100), threads=1, ahead=2)
-    assert next(results) == 0
-    gate.wait(0.1)
-    results.close()
-
-    assert len(loaded) <= 4  # the one given, one in the thread, two waiting
-
-
-def test_prefetch_raises_the_error_at_its_place_and_ends_its_threads():
-    def load(i):
-        if i == 3:
-            raise OSError("three")
-        return i
-
-    results = prefetch(load, range(10), threads=2)
-
-    assert [next(results) for _ in range(3)] == [0, 1, 2]
-    with pytest.raises(OSError, match="three"):
-        next(results)
-    assert not [t for t in threading.enumerate() if t.name.startswith("read-ahead")]
 
 
 def test_unreadable_patches_are_not_trained_on(fake_store):
@@ -164,7 +122,7 @@ label_lists = st.lists(
 
 
 @given(labels=label_lists)
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 def test_validation_without_a_limit_is_every_labelled_patch(labels):
     slide, patch, label = choose_validation(
         [np.array(y, np.int8) for y in labels], most=None, seed=0
@@ -175,7 +133,7 @@ def test_validation_without_a_limit_is_every_labelled_patch(labels):
 
 
 @given(labels=label_lists, most=st.integers(2, 40), seed=st.integers(0, 5))
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 def test_a_limited_validation_is_balanced_over_classes_and_slides(labels, most, seed):
     arrays = [np.array(y, np.int8) for y in labels]
     slide, patch, label = choose_validation(arrays, most=most, seed=seed)

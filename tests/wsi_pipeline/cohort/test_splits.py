@@ -38,7 +38,7 @@ def kinds(entries):
 
 
 @given(entries=cohorts, shares=fractions, seed=seeds, data=st.data())
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 def test_shares_cover_every_patient_and_are_stratified(entries, shares, seed, data):
     val, test = shares
     found = assign_splits(entries, val_fraction=val, test_fraction=test, seed=seed)
@@ -57,7 +57,7 @@ def test_shares_cover_every_patient_and_are_stratified(entries, shares, seed, da
 
 
 @given(entries=cohorts, seed=seeds, data=st.data())
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_each_patient_is_tested_and_validated_in_one_fold_each(entries, seed, data):
     patients = sorted({e.patient for e in entries})
     folds = data.draw(st.integers(2, len(patients)))
@@ -78,7 +78,7 @@ def test_each_patient_is_tested_and_validated_in_one_fold_each(entries, seed, da
 
 
 @given(entries=cohorts, seed=seeds, data=st.data())
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_folds_are_of_one_size_as_a_whole_and_within_each_kind(entries, seed, data):
     folds = data.draw(st.integers(2, len({e.patient for e in entries})))
     fold_of = assign_folds(entries, folds=folds, seed=seed)
@@ -88,7 +88,7 @@ def test_folds_are_of_one_size_as_a_whole_and_within_each_kind(entries, seed, da
 
 
 @given(entries=cohorts, seed=seeds, val=st.sampled_from([0.0, 0.2, 0.5]))
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_leaving_one_patient_out_tests_each_once_and_alone(entries, seed, val):
     patients = sorted({e.patient for e in entries})
     for fold, left_out in enumerate(patients):

@@ -49,7 +49,7 @@ def test_an_oriented_nucleus_lies_along_its_angle(angle):
     assert abs(long_axis @ (np.cos(angle), np.sin(angle))) > 0.97
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.integers(0, 1000), st.floats(8, 40))
 def test_scattered_points_keep_apart(seed, spacing):
     points = cells.scatter_points(
@@ -61,7 +61,7 @@ def test_scattered_points_keep_apart(seed, spacing):
     assert apart.min(initial=np.inf) > 0.7 * spacing
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     st.lists(st.tuples(st.integers(-12, 40), st.integers(-12, 30)), min_size=1, max_size=6),
     st.integers(0, 99),

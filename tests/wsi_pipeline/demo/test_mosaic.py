@@ -117,7 +117,7 @@ def test_the_same_seed_gives_the_same_bytes(tmp_path):
     assert first != other
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.integers(0, 60), st.integers(0, 60))
 def test_a_layout_uses_no_cell_twice_and_keeps_lesions_apart(n_tumour, n_normal):
     if n_tumour + n_normal == 0:

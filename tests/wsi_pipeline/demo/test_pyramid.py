@@ -64,7 +64,7 @@ def test_an_empty_level_is_left_out(tmp_path):
         assert slide.level_dimensions == ((9, 20), (2, 5))
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.integers(1, 20), st.integers(1, 20), st.integers(1, 5), st.integers(0, 99))
 def test_shrink_is_the_mean_of_whole_squares(height, width, downsample, seed):
     image = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)

@@ -20,7 +20,7 @@ from wsi_pipeline.demo.textures import (
 SEEDS = st.integers(0, 2**31)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(SEEDS, st.floats(5, 2000), st.floats(0, 0.3))
 def test_an_outline_is_simple_and_stays_within_its_reach(seed, diameter, irregularity):
     rng = np.random.default_rng(seed)

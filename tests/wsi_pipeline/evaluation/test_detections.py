@@ -19,7 +19,7 @@ def read(tmp_path, text):
     return read_detection_file(path)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(
     rows=st.lists(
         st.tuples(st.floats(0, 1), st.integers(0, 10**6), st.integers(0, 10**6)), max_size=6

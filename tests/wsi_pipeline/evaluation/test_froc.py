@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from wsi_pipeline.contracts import Detections
 from wsi_pipeline.errors import EvaluationError
-from wsi_pipeline.evaluation.bootstrap import draw_weights
+from wsi_pipeline.evaluation.bootstrap import draw_resamples
 from wsi_pipeline.evaluation.froc import (
     RATES,
     SlideHits,
@@ -50,7 +50,7 @@ def plain(hits):
     ]
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(
     hits=st.lists(slide_hits(), min_size=1, max_size=6),
     denominator=st.sampled_from(["all", "normal"]),
@@ -108,7 +108,7 @@ def test_linear_starts_from_the_highest_point_at_no_false_positive():
     assert read_sensitivity(x, y, [0, 0.5], at_rate="linear").tolist() == [0.5, 0.6]
 
 
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 @given(
     steps=st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), max_size=12),
     rates=st.lists(st.floats(0, 12), min_size=1, max_size=6),
@@ -207,7 +207,7 @@ def test_a_slide_of_itc_only_is_a_tumour_slide():
     assert curve.avg_fps.tolist() == [0, 1]
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(seed=st.integers(0, 10**6))
 def test_matching_equals_the_definition(seed, oracle):
     random = np.random.default_rng(seed)
@@ -259,7 +259,7 @@ def test_the_curve_depends_on_the_order_of_scores_only():
 # ------------------------------------------------------------ resampled slides
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(
     hits=st.lists(slide_hits(), min_size=1, max_size=5),
     seed=st.integers(0, 99),
@@ -267,7 +267,7 @@ def test_the_curve_depends_on_the_order_of_scores_only():
     at_rate=st.sampled_from(["linear", "step"]),
 )
 def test_a_replicate_is_the_curve_of_its_slides(hits, seed, denominator, at_rate):
-    weights = draw_weights(len(hits), n_replicates=8, seed=seed)
+    weights = draw_resamples([str(i) for i in range(len(hits))], n_replicates=8, seed=seed).weights
     events = collect_events(hits, definition="camelyon16", fp_denominator=denominator)
     got = replicate_sensitivities(events, weights, at_rate=at_rate)
     for row, values in zip(weights, got, strict=True):
@@ -285,7 +285,7 @@ def test_replicates_read_far_events_only_if_they_need_them():
     random = np.random.default_rng(0)
     hits = [SlideHits(random.random(9000), np.array([0.3]), False)]
     hits += [SlideHits(random.random(3) * 0.1, random.random(2) * 0.1, False) for _ in range(3)]
-    weights = draw_weights(4, n_replicates=30, seed=1)
+    weights = draw_resamples(["a", "b", "c", "d"], n_replicates=30, seed=1).weights
     got = replicate_sensitivities(collect_events(hits, definition="camelyon16"), weights)
     for row, values in zip(weights, got, strict=True):
         drawn = [h for h, times in zip(hits, row, strict=True) for _ in range(times)]

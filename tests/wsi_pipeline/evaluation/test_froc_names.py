@@ -132,7 +132,7 @@ def test_detections_named_after_the_slides_file(options, name):
     check_two_slides(result)
 
 
-@settings(deadline=None, max_examples=8)
+@settings(max_examples=8)
 @given(
     listed=st.sampled_from(["{}", "{}.tif", "slides/{}.svs", "C:\\scans\\{}.ndpi", "{}.ome.tif"]),
     detection=st.sampled_from(["{}.csv", "{}.tif.csv", "{}.svs.csv"]),
@@ -191,7 +191,7 @@ def test_nothing_but_known_endings_is_dropped(name, ids):
     assert list_ids(name, is_reference=True) == ids
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.text(max_size=12))
 def test_folding_twice_changes_nothing(name):
     assert fold_name(fold_name(name)) == fold_name(name)

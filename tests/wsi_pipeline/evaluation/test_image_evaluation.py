@@ -10,7 +10,7 @@ from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
 from wsi_pipeline.cli import app as cli
 from wsi_pipeline.config.settings import EvaluateConfig
-from wsi_pipeline.evaluation.bootstrap import draw_resamples, draw_weights
+from wsi_pipeline.evaluation.bootstrap import draw_resamples
 from wsi_pipeline.evaluation.image_evaluation import evaluate_images
 from wsi_pipeline.evaluation.intervals import share_interval
 from wsi_pipeline.inference.image_scores import Rule, ScoredImage
@@ -41,7 +41,7 @@ def test_intervals_are_of_patients(tmp_path):
     scores = np.array([i.score for i in images])
     patients = [i.patient for i in images]
     drawn = []
-    for times in draw_weights(len(images), n_replicates=60, seed=3, patients=patients):
+    for times in draw_resamples(patients, n_replicates=60, seed=3).weights:
         assert (times[::2] == times[1::2]).all()  # both images of a patient
         y, s = np.repeat(labels, times), np.repeat(scores, times)
         drawn.append((f1_score(y, s >= 0.5), roc_auc_score(y, s), average_precision_score(y, s)))

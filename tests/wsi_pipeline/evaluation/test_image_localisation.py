@@ -219,7 +219,7 @@ def test_images_without_a_map_are_counted_with_the_cure(root):
     ]
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.integers(0, 2**32 - 1), st.booleans())
 def test_it_is_what_plain_python_and_scikit_learn_compute(seed, probability):
     random = np.random.default_rng(seed)

@@ -44,7 +44,7 @@ def blobs(seed, shape, n):
     return mask
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(mask=arrays(bool, (12, 15), elements=st.booleans()), radius=st.floats(0.1, 9))
 def test_growth_equals_the_distance_transform(mask, radius):
     distance = ndimage.distance_transform_edt(~mask) if mask.any() else np.full(mask.shape, np.inf)
@@ -58,13 +58,13 @@ def test_growth_is_strict_at_whole_distances(radius):
     assert np.array_equal(grow(mask, radius), ndimage.distance_transform_edt(~mask) < radius)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(mask=arrays(bool, (9, 11), elements=st.booleans()))
 def test_filled_holes_equal_scipys(mask):
     assert np.array_equal(fill_holes(mask), ndimage.binary_fill_holes(mask))
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(
     mask=arrays(bool, (10, 13), elements=st.sampled_from([False] * 9 + [True])),
     downsample=st.sampled_from([32.0, 60.0, 110.0]),

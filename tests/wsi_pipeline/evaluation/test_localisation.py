@@ -75,7 +75,7 @@ def test_a_mask_of_another_shape_is_refused():
         localise(np.zeros((2, 2)), MASK)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.integers(0, 2**32 - 1))
 def test_it_is_what_plain_python_and_scikit_learn_compute(seed):
     random = np.random.default_rng(seed)

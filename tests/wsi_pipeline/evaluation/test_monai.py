@@ -25,7 +25,7 @@ def label_image(reference, shape):
     return flat.reshape(shape).astype(np.int64)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(st.integers(0, 2**32 - 1))
 def test_monai_agrees(seed):
     random = np.random.default_rng(seed)

@@ -29,7 +29,7 @@ def by_centres(polygons, box, downsample):
     return shapely.contains_xy(union, x * downsample, y * downsample)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(seed=st.integers(0, 10**6), downsample=st.sampled_from([1.0, 7.3, 32.0]))
 def test_a_pixel_is_inside_iff_its_centre_is(seed, downsample):
     hole = star(seed, np.array([20, 20]) * downsample, 4 * downsample)
@@ -74,7 +74,7 @@ def test_no_polygon_draws_nothing(n):
     assert not rasterise(outside, box=Box(0, 0, 3, 3), downsample=32).any()
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @example(seed=449, at_once=1, many=10**6)
 @given(seed=st.integers(0, 10**6), at_once=st.integers(1, 60), many=st.sampled_from([0, 40, 10**6]))
 def test_edges_a_few_at_a_time_draw_the_same(seed, at_once, many):

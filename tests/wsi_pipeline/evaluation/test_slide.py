@@ -43,7 +43,7 @@ def test_an_aggregator_that_is_none_is_refused():
         aggregate_scores(SCORES, COORDS, how="top_k", top_k=0)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(seed=st.integers(0, 10**6), stride=st.integers(1, 99))
 def test_pooling_is_the_mean_over_neighbours_that_are_there(seed, stride):
     random = np.random.default_rng(seed)
@@ -102,7 +102,7 @@ def expected_threshold(labels, scores):
 SCORED = st.lists(st.tuples(st.integers(0, 1), st.integers(0, 12)), min_size=2, max_size=14)
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(SCORED)
 @example([(1, 2), (0, 3), (1, 8), (0, 0)])  # J = 1/2 at 1/8 and 5.5/8: the wider gap
 @example([(0, 0), (1, 6), (0, 7), (1, 8)])  # J = 1/2 at 3/8 and 7.5/8: the wider gap

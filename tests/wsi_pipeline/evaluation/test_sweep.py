@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from wsi_pipeline.evaluation.sweep import SWEEP_COLUMNS, sweep_rows, sweep_thresholds
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.lists(st.tuples(st.integers(0, 1), st.integers(0, 8)), min_size=1, max_size=40))
 def test_every_row_is_what_counting_gives(patches):
     labels = np.array([label for label, _ in patches])

@@ -252,7 +252,7 @@ def read_footprints(name, path):
 
 
 @pytest.mark.parametrize("name", FOOTPRINTS)
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(
     mpp=st.tuples(st.floats(0.1, 2), st.floats(0.1, 2)),
     target_mpp=st.floats(0.2, 4),

@@ -11,7 +11,7 @@ from wsi_pipeline.contracts import Heatmap
 from wsi_pipeline.exports.regions import find_regions
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     height=st.integers(1, 9),
     width=st.integers(1, 9),

@@ -53,7 +53,7 @@ def test_file_is_a_float32_deflate_pyramid_with_physical_size(tmp_path):
         assert not {"DateTime", "Software", "HostComputer"} & {tag.name for tag in page.tags}
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(height=st.integers(1, 9), width=st.integers(1, 9), seed=st.integers(0, 99))
 def test_pyramid_averages_the_scored_pixels(height, width, seed):
     rng = np.random.default_rng(seed)

@@ -29,7 +29,7 @@ def brute_force(values, threshold, radius):
                 left[r, c] = np.nan
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     shape=st.tuples(st.integers(1, 12), st.integers(1, 12)),
     seed=st.integers(0, 999),

@@ -13,7 +13,7 @@ from wsi_pipeline.heatmaps.overlays import compose_overlay, draw_overlay
 pytestmark = pytest.mark.real_pictures
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(
     slide=st.tuples(st.integers(1, 300), st.integers(1, 300)),
     thumbnail=st.tuples(st.integers(1, 40), st.integers(1, 40)),

@@ -69,7 +69,7 @@ def cases(draw, *, lattice):
 def test_heatmap_equals_the_loop_over_pixels(lattice, overlap, band_px, monkeypatch):
     monkeypatch.setattr(heatmaps, "_BAND_PX", band_px)
 
-    @settings(deadline=None, max_examples=40)
+    @settings(max_examples=40)
     @given(cases(lattice=lattice))
     def check(case):
         coords, scores, size, patch, stride, pixel = case
@@ -91,7 +91,7 @@ def test_heatmap_equals_the_loop_over_pixels(lattice, overlap, band_px, monkeypa
 
 
 @pytest.mark.parametrize("overlap", ["mean", "max", "centre"])
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     score=st.floats(0, 1, width=32),
     stride=st.integers(1, 40),

@@ -54,9 +54,7 @@ def test_scores_are_those_of_each_patch_alone_in_the_order_of_the_store(fake_sto
     assert (summary.n_patches, summary.n_unreadable) == (20, 0)
 
 
-@settings(
-    deadline=None, max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(batch_size=st.integers(1, 25), readers=st.integers(1, 3))
 def test_scores_do_not_depend_on_batches_or_threads(fake_store, batch_size, readers):
     store = fake_store("a", [0, 1] * 10)

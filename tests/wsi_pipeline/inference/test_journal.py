@@ -19,7 +19,7 @@ def found(path, key="k"):
         return [batch.tolist() for batch in journal.batches]
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(data=st.data())
 def test_whatever_is_left_of_the_file_a_prefix_of_batches_comes_back(tmp_path_factory, data):
     path = tmp_path_factory.mktemp("journal") / "a.scores"

@@ -85,7 +85,7 @@ def test_the_same_scores_give_the_same_bytes_at_any_time(tmp_path, scores):
         elements=st.one_of(st.floats(0, 1, width=32), st.just(np.nan)),
     )
 )
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 def test_any_scores_survive(tmp_path_factory, values):
     path = tmp_path_factory.mktemp("scores") / "a.h5"
     coords = np.arange(2 * len(values), dtype=np.int64).reshape(-1, 2)

@@ -231,7 +231,7 @@ def test_missing_parts_say_which_stage_makes_them(tmp_path):
 
     assert page.open == []
     for stage in ("train", "evaluate"):
-        assert f"wsi-pipeline {stage} makes it" in page.text.replace("  ", " ")
+        assert f"run wsi-pipeline {stage}" in page.text.replace("  ", " ")
 
 
 def test_model_without_evaluation_still_shows_its_heatmaps(run, tmp_path):
@@ -240,7 +240,7 @@ def test_model_without_evaluation_still_shows_its_heatmaps(run, tmp_path):
     page = Page(build_report(copy).read_text(encoding="utf-8"))
 
     assert sum(tag == "img" and name == "src" for tag, name, _ in page.attributes) == 6
-    assert "Results are not in this run folder" in page.text
+    assert "No results in this run folder" in page.text
 
 
 def test_undefined_froc_shows_its_reason_and_no_curve(run, tmp_path):
@@ -290,7 +290,7 @@ def test_an_audit_without_labels_is_not_shown(run, tmp_path):
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("evaluation/vgg16/metrics.json", "{", "vgg16/metrics.json: not JSON"),
+        ("evaluation/vgg16/metrics.json", "{", "vgg16/metrics.json: damaged"),
         ("evaluation/vgg16/patches.csv", "slide_id,x\na,1\n", "patches.csv: line 1 is not"),
         ("heatmaps/vgg16/te_1.png", "no picture", "vgg16/te_1.png: not a picture"),
     ],

@@ -57,7 +57,6 @@ def test_logarithmic_axis_places_doublings_evenly():
     )
 
 
-@settings(deadline=None)
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=5))
 def test_fitted_axis_holds_its_values_with_few_ticks(values):
     axis = fitted_axis("y", np.array(values))
@@ -67,7 +66,7 @@ def test_fitted_axis_holds_its_values_with_few_ticks(values):
     assert 2 <= len(axis.ticks) <= 8
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.integers(1, 3000), st.integers(0, 99))
 def test_simplified_line_keeps_ends_and_looks_the_same(n, seed):
     steps = np.random.default_rng(seed).random((n, 2)) < 0.5

@@ -27,7 +27,7 @@ from tiling.contracts import Annotation
 from tiling.store import PatchStore
 from wsi_pipeline.config.settings import EvaluateConfig
 from wsi_pipeline.contracts import Detections, Heatmap, Scores
-from wsi_pipeline.evaluation.bootstrap import draw_weights
+from wsi_pipeline.evaluation.bootstrap import draw_resamples
 from wsi_pipeline.evaluation.inputs import EvaluationSlide
 from wsi_pipeline.evaluation.localisation import draw_mask, localise
 from wsi_pipeline.evaluation.run_evaluation import evaluate_run
@@ -118,12 +118,11 @@ class Tables:
         self.folder = folder
         self.slides = self.rows("slides.csv")
         self.cohort = {row["slide_id"]: row for row in self.rows("cohort.csv")}
-        self.weights = draw_weights(
-            len(self.slides),
+        self.weights = draw_resamples(
+            [self.cohort[row["slide_id"]]["patient"] for row in self.slides],
             n_replicates=REPLICATES,
             seed=SEED,
-            patients=[self.cohort[row["slide_id"]]["patient"] for row in self.slides],
-        )
+        ).weights
         self.index = {row["slide_id"]: i for i, row in enumerate(self.slides)}
         self.patches = self.rows("patches.csv")
 

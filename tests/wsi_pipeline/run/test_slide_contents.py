@@ -19,22 +19,9 @@ from wsi_pipeline.config.reading import read_config
 from wsi_pipeline.layout import RunFolder, Unit
 from wsi_pipeline.run.slide_contents import old_tile_fingerprint
 
+pytestmark = pytest.mark.usefixtures("settled_contents")
+
 SETTINGS = ("patch_px=32", "target_mpp=0.5", "tissue.mpp=4.0", "tissue.min_object_um2=100")
-
-
-@pytest.fixture(autouse=True)
-def _settled(monkeypatch):
-    monkeypatch.setattr(content, "RECENT_NS", 0)
-    monkeypatch.setattr(content, "_known", {})
-
-
-@pytest.fixture
-def reads(monkeypatch) -> list[str]:
-    """Names of the slides that are read as a whole."""
-    found: list[str] = []
-    hash_file = content._hash_file
-    monkeypatch.setattr(content, "_hash_file", lambda p: (found.append(p.name), hash_file(p))[1])
-    return found
 
 
 @pytest.fixture
@@ -87,12 +74,12 @@ def test_a_slide_that_was_copied_again_is_tiled_again_the_other_is_kept(home, ca
     assert len(sampled) == 64
 
 
-def test_each_slide_is_read_once_and_not_again_while_it_stays(home, reads):
+def test_each_slide_is_read_once_and_not_again_while_it_stays(home, hashed):
     assert tile(home) == 0
-    assert sorted(reads) == ["s0.tif", "s1.tif"]
+    assert sorted(hashed) == ["s0.tif", "s1.tif"]
     for _ in range(2):
         assert tile(home) == 0
-    assert len(reads) == 2
+    assert len(hashed) == 2
 
 
 def move(home: Path) -> Path:
@@ -120,7 +107,7 @@ def lose_digests(home: Path) -> Path:
     ids=["moved", "copied", "digests lost", "touched, by workers"],
 )
 def test_what_was_moved_or_touched_is_kept(
-    home, capsys, reads, change: Callable[[Path], Path], more
+    home, capsys, hashed, change: Callable[[Path], Path], more
 ):
     assert tile(home) == 0
     time.sleep(0.02)
@@ -130,9 +117,9 @@ def test_what_was_moved_or_touched_is_kept(
     assert tile(home, *more) == 0
     assert "tile: 0 done, 2 kept from before" in capsys.readouterr().out
     assert made(home) == before
-    n_reads = len(reads)
+    n_reads = len(hashed)
     assert tile(home) == 0
-    assert len(reads) == n_reads
+    assert len(hashed) == n_reads
 
 
 def test_overwrite_builds_what_only_a_worker_finds_finished(home, capsys):
@@ -143,7 +130,7 @@ def test_overwrite_builds_what_only_a_worker_finds_finished(home, capsys):
     assert "out of date" not in capsys.readouterr().err
 
 
-def test_planning_reads_only_slides_that_are_finished_and_not_known(home, capsys, reads):
+def test_planning_reads_only_slides_that_are_finished_and_not_known(home, capsys, hashed):
     settings = [part for setting in SETTINGS for part in ("--set", f"tile.{setting}")]
     config = home / "config.yaml"
     config.write_text(f"input: {home}/data\nout: {home}/run\nstages: [tile]\n")
@@ -162,13 +149,13 @@ def test_planning_reads_only_slides_that_are_finished_and_not_known(home, capsys
         return [s["state"] for s in json.loads(capsys.readouterr().out)["slides"]]
 
     assert states() == ["missing"] * 2
-    assert reads == []
+    assert hashed == []
     assert tile(home) == 0
     assert states() == ["finished"] * 2
-    assert len(reads) == 2
+    assert len(hashed) == 2
     copy_again(home / "data/s1.tif")
     assert states() == ["finished", "stale"]
-    assert reads[2:] == ["s1.tif"]
+    assert hashed[2:] == ["s1.tif"]
     assert not list((home / "run/.state/content").glob("*.part"))
 
 
@@ -185,19 +172,19 @@ def as_earlier_versions_left_it(home: Path) -> None:
 
 
 def test_a_run_of_an_earlier_version_is_kept_and_from_then_on_every_byte_counts(
-    home, capsys, reads
+    home, capsys, hashed
 ):
     assert tile(home) == 0
     as_earlier_versions_left_it(home)
     before = made(home)
-    reads.clear()
+    hashed.clear()
     capsys.readouterr()
     assert tile(home) == 0
     assert "tile: 0 done, 2 kept from before" in capsys.readouterr().out
-    assert sorted(reads) == ["s0.tif", "s1.tif"]
+    assert sorted(hashed) == ["s0.tif", "s1.tif"]
     assert tile(home) == 0
     assert made(home) == before
-    assert len(reads) == 2
+    assert len(hashed) == 2
     copy_again(home / "data/s0.tif")
     assert tile(home) == 0
     assert made(home)[0] > before[0]

@@ -46,6 +46,16 @@ def test_a_whole_run_misses_nothing(finished, capsys):
     assert not any("missing" in line or "damaged" in line for line in said)
 
 
+def test_a_damaged_mark_is_named_once(copy, capsys, caplog):
+    """It was read, and named, three times."""
+    (copy / "run/.state/heatmap/patchnet/s4.done.json").write_text("{")
+    code, said = collect(copy / "run", capsys)
+    assert code == 3
+    assert "heatmap patchnet: 3 of 4 slides done, 1 missing (s4)" in said
+    [record] = [r for r in caplog.records if "damaged mark" in r.message]
+    assert "s4.done.json" in record.message
+
+
 def test_slides_that_an_export_was_not_asked_for_are_not_missing(copy, capsys):
     """One export's splits say nothing of another format's."""
     run = copy / "run"

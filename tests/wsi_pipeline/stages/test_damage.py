@@ -15,6 +15,8 @@ import tifffile
 from tests.wsi_pipeline.tiny_cohort import again, contents
 from wsi_pipeline.cli.app import main
 from wsi_pipeline.layout import RunFolder, Unit
+from wsi_pipeline.run import state
+from wsi_pipeline.run.marks import Problem
 from wsi_pipeline.stages.inputs import digest_scores
 
 SHARD = "tiles/s4.zarr/patches/c/0/0/0/0"
@@ -205,6 +207,25 @@ def test_training_and_evaluation_stop_at_a_damaged_store(copy, capsys):
         ("evaluate", "patchnet"): "tiles/s5.zarr has changed since it was written; run tile again",
     }
     capsys.readouterr()
+
+
+@pytest.mark.parametrize("stage", ["predict", "export"])
+def test_models_of_one_command_share_what_is_read_of_a_store(copy, monkeypatch, stage):
+    """Each store was read and verified again for each model."""
+    read: list[str] = []
+    find_problems = state.find_problems
+
+    def count(run: Path, path: Path, *of) -> list[Problem]:
+        if path.parent.name == "tile":
+            read.append(path.name.removesuffix(".done.json"))
+        return find_problems(run, path, *of)
+
+    shutil.copytree(copy / "run/models/patchnet", copy / "run/models/second")
+    assert main(["predict", str(copy / "run")]) == 0
+    monkeypatch.setattr(state, "find_problems", count)
+    more = ["--format", "wsinfer"] if stage == "export" else []
+    assert main([stage, str(copy / "run"), *more]) == 0
+    assert sorted(read) == ["s2", "s3", "s4", "s5"]
 
 
 def test_a_damaged_patch_in_the_error_gallery_fails_the_evaluation(copy, capsys):

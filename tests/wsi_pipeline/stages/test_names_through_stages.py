@@ -125,9 +125,7 @@ class TestAWholeRun:
         assert "6 of 7 slides done, 1 failed (=gone)" in capsys.readouterr().out
 
 
-@settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(name=accepted, model=accepted)
 @example(name="x" * MOST_BYTES, model="y" * MOST_BYTES)
 @example(name="a.failed", model="shards.1")

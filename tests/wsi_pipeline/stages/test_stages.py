@@ -30,6 +30,7 @@ from wsi_pipeline.config.settings import (
     PredictConfig,
     evaluation_settings,
 )
+from wsi_pipeline.errors import EvaluationError
 from wsi_pipeline.inference.scores import read_scores
 from wsi_pipeline.layout import RunFolder
 from wsi_pipeline.models.checkpoint import load_checkpoint, save_checkpoint
@@ -160,6 +161,15 @@ def test_a_changed_setting_is_named_stale_and_only_what_depends_on_it_is_built(c
     assert (
         json.loads((copy / "run/evaluation/patchnet/metrics.json").read_text())["threshold"] == 0.6
     )
+
+
+def test_a_refused_evaluation_leaves_no_metrics_of_an_earlier_one(copy, monkeypatch):
+    def refuse(*_, **__):
+        raise EvaluationError("refused")
+
+    monkeypatch.setattr("wsi_pipeline.evaluation.run_evaluation.evaluate_run", refuse)
+    assert again(copy, "--set", "evaluate.threshold=0.6") != 0
+    assert not (copy / "run/evaluation/patchnet/metrics.json").exists()
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """When training stops, and which epoch is kept, read off the history."""
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from wsi_pipeline.training.curves import draw_curves
@@ -55,7 +55,6 @@ def test_training_stops_at_the_limit_of_epochs():
 
 
 @given(aucs=st.lists(st.sampled_from([0.1, 0.2, 0.3, 0.4, 0.5]), max_size=15))
-@settings(deadline=None)
 def test_the_rule_equals_a_counter_that_is_carried_along(aucs):
     best, bad, expected = -1.0, 0, False
     for auc in aucs:

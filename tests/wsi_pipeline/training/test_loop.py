@@ -297,9 +297,7 @@ def test_another_seed_gives_other_weights(fake_store, tmp_path, undisturbed):
     assert contents(tmp_path / "other")["history.csv"] != undisturbed["history.csv"]
 
 
-@settings(
-    deadline=None, max_examples=6, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=6, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(kills=st.lists(st.integers(1, 8), min_size=1, max_size=3))
 def test_a_training_killed_at_any_batch_comes_out_the_same(
     fake_store, tmp_path_factory, undisturbed, kills
