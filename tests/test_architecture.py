@@ -39,7 +39,8 @@ FLOORS = [
     {"tiling.dataset", "tiling.geometry", "tiling.grid", "tiling.hdf5", "tiling.listing"}
     | {"tiling.qc"}
     | {"tiling.readers", "tiling.resample", "tiling.shards"},
-    {"tiling.contracts", "tiling.errors", "tiling.files", "tiling.threads", "tiling.wording"},
+    {"tiling.contracts", "tiling.errors", "tiling.files", "tiling.wording"},
+    {"tiling.threads"},
     {"tiling"},
     {"tiling.lazy"},
 ]
