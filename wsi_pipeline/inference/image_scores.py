@@ -14,7 +14,7 @@ from tiling.threads import map_in_threads
 from wsi_pipeline.cohort.data import same_patches, to_unit_range
 from wsi_pipeline.cohort.image_folder import UNNAMED, ImageEntry
 from wsi_pipeline.cohort.image_store import ImageArray
-from wsi_pipeline.contracts import SPLITS, Split
+from wsi_pipeline.contracts import SPLITS, Rule, Split
 from wsi_pipeline.csv_files import read_csv, write_csv
 from wsi_pipeline.errors import InferenceError, ScoresError
 from wsi_pipeline.inference.forward import cure_no_score
@@ -29,23 +29,6 @@ COLUMNS = ("image_id", "patient", "split", "class", "label", "score", "logit", "
 # Pixels that a batch holds where no size is given.
 CPU_BATCH_PIXELS = 2**20
 GPU_BATCH_PIXELS = 2**24
-
-
-@dataclass(frozen=True)
-class Rule:
-    """When an image is of class 1."""
-
-    threshold: float
-    strict: bool  # iff score > threshold; else iff score >= threshold
-
-    def decide(self, scores: NDArray[np.floating[Any]]) -> NDArray[np.bool_]:
-        """Say which scores are of class 1; NaN is not."""
-        values = np.asarray(scores, np.float64)
-        with np.errstate(invalid="ignore"):
-            return values > self.threshold if self.strict else values >= self.threshold
-
-    def __str__(self) -> str:
-        return f"score {'>' if self.strict else '>='} {self.threshold:g}"
 
 
 @dataclass(frozen=True)

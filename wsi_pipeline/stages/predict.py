@@ -21,7 +21,7 @@ from wsi_pipeline.config.reading import Config, digest_settings
 from wsi_pipeline.config.settings import (
     PredictConfig,
 )
-from wsi_pipeline.contracts import SlideEntry
+from wsi_pipeline.contracts import Rule, SlideEntry
 from wsi_pipeline.errors import (
     CheckpointError,
     ConfigError,
@@ -170,7 +170,6 @@ class PredictImages(Task):
         """Write the table of scores."""
         from wsi_pipeline.cohort.image_store import open_images
         from wsi_pipeline.inference.image_scores import (
-            Rule,
             check_classes,
             check_precision,
             check_shape,

@@ -43,6 +43,7 @@ from wsi_pipeline.cohort.data import (
 )
 from wsi_pipeline.config.reading import as_plain, check_section
 from wsi_pipeline.config.settings import TrainConfig, result_settings
+from wsi_pipeline.contracts import Rule
 from wsi_pipeline.errors import TrainingError
 from wsi_pipeline.models.devices import compute_in, reproducible, resolve_device, resolve_precision
 from wsi_pipeline.training import processes
@@ -424,8 +425,8 @@ class _Training:
         """Share of patches decided rightly, by the model's own rule."""
         logits, label = self._logits(chosen, epoch)
         scores = torch.from_numpy(logits).sigmoid().numpy()
-        rule = np.greater if self.model.strict else np.greater_equal
-        return float((rule(scores, self.model.threshold) == (label == 1)).mean())
+        rule = Rule(self.model.threshold, self.model.strict)
+        return float((rule.decide(scores) == (label == 1)).mean())
 
     @torch.no_grad()
     def _logits(self, chosen: "_Rows", epoch: int) -> tuple[NDArray[np.float64], NDArray[np.int8]]:

@@ -14,9 +14,10 @@ from wsi_pipeline.cli import app as cli
 from wsi_pipeline.cohort.image_folder import read_images
 from wsi_pipeline.cohort.image_store import choose_equal, open_images, raise_to_parity
 from wsi_pipeline.config.settings import EvaluateConfig
+from wsi_pipeline.contracts import Rule
 from wsi_pipeline.errors import EvaluationError
 from wsi_pipeline.evaluation.image_evaluation import evaluate_images
-from wsi_pipeline.inference.image_scores import Rule, ScoredImage
+from wsi_pipeline.inference.image_scores import ScoredImage
 from wsi_pipeline.inference.scores import TRAINED_ON
 from wsi_pipeline.models import build_model
 from wsi_pipeline.models.checkpoint import load_checkpoint, read_meta
