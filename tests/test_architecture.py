@@ -35,9 +35,9 @@ FLOORS = [
     {"tiling.tissue"},
     {"tiling.annotation", "tiling.write_pixels"},
     {"tiling.same_content", "tiling.store"},
-    {"tiling.slide", "tiling.blocks", "tiling.patches", "tiling.coords_hdf5"},
-    {"tiling.dataset", "tiling.geometry", "tiling.grid", "tiling.hdf5", "tiling.listing"}
-    | {"tiling.qc"}
+    {"tiling.slide", "tiling.blocks", "tiling.overview", "tiling.patches", "tiling.coords_hdf5"},
+    {"tiling.listing"},
+    {"tiling.dataset", "tiling.geometry", "tiling.grid", "tiling.hdf5", "tiling.qc"}
     | {"tiling.readers", "tiling.resample", "tiling.shards"},
     {"tiling.contracts", "tiling.errors", "tiling.files", "tiling.wording"},
     {"tiling.threads"},

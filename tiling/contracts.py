@@ -105,6 +105,29 @@ class Slide(Protocol):
             If the file's pixels cannot be decoded there. The slide stays usable for other regions.
         """
 
+    def read_level(
+        self, corner: tuple[int, int], level: int, size: tuple[int, int]
+    ) -> NDArray[np.uint8]:
+        """Read a level's own pixels, where `read_region` would blend them.
+
+        Parameters
+        ----------
+        corner : (x, y), px of that level
+        level : int
+            Index into the stored pyramid.
+        size : (width, height), px of that level
+
+        Returns
+        -------
+        region : (height, width, 3) uint8
+            RGB; transparent, missing and outside pixels are white.
+
+        Raises
+        ------
+        SlideError
+            If the reader reads this level by level-0 positions only, or cannot decode it there.
+        """
+
     def close(self) -> None:
         """Release the file."""
 

@@ -28,9 +28,10 @@ from tiling.contracts import SCHEMA, Slide, SlideInfo, StrPath, TileGeometry
 from tiling.dataset import PatchDataset
 from tiling.errors import PatchIndexError, SlideError, StoreError, of_damage
 from tiling.files import digest_files, read_json_object
+from tiling.listing.content import is_made_from
 from tiling.patches import read_patch
 from tiling.shards import RawShards
-from tiling.slide import is_made_from, open_slide
+from tiling.slide import open_slide
 
 log = logging.getLogger(__name__)
 

@@ -81,7 +81,7 @@ def compute_tile_fingerprint(run: RunFolder, entry: SlideEntry, config: TileConf
 
 def old_tile_fingerprint(entry: SlideEntry, config: TileConfig) -> str:
     """Hash what a store would be made from as earlier versions did, by samples of the slide."""
-    from tiling.slide import fingerprint_file
+    from tiling.listing.samples import fingerprint_file
 
     return _fingerprint(entry, config, fingerprint_file(entry.path))
 
