@@ -87,11 +87,11 @@ class RunFolder:
 
     def dense_map(self, model: str, slide_id: str) -> Path:
         """PatchNet's own map of a slide."""
-        return self.path / "heatmaps" / model / f"{slide_id}.dense.ome.tif"
+        return self.path / "heatmaps" / model / f"{slide_id}.patchnet.ome.tif"
 
     def dense_overlay(self, model: str, slide_id: str) -> Path:
         """Picture of PatchNet's own map of a slide."""
-        return self.path / "heatmaps" / model / f"{slide_id}.dense.png"
+        return self.path / "heatmaps" / model / f"{slide_id}.patchnet.png"
 
     def figures(self, model: str) -> Path:
         """Figures for papers."""

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from wsi_pipeline.errors import ConfigError, PipelineError
 
 # A file name takes 255 bytes on common file systems. What is put around a name takes up to 46:
-# ".NAME.dense.ome.tif" and the owner of a scratch file (`tiling.files.write_aside`).
+# ".NAME.patchnet.ome.tif" and the owner of a scratch file (`tiling.files.write_aside`).
 MOST_BYTES = 200
 _FILE_NAME_BYTES = 255
 JOB_ARRAYS = "shards"  # folder of a run folder's marks, among those of the models

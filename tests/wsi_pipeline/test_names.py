@@ -55,7 +55,9 @@ def test_what_leaves_its_folder_is_lost_or_unseen_is_refused(name):
 @pytest.mark.parametrize("name", ACCEPTED, ids=ascii)
 def test_unusual_names_are_accepted_and_can_be_files(tmp_path, name):
     assert check_name(name, "slide_id") == name
-    path = tmp_path / f".{name}.dense.ome.tif.0123abcd-4194304-0123abcd.part"  # the longest we make
+    path = (
+        tmp_path / f".{name}.guided_smoothgrad.tif.0123abcd-4194304-0123abcd.part"
+    )  # the longest we make
     path.touch()
     assert os.listdir(tmp_path) == [path.name]  # noqa: PTH208  as the file system has it
 

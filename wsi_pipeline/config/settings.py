@@ -244,6 +244,16 @@ class HeatmapConfig:
     dense_step_px: Count | None = None
     # Of an image folder, so many images of each class get maps; None: all.
     maps_per_class: Annotated[int, Field(ge=0)] | None = 4
+    # Of an image folder: how they are explained (docs/explain.md); None: the model's own map
+    method: str | None = None
+
+
+def slide_heatmap_settings(config: HeatmapConfig) -> dict[str, Any]:
+    """Give the settings of a slide's heatmap for fingerprints.
+
+    `method` came later than run folders that exist, and concerns images alone.
+    """
+    return {f.name: getattr(config, f.name) for f in fields(config) if f.name != "method"}
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,6 @@ References
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from wsi_pipeline.models.vgg import VGGFeatures, make_output
 
@@ -49,10 +48,3 @@ class CAM(VGGFeatures):
             At the resolution of the last convolution; positive values speak for class 1.
         """
         return torch.einsum("bfhw,f->bhw", self.feature_maps(x), self.output.weight[0])
-
-    @torch.no_grad()
-    def activation_map(self, x: Tensor) -> Tensor:
-        """Give the class map at the images' own size: (B, 3, H, W) -> (B, H, W), bilinear."""
-        size = self.prepare(x).shape[-2:]
-        maps = self.class_map(x)[:, None]
-        return F.interpolate(maps, size=size, mode="bilinear", align_corners=False)[:, 0]
