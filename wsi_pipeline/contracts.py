@@ -36,6 +36,26 @@ class SlideEntry:
 
 
 @dataclass(frozen=True)
+class Rule:
+    """When a score is a positive decision: class 1, tumour."""
+
+    threshold: float
+    strict: bool = False  # iff score > threshold; else iff score >= threshold
+
+    def decide(self, scores: float | NDArray[np.floating[Any]]) -> NDArray[np.bool_]:
+        """Decide on each score; NaN is negative.
+
+        Scores are compared in float64, as the tables hold them: float32 0.7 is 0.69999999, which
+        does not reach 0.7.
+        """
+        values = np.asarray(scores, np.float64)
+        return values > self.threshold if self.strict else values >= self.threshold
+
+    def __str__(self) -> str:
+        return f"score {'>' if self.strict else '>='} {self.threshold:g}"
+
+
+@dataclass(frozen=True)
 class Scores:
     """What a model said of one slide's patches; the content of a score file."""
 

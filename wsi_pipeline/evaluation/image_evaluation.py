@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from tiling.files import write_json
 from wsi_pipeline.config.settings import EvaluateConfig, EvaluatedSplit
-from wsi_pipeline.contracts import SPLITS, Split
+from wsi_pipeline.contracts import SPLITS, Rule, Split
 from wsi_pipeline.errors import EvaluationError
 from wsi_pipeline.evaluation.bootstrap import draw_resamples, weighted_ratio
 from wsi_pipeline.evaluation.figures import Figures, add_ranking_intervals
@@ -31,7 +31,7 @@ from wsi_pipeline.evaluation.patch import (
 from wsi_pipeline.evaluation.plots import draw_confusion, draw_precision_recall, draw_roc
 from wsi_pipeline.evaluation.sections import write_localisation
 from wsi_pipeline.evaluation.tables import Cell, write_rows
-from wsi_pipeline.inference.image_scores import Rule, ScoredImage
+from wsi_pipeline.inference.image_scores import ScoredImage
 from wsi_pipeline.inference.scores import TRAINED_ON
 
 _SLIDE_FIGURES = ("roc_auc", "roc_auc_ci95", "threshold", "accuracy", "sensitivity", "specificity")

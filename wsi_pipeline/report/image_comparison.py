@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tiling.files import write_json, write_text
+from wsi_pipeline.contracts import Rule
 from wsi_pipeline.errors import EvaluationError, ReportError
 from wsi_pipeline.evaluation.bootstrap import (
     Resamples,
@@ -31,7 +32,7 @@ from wsi_pipeline.evaluation.intervals import (
     compare_paired,
     no_comparison,
 )
-from wsi_pipeline.inference.image_scores import Rule, ScoredImage, read_scores
+from wsi_pipeline.inference.image_scores import ScoredImage, read_scores
 from wsi_pipeline.layout import RunFolder
 from wsi_pipeline.report.gather import read_json
 from wsi_pipeline.report.page import Figure, read_difference, read_figure, render_page
