@@ -18,7 +18,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from tiling.contracts import StrPath
+from tiling.contracts import CLASS_NAMES, PatchKind, StrPath
 from tiling.files import check_file, digest_file, parse_json, read_bytes, write_aside
 from wsi_pipeline.contracts import PROVENANCE
 from wsi_pipeline.errors import CheckpointError, ModelError
@@ -39,9 +39,9 @@ class CheckpointMeta:
     options: dict[str, Any]  # how to rebuild it
     patch_px: int  # side of the patches it was trained on
     target_mpp: float  # µm per px of those patches
-    class_names: tuple[str, ...] = ("normal", "tumour")  # by label
+    class_names: tuple[str, str] = CLASS_NAMES  # by label
     # (height, width, channels) of the single images it was trained on; None: patches of slides
-    image_shape: tuple[int, ...] | None = None
+    image_shape: tuple[int, int, int] | None = None
     training: dict[str, Any] = field(default_factory=dict)  # the training settings
     fingerprint: str = ""  # of settings and inputs
     versions: dict[str, str] = field(default_factory=dict)  # of the software it was made with
@@ -51,6 +51,14 @@ class CheckpointMeta:
     val_patients: tuple[str, ...] = ()
     epoch: int = 0  # the epoch the weights are from, 1-based
     metrics: dict[str, float] = field(default_factory=dict)  # of that epoch, on val
+
+    @property
+    def kind(self) -> PatchKind:
+        """What it was trained on, and scores."""
+        single = self.image_shape is not None
+        side = self.patch_px
+        shape = self.image_shape or (side, side, 3)
+        return PatchKind(shape, self.target_mpp, self.class_names, single)
 
     def provenance(self) -> dict[str, list[str]]:
         """Name whom the model has seen, by `PROVENANCE`."""
@@ -144,6 +152,8 @@ def _check_types(meta: CheckpointMeta) -> None:
         and isinstance(meta.versions, dict)
         and all(type(size) is int and size > 0 for size in (*sizes, meta.patch_px))
         and all(isinstance(name, str) for name in names)
+        and len(meta.class_names) == 2
+        and len(meta.kind.shape) == 3
     )
     if not is_right:
         raise TypeError("a value is not of the kind that train writes")

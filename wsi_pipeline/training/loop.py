@@ -27,12 +27,11 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor
 from torch.nn import functional as F
 
-from tiling.contracts import StrPath
+from tiling.contracts import CLASS_NAMES, StrPath
 from tiling.files import digest_json, remove_leftovers
 from tiling.threads import map_in_threads
 from tiling.wording import pluralize
 from wsi_pipeline.cohort.data import (
-    CLASS_NAMES,
     Batch,
     Patches,
     check_stores,
@@ -138,7 +137,7 @@ def train_model(
     started = time.perf_counter()
     out = Path(out)
     if patients is None:
-        patients = {store.info.slide_id: store.info.slide_id for store in (*train, *val)}
+        patients = {store.slide_id: store.slide_id for store in (*train, *val)}
     device = resolve_device(device) if isinstance(device, str) else device
     check_section("train", config)
     resolve_precision(config.precision, device)
@@ -490,5 +489,5 @@ def epoch_seed(seed: int, epoch: int) -> int:
 def _resume_key(
     config: TrainConfig, train: Sequence[Patches], val: Sequence[Patches], fingerprint: str
 ) -> str:
-    stores = [[(s.info.slide_id, s.fingerprint) for s in split] for split in (train, val)]
+    stores = [[(s.slide_id, s.fingerprint) for s in split] for split in (train, val)]
     return digest_json([as_plain(result_settings(config)), stores, fingerprint])
