@@ -1,4 +1,4 @@
-"""What a finished training leaves: checkpoint, settings, history, ledger of the draws, picture."""
+"""Outputs of a training: checkpoint, settings, history, record of draws, training curves."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -33,7 +33,7 @@ def describe_training(
     patients: Mapping[str, str],
     fingerprint: str,
 ) -> CheckpointMeta:
-    """Say what a checkpoint is, what it was trained with and on whom."""
+    """Compose the metadata of a checkpoint."""
     ids = [tuple(s.slide_id for s in split) for split in (train, val)]
     groups = [tuple(sorted({patients[i] for i in split})) for split in ids]
     kind = train[0].kind
@@ -70,7 +70,7 @@ def write_outputs(
     history: Sequence[EpochRecord],
     best: EpochRecord,
 ) -> None:
-    """Write all that a training leaves; the checkpoint last, as the mark of a finished one."""
+    """Write all outputs of a training; the checkpoint last, to mark it as finished."""
     write_history(out / "history.csv", history)
     write_json(out / "config.json", dataclasses.asdict(meta))
     draw_curves(out / "curves.png", history, title=config.model.name, best=best.epoch)
