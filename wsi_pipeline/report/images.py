@@ -9,6 +9,7 @@ from tiling.files import write_text
 from wsi_pipeline.cohort.image_folder import read_images
 from wsi_pipeline.contracts import SPLITS
 from wsi_pipeline.errors import ReportError
+from wsi_pipeline.evaluation.metrics import titles_of
 from wsi_pipeline.layout import RunFolder
 from wsi_pipeline.report.curves import epoch_seconds
 from wsi_pipeline.report.gather import read_json, read_rows, without_folders
@@ -48,6 +49,7 @@ def build_image_report(path: Path, *, models: Sequence[str]) -> Path:
         "n_patients": len({e.patient for e in entries}),
         "classes": sorted({name for split in counts.values() for name in split}),
         "counts": counts,
+        "titles": {"loss": "loss", **titles_of("image")},
         "models": [_read_model(run, name) for name in models],
         "settings": json.dumps(
             without_folders(read_json(run.path / "run.json") or {}), indent=2, sort_keys=True
