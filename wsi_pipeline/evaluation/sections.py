@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from tiling.wording import name_some, pluralize
 from wsi_pipeline.contracts import SPLITS
+from wsi_pipeline.csv_files import write_csv
 from wsi_pipeline.evaluation.bootstrap import Resamples
 from wsi_pipeline.evaluation.calibration import (
     N_BINS,
@@ -34,7 +35,7 @@ from wsi_pipeline.evaluation.localisation import (
 from wsi_pipeline.evaluation.metastases import KINDS, SOURCE, largest_metastasis
 from wsi_pipeline.evaluation.metrics import PATIENT, SLIDE, ranking_figures
 from wsi_pipeline.evaluation.slide import SlideThreshold
-from wsi_pipeline.evaluation.tables import Cell, write_rows
+from wsi_pipeline.evaluation.tables import Cell
 
 CALIBRATION_COLUMNS = (
     "bin_low", "bin_high", "n", "mean_score", "positive_share",
@@ -83,7 +84,7 @@ def calibration_section(test: Labelled, val: Labelled, out: Path) -> Figures:
     edges = np.linspace(0, 1, N_BINS + 1).tolist()
     before = _reliability_cells(labels, scores)
     after = _reliability_cells(labels, scaled)
-    write_rows(
+    write_csv(
         out / "calibration.csv",
         CALIBRATION_COLUMNS,
         [[*ends, *b, *a] for *ends, b, a in zip(edges[:-1], edges[1:], before, after, strict=True)],
@@ -183,7 +184,7 @@ def average_section(
 
 def write_localisation(path: Path, id_name: str, known: Mapping[str, ImageLocalisation]) -> None:
     """Write each heatmap's figures, one row by its id."""
-    write_rows(
+    write_csv(
         path,
         (id_name, *LOCALISATION_COLUMNS),
         [
@@ -228,7 +229,7 @@ def write_cohort(
                 largest.kind if largest else None,
             ]
         )
-    write_rows(out / "cohort.csv", COHORT_COLUMNS, rows)
+    write_csv(out / "cohort.csv", COHORT_COLUMNS, rows)
     return kinds
 
 
@@ -303,7 +304,7 @@ def patient_section(
         Of the test slides, drawn by patient: all slides of one have the same weight.
     """
     patients = _group(test, slide_scores)
-    write_rows(
+    write_csv(
         out / "patients.csv",
         PATIENT_COLUMNS,
         [

@@ -11,20 +11,13 @@ import numpy as np
 from tiling.files import write_text
 from tiling.wording import format_number, pluralize
 from wsi_pipeline.config.settings import Context
-from wsi_pipeline.contracts import SPLITS, Rule
+from wsi_pipeline.contracts import DEFINITIONS, SPLITS, Rule
 from wsi_pipeline.errors import ReportError
 from wsi_pipeline.evaluation.metrics import titles_of
 from wsi_pipeline.layout import RunFolder
 from wsi_pipeline.report import curves
 from wsi_pipeline.report.figures import write_figures
-from wsi_pipeline.report.gather import (
-    DEFINITIONS,
-    CohortSlide,
-    ModelFiles,
-    Row,
-    RunFiles,
-    gather_run,
-)
+from wsi_pipeline.report.gather import CohortSlide, ModelFiles, Row, RunFiles, gather_run
 from wsi_pipeline.report.labels import read_label_audit
 from wsi_pipeline.report.page import (
     Figure,

@@ -18,13 +18,12 @@ from tiling.errors import StoreError
 from tiling.files import digest_file, read_json_object
 from tiling.store import PatchStore
 from wsi_pipeline.cohort.manifest import read_run_manifest
-from wsi_pipeline.contracts import SlideEntry
+from wsi_pipeline.contracts import DEFINITIONS, SlideEntry
 from wsi_pipeline.csv_files import iterate_csv, read_csv
 from wsi_pipeline.errors import ReportError
 from wsi_pipeline.layout import RunFolder
 
 Row = dict[str, str]
-DEFINITIONS = ("camelyon16", "patch")  # of the FROC curve, in the order shown
 
 
 @dataclass(frozen=True)
