@@ -1,6 +1,6 @@
-"""To add a stage, a model or a format takes a file and a line, a metric a function and a line.
+"""To add a stage, a model, a format or an explanation takes a file and a line.
 
-Stages, models and formats are added to a copy of the tree, a metric to the list.
+They are added to a copy of the tree. A metric takes a function and a line, added to the list.
 """
 
 import json
@@ -10,7 +10,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import tifffile
+from PIL import Image
 
 from tests import test_docs
 from tests.wsi_pipeline.evaluation.test_image_evaluation import scored
@@ -92,6 +95,26 @@ def write(job, folder):
     return [path], "counted"
 '''
 
+METHOD = '''
+"""The mean of a pixel's channels."""
+
+from dataclasses import dataclass
+
+from wsi_pipeline.explain.base import Method, Settings
+
+
+@dataclass(frozen=True)
+class BrightnessSettings(Settings):
+    factor: float = 2.0
+
+
+def brightness(model, image, *, target, seed, config):
+    return image[0].mean(dim=0) * config.factor
+
+
+METHOD = Method(brightness, BrightnessSettings, low=0)
+'''
+
 
 @pytest.fixture
 def tree(tmp_path) -> Path:
@@ -111,15 +134,19 @@ def add(tree: Path, file: str, text: str, *, listed: str, before: str, line: str
     path.write_text(source.replace(before, line + before))
 
 
-def run(tree: Path, *arguments: str) -> str:
+def call(tree: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {"PYTHONPATH": os.pathsep.join([str(tree), str(ROOT)]), "COLUMNS": "200"}
-    done = subprocess.run(
-        [sys.executable, "-c", COMMAND, *arguments],
+    return subprocess.run(
+        [sys.executable, *arguments],
         env=os.environ | environment,
         cwd=tree,
         capture_output=True,
         text=True,
     )
+
+
+def run(tree: Path, *arguments: str) -> str:
+    done = call(tree, "-c", COMMAND, *arguments)
     assert done.returncode == 0, done.stderr
     return done.stdout + done.stderr
 
@@ -235,3 +262,39 @@ def test_a_metric_of_images_takes_the_same_line(tmp_path):
 def test_the_docs_have_to_list_a_metric():
     with pytest.raises(AssertionError, match="Share of negative decisions that are right"):
         test_docs.test_the_table_of_metrics_is_the_list()
+
+
+def test_an_explanation_takes_a_file_and_a_line(tree, tmp_path):
+    add(
+        tree,
+        "explain/brightness.py",
+        METHOD,
+        listed="explain/__init__.py",
+        before='    "saliency": ',
+        line='    "brightness": "mean of a pixel\'s channels",\n',
+    )
+    images = np.random.default_rng(0).integers(0, 256, (8, 9, 10, 3), np.uint8)
+    for number, image in enumerate(images):
+        path = tmp_path / "images" / "ab"[number % 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(path)
+    config, made = tmp_path / "images.yaml", tmp_path / "image_run"
+    config.write_text(
+        f"input: {tmp_path}/images\nout: {made}\nimages: {{}}\nsplits: {{folds: 4, fold: 0}}\n"
+        "train: {patchnet: {model: {options: {m: 3, filters: 2, depth: 1}}, max_epochs: 1}}\n"
+        "stages: [tile, train, predict, heatmap]\nheatmap: {method: brightness}\n"
+    )
+    assert "heatmap: 1 done" in run(tree, "run", str(config))
+    paths = list((made / "heatmaps/patchnet").glob("*.brightness.tif"))
+    assert len(paths) == 2
+    for path in paths:
+        image = images[int(path.name.split(".")[0].split("__")[1])]
+        np.testing.assert_allclose(tifffile.imread(path), image.mean(axis=2) / 127.5, rtol=1e-5)
+    # What is not described is found by the check of the docs.
+    shutil.copytree(ROOT / "docs", tree / "docs")
+    (tree / "tests").mkdir()
+    shutil.copy(ROOT / "tests/test_docs.py", tree / "tests")
+    check = ["-q", "-p", "no:cacheprovider", "-k", "explanation_method", "tests/test_docs.py"]
+    done = call(tree, "-m", "pytest", *check)
+    assert "| `brightness` | mean of a pixel's channels |" in done.stdout
+    assert done.returncode == 1

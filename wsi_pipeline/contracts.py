@@ -1,4 +1,4 @@
-"""What crosses a boundary of `wsi_pipeline`: frozen values, each field with its shape and unit."""
+"""Data passed between the packages of `wsi_pipeline`: frozen dataclasses with shapes and units."""
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,7 +15,7 @@ Definition = Literal["camelyon16", "patch"]  # of the FROC
 DEFINITIONS: tuple[Definition, ...] = ("camelyon16", "patch")
 Denominator = Literal["all", "normal"]  # slides that false positives are divided by
 AtRate = Literal["linear", "step"]  # how an FROC curve is read between its points
-# Whom a model has seen, as checkpoints and score files name it.
+# Slides and patients that a model was trained on, as in checkpoints and score files.
 PROVENANCE = ("train_slides", "val_slides", "train_patients", "val_patients")
 
 
@@ -61,7 +61,7 @@ class Rule:
 
 @dataclass(frozen=True)
 class Scores:
-    """What a model said of one slide's patches; the content of a score file."""
+    """Scores of one slide's patches; the content of a score file."""
 
     coords: NDArray[np.int64]  # (N, 2) x, y, level-0 px
     scores: NDArray[np.float32]  # (N,) in [0, 1], higher is more suspicious; NaN = unreadable
@@ -71,17 +71,17 @@ class Scores:
 
 @dataclass(frozen=True)
 class Heatmap:
-    """Scores laid over a slide."""
+    """Scores arranged as an image of a slide."""
 
     values: NDArray[np.float32]  # (H, W); NaN = not scored
-    pixel_l0: tuple[int, int]  # (x, y) level-0 px that one heatmap pixel stands for
+    pixel_l0: tuple[int, int]  # (x, y) level-0 px that one heatmap pixel covers
     slide_size: tuple[int, int]  # (width, height), level-0 px
     mpp: tuple[float, float] | None = None  # (x, y), µm per level-0 px; None: not known
 
 
 @dataclass(frozen=True)
 class Detections:
-    """Points a method proposes on one slide, in the order it proposes them."""
+    """Points detected on one slide, in the order of detection."""
 
     x: NDArray[np.int64]  # (N,) level-0 px
     y: NDArray[np.int64]  # (N,)
@@ -90,7 +90,7 @@ class Detections:
 
 @dataclass(frozen=True)
 class FrocCurve:
-    """An FROC curve and what it was counted on; the content of ``froc.json``."""
+    """An FROC curve and its counts; the content of ``froc.json``."""
 
     definition: Definition
     fp_denominator: Denominator
@@ -105,7 +105,7 @@ class FrocCurve:
     sensitivity_at: dict[str, float | None]  # by rate, "0.25" ... "8"
     score: float | None
     score_ci95: tuple[float, float] | None = None
-    undefined: dict[str, str] = field(default_factory=dict)  # figure -> reason
+    undefined: dict[str, str] = field(default_factory=dict)  # metric -> reason
     bootstrap: dict[str, Any] | None = None  # replicates, skipped, seed, unit, intervals by rate
     # Pointwise 95 % band: avg_fps, low, high, one list each
     band: dict[str, list[float]] | None = None

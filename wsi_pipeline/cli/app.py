@@ -1,7 +1,7 @@
 """Parse, call, print. Everything worth testing lives below this file.
 
 Heavy packages (torch, dask, zarr) are imported by the command that needs them, so that ``--help``
-answers at once.
+is fast.
 """
 
 import io
@@ -48,21 +48,21 @@ if TYPE_CHECKING:
 
 
 class FrocDefinition(StrEnum):
-    """Which FROC."""
+    """Definition of the FROC curve."""
 
     camelyon16 = "camelyon16"
     patch = "patch"
 
 
 class FpDenominator(StrEnum):
-    """Slides that false positives are averaged over."""
+    """Slides over which false positives are averaged."""
 
     all = "all"
     normal = "normal"
 
 
 class UnclassifiedRule(StrEnum):
-    """What annotations without a class are."""
+    """Meaning of annotations without a class."""
 
     auto = "auto"
     tumour = "tumour"
@@ -70,14 +70,14 @@ class UnclassifiedRule(StrEnum):
 
 
 class AtRate(StrEnum):
-    """How a curve is read at a rate."""
+    """Reading of a curve at a rate."""
 
     linear = "linear"
     step = "step"
 
 
 class Program(TyperGroup):
-    """All commands; the one place where an error becomes a sentence and an exit code."""
+    """All commands. Errors are turned into a message and an exit code here, and only here."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse the command line, and keep it for the message of an interrupt."""
@@ -85,7 +85,7 @@ class Program(TyperGroup):
         return super().parse_args(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the command that was named."""
+        """Run the command and convert its errors."""
         try:
             return super().invoke(ctx)
         except ExpectedError as error:
@@ -96,8 +96,8 @@ class Program(TyperGroup):
             print(f"{where}{error.strerror or error}", file=sys.stderr)
             raise typer.Exit(EXIT_NOTHING_DONE) from error
         except KeyboardInterrupt as error:
-            said = describe_interrupt(ctx.invoked_subcommand, ctx.meta["words"])
-            print(said, file=sys.stderr)
+            message = describe_interrupt(ctx.invoked_subcommand, ctx.meta["words"])
+            print(message, file=sys.stderr)
             raise typer.Exit(EXIT_INTERRUPTED) from error
 
 
@@ -114,7 +114,7 @@ app = typer.Typer(
 
 # ------------------------------------------------------------ before a run
 
-LookersOption = Annotated[
+CheckWorkersOption = Annotated[
     int | None,
     typer.Option(
         "--workers",
@@ -130,13 +130,13 @@ def slides(
     csv: Annotated[
         Path | None, typer.Option("--csv", metavar="FILE", help="Write a manifest to edit.")
     ] = None,
-    workers: LookersOption = None,
+    workers: CheckWorkersOption = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Overwrite an existing --csv file.")
     ] = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Check each slide: readable, size, resolution, duplicates; write a manifest to edit."""
+    """Check each slide (readable, size, resolution, duplicates); write a manifest to edit."""
     from wsi_pipeline.planning.lookers import default_workers
     from wsi_pipeline.planning.triage import check_target, describe, triage, write_triage
 
@@ -154,7 +154,7 @@ def slides(
 
 
 class PlanFormat(StrEnum):
-    """How a plan is printed."""
+    """Output format of a plan."""
 
     table = "table"
     json = "json"
@@ -168,7 +168,7 @@ def plan(
         typer.Option("--out", metavar="RUN", help="Run folder, overrides the config's."),
     ] = None,
     set_: SetOption = None,
-    workers: LookersOption = None,
+    workers: CheckWorkersOption = None,
     device: DeviceOption = "auto",
     shard: ShardOption = None,
     format_: Annotated[
@@ -215,7 +215,7 @@ def tile(
     from wsi_pipeline.layout import RunFolder
     from wsi_pipeline.stages import tile as tile_stage
 
-    # It begins a run: recorded settings are for the stages that continue it.
+    # Tiling starts a run, so recorded settings are not read.
     settings = replace(read_config(config, set_ or (), section="tile"), input=input, out=out)
     options = make_options(workers, device, shard, dask, overwrite, quiet)
     finish([tile_stage.tile(RunFolder(out), settings, options)], out, quiet=quiet)
@@ -239,7 +239,7 @@ def _stage_command(
 
 
 def _add_model_stage(name: str, summary: str) -> None:
-    """Add the command of a stage that works on a run's models: all of them, or those named."""
+    """Add the command of a stage that processes all models of a run, or those given."""
 
     @app.command(name, help=summary)
     def command(
@@ -326,8 +326,8 @@ def predict(
     from wsi_pipeline.stages import predict as predict_stage
 
     options = make_options(workers, device, shard, dask, overwrite, quiet)
-    told = read_settings(run, config, set_, section="predict", quiet=quiet)
-    settings = replace(told, out=run)
+    settings = read_settings(run, config, set_, section="predict", quiet=quiet)
+    settings = replace(settings, out=run)
     folder, files = RunFolder(run), checkpoint or []
     results = []
     if slides:
@@ -336,7 +336,7 @@ def predict(
     finish(results, run, quiet=quiet)
 
 
-# Those of a stage with options of its own are written out; see `wsi_pipeline.cli.export` too.
+# Stages with options of their own have a command above, or in `wsi_pipeline.cli.export`.
 for _stage in STAGES:
     if _stage.name not in {"tile", "train", "predict", "export"}:
         _add_model_stage(_stage.name, _stage.summary)
@@ -360,7 +360,7 @@ def run(
     overwrite: OverwriteOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Run every stage that a config names, in order; keep what is finished."""
+    """Run all stages listed in a config, in order; finished outputs are kept."""
     from wsi_pipeline.config.reading import read_config
 
     options = make_options(workers, device, shard, dask, overwrite, quiet)
@@ -389,7 +389,7 @@ def demo(
     ),
     quiet: QuietOption = False,
 ) -> None:
-    """Draw a small cohort with known tumours and run every stage on it, to a report."""
+    """Draw a small cohort with known tumours and run every stage on it, up to the report."""
     from wsi_pipeline.config.reading import read_config
     from wsi_pipeline.demo.cohort import prepare_demo
     from wsi_pipeline.run.runner import Options
@@ -423,25 +423,28 @@ def froc(
     slides: Annotated[
         Path | None,
         typer.Option(
-            "--slides", help="CSV: slide_id,label and, by patches, lesions; patient is optional."
+            "--slides", help="CSV: slide_id,label (patch: also lesions); patient is optional."
         ),
     ] = None,
     fp_denominator: Annotated[
         FpDenominator | None,
         typer.Option(
             "--fp-denominator",
-            help="Slides that false positives are averaged over: all (default for camelyon16) or "
+            help="Slides over which false positives are averaged: all (default for camelyon16) or "
             "normal (default for patch).",
         ),
     ] = None,
     at_rate: Annotated[
-        AtRate, typer.Option("--at-rate", help="How the curve is read at a rate.")
+        AtRate, typer.Option("--at-rate", help="Reading of the curve at a rate.")
     ] = AtRate.linear,
     rates: Annotated[
         str, typer.Option("--rates", help="False positives per slide, separated by commas.")
     ] = "0.25,0.5,1,2,4,8",
     bootstrap: Annotated[
-        int, typer.Option("--bootstrap", min=0, help="Resampled sets for the interval; 0: none.")
+        int,
+        typer.Option(
+            "--bootstrap", min=0, help="Bootstrap resamples for the interval; 0: no interval."
+        ),
     ] = 0,
     stratified: Annotated[
         bool, typer.Option("--stratified", help="Resample tumour and normal slides separately.")
@@ -461,18 +464,18 @@ def froc(
         UnclassifiedRule | None,
         typer.Option(
             "--unclassified",
-            help="What polygons without class are. Default: auto, regions where others have a "
-            "class, else tumour.",
+            help="Meaning of polygons without a class. Default: auto (region if any other has a "
+            "class, else tumour).",
         ),
     ] = None,
     quiet: QuietOption = False,
 ) -> None:
-    """FROC from plain files: detections and masks, or scored patches; needs no run folder."""
+    """Compute FROC from plain files (detections and masks, or scored patches), without a run."""
     from wsi_pipeline.errors import EvaluationError
     from wsi_pipeline.evaluation.froc_files import FrocOptions, check_options, run_froc
     from wsi_pipeline.report.froc_page import build_froc_page
 
-    def say(line: str) -> None:
+    def print_line(line: str) -> None:
         if not quiet:
             print(line)
 
@@ -498,7 +501,7 @@ def froc(
         check_options(options)
     except EvaluationError as error:
         raise typer.BadParameter(str(error)) from error
-    run_froc(options, say=say)
+    run_froc(options, say=print_line)
     build_froc_page(out)
     print(out / "froc.json")
 
@@ -521,7 +524,7 @@ def compare(
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Output folder.")],
     model: ModelOption = None,
     bootstrap: Annotated[
-        int, typer.Option("--bootstrap", min=1, help="Resampled sets for paired differences.")
+        int, typer.Option("--bootstrap", min=1, help="Bootstrap resamples for paired differences.")
     ] = 1000,
     seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
 ) -> None:
@@ -539,10 +542,10 @@ app.command(help=find_stage("export").summary)(export)
 def collect_command(
     run: RunArgument,
     verify: Annotated[
-        bool, typer.Option("--verify", help="Read all pixels, too, and verify their checksums.")
+        bool, typer.Option("--verify", help="Also read all pixels and verify their checksums.")
     ] = False,
 ) -> None:
-    """After a job array: merge the failures and list the slides missing from each stage."""
+    """Merge the failures of a job array and list the slides missing from each stage."""
     from wsi_pipeline.layout import RunFolder
     from wsi_pipeline.stages.collect import collect
 
@@ -553,7 +556,7 @@ def collect_command(
 
 @app.command()
 def doctor() -> None:
-    """Check versions, devices and codecs: what is missing and how to install it."""
+    """Check versions, devices and codecs; report what is missing and how to install it."""
     from wsi_pipeline.cli.doctor import examine
 
     findings = examine()
@@ -586,7 +589,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the program; returns its exit code."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     stop_watching = watch_signals()
-    for stream in (sys.stdout, sys.stderr):  # a name that the terminal cannot show is no error
+    for stream in (sys.stdout, sys.stderr):  # names that the terminal cannot show are escaped
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:

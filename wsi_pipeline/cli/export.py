@@ -1,4 +1,4 @@
-"""The command `export`: parse, call."""
+"""The ``export`` command."""
 
 from pathlib import Path
 from typing import Annotated
@@ -52,7 +52,7 @@ def export(
         typer.Option(
             "--out",
             metavar="DIR",
-            help="Output folder; of several formats, each has its own in it. Default: "
+            help="Output folder; several formats get one subfolder each. Default: "
             "RUN/exports/F/<model>.",
         ),
     ] = None,
