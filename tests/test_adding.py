@@ -19,6 +19,7 @@ from tests import test_docs
 from tests.wsi_pipeline.evaluation.test_image_evaluation import scored
 from tests.wsi_pipeline.evaluation.test_run_evaluation import cohort, guessing
 from tests.wsi_pipeline.tiny_cohort import draw_cohort, write_config
+from wsi_pipeline.cohort.image_folder import ImageEntry, write_images
 from wsi_pipeline.config.settings import EvaluateConfig
 from wsi_pipeline.contracts import Rule
 from wsi_pipeline.csv_files import write_csv
@@ -31,6 +32,7 @@ from wsi_pipeline.evaluation.run_evaluation import evaluate_run
 from wsi_pipeline.report.build import render_report
 from wsi_pipeline.report.comparison import build_comparison
 from wsi_pipeline.report.gather import gather_run
+from wsi_pipeline.report.images import build_image_report
 
 ROOT = Path(__file__).parents[1]
 COMMAND = "import sys; from wsi_pipeline.cli.app import main; sys.exit(main(sys.argv[1:]))"
@@ -246,8 +248,13 @@ def test_a_metric_of_slides_takes_a_function_and_a_line(tmp_path):
 def test_a_metric_of_images_takes_the_same_line(tmp_path):
     settings, rule = EvaluateConfig(bootstrap=40), Rule(0.5)
     about = {"classes": ["a", "b"]}
-    told = {"rule": rule, "model": "m", "out": tmp_path, "settings": settings}
+    told = {"rule": rule, "model": "m", "out": tmp_path / "evaluation/m", "settings": settings}
     patch = evaluate_images(scored(), about, **told)["patch"]
+    write_images(tmp_path / "images.csv", [ImageEntry("i0", "i0.png", "a", 0, "p0", "test")])
+    page = build_image_report(tmp_path, models=["m"]).read_text()
+    assert "<th>NPV</th>" in page  # by split
+    assert "<td>NPV</td>" in page
+    assert all(f'value="{end!r}"' in page for end in patch["npv_ci95"])
     assert patch["npv_ci95"][0] < patch["npv"] < patch["npv_ci95"][1]
     models = [
         EvaluatedImages(name, "test", Rule(threshold), {i.image_id: i for i in scored()})

@@ -141,9 +141,8 @@ def localisation_section(
     }
     write_localisation(out / "localisation.csv", "slide_id", known)
     notes += describe_elsewhere("outlined slide", elsewhere)
-    section = average_section(known, skipped=len(test) - len(known), reasons=reasons)
-    section.values["elsewhere"] = {split: len(ids) for split, ids in elsewhere.items()}
-    return section
+    skipped = len(test) - len(known)
+    return average_section(known, skipped=skipped, reasons=reasons, elsewhere=elsewhere)
 
 
 def describe_elsewhere(what: str, elsewhere: Mapping[str, Sequence[str]]) -> list[str]:
@@ -160,7 +159,11 @@ def describe_elsewhere(what: str, elsewhere: Mapping[str, Sequence[str]]) -> lis
 
 
 def average_section(
-    known: Mapping[str, ImageLocalisation], *, skipped: int, reasons: Mapping[str, str]
+    known: Mapping[str, ImageLocalisation],
+    *,
+    skipped: int,
+    reasons: Mapping[str, str],
+    elsewhere: Mapping[str, Sequence[str]],
 ) -> Figures:
     """Average figures of heatmaps against masks; `reasons` of those that nothing defines."""
     mean = average_localisation(known.values())
@@ -176,6 +179,7 @@ def average_section(
             "average_roc_auc": mean.roc_auc,
             "roc_auc_n": mean.n - mean.roc_auc_skipped,
             "roc_auc_skipped": mean.roc_auc_skipped,
+            "elsewhere": {split: len(ids) for split, ids in elsewhere.items()},
         }
     )
     section.undefined |= {k: r for k, r in reasons.items() if section.values[k] is None}
