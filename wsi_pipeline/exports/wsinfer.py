@@ -6,7 +6,7 @@ Patches without a score are skipped: WSInfer's readers expect a number in every 
 from pathlib import Path
 
 from tiling.wording import pluralize
-from wsi_pipeline.evaluation.tables import write_rows
+from wsi_pipeline.csv_files import write_csv
 from wsi_pipeline.exports.base import ExportJob
 
 
@@ -18,5 +18,5 @@ def write(job: ExportJob, folder: Path) -> tuple[list[Path], str]:
     coords = slide.scores.coords[slide.scored].tolist()
     scores = slide.scores.scores[slide.scored].tolist()
     rows = ((x, y, *slide.patch_l0, score) for (x, y), score in zip(coords, scores, strict=True))
-    write_rows(path, header, rows)
+    write_csv(path, header, rows)
     return [path], f"{pluralize(len(scores), 'patch')}{slide.describe_unscored()}"
