@@ -9,6 +9,7 @@ from typing import Any
 from tiling.files import remove_leftovers
 from tiling.wording import name_some
 from wsi_pipeline.cohort.manifest import read_run_manifest
+from wsi_pipeline.cohort.slides import digest_store, open_store
 from wsi_pipeline.config.reading import Config, digest_settings
 from wsi_pipeline.config.settings import ExportConfig
 from wsi_pipeline.contracts import SlideEntry
@@ -23,9 +24,7 @@ from wsi_pipeline.stages.inputs import (
     choose_scored_models,
     digest_scores,
     digest_scores_by_origin,
-    digest_store,
     name_unscored,
-    open_store,
     scored,
     slide_bytes,
     why_unscored,

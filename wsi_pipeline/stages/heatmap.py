@@ -9,8 +9,9 @@ import numpy as np
 
 from tiling.files import digest_file, write_json
 from tiling.wording import format_number, pluralize
-from wsi_pipeline.cohort.image_folder import ALL, ImageEntry, read_images
-from wsi_pipeline.cohort.manifest import read_run_manifest
+from wsi_pipeline.cohort.image_folder import ALL, ImageEntry
+from wsi_pipeline.cohort.kinds import ImageCohort, cohort_of, warn_of_unused
+from wsi_pipeline.cohort.slides import open_store
 from wsi_pipeline.config.reading import Config, digest_settings
 from wsi_pipeline.config.settings import EvaluatedSplit, HeatmapConfig
 from wsi_pipeline.contracts import Scores, SlideEntry
@@ -18,14 +19,12 @@ from wsi_pipeline.errors import HeatmapError, StageError
 from wsi_pipeline.layout import RunFolder, Unit
 from wsi_pipeline.run.runner import Options, StageResult, run_stage
 from wsi_pipeline.run.tasks import Done, Job, OnProgress, Task
-from wsi_pipeline.stages.image_inputs import data_fingerprint, is_image_run, warn_of_unused
 from wsi_pipeline.stages.inputs import (
     choose_scored_models,
     digest_scores,
     digest_scores_by_origin,
     lay_out,
     name_unscored,
-    open_store,
     scored,
     slide_bytes,
     why_unscored,
@@ -168,7 +167,7 @@ class MapImages(Task):
     """Draw where one model looks in some images."""
 
     model: str
-    data: str  # digest of the images and their table
+    cohort: ImageCohort
     checkpoint: Path
     config: HeatmapConfig
     split: EvaluatedSplit | None
@@ -184,7 +183,7 @@ class MapImages(Task):
         from wsi_pipeline.explain.image_maps import MAPS_SCHEMA
 
         return digest_settings(
-            self.data,
+            self.cohort.digest(),
             digest_file(self.checkpoint),
             self.config.maps_per_class,
             MAPS_SCHEMA,
@@ -195,7 +194,6 @@ class MapImages(Task):
         """Write the maps of each image and an overview."""
         import torch
 
-        from wsi_pipeline.cohort.image_store import open_images
         from wsi_pipeline.explain.image_maps import (
             MAPS_SCHEMA,
             draw_overview,
@@ -206,8 +204,7 @@ class MapImages(Task):
         from wsi_pipeline.models.devices import resolve_device
 
         run, config = job.run, self.config
-        entries = read_images(run.images)
-        images = open_images(run.tiles, entries)
+        entries, images = self.cohort.entries, self.cohort.array()
         network, meta = load_checkpoint(self.checkpoint)
         device = resolve_device(self.device)
         network = network.to(device)
@@ -273,10 +270,11 @@ def heatmap(
     run: RunFolder, config: Config, options: Options, *, models: Sequence[str] = ()
 ) -> StageResult:
     """Scores -> heatmaps; of images, maps of those models that have any."""
-    if is_image_run(run):
+    cohort = cohort_of(run)
+    if isinstance(cohort, ImageCohort):
         named = choose_scored_models(run, models)
-        return _map_images(run, config, options, models=named)
-    entries = read_run_manifest(run)
+        return _map_images(cohort.prepared(), config, options, models=named)
+    entries = cohort.entries
     check_map_names(config, entries)
     by_id = {e.slide_id: e for e in entries}
     chosen = choose_scored_models(run, models)
@@ -292,11 +290,11 @@ def heatmap(
 
 
 def _map_images(
-    run: RunFolder, config: Config, options: Options, *, models: Sequence[str]
+    cohort: ImageCohort, config: Config, options: Options, *, models: Sequence[str]
 ) -> StageResult:
     """Checkpoints -> maps of some images, of the models that have any."""
     warn_of_unused(config, "heatmap")
-    data = data_fingerprint(run)
+    run = cohort.run
     reasons = {model: _why_no_maps(run, model) for model in models}
     notes = tuple(f"no maps of {model}: {reason}" for model, reason in reasons.items() if reason)
     mapped = [model for model, reason in reasons.items() if not reason]
@@ -304,7 +302,7 @@ def _map_images(
         return StageResult("heatmap", (), (), (), notes)
     split = config.evaluate.split
     tasks = [
-        MapImages(model, data, run.checkpoint(model), config.heatmap, split, options.device)
+        MapImages(model, cohort, run.checkpoint(model), config.heatmap, split, options.device)
         for model in mapped
     ]
     return replace(run_stage("heatmap", run, tasks, config, options), notes=notes)

@@ -153,6 +153,48 @@ def test_a_second_run_keeps_everything_but_the_broken_file(finished, capsys):
     assert "train: 0 done, 2 kept" in out
 
 
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1)])
+def test_parts_of_a_job_array_make_the_bytes_of_one_task(finished, tmp_path, order, capsys):
+    root, _ = finished
+    run = tmp_path / "run"
+    shutil.copytree(root / "run", run)
+    scores = run / "scores" / "patchnet"
+    before = {path.name: path.read_bytes() for path in scores.iterdir()}
+    words = ["predict", str(run), "--overwrite", "--set", "batch_size=5"]
+    assert cli.main([*words, "--quiet"]) == 0
+    whole = {path.name: path.read_bytes() for path in scores.iterdir()}
+    assert whole.keys() == before.keys()
+    shutil.rmtree(run / "scores")
+    for place, number in enumerate(order):
+        assert not scores.exists()
+        assert cli.main([*words, "--shard", f"{number}/3"]) == 0
+        said = capsys.readouterr().out
+        assert ("images by patchnet: all parts put together" in said) == (place == 2)
+    assert {path.name: path.read_bytes() for path in scores.iterdir()} == whole
+    assert not list(run.rglob("*-of-*.npz"))
+    assert cli.main(["collect", str(run)]) == 3  # the broken file
+    assert "predict patchnet: done" in capsys.readouterr().out.splitlines()
+    assert cli.main(["evaluate", str(run), "--quiet"]) == 0
+
+
+def test_parts_of_other_settings_are_not_put_together(finished, tmp_path, capsys):
+    """Batches are what a part is made of: of others, some images would be in no part."""
+    root, _ = finished
+    run = tmp_path / "run"
+    shutil.copytree(root / "run", run)
+    words = ["predict", str(run), "--quiet", "--overwrite"]
+    table = run / "scores" / "cam" / "images.csv"
+    table.unlink()
+    assert cli.main([*words, "--shard", "0/2", "--set", "batch_size=2"]) == 0
+    assert cli.main([*words, "--shard", "1/2", "--set", "batch_size=7"]) == 0
+    assert cli.main(["collect", str(run)]) == 3
+    assert "predict cam: missing" in capsys.readouterr().out
+    assert not table.exists()
+    assert cli.main([*words, "--shard", "0/2", "--set", "batch_size=7"]) == 0
+    assert len(rows_of(table)) == 25
+    assert sum(row["score"] == "" for row in rows_of(table)) == 1
+
+
 def test_images_of_another_shape_are_refused_by_name(finished, tmp_path, capsys):
     root, _ = finished
     make_folder(tmp_path / "other", n=2, height=20)
