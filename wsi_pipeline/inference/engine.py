@@ -40,6 +40,7 @@ from wsi_pipeline.inference.precision import N_COMPARED, PrecisionCheck, compare
 from wsi_pipeline.models.checkpoint import CheckpointMeta
 from wsi_pipeline.models.devices import Precision
 from wsi_pipeline.run.cluster import Shard
+from wsi_pipeline.run.parts import share_of
 
 log = logging.getLogger(__name__)
 
@@ -232,9 +233,8 @@ def _share(rows: NDArray[np.int64], size: int, part: Shard | None) -> NDArray[np
     """Choose a part's rows: consecutive batches of `size`, as equal as can be."""
     if part is None:
         return rows
-    n_batches = -(-len(rows) // size)
-    first, end = (n_batches * k // part.count * size for k in (part.index, part.index + 1))
-    return rows[first:end]
+    batches = share_of(range(0, len(rows), size), part)
+    return rows[batches[0] : batches[-1] + size] if batches else rows[:0]
 
 
 def _read_first(store: Patches, rows: NDArray[np.int64], *, most: int) -> Tensor:

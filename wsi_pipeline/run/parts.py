@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from zipfile import BadZipFile
 
 import numpy as np
@@ -22,6 +22,8 @@ from wsi_pipeline.run.runner import Options, StageResult, run_stage
 from wsi_pipeline.run.state import unit_state
 from wsi_pipeline.run.tasks import Task
 
+Item = TypeVar("Item")
+
 
 @dataclass(frozen=True)
 class Part:
@@ -30,6 +32,20 @@ class Part:
     count: int  # of the parts of the unit
     about: dict[str, Any]  # what all parts have in common, as JSON holds it
     arrays: dict[str, NDArray[Any]]
+
+
+def share_of(items: Sequence[Item], part: Shard | None) -> Sequence[Item]:
+    """Choose a part's items: consecutive ones, as equally many as can be.
+
+    Examples
+    --------
+    >>> [share_of("abcde", Shard(index, 3)) for index in range(3)]
+    ['a', 'bc', 'de']
+    """
+    if part is None:
+        return items
+    first, end = (len(items) * k // part.count for k in (part.index, part.index + 1))
+    return items[first:end]
 
 
 def unit_of_part(unit: Unit, shard: Shard | None) -> Unit:

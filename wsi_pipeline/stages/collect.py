@@ -25,6 +25,7 @@ from wsi_pipeline.run.state import (
     record_damage,
     write_failures,
 )
+from wsi_pipeline.stages.heatmap import merge_maps
 from wsi_pipeline.stages.predict import merge_images
 
 
@@ -99,9 +100,13 @@ def collect(run: RunFolder, *, verify: bool = False) -> Collected:
 
 def _merge_parts(run: RunFolder) -> list[str]:
     """Put together what the tasks of an array have left in parts."""
-    parts = sorted((run.path / ".state" / "parts" / "predict").glob("*/"))
-    models = [path.name for path in parts if not find_name_problem(path.name)]
-    return [f"predict {m}: all parts put together" for m in models if merge_images(run, m)]
+    merges = {"predict": merge_images, "heatmap": merge_maps}
+    return [
+        f"{stage} {path.name}: all parts put together"
+        for stage, merge in merges.items()
+        for path in sorted((run.path / ".state" / "parts" / stage).glob("*/"))
+        if not find_name_problem(path.name) and merge(run, path.name)
+    ]
 
 
 def _write_failures(run: RunFolder) -> int:

@@ -1,6 +1,6 @@
 """The stage ``heatmap``: scores -> heatmaps; of images, maps of where a model looks."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,7 +9,7 @@ import numpy as np
 
 from tiling.files import digest_file, write_json
 from tiling.wording import format_number, pluralize
-from wsi_pipeline.cohort.image_folder import ALL, ImageEntry
+from wsi_pipeline.cohort.image_folder import ALL, ImageEntry, read_images
 from wsi_pipeline.cohort.kinds import ImageCohort, cohort_of, warn_of_unused
 from wsi_pipeline.cohort.slides import open_store
 from wsi_pipeline.config.reading import Config, digest_settings
@@ -17,7 +17,18 @@ from wsi_pipeline.config.settings import EvaluatedSplit, HeatmapConfig
 from wsi_pipeline.contracts import Scores, SlideEntry
 from wsi_pipeline.errors import HeatmapError, StageError
 from wsi_pipeline.layout import RunFolder, Unit
+from wsi_pipeline.run.cluster import Shard
+from wsi_pipeline.run.parts import (
+    part_path,
+    read_parts,
+    remove_parts,
+    run_in_parts,
+    share_of,
+    unit_of_part,
+    write_part,
+)
 from wsi_pipeline.run.runner import Options, StageResult, run_stage
+from wsi_pipeline.run.state import clear_mark, mark_finished
 from wsi_pipeline.run.tasks import Done, Job, OnProgress, Task
 from wsi_pipeline.stages.inputs import (
     choose_scored_models,
@@ -172,11 +183,12 @@ class MapImages(Task):
     config: HeatmapConfig
     split: EvaluatedSplit | None
     device: str
+    part: Shard | None = None  # of one task of a job array
 
     @property
     def unit(self) -> Unit:
-        """All images, by the model."""
-        return Unit("heatmap", ALL, self.model)
+        """All images, by the model; or a part of them."""
+        return unit_of_part(Unit("heatmap", ALL, self.model), self.part)
 
     def fingerprint(self, run: RunFolder) -> str:
         """Hash images, checkpoint, and which images are shown."""
@@ -188,18 +200,14 @@ class MapImages(Task):
             self.config.maps_per_class,
             MAPS_SCHEMA,
             *([self.split] if self.split else []),
+            *([self.part] if self.part else []),
         )
 
     def __call__(self, job: Job, on_progress: OnProgress) -> Done:
         """Write the maps of each image and an overview."""
         import torch
 
-        from wsi_pipeline.explain.image_maps import (
-            MAPS_SCHEMA,
-            draw_overview,
-            is_probability,
-            write_image_maps,
-        )
+        from wsi_pipeline.explain.image_maps import MAPS_SCHEMA, is_probability, write_image_maps
         from wsi_pipeline.models.checkpoint import digest, load_checkpoint
         from wsi_pipeline.models.devices import resolve_device
 
@@ -208,10 +216,10 @@ class MapImages(Task):
         network, meta = load_checkpoint(self.checkpoint)
         device = resolve_device(self.device)
         network = network.to(device)
-        rows = choose_shown(entries, images.unreadable, config.maps_per_class, split=self.split)
+        every = choose_shown(entries, images.unreadable, config.maps_per_class, split=self.split)
+        rows = share_of(every, self.part)
         folder = run.path / "heatmaps" / self.model
-        about_maps = folder / "maps.json"
-        about_maps.unlink(missing_ok=True)  # it speaks of maps that are about to go
+        (folder / "maps.json").unlink(missing_ok=True)  # it speaks of maps that are about to go
         files: list[Path] = []
         shown = []
         try:
@@ -227,15 +235,55 @@ class MapImages(Task):
         except BaseException:  # no mark will list them
             _remove(files)
             raise
-        files.append(draw_overview(folder / "overview.png", shown))
         about = {
             "schema": MAPS_SCHEMA,
             "checkpoint": digest(self.checkpoint),
             "probability": is_probability(meta.model),
-            "images": [entries[row].image_id for row in rows],
+            "images": [entries[row].image_id for row in every],
         }
-        write_json(about_maps, about)
-        return [*files, about_maps], f"maps of {pluralize(len(rows), 'image')}"
+        if self.part is None:
+            files += _finish_maps(folder, shown, about)
+        else:
+            whole = replace(self, part=None)
+            common = about | {"fingerprint": whole.fingerprint(run)}
+            arrays = {f"picture_{n}": picture for n, (_, picture, _) in enumerate(shown)}
+            arrays |= {f"map_{n}": grey for n, (_, _, grey) in enumerate(shown)}
+            names = [path.relative_to(run.path).as_posix() for path in files]
+            files.append(part_path(run, whole.unit, self.part))
+            write_part(files[-1], self.part.count, common, arrays | {"files": np.array(names, "U")})
+        return files, f"maps of {pluralize(len(rows), 'image')}"
+
+
+def _finish_maps(folder: Path, shown: Sequence[Any], about: Mapping[str, Any]) -> list[Path]:
+    """Draw the overview of all maps and, last, write what they are."""
+    from wsi_pipeline.explain.image_maps import draw_overview
+
+    files = [draw_overview(folder / "overview.png", shown), folder / "maps.json"]
+    write_json(files[1], about)
+    return files
+
+
+def merge_maps(run: RunFolder, model: str) -> bool:
+    """Finish the maps that the tasks of a job array have drawn, if they are all there."""
+    unit = Unit("heatmap", ALL, model)
+    parts = read_parts(run, unit)
+    if not parts:
+        return False
+    by_id = {e.image_id: e for e in read_images(run.images)}
+    about = parts[0].about
+    fingerprint = about.pop("fingerprint")
+    drawn = [
+        (part.arrays[f"picture_{n}"], part.arrays[f"map_{n}"])
+        for part in parts
+        for n in range((len(part.arrays) - 1) // 2)
+    ]
+    shown = [(by_id[i], *both) for i, both in zip(about["images"], drawn, strict=True)]
+    clear_mark(run, unit)
+    files = [run.path / name for part in parts for name in part.arrays["files"].tolist()]
+    files += _finish_maps(run.path / "heatmaps" / model, shown, about)
+    mark_finished(run, unit, fingerprint, files)
+    remove_parts(run, unit)
+    return True
 
 
 def _remove(files: Sequence[Path]) -> None:
@@ -305,7 +353,8 @@ def _map_images(
         MapImages(model, cohort, run.checkpoint(model), config.heatmap, split, options.device)
         for model in mapped
     ]
-    return replace(run_stage("heatmap", run, tasks, config, options), notes=notes)
+    result = run_in_parts("heatmap", run, tasks, config, options, merge=merge_maps)
+    return replace(result, notes=(*notes, *result.notes))
 
 
 def _why_no_maps(run: RunFolder, model: str) -> str:

@@ -155,28 +155,19 @@ class PredictImages(Task):
     part: Shard | None = None
 
     @property
-    def whole(self) -> Unit:
-        """All images, by the model."""
-        return Unit("predict", ALL, self.model)
-
-    @property
     def unit(self) -> Unit:
-        """The images, by the model."""
-        return unit_of_part(self.whole, self.part)
+        """All images, by the model; or a part of them."""
+        return unit_of_part(Unit("predict", ALL, self.model), self.part)
 
     def fingerprint(self, run: RunFolder) -> str:
         """Hash images, checkpoint and what changes a score; of a part what decides on it, too."""
-        if self.part is None:
-            return self._fingerprint()
-        return digest_settings(self._fingerprint(), self.part, self.config.batch_size)
-
-    def _fingerprint(self) -> str:
         return digest_settings(
             self.cohort.digest(),
             digest_file(self.checkpoint),
             self.config.precision,
             self.config.splits,
             self.config.tolerance,
+            *([self.part, self.config.batch_size] if self.part else []),
         )
 
     def __call__(self, job: Job, on_progress: OnProgress) -> Done:
@@ -220,7 +211,7 @@ class PredictImages(Task):
             "checkpoint": digest,
             "precision": precision,
             "precision_check": check.as_plain() if check else None,
-            "fingerprint": self._fingerprint(),
+            "fingerprint": replace(self, part=None).fingerprint(run),
             "classes": list(meta.class_names),
             TRAINED_ON: meta.provenance(),
             "threshold": rule.threshold,
@@ -231,7 +222,7 @@ class PredictImages(Task):
         if self.part is None:
             files = _write_table(run, self.model, chosen, logits, about)
         else:
-            files = [part_path(run, self.whole, self.part)]
+            files = [part_path(run, replace(self, part=None).unit, self.part)]
             common = about | {"batch_size": batch_size}
             write_part(files[0], self.part.count, common, {"logits": logits, "rows": rows})
             line = f"a part of {line}"

@@ -171,6 +171,13 @@ def test_parts_of_a_job_array_make_the_bytes_of_one_task(finished, tmp_path, ord
         said = capsys.readouterr().out
         assert ("images by patchnet: all parts put together" in said) == (place == 2)
     assert {path.name: path.read_bytes() for path in scores.iterdir()} == whole
+    maps = {p: p.read_bytes() for p in (run / "heatmaps").rglob("*") if p.is_file()}
+    shutil.rmtree(run / "heatmaps")
+    for number in order:
+        assert not (run / "heatmaps/cam/maps.json").exists()
+        assert cli.main(["heatmap", str(run), "--shard", f"{number}/3", "--quiet"]) == 0
+    found = {p: p.read_bytes() for p in (run / "heatmaps").rglob("*") if p.is_file()}
+    assert found == maps
     assert not list(run.rglob("*-of-*.npz"))
     assert cli.main(["collect", str(run)]) == 3  # the broken file
     assert "predict patchnet: done" in capsys.readouterr().out.splitlines()
