@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -69,8 +69,8 @@ class Cohort(Protocol):
     def digest(self) -> Any:
         """Hash what the patches were made from, their groups and splits; JSON can hold it."""
 
-    def open(self, split: Split, *, seed: int) -> Any:
-        """Open what to train or validate on: a context manager that gives a list of `Patches`."""
+    def open(self, split: Split, *, seed: int) -> AbstractContextManager[list["Patches"]]:
+        """Open what to train or validate on; `seed`: of a choice among images, if any."""
 
     def patients(self) -> Mapping[str, str]:
         """Give the patient of each slide_id that `open` gives."""

@@ -101,12 +101,19 @@ def collect(run: RunFolder, *, verify: bool = False) -> Collected:
 def _merge_parts(run: RunFolder) -> list[str]:
     """Put together what the tasks of an array have left in parts."""
     merges = {"predict": merge_images, "heatmap": merge_maps}
-    return [
-        f"{stage} {path.name}: all parts put together"
-        for stage, merge in merges.items()
+    folders = [
+        (stage, path.name)
+        for stage in merges
         for path in sorted((run.path / ".state" / "parts" / stage).glob("*/"))
-        if not find_name_problem(path.name) and merge(run, path.name)
+        if not find_name_problem(path.name)
     ]
+    try:
+        merged = [(stage, model) for stage, model in folders if merges[stage](run, model)]
+    except OSError as error:
+        if error.errno not in READ_ONLY:
+            raise
+        return []
+    return [f"{stage} {model}: all parts put together" for stage, model in merged]
 
 
 def _write_failures(run: RunFolder) -> int:

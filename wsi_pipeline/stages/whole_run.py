@@ -6,7 +6,7 @@ from dataclasses import replace
 from wsi_pipeline.config.reading import Config
 from wsi_pipeline.config.stages import STAGES
 from wsi_pipeline.errors import ConfigError
-from wsi_pipeline.exports import check_format
+from wsi_pipeline.exports import check_format, load_image_format
 from wsi_pipeline.layout import RunFolder
 from wsi_pipeline.run.runner import Options, StageResult
 from wsi_pipeline.stages import inputs as inputs_stage
@@ -45,12 +45,11 @@ def _check(config: Config, options: Options) -> None:
         )
     _check_computing(config, options)
     _check_split(config)
+    check = load_image_format if config.images else check_format
     for name in config.export.formats:
-        check_format(name)
+        check(name)
     if "export" not in config.stages:
         return
-    if config.images and config.export.formats:
-        raise ConfigError("export.formats: there are none for a folder of images; leave it out")
     if config.stages != Config().stages and not config.export.formats:
         raise ConfigError(
             "stages: export has nothing to do; set export.formats, e.g. [qupath], or leave it out"

@@ -476,10 +476,47 @@ def test_two_models_are_compared_on_the_same_images(finished, tmp_path, capsys):
     assert "no evaluated model vgg in run" in capsys.readouterr().err
 
 
-def test_commands_for_slides_say_that_this_is_a_run_on_images(finished, capsys):
+def test_scores_of_images_are_exported_image_by_image(finished, tmp_path, capsys):
     root, _ = finished
-    assert cli.main(["export", str(root / "run"), "--format", "qupath"]) == 1
-    assert "a run on a folder of images" in capsys.readouterr().err
+    run = str(root / "run")
+    out = ["--out", str(tmp_path / "out"), "--model", "cam"]
+    assert cli.main(["export", run, "--format", "qupath", "--format", "wsinfer", *out]) == 0
+    assert "export qupath: 1 done" in capsys.readouterr().out
+    scores = {r["image_id"]: r["score"] for r in rows_of(root / "run/scores/cam/images.csv")}
+    assert len(scores) == 25
+    for image_id, score in scores.items():
+        tiles = json.loads((tmp_path / "out/qupath" / f"{image_id}.geojson").read_text())
+        table = rows_of(tmp_path / "out/wsinfer" / f"{image_id}.csv")
+        assert len(tiles["features"]) == len(table) == (image_id != "rows__broken")
+        for row, tile in zip(table, tiles["features"], strict=True):
+            assert [int(row[k]) for k in ("minx", "miny", "width", "height")] == [0, 0, 25, 18]
+            assert np.float32(row["prob_columns"]) == np.float32(score)
+            assert tile["properties"]["measurements"]["score"] == float(row["prob_columns"])
+            assert [25, 18] in tile["geometry"]["coordinates"][0]
+    assert cli.main(["export", run, "--format", "qupath", *out, "--set", "qupath=both"]) == 1
+    failure = [r for r in rows_of(root / "run/failures.csv") if r["stage"] == "export"]
+    assert "single images have one score each and no regions" in failure[0]["message"]
+    assert cli.main(["export", run, "--format", "qupath", *out]) == 0
+
+
+def test_exports_that_say_nothing_of_single_images_are_refused(finished, tmp_path, capsys):
+    root, _ = finished
+    for name in ("clam", "camelyon16", "trident", "ome-zarr"):
+        assert cli.main(["export", str(root / "run"), "--format", name]) == 1
+        said = capsys.readouterr().err
+        assert f"{name} (" in said
+        assert "single images have none; for them there are qupath, wsinfer" in said
+    config = tmp_path / "c.yaml"
+    config.write_text((root / "c.yaml").read_text() + "export: {formats: [clam]}\n")
+    assert cli.main(["run", str(config), "--quiet"]) == 1
+    assert "there are qupath, wsinfer" in capsys.readouterr().err
+    run = tmp_path / "run"
+    shutil.copytree(root / "run", run)
+    about = json.loads((run / "tiles/images.json").read_text())
+    about["settings"]["size"] = [18, 25]
+    (run / "tiles/images.json").write_text(json.dumps(about))
+    assert cli.main(["export", str(run), "--format", "qupath"]) == 1
+    assert "brought to 25 x 18 px (images.size)" in capsys.readouterr().err
 
 
 def test_the_report_names_every_split_and_needs_no_other_file(finished):
