@@ -175,6 +175,13 @@ class ImageCohort:
         """Hash the pixels' origin and the table of classes, patients and splits."""
         return self.data
 
+    def is_still(self, data: str) -> bool:
+        """Whether the images and their table are sound and have this digest."""
+        try:
+            return self.prepared().data == data
+        except StageError:
+            return False
+
     @contextmanager
     def open(self, split: Split, *, seed: int) -> Iterator[list["Patches"]]:
         """Group a split's images by patient; for training equally many of each class, if asked."""

@@ -9,7 +9,7 @@ import numpy as np
 
 from tiling.files import digest_file, write_json
 from tiling.wording import format_number, pluralize
-from wsi_pipeline.cohort.image_folder import ALL, ImageEntry, read_images
+from wsi_pipeline.cohort.image_folder import ALL, ImageEntry
 from wsi_pipeline.cohort.kinds import ImageCohort, cohort_of, warn_of_unused
 from wsi_pipeline.cohort.slides import open_store
 from wsi_pipeline.config.reading import Config, digest_settings
@@ -245,12 +245,14 @@ class MapImages(Task):
             files += _finish_maps(folder, shown, about)
         else:
             whole = replace(self, part=None)
-            common = about | {"fingerprint": whole.fingerprint(run)}
+            found = {"fingerprint": whole.fingerprint(run), "data": self.cohort.digest()}
             arrays = {f"picture_{n}": picture for n, (_, picture, _) in enumerate(shown)}
             arrays |= {f"map_{n}": grey for n, (_, _, grey) in enumerate(shown)}
             names = [path.relative_to(run.path).as_posix() for path in files]
             files.append(part_path(run, whole.unit, self.part))
-            write_part(files[-1], self.part.count, common, arrays | {"files": np.array(names, "U")})
+            write_part(
+                files[-1], self.part.count, about | found, arrays | {"files": np.array(names, "U")}
+            )
         return files, f"maps of {pluralize(len(rows), 'image')}"
 
 
@@ -266,12 +268,11 @@ def _finish_maps(folder: Path, shown: Sequence[Any], about: Mapping[str, Any]) -
 def merge_maps(run: RunFolder, model: str) -> bool:
     """Finish the maps that the tasks of a job array have drawn, if they are all there."""
     unit = Unit("heatmap", ALL, model)
-    parts = read_parts(run, unit)
-    if not parts:
+    parts, cohort = read_parts(run, unit), ImageCohort(run)
+    if not parts or not cohort.is_still(parts[0].about["data"]):
         return False
-    by_id = {e.image_id: e for e in read_images(run.images)}
-    about = parts[0].about
-    fingerprint = about.pop("fingerprint")
+    by_id = {e.image_id: e for e in cohort.entries}
+    about = {k: v for k, v in parts[0].about.items() if k not in ("fingerprint", "data")}
     drawn = [
         (part.arrays[f"picture_{n}"], part.arrays[f"map_{n}"])
         for part in parts
@@ -281,7 +282,7 @@ def merge_maps(run: RunFolder, model: str) -> bool:
     clear_mark(run, unit)
     files = [run.path / name for part in parts for name in part.arrays["files"].tolist()]
     files += _finish_maps(run.path / "heatmaps" / model, shown, about)
-    mark_finished(run, unit, fingerprint, files)
+    mark_finished(run, unit, parts[0].about["fingerprint"], files)
     remove_parts(run, unit)
     return True
 

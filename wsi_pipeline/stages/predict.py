@@ -223,7 +223,7 @@ class PredictImages(Task):
             files = _write_table(run, self.model, chosen, logits, about)
         else:
             files = [part_path(run, replace(self, part=None).unit, self.part)]
-            common = about | {"batch_size": batch_size}
+            common = about | {"batch_size": batch_size, "data": self.cohort.digest()}
             write_part(files[0], self.part.count, common, {"logits": logits, "rows": rows})
             line = f"a part of {line}"
         journal.unlink(missing_ok=True)
@@ -259,11 +259,11 @@ def _write_table(
 def merge_images(run: RunFolder, model: str) -> bool:
     """Write the table of scores from the parts of a job array, if they are all there."""
     unit = Unit("predict", ALL, model)
-    parts = read_parts(run, unit)
-    if not parts:
+    parts, cohort = read_parts(run, unit), ImageCohort(run)
+    if not parts or not cohort.is_still(parts[0].about["data"]):
         return False
-    about, entries = parts[0].about, cohort_of(run).entries
-    del about["batch_size"]
+    entries = cohort.entries
+    about = {k: v for k, v in parts[0].about.items() if k not in ("batch_size", "data")}
     logits = np.fmax.reduce([part.arrays["logits"] for part in parts])  # NaN: of another part
     chosen = [entries[row] for row in parts[0].arrays["rows"]]
     clear_mark(run, unit)
