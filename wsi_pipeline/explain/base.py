@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -12,13 +12,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from wsi_pipeline.errors import ModelError
+from wsi_pipeline.errors import ConfigError, ModelError
 from wsi_pipeline.models.base import PatchClassifier
 from wsi_pipeline.models.preprocess import crop_centre
 
 Target = Literal[0, 1]  # the class that is explained: by its logit y, or by -y of class 0
 
-_VALUES_AT_ONCE = 2**20  # pixels that are passed forward at once, whatever their channels
+# Pixels of changed copies of an image that go through a model at once.
+_CPU_PIXELS, _GPU_PIXELS = 2**18, 2**22
 
 
 class Details(Protocol):
@@ -258,4 +259,42 @@ class TargetLogit(nn.Module):
 
 def images_at_once(image: Tensor) -> int:
     """Give how many changed copies of an image to pass forward at once."""
-    return max(1, _VALUES_AT_ONCE // (image.shape[-2] * image.shape[-1]))
+    pixels = _CPU_PIXELS if image.device.type == "cpu" else _GPU_PIXELS
+    return max(1, pixels // (image.shape[-2] * image.shape[-1]))
+
+
+@torch.inference_mode()
+def score_copies(
+    logit: TargetLogit, image: Tensor, count: int, change: Callable[[int], Tensor]
+) -> NDArray[np.float64]:
+    """Score changed copies of an image, some at once.
+
+    Parameters
+    ----------
+    logit : TargetLogit
+    image : (1, C, h, w)
+    count : int
+    change : function
+        Number of a copy -> (C, h, w).
+
+    Returns
+    -------
+    logits : (count,)
+    """
+    step = images_at_once(image)
+    parts = [
+        logit(torch.stack([change(number) for number in range(first, min(first + step, count))]))
+        for first in range(0, count, step)
+    ]
+    return np.asarray(torch.cat(parts).double().cpu().numpy())
+
+
+def require(is_right: bool, what: str) -> None:
+    """Refuse a setting of a method.
+
+    Raises
+    ------
+    ConfigError
+    """
+    if not is_right:
+        raise ConfigError(what)

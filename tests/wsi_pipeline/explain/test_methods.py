@@ -12,7 +12,10 @@ from wsi_pipeline.explain import METHODS, choose_method, load_method
 from wsi_pipeline.explain.base import Settings
 from wsi_pipeline.models import MODELS
 
-QUICK = {}  # settings by which a method is done sooner
+QUICK = {
+    "smoothgrad": {"samples": 4},
+    "guided_smoothgrad": {"samples": 4},
+}  # settings by which a method is done sooner
 
 PAIRS = [
     pytest.param(name, model, id=f"{name}-{model}")
