@@ -26,6 +26,7 @@ METHODS = {
     "smoothgrad": "saliency of many noisy copies, averaged",
     "guided_backprop": "size of a gradient that passes ReLUs only where it raises the logit",
     "guided_smoothgrad": "guided backpropagation of many noisy copies, averaged",
+    "occlusion": "what the logit loses where a window is covered",
 }
 
 

@@ -15,6 +15,7 @@ from wsi_pipeline.models import MODELS
 QUICK = {
     "smoothgrad": {"samples": 4},
     "guided_smoothgrad": {"samples": 4},
+    "occlusion": {"window": 1 / 4, "stride": 1 / 6},
 }  # settings by which a method is done sooner
 
 PAIRS = [
