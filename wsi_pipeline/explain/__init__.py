@@ -27,6 +27,7 @@ METHODS = {
     "guided_backprop": "size of a gradient that passes ReLUs only where it raises the logit",
     "guided_smoothgrad": "guided backpropagation of many noisy copies, averaged",
     "occlusion": "what the logit loses where a window is covered",
+    "lime": "weight of each superpixel in a linear model of the logit",
 }
 
 

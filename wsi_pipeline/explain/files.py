@@ -43,8 +43,8 @@ def write_values(path: Path, values: NDArray[np.float32]) -> None:
         tifffile.imwrite(scratch, values, compression="zlib", metadata=None)
 
 
-def write_png(path: Path, picture: NDArray[np.uint8]) -> None:
-    """Write a picture, (h, w) or (h, w, 3)."""
+def write_png(path: Path, picture: NDArray[np.uint8] | NDArray[np.uint16]) -> None:
+    """Write a picture: (h, w), or (h, w, 3) of 8 bits."""
     with write_aside(path) as scratch:
         Image.fromarray(picture).save(scratch, format="PNG")
 
