@@ -28,6 +28,7 @@ METHODS = {
     "guided_smoothgrad": "guided backpropagation of many noisy copies, averaged",
     "occlusion": "what the logit loses where a window is covered",
     "lime": "weight of each superpixel in a linear model of the logit",
+    "feature_maps": "mean size of a layer's maps",
 }
 
 

@@ -92,6 +92,8 @@ class Method:
         the class that is explained and negative ones against it.
     is_probability : bool
         The maps are probabilities, which pictures and comparisons do not rescale.
+    of_predicted : bool
+        Unless a class is named, it explains the one that the model predicts, not class 1.
     models : tuple of types
         Architectures that it explains.
     """
@@ -101,6 +103,7 @@ class Method:
     low: float = -math.inf
     high: float = math.inf
     is_probability: bool = False
+    of_predicted: bool = False
     models: tuple[type[PatchClassifier], ...] = (PatchClassifier,)
 
     def explains(self, architecture: type[PatchClassifier]) -> bool:
@@ -112,7 +115,7 @@ class Method:
         model: PatchClassifier,
         images: NDArray[Any],
         *,
-        target: Target = 1,
+        target: Target | None = None,
         seed: int = 0,
         config: Settings | None = None,
     ) -> NDArray[np.float32]:
@@ -124,8 +127,8 @@ class Method:
             On any device, in any mode; it is left as it was.
         images : (n, H, W, C) uint8, or float in [0, 1]
             C is 3, or 1 for grey.
-        target : 0 or 1
-            The class that is explained.
+        target : 0 or 1, optional
+            The class that is explained. None: 1, or the predicted one (`of_predicted`).
         seed : int
             Of the methods that draw: the same seed gives the same bytes, whatever the batch.
         config : optional
@@ -152,7 +155,7 @@ class Method:
         model: PatchClassifier,
         images: NDArray[Any],
         *,
-        target: Target = 1,
+        target: Target | None = None,
         seed: int = 0,
         config: Settings | None = None,
     ) -> list[Explanation]:
@@ -161,11 +164,12 @@ class Method:
         self._check(model, target, chosen)
         weight = next(model.parameters())
         found = []
-        with _as_it_was(model, weight.device):
+        with as_it_was(model, weight.device):
             for number, pixels in enumerate(images):
                 image = crop_as(model, to_tensor(pixels, weight))
                 torch.manual_seed(seed)
-                made = self.compute(model, image, target=target, seed=seed, config=chosen)
+                of_class = self._choose_target(model, image) if target is None else target
+                made = self.compute(model, image, target=of_class, seed=seed, config=chosen)
                 made = made if isinstance(made, Found) else Found(made)
                 values = made.values.detach().float().cpu().numpy()
                 if values.shape != image.shape[-2:] or not np.isfinite(values).all():
@@ -177,13 +181,21 @@ class Method:
                 found.append(Explanation(values, made.details))
         return found
 
-    def _check(self, model: PatchClassifier, target: int, config: Settings) -> None:
+    def _choose_target(self, model: PatchClassifier, image: Tensor) -> Target:
+        if not self.of_predicted:
+            return 1
+        with torch.no_grad():
+            score = model.score(image).item()
+        is_positive = score > model.threshold if model.strict else score >= model.threshold
+        return 1 if is_positive else 0
+
+    def _check(self, model: PatchClassifier, target: int | None, config: Settings) -> None:
         if not self.explains(type(model)):
             known = ", ".join(kind.__name__ for kind in self.models)
             raise ModelError(
                 f"this method explains {known}, not {type(model).__name__}; take another method"
             )
-        if target not in (0, 1):
+        if target not in (0, 1, None):
             raise ModelError(f"the class that is explained is 0 or 1, got target={target!r}")
         if not isinstance(config, self.settings):
             raise ModelError(
@@ -224,7 +236,7 @@ def crop_as(model: PatchClassifier, image: Tensor) -> Tensor:
 
 
 @contextlib.contextmanager
-def _as_it_was(model: nn.Module, device: torch.device) -> Iterator[None]:
+def as_it_was(model: nn.Module, device: torch.device) -> Iterator[None]:
     """Evaluation mode, exact gradients, generators of its own; the model's modes come back."""
     modes = [(module, module.training) for module in model.modules()]
     devices = [device] if device.type == "cuda" else []
