@@ -29,6 +29,7 @@ METHODS = {
     "occlusion": "what the logit loses where a window is covered",
     "lime": "weight of each superpixel in a linear model of the logit",
     "feature_maps": "mean size of a layer's maps",
+    "unveiling": "regions found round by round, each covered before the next",
 }
 
 

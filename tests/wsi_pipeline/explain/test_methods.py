@@ -16,6 +16,7 @@ QUICK = {
     "smoothgrad": {"samples": 4},
     "guided_smoothgrad": {"samples": 4},
     "occlusion": {"window": 1 / 4, "stride": 1 / 6},
+    "unveiling": {"samples": 2, "kernel": 3, "rounds": 2},
     "lime": {"samples": 60, "segments": 8, "l1": 1e-6},
 }  # settings by which a method is done sooner
 
