@@ -36,7 +36,8 @@ test: $(INSTALLED)
 	$(TEST_ENV) $(BIN)/python -m pytest $(TEST_SPLIT) -m "not slow"
 
 test-slow: $(INSTALLED)
-	$(TEST_ENV) $(BIN)/python -m pytest -m slow
+	$(TEST_ENV) $(BIN)/python -m pytest $(TEST_SPLIT) -m "slow and not alone"
+	$(TEST_ENV) $(BIN)/python -m pytest -m "slow and alone"
 
 check: $(INSTALLED)
 	$(BIN)/ruff format --check .

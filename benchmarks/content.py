@@ -20,7 +20,7 @@ from pathlib import Path
 from tiling.files import BLOCK_BYTES, write_json
 from tiling.listing import content
 from tiling.listing.content import digest_content, find_digest
-from tiling.slide import fingerprint_file
+from tiling.listing.samples import fingerprint_file
 
 RESULT = Path(__file__).parent / "results" / "content.json"
 BLOCK = 2**22

@@ -1,8 +1,8 @@
 """Measure the shape of the source: rooms, floors, arrows between folders, rings, lines.
 
-A room is a folder of a package; an arrow is an import from one room to another, at module level or
-inside a function. Floors are counted on the graph of rooms, rings taken as one. Nothing is imported
-or run.
+A room is a folder of a package, or a module next to the folders; an arrow is an import from one
+room to another, at module level or inside a function. Floors are counted on the graph of rooms,
+rings taken as one. Nothing is imported or run.
 
 python benchmarks/structure.py [ROOT]
 """
@@ -43,6 +43,7 @@ def measure(root: Path) -> dict[str, object]:
     return {
         "modules": len(modules),
         "rooms": len(arrows),
+        "folders": len([room for room in arrows if modules[room].name == "__init__.py"]),
         "modules_at_root": {p: len([*(root / p).glob("*.py")]) - 1 for p in PACKAGES},
         "floors": count_floors(arrows, rings),
         "arrows": sum(len(found) for found in arrows.values()),
@@ -73,9 +74,9 @@ def list_modules(root: Path) -> dict[str, Path]:
 
 
 def room_of(name: str, modules: dict[str, Path]) -> str:
-    """Name the folder of a module, dotted."""
-    is_folder = modules[name].name == "__init__.py"
-    return name if is_folder else name.rpartition(".")[0]
+    """Name the folder of a module, dotted; of a module at the root of a package, its own name."""
+    folder = name if modules[name].name == "__init__.py" else name.rpartition(".")[0]
+    return name if folder in PACKAGES else folder
 
 
 def imported_modules(tree: ast.AST, modules: dict[str, Path]) -> Iterator[str]:

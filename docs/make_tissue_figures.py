@@ -19,7 +19,8 @@ sys.path.insert(0, str(ROOT))
 
 from tests.tiling.thumbnails import draw_scene  # noqa: E402
 from tiling.contracts import TissueConfig  # noqa: E402
-from tiling.slide import open_slide, read_overview  # noqa: E402
+from tiling.overview import read_overview  # noqa: E402
+from tiling.slide import open_slide  # noqa: E402
 from tiling.tissue.mask import segment_tissue  # noqa: E402
 
 SLIDES = ROOT / "../shared/data/slides"

@@ -14,7 +14,8 @@ from tiling.coords_hdf5 import read_coords
 from tiling.errors import TilingError
 from tiling.files import check_file, digest_file, open_file, read_bytes, read_text
 from tiling.listing.content import digest_content
-from tiling.slide import fingerprint_file, open_slide
+from tiling.listing.samples import fingerprint_file
+from tiling.slide import open_slide
 from tiling.tissue.given_masks import read_mask as read_tissue_mask
 from wsi_pipeline.cli.app import main
 from wsi_pipeline.cohort.image_folder import list_images

@@ -44,15 +44,10 @@ from tiling.geometry import resolve_geometry
 from tiling.grid import TileGrid, lay_grid
 from tiling.listing.content import UNREAD, digest_content, look_at_files
 from tiling.listing.slide_files import slide_stem
+from tiling.overview import Overview, read_overview
 from tiling.qc import SIDE_PX, draw_qc, write_qc
 from tiling.resample import nearest_finer_level
-from tiling.slide import (
-    Overview,
-    describe_slide,
-    note_slide,
-    open_slide,
-    read_overview,
-)
+from tiling.slide import describe_slide, note_slide, open_slide
 from tiling.store import TileTable, finish_store, write_table
 from tiling.tissue.slide_tissue import (
     SlideTissue,

@@ -90,5 +90,9 @@ class UnsupportedTilesError(UnsupportedSlideError):
     """No reader here, OpenSlide among them, decodes the file tiles."""
 
 
+class PassedOnError(SlideError):
+    """A reader leaves a file that it accepted to the next one in `tiling.readers.READERS`."""
+
+
 class MaskError(TilingError, ValueError):
     """A mask file cannot be read, or is not a mask."""

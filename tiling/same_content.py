@@ -14,6 +14,7 @@ from pathlib import Path
 
 from tiling.errors import SlideError
 from tiling.files import open_file
+from tiling.listing.samples import fingerprint_file
 from tiling.listing.slide_files import may_be_dicom, read_headers
 from tiling.listing.slide_parts import list_parts
 
@@ -103,8 +104,6 @@ def _sample(path: Path) -> Hashable:
 
 
 def _fingerprint(path: Path) -> Hashable:
-    from tiling.slide import fingerprint_file
-
     return tuple(fingerprint_file(part) for part in _parts(path))
 
 

@@ -1,24 +1,11 @@
-"""Patch stores in, reports out; and the Python API of both packages (docs/python.md).
+"""Patch stores in, reports out; also the Python API of both packages (docs/python.md).
 
-Public names are imported when they are first used: importing this package costs neither torch nor
-zarr nor OpenSlide.
+Public names are imported on first use, so importing this package does not import torch, zarr or
+OpenSlide.
 """
-
-from typing import TYPE_CHECKING
 
 from tiling import MODULE_BY_NAME as _MODULE_BY_NAME_OF_TILING
 from tiling.lazy import lazy_names
-
-if TYPE_CHECKING:
-    from tiling import PatchStore, TileConfig, TissueConfig, open_slide, tile_slide
-    from wsi_pipeline.config.reading import train_config
-    from wsi_pipeline.evaluation.froc_slides import froc
-    from wsi_pipeline.heatmaps.nms import detect
-    from wsi_pipeline.heatmaps.slide_heatmap import build_heatmap
-    from wsi_pipeline.inference.slide_scores import predict
-    from wsi_pipeline.models import build_model
-    from wsi_pipeline.models.checkpoint import load_checkpoint
-    from wsi_pipeline.training import train_model
 
 __version__ = "0.2.0"
 
@@ -50,5 +37,4 @@ MODULE_BY_NAME = {
     "train_model": "wsi_pipeline.training",
 }
 
-if not TYPE_CHECKING:  # a type checker sees the imports above, and reports unknown names
-    __getattr__, __dir__ = lazy_names(__name__, MODULE_BY_NAME)
+__getattr__, __dir__ = lazy_names(__name__, MODULE_BY_NAME)

@@ -15,19 +15,12 @@ from tests.tiling import slides
 from tiling.build import tile_slide
 from tiling.contracts import TileConfig, TissueConfig
 from tiling.errors import SlideError
+from tiling.listing.samples import N_SAMPLES, SAMPLE_BYTES, fingerprint_file
+from tiling.overview import read_overview, read_thumbnail
 from tiling.readers.openslide_reader import OpenSlideReader
 from tiling.readers.tiff_reader import TiffReader
 from tiling.readers.tiled_tiff_reader import TiledTiffReader
-from tiling.slide import (
-    N_SAMPLES,
-    SAMPLE_BYTES,
-    describe_slide,
-    fingerprint_file,
-    note_slide,
-    open_slide,
-    read_overview,
-    read_thumbnail,
-)
+from tiling.slide import describe_slide, note_slide, open_slide
 from tiling.store import PatchStore
 
 PIXELS = slides.noise(203, 131)
@@ -282,7 +275,7 @@ class TestThumbnail:
         path = slides.write_slide(tmp_path / "a.tif", [PIXELS])
         with open_slide(path) as slide:
             whole = read_overview(slide, mpp=(0.5, 0.5), target_mpp=1.7)
-            monkeypatch.setattr("tiling.slide.OVERVIEW_BLOCK_PX", 40)
+            monkeypatch.setattr("tiling.overview.OVERVIEW_BLOCK_PX", 40)
             blocks = read_overview(slide, mpp=(0.5, 0.5), target_mpp=1.7, threads=3)
         np.testing.assert_array_equal(whole.rgb, blocks.rgb)
 

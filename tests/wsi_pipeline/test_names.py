@@ -135,9 +135,9 @@ class TestModelNames:
             read_config(None, section="train", models=[name])
 
     def test_read_back_from_a_run(self, name):
-        told = {"train": {name: {"model": {"name": "vgg16"}}}}
+        recorded = {"train": {name: {"model": {"name": "vgg16"}}}}
         with pytest.raises(ConfigError, match=r"run\.json.* is not a valid name"):
-            read_config(None, told=told)
+            read_config(None, recorded=recorded)
 
     def test_of_a_unit_of_work(self, name):
         if name:  # without a model, a unit is of a slide alone
@@ -206,7 +206,7 @@ def test_models_of_a_run_and_new_ones_may_not_differ_only_in_case(tmp_path):
 
 @pytest.mark.parametrize("name", ["shards", "../x"])
 def test_a_model_named_as_a_folder_of_the_marks_is_refused(name):
-    with pytest.raises(ConfigError, match=r"train.*(is taken|is not a valid)"):
+    with pytest.raises(ConfigError, match=r"train.*(is reserved|is not a valid)"):
         read_config(None, [f"train.{name}.lr=1"])
 
 

@@ -23,6 +23,7 @@ from pathlib import Path
 
 from tiling.errors import SlideError
 from tiling.files import digest_file, digest_json, open_file, read_json_object, write_json
+from tiling.listing.samples import fingerprint_file
 from tiling.listing.slide_parts import SlidePart, explain_unreadable, list_parts
 
 log = logging.getLogger(__name__)
@@ -97,6 +98,28 @@ def look_at_files(path: Path) -> tuple[str, int]:
     """
     look = _look(path, list_parts(path))
     return look.state, look.changed_ns
+
+
+def is_made_from(fingerprint: str, path: Path, *, cache: Path | None = None) -> bool:
+    """Whether a store's fingerprint of its slide is that of a slide's files.
+
+    Parameters
+    ----------
+    fingerprint : str
+        As `SlideInfo` has it; also that of samples, of earlier versions.
+    path : Path
+        The slide.
+    cache : Path, optional
+        See `digest_content`.
+
+    Raises
+    ------
+    SlideError
+        If the slide cannot be read.
+    """
+    if fingerprint.startswith(KIND):
+        return digest_content(path, cache=cache) == fingerprint
+    return fingerprint_file(path) == fingerprint
 
 
 # --- hashing ---------------------------------------------------------------------------------

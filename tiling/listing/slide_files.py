@@ -15,13 +15,6 @@ from typing import Literal
 
 from tiling.listing.dicom_header import DIRECTORY, DicomHeader, read_dicom_header
 
-# What OpenSlide and the TIFF readers open; MIRAX and Hamamatsu VMS by their one leading file.
-SLIDE_SUFFIXES = frozenset(
-    {
-        ".bif", ".btf", ".czi", ".dcm", ".dicom", ".mrxs", ".ndpi", ".qptiff", ".scn", ".svs",
-        ".svslide", ".tf2", ".tf8", ".tif", ".tiff", ".vms", ".vmu",
-    }
-)  # fmt: skip
 _DICOM_SUFFIXES = frozenset({".dcm", ".dicom"})
 
 _CONVERT = "which is not read here; convert it to OME-TIFF, for example with QuPath or bfconvert"
@@ -85,11 +78,12 @@ def find_slides(folder: Path) -> SlideFiles:
     dicom: list[Path] = []
     passed_over: list[tuple[str, str]] = []
     folders: list[str] = []
+    known = slide_suffixes()
     with os.scandir(folder) as found:
         entries = sorted((e for e in found if not e.name.startswith(".")), key=lambda e: e.name)
     for entry in entries:
         path, suffix, kind = folder / entry.name, slide_suffix(entry.name), _kind_of(entry)
-        looks_like_slide = suffix in SLIDE_SUFFIXES or suffix == ".zarr"
+        looks_like_slide = suffix in known or suffix == ".zarr"
         reason = explain_unread(entry.name)
         if kind == "folder" and not looks_like_slide:
             folders.append(entry.name)
@@ -109,6 +103,13 @@ def find_slides(folder: Path) -> SlideFiles:
         passed_over=tuple(sorted([*passed_over, *others])),
         folders=tuple(_without_companions(folders, slides)),
     )
+
+
+def slide_suffixes() -> frozenset[str]:
+    """Collect the suffixes of what the readers open; MIRAX and VMS by their one leading file."""
+    from tiling.readers import READERS  # a second that commands without slides do not need
+
+    return frozenset[str]().union(*(reader.suffixes for reader in READERS))
 
 
 def slide_suffix(name: str) -> str:
@@ -136,7 +137,7 @@ def explain_unread(name: str) -> str:
     ('a packed file; unpack it', '')
     """
     path, suffix = PurePath(name), slide_suffix(name)
-    if suffix in _WRAPPED and slide_suffix(path.stem) in SLIDE_SUFFIXES:
+    if suffix in _WRAPPED and slide_suffix(path.stem) in slide_suffixes():
         return _WRAPPED[suffix]
     return explain_format(name)
 
@@ -146,7 +147,8 @@ def explain_format(name: str) -> str:
 
     Some of these files are TIFF, but of a label or a thumbnail alone.
     """
-    return _NOT_READ.get(slide_suffix(name), "")
+    suffix = slide_suffix(name)
+    return "" if suffix in slide_suffixes() else _NOT_READ.get(suffix, "")
 
 
 def find_deeper(folder: Path, names: Iterable[str]) -> list[str]:
@@ -157,15 +159,16 @@ def find_deeper(folder: Path, names: Iterable[str]) -> list[str]:
     names : iterable of str
         Of the folders.
     """
-    return [name for name in list(names)[:_MOST_FOLDERS] if _holds_slides(folder / name)]
+    known = slide_suffixes()
+    return [name for name in list(names)[:_MOST_FOLDERS] if _holds_slides(folder / name, known)]
 
 
-def _holds_slides(folder: Path) -> bool:
+def _holds_slides(folder: Path, known: frozenset[str]) -> bool:
     try:
         with os.scandir(folder) as found:
             return any(
                 not entry.name.startswith(".")
-                and slide_suffix(entry.name) in SLIDE_SUFFIXES
+                and slide_suffix(entry.name) in known
                 and entry.is_file()
                 for entry in found
             )

@@ -3,13 +3,14 @@
 import configparser
 import functools
 import logging
+import os
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 
 from tiling.errors import SlideError
-from tiling.files import open_file, read_bytes
+from tiling.files import check_file, open_file, read_bytes
 from tiling.listing.dicom_header import read_dicom_header
-from tiling.listing.slide_files import slide_suffix
+from tiling.listing.slide_files import explain_format, slide_suffix
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +42,54 @@ def list_parts(path: Path) -> list[SlidePart]:
         return [SlidePart("", path), *(_dicom_parts(path) if is_dicom(path) else ())]
     except OSError as error:
         raise explain_unreadable(path, error) from error
+
+
+def check_slide_file(path: Path) -> None:
+    """Refuse what cannot be a slide's file.
+
+    Raises
+    ------
+    SlideError
+        If the file is missing, a folder, not regular, empty, or of a format that is not read.
+    """
+    if path.is_dir():
+        raise SlideError(
+            f"{path.name}: a folder, not a slide file; name the slide in it (of MIRAX the .mrxs "
+            "file, of DICOM one .dcm file of the finest level)"
+        )
+    if reason := explain_format(path.name):
+        raise SlideError(f"{path.name}: {reason}")
+    try:
+        with open_file(path, "rb") as file:
+            is_empty = not file.read(1)
+    except OSError as error:
+        raise explain_unreadable(path, error) from error
+    if is_empty:
+        raise SlideError(f"{path.name}: the file is empty (0 bytes); copy it again from its source")
+
+
+def check_companions(path: Path) -> None:
+    """Refuse pipes and devices next to a slide, which OpenSlide would open and wait for.
+
+    Raises
+    ------
+    SlideError
+    """
+    if is_dicom(path):  # it opens all that is in the folder
+        with os.scandir(path.parent) as entries:
+            odd = [e for e in entries if not e.is_file() and not e.is_dir()]
+        others = [path.with_name(entry.name) for entry in odd]
+    else:
+        others = [part.path for part in list_parts(path)[1:]]
+    for other in others:
+        try:
+            check_file(other)
+        except FileNotFoundError:
+            continue  # a broken link
+        except OSError as error:
+            raise SlideError(
+                f"{path.name}: {other.name} next to it is {error.strerror}; remove it"
+            ) from error
 
 
 def explain_unreadable(path: Path, error: OSError) -> SlideError:

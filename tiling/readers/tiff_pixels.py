@@ -10,12 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tiling.errors import SlideError
+from tiling.readers.base import CACHE_BYTES
 from tiling.readers.tiff_decode import WHITE, Decoder, make_decoder
 from tiling.readers.tiff_levels import TiffLevel
 from tiling.readers.tile_cache import Tile, TileCache
 from tiling.threads import check_stopped
 
-CACHE_BYTES = 384 * 2**20  # decoded file tiles kept at most, unless the caller says otherwise
 LEAST_CACHE_BYTES = 16 * 2**20
 MOST_BYTES_PER_SAMPLE = 4  # stored; what cannot be made smaller grows by a few per cent
 

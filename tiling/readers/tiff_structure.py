@@ -48,6 +48,12 @@ class _Form:
         return "Q" if self.is_big else "H"
 
 
+def is_tiff(path: Path) -> bool:
+    """Whether a file begins as a TIFF does; `OSError` if it cannot be read."""
+    with open_file(path, "rb") as file:
+        return file.read(4) in TIFF_HEADS
+
+
 def find_cut(path: Path) -> str | None:
     """Describe what of a TIFF lies beyond the end of its file.
 

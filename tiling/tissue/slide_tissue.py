@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from tiling.contracts import Slide, SlideInfo, TileConfig, TileGeometry, TissueConfig
 from tiling.files import digest_file
-from tiling.slide import Overview, read_overview
+from tiling.overview import Overview, read_overview
 from tiling.tissue.given_masks import UserMask, find_mask, read_mask
 from tiling.tissue.mask import SummedMask, picture_kind, segment_tissue
 from tiling.wording import format_percent

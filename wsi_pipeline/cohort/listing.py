@@ -11,12 +11,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tiling.listing.slide_files import (
-    SLIDE_SUFFIXES,
     SlideFiles,
     find_deeper,
     find_slides,
     slide_stem,
     slide_suffix,
+    slide_suffixes,
 )
 from tiling.same_content import find_same_content
 from tiling.wording import name_some
@@ -119,7 +119,7 @@ def _describe_rest(folder: Path, files: SlideFiles, deeper: Sequence[str]) -> li
 
 
 def _explain_no_slides(folder: Path, files: SlideFiles, deeper: Sequence[str]) -> str:
-    looked_for = ", ".join(sorted(SLIDE_SUFFIXES))
+    looked_for = ", ".join(sorted(slide_suffixes()))
     if deeper:
         which = "that" if len(deeper) == 1 else "one of them, or list the slides in a manifest"
         has = "its folder {} has some" if len(deeper) == 1 else "its folders {} have some"

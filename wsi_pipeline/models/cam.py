@@ -4,8 +4,8 @@ References
 ----------
 .. [1] Zhou, Khosla, Lapedriza, Oliva, Torralba, "Learning Deep Features for Discriminative
    Localization", CVPR 2016.
-.. [2] PatchNet paper 2, appendix C: a VGG-19 with only three pooling layers. Which three it does
-   not say; the first are kept here, so that blocks 4 and 5 work at an eighth of the resolution
+.. [2] PatchNet paper 2, appendix C: a VGG-19 with only three pooling layers. Which three is not
+   specified; the first are kept here, so that blocks 4 and 5 work at an eighth of the resolution
    (docs/models.md).
 """
 
@@ -29,14 +29,14 @@ class CAM(VGGFeatures):
         self.output = make_output(self.channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Give the logits of images: (B, 3, H, W) float in [0, 1], at least 8 px -> (B,)."""
+        """Return the logits of images: (B, 3, H, W) float in [0, 1], at least 8 px -> (B,)."""
         maps = self.feature_maps(x)
         with torch.autocast(x.device.type, enabled=False):
             logits: Tensor = self.output(maps.to(self.output.weight.dtype).mean(dim=(2, 3)))
         return logits.squeeze(-1)
 
     def class_map(self, x: Tensor) -> Tensor:
-        """Give sum_f w_f F_f, whose mean plus the bias is the logit ([1], eq. 2).
+        """Return sum_f w_f F_f, whose mean plus the bias is the logit ([1], eq. 2).
 
         Parameters
         ----------

@@ -142,7 +142,8 @@ def _hottest(scores: Any) -> str:
 
 
 def _thumbnail(entry: SlideEntry, mpp: tuple[float, float], longest_px: int) -> Any:
-    from tiling.slide import open_slide, read_thumbnail
+    from tiling.overview import read_thumbnail
+    from tiling.slide import open_slide
 
     with open_slide(entry.path) as slide:
         longest_um = max(side * axis for side, axis in zip(slide.size, mpp, strict=True))

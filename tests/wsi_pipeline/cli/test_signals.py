@@ -149,7 +149,10 @@ def living(group: int) -> list[str]:
     return found
 
 
-pytestmark = pytest.mark.skipif(not Path("/proc/self").exists(), reason="looks at /proc")
+pytestmark = [
+    pytest.mark.alone,
+    pytest.mark.skipif(not Path("/proc/self").exists(), reason="looks at /proc"),
+]
 
 
 @pytest.fixture

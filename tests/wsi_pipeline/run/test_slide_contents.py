@@ -11,7 +11,7 @@ import pytest
 
 from tests.tiling.slides import halve, tissue, write_slide
 from tiling.listing import content
-from tiling.slide import fingerprint_file
+from tiling.listing.samples import fingerprint_file
 from tiling.store import PatchStore
 from wsi_pipeline.cli.app import main
 from wsi_pipeline.cohort.manifest import read_manifest

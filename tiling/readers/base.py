@@ -1,0 +1,141 @@
+"""What every reader of slides has: which files it takes, what it knows of a slide, an end."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tiling.errors import SlideError
+from tiling.readers.common import check_region, usable_mpp
+
+CACHE_BYTES = 384 * 2**20  # decoded file tiles kept at most, unless the caller says otherwise
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a file states of its slide; see `tiling.contracts.Slide`."""
+
+    vendor: str
+    level_sizes: tuple[tuple[int, int], ...]
+    level_downsamples: tuple[float, ...]
+    stated_mpp: tuple[float, float] | None
+    bounds: tuple[int, int, int, int] | None = None
+    objective_power: float | None = None
+    notes: tuple[str, ...] = ()
+
+
+class Reader(ABC):
+    """One way to read slide files; an instance is an open slide (`tiling.contracts.Slide`).
+
+    Reads may come from many threads at once. A subclass is listed in `tiling.readers.READERS`.
+
+    Parameters
+    ----------
+    path : Path
+        The slide, or the one file of it that stands for the others.
+    cache_bytes : int
+        The most that is kept of decoded file tiles, where the reader decodes them itself.
+
+    Raises
+    ------
+    PassedOnError
+        If it turns out, after `accepts`, that the next reader should read this file.
+    SlideError
+        If the slide cannot be read by any reader; the message names the file.
+    """
+
+    title: ClassVar[str]  # its name in docs/readers.md
+    suffixes: ClassVar[frozenset[str]]  # of files that may be its slides, in lower case
+
+    @abstractmethod
+    def __init__(self, path: Path, *, cache_bytes: int = CACHE_BYTES) -> None: ...
+
+    @classmethod
+    @abstractmethod
+    def accepts(cls, path: Path) -> bool:
+        """Whether this reader should read a file, judged without its pixels.
+
+        Parameters
+        ----------
+        path : Path
+            A regular file that can be read and is not empty.
+        """
+
+    def _keep(self, path: Path, description: Description) -> None:
+        self._path, self.description = path, description
+
+    @property
+    def vendor(self) -> str:
+        """Name of the scanner's maker as OpenSlide spells it; ``ome-tiff`` of OME-TIFF."""
+        return self.description.vendor
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height), level-0 px."""
+        return self.description.level_sizes[0]
+
+    @property
+    def mpp(self) -> tuple[float, float] | None:
+        """(x, y) µm per level-0 px; None where none is stated that can be a microscope's."""
+        return usable_mpp(self.description.stated_mpp)
+
+    @property
+    def level_sizes(self) -> tuple[tuple[int, int], ...]:
+        """(width, height) of each stored level, the finest first."""
+        return self.description.level_sizes
+
+    @property
+    def level_downsamples(self) -> tuple[float, ...]:
+        """Level-0 px per px of each stored level."""
+        return self.description.level_downsamples
+
+    @property
+    def bounds(self) -> tuple[int, int, int, int] | None:
+        """(x, y, width, height) level-0 px of the scanned part, if stated."""
+        return self.description.bounds
+
+    @property
+    def objective_power(self) -> float | None:
+        """As stated (40 for 40x), if at all."""
+        return self.description.objective_power
+
+    @property
+    def stated_mpp(self) -> tuple[float, float] | None:
+        """(x, y) µm per level-0 px as the file states it, even if it cannot be a microscope's."""
+        return self.description.stated_mpp
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Which image of several is read, and what is missing of the file, one sentence each."""
+        return self.description.notes
+
+    def read_region(
+        self, location: tuple[int, int], level: int, size: tuple[int, int]
+    ) -> NDArray[np.uint8]:
+        """Read pixels; see `tiling.contracts.Slide.read_region`."""
+        check_region(self._path.name, level, len(self.level_sizes), size)
+        return self._read_region(location, level, size)
+
+    @abstractmethod
+    def _read_region(
+        self, location: tuple[int, int], level: int, size: tuple[int, int]
+    ) -> NDArray[np.uint8]: ...
+
+    def read_level(
+        self, corner: tuple[int, int], level: int, size: tuple[int, int]
+    ) -> NDArray[np.uint8]:
+        """Read a level's own pixels, if the reader can; see `tiling.contracts.Slide.read_level`."""
+        raise SlideError(f"{self._path.name}: level {level} is read by level-0 positions only")
+
+    @abstractmethod
+    def close(self) -> None:
+        """Release the file."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
