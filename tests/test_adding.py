@@ -1,5 +1,9 @@
-"""To add a stage, a model, a format or an explanation takes a file and a line, shown in a copy."""
+"""To add a stage, a model, a format or an explanation takes a file and a line.
 
+They are added to a copy of the tree. A metric takes a function and a line, added to the list.
+"""
+
+import json
 import os
 import shutil
 import subprocess
@@ -11,7 +15,24 @@ import pytest
 import tifffile
 from PIL import Image
 
+from tests import test_docs
+from tests.wsi_pipeline.evaluation.test_image_evaluation import scored
+from tests.wsi_pipeline.evaluation.test_run_evaluation import cohort, guessing
 from tests.wsi_pipeline.tiny_cohort import draw_cohort, write_config
+from wsi_pipeline.cohort.image_folder import ImageEntry, write_images
+from wsi_pipeline.config.settings import EvaluateConfig
+from wsi_pipeline.contracts import Rule
+from wsi_pipeline.csv_files import write_csv
+from wsi_pipeline.evaluation import metrics
+from wsi_pipeline.evaluation.compare import compare_pair
+from wsi_pipeline.evaluation.compare_images import EvaluatedImages
+from wsi_pipeline.evaluation.image_evaluation import evaluate_images
+from wsi_pipeline.evaluation.metrics import Share
+from wsi_pipeline.evaluation.run_evaluation import evaluate_run
+from wsi_pipeline.report.build import render_report
+from wsi_pipeline.report.comparison import build_comparison
+from wsi_pipeline.report.gather import gather_run
+from wsi_pipeline.report.images import build_image_report
 
 ROOT = Path(__file__).parents[1]
 COMMAND = "import sys; from wsi_pipeline.cli.app import main; sys.exit(main(sys.argv[1:]))"
@@ -182,6 +203,72 @@ def test_a_model_and_a_format_take_a_file_and_a_line_each(tree, tmp_path):
     assert "count" in run(tree, "export", "--help")
     run(tree, "report", folder)
     assert "mean" in (tmp_path / "run/report.html").read_text()
+
+
+def negative_predictive_value(c):
+    """Share of negative decisions that are right."""
+    return c.tn, c.tn + c.fn
+
+
+@pytest.fixture
+def added_metric(monkeypatch):
+    line = Share("npv", "NPV", negative_predictive_value, "no {unit} is decided negative")
+    monkeypatch.setattr(metrics, "SHARES", (*metrics.SHARES, line))
+
+
+@pytest.mark.usefixtures("added_metric")
+def test_a_metric_of_slides_takes_a_function_and_a_line(tmp_path):
+    runs = [tmp_path / "a", tmp_path / "b"]
+    for run, slides in zip(runs, (guessing(cohort(10)), cohort(10)), strict=True):
+        evaluation = run / "evaluation/m"
+        settings = EvaluateConfig(bootstrap=40, aggregator="mean", slide_threshold=0.515)
+        evaluate_run(slides, settings=settings, out=evaluation, model="m")
+        rows = [(f"{s.slide_id}.tif", s.slide_id, s.patient, s.label, s.split) for s in slides]
+        write_csv(run / "slides.csv", ("slide", "slide_id", "patient", "label", "split"), rows)
+    evaluation = runs[0] / "evaluation/m"
+    found = json.loads((evaluation / "metrics.json").read_text())
+    for section in ("patch", "slide", "patient"):
+        low, high = found[section]["npv_ci95"]
+        assert low < found[section]["npv"] < high
+        assert found[section]["ci95_method"]["npv"].startswith("Wilson")
+    patch = found["patch"]
+    assert patch["npv"] == patch["tn"] / (patch["tn"] + patch["fn"])
+    assert ",npv,youden_j\n" in (evaluation / "sweep.csv").read_text()
+    assert "<td>NPV</td>" in render_report(gather_run(runs[0]))
+
+    page = build_comparison(runs, tmp_path / "compared", replicates=40).read_text()
+    (pair,) = json.loads((tmp_path / "compared/comparison.json").read_text())
+    for level, units in (("patch", "patches"), ("slide", "slides")):
+        assert pair["figures"][f"{level}.npv"]["first"] == found[level]["npv"]
+        assert pair["figures"][f"{level}.npv"]["p_value"] is not None
+        assert f"<td>NPV of {units}</td>" in page
+
+
+@pytest.mark.usefixtures("added_metric")
+def test_a_metric_of_images_takes_the_same_line(tmp_path):
+    settings, rule = EvaluateConfig(bootstrap=40), Rule(0.5)
+    about = {"classes": ["a", "b"]}
+    told = {"rule": rule, "model": "m", "out": tmp_path / "evaluation/m", "settings": settings}
+    patch = evaluate_images(scored(), about, **told)["patch"]
+    write_images(tmp_path / "images.csv", [ImageEntry("i0", "i0.png", "a", 0, "p0", "test")])
+    page = build_image_report(tmp_path, models=["m"]).read_text()
+    assert "<th>NPV</th>" in page  # by split
+    assert "<td>NPV</td>" in page
+    assert all(f'value="{end!r}"' in page for end in patch["npv_ci95"])
+    assert patch["npv_ci95"][0] < patch["npv"] < patch["npv_ci95"][1]
+    models = [
+        EvaluatedImages(name, "test", Rule(threshold), {i.image_id: i for i in scored()})
+        for name, threshold in (("a", 0.5), ("b", 0.4))
+    ]
+    figure = compare_pair(*models, replicates=40)["figures"]["npv"]
+    assert figure["first"] == patch["npv"] != figure["second"]
+    assert figure["difference_ci95"] is not None
+
+
+@pytest.mark.usefixtures("added_metric")
+def test_the_docs_have_to_list_a_metric():
+    with pytest.raises(AssertionError, match="Share of negative decisions that are right"):
+        test_docs.test_the_table_of_metrics_is_the_list()
 
 
 def test_an_explanation_takes_a_file_and_a_line(tree, tmp_path):

@@ -25,7 +25,8 @@ FLOORS = [
     {"wsi_pipeline.evaluation"},
     {"wsi_pipeline.training", "wsi_pipeline.inference"}
     | {"wsi_pipeline.heatmaps", "wsi_pipeline.explain"},
-    {"wsi_pipeline.models", "wsi_pipeline.cohort", "wsi_pipeline.run"},
+    {"wsi_pipeline.cohort"},
+    {"wsi_pipeline.models", "wsi_pipeline.run"},
     {"wsi_pipeline.config", "wsi_pipeline.layout"},
     {"wsi_pipeline.names", "wsi_pipeline.csv_files"},
     {"wsi_pipeline.contracts", "wsi_pipeline.errors"},

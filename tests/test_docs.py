@@ -17,6 +17,7 @@ from wsi_pipeline.cli.app import app
 from wsi_pipeline.config.reading import Config, as_plain
 from wsi_pipeline.config.settings import RECIPES
 from wsi_pipeline.config.stages import STAGES
+from wsi_pipeline.evaluation import metrics
 from wsi_pipeline.explain import METHODS, load_method
 
 ROOT = Path(__file__).parents[1]
@@ -244,3 +245,18 @@ def test_the_table_of_stages_is_the_list():
     page = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
     rows = [f"| `{stage.name}` | {stage.summary} | {stage.unit} |" for stage in STAGES]
     assert "\n".join(rows) in page
+
+
+def metric_rows() -> list[str]:
+    """Give the table of metrics as docs/evaluate.md has it."""
+    listed: list[metrics.Metric] = [*metrics.SHARES, *metrics.RANKINGS]
+    return [
+        f"| `{m.name}` | {m.meaning} | {', '.join(m.sections)} | {m.interval_method} "
+        f"| {', '.join(m.compared) or '-'} |"
+        for m in listed
+    ]
+
+
+def test_the_table_of_metrics_is_the_list():
+    page = read(ROOT / "docs/evaluate.md").partition("## The metrics")[2].partition("\n## ")[0]
+    assert [line for line in page.splitlines() if line.startswith("| `")] == metric_rows()

@@ -11,6 +11,10 @@ from tiling.contracts import TileConfig, Unclassified
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
+Definition = Literal["camelyon16", "patch"]  # of the FROC
+DEFINITIONS: tuple[Definition, ...] = ("camelyon16", "patch")
+Denominator = Literal["all", "normal"]  # slides that false positives are divided by
+AtRate = Literal["linear", "step"]  # how an FROC curve is read between its points
 # Slides and patients that a model was trained on, as in checkpoints and score files.
 PROVENANCE = ("train_slides", "val_slides", "train_patients", "val_patients")
 
@@ -88,9 +92,9 @@ class Detections:
 class FrocCurve:
     """An FROC curve and its counts; the content of ``froc.json``."""
 
-    definition: Literal["camelyon16", "patch"]
-    fp_denominator: Literal["all", "normal"]
-    at_rate: Literal["linear", "step"]
+    definition: Definition
+    fp_denominator: Denominator
+    at_rate: AtRate
     n_slides: int
     n_normal: int
     n_lesions: int  # ITC left out

@@ -76,7 +76,7 @@ def plan(
     ] = PlanFormat.table,
     quiet: QuietOption = False,
 ) -> None:
-    """Preview a run: what it would do, what would fail, and the disk space and time it needs."""
+    """Preview a run on slides or images: what it does, what fails, disk space and time it needs."""
     from wsi_pipeline.config.reading import read_config
     from wsi_pipeline.planning.lookers import default_workers
     from wsi_pipeline.planning.plan import plan_run

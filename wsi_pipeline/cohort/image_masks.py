@@ -105,7 +105,7 @@ def prepare_masks(
     if not rows:
         return {}
     problems: dict[str, str] = {}
-    load = partial(_load, folder, config)
+    load = partial(load_mask, folder, config)
     wanted = [entries[row] for row in rows]
     with write_aside(path) as scratch:
         masks = np.lib.format.open_memmap(scratch, "w+", np.uint8, (len(entries), *size))
@@ -122,9 +122,10 @@ def prepare_masks(
     return problems
 
 
-def _load(
+def load_mask(
     folder: Path, config: ImagesConfig, entry: ImageEntry
 ) -> tuple[NDArray[np.bool_] | None, str]:
+    """Read the mask of an image; None where that cannot be, and why."""
     size = read_image(folder / entry.file, channels=config.channels).shape
     try:
         return read_mask(folder, entry.mask or "", size, config), ""

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from wsi_pipeline.contracts import Split
+from wsi_pipeline.contracts import AtRate, Definition, Split
 
 Optimizer = Literal["rmsprop", "adam"]
 Monitor = Literal["roc_auc", "loss", "none"]
@@ -29,6 +29,7 @@ Seed = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Score = Share  # output of a model, and thresholds for it
+Aggregator = Literal["max", "mean", "top_k", "mean_pool_max", "span"]  # patches' scores -> slide's
 Forgetting = Annotated[float, Field(ge=0, lt=1)]  # at 1 a running average never changes
 
 DEVICE_NAME = re.compile(r"auto|cpu|cuda(?::(\d+))?")  # what --device takes
@@ -269,12 +270,12 @@ class EvaluateConfig:
     split: EvaluatedSplit | None = None
     threshold: Score = 0.75  # a patch is positive iff F(I) >= threshold (lecture)
     image_threshold: Score | None = None  # of an image folder; None: the model's own rule, 0.5
-    aggregator: Literal["max", "mean", "top_k", "mean_pool_max", "span"] = "max"  # lecture: max
+    aggregator: Aggregator = "max"  # lecture: max
     top_k: Count = 10  # patches, for the aggregator top_k
     slide_threshold: Score | None = None  # None: chosen on val
-    froc_definition: Literal["camelyon16", "patch"] = "camelyon16"  # the one in froc.json
+    froc_definition: Definition = "camelyon16"  # the one in froc.json
     rates: tuple[float, ...] = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)  # FPs per slide (CAMELYON16)
-    at_rate: Literal["linear", "step"] = "linear"
+    at_rate: AtRate = "linear"
     reference_downsample: Positive = 32.0  # of the lesion image (CAMELYON16: level 5)
     detection_threshold: Score = 0.5  # heatmap values above it are detections (CAMELYON16)
     detection_radius_um: Positive = 75.0  # a detection clears this far; lesions nearer are one

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tiling.files import read_json_object
-from wsi_pipeline.contracts import Rule
+from wsi_pipeline.contracts import DEFINITIONS, AtRate, Definition, Denominator, Rule
 from wsi_pipeline.errors import EvaluationError
 from wsi_pipeline.evaluation.bootstrap import Resamples
 from wsi_pipeline.evaluation.compare import (
@@ -22,9 +22,6 @@ from wsi_pipeline.evaluation.compare import (
 )
 from wsi_pipeline.evaluation.froc import (
     RATES,
-    AtRate,
-    Definition,
-    Denominator,
     SlideHits,
     build_froc,
     collect_events,
@@ -41,7 +38,6 @@ from wsi_pipeline.evaluation.metrics import (
     stack,
 )
 from wsi_pipeline.evaluation.ranking import pair_counts, patch_kinds
-from wsi_pipeline.evaluation.run_froc import DEFINITIONS
 from wsi_pipeline.evaluation.tables import parse_number, read_rows
 
 

@@ -17,18 +17,14 @@ References
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from wsi_pipeline.contracts import Detections, FrocCurve
+from wsi_pipeline.contracts import AtRate, Definition, Denominator, Detections, FrocCurve
 from wsi_pipeline.errors import EvaluationError
 from wsi_pipeline.evaluation.lesions import LesionReference
-
-Definition = Literal["camelyon16", "patch"]
-Denominator = Literal["all", "normal"]
-AtRate = Literal["linear", "step"]
 
 RATES = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)  # false positives per slide (CAMELYON16)
 DEFAULT_DENOMINATOR: dict[Definition, Denominator] = {"camelyon16": "all", "patch": "normal"}

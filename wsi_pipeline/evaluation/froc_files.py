@@ -16,14 +16,11 @@ from tiling.contracts import Unclassified
 from tiling.files import digest_file, write_json
 from tiling.wording import name_some, pluralize
 from wsi_pipeline import __version__
-from wsi_pipeline.contracts import FrocCurve
+from wsi_pipeline.contracts import AtRate, Definition, Denominator, FrocCurve
 from wsi_pipeline.errors import EvaluationError
 from wsi_pipeline.evaluation.bootstrap import draw_resamples
 from wsi_pipeline.evaluation.froc import (
     RATES,
-    AtRate,
-    Definition,
-    Denominator,
     SlideHits,
     build_froc,
     check_rates,

@@ -7,14 +7,12 @@ import numpy as np
 
 from tiling.contracts import StrPath
 from tiling.wording import name_some, pluralize
-from wsi_pipeline.contracts import Detections, FrocCurve
+from wsi_pipeline.contracts import AtRate, Denominator, Detections, FrocCurve
 from wsi_pipeline.errors import EvaluationError
 from wsi_pipeline.evaluation.bootstrap import draw_resamples
 from wsi_pipeline.evaluation.detections import describe_outside, find_outside
 from wsi_pipeline.evaluation.froc import (
     RATES,
-    AtRate,
-    Denominator,
     SlideHits,
     build_froc,
     collect_events,

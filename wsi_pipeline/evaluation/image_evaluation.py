@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from tiling.files import write_json
 from wsi_pipeline.config.settings import EvaluateConfig, EvaluatedSplit
 from wsi_pipeline.contracts import SPLITS, Rule, Split
+from wsi_pipeline.csv_files import write_csv
 from wsi_pipeline.errors import EvaluationError
 from wsi_pipeline.evaluation.bootstrap import draw_resamples
 from wsi_pipeline.evaluation.figures import Figures, add_ranking_intervals
@@ -26,12 +27,11 @@ from wsi_pipeline.evaluation.metrics import (
 )
 from wsi_pipeline.evaluation.plots import draw_confusion, draw_precision_recall, draw_roc
 from wsi_pipeline.evaluation.ranking import ranking_curves
-from wsi_pipeline.evaluation.sections import write_localisation
-from wsi_pipeline.evaluation.tables import Cell, write_rows
+from wsi_pipeline.evaluation.sections import flatten_undefined, write_localisation
+from wsi_pipeline.evaluation.tables import Cell
 from wsi_pipeline.inference.image_scores import ScoredImage
 from wsi_pipeline.inference.scores import TRAINED_ON
 
-_SLIDE_FIGURES = ("roc_auc", "roc_auc_ci95", "threshold", "accuracy", "sensitivity", "specificity")
 _NO_SLIDES = "a folder of images has no slides"
 
 
@@ -99,6 +99,12 @@ def evaluate_images(
         about.get("checkpoint", ""),
         elsewhere=_masks_elsewhere(masks or {}, mask_splits or {}, mapped),
     )
+    of_slides = ["roc_auc", "roc_auc_ci95", "threshold", *(s.name for s in shares_of("slide"))]
+    undefined = {
+        "patch": section.undefined,
+        "localisation": localisation.undefined,
+        "slide": dict.fromkeys(of_slides, _NO_SLIDES),
+    }
     metrics = {
         "model": model,
         "threshold": rule.threshold,
@@ -108,14 +114,9 @@ def evaluate_images(
         "patch": section.values,
         "splits": splits,
         "localisation": localisation.values,
-        "slide": {"aggregator": None, "n": 0, "n_positive": 0, **dict.fromkeys(_SLIDE_FIGURES)},
+        "slide": {"aggregator": None, "n": 0, "n_positive": 0, **dict.fromkeys(of_slides)},
         "froc": None,
-        "undefined": {
-            **{f"patch.{key}": reason for key, reason in section.undefined.items()},
-            **{f"localisation.{key}": reason for key, reason in localisation.undefined.items()},
-            **{f"slide.{key}": _NO_SLIDES for key in _SLIDE_FIGURES},
-            "froc": _NO_SLIDES,
-        },
+        "undefined": {**flatten_undefined(undefined), "froc": _NO_SLIDES},
         "notes": notes + doubts,
     }
     _write_tables(out, images, chosen, by_split, rule)
@@ -228,7 +229,7 @@ def _write_tables(
     rule: Rule,
 ) -> None:
     decided = rule.decide(np.array([i.score for i in images]))
-    write_rows(
+    write_csv(
         out / "images.csv",
         ("image_id", "split", "class", "label", "score", "predicted"),
         (_cells(image, bool(yes)) for image, yes in zip(images, decided, strict=True)),
@@ -238,7 +239,7 @@ def _write_tables(
         for split, part in by_split.items()
         if part
     }
-    write_rows(
+    write_csv(
         out / "confusion.csv",
         ("split", "tp", "fp", "fn", "tn"),
         ([split, c.tp, c.fp, c.fn, c.tn] for split, c in counted.items()),
@@ -247,7 +248,7 @@ def _write_tables(
     curves = ranking_curves(labels, scores)
     figures, _ = ranking_figures(IMAGE, labels, scores)
     points = curves.roc.tolist() if curves else []
-    write_rows(
+    write_csv(
         out / "roc.csv",
         ("threshold", "fpr", "tpr"),
         ([t if np.isfinite(t) else None, x, y] for t, x, y in points),

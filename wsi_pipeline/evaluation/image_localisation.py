@@ -113,8 +113,7 @@ def localisation_of(
         )
     others = elsewhere or {}
     notes += describe_elsewhere("mask", others)
-    section = average_section(known, skipped=skipped, reasons=_REASONS)
-    section.values["elsewhere"] = {split: len(ids) for split, ids in others.items()}
+    section = average_section(known, skipped=skipped, reasons=_REASONS, elsewhere=others)
     return known, section, notes
 
 

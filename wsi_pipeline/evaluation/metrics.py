@@ -173,22 +173,22 @@ class Share:
 
 
 def accuracy(c: Confusion[Any]) -> tuple[Any, Any]:
-    """Share of all that are predicted as they are."""
+    """Share of decisions that are right."""
     return c.tp + c.tn, c.n
 
 
 def precision(c: Confusion[Any]) -> tuple[Any, Any]:
-    """Share of the predicted positive that are positive."""
+    """Share of positive decisions that are right."""
     return c.tp, c.tp + c.fp
 
 
 def recall(c: Confusion[Any]) -> tuple[Any, Any]:
-    """Share of the positive that are predicted so."""
+    """Share of positives that are found."""
     return c.tp, c.tp + c.fn
 
 
 def specificity(c: Confusion[Any]) -> tuple[Any, Any]:
-    """Share of the negative that are predicted so."""
+    """Share of negatives that are decided negative."""
     return c.tn, c.tn + c.fp
 
 
@@ -236,12 +236,12 @@ class Ranking:
 
 
 def roc_auc(labels: Labels, scores: Values) -> float:
-    """Chance that a random positive has a higher score than a random negative."""
+    """Probability that a positive scores higher than a negative; ties count one half."""
     return float(roc_auc_score(labels, scores))
 
 
 def average_precision(labels: Labels, scores: Values) -> float:
-    """Mean precision over the steps of recall, as the threshold falls."""
+    """Mean of the precision at each threshold, weighted by the gain in recall."""
     return float(average_precision_score(labels, scores))
 
 

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from tiling.files import write_json
 from tiling.wording import pluralize
 from wsi_pipeline.config.settings import EvaluateConfig, EvaluatedSplit
-from wsi_pipeline.contracts import Rule
+from wsi_pipeline.contracts import DEFINITIONS, Rule
+from wsi_pipeline.csv_files import write_csv
 from wsi_pipeline.errors import EvaluationError
 from wsi_pipeline.evaluation.bands import roc_band
 from wsi_pipeline.evaluation.bootstrap import Resamples
@@ -51,12 +52,7 @@ from wsi_pipeline.evaluation.ranking import (
     patch_kinds,
     ranking_curves,
 )
-from wsi_pipeline.evaluation.run_froc import (
-    DEFINITIONS,
-    count_froc,
-    draw_patients,
-    write_frocs,
-)
+from wsi_pipeline.evaluation.run_froc import count_froc, draw_patients, write_frocs
 from wsi_pipeline.evaluation.sections import (
     calibration_section,
     flatten_undefined,
@@ -67,7 +63,7 @@ from wsi_pipeline.evaluation.sections import (
 )
 from wsi_pipeline.evaluation.slide import SlideThreshold, aggregate_scores, freeze_threshold
 from wsi_pipeline.evaluation.sweep import sweep_columns, sweep_rows, sweep_thresholds
-from wsi_pipeline.evaluation.tables import Cell, write_rows
+from wsi_pipeline.evaluation.tables import Cell
 
 log = logging.getLogger(__name__)
 
@@ -372,7 +368,7 @@ def _write_errors(
     cases = choose_errors(slides, threshold=settings.threshold)
     n_false, n_missed = count_errors(slides, threshold=settings.threshold)
     crops = {} if read_patch is None else write_crops(out / "errors", cases, read_patch, notes)
-    write_rows(
+    write_csv(
         out / "errors.csv",
         ERROR_COLUMNS,
         [
@@ -403,7 +399,7 @@ def _write_tables(
 ) -> None:
     counted = _count_patches(test, settings)
     confusions = {s.slide_id: c for s, c in zip(test, counted, strict=True)}
-    write_rows(
+    write_csv(
         out / "slides.csv",
         SLIDE_COLUMNS,
         [
@@ -411,13 +407,13 @@ def _write_tables(
             for s in test
         ],
     )
-    write_rows(
+    write_csv(
         out / "validation.csv",
         ("slide_id", "label", "score"),
         [(s.slide_id, s.truth, slide_scores[s.slide_id]) for s in val],
     )
-    write_rows(out / "patches.csv", PATCH_COLUMNS, (row for s in test for row in _patch_cells(s)))
-    write_rows(
+    write_csv(out / "patches.csv", PATCH_COLUMNS, (row for s in test for row in _patch_cells(s)))
+    write_csv(
         out / "validation_patches.csv",
         PATCH_COLUMNS,
         (row for s in val for row in _patch_cells(s)),
@@ -425,9 +421,9 @@ def _write_tables(
     _write_detections(out / "detections", test)
     labels, scores = _pool(test)
     thresholds = sweep_thresholds(labels, scores, including=[settings.threshold])
-    write_rows(out / "sweep.csv", sweep_columns(), sweep_rows(labels, scores, thresholds))
+    write_csv(out / "sweep.csv", sweep_columns(), sweep_rows(labels, scores, thresholds))
     confusions["all"] = total = add_up(stack(counted))
-    write_rows(
+    write_csv(
         out / "confusion.csv",
         ("slide_id", "true", "predicted_positive", "predicted_negative"),
         [row for slide_id, c in confusions.items() for row in _confusion_cells(slide_id, c)],
@@ -505,9 +501,9 @@ def _write_ranking(
     for name, curve, _ in curves:
         roc += _curve_cells(name, curve.roc)
         precision_recall += _curve_cells(name, curve.precision_recall)
-    write_rows(out / "roc.csv", ("of", "threshold", "fpr", "tpr"), roc)
-    write_rows(out / "pr.csv", ("of", "threshold", "recall", "precision"), precision_recall)
-    write_rows(
+    write_csv(out / "roc.csv", ("of", "threshold", "fpr", "tpr"), roc)
+    write_csv(out / "pr.csv", ("of", "threshold", "recall", "precision"), precision_recall)
+    write_csv(
         out / "roc_band.csv",
         ("of", "fpr", "low", "high"),
         ([name, *point] for name, band in bands.items() for point in band.tolist()),

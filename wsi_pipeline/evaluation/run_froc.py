@@ -10,12 +10,12 @@ import numpy as np
 from tiling.files import write_json
 from tiling.wording import pluralize
 from wsi_pipeline.config.settings import EvaluateConfig
-from wsi_pipeline.contracts import FrocCurve
+from wsi_pipeline.contracts import DEFINITIONS, Definition, FrocCurve
+from wsi_pipeline.csv_files import write_csv
 from wsi_pipeline.errors import EvaluationError, ExtentError
 from wsi_pipeline.evaluation.bootstrap import Resamples, draw_resamples
 from wsi_pipeline.evaluation.detections import describe_outside, find_outside
 from wsi_pipeline.evaluation.froc import (
-    Definition,
     SlideHits,
     build_froc,
     collect_events,
@@ -36,12 +36,11 @@ from wsi_pipeline.evaluation.froc_results import (
 from wsi_pipeline.evaluation.inputs import EvaluationSlide
 from wsi_pipeline.evaluation.lesions import LesionReference, label_polygons, no_lesions
 from wsi_pipeline.evaluation.plots import draw_froc
-from wsi_pipeline.evaluation.tables import Cell, write_rows
+from wsi_pipeline.evaluation.tables import Cell
 
 log = logging.getLogger(__name__)
 
 DETECTION_COLUMNS = ("slide_id", "prob", "x", "y", "outcome", "lesion")
-DEFINITIONS: tuple[Definition, ...] = ("camelyon16", "patch")
 
 
 @dataclass(frozen=True)
@@ -177,6 +176,6 @@ def write_frocs(
     write_curve(out / "froc.csv", chosen.curve)
     write_band(out / "froc_band.csv", chosen.curve)
     write_lesions(out / "lesions.csv", chosen.lesions)
-    write_rows(out / "detections.csv", DETECTION_COLUMNS, frocs["camelyon16"].detections)
+    write_csv(out / "detections.csv", DETECTION_COLUMNS, frocs["camelyon16"].detections)
     draw_froc(out / "froc.png", [froc.curve for froc in frocs.values()])
     write_json(out / "froc.json", froc_to_json(chosen.curve))

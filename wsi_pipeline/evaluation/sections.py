@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from tiling.wording import name_some, pluralize
 from wsi_pipeline.contracts import SPLITS
+from wsi_pipeline.csv_files import write_csv
 from wsi_pipeline.evaluation.bootstrap import Resamples
 from wsi_pipeline.evaluation.calibration import (
     N_BINS,
@@ -34,7 +35,7 @@ from wsi_pipeline.evaluation.localisation import (
 from wsi_pipeline.evaluation.metastases import KINDS, SOURCE, largest_metastasis
 from wsi_pipeline.evaluation.metrics import PATIENT, SLIDE, ranking_figures
 from wsi_pipeline.evaluation.slide import SlideThreshold
-from wsi_pipeline.evaluation.tables import Cell, write_rows
+from wsi_pipeline.evaluation.tables import Cell
 
 CALIBRATION_COLUMNS = (
     "bin_low", "bin_high", "n", "mean_score", "positive_share",
@@ -83,7 +84,7 @@ def calibration_section(test: Labelled, val: Labelled, out: Path) -> Figures:
     edges = np.linspace(0, 1, N_BINS + 1).tolist()
     before = _reliability_cells(labels, scores)
     after = _reliability_cells(labels, scaled)
-    write_rows(
+    write_csv(
         out / "calibration.csv",
         CALIBRATION_COLUMNS,
         [[*ends, *b, *a] for *ends, b, a in zip(edges[:-1], edges[1:], before, after, strict=True)],
@@ -140,9 +141,8 @@ def localisation_section(
     }
     write_localisation(out / "localisation.csv", "slide_id", known)
     notes += describe_elsewhere("outlined slide", elsewhere)
-    section = average_section(known, skipped=len(test) - len(known), reasons=reasons)
-    section.values["elsewhere"] = {split: len(ids) for split, ids in elsewhere.items()}
-    return section
+    skipped = len(test) - len(known)
+    return average_section(known, skipped=skipped, reasons=reasons, elsewhere=elsewhere)
 
 
 def describe_elsewhere(what: str, elsewhere: Mapping[str, Sequence[str]]) -> list[str]:
@@ -159,7 +159,11 @@ def describe_elsewhere(what: str, elsewhere: Mapping[str, Sequence[str]]) -> lis
 
 
 def average_section(
-    known: Mapping[str, ImageLocalisation], *, skipped: int, reasons: Mapping[str, str]
+    known: Mapping[str, ImageLocalisation],
+    *,
+    skipped: int,
+    reasons: Mapping[str, str],
+    elsewhere: Mapping[str, Sequence[str]],
 ) -> Figures:
     """Average figures of heatmaps against masks; `reasons` of those that nothing defines."""
     mean = average_localisation(known.values())
@@ -175,6 +179,7 @@ def average_section(
             "average_roc_auc": mean.roc_auc,
             "roc_auc_n": mean.n - mean.roc_auc_skipped,
             "roc_auc_skipped": mean.roc_auc_skipped,
+            "elsewhere": {split: len(ids) for split, ids in elsewhere.items()},
         }
     )
     section.undefined |= {k: r for k, r in reasons.items() if section.values[k] is None}
@@ -183,7 +188,7 @@ def average_section(
 
 def write_localisation(path: Path, id_name: str, known: Mapping[str, ImageLocalisation]) -> None:
     """Write each heatmap's figures, one row by its id."""
-    write_rows(
+    write_csv(
         path,
         (id_name, *LOCALISATION_COLUMNS),
         [
@@ -228,7 +233,7 @@ def write_cohort(
                 largest.kind if largest else None,
             ]
         )
-    write_rows(out / "cohort.csv", COHORT_COLUMNS, rows)
+    write_csv(out / "cohort.csv", COHORT_COLUMNS, rows)
     return kinds
 
 
@@ -303,7 +308,7 @@ def patient_section(
         Of the test slides, drawn by patient: all slides of one have the same weight.
     """
     patients = _group(test, slide_scores)
-    write_rows(
+    write_csv(
         out / "patients.csv",
         PATIENT_COLUMNS,
         [

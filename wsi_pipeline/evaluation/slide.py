@@ -15,17 +15,15 @@ Unreadable patches (NaN) count in none.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tiling.wording import pluralize
+from wsi_pipeline.config.settings import Aggregator
 from wsi_pipeline.contracts import Rule
 from wsi_pipeline.errors import EvaluationError
-
-Aggregator = Literal["max", "mean", "top_k", "mean_pool_max", "span"]
-AGGREGATORS: tuple[Aggregator, ...] = get_args(Aggregator)
 
 
 def aggregate_scores(
@@ -56,8 +54,9 @@ def aggregate_scores(
     """
     known = ~np.isnan(scores)
     values = scores[known].astype(np.float64)
-    if how not in AGGREGATORS:
-        raise EvaluationError(f"unknown aggregator '{how}'; one of {', '.join(AGGREGATORS)}")
+    if how not in get_args(Aggregator):
+        known = ", ".join(get_args(Aggregator))
+        raise EvaluationError(f"unknown aggregator '{how}'; one of {known}")
     if top_k < 1:
         raise EvaluationError(f"top_k must be at least 1, got {top_k}")
     if not values.size:

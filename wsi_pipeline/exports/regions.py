@@ -8,7 +8,7 @@ import shapely
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from wsi_pipeline.contracts import Heatmap
+from wsi_pipeline.contracts import Heatmap, Rule
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ def find_regions(heatmap: Heatmap, threshold: float) -> list[Region]:
     regions : list of Region
         In the order of their first pixel. Pixels that touch only at a corner are not connected.
     """
-    hot = heatmap.values >= threshold  # NaN compares false
+    hot = Rule(threshold).decide(heatmap.values)
     labels, n = ndimage.label(hot)
     if n == 0:
         return []

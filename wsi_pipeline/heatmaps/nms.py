@@ -3,7 +3,7 @@
 import numpy as np
 
 from wsi_pipeline.config.settings import EvaluateConfig
-from wsi_pipeline.contracts import Detections, Heatmap
+from wsi_pipeline.contracts import Detections, Heatmap, Rule
 from wsi_pipeline.errors import HeatmapError
 
 THRESHOLD = 0.5  # only scores above it are detections (CAMELYON16 baseline)
@@ -75,7 +75,7 @@ def detect(
     """
     reach_x, reach_y = _choose_reach(heatmap, radius_um, radius_px)
     values = heatmap.values
-    rows, columns = np.nonzero(values > threshold)  # NaN compares false; row by row
+    rows, columns = np.nonzero(Rule(threshold, strict=True).decide(values))  # row by row
     order = np.argsort(-values[rows, columns], kind="stable")  # ties stay row by row
     free = np.ones(values.shape, bool)
     kept: list[tuple[int, int]] = []

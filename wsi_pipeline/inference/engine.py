@@ -39,6 +39,8 @@ from wsi_pipeline.inference.journal import Journal
 from wsi_pipeline.inference.precision import N_COMPARED, PrecisionCheck, compare_with_fp32
 from wsi_pipeline.models.checkpoint import CheckpointMeta
 from wsi_pipeline.models.devices import Precision
+from wsi_pipeline.run.cluster import Shard
+from wsi_pipeline.run.parts import share_of
 
 log = logging.getLogger(__name__)
 
@@ -105,6 +107,7 @@ def predict_store(
     rule: Rule = SLIDE_RULE,
     tolerance: float = 0.02,
     max_unreadable: float = 1.0,
+    part: Shard | None = None,
     journal: Path | None = None,
     key: str = "",
     on_progress: Progress | None = None,
@@ -134,6 +137,9 @@ def predict_store(
         For the comparison of a faster precision with fp32: by which decisions are taken.
     tolerance : float
         A larger difference of scores is warned of.
+    part : Shard, optional
+        Score only this part of the readable patches, whole batches of them, so that all parts
+        together have the scores that one call gives. The others get NaN.
     journal : Path, optional
         File that keeps the batches done, so that a killed prediction goes on inside the slide.
         The caller removes it when the scores are safe.
@@ -184,6 +190,8 @@ def predict_store(
                 slide_id, check, tolerance,
             )  # fmt: skip
     forward.seconds_transfer = forward.seconds_model = 0.0
+    n_unreadable = len(store) - len(rows)
+    rows = _share(rows, batch_size or forward.limit, part)
     found, resumed, waited = score_rows(
         forward,
         store,
@@ -194,21 +202,22 @@ def predict_store(
     )
     scores = np.full(len(store), np.nan, np.float32)
     scores[rows] = found
-    unread = np.isnan(scores)
-    if len(rows) and unread.all():
+    lost = np.isnan(found)
+    n_unreadable += int(lost.sum())
+    if len(rows) and lost.all():
         raise InferenceError(
             f"{slide_id}: none of its {pluralize(len(rows), 'patch')} could be read; "
             "check the slide file, then tile and predict again"
         )
-    if unread.sum() > max_unreadable * len(scores):
+    if n_unreadable > max_unreadable * len(scores):
         raise InferenceError(
-            f"{slide_id}: {unread.sum()} of {pluralize(len(scores), 'patch')} cannot be decoded, "
+            f"{slide_id}: {n_unreadable} of {pluralize(len(scores), 'patch')} cannot be decoded, "
             f"more than tile.max_unreadable={max_unreadable:g} allows; copy the "
             "slide again from its source"
         )
     summary = PredictSummary(
         n_patches=len(scores),
-        n_unreadable=int(unread.sum()),
+        n_unreadable=n_unreadable,
         n_resumed=resumed,
         batch_size=forward.limit,
         seconds_read_wait=waited,
@@ -218,6 +227,14 @@ def predict_store(
     )
     log.info("%s: %s", slide_id, summary)
     return scores, summary
+
+
+def _share(rows: NDArray[np.int64], size: int, part: Shard | None) -> NDArray[np.int64]:
+    """Choose a part's rows: consecutive batches of `size`, as equal as can be."""
+    if part is None:
+        return rows
+    batches = share_of(range(0, len(rows), size), part)
+    return rows[batches[0] : batches[-1] + size] if batches else rows[:0]
 
 
 def _read_first(store: Patches, rows: NDArray[np.int64], *, most: int) -> Tensor:

@@ -19,7 +19,7 @@ from wsi_pipeline.planning.lookers import look_at_each
 from wsi_pipeline.stages.label_audit import Audited, choose, make_files, make_sample
 
 if TYPE_CHECKING:
-    from wsi_pipeline.planning.plan import SlidePlan
+    from wsi_pipeline.planning.figures import SlidePlan
     from wsi_pipeline.stages.audit_pictures import Sample
 
 # As found in runs: settings, a manifest's row, a mark that a slide is done, a failure with its log.

@@ -11,20 +11,13 @@ import numpy as np
 from tiling.files import write_text
 from tiling.wording import format_number, pluralize
 from wsi_pipeline.config.settings import Context
-from wsi_pipeline.contracts import SPLITS, Rule
+from wsi_pipeline.contracts import DEFINITIONS, SPLITS, Rule
 from wsi_pipeline.errors import ReportError
 from wsi_pipeline.evaluation.metrics import titles_of
 from wsi_pipeline.layout import RunFolder
 from wsi_pipeline.report import curves
 from wsi_pipeline.report.figures import write_figures
-from wsi_pipeline.report.gather import (
-    DEFINITIONS,
-    CohortSlide,
-    ModelFiles,
-    Row,
-    RunFiles,
-    gather_run,
-)
+from wsi_pipeline.report.gather import CohortSlide, ModelFiles, Row, RunFiles, gather_run
 from wsi_pipeline.report.labels import read_label_audit
 from wsi_pipeline.report.page import (
     Figure,
@@ -237,12 +230,12 @@ def _count(name: str, slides: list[CohortSlide]) -> CohortLine:
 
 
 def _read_thresholds(model: ModelFiles) -> dict[str, float | None]:
-    slide = _section(model, "slide")
+    slide = find_section(model, "slide")
     return {"patch": (model.metrics or {}).get("threshold"), "slide": slide.get("threshold")}
 
 
 def _read_confusion(model: ModelFiles) -> Confusion | None:
-    patch = _section(model, "patch")
+    patch = find_section(model, "patch")
     if any(not isinstance(patch.get(cell), int) for cell in _CELLS):
         return None
     return {cell: patch[cell] for cell in _CELLS}
@@ -254,7 +247,7 @@ def compare_figures(
     """Give one line per figure that some model has: its name, and the figure of each model."""
     lines = []
     for key, name in names.items():
-        if any(key in _section(model, section) for model in models):
+        if any(key in find_section(model, section) for model in models):
             lines.append((name, [_read_metric(model, section, key) for model in models]))
     return lines
 
@@ -263,13 +256,13 @@ def compare_kinds(models: Sequence[ModelFiles]) -> list[tuple[str, list[Figure]]
     """Give the lines about slides with metastases of each kind, that kind against the normal."""
     lines = []
     for kind, name in METASTASIS_KINDS.items():
-        if any(_section(model, f"metastasis.{kind}").get("n") for model in models):
+        if any(find_section(model, f"metastasis.{kind}").get("n") for model in models):
             titles = {key: f"{name}: {title}" for key, title in titles_of("metastasis").items()}
             lines += compare_figures(models, f"metastasis.{kind}", titles)
     return lines
 
 
-def _section(model: ModelFiles, section: str) -> Mapping[str, Any]:
+def find_section(model: ModelFiles, section: str) -> Mapping[str, Any]:
     """Find a section of ``metrics.json`` by its path; empty where there is none."""
     found: Any = model.metrics or {}
     for name in section.split("."):
@@ -282,7 +275,7 @@ def _read_metric(model: ModelFiles, section: str, key: str) -> Figure:
     undefined = (model.metrics or {}).get("undefined") or {}
     prefix = f"{section}."  # reasons stand at the top of metrics.json, by place
     reasons = {k.removeprefix(prefix): why for k, why in undefined.items() if k.startswith(prefix)}
-    return read_figure(_section(model, section), key, reasons)
+    return read_figure(find_section(model, section), key, reasons)
 
 
 def read_froc_table(models: Sequence[ModelFiles], definition: str) -> list[dict[str, Any]]:

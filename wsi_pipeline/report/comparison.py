@@ -8,6 +8,7 @@ from typing import Any
 
 from tiling.files import write_text
 from wsi_pipeline.cohort.manifest import read_run_manifest
+from wsi_pipeline.contracts import DEFINITIONS
 from wsi_pipeline.errors import ReportError
 from wsi_pipeline.evaluation.compare import Evaluated, compare_models
 from wsi_pipeline.evaluation.compare_images import read_evaluated_images
@@ -26,7 +27,7 @@ from wsi_pipeline.report.build import (
 )
 from wsi_pipeline.report.charts import Chart
 from wsi_pipeline.report.figures import write_chart
-from wsi_pipeline.report.gather import DEFINITIONS, ModelFiles, read_model
+from wsi_pipeline.report.gather import ModelFiles, read_model
 from wsi_pipeline.report.page import read_difference, read_figure, render_page
 
 

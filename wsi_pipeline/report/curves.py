@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from wsi_pipeline.evaluation.froc import AtRate, read_sensitivity
+from wsi_pipeline.contracts import AtRate
+from wsi_pipeline.evaluation.froc import read_sensitivity
 from wsi_pipeline.evaluation.ranking import ranking_curves
 from wsi_pipeline.report.charts import (
     Axis,

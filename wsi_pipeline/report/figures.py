@@ -5,9 +5,10 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from wsi_pipeline.csv_files import write_csv
 from wsi_pipeline.evaluation.metrics import Confusion
 from wsi_pipeline.evaluation.plots import draw_confusion, save_figure
-from wsi_pipeline.evaluation.tables import Cell, write_rows
+from wsi_pipeline.evaluation.tables import Cell
 from wsi_pipeline.report import curves
 from wsi_pipeline.report.charts import Chart, Series
 from wsi_pipeline.report.gather import ModelFiles
@@ -62,7 +63,7 @@ def write_chart(stem: Path, chart: Chart) -> list[Path]:
     for path in paths[:2]:
         save_figure(path, _draw(chart))
     rows = [row for line in chart.series for row in _rows(line)]
-    write_rows(paths[2], ("series", "part", chart.x.label, chart.y.label, "low", "high"), rows)
+    write_csv(paths[2], ("series", "part", chart.x.label, chart.y.label, "low", "high"), rows)
     return paths
 
 
@@ -122,5 +123,5 @@ def _write_confusion(stem: Path, confusion: Confusion[int], threshold: float) ->
         ("positive", confusion.tp, confusion.fn),
         ("negative", confusion.fp, confusion.tn),
     )
-    write_rows(paths[2], ("true", "predicted_positive", "predicted_negative"), rows)
+    write_csv(paths[2], ("true", "predicted_positive", "predicted_negative"), rows)
     return paths

@@ -7,7 +7,7 @@ report says which stage would make it; a part that is there but broken is an err
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
@@ -18,13 +18,12 @@ from tiling.errors import StoreError
 from tiling.files import digest_file, read_json_object
 from tiling.store import PatchStore
 from wsi_pipeline.cohort.manifest import read_run_manifest
-from wsi_pipeline.contracts import SlideEntry
+from wsi_pipeline.contracts import DEFINITIONS, SlideEntry
 from wsi_pipeline.csv_files import iterate_csv, read_csv
 from wsi_pipeline.errors import ReportError
 from wsi_pipeline.layout import RunFolder
 
 Row = dict[str, str]
-DEFINITIONS = ("camelyon16", "patch")  # of the FROC curve, in the order shown
 
 
 @dataclass(frozen=True)
@@ -73,23 +72,23 @@ class ErrorCrop:
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """All that the run folder holds of one model."""
+    """What the run folder holds of one model; empty where it holds nothing."""
 
     name: str
-    metrics: dict[str, Any] | None  # metrics.json
-    slides: list[Row]  # evaluation/<model>/slides.csv
-    validation: list[Row]  # evaluation/<model>/validation.csv
-    patches: PatchTable | None  # evaluation/<model>/patches.csv
-    froc: dict[str, dict[str, Any]]  # by definition
-    lesions: dict[str, list[Row]]  # by definition
-    history: list[Row]  # models/<model>/history.csv
-    checkpoint: dict[str, Any] | None  # models/<model>/config.json
-    checkpoint_digest: str | None
-    overlays: dict[str, Path]  # by slide_id
-    roc_bands: dict[str, Band]  # by what the curve is over: patches, slides
-    calibration: list[Row]  # evaluation/<model>/calibration.csv
-    sweep: list[Row]  # evaluation/<model>/sweep.csv
-    errors: list[ErrorCrop]  # evaluation/<model>/errors.csv, errors/
+    metrics: dict[str, Any] | None = None  # metrics.json
+    slides: list[Row] = field(default_factory=list)  # evaluation/<model>/slides.csv
+    validation: list[Row] = field(default_factory=list)  # evaluation/<model>/validation.csv
+    patches: PatchTable | None = None  # evaluation/<model>/patches.csv
+    froc: dict[str, dict[str, Any]] = field(default_factory=dict)  # by definition
+    lesions: dict[str, list[Row]] = field(default_factory=dict)  # by definition
+    history: list[Row] = field(default_factory=list)  # models/<model>/history.csv
+    checkpoint: dict[str, Any] | None = None  # models/<model>/config.json
+    checkpoint_digest: str | None = None
+    overlays: dict[str, Path] = field(default_factory=dict)  # by slide_id
+    roc_bands: dict[str, Band] = field(default_factory=dict)  # of patches, of slides
+    calibration: list[Row] = field(default_factory=list)  # evaluation/<model>/calibration.csv
+    sweep: list[Row] = field(default_factory=list)  # evaluation/<model>/sweep.csv
+    errors: list[ErrorCrop] = field(default_factory=list)  # evaluation/<model>/errors.csv, errors/
 
 
 @dataclass(frozen=True)
@@ -200,32 +199,6 @@ def read_model(run: RunFolder, name: str, entries: Sequence[SlideEntry]) -> Mode
         calibration=read_rows(evaluation / "calibration.csv"),
         sweep=read_rows(evaluation / "sweep.csv"),
         errors=_read_errors(evaluation),
-    )
-
-
-def empty_model(
-    name: str,
-    *,
-    froc: dict[str, dict[str, Any]],
-    lesions: dict[str, list[Row]],
-) -> ModelFiles:
-    """Describe a model of which only a FROC is known."""
-    return ModelFiles(
-        name=name,
-        metrics=None,
-        slides=[],
-        validation=[],
-        patches=None,
-        froc=froc,
-        lesions=lesions,
-        history=[],
-        checkpoint=None,
-        checkpoint_digest=None,
-        overlays={},
-        roc_bands={},
-        calibration=[],
-        sweep=[],
-        errors=[],
     )
 
 

@@ -64,6 +64,12 @@ def test_score_at_the_threshold_is_no_detection():
     assert len(detect(Heatmap(values, (1, 1), (2, 1)), threshold=0.5, radius_px=1).x) == 0
 
 
+def test_scores_are_compared_as_they_are_written():
+    """Float32 0.3 is 0.300000012, above a threshold of 0.3; it was not detected."""
+    values = np.array([[0.3]], np.float32)
+    assert len(detect(Heatmap(values, (1, 1), (1, 1)), threshold=0.3, radius_px=1).x) == 1
+
+
 def test_detection_in_the_last_partial_pixel_stays_inside_the_slide():
     values = np.array([[0.1, 0.9]], np.float32)
     found = detect(Heatmap(values, (100, 100), (120, 30)), radius_px=1)

@@ -20,9 +20,9 @@ from tiling.errors import SlideError
 from wsi_pipeline.cli.app import main
 from wsi_pipeline.cohort.manifest import read_manifest, read_run_manifest, write_manifest
 from wsi_pipeline.contracts import Heatmap, Scores, SlideEntry
-from wsi_pipeline.csv_files import guard, read_csv
+from wsi_pipeline.csv_files import guard, read_csv, write_csv
 from wsi_pipeline.errors import ManifestError
-from wsi_pipeline.evaluation.tables import read_rows, write_rows
+from wsi_pipeline.evaluation.tables import read_rows
 from wsi_pipeline.heatmaps.files import read_heatmap, write_heatmap
 from wsi_pipeline.heatmaps.overlays import draw_overlay
 from wsi_pipeline.inference.scores import read_scores, write_scores
@@ -166,7 +166,7 @@ def test_an_accepted_name_survives_every_file(tmp_path_factory, name, model):
     clear_mark(run, unit)
     assert unit_state(run, unit, "f") == "missing"
 
-    write_rows(run.path / "t.csv", ("slide_id",), [(name,)])
+    write_csv(run.path / "t.csv", ("slide_id",), [(name,)])
     assert [fields for _, fields in read_rows(run.path / "t.csv")] == [["slide_id"], [name]]
 
 
