@@ -19,7 +19,7 @@ from tests.real_data import real_data
 from tests.tiling import slides
 from tiling import build, patches
 from tiling import store as store_module
-from tiling.annotation.reading import write_asap_xml
+from tiling.annotation.formats.asap_xml import write_asap_xml
 from tiling.build import tile_fingerprint, tile_slide
 from tiling.contracts import TileConfig, TissueConfig
 from tiling.errors import AnnotationError, GridError, SlideError, StoreError, TissueError

@@ -19,7 +19,6 @@ from wsi_pipeline.evaluation.lesions import (
 )
 from wsi_pipeline.evaluation.masks import read_mask
 
-POLYGON_SUFFIXES = (".xml", ".geojson", ".json", ".xml.gz", ".geojson.gz", ".json.gz")
 MASK_SUFFIXES = (".tif", ".tiff", ".png")
 
 
