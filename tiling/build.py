@@ -24,6 +24,7 @@ from tiling.annotation.slide_annotation import (
 from tiling.contracts import (
     SCHEMA,
     Annotation,
+    OnProgress,
     Slide,
     SlideInfo,
     StrPath,
@@ -57,7 +58,7 @@ from tiling.tissue.slide_tissue import (
     tissue_meter,
 )
 from tiling.wording import format_duration, format_percent, format_rate, pluralize
-from tiling.write_pixels import OnProgress, write_pixels
+from tiling.write_pixels import write_pixels
 
 log = logging.getLogger(__name__)
 

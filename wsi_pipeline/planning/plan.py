@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tiling.contracts import TileConfig
+from tiling.contracts import Footprint, TileConfig
 from tiling.errors import ExpectedError, SlideError
 from tiling.wording import pluralize
 from wsi_pipeline.cohort.splits import advise_missing_split
@@ -21,7 +21,7 @@ from wsi_pipeline.config.settings import TrainConfig
 from wsi_pipeline.contracts import SlideEntry, Split
 from wsi_pipeline.errors import ConfigError, PipelineError, StageError
 from wsi_pipeline.layout import RunFolder, Unit
-from wsi_pipeline.planning.around import NOTHING, Footprint, plan_around
+from wsi_pipeline.planning.around import NOTHING, plan_around
 from wsi_pipeline.planning.lookers import look_at_each
 from wsi_pipeline.run.cluster import Shard, select_shard
 from wsi_pipeline.run.progress import StageProgress

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tiling.contracts import OnProgress
 from tiling.files import digest_file, write_json
 from tiling.wording import format_number, pluralize
 from wsi_pipeline.cohort.image_folder import ALL, ImageEntry, read_images
@@ -17,7 +18,7 @@ from wsi_pipeline.contracts import Scores, SlideEntry
 from wsi_pipeline.errors import HeatmapError, StageError
 from wsi_pipeline.layout import RunFolder, Unit
 from wsi_pipeline.run.runner import Options, StageResult, run_stage
-from wsi_pipeline.run.tasks import Done, Job, OnProgress, Task
+from wsi_pipeline.run.tasks import Done, Job, Task
 from wsi_pipeline.stages.image_inputs import data_fingerprint, is_image_run, warn_of_unused
 from wsi_pipeline.stages.inputs import (
     choose_scored_models,

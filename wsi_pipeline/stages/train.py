@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from tiling.contracts import OnProgress
 from tiling.files import (
     digest_file,
 )
@@ -30,7 +31,7 @@ from wsi_pipeline.errors import (
 )
 from wsi_pipeline.layout import RunFolder, Unit
 from wsi_pipeline.run.runner import Options, StageResult, run_stage
-from wsi_pipeline.run.tasks import Done, Job, OnProgress, Task
+from wsi_pipeline.run.tasks import Done, Job, Task
 from wsi_pipeline.stages.image_inputs import (
     data_fingerprint,
     is_image_run,
