@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from skimage.color import rgb2hed
 
-from wsi_pipeline.explain.patchnet_maps import rescale_filters
+from wsi_pipeline.explain.patchnet import rescale_filters
 from wsi_pipeline.models.checkpoint import load_checkpoint
 
 SIDES = (11, 17, 31)

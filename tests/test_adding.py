@@ -7,7 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import tifffile
+from PIL import Image
 
 from tests.wsi_pipeline.tiny_cohort import draw_cohort, write_config
 
@@ -74,6 +77,26 @@ def write(job, folder):
     return [path], "counted"
 '''
 
+METHOD = '''
+"""The mean of a pixel's channels."""
+
+from dataclasses import dataclass
+
+from wsi_pipeline.explain.base import Method, Settings
+
+
+@dataclass(frozen=True)
+class BrightnessSettings(Settings):
+    factor: float = 2.0
+
+
+def brightness(model, image, *, target, seed, config):
+    return image[0].mean(dim=0) * config.factor
+
+
+METHOD = Method(brightness, BrightnessSettings, low=0)
+'''
+
 
 @pytest.fixture
 def tree(tmp_path) -> Path:
@@ -93,15 +116,19 @@ def add(tree: Path, file: str, text: str, *, listed: str, before: str, line: str
     path.write_text(source.replace(before, line + before))
 
 
-def run(tree: Path, *arguments: str) -> str:
+def call(tree: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {"PYTHONPATH": os.pathsep.join([str(tree), str(ROOT)]), "COLUMNS": "200"}
-    done = subprocess.run(
-        [sys.executable, "-c", COMMAND, *arguments],
+    return subprocess.run(
+        [sys.executable, *arguments],
         env=os.environ | environment,
         cwd=tree,
         capture_output=True,
         text=True,
     )
+
+
+def run(tree: Path, *arguments: str) -> str:
+    done = call(tree, "-c", COMMAND, *arguments)
     assert done.returncode == 0, done.stderr
     return done.stdout + done.stderr
 
@@ -156,6 +183,42 @@ def test_a_model_and_a_format_take_a_file_and_a_line_each(tree, tmp_path):
     assert "count" in run(tree, "export", "--help")
     run(tree, "report", folder)
     assert "mean" in (tmp_path / "run/report.html").read_text()
+
+
+def test_an_explanation_takes_a_file_and_a_line(tree, tmp_path):
+    add(
+        tree,
+        "explain/brightness.py",
+        METHOD,
+        listed="explain/__init__.py",
+        before='    "saliency": ',
+        line='    "brightness": "mean of a pixel\'s channels",\n',
+    )
+    images = np.random.default_rng(0).integers(0, 256, (8, 9, 10, 3), np.uint8)
+    for number, image in enumerate(images):
+        path = tmp_path / "images" / "ab"[number % 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(path)
+    config, made = tmp_path / "images.yaml", tmp_path / "image_run"
+    config.write_text(
+        f"input: {tmp_path}/images\nout: {made}\nimages: {{}}\nsplits: {{folds: 4, fold: 0}}\n"
+        "train: {patchnet: {model: {options: {m: 3, filters: 2, depth: 1}}, max_epochs: 1}}\n"
+        "stages: [tile, train, predict, heatmap]\nheatmap: {method: brightness}\n"
+    )
+    assert "heatmap: 1 done" in run(tree, "run", str(config))
+    paths = list((made / "heatmaps/patchnet").glob("*.brightness.tif"))
+    assert len(paths) == 2
+    for path in paths:
+        image = images[int(path.name.split(".")[0].split("__")[1])]
+        np.testing.assert_allclose(tifffile.imread(path), image.mean(axis=2) / 127.5, rtol=1e-5)
+    # What is not described is found by the check of the docs.
+    shutil.copytree(ROOT / "docs", tree / "docs")
+    (tree / "tests").mkdir()
+    shutil.copy(ROOT / "tests/test_docs.py", tree / "tests")
+    check = ["-q", "-p", "no:cacheprovider", "-k", "explanation_method", "tests/test_docs.py"]
+    done = call(tree, "-m", "pytest", *check)
+    assert "| `brightness` | mean of a pixel's channels |" in done.stdout
+    assert done.returncode == 1
 
 
 READER = '''

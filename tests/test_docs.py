@@ -19,6 +19,7 @@ from wsi_pipeline.cli.app import app
 from wsi_pipeline.config.reading import Config, as_plain
 from wsi_pipeline.config.settings import RECIPES
 from wsi_pipeline.config.stages import STAGES
+from wsi_pipeline.explain import METHODS, load_method
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("README.md"), *ROOT.glob("CHANGELOG.md"), *ROOT.glob("docs/*.md")])
@@ -204,6 +205,27 @@ def test_every_setting_is_listed_with_its_default():
 
     assert sorted(listed) == sorted(known)
     assert {key: listed[key] for key in known} == known
+
+
+def test_every_explanation_method_is_described_with_its_settings():
+    """What its map is, its settings with their defaults, and a section with a source."""
+    page = read(ROOT / "docs" / "explain.md")
+    methods = {name: load_method(name) for name in METHODS}
+    rows = [f"| `{name}` | {summary} |" for name, summary in METHODS.items()]
+    assert [row for row in rows if row not in page] == []
+    assert table_rows(page, n_cells=3) == {
+        f"{name}.{key}": default
+        for name, method in methods.items()
+        for key, default in settings_of(method.settings).items()
+    }
+    titles = {name: f"\n## {name}\n" for name in METHODS}
+    for name, title in titles.items():
+        section = page.partition(title)[2].partition("\n## ")[0]
+        assert "*Misleads*" in section, f"{name} has no section that says when it misleads"
+        cited = re.findall(r"\[([^\]]+)\][^(]", section)
+        assert any(f"- **[{source}]**" in read(ROOT / "docs/references.md") for source in cited), (
+            name
+        )
 
 
 def test_recipes_are_listed():

@@ -22,6 +22,9 @@ StrPath = str | os.PathLike[str]  # a path, as the public functions take it
 LabelRule = Literal["inner", "centre", "fraction"]
 EdgeRule = Literal["drop", "pad"]
 StoreKind = Literal["patches", "coords"]
+CLASS_NAMES = ("normal", "tumour")  # of patches, by label
+# Two resolutions are one if they differ by less than this share: rounding in a file, not a scale.
+SAME_MPP = 1e-3
 AnnotationOrigin = Literal["level0", "bounds"]
 Unclassified = Literal["auto", "tumour", "region"]
 
@@ -193,6 +196,28 @@ class TileGeometry:
     stride_l0: int
     stride_l0_y: int
     scale: tuple[float, float]  # exact level-0 px per patch px (x, y): target_mpp / slide mpp
+
+
+@dataclass(frozen=True)
+class PatchKind:
+    """What patches, or single images, are like; a model scores those of the kind it learnt."""
+
+    shape: tuple[int, int, int]  # (height, width, channels), px
+    mpp: float  # µm per px; 0: unknown, which single images may be
+    class_names: tuple[str, str] = CLASS_NAMES  # by label
+    single: bool = False  # images by themselves; else squares cut from slides
+
+    def has_pixels_like(self, other: "PatchKind") -> bool:
+        """Whether size, channels and resolution are the same."""
+        if self.mpp <= 0 or other.mpp <= 0:
+            return self.shape == other.shape and self.mpp == other.mpp
+        return self.shape == other.shape and abs(self.mpp / other.mpp - 1) <= SAME_MPP
+
+    def __str__(self) -> str:
+        if not self.single:
+            return f"patches of {self.shape[0]} px at {self.mpp:g} µm/px"
+        resolution = f"at {self.mpp:g} µm/px" if self.mpp > 0 else "of unknown resolution"
+        return f"images of {' x '.join(map(str, self.shape))} {resolution}"
 
 
 @dataclass(frozen=True)

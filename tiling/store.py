@@ -24,7 +24,7 @@ from numpy.typing import ArrayLike, NDArray
 from zarr.codecs import Crc32cCodec
 from zarr.storage import MemoryStore
 
-from tiling.contracts import SCHEMA, Slide, SlideInfo, StrPath, TileGeometry
+from tiling.contracts import SCHEMA, PatchKind, Slide, SlideInfo, StrPath, TileGeometry
 from tiling.dataset import PatchDataset
 from tiling.errors import PatchIndexError, SlideError, StoreError, of_damage
 from tiling.files import digest_files, read_json_object
@@ -183,6 +183,9 @@ class PatchStore:
     Attributes
     ----------
     info : SlideInfo
+    slide_id : str
+    kind : PatchKind
+        Size and resolution of the patches.
     tiling : dict
         Every setting, resolved.
     geometry : TileGeometry
@@ -208,6 +211,9 @@ class PatchStore:
         self.info = _slide_info(attributes["slide"])
         self.tiling: dict[str, Any] = attributes["tiling"]
         self.geometry = _geometry(self.tiling)
+        self.slide_id = self.info.slide_id
+        side = self.geometry.patch_px
+        self.kind = PatchKind((side, side, 3), self.geometry.target_mpp)
         self.fingerprint: str = attributes["fingerprint"]
         self.slide_label: int | None = attributes["slide_label"]
         self.lesion_ids: list[str] = [lesion["id"] for lesion in attributes["lesions"]]

@@ -1,7 +1,7 @@
-"""Patch stores in, reports out; and the Python API of both packages (docs/python.md).
+"""Patch stores in, reports out; also the Python API of both packages (docs/python.md).
 
-Public names are imported when they are first used: importing this package costs neither torch nor
-zarr nor OpenSlide.
+Public names are imported on first use, so importing this package does not import torch, zarr or
+OpenSlide.
 """
 
 from tiling import MODULE_BY_NAME as _MODULE_BY_NAME_OF_TILING

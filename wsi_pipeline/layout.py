@@ -1,4 +1,4 @@
-"""The run folder: where each file of a run is, and the names of its units of work."""
+"""The run folder: paths of the files of a run, and names of its units of work."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,7 +58,7 @@ class RunFolder:
 
     @property
     def label_audit(self) -> Path:
-        """Folder of what all stores say of the labels."""
+        """Folder of the label audit of all stores."""
         return self.tiles / "label_audit"
 
     def model(self, model: str) -> Path:
@@ -74,7 +74,7 @@ class RunFolder:
         return self.path / "scores" / model / f"{slide_id}.h5"
 
     def journal(self, model: str, slide_id: str) -> Path:
-        """Batches done of a slide whose prediction is under way."""
+        """Scored batches of a slide whose prediction is unfinished."""
         return self.path / ".state" / "journals" / model / f"{slide_id}.scores"
 
     def heatmap(self, model: str, slide_id: str) -> Path:
@@ -87,18 +87,18 @@ class RunFolder:
 
     def dense_map(self, model: str, slide_id: str) -> Path:
         """PatchNet's own map of a slide."""
-        return self.path / "heatmaps" / model / f"{slide_id}.dense.ome.tif"
+        return self.path / "heatmaps" / model / f"{slide_id}.patchnet.ome.tif"
 
     def dense_overlay(self, model: str, slide_id: str) -> Path:
         """Picture of PatchNet's own map of a slide."""
-        return self.path / "heatmaps" / model / f"{slide_id}.dense.png"
+        return self.path / "heatmaps" / model / f"{slide_id}.patchnet.png"
 
     def figures(self, model: str) -> Path:
         """Figures for papers."""
         return self.path / "figures" / model
 
     def evaluation(self, model: str) -> Path:
-        """Folder of a model's figures."""
+        """Folder of a model's evaluation."""
         return self.path / "evaluation" / model
 
     def exports(self, name: str, model: str) -> Path:
@@ -106,7 +106,7 @@ class RunFolder:
         return self.path / "exports" / name / model
 
     def unit_of(self, path: Path) -> "Unit | None":
-        """Find which unit makes a patch store or score file; None for others."""
+        """Find the unit that writes a patch store or score file; None for other files."""
         try:
             parts = path.relative_to(self.path).parts
         except ValueError:
@@ -118,7 +118,7 @@ class RunFolder:
         return None
 
     def models_with(self, folder: str) -> list[str]:
-        """Names of the models that have something under ``folder/``, e.g. ``scores``."""
+        """Names of the models with files under ``folder/``, e.g. ``scores``."""
         parent = self.path / folder
         if not parent.is_dir():
             return []
@@ -133,10 +133,10 @@ class Unit:
     stage: str
     slide_id: str = ""
     model: str = ""
-    variant: str = ""  # which of several outputs that the stage makes of one input
+    variant: str = ""  # one of several outputs of the stage for one input
 
     def __post_init__(self) -> None:
-        """Refuse names that would lead out of their folders: all work goes through units."""
+        """Refuse names that are not valid file names: all work goes through units."""
         for name in filter(None, (self.stage, self.slide_id, self.model, self.variant)):
             check_name(name, "name", error=StageError)
 
@@ -147,15 +147,15 @@ class Unit:
 
     @property
     def title(self) -> str:
-        """What a person calls it: the slide, and the model at work on it."""
+        """Name for messages: the slide, and the model if there is one."""
         return f"{self.slide_id} by {self.model}" if self.slide_id and self.model else self.name
 
     def is_marked(self, run: RunFolder) -> bool:
-        """Whether there is a mark that it was finished, up to date or not."""
+        """Whether it was finished, up to date or not."""
         return self.mark(run, "done").is_file()
 
     def mark(self, run: RunFolder, kind: Literal["done", "failed", "earlier"]) -> Path:
-        """Where the state of this unit is kept; ``earlier``: which files it made before."""
+        """Path of this unit's state; ``earlier``: list of the files it wrote before."""
         return (
             run.path
             / ".state"

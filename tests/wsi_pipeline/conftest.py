@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from tests.quick_pictures import quick_pictures
 from tests.wsi_pipeline.tiny_cohort import draw_cohort, write_config
-from tiling.contracts import SlideInfo, TileGeometry
+from tiling.contracts import PatchKind, SlideInfo, TileGeometry
 from wsi_pipeline.cli.app import main
 
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in a shell's background: children too
@@ -46,6 +46,8 @@ class FakeStore:
         self.broken = frozenset(broken)
         self.fingerprint = f"{slide_id}-{seed}"
         self.tiling = {"patch_px": patch_px, "target_mpp": target_mpp}
+        self.slide_id = slide_id
+        self.kind = PatchKind((patch_px, patch_px, 3), target_mpp)
         self.info = SlideInfo(
             slide_id=slide_id,
             file_name=f"{slide_id}.tif",

@@ -55,7 +55,9 @@ def test_what_leaves_its_folder_is_lost_or_unseen_is_refused(name):
 @pytest.mark.parametrize("name", ACCEPTED, ids=ascii)
 def test_unusual_names_are_accepted_and_can_be_files(tmp_path, name):
     assert check_name(name, "slide_id") == name
-    path = tmp_path / f".{name}.dense.ome.tif.0123abcd-4194304-0123abcd.part"  # the longest we make
+    path = (
+        tmp_path / f".{name}.guided_smoothgrad.tif.0123abcd-4194304-0123abcd.part"
+    )  # the longest we make
     path.touch()
     assert os.listdir(tmp_path) == [path.name]  # noqa: PTH208  as the file system has it
 
@@ -133,9 +135,9 @@ class TestModelNames:
             read_config(None, section="train", models=[name])
 
     def test_read_back_from_a_run(self, name):
-        told = {"train": {name: {"model": {"name": "vgg16"}}}}
+        recorded = {"train": {name: {"model": {"name": "vgg16"}}}}
         with pytest.raises(ConfigError, match=r"run\.json.* is not a valid name"):
-            read_config(None, told=told)
+            read_config(None, recorded=recorded)
 
     def test_of_a_unit_of_work(self, name):
         if name:  # without a model, a unit is of a slide alone
@@ -204,7 +206,7 @@ def test_models_of_a_run_and_new_ones_may_not_differ_only_in_case(tmp_path):
 
 @pytest.mark.parametrize("name", ["shards", "../x"])
 def test_a_model_named_as_a_folder_of_the_marks_is_refused(name):
-    with pytest.raises(ConfigError, match=r"train.*(is taken|is not a valid)"):
+    with pytest.raises(ConfigError, match=r"train.*(is reserved|is not a valid)"):
         read_config(None, [f"train.{name}.lr=1"])
 
 

@@ -1,4 +1,4 @@
-"""The papers' linear models on a folder of images: one table, as PatchNet paper 1 prints it."""
+"""The papers' linear models on a folder of images: one table, as in PatchNet paper 1."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -31,7 +31,7 @@ _NAMES = {"pftas": "PFTAS", "haralick": "Haralick", "zernike": "Zernike", "lbp":
 
 @dataclass(frozen=True)
 class BaselineOptions:
-    """What to do with a folder of images."""
+    """Options of the baselines."""
 
     scheme: Scheme | None = None  # None: given where some image has a split, else shares
     splits: SplitConfig = field(default_factory=SplitConfig)  # shares, or how many folds (None: 5)
@@ -42,7 +42,7 @@ class BaselineOptions:
 
 @dataclass(frozen=True)
 class Result:
-    """How one model did; shares of images, None where a split is empty."""
+    """Result of one model; shares of images, None if a split is empty."""
 
     row: Row
     n_features: int
@@ -93,14 +93,14 @@ def run_baselines(
     Raises
     ------
     ManifestError, ConfigError, ModelError
-        If the folder is no such data set, or there is nothing to learn from or to test on.
+        If the folder is not such a data set, or the training or test set is empty.
     """
     own_splits = options.scheme in (None, "given")
     listed, classes = list_images(folder, config, with_splits=own_splits)
     listed = [e for e in listed if e.label >= 0]
     if not listed:
         raise ManifestError(f"{folder}: no image has a class; sort them into class folders")
-    list(_rounds(folder, listed, options))  # refuses what cannot be split before the long work
+    list(_rounds(folder, listed, options))  # refuses invalid splits before the long computation
     has_masks = options.nonzero_is_object or all(e.mask for e in listed)
     computed = compute_features(
         folder,
@@ -166,7 +166,7 @@ def _rounds(
     if scheme == "groups" or folds == "patients":
         if len(patients) == len(entries):
             raise ConfigError(
-                "--split groups leaves one patient out at a time, and no image says its patient; "
+                "--split groups leaves one patient out at a time, but no image has a patient; "
                 "name patients in a table (images.table) or by images.patient_pattern, or use "
                 "--split folds --folds 5"
             )
@@ -185,7 +185,7 @@ def _measure(
     rounds: Sequence[NDArray[np.str_]],
     options: BaselineOptions,
 ) -> Result:
-    """Train one model in each round; what it was not trained on is counted over all rounds."""
+    """Train one model in each round; held-out images are counted over all rounds."""
     x = np.concatenate([features[name] for name in row.features], axis=1)
     predicted = np.full(len(labels), -1, np.int8)
     shares = []
@@ -193,10 +193,10 @@ def _measure(
         train = np.flatnonzero(split == "train")
         chosen = train[_balance(labels[train], options)]
         model = fit_classifier(row.classifier, x[chosen], labels[chosen])
-        said = np.asarray(model.predict(x), np.int8)
-        shares.append(float((said[train] == labels[train]).mean()))
+        answers = np.asarray(model.predict(x), np.int8)
+        shares.append(float((answers[train] == labels[train]).mean()))
         held_out = (split == "val") | (split == "test")
-        predicted[held_out] = said[held_out]
+        predicted[held_out] = answers[held_out]
     right = predicted == labels
     accuracy = {
         name: _mean(right[np.any([split == name for split in rounds], axis=0)])
@@ -221,10 +221,10 @@ def _mean(right: NDArray[np.bool_]) -> float | None:
 
 
 def format_table(found: Baselines) -> str:
-    """Lay the results out as the paper's tables: by classifier, the best on validation first.
+    """Format the results like the paper's tables: by classifier, the best on validation first.
 
-    Where there is no validation, the order is the paper's: ranking by test figures would choose
-    a model by them.
+    Without validation, the order is the paper's: ranking by test results would select a model by
+    them.
     """
     lines = []
     for kind, title in _TITLES.items():
@@ -238,11 +238,11 @@ def format_table(found: Baselines) -> str:
             lines.append(f"{name:<32}{shares}{r.n_features:>10}")
     n = found.n_by_split
     images = pluralize(len(found.entries), "image")
-    said = f"{images}, class 0 {found.classes[0]}, class 1 {found.classes[1]}"
+    title = f"{images}, class 0 {found.classes[0]}, class 1 {found.classes[1]}"
     if found.rounds > 1:
-        lines.append(f"\n{said}; {found.rounds} rounds, each image tested once")
+        lines.append(f"\n{title}; {found.rounds} rounds, each image tested once")
     else:
-        lines.append(f"\n{said}; train {n['train']}, val {n['val']}, test {n['test']}")
+        lines.append(f"\n{title}; train {n['train']}, val {n['val']}, test {n['test']}")
     if found.without_shape:
         lines.append(f"without the model of nuclei (shape + LBP + PFTAS): {found.without_shape}")
     return "\n".join(lines).lstrip("\n")
@@ -262,8 +262,8 @@ def write_tables(out: Path, found: Baselines) -> list[Path]:
     names = [f"{r.row.classifier}:{'+'.join(r.row.features)}" for r in found.results]
     predicted = np.stack([r.predicted for r in found.results], axis=1)
     images = [
-        (e.image_id, e.patient, e.label, *("" if p < 0 else int(p) for p in said))
-        for e, said in zip(found.entries, predicted, strict=True)
+        (e.image_id, e.patient, e.label, *("" if p < 0 else int(p) for p in answers))
+        for e, answers in zip(found.entries, predicted, strict=True)
     ]
     files = [out / "baselines.csv", out / "predictions.csv"]
     write_csv(files[0], header, rows)

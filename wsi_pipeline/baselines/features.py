@@ -1,8 +1,8 @@
-"""Texture features of a folder of images: computed once for each image, and kept.
+"""Texture features of a folder of images, computed once per image and cached.
 
-A kept file is named after what its features were computed from: the bytes of the image and its
-mask, the settings that change its pixels, and the versions of the definitions and of mahotas. A
-changed image or setting therefore finds no file, and is computed.
+The name of a cached file is a hash of the inputs: the bytes of the image and its mask, the settings
+that affect its pixels, and the versions of the definitions and of mahotas. The features of a
+changed image or setting are therefore computed again.
 """
 
 from collections.abc import Sequence
@@ -39,7 +39,7 @@ Features = dict[str, NDArray[np.float64]]  # (n,) by kind
 
 @dataclass(frozen=True)
 class ImageFeatures:
-    """The features of one image, or why there are none."""
+    """Features of one image, or the reason why there are none."""
 
     features: Features = field(default_factory=dict)
     problem: str = ""  # why there are none
@@ -57,7 +57,7 @@ def compute_features(
     workers: int = 1,
     on_progress: OnProgress | None = None,
 ) -> list[tuple[ImageEntry, ImageFeatures]]:
-    """Compute the features of images, or read those that an earlier call has kept.
+    """Compute the features of images, or read those cached by an earlier call.
 
     Parameters
     ----------
@@ -103,7 +103,7 @@ def compute_features(
 def _find(
     folder: Path, config: ImagesConfig, with_shape: bool, keep: Path | None, entry: ImageEntry
 ) -> ImageFeatures:
-    """Read an image's features where they are kept, else compute them; a failure is returned."""
+    """Read an image's cached features, or compute them; a failure is returned."""
     try:
         if keep is None:
             return ImageFeatures(_extract(folder, config, with_shape, entry))
@@ -155,7 +155,7 @@ def _key(folder: Path, config: ImagesConfig, with_shape: bool, entry: ImageEntry
 
 
 def _read(path: Path) -> Features | None:
-    """Read kept features; None if there are none, or they are damaged."""
+    """Read cached features; None if there are none, or they are damaged."""
     try:
         about = read_json_object(path)
         plain = about["features"]

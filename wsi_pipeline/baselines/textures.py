@@ -28,7 +28,7 @@ Classifier = Literal["svm", "logistic"]
 ZERNIKE_DEGREE = 8  # mahotas's own default: 25 moments
 LBP_RADIUS, LBP_POINTS = 4, 8  # [2]: 36 patterns up to rotation
 
-# [1], tables 1 and 2, in our words: all combinations of three kinds of features.
+# [1], tables 1 and 2: all combinations of three kinds of features.
 COMBINATIONS: tuple[tuple[str, ...], ...] = (
     ("pftas", "haralick"),
     ("pftas", "zernike", "haralick"),
@@ -87,7 +87,7 @@ def shape(mask: NDArray[np.bool_]) -> NDArray[np.float64]:
     usual 4 pi area / perimeter^2.
     """
     if not mask.any():
-        raise ModelError("a mask without any object has no shape; mend the segmentation")
+        raise ModelError("a mask without an object has no shape; check the segmentation")
     values = (np.count_nonzero(mask), mh.eccentricity(mask), mh.roundness(mask))
     return np.array(values, np.float64)
 
@@ -149,9 +149,7 @@ def extract_features(
         elif name in FEATURES:
             found[name] = FEATURES[name](image)
         else:
-            raise ModelError(
-                f"no features are called '{name}'; known: shape, {', '.join(FEATURES)}"
-            )
+            raise ModelError(f"unknown features '{name}'; known: shape, {', '.join(FEATURES)}")
     return found
 
 

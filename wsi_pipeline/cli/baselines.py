@@ -1,4 +1,4 @@
-"""The command `baselines`: parse, call, print."""
+"""The ``baselines`` command."""
 
 import sys
 from dataclasses import replace
@@ -13,7 +13,7 @@ from wsi_pipeline.cli.options import FileOption, QuietOption, SetOption
 
 
 class BaselineSplit(StrEnum):
-    """Which images the linear models learn from."""
+    """How images are divided into training and test."""
 
     given = "given"
     shares = "shares"
@@ -22,7 +22,7 @@ class BaselineSplit(StrEnum):
 
 
 class BaselineBalance(StrEnum):
-    """What is done about classes of unequal size, in training."""
+    """Treatment of classes of unequal size in training."""
 
     none = "none"
     upsample = "upsample"
@@ -76,7 +76,7 @@ def baselines(
     workers: Annotated[int, typer.Option("--workers", min=1, help="Processes.")] = 1,
     quiet: QuietOption = False,
 ) -> None:
-    """Linear models on classic features (PatchNet papers): prints the papers' table."""
+    """Fit linear models on classic texture features and print the table of the PatchNet papers."""
     from wsi_pipeline.baselines.comparison import (
         BaselineOptions,
         format_table,

@@ -1,4 +1,4 @@
-"""What this machine has, what is missing, and how to get it."""
+"""The ``doctor`` command: checks what is installed, and how to install what is missing."""
 
 import importlib
 import os
@@ -8,27 +8,37 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import typer
+
+from wsi_pipeline.cli.options import EXIT_NOTHING_DONE
 from wsi_pipeline.versions import versions
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing looked at."""
+    """Result of one check."""
 
     ok: bool
     what: str
     detail: str
-    cure: str = ""
+    remedy: str = ""
 
     @property
     def line(self) -> str:
-        """As the ``doctor`` command prints it."""
-        cure = f"; {self.cure}" if self.cure and not self.ok else ""
-        return f"{'ok     ' if self.ok else 'MISSING'} {self.what}: {self.detail}{cure}"
+        """Line that the ``doctor`` command prints."""
+        remedy = f"; {self.remedy}" if self.remedy and not self.ok else ""
+        return f"{'ok     ' if self.ok else 'MISSING'} {self.what}: {self.detail}{remedy}"
+
+
+def doctor() -> None:
+    """Check versions, devices and codecs; report what is missing and how to install it."""
+    findings = examine()
+    print("\n".join(finding.line for finding in findings))
+    raise typer.Exit(0 if all(finding.ok for finding in findings) else EXIT_NOTHING_DONE)
 
 
 def examine() -> list[Finding]:
-    """Look at versions, readers, codecs, devices and the machine; nothing is changed."""
+    """Check versions, readers, codecs, devices and the machine. Changes nothing."""
     return [
         *_packages(),
         _attempt("slide reader", _openslide, "pip install openslide-bin openslide-python"),
@@ -48,11 +58,11 @@ def _packages() -> Iterator[Finding]:
         )
 
 
-def _attempt(what: str, look: Callable[[], str], cure: str) -> Finding:
+def _attempt(what: str, check: Callable[[], str], remedy: str) -> Finding:
     try:
-        return Finding(True, what, look())
-    except Exception as error:  # whatever is wrong with an installation, say it and go on
-        return Finding(False, what, f"{type(error).__name__}: {error}", cure)
+        return Finding(True, what, check())
+    except Exception as error:  # a broken installation can raise anything
+        return Finding(False, what, f"{type(error).__name__}: {error}", remedy)
 
 
 def _openslide() -> str:

@@ -1,12 +1,12 @@
 """What a command reports when it is interrupted (Ctrl-C, or a scheduler's SIGTERM).
 
-Only what is true of that command: what of its work is kept, and whether the same command continues
-from there or starts over.
+For each command: which of its work is kept, and whether the same command continues from there or
+starts over.
 """
 
 from collections.abc import Sequence
 
-# What each command keeps. A command that is not listed keeps nothing that this program knows of.
+# What each command keeps; commands that are not listed keep nothing.
 _KEPT = {
     "tile": "finished slides are kept (a folder of images is prepared in one piece)",
     "train": "finished models are kept, and the epochs that a model in training has completed",
@@ -29,9 +29,9 @@ def describe_interrupt(command: str | None, arguments: Sequence[str]) -> str:
     Parameters
     ----------
     command : str, optional
-        Its name; None if the program was interrupted before it knew.
+        Name of the command; None if the interrupt came before it was parsed.
     arguments : sequence of str
-        What was given after the name.
+        Command-line arguments after the name.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""Options that several commands share, each written down once; how a stage's command ends."""
+"""Options shared by several commands, and the end of a stage's command."""
 
 import sys
 from collections.abc import Sequence
@@ -47,7 +47,7 @@ ModelOption = Annotated[
 def make_options(
     workers: int, device: str, shard: str | None, dask: str | None, overwrite: bool, quiet: bool
 ) -> "Options":
-    """Collect the options that every stage has."""
+    """Collect the options common to all stages."""
     from wsi_pipeline.config.settings import DEVICE_NAME
     from wsi_pipeline.errors import ConfigError
     from wsi_pipeline.run.cluster import parse_shard
@@ -71,14 +71,14 @@ def read_settings(
     models: Sequence[str] = (),
     quiet: bool = False,
 ) -> "Config":
-    """Read a stage's settings: of the file, or else those recorded; ``--set`` overrides."""
+    """Read a stage's settings from a file, or else from the run; ``--set`` overrides."""
     from wsi_pipeline.config.reading import name_changes, read_config
     from wsi_pipeline.layout import RunFolder
     from wsi_pipeline.run.runner import recall_settings
 
-    told = {} if config else recall_settings(RunFolder(run), section)
-    settings = read_config(config, set_ or (), section=section, models=models, told=told)
-    of_section = told.get(section) or {}
+    recorded = {} if config else recall_settings(RunFolder(run), section)
+    settings = read_config(config, set_ or (), section=section, models=models, recorded=recorded)
+    of_section = recorded.get(section) or {}
     if section == "train" and models:
         of_section = {name: of_section[name] for name in models if name in of_section}
     recalled = name_changes(of_section, section)
@@ -93,11 +93,11 @@ def read_settings(
 def finish(
     results: Sequence["StageResult"], run: Path, last_line: str = "", *, quiet: bool
 ) -> NoReturn:
-    """Print what was done and end with the exit code that fits."""
-    said = [line for result in results for line in str(result).splitlines()]
-    if quiet:  # the report's path says it all, else what the last stage did
-        said = [] if last_line or not results else str(results[-1]).splitlines()[:1]
-    for line in said:
+    """Print what was done and exit with the matching code."""
+    lines = [line for result in results for line in str(result).splitlines()]
+    if quiet:  # one line: the report's path, else the summary of the last stage
+        lines = [] if last_line or not results else str(results[-1]).splitlines()[:1]
+    for line in lines:
         print(line)
     codes = {result.exit_code for result in results}
     code = EXIT_NOTHING_DONE if EXIT_NOTHING_DONE in codes else max(codes, default=0)

@@ -14,30 +14,25 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tiling.contracts import SlideInfo, TileGeometry
+from tiling.contracts import CLASS_NAMES, PatchKind
 from tiling.wording import name_some, pluralize
 from wsi_pipeline.errors import TrainingError
 
-CLASS_NAMES = ("normal", "tumour")  # by label
-
-# Two resolutions are one if they differ by less than this share: rounding in a file, not a scale.
-SAME_MPP = 1e-3
-
 
 class Patches(Protocol):
-    """What a model needs of a patch store; `tiling.store.PatchStore` is one."""
+    """What a model needs of patches: of a slide's `tiling.store.PatchStore`, or of images."""
 
     @property
-    def info(self) -> SlideInfo:
-        """The slide."""
+    def slide_id(self) -> str:
+        """Name of the slide; of images, of their patient."""
 
     @property
-    def geometry(self) -> TileGeometry:
-        """How it was cut."""
+    def kind(self) -> PatchKind:
+        """Size, resolution and classes."""
 
     @property
     def fingerprint(self) -> str:
-        """Of the settings and inputs of the tiling."""
+        """Of the settings and inputs that made them."""
 
     @property
     def label(self) -> NDArray[np.int8]:
@@ -129,13 +124,6 @@ def to_unit_range(batch: Tensor, device: torch.device) -> Tensor:
     return moved.permute(0, 3, 1, 2).to(torch.float32).div_(255.0)  # keeps the strides
 
 
-def same_patches(a_px: int, a_mpp: float, b_px: int, b_mpp: float) -> bool:
-    """Tell whether two kinds of patches agree in size and resolution."""
-    if a_mpp <= 0 or b_mpp <= 0:  # images whose resolution nobody knows
-        return a_px == b_px and a_mpp == b_mpp
-    return a_px == b_px and abs(a_mpp / b_mpp - 1) <= SAME_MPP
-
-
 def usable_labels(store: Patches) -> NDArray[np.int8]:
     """Labels to train on: those of the store, and -1 where a patch cannot be read."""
     return np.where(store.unreadable, -1, store.label).astype(np.int8)
@@ -160,7 +148,7 @@ def check_stores(
         if (usable_labels(store) >= len(CLASS_NAMES)).any():
             found = ", ".join(map(str, np.unique(store.label)))
             raise TrainingError(
-                f"{store.info.slide_id} has patches of the labels {found}; every model here has "
+                f"{store.slide_id} has patches of the labels {found}; every model here has "
                 "one logistic output, so training takes two classes: 0 and 1, and -1 for patches "
                 "to leave out"
             )
@@ -169,14 +157,12 @@ def check_stores(
         _check_classes("val", val)
     first = train[0]
     for store in (*train, *val):
-        a, b = first.geometry, store.geometry
-        if not same_patches(a.patch_px, a.target_mpp, b.patch_px, b.target_mpp):
+        if not store.kind.has_pixels_like(first.kind):
             raise TrainingError(
-                f"patches differ: {first.info.slide_id} has {a.patch_px} px at {a.target_mpp:g} "
-                f"µm/px, {store.info.slide_id} has {b.patch_px} px at {b.target_mpp:g} µm/px; "
-                "tile all slides with the same patch_px and target_mpp"
+                f"patches differ: {first.slide_id} has {first.kind}, {store.slide_id} has "
+                f"{store.kind}; tile all slides with the same patch_px and target_mpp"
             )
-    groups = [{patients[store.info.slide_id] for store in split} for split in (train, val)]
+    groups = [{patients[store.slide_id] for store in split} for split in (train, val)]
     if shared := sorted(groups[0] & groups[1]):
         raise TrainingError(
             f"patients in both train and val: {', '.join(shared)}; a patient belongs to one split: "
@@ -193,7 +179,7 @@ def _check_classes(split: str, stores: Sequence[Patches]) -> None:
     labels = [usable_labels(store) for store in stores]
     for label, name in enumerate(CLASS_NAMES):
         if not any((y == label).any() for y in labels):
-            ids = name_some(store.info.slide_id for store in stores)
+            ids = name_some(store.slide_id for store in stores)
             raise TrainingError(
                 f"split {split} has no readable patch of class {name} (label {label}) on its "
                 f"{pluralize(len(stores), 'slide')} ({ids}); move a slide that has "

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tiling.contracts import OnProgress, SlideInfo, TileGeometry
+from tiling.contracts import OnProgress, PatchKind
 from tiling.files import digest_file, digest_json, read_json_object, write_aside, write_json
 from tiling.threads import map_in_threads
 from tiling.wording import pluralize
@@ -33,14 +33,8 @@ class ImageArray:
 
     pixels: NDArray[np.uint8]  # (N, H, W, C), memory map
     unreadable: NDArray[np.bool_]  # (N,)
-    classes: tuple[str, ...]  # by label
-    mpp: float  # µm per px; 0: unknown
+    kind: PatchKind
     fingerprint: str  # of the settings and files that made it
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """(height, width, channels) of each image."""
-        return self.pixels.shape[1:]
 
 
 def prepare_images(
@@ -169,6 +163,7 @@ def read_about(folder: Path) -> dict[str, Any]:
             about["schema"] == SCHEMA
             and isinstance(about["fingerprint"], str)
             and all(_is_names(about[key]) for key in ("classes", "unreadable", "unreadable_masks"))
+            and len(about["classes"]) == 2
             and isinstance(settings, dict)
             and isinstance(settings["mpp"], int | float | None)
             and settings["equal_classes"] in (False, True, "upsample")
@@ -208,8 +203,9 @@ def open_images(folder: Path, entries: Sequence[ImageEntry]) -> ImageArray:
     return ImageArray(
         pixels=pixels,
         unreadable=np.array([e.image_id in lost for e in entries], np.bool_),
-        classes=tuple(about["classes"]),
-        mpp=about["settings"]["mpp"] or 0.0,
+        kind=PatchKind(
+            pixels.shape[1:], about["settings"]["mpp"] or 0.0, tuple(about["classes"]), single=True
+        ),
         fingerprint=about["fingerprint"],
     )
 
@@ -222,27 +218,11 @@ class ImageGroup:
     ) -> None:
         self._images = images
         self._rows = rows
+        self.slide_id = name
+        self.kind = images.kind
         self.label = label
         self.unreadable = images.unreadable[rows]
         self.fingerprint = images.fingerprint
-        self.image_shape = images.shape
-        self.class_names = images.classes
-        height, width = images.shape[:2]
-        mpp = images.mpp
-        self.info = SlideInfo(
-            slide_id=name,
-            file_name="images.npy",
-            vendor="images",
-            size=(width, height),
-            mpp=(mpp, mpp),
-            level_sizes=((width, height),),
-            level_downsamples=(1.0,),
-            bounds=None,
-            objective_power=None,
-            fingerprint=images.fingerprint,
-        )
-        # The height stands for the side; `image_shape` says all of it.
-        self.geometry = TileGeometry(height, height, mpp, width, height, width, height, (1.0, 1.0))
 
     def read_flagged(
         self, indices: NDArray[np.int64]

@@ -1,4 +1,4 @@
-"""One YAML file, read once into frozen values and checked there.
+"""Reading of a YAML config into frozen, validated dataclasses.
 
 Library functions never see YAML, arguments or environment variables. Relative paths in a config
 are relative to the config's folder; those of ``--set`` to the working folder.
@@ -85,9 +85,9 @@ class Config:
     )  # for --dask slurm: dask-jobqueue's options
 
 
-_TOLD = "run.json, the recorded settings of this run (--config FILE replaces them)"
+_RECORDED = "run.json, the recorded settings of this run (--config FILE replaces them)"
 
-# Where a path may stand in a config.
+# Keys of a config whose values are paths.
 _PATHS = (
     ("input",),
     ("out",),
@@ -104,7 +104,7 @@ def read_config(
     *,
     section: str | None = None,
     models: Sequence[str] = (),
-    told: Mapping[str, Any] | None = None,
+    recorded: Mapping[str, Any] | None = None,
 ) -> Config:
     """Read a config file and the ``--set key=value`` that override it.
 
@@ -120,23 +120,23 @@ def read_config(
     models : sequence of str, optional
         Models whose training settings are wanted; short keys of ``train`` are theirs. Default:
         those of the config.
-    told : mapping, optional
-        Recorded settings, as `wsi_pipeline.run.runner.recall_settings` gives them: used where
+    recorded : mapping, optional
+        Recorded settings, as returned by `wsi_pipeline.run.runner.recall_settings`; used if
         there is no `path`.
 
     Raises
     ------
     ConfigError
-        Naming the file, the key and what would be right.
+        With the file, the key and what is expected.
     """
     _check_model_names(models, "--model")
-    values = _read_yaml(path) if path else deepcopy(dict(told or {}))
+    values = _read_yaml(path) if path else deepcopy(dict(recorded or {}))
     if path:
         _resolve_paths(values, lambda name: str(path.parent / name))
-    elif told:
-        _validate(values, _TOLD, Config)  # before anything new is laid over it
-        _check_model_names(values.get("train"), _TOLD)
-        _resolve_paths(values, _Lost)
+    elif recorded:
+        _validate(values, _RECORDED, Config)  # before `settings` are applied
+        _check_model_names(values.get("train"), _RECORDED)
+        _resolve_paths(values, _RecordedName)
     source = str(path) if path else "settings"
     trained = values.setdefault("train", {}) or {}
     if not isinstance(trained, dict):
@@ -147,13 +147,13 @@ def read_config(
         if not isinstance(values["train"], dict):
             return _validate(values, source, Config)
     _check_model_names(values["train"], f"{source}: train")
-    _refuse_lost_paths(values, section, models)
+    _refuse_recorded_names(values, section, models)
     _complete_models(values["train"])
     return _validate(values, source, Config)
 
 
 def _check_model_names(trained: Any, source: str) -> None:
-    """Refuse names of models that cannot be those of folders."""
+    """Refuse model names that are not valid folder names."""
     found = trained if isinstance(trained, (Mapping, Sequence)) else ()  # validation reports others
     names = [name for name in found if isinstance(name, str)]
     for name in names:
@@ -161,32 +161,32 @@ def _check_model_names(trained: Any, source: str) -> None:
     check_twins(names, f"{source}: the models")
 
 
-class _Lost(str):
-    """A path recorded by a run, which keeps only its name."""
+class _RecordedName(str):
+    """File name of a path in a run's record, which keeps no folders."""
 
 
-def _refuse_lost_paths(
+def _refuse_recorded_names(
     values: Mapping[str, Any], section: str | None, models: Sequence[str]
 ) -> None:
-    """Ask again for files that an earlier command was given."""
+    """Raise an error for files of which the run has recorded only the name."""
     for first, *rest in _PATHS:
         chosen: Sequence[str] = models or list(values["train"]) if first == "train" else ("",)
         for middle in chosen if first == section else ():
             keys = [first, *(middle if key == "*" else key for key in rest)]
             for holder in _holders(values, keys[:-1]):
                 name = holder.get(keys[-1])
-                if isinstance(name, _Lost):
+                if isinstance(name, _RecordedName):
                     key = ".".join(keys)
                     raise ConfigError(
-                        f"{key} was '{name}' in this run, which records no folders; use "
+                        f"{key} was '{name}' in this run, which does not record folders; use "
                         f"--set {key}=FOLDER/{name} (null: none), or --config FILE"
                     )
 
 
 def _complete_models(trained: Any) -> None:
-    """Fill in what a model's key in the config already says, and what its recipe says."""
+    """Fill in the model name from its key in the config, and the values of its recipe."""
     if not isinstance(trained, dict):
-        return  # validation says so
+        return  # validation reports it
     for key, values in trained.items():
         values = {} if values is None else values
         if isinstance(values, dict) and isinstance(values.get("model", {}), dict):
@@ -203,7 +203,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         values = parse_yaml(read_text(path))
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
-    except ValueError as error:  # of text that is not UTF-8, too
+    except ValueError as error:  # also for text that is not UTF-8
         raise ConfigError(f"{path}: not a YAML file ({error})") from error
     if values is None:
         return {}
@@ -249,7 +249,7 @@ def _apply(
 def _full_keys(
     key: str, section: str | None, chosen: Sequence[str], known: Iterable[str]
 ) -> list[list[str]]:
-    """Find what a short key means: itself, or a key of the section (of each model) at hand.
+    """Expand a short key: itself, or a key of the current section (for each model).
 
     Parameters
     ----------
@@ -348,15 +348,15 @@ def _validate(values: Mapping[str, Any], source: str, kind: type[Settings]) -> S
     return settings
 
 
-def _odd_numbers(told: Any, settings: Any, key: str = "") -> Iterable[str]:
-    """Name what pydantic takes for a number and we do not: yes and no, not-a-number, infinity."""
-    if isinstance(told, bool) and not isinstance(settings, bool):
-        yield f"{key}: input should be a number, got {str(told).lower()}"
+def _odd_numbers(given: Any, settings: Any, key: str = "") -> Iterable[str]:
+    """List values that pydantic accepts as numbers but are not: booleans, NaN, infinity."""
+    if isinstance(given, bool) and not isinstance(settings, bool):
+        yield f"{key}: input should be a number, got {str(given).lower()}"
     elif isinstance(settings, float) and not math.isfinite(settings):
         yield f"{key}: input should be a finite number, got {settings}"
-    told_parts = dict(_parts(told))
+    given_parts = dict(_parts(given))
     for name, part in _parts(settings):
-        yield from _odd_numbers(told_parts.get(name), part, f"{key}.{name}" if key else str(name))
+        yield from _odd_numbers(given_parts.get(name), part, f"{key}.{name}" if key else str(name))
 
 
 def _parts(value: Any) -> Iterable[tuple[Any, Any]]:
@@ -383,7 +383,7 @@ def _known_keys(place: Sequence[str]) -> list[str]:
     kind: Any = Config
     for name in place:
         if not dataclasses.is_dataclass(kind):
-            continue  # the name of a model under train: its value's type is already at hand
+            continue  # the name of a model under train: `kind` is already its type
         found = {f.name: f.type for f in dataclasses.fields(kind)}.get(name)
         kinds = [part for part in (found, *get_args(found)) if dataclasses.is_dataclass(part)]
         nested = [inner for part in get_args(found) for inner in get_args(part)]
@@ -393,9 +393,9 @@ def _known_keys(place: Sequence[str]) -> list[str]:
 
 
 def as_plain(value: Any) -> Any:
-    """Turn settings into what JSON and YAML can hold.
+    """Convert settings to plain values for JSON and YAML.
 
-    A path becomes its file name: no folder of this machine is written into an output.
+    A path becomes its file name, so that no folder of this machine is written to an output.
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: as_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
@@ -407,14 +407,14 @@ def as_plain(value: Any) -> Any:
 
 
 def anchor_paths(value: Value, folder: Path) -> Value:
-    """Make every path in a value absolute, for a process that may work in another folder.
+    """Make every path in a value absolute, for a process with another working folder.
 
     Parameters
     ----------
     value : any
         Paths are looked for in dataclasses, mappings, lists and tuples.
     folder : Path
-        Absolute; where relative paths start.
+        Absolute; relative paths start here.
     """
     found: Any = value
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -431,8 +431,8 @@ def anchor_paths(value: Value, folder: Path) -> Value:
     return found  # type: ignore[no-any-return]  # of the same type throughout
 
 
-def name_changes(told: Any, section: str) -> list[str]:
-    """List what of a stage's plain settings is not the default, as ``key=value``.
+def name_changes(recorded: Any, section: str) -> list[str]:
+    """List the plain settings of a stage that differ from their defaults, as ``key=value``.
 
     Examples
     --------
@@ -441,21 +441,21 @@ def name_changes(told: Any, section: str) -> list[str]:
     >>> name_changes({"patchnet": {"model": {"name": "patchnet"}, "lr": 0.5}}, "train")
     ['patchnet.lr=0.5']
     """
-    default = _recipes(told or {}) if section == "train" else getattr(Config(), section, None)
-    return list(_changes(told or {}, as_plain(default) or {}))
+    default = _recipes(recorded or {}) if section == "train" else getattr(Config(), section, None)
+    return list(_changes(recorded or {}, as_plain(default) or {}))
 
 
 def _recipes(trained: Mapping[str, Any]) -> dict[str, Any]:
-    """Give each model's settings as they would be, were no more told than which model it is."""
-    values = {key: {"model": {"name": told["model"]["name"]}} for key, told in trained.items()}
+    """Return the default settings of each model."""
+    values = {key: {"model": {"name": own["model"]["name"]}} for key, own in trained.items()}
     _complete_models(values)
-    return dict(_validate({"train": values}, _TOLD, Config).train)
+    return dict(_validate({"train": values}, _RECORDED, Config).train)
 
 
 def _changes(
-    told: Mapping[str, Any], default: Mapping[str, Any], before: str = ""
+    recorded: Mapping[str, Any], default: Mapping[str, Any], before: str = ""
 ) -> Iterable[str]:
-    for key, value in told.items():
+    for key, value in recorded.items():
         if isinstance(value, Mapping) and isinstance(default.get(key), Mapping):
             yield from _changes(value, default[key], f"{before}{key}.")
         elif value != default.get(key):

@@ -1,9 +1,9 @@
-"""Settings of the stages: frozen values, each default once, with its unit and its source.
+"""Settings of the stages: frozen dataclasses with defaults, units and sources.
 
-Light on purpose: the command line reads them without importing torch. A field's type holds its
-range, which `wsi_pipeline.config.reading` checks. The defaults of `TrainConfig` are the lecture's
-recipe for VGG16; `RECIPES` holds what the other models' papers say otherwise, and a config
-overrides both.
+This module imports no heavy package, so the command line can use it without torch. The type of a
+field includes its range, which `wsi_pipeline.config.reading` checks. The defaults of `TrainConfig`
+are the lecture's recipe for VGG16; `RECIPES` holds the values of the other models' papers, and a
+config overrides both.
 """
 
 import re
@@ -21,15 +21,15 @@ Sampling = Literal["balanced", "shuffle"]
 EvaluatedSplit = Literal["test", "val", "train", "all"]
 Compiler = Literal["none", "inductor"]
 Overlap = Literal["mean", "max", "centre"]
-Context = Literal["lecture", "camelyon16"]  # others' results that a report can show
+Context = Literal["lecture", "camelyon16"]  # published results that a report can show
 
 # Ranges.
 Count = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
-Score = Share  # a model's answer, and what it is compared with
-Forgetting = Annotated[float, Field(ge=0, lt=1)]  # at 1 an average never takes in anything new
+Score = Share  # output of a model, and thresholds for it
+Forgetting = Annotated[float, Field(ge=0, lt=1)]  # at 1 a running average never changes
 
 DEVICE_NAME = re.compile(r"auto|cpu|cuda(?::(\d+))?")  # what --device takes
 
@@ -57,7 +57,7 @@ class ImagesConfig:
 
 @dataclass(frozen=True)
 class PreprocessConfig:
-    """What is done to every image before the model, in this order; the checkpoint keeps it."""
+    """Preprocessing of every image, in this order; stored in the checkpoint."""
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
 
@@ -74,7 +74,7 @@ class PreprocessConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Which model."""
+    """Choice of a model."""
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012  read by pydantic on the class
 
@@ -114,35 +114,37 @@ class TrainConfig:
     rho: Forgetting = 0.9  # RMSprop's forgetting, lecture's rho, torch's alpha
     momentum: Forgetting = 0.9  # lecture's alpha
     eps: Positive = 1e-8  # inside the optimiser's denominator
-    batch_size: Count = 32  # patches; the lecture does not say
+    batch_size: Count = 32  # patches; not given in the lecture
     # What an epoch is made of. balanced: draws with replacement, first a class, then a slide (of
     # images, a patient), then a patch (lecture); shuffle: one pass over all patches, each once, in
     # random order. None: shuffle for the models of the PatchNet papers on single images, else
     # balanced.
     sampling: Sampling | None = None
-    steps_per_epoch: Count = 1000  # batches of balanced draws; the lecture does not say
+    steps_per_epoch: Count = 1000  # batches of balanced draws; not given in the lecture
     max_epochs: Count = 100
     lr_halve_after: Count | None = 3  # epochs without lower validation loss (lecture); None: never
     # Lecture: stop by ROC AUC on validation data. "none" needs no validation data: max_epochs are
     # trained, with the learning rate as it is, and the last weights are kept.
     monitor: Monitor = "roc_auc"
-    patience: Count = 5  # epochs without a better monitored figure (lecture)
-    # PatchNet paper 2: training ends where this share of the training patches is decided rightly
-    # (1.0); None: it is not looked at.
+    patience: Count = 5  # epochs without a better monitored metric (lecture)
+    # PatchNet paper 2: training ends when this share of the training patches is classified
+    # correctly (1.0); None: not checked.
     stop_at_train_accuracy: Annotated[float, Field(gt=0, le=1)] | None = None
     # at most so many, half of each class; None: all labelled
     val_patches: Annotated[int, Field(ge=2)] | None = None
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"  # of the passes; weights stay fp32
+    precision: Literal["fp32", "bf16", "fp16"] = (
+        "fp32"  # of forward and backward passes; weights stay fp32
+    )
     accumulate: Count = 1  # parts that a batch is computed in, one after the other
     processes: Count = 1  # that share each batch, one per GPU
     readers: Count = 2  # threads of each process that read batches ahead
-    # repeatable: the same bits again on one device; strict: an operation that cannot is an error
+    # repeatable: the same bits on one device; strict: nondeterministic operations raise an error
     determinism: Literal["repeatable", "strict"] = "repeatable"
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     seed: Seed | None = None  # None: that of the whole config
 
 
-# What a model's own source says otherwise, in the shape of a config.
+# Values of each model's own source, in the structure of a config.
 _PATCHNET: dict[str, Any] = {
     "optimizer": "adam",  # PatchNet paper 2: Adam, 1e-4, batches of 4 images
     "lr": 1e-4,
@@ -169,10 +171,10 @@ RECIPES: dict[str, dict[str, Any]] = {
 
 
 def result_settings(config: TrainConfig) -> dict[str, Any]:
-    """Give the settings that a training's result depends on, for fingerprints.
+    """Return the settings that a training's result depends on, for fingerprints.
 
-    Those that change no result have their default. `sampling` came later than run folders that
-    exist: it is left out where it is what was done before it.
+    Settings that do not affect the result have their default. `sampling` is newer than existing
+    run folders, so it is left out where it equals the earlier behaviour.
     """
     values = {f.name: getattr(config, f.name) for f in fields(config)}
     values["readers"] = TrainConfig.readers
@@ -181,7 +183,7 @@ def result_settings(config: TrainConfig) -> dict[str, Any]:
 
 
 def fill_in_sampling(config: TrainConfig, *, images: bool) -> TrainConfig:
-    """Decide what an epoch is made of, where the settings leave it open.
+    """Choose the sampling of an epoch if the settings do not.
 
     PatchNet papers 1 and 2 count epochs over all training images.
 
@@ -199,7 +201,7 @@ def fill_in_sampling(config: TrainConfig, *, images: bool) -> TrainConfig:
 
 
 def with_recipe(values: dict[str, Any]) -> dict[str, Any]:
-    """Lay a config's training settings over the recipe of its model.
+    """Merge a config's training settings into the recipe of its model; the config overrides.
 
     Examples
     --------
@@ -225,7 +227,7 @@ class PredictConfig:
 
     batch_size: Count | None = None  # patches; None: by the device and the patch size
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto: fp32 on the CPU
-    # Largest difference of a score from fp32's, on the first patches of a slide, not warned of.
+    # Largest difference from the fp32 scores, on the first patches of a slide, without a warning.
     tolerance: Annotated[float, Field(ge=0)] = 0.02
     compiler: Compiler = "none"  # inductor: torch.compile
     readers: Count | None = None  # threads that read ahead; None: the cores of this worker
@@ -234,7 +236,7 @@ class PredictConfig:
 
 @dataclass(frozen=True)
 class HeatmapConfig:
-    """How scores are laid over a slide."""
+    """How scores become a heatmap."""
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
 
@@ -242,8 +244,18 @@ class HeatmapConfig:
     thumbnail_px: Count = 1200  # longer side of the overlay's thumbnail
     # PatchNet: also the map of its own Q, every so many px at target_mpp; None: not made
     dense_step_px: Count | None = None
-    # Of an image folder, so many images of each class get maps; None: all.
+    # Image folders: number of images of each class that get maps; None: all.
     maps_per_class: Annotated[int, Field(ge=0)] | None = 4
+    # Of an image folder: how they are explained (docs/explain.md); None: the model's own map
+    method: str | None = None
+
+
+def slide_heatmap_settings(config: HeatmapConfig) -> dict[str, Any]:
+    """Give the settings of a slide's heatmap for fingerprints.
+
+    `method` came later than run folders that exist, and concerns images alone.
+    """
+    return {f.name: getattr(config, f.name) for f in fields(config) if f.name != "method"}
 
 
 @dataclass(frozen=True)
@@ -252,8 +264,8 @@ class EvaluateConfig:
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
 
-    # Which split is evaluated, and which images of a folder get maps. None: test; without any split
-    # all; of images, val where none is in test.
+    # Split that is evaluated; in an image folder, its images get maps. None: test; all if there are
+    # no splits; for images, val if test is empty.
     split: EvaluatedSplit | None = None
     threshold: Score = 0.75  # a patch is positive iff F(I) >= threshold (lecture)
     image_threshold: Score | None = None  # of an image folder; None: the model's own rule, 0.5
@@ -269,14 +281,14 @@ class EvaluateConfig:
     bootstrap: Annotated[int, Field(ge=0)] = (
         1000  # resampled sets of patients for each interval; 0: no intervals
     )
-    stratified: bool = False  # resample patients with and without tumour apart
+    stratified: bool = False  # resample patients with and without tumour separately
     seed: Seed = 0
 
 
 def evaluation_settings(config: EvaluateConfig) -> dict[str, Any]:
-    """Give the settings of an evaluation for fingerprints.
+    """Return the settings of an evaluation for fingerprints.
 
-    `split` came later than run folders that exist: it is left out where it is not set.
+    `split` is newer than existing run folders, so it is left out where it is not set.
     """
     values = {f.name: getattr(config, f.name) for f in fields(config)}
     if config.split is None:
@@ -286,12 +298,12 @@ def evaluation_settings(config: EvaluateConfig) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class ReportConfig:
-    """What the report shows besides the run's own results."""
+    """What the report shows in addition to the run's own results."""
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
 
-    # Others' results, for comparison. lecture: its VGG16's confusion matrix, prostate; camelyon16:
-    # published results on its test set, and this run's by size of the metastasis, lymph nodes
+    # Published results, for comparison. lecture: confusion matrix of its VGG16, prostate;
+    # camelyon16: results on its test set, and this run's by size of the metastasis, lymph nodes
     context: tuple[Context, ...] = ()
 
 
@@ -303,13 +315,13 @@ class ExportConfig:
 
     formats: tuple[str, ...] = ()  # that `run` writes; the command export names its own
     splits: tuple[Split, ...] | None = None  # None: all scored slides
-    # QuPath: where its (0, 0) lies, at the slide's corner or at that of openslide.bounds
+    # QuPath: origin of its coordinates, the slide's corner or that of openslide.bounds
     origin: Literal["level0", "bounds"] = "level0"
     qupath: Literal["tiles", "regions", "both"] = "tiles"
     thresholds: tuple[Score, ...] = (0.5, 0.75, 0.9)  # of QuPath's regions: score >= threshold
     compression: Literal["none", "gzip"] = "none"  # of GeoJSON
     class_name: str = "tumour"  # WSInfer's prob_<class>; class of QuPath's regions
-    # None: as the run laid its heatmaps (for detections: as it was evaluated)
+    # None: as in the run's heatmaps (for detections: as in its evaluation)
     overlap: Overlap | None = None
-    detection_threshold: Score | None = None  # None: as the run was evaluated
-    detection_radius_um: Positive | None = None  # None: as the run was evaluated
+    detection_threshold: Score | None = None  # None: as in the run's evaluation
+    detection_radius_um: Positive | None = None  # None: as in the run's evaluation

@@ -1,8 +1,8 @@
 """The stages of a run, in order: the one list.
 
-A stage is a line here and a file of its name in `wsi_pipeline.stages`, with a function of its name.
-From the list follow the commands and their help, the order of ``run``, which stages a job array
-may share, what ``collect`` expects, and of which stage a run recalls each setting.
+A stage is a line here and a module of the same name in `wsi_pipeline.stages`, with a function of
+the same name. The list determines the commands and their help, the order of ``run``, the stages
+that job arrays can divide, what ``collect`` expects, and the stage of each recalled setting.
 """
 
 from dataclasses import dataclass
@@ -11,16 +11,16 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Stage:
-    """A stage, as all who need not run it see it."""
+    """Description of a stage, without its code."""
 
     name: str
     summary: str  # help of its command
-    # What one unit of work is. Those of single slides may be shared by the tasks of a job array.
+    # One unit of work. Units of single slides can be divided among the tasks of a job array.
     unit: Literal["slide", "model", "slide and model", "run"]
-    sections: tuple[str, ...] = ()  # sections of the config that are its own, besides its name's
-    folder: str = ""  # of the run folder, with a folder for each model in it
-    reads_scores: bool = False  # so that slides without scores are not expected
-    variants: str = ""  # setting that lists what it makes of each unit; each is told anew
+    sections: tuple[str, ...] = ()  # its sections of the config, in addition to that of its name
+    folder: str = ""  # in the run folder; contains one folder per model
+    reads_scores: bool = False  # slides without scores are not expected
+    variants: str = ""  # setting that lists the outputs per unit; their settings are not recalled
 
     @property
     def is_shardable(self) -> bool:

@@ -1,4 +1,4 @@
-"""YAML as configs need it: no key twice, nothing that grows without end, no NUL."""
+"""Safe YAML for configs: no duplicate keys, bounded depth and size, no NUL characters."""
 
 from collections.abc import Hashable
 from typing import Any
@@ -6,14 +6,14 @@ from typing import Any
 import yaml
 
 MAX_DEPTH = 50  # a config is five or six deep
-MAX_VALUES = 100_000  # with every alias written out; a config has some hundreds
+MAX_VALUES = 100_000  # with aliases expanded; a config has some hundreds
 
 
 class ConfigLoader(yaml.SafeLoader):
-    """A safe loader that refuses what would lose a setting, or fill the memory."""
+    """A safe loader that refuses duplicate keys and deep nesting."""
 
     def compose_node(self, parent: Any, index: Any) -> yaml.Node:
-        """Compose a node; refuse deep ones."""
+        """Compose a node; refuse deep nesting."""
         self._depth = getattr(self, "_depth", 0) + 1
         if self._depth > MAX_DEPTH:
             raise yaml.YAMLError(f"it is nested more than {MAX_DEPTH} deep")
@@ -23,7 +23,7 @@ class ConfigLoader(yaml.SafeLoader):
         return node
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Hashable, Any]:
-        """Build a mapping; refuse a key that is there twice."""
+        """Build a mapping; refuse duplicate keys."""
         seen: dict[Any, int] = {}
         for key, _ in node.value:
             line = key.start_mark.line + 1
@@ -32,8 +32,8 @@ class ConfigLoader(yaml.SafeLoader):
             value = self.construct_object(key)
             if value in seen:
                 raise yaml.YAMLError(
-                    f"the key '{key.value}' is on line {seen[value]} and again on line {line}; "
-                    "only one of them would count"
+                    f"duplicate key '{key.value}' on lines {seen[value]} and {line}; remove one of "
+                    "them"
                 )
             seen[value] = line
         return super().construct_mapping(node, deep)
@@ -45,8 +45,8 @@ def parse_yaml(text: str) -> Any:
     Raises
     ------
     ValueError
-        If it is no YAML, has a key twice or a NUL, is nested more than `MAX_DEPTH` deep, or has
-        more than `MAX_VALUES` values once its aliases are written out.
+        If it is not YAML, has a duplicate key or a NUL, is nested more than `MAX_DEPTH` deep, or
+        has more than `MAX_VALUES` values with aliases expanded.
     """
     try:
         loader = ConfigLoader(text)
@@ -62,24 +62,22 @@ def parse_yaml(text: str) -> Any:
 
 
 def _measure(node: yaml.Node, known: dict[int, int]) -> int:
-    """Count a node's values; an alias counts as much as what it stands for."""
+    """Count the values of a node, with aliases expanded."""
     if id(node) not in known:
-        known[id(node)] = MAX_VALUES + 1  # of a node that holds itself
+        known[id(node)] = MAX_VALUES + 1  # while it is counted: a node that contains itself
         inner: list[Any] = [] if isinstance(node, yaml.ScalarNode) else list(node.value)
         parts = [part for item in inner for part in (item if isinstance(item, tuple) else (item,))]
         known[id(node)] = 1 + sum(_measure(part, known) for part in parts)
     if known[id(node)] > MAX_VALUES:
         raise yaml.YAMLError(
-            f"with its aliases written out it has more than {MAX_VALUES} values, or holds itself"
+            f"it has more than {MAX_VALUES} values with aliases expanded, or contains itself"
         )
     return known[id(node)]
 
 
 def _refuse_nul(value: Any, place: str) -> None:
     if isinstance(value, str) and "\0" in value:
-        raise ValueError(
-            f"{place or 'the value'}: {value!r} has a NUL in it, which no name can have"
-        )
+        raise ValueError(f"{place or 'the value'}: {value!r} contains a NUL character; remove it")
     if isinstance(value, dict):
         for key, item in value.items():
             _refuse_nul(key, f"a key under {place}" if place else "a key")

@@ -2,11 +2,12 @@
 
 Patches are named after their slide and place (``tumor_064_68097_138955.png``). Copies of them come
 with a table per slide (``without_<slide>.csv``) in which that slide is the test and all others
-train. Slides are held out whole, since patches of one slide share stain and tissue. Of DIDSR's
-sample two of the three slides hold one class only: no figure can be had of such a slide alone, so
-the held-out scores of all slides are pooled (``python -m wsi_pipeline.evaluation.pooled_scores``).
+train. Whole slides are held out, since patches of one slide share stain and tissue. Two of the
+three slides of DIDSR's sample contain only one class. Metrics of such a slide alone are undefined,
+so the held-out scores of all slides are pooled
+(``python -m wsi_pipeline.evaluation.pooled_scores``).
 
-``python -m wsi_pipeline.demo.camelyon_patches PATCHES DIR`` lays out the folder.
+``python -m wsi_pipeline.demo.camelyon_patches PATCHES DIR`` creates the folder.
 """
 
 import argparse
@@ -31,7 +32,7 @@ def write_patches(patches: Path, out: Path) -> list[str]:
     patches : Path
         Folder with ``normal/*.png`` and ``tumor/*.png``.
     out : Path
-        A folder that is not there yet.
+        A new folder.
 
     Returns
     -------
@@ -41,7 +42,7 @@ def write_patches(patches: Path, out: Path) -> list[str]:
     Raises
     ------
     ManifestError
-        If `out` exists, a class has no patch, or a name does not say its slide.
+        If `out` exists, a class has no patch, or a file name lacks its slide.
     """
     if out.exists():
         raise ManifestError(f"{out} exists already; name a folder that does not")
@@ -68,12 +69,12 @@ def write_patches(patches: Path, out: Path) -> list[str]:
 def _slide_of(path: Path) -> str:
     match = PATCH_NAME.fullmatch(path.stem)
     if match is None:
-        raise ManifestError(f"{path}: a patch is named SLIDE_X_Y.png, after its slide and place")
+        raise ManifestError(f"{path}: expected a name like SLIDE_X_Y.png (slide and position)")
     return match["origin"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Lay out the folder and name its tables."""
+    """Create the folder and print its tables."""
     parser = argparse.ArgumentParser(prog="python -m wsi_pipeline.demo.camelyon_patches")
     parser.add_argument("patches", type=Path, help="has normal/ and tumor/")
     parser.add_argument("out", type=Path, help="folder to make")

@@ -1,4 +1,4 @@
-"""Nuclei: their kinds, how one is drawn, how thousands are laid into a slide."""
+"""Nuclei: their kinds, drawing one, and placing thousands in a slide."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ N_ANGLES = 12  # directions in which oriented nuclei are drawn, over half a turn
 
 @dataclass(frozen=True)
 class CellKind:
-    """What the nuclei of one kind of cell look like."""
+    """Appearance of the nuclei of one kind of cell."""
 
     diameter_um: tuple[float, float]  # range of the disc with the same area
     elongation: tuple[float, float]  # range of long over short axis
@@ -37,7 +37,7 @@ TUMOUR = CellKind((10.5, 15.5), (1.0, 1.6), 0.08, (0.8, 1.65), 0.26, 0.35, 3, 96
 
 @dataclass(frozen=True)
 class Stamp:
-    """One nucleus, ready to be laid into a slide."""
+    """One drawn nucleus, to be placed in a slide."""
 
     cover: Floats  # (k, k) in [0, 1], how far the nucleus hides what is under it
     haematoxylin: Floats  # (k, k) amount of stain
@@ -102,7 +102,7 @@ def oriented_choice(
 def scatter_points(
     rng: np.random.Generator, size: tuple[float, float], *, spacing: float, jitter: float = 0.3
 ) -> NDArray[np.float64]:
-    """Scatter points as cells lie: at random, yet none on another.
+    """Scatter points like cells: at random, without overlap.
 
     Parameters
     ----------
@@ -126,10 +126,10 @@ def scatter_points(
     return rng.permutation(points)
 
 
-def lay_stamps(
+def place_stamps(
     canvas: Floats, points: NDArray[np.float64], stamps: Sequence[Stamp], choice: NDArray[np.int64]
 ) -> None:
-    """Lay nuclei over what is there, one after the other, in place.
+    """Place nuclei over the canvas, one after the other, in place.
 
     Parameters
     ----------

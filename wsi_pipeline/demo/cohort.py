@@ -9,13 +9,13 @@ from wsi_pipeline.demo.synthetic import draw_cohort
 
 
 def prepare_demo(out: Path) -> Path:
-    """Draw the cohort and lay its config beside it.
+    """Draw the cohort and write its config.
 
     Parameters
     ----------
     out : Path
-        Becomes the run folder; gets ``cohort/`` and ``demo.yaml``, which
-        ``wsi-pipeline run`` takes and which is meant to be changed and run again.
+        Becomes the run folder; gets ``cohort/`` and ``demo.yaml``, an example config for
+        ``wsi-pipeline run`` that users can edit.
 
     Returns
     -------

@@ -1,4 +1,4 @@
-"""Where everything lies on a drawn slide: a map of grounds, 1 µm per pixel.
+"""Layout of a drawn slide: a map of grounds, 1 µm per pixel.
 
 Filled in order, later things over earlier ones: tissue on glass, lymphoid cords, fat, vessels and
 glands, tumours last.
@@ -20,7 +20,7 @@ Polygon = tuple[str, str, NDArray[np.float64]]  # (name, annotation group, verti
 
 
 class Ground(IntEnum):
-    """What lies at a place of the plan."""
+    """Ground at a position of the plan."""
 
     GLASS = 0
     STROMA = 1
@@ -34,7 +34,7 @@ class Ground(IntEnum):
 
 @dataclass
 class Plan:
-    """Where everything lies; filled in order, later things over earlier ones."""
+    """Layout of a slide; filled in order, later things over earlier ones."""
 
     ground: NDArray[np.uint8]  # (H, W) of `Ground`, 1 µm per px
     ring_points: list[NDArray[np.float64]] = field(default_factory=list)  # gland nuclei, µm
@@ -47,7 +47,7 @@ class Plan:
         return width, height
 
     def fill(self, vertices: NDArray[np.float64], ground: Ground, *, only: Ground | None) -> None:
-        """Lay a polygon (µm), everywhere or on one ground only."""
+        """Fill a polygon (µm), everywhere or on one ground only."""
         left, top = (int(v) for v in np.floor(vertices.min(axis=0)).clip(0))
         right, bottom = (int(v) for v in (np.ceil(vertices.max(axis=0)) + 1).clip(0))
         window = self.ground[top:bottom, left:right]
@@ -74,7 +74,7 @@ def make_plan(
     spec: SlideSpec,
     polygons: Sequence[Polygon],
 ) -> Plan:
-    """Lay out a slide.
+    """Plan a slide.
 
     Parameters
     ----------
@@ -205,7 +205,7 @@ def _add_ring(
     middle: NDArray[np.float64],
     share: float,
 ) -> None:
-    # Nuclei stand side by side along the base, pointing at the lumen.
+    # Nuclei in a row along the base, pointing at the lumen.
     ring = middle + (outline - middle) * share
     closed = np.vstack([ring, ring[:1]])
     length = np.concatenate([[0.0], np.cumsum(np.hypot(*np.diff(closed, axis=0).T))])

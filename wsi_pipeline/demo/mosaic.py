@@ -7,14 +7,14 @@ white, each patch once. The outline of a lesion's patches is its annotation. Pat
 multiples of their own side, so that a grid of that patch size and stride cuts them out again.
 
 Splits. The slide of origin is the patient, and a patient is in one split. The test patient must
-have both classes of its own, or a model could pass by telling two laboratories' stains apart
-instead of tumour from normal; the rest must still hold both classes to train on. Of the three
+have both classes, or a model could succeed by distinguishing the stains of two laboratories instead
+of tumour from normal; the rest must still have both classes for training. Of the three
 origins in DIDSR's sample (tumor_001: tumour only; tumor_004: normal only; tumor_064: both) that
-leaves one honest choice: train on tumor_001 and tumor_004, test on tumor_064. No patient remains
+leaves one valid choice: train on tumor_001 and tumor_004, test on tumor_064. No patient remains
 for validation, and sharing one would be a leak, so there is no ``val``: train a number of epochs
-fixed beforehand, keep the last weights, judge by a threshold fixed beforehand. In that training
-set class and stain coincide, so the result says as much about stain as about tumours; perturb
-colours, and read it as a check that real tissue goes through, not as a measure of the method.
+fixed beforehand, keep the last weights, and evaluate at a threshold fixed beforehand. In that
+training set class and stain coincide, so the result depends on stain as much as on tumours; perturb
+colours, and treat it as a check that real tissue can be processed, not as a measure of the method.
 With more origins, a patient of both classes is set aside for validation where training keeps
 both classes.
 
@@ -65,7 +65,7 @@ class Patches:
 
 @dataclass(frozen=True)
 class Layout:
-    """Where patches lie on a composed slide."""
+    """Positions of the patches of a composed slide."""
 
     lesions: tuple[tuple[Cell, ...], ...]  # a cell per tumour patch, by lesion
     normal: tuple[Cell, ...]  # a cell per normal patch
@@ -91,8 +91,8 @@ def compose_cohort(patches: Path, out: Path, *, seed: int = 0) -> Path:
     Raises
     ------
     ManifestError
-        If there are no patches, a name or size is not as above, or the patients do not suffice for
-        an honest split.
+        If there are no patches, a name or size is not as above, or the patients do not allow a
+        valid split.
     """
     found = find_patches(patches)
     splits = choose_splits({name: (len(p.tumour), len(p.normal)) for name, p in found.items()})
@@ -127,7 +127,7 @@ def find_patches(folder: Path) -> dict[str, Patches]:
         for path in sorted((folder / name).glob("*.png")):
             match = PATCH_NAME.fullmatch(path.stem)
             if match is None:
-                raise ManifestError(f"{path}: a patch is named <slide>_<x>_<y>.png")
+                raise ManifestError(f"{path}: expected a name like <slide>_<x>_<y>.png")
             kinds = by_origin.setdefault(match["origin"], {kind: [] for kind in CLASSES})
             kinds[name].append(path)
     if not by_origin:
@@ -147,7 +147,7 @@ def _check_sizes(found: Mapping[str, Patches]) -> int:
             with Image.open(path) as picture:
                 size = picture.size
         except OSError as error:
-            raise ManifestError(f"{path}: not a picture that can be read ({error})") from error
+            raise ManifestError(f"{path}: cannot be read as a picture ({error})") from error
         side = side or size[0]
         if size != (side, side):
             raise ManifestError(
@@ -208,7 +208,7 @@ def _patient_to_leave_out(
 
 def _share_out(rng: np.random.Generator, patches: Patches) -> list[Patches]:
     # A patient with both classes gets a tumour slide and a normal one, half of the normal each:
-    # slide-level figures and FROC need normal slides.
+    # slide-level metrics and FROC need normal slides.
     tumour, normal = (
         tuple(paths[i] for i in rng.permutation(len(paths)))
         for paths in (patches.tumour, patches.normal)
@@ -225,7 +225,7 @@ def _all(patches: Patches) -> tuple[Path, ...]:
 
 
 def plan_layout(n_tumour: int, n_normal: int) -> Layout:
-    """Lay lesions side by side, a patch apart, and the normal patches round them.
+    """Place lesions side by side, a patch apart, and the normal patches around them.
 
     Returns
     -------
@@ -286,7 +286,7 @@ def _read_patch(path: Path) -> NDArray[np.uint8]:
         with Image.open(path) as picture:
             rgba = picture.convert("RGBA")
     except OSError as error:
-        raise ManifestError(f"{path}: not a picture that can be read ({error})") from error
+        raise ManifestError(f"{path}: cannot be read as a picture ({error})") from error
     white = Image.new("RGBA", rgba.size, "white")  # transparent pixels are white
     return np.asarray(Image.alpha_composite(white, rgba).convert("RGB"), np.uint8)
 
@@ -300,7 +300,7 @@ def _outline(cells: Sequence[Cell], side: int) -> NDArray[np.float64]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Compose the cohort and tell the manifest's path."""
+    """Compose the cohort and print the manifest's path."""
     parser = argparse.ArgumentParser(prog="python -m wsi_pipeline.demo.mosaic")
     parser.add_argument("--patches", type=Path, required=True, help="has tumor/ and normal/")
     parser.add_argument("--out", type=Path, required=True, help="folder for the cohort")

@@ -1,8 +1,8 @@
 """Paint one slide of synthetic H&E-like tissue whose tumours are known exactly.
 
-Stain is laid on the grounds of a plan, nuclei are laid on it by kind, and light is let through.
-Dense dark lymphoid tissue and glands are there to mislead whoever looks at colour only; what
-tells a tumour is the size and crowding of its nuclei.
+Stain is applied to the grounds of a plan, nuclei are placed by kind, and light is transmitted.
+Dense dark lymphoid tissue and glands mislead models that use colour only; a tumour differs by the
+size and crowding of its nuclei.
 """
 
 import zlib
@@ -52,7 +52,7 @@ class Drawn:
 
 
 def seed_rng(seed: int, *names: str) -> np.random.Generator:
-    """Make a generator that depends on a seed and names, and on nothing drawn before."""
+    """Create a generator that depends only on a seed and names."""
     return np.random.default_rng([seed, *(zlib.crc32(name.encode()) for name in names)])
 
 
@@ -118,7 +118,7 @@ def _lay_grounds(
 
 
 def _grain(rng: np.random.Generator, size: tuple[int, int], *, side: int = 509) -> Floats:
-    # Fine noise of unit strength, repeated: nobody sees that under everything else.
+    # Fine noise of unit strength, repeated, which is not visible under everything else.
     tile = ndimage.gaussian_filter(rng.standard_normal((side, side), np.float32), 0.9, mode="wrap")
     tile /= tile.std()
     repeats = (-(-size[1] // side), -(-size[0] // side))
@@ -155,7 +155,7 @@ def _lay(
 ) -> None:
     stamps = cells.draw_stamps(rng, kind, mpp=MPP)
     choice = rng.integers(0, len(stamps), len(points_um))
-    cells.lay_stamps(canvas, points_um / MPP, stamps, choice)
+    cells.place_stamps(canvas, points_um / MPP, stamps, choice)
 
 
 def _lay_oriented(
@@ -167,7 +167,7 @@ def _lay_oriented(
 ) -> None:
     stamps = cells.draw_stamps(rng, kind, mpp=MPP, oriented=True)
     choice = cells.oriented_choice(rng, kind, angles)
-    cells.lay_stamps(canvas, points_um / MPP, stamps, choice)
+    cells.place_stamps(canvas, points_um / MPP, stamps, choice)
 
 
 def _lay_stroma(rng: np.random.Generator, plan: Plan, canvas: Floats, direction: Floats) -> None:
@@ -183,7 +183,7 @@ def _lay_stroma(rng: np.random.Generator, plan: Plan, canvas: Floats, direction:
 
 def _lay_lymphocytes(rng: np.random.Generator, plan: Plan, canvas: Floats) -> None:
     points = cells.scatter_points(rng, plan.size, spacing=6.7)
-    # Looked up a little beside themselves: they crowd out into the stroma without a sharp edge.
+    # Shifted by a random offset, so that they extend into the stroma without a sharp edge.
     near = plan.at(points + rng.normal(0, 7, points.shape)) == Ground.LYMPHOID
     here = np.isin(plan.at(points), (Ground.LYMPHOID, Ground.STROMA))
     _lay(rng, canvas, points[near & here & (rng.random(len(points)) < 0.93)], cells.LYMPHOCYTE)

@@ -1,6 +1,6 @@
 """Write a picture as a whole-slide image: a tiled, pyramidal TIFF that OpenSlide opens.
 
-The resolution stands in the TIFF's own tags, where OpenSlide, QuPath and tifffile look for it. The
+The resolution is stored in the TIFF's own tags, which OpenSlide, QuPath and tifffile read. The
 same picture gives the same bytes: no date and no software version is written.
 """
 
@@ -35,7 +35,7 @@ def write_pyramid(
     Parameters
     ----------
     path : Path
-        Written whole or not at all; an existing file is replaced.
+        Written atomically; an existing file is replaced.
     image : (H, W, 3) uint8
         RGB, level 0.
     mpp : µm per level-0 px

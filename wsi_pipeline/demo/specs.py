@@ -1,4 +1,4 @@
-"""What a drawn slide holds; the values are checked here, before anything is drawn."""
+"""Specification of a drawn slide; values are checked before drawing."""
 
 from dataclasses import dataclass
 from typing import Literal

@@ -1,6 +1,6 @@
 """The embedded cohort: small slides of synthetic tissue, tumours known exactly, all from a seed.
 
-``python -m wsi_pipeline.demo.synthetic --out DIR`` draws it and tells the manifest's path.
+``python -m wsi_pipeline.demo.synthetic --out DIR`` draws it and prints the manifest's path.
 """
 
 import argparse
@@ -115,15 +115,15 @@ def draw_cohort(
 ) -> Path:
     """Draw a cohort: slides, annotations, manifest.
 
-    What is there already, whole and from the same seed and specs, is kept.
+    Files that are already there, intact and of the same seed and specs, are kept.
 
     Parameters
     ----------
     out : Path
         Folder; gets ``manifest.csv``, ``slides/``, ``annotations/`` and ``cohort.json``, which is
-        written last and tells the seed and every file's SHA-256.
+        written last and contains the seed and every file's SHA-256.
     seed : int, >= 0
-        The same seed gives the same bytes, whatever `workers`.
+        The same seed gives the same bytes, for any number of `workers`.
     slides : sequence of SlideSpec
     workers : int
         Processes that draw.
@@ -198,7 +198,7 @@ def _is_whole(out: Path, mark: Path, fingerprint: str) -> bool:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Draw the cohort and tell the manifest's path."""
+    """Draw the cohort and print the manifest's path."""
     parser = argparse.ArgumentParser(prog="python -m wsi_pipeline.demo.synthetic")
     parser.add_argument("--out", type=Path, required=True, help="folder for the cohort")
     parser.add_argument("--seed", type=int, default=0, help="the same seed, the same bytes")

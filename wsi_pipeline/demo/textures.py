@@ -1,4 +1,4 @@
-"""Noise, fibres, outlines and stains: what drawn tissue is made of. Pure functions of a generator.
+"""Noise, fibres, outlines and stains of drawn tissue. Pure functions of a generator.
 
 Amounts of stain are optical densities per unit of a stain's colour vector, so that light is
 absorbed as on glass: intensity = white * exp(-(amount of H * vector of H + amount of E * ...)).
@@ -23,7 +23,7 @@ EOSIN = (0.10, 0.86, 0.40)
 
 @dataclass(frozen=True)
 class Stain:
-    """How a laboratory's batch looks: the colour of each stain, how strong, and of the glass."""
+    """Stain of a laboratory's batch: colour and strength of each stain, colour of the glass."""
 
     haematoxylin: tuple[float, float, float]  # optical density of amount 1 (R, G, B)
     eosin: tuple[float, float, float]
@@ -31,7 +31,7 @@ class Stain:
 
 
 def draw_stain(rng: np.random.Generator) -> Stain:
-    """Draw a batch's hue and strength; both vary enough that colour alone tells little."""
+    """Draw a batch's hue and strength; both vary so much that colour alone is not informative."""
     strength = rng.uniform((0.75, 0.65), (1.2, 1.5))
     hue = rng.uniform(-0.09, 0.09, (2, 3))
     h, e = (np.array((HAEMATOXYLIN, EOSIN)) + hue).clip(0.02) * strength[:, None]
@@ -112,8 +112,8 @@ def draw_fibres(
 ) -> tuple[Floats, Floats]:
     """Draw wavy bundles of collagen.
 
-    A smooth field's contours run beside each other as fibres do: a fine noise is looked up by the
-    field's value across the fibres, and by another slow field along them.
+    The contours of a smooth field are parallel, like fibres: a fine noise is indexed by the field's
+    value across the fibres, and by another slow field along them.
 
     Parameters
     ----------
@@ -151,7 +151,7 @@ def blob_outline(
     irregularity: float = 0.16,
     n_vertices: int = 120,
 ) -> NDArray[np.float64]:
-    """Draw a closed, smooth, irregular outline that its centre sees whole (star-shaped).
+    """Draw a closed, smooth, irregular, star-shaped outline.
 
     Parameters
     ----------

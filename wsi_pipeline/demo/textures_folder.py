@@ -1,9 +1,9 @@
-"""The textures that scikit-image carries, cut into a folder of images.
+"""The textures of scikit-image, cut into a folder of images.
 
 Brick, grass and gravel are grey photographs of 512 x 512 px, shipped with scikit-image itself. One
-photograph per class: what a model learns on them is these three walls and lawns, nothing more. The
-pieces of training, validation and test come from bands of the photograph that share no pixel: the
-upper half, the third and the last quarter.
+photograph per class: a model learns only these three photographs. The pieces of training,
+validation and test come from bands of the photograph that share no pixel: the upper half, the third
+and the last quarter.
 
 ``python -m wsi_pipeline.demo.textures_folder DIR --side 64`` cuts them.
 """
@@ -68,7 +68,7 @@ def write_textures(out: Path, *, side: int) -> int:
     Parameters
     ----------
     out : Path
-        A folder that is not there yet.
+        A new folder.
     side : int
         Of a piece, px.
 
@@ -98,7 +98,7 @@ def write_textures(out: Path, *, side: int) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Cut the pieces and tell their number."""
+    """Cut the pieces and print their number."""
     parser = argparse.ArgumentParser(prog="python -m wsi_pipeline.demo.textures_folder")
     parser.add_argument("out", type=Path, help="folder to make")
     parser.add_argument("--side", type=int, default=128, help="of a piece, px")

@@ -56,7 +56,7 @@ def write_toy(out: Path) -> None:
     Parameters
     ----------
     out : Path
-        A folder that is not there yet.
+        A new folder.
 
     Raises
     ------
@@ -74,7 +74,7 @@ def write_toy(out: Path) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Write the folder and tell its path."""
+    """Write the folder and print its path."""
     parser = argparse.ArgumentParser(prog="python -m wsi_pipeline.demo.toy")
     parser.add_argument("out", type=Path, help="folder to make")
     out: Path = parser.parse_args(argv).out

@@ -1,7 +1,7 @@
 """Figures of an image folder: each split as the papers' tables have it, and the test in full."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,28 +10,25 @@ from numpy.typing import NDArray
 
 from tiling.files import write_json
 from wsi_pipeline.config.settings import EvaluateConfig, EvaluatedSplit
-from wsi_pipeline.contracts import SPLITS, Split
+from wsi_pipeline.contracts import SPLITS, Rule, Split
 from wsi_pipeline.errors import EvaluationError
-from wsi_pipeline.evaluation.bootstrap import draw_resamples, weighted_ratio
+from wsi_pipeline.evaluation.bootstrap import draw_resamples
 from wsi_pipeline.evaluation.figures import Figures, add_ranking_intervals
 from wsi_pipeline.evaluation.image_localisation import localisation_of
-from wsi_pipeline.evaluation.intervals import (
-    find_shortage,
-    percentile_interval,
-    share_interval,
-)
+from wsi_pipeline.evaluation.intervals import by_class, find_shortage
 from wsi_pipeline.evaluation.leaks import Seen, refuse_leaks
-from wsi_pipeline.evaluation.patch import (
-    Confusion,
-    confusion_figures,
+from wsi_pipeline.evaluation.metrics import (
+    IMAGE,
     count_confusion,
-    ranking_curves,
+    decide_each,
     ranking_figures,
+    shares_of,
 )
 from wsi_pipeline.evaluation.plots import draw_confusion, draw_precision_recall, draw_roc
+from wsi_pipeline.evaluation.ranking import ranking_curves
 from wsi_pipeline.evaluation.sections import write_localisation
 from wsi_pipeline.evaluation.tables import Cell, write_rows
-from wsi_pipeline.inference.image_scores import Rule, ScoredImage
+from wsi_pipeline.inference.image_scores import ScoredImage
 from wsi_pipeline.inference.scores import TRAINED_ON
 
 _SLIDE_FIGURES = ("roc_auc", "roc_auc_ci95", "threshold", "accuracy", "sensitivity", "specificity")
@@ -90,10 +87,10 @@ def evaluate_images(
     seen = [Seen(i.image_id, i.patient, about.get(TRAINED_ON)) for i in chosen]
     asked = settings.split or ("val" if name == "val" else "test")  # without any split, all: a test
     notes += refuse_leaks(seen, evaluated=asked)
-    section = Figures(*summarise(chosen, rule))
+    section = summarise(chosen, rule)
     if settings.bootstrap:
         _add_intervals(section, chosen, rule, settings, notes)
-    splits = {split: summarise(part, rule)[0] for split, part in by_split.items() if part}
+    splits = {split: summarise(part, rule).values for split, part in by_split.items() if part}
     mapped = [i.image_id for i in images if name in (i.split, "all")]
     located, localisation, doubts = localisation_of(
         mapped,
@@ -166,29 +163,34 @@ def _masks_elsewhere(
     return found
 
 
-def summarise(images: Sequence[ScoredImage], rule: Rule) -> tuple[dict[str, Any], dict[str, str]]:
+def summarise(images: Sequence[ScoredImage], rule: Rule) -> Figures:
     """Compute the figures of some labelled images, and why some are undefined.
 
     ``loss`` is the mean cross-entropy, from the logits.
     """
     readable = [i for i in images if not np.isnan(i.score)]
-    labels = np.array([i.label for i in readable], np.int8)
-    scores = np.array([i.score for i in readable])
+    labels, scores = labels_and_scores(readable)
     logits = np.array([i.logit for i in readable])
-    confusion = count_images(readable, rule)
-    figures, undefined = confusion_figures(confusion)
-    ranking, reasons = ranking_figures(labels, scores, what="images")
-    loss = (
-        float(np.logaddexp(0, np.where(labels == 1, -logits, logits)).mean())
-        if labels.size
-        else None
-    )
-    if loss is None:
-        undefined = undefined | {"loss": "no labelled image"}
-    counts = {name: getattr(confusion, name) for name in ("tp", "fp", "fn", "tn")}
-    n = {"n": len(readable), "n_unreadable": len(images) - len(readable)}
-    renamed = {key: reason.replace("patch", "image") for key, reason in undefined.items()}
-    return {**n, **counts, **figures, **ranking, "loss": loss}, renamed | reasons
+    confusion = count_confusion(labels, scores, rule)
+    figures = Figures({"n": len(readable), "n_unreadable": len(images) - len(readable)})
+    figures.values |= asdict(confusion)
+    for share in shares_of("image"):
+        figures.add_share(share, confusion, IMAGE)
+    ranking, reasons = ranking_figures(IMAGE, labels, scores)
+    if readable:
+        loss = float(np.logaddexp(0, np.where(labels == 1, -logits, logits)).mean())
+        figures.add(ranking | {"loss": loss}, reasons)
+    else:
+        figures.add(ranking | {"loss": None}, {"loss": "no labelled image"} | reasons)
+    return figures
+
+
+def labels_and_scores(
+    images: Sequence[ScoredImage],
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Labels and scores as arrays."""
+    labels = np.array([image.label for image in images], np.int64)
+    return labels, np.array([image.score for image in images], np.float64)
 
 
 def _add_intervals(
@@ -202,8 +204,7 @@ def _add_intervals(
     readable = [i for i in images if not np.isnan(i.score)]
     if not readable:
         return
-    labels = np.array([i.label for i in readable], np.int64)
-    scores = np.array([i.score for i in readable])
+    labels, scores = labels_and_scores(readable)
     resamples = draw_resamples(
         [i.patient for i in readable],
         n_replicates=settings.bootstrap,
@@ -212,26 +213,11 @@ def _add_intervals(
     )
     if shortage := find_shortage(resamples):
         notes.append(f"too few patients for intervals by bootstrap: {shortage}")
-    called = rule.decide(scores).astype(np.int64)
-    shares = {
-        "accuracy": ((called == labels).astype(np.int64), np.ones_like(labels)),
-        "precision": (called * labels, called),
-        "recall": (called * labels, labels),
-    }
-    for name, (part, whole) in shares.items():
-        section.add_interval(name, share_interval(part, whole, resamples))
-    f1 = weighted_ratio(2 * called * labels, called + labels, resamples.weights)
-    section.add_interval("f1", percentile_interval(f1, resamples))
-    add_ranking_intervals(section, labels, scores, resamples, what="images")
-
-
-def count_images(images: Sequence[ScoredImage], rule: Rule) -> Confusion:
-    """Count images by class and decision; unreadable ones are left out."""
-    labels = np.array([i.label for i in images], np.int8)
-    scores = np.array([i.score for i in images], np.float64)
-    # Above a threshold is at least the next number there is.
-    least = np.nextafter(rule.threshold, np.inf) if rule.strict else rule.threshold
-    return count_confusion(labels, scores, threshold=float(least))
+    rows = decide_each(labels, scores, rule)
+    for share in shares_of("image"):
+        section.add_interval(share.name, share.interval(rows, resamples))
+    kinds = by_class(labels, IMAGE.units)
+    add_ranking_intervals(section, IMAGE, labels, scores, resamples, kinds)
 
 
 def _write_tables(
@@ -247,17 +233,19 @@ def _write_tables(
         ("image_id", "split", "class", "label", "score", "predicted"),
         (_cells(image, bool(yes)) for image, yes in zip(images, decided, strict=True)),
     )
-    counted = [(split, count_images(part, rule)) for split, part in by_split.items() if part]
+    counted = {
+        split: count_confusion(*labels_and_scores(part), rule)
+        for split, part in by_split.items()
+        if part
+    }
     write_rows(
         out / "confusion.csv",
         ("split", "tp", "fp", "fn", "tn"),
-        ([split, c.tp, c.fp, c.fn, c.tn] for split, c in counted),
+        ([split, c.tp, c.fp, c.fn, c.tn] for split, c in counted.items()),
     )
-    readable = [i for i in chosen if not np.isnan(i.score)]
-    labels = np.array([i.label for i in readable], np.int8)
-    scores = np.array([i.score for i in readable])
+    labels, scores = labels_and_scores([i for i in chosen if not np.isnan(i.score)])
     curves = ranking_curves(labels, scores)
-    figures, _ = ranking_figures(labels, scores, what="images")
+    figures, _ = ranking_figures(IMAGE, labels, scores)
     points = curves.roc.tolist() if curves else []
     write_rows(
         out / "roc.csv",
@@ -269,7 +257,7 @@ def _write_tables(
     draw_precision_recall(out / "pr.png", [(n, c, f["average_precision"]) for n, c, f in drawn])
     draw_confusion(
         out / "confusion.png",
-        count_images(chosen, rule),
+        count_confusion(*labels_and_scores(chosen), rule),
         threshold=rule.threshold,
         title=f"images, class 1 iff {rule}",
     )

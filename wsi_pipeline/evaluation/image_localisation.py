@@ -23,7 +23,9 @@ from wsi_pipeline.errors import EvaluationError
 from wsi_pipeline.evaluation.figures import Figures
 from wsi_pipeline.evaluation.localisation import ImageLocalisation, localise
 from wsi_pipeline.evaluation.sections import average_section, describe_elsewhere
-from wsi_pipeline.explain.image_maps import stretch
+from wsi_pipeline.explain import METHODS
+from wsi_pipeline.explain.files import stretch
+from wsi_pipeline.explain.image_maps import MAPS_SCHEMA
 from wsi_pipeline.models.preprocess import crop_centre
 
 _REASONS = {
@@ -96,7 +98,9 @@ def localisation_of(
     mapped = set(about.get("images", ()))
     known = {
         i: localise_image(
-            _read_map(folder / f"{i}.tif"), masks[i] == 1, probability=about["probability"]
+            _read_map(folder / f"{i}.{about['method']}.tif"),
+            masks[i] == 1,
+            probability=about["probability"],
         )
         for i in wanted
         if i in mapped
@@ -118,14 +122,17 @@ def _read_about(folder: Path) -> dict[str, Any]:
     path = folder / "maps.json"
     try:
         found = read_json_object(path)
+        if found["schema"] != MAPS_SCHEMA:  # by an earlier version, or a later one
+            return {}
         is_right = (
             isinstance(found["checkpoint"], str)
+            and found["method"] in METHODS
             and isinstance(found["probability"], bool)
             and isinstance(found["images"], list)
         )
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise EvaluationError(f"{path}: damaged ({error}); run heatmap again") from error
     if not is_right:
         raise EvaluationError(f"{path}: damaged (values of other types); run heatmap again")

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from scipy.stats import rankdata
 
 from tiling.annotation.raster import draw_area
-from wsi_pipeline.contracts import Heatmap
+from wsi_pipeline.contracts import Heatmap, Rule
 from wsi_pipeline.errors import EvaluationError
 
 THRESHOLD = 0.5  # a pixel from here up is called tumour (PatchNet paper 2, appendix E)
@@ -84,7 +84,7 @@ def localise(
         raise EvaluationError(
             f"a heatmap of {heatmap.shape} cannot be laid on a mask of {mask.shape} pixels"
         )
-    called = heatmap >= threshold  # NaN compares false
+    called = Rule(threshold).decide(heatmap)
     n_tumour = int(np.count_nonzero(mask))
     n_found = int(np.count_nonzero(called & mask))
     return ImageLocalisation(

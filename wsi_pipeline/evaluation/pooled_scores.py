@@ -16,9 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tiling.wording import format_number
+from wsi_pipeline.contracts import Rule
 from wsi_pipeline.csv_files import read_csv
 from wsi_pipeline.errors import EvaluationError
-from wsi_pipeline.evaluation.patch import ranking_figures
+from wsi_pipeline.evaluation.metrics import IMAGE, count_confusion, ranking_figures, shares_of
 from wsi_pipeline.names import check_name
 
 HEADER = ("model", "images", "accuracy", "sensitivity", "specificity", "AUC")
@@ -77,14 +78,11 @@ def pool_scores(runs: Sequence[Path], model: str) -> Pooled:
 
 def figures_of(pooled: Pooled) -> dict[str, float | None]:
     """Compute accuracy, sensitivity, specificity and ROC AUC; None where undefined."""
-    labels, right = pooled.labels, pooled.labels == pooled.predicted
-    ranking, _ = ranking_figures(labels.astype(int), pooled.scores, what="images")
-    return {
-        "accuracy": float(right.mean()),
-        "sensitivity": float(right[labels].mean()) if labels.any() else None,
-        "specificity": float(right[~labels].mean()) if not labels.all() else None,
-        "AUC": ranking["roc_auc"],
-    }
+    labels = pooled.labels.astype(np.int64)
+    ranking, _ = ranking_figures(IMAGE, labels, pooled.scores)
+    decided = count_confusion(labels, pooled.predicted.astype(np.float64), Rule(0.5))
+    shares = {share.name: share.compute(decided) for share in shares_of("slide")}
+    return {name: shares[name] for name in HEADER[2:-1]} | {"AUC": ranking["roc_auc"]}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

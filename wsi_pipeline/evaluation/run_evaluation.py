@@ -7,6 +7,7 @@ the tables beside it.
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,30 +17,39 @@ from numpy.typing import NDArray
 from tiling.files import write_json
 from tiling.wording import pluralize
 from wsi_pipeline.config.settings import EvaluateConfig, EvaluatedSplit
+from wsi_pipeline.contracts import Rule
 from wsi_pipeline.errors import EvaluationError
 from wsi_pipeline.evaluation.bands import roc_band
-from wsi_pipeline.evaluation.bootstrap import Resamples, weighted_ratio
+from wsi_pipeline.evaluation.bootstrap import Resamples
 from wsi_pipeline.evaluation.cases import ERROR_COLUMNS, SlideCases, choose_errors, count_errors
 from wsi_pipeline.evaluation.crops import ReadPatch, write_crops
 from wsi_pipeline.evaluation.detections import write_detections
 from wsi_pipeline.evaluation.figures import Figures, add_ranking, add_threshold_figures
 from wsi_pipeline.evaluation.froc import froc_to_json
 from wsi_pipeline.evaluation.inputs import EvaluationSlide
-from wsi_pipeline.evaluation.intervals import find_shortage, percentile_interval, share_interval
+from wsi_pipeline.evaluation.intervals import find_shortage, percentile_interval
 from wsi_pipeline.evaluation.leaks import Seen, refuse_leaks
-from wsi_pipeline.evaluation.patch import (
+from wsi_pipeline.evaluation.metrics import (
+    PATCH,
+    SLIDE,
     Confusion,
-    RankingCurves,
-    confusion_figures,
+    add_up,
     count_confusion,
-    patch_auc_interval,
-    ranking_curves,
     ranking_figures,
+    rankings_of,
+    shares_of,
+    stack,
 )
 from wsi_pipeline.evaluation.plots import (
     draw_confusion,
     draw_precision_recall,
     draw_roc,
+)
+from wsi_pipeline.evaluation.ranking import (
+    RankingCurves,
+    pair_counts,
+    patch_kinds,
+    ranking_curves,
 )
 from wsi_pipeline.evaluation.run_froc import (
     DEFINITIONS,
@@ -56,7 +66,7 @@ from wsi_pipeline.evaluation.sections import (
     write_cohort,
 )
 from wsi_pipeline.evaluation.slide import SlideThreshold, aggregate_scores, freeze_threshold
-from wsi_pipeline.evaluation.sweep import SWEEP_COLUMNS, sweep_rows, sweep_thresholds
+from wsi_pipeline.evaluation.sweep import sweep_columns, sweep_rows, sweep_thresholds
 from wsi_pipeline.evaluation.tables import Cell, write_rows
 
 log = logging.getLogger(__name__)
@@ -152,7 +162,6 @@ def evaluate_run(
     ]
     _write_ranking(out, curves, _roc_bands(test, slide_scores, resamples))
     write_frocs(out, frocs, settings.froc_definition)
-    draw_confusion(out / "confusion.png", _confusion(test, settings), threshold=settings.threshold)
     write_json(out / "metrics.json", metrics)
     return metrics
 
@@ -246,12 +255,12 @@ def _pool(slides: Sequence[EvaluationSlide]) -> tuple[NDArray[np.int8], NDArray[
     return labels, np.concatenate([np.zeros(0), *(score for _, score in parts)])
 
 
-def _slide_confusion(slide: EvaluationSlide, settings: EvaluateConfig) -> Confusion:
-    return count_confusion(slide.patch_labels, slide.scores.scores, threshold=settings.threshold)
-
-
-def _confusion(test: Sequence[EvaluationSlide], settings: EvaluateConfig) -> Confusion:
-    return sum((_slide_confusion(s, settings) for s in test), start=Confusion(0, 0, 0, 0))
+def _count_patches(
+    test: Sequence[EvaluationSlide], settings: EvaluateConfig
+) -> list[Confusion[int]]:
+    """Count the decisions on each slide's patches."""
+    rule = Rule(settings.threshold)
+    return [count_confusion(s.patch_labels, s.scores.scores, rule) for s in test]
 
 
 def _patch_section(
@@ -260,35 +269,29 @@ def _patch_section(
     counted = [slide.labelled() for slide in test]
     labels = np.concatenate([label for label, _ in counted])
     scores = np.concatenate([score for _, score in counted])
-    by_slide = [_slide_confusion(slide, settings) for slide in test]
-    confusion = _confusion(test, settings)
+    rows = stack(_count_patches(test, settings))
+    total = add_up(rows)
     section = Figures(
         {
             "n": int(labels.size),
             "n_ignored": sum(int((s.patch_labels < 0).sum()) for s in test),
             "n_unreadable": sum(int(np.isnan(s.scores.scores).sum()) for s in test),
-            "tp": confusion.tp,
-            "fp": confusion.fp,
-            "fn": confusion.fn,
-            "tn": confusion.tn,
+            **asdict(total),
         }
     )
-    section.add(*confusion_figures(confusion))
-    section.add(*ranking_figures(labels, scores, what="patches"))
+    shares = shares_of("patch")
+    for share in shares:
+        section.add_share(share, total, PATCH)
+    section.add(*ranking_figures(PATCH, labels, scores))
     if resamples is not None:
-        tp, fp, fn, tn = (
-            np.array([getattr(c, name) for c in by_slide]) for name in ("tp", "fp", "fn", "tn")
-        )
-        for name, part, whole in (
-            ("accuracy", tp + tn, tp + fp + fn + tn),
-            ("precision", tp, tp + fp),
-            ("recall", tp, tp + fn),
-        ):
-            section.add_interval(name, share_interval(part, whole, resamples))
-        f1 = weighted_ratio(2 * tp, 2 * tp + fp + fn, resamples.weights)  # no share of any patches
-        section.add_interval("f1", percentile_interval(f1, resamples))
-        interval = patch_auc_interval([a for a, _ in counted], [b for _, b in counted], resamples)
-        section.add_interval("roc_auc", interval)
+        for share in shares:
+            section.add_interval(share.name, share.interval(rows, resamples))
+        pairs = pair_counts([a for a, _ in counted], [b for _, b in counted])
+        for ranking in rankings_of("patch"):
+            if ranking.replicate_pooled is not None:
+                values = ranking.replicate_pooled(pairs, resamples.weights)
+                interval = percentile_interval(values, resamples, kinds=patch_kinds(pairs))
+                section.add_interval(ranking.name, interval)
     return section, ranking_curves(labels, scores)
 
 
@@ -337,8 +340,8 @@ def _slide_section(
         }
     )
     drawn = None if resamples is None else resamples.take(scored)
-    add_ranking(section, labels, scores, drawn, what="slides")
-    add_threshold_figures(section, labels, scores, threshold, drawn, what="slide")
+    add_ranking(section, SLIDE, labels, scores, drawn)
+    add_threshold_figures(section, SLIDE, labels, scores, threshold, drawn)
     section.values["bootstrap"] = settings.bootstrap
     section.values["bootstrap_unit"] = "patient"
     return section, ranking_curves(labels, scores)
@@ -398,7 +401,8 @@ def _write_tables(
     threshold: SlideThreshold | None,
     settings: EvaluateConfig,
 ) -> None:
-    confusions = {s.slide_id: _slide_confusion(s, settings) for s in test}
+    counted = _count_patches(test, settings)
+    confusions = {s.slide_id: c for s, c in zip(test, counted, strict=True)}
     write_rows(
         out / "slides.csv",
         SLIDE_COLUMNS,
@@ -421,13 +425,14 @@ def _write_tables(
     _write_detections(out / "detections", test)
     labels, scores = _pool(test)
     thresholds = sweep_thresholds(labels, scores, including=[settings.threshold])
-    write_rows(out / "sweep.csv", SWEEP_COLUMNS, sweep_rows(labels, scores, thresholds))
-    confusions["all"] = _confusion(test, settings)
+    write_rows(out / "sweep.csv", sweep_columns(), sweep_rows(labels, scores, thresholds))
+    confusions["all"] = total = add_up(stack(counted))
     write_rows(
         out / "confusion.csv",
         ("slide_id", "true", "predicted_positive", "predicted_negative"),
         [row for slide_id, c in confusions.items() for row in _confusion_cells(slide_id, c)],
     )
+    draw_confusion(out / "confusion.png", total, threshold=settings.threshold)
 
 
 def _write_detections(folder: Path, test: Sequence[EvaluationSlide]) -> None:
@@ -437,10 +442,13 @@ def _write_detections(folder: Path, test: Sequence[EvaluationSlide]) -> None:
 
 
 def _slide_cells(
-    slide: EvaluationSlide, score: float | None, threshold: SlideThreshold | None, c: Confusion
+    slide: EvaluationSlide,
+    score: float | None,
+    threshold: SlideThreshold | None,
+    c: Confusion[int],
 ) -> list[Cell]:
     known = score is not None and threshold is not None
-    predicted = int(score >= threshold.value) if known else None  # type: ignore[operator,union-attr]
+    predicted = int(threshold.decide(score)) if known else None  # type: ignore[union-attr, arg-type]
     return [slide.slide_id, slide.truth, score, predicted, c.tp, c.fp, c.fn, c.tn]
 
 
@@ -457,7 +465,7 @@ def _patch_cells(slide: EvaluationSlide) -> list[list[Cell]]:
     ]
 
 
-def _confusion_cells(slide_id: str, confusion: Confusion) -> list[list[Cell]]:
+def _confusion_cells(slide_id: str, confusion: Confusion[int]) -> list[list[Cell]]:
     """Lay a matrix out as the lecture does: rows true, columns predicted, positive first."""
     return [
         [slide_id, "positive", confusion.tp, confusion.fn],

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tiling.wording import pluralize
+from wsi_pipeline.contracts import Rule
 from wsi_pipeline.errors import EvaluationError
 
 Aggregator = Literal["max", "mean", "top_k", "mean_pool_max", "span"]
@@ -115,11 +116,10 @@ def _grid_index(position: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 @dataclass(frozen=True)
-class SlideThreshold:
+class SlideThreshold(Rule):
     """A threshold on slide scores and where it comes from."""
 
-    value: float  # a slide is predicted positive iff its score >= value
-    source: str  # a sentence
+    source: str = ""  # a sentence
 
 
 def choose_threshold(
@@ -183,14 +183,14 @@ def freeze_threshold(
         None if nothing gives one.
     """
     if fixed is not None:
-        return SlideThreshold(fixed, "given in the settings")
+        return SlideThreshold(fixed, source="given in the settings")
     chosen = choose_threshold(labels, scores)
     if chosen is not None:
-        return SlideThreshold(
-            chosen,
-            f"largest sensitivity + specificity on {pluralize(len(labels), 'validation slide')}",
-        )
+        slides = pluralize(len(labels), "validation slide")
+        source = f"largest sensitivity + specificity on {slides}"
+        return SlideThreshold(chosen, source=source)
     if fallback is None or not math.isfinite(fallback):
         return None
     few = pluralize(len(labels), "validation slide")
-    return SlideThreshold(fallback, f"the patches' threshold, since {few} cannot choose one")
+    source = f"the patches' threshold, since {few} cannot choose one"
+    return SlideThreshold(fallback, source=source)

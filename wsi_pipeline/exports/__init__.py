@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = ["COORDS_ONLY", "FORMATS", "check_format", "load_format"]
 
-# What each format is; the modules are loaded by whoever writes, since some are heavy.
+# Description of each format. Modules are loaded on use, since some are heavy.
 FORMATS = {
     "qupath": "GeoJSON of tiles or merged regions, for QuPath",
     "wsinfer": "CSV of WSInfer: minx,miny,width,height,prob_<class>",
@@ -26,17 +26,17 @@ FORMATS = {
     "ome-zarr": "OME-Zarr 0.5 of the heatmap",
 }
 
-# Where patches lie, whatever was made of them: written from the patch stores, for no model.
+# Coordinates of the patches: written from the patch stores, without a model.
 COORDS_ONLY = ("trident", "clam-coords", "wsinfer-coords")
 
 
 def check_format(name: str) -> None:
-    """Refuse a format that nobody has written.
+    """Refuse an unknown format.
 
     Raises
     ------
     ConfigError
-        Naming those there are.
+        With the known formats.
     """
     if name not in FORMATS:
         raise ConfigError(f"no format is called '{name}'; known: {', '.join(FORMATS)}")

@@ -1,4 +1,4 @@
-"""What every format is written from."""
+"""Input of all export formats."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from wsi_pipeline.heatmaps.rasters import rasterise_scores
 
 @dataclass(frozen=True)
 class ExportSlide:
-    """What is known of one slide, by one model."""
+    """Data of one slide, scored by one model."""
 
     info: SlideInfo
     geometry: TileGeometry
@@ -34,12 +34,12 @@ class ExportSlide:
         return self.geometry.patch_l0, self.geometry.patch_l0_y
 
     def describe_unscored(self) -> str:
-        """Say how many patches have no score; nothing where all have one."""
+        """Describe how many patches have no score; empty if all have one."""
         lost = int((~self.scored).sum())
-        return f", {lost} without a score left out" if lost else ""
+        return f"; skipped {lost} without a score" if lost else ""
 
     def describe_square(self) -> str:
-        """Describe what other tools round, as they know squares only; empty for square patches."""
+        """Describe the rounding for tools that support only squares; empty for square patches."""
         width, height = self.patch_l0
         if width == height:
             return ""
@@ -53,14 +53,14 @@ def leave_unscored(coords: NDArray[np.int64]) -> Scores:
 
 @dataclass(frozen=True)
 class ExportJob:
-    """A slide, how it is written, and its heatmap for those formats that ask for it."""
+    """A slide, the settings of its export, and its heatmap for the formats that need it."""
 
     slide: ExportSlide
-    settings: ExportConfig  # what it left to the run is filled in
+    settings: ExportConfig  # with values of the run filled in
 
     @cached_property
     def heatmap(self) -> Heatmap:
-        """The scores laid over the slide, as the stage ``heatmap`` lays them."""
+        """Heatmap of the slide, as the stage ``heatmap`` builds it."""
         geometry = self.slide.geometry
         return rasterise_scores(
             self.slide.scores.coords,
@@ -72,5 +72,5 @@ class ExportJob:
         )
 
 
-# Writes one slide into a folder; gives back the files or folders made, and a line on them.
+# Writes one slide into a folder; returns the files or folders written, and a summary.
 Writer = Callable[[ExportJob, Path], tuple[list[Path], str]]

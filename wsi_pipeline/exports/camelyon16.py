@@ -1,7 +1,7 @@
-"""Detections as CAMELYON16 exchanges them: ``prob,x,y``, level-0 px, one CSV per slide.
+"""Detections in CAMELYON16's format: ``prob,x,y``, level-0 px, one CSV per slide.
 
-They are taken from the heatmap by non-maximum suppression, as the evaluation takes its own; a slide
-without any gets a CSV without rows.
+They are found in the heatmap by non-maximum suppression, as in the evaluation. A slide without
+detections gets a CSV without rows.
 """
 
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""CLAM's coordinates of one slide, as its ``patches/`` folder has them: ``coords``, no scores."""
+"""CLAM's coordinates of one slide, as in its ``patches/`` folder: ``coords``, no scores."""
 
 from pathlib import Path
 

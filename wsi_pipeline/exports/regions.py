@@ -13,7 +13,7 @@ from wsi_pipeline.contracts import Heatmap
 
 @dataclass(frozen=True)
 class Region:
-    """Pixels that hang together by their edges."""
+    """Pixels connected by their edges."""
 
     outline: Any  # shapely Polygon, level-0 px, within the slide
     highest: float  # score
@@ -26,7 +26,7 @@ def find_regions(heatmap: Heatmap, threshold: float) -> list[Region]:
     Returns
     -------
     regions : list of Region
-        By their first pixel, row by row. Pixels that touch at a corner only are apart.
+        In the order of their first pixel. Pixels that touch only at a corner are not connected.
     """
     hot = heatmap.values >= threshold  # NaN compares false
     labels, n = ndimage.label(hot)

@@ -1,6 +1,6 @@
 """WSInfer's CSV of one slide: ``minx,miny,width,height,prob_<class>``, level-0 px.
 
-A patch without score is left out: WSInfer's readers take every row for a number.
+Patches without a score are skipped: WSInfer's readers expect a number in every row.
 """
 
 from pathlib import Path

@@ -1,7 +1,7 @@
-"""WSInfer's coordinates of one slide, as its ``patches/`` folder has them: ``coords``, no scores.
+"""WSInfer's coordinates of one slide, as in its ``patches/`` folder: ``coords``, no scores.
 
-WSInfer reads squares of ``patch_size`` level-0 px and takes them as of ``patch_spacing_um_px``;
-``patch_l0`` keeps both sides.
+WSInfer reads squares of ``patch_size`` level-0 px at ``patch_spacing_um_px``; ``patch_l0`` stores
+both sides.
 """
 
 from pathlib import Path

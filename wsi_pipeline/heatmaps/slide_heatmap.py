@@ -1,4 +1,4 @@
-"""The heatmap of a slide's scores, which carry all that it needs of the slide."""
+"""The heatmap of a slide from its scores, which include the geometry of the slide."""
 
 from dataclasses import replace
 from typing import Any
@@ -12,18 +12,18 @@ from wsi_pipeline.heatmaps.rasters import rasterise_scores
 def build_heatmap(
     scores: Scores, *, overlap: Overlap = "mean", pixel_l0: tuple[int, int] | None = None
 ) -> Heatmap:
-    """Lay a slide's scores out as a picture of the slide.
+    """Build the heatmap of a slide from its scores.
 
     Parameters
     ----------
     scores : Scores
-        As `predict` returns them, or read from a score file.
+        As returned by `predict`, or read from a score file.
     overlap : {"mean", "max", "centre"}
-        What a pixel shows where several patches cover it: their mean, their maximum, or the mean
-        with weights that fall linearly from a patch's centre to its edge.
+        Value of a pixel that several patches cover: their mean, their maximum, or the mean with
+        weights that fall linearly from a patch's centre to its edge.
     pixel_l0 : (x, y), level-0 px, optional
-        What a heatmap pixel stands for; default: a patch, or the largest pixel that patches and
-        strides are multiples of.
+        Size of a heatmap pixel; default: a patch, or the largest pixel that patches and strides are
+        multiples of.
 
     Returns
     -------
@@ -34,8 +34,8 @@ def build_heatmap(
     Raises
     ------
     HeatmapError
-        If the scores do not carry the slide's size and the patches', a patch lies outside the
-        slide, a score outside [0, 1], or a pixel is larger than a patch.
+        If the scores lack the size of the slide or of the patches, a patch lies outside the slide,
+        a score outside [0, 1], or a pixel is larger than a patch.
     """
     slide_size, patch_l0, stride_l0 = (
         _read_pair(scores, name) for name in ("level_dim", "patch_l0", "stride_l0")
@@ -65,7 +65,7 @@ def _read_pair(scores: Scores, name: str) -> tuple[int, int]:
 
 
 def _find_mpp(scores: Scores) -> tuple[float, float] | None:
-    """µm per level-0 px, from the exact scale of the tiling; None where it is not recorded."""
+    """µm per level-0 px, from the exact scale of the tiling; None if it is not recorded."""
     try:
         tiling: Any = scores.attributes["settings"]["tiling"]
         x, y = (float(tiling["target_mpp"]) / float(side) for side in tiling["scale"])

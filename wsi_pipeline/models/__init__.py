@@ -37,14 +37,14 @@ def build_model(
     name : str
         In `MODELS`.
     preprocess : mapping, optional
-        Fields of `PreprocessConfig`: what is done to images before the network.
+        Fields of `PreprocessConfig`, applied to images before the network.
     **options
-        Of that model.
+        Options of that model.
 
     Raises
     ------
     ModelError
-        If there is no such model, or it has no such option, or not with such a value.
+        If the model or an option is unknown, or the value of an option is invalid.
     """
     if name not in MODELS:
         raise ModelError(f"no model is called {name!r}; known: {', '.join(sorted(MODELS))}")

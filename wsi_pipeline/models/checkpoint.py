@@ -1,8 +1,8 @@
-"""A trained model in one file: weights, and all that is needed to use them rightly.
+"""A trained model in one file: weights, and everything needed to use them.
 
-The file is safetensors; loading it runs no code. Its header holds one JSON text: how to rebuild
-the model, what patches it wants, how it was trained, and on whom, so that a later stage can
-refuse to test a model on its own training patients.
+The file is safetensors; loading it runs no code. Its header contains one JSON text: how to rebuild
+the model, the patches it expects, and the settings, slides and patients it was trained with, so
+that later stages can refuse to test a model on its training patients.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from tiling.contracts import StrPath
+from tiling.contracts import CLASS_NAMES, PatchKind, StrPath
 from tiling.files import check_file, digest_file, parse_json, read_bytes, write_aside
 from wsi_pipeline.contracts import PROVENANCE
 from wsi_pipeline.errors import CheckpointError, ModelError
@@ -33,15 +33,15 @@ _HEADER_DIGEST = "header_sha256"  # of everything else in the header's JSON
 
 @dataclass(frozen=True)
 class CheckpointMeta:
-    """What stands beside the weights."""
+    """Metadata of a checkpoint."""
 
     model: str  # name in the registry of models
     options: dict[str, Any]  # how to rebuild it
     patch_px: int  # side of the patches it was trained on
     target_mpp: float  # µm per px of those patches
-    class_names: tuple[str, ...] = ("normal", "tumour")  # by label
+    class_names: tuple[str, str] = CLASS_NAMES  # by label
     # (height, width, channels) of the single images it was trained on; None: patches of slides
-    image_shape: tuple[int, ...] | None = None
+    image_shape: tuple[int, int, int] | None = None
     training: dict[str, Any] = field(default_factory=dict)  # the training settings
     fingerprint: str = ""  # of settings and inputs
     versions: dict[str, str] = field(default_factory=dict)  # of the software it was made with
@@ -52,13 +52,21 @@ class CheckpointMeta:
     epoch: int = 0  # the epoch the weights are from, 1-based
     metrics: dict[str, float] = field(default_factory=dict)  # of that epoch, on val
 
+    @property
+    def kind(self) -> PatchKind:
+        """What it was trained on, and scores."""
+        single = self.image_shape is not None
+        side = self.patch_px
+        shape = self.image_shape or (side, side, 3)
+        return PatchKind(shape, self.target_mpp, self.class_names, single)
+
     def provenance(self) -> dict[str, list[str]]:
-        """Name whom the model has seen, by `PROVENANCE`."""
+        """Slides and patients the model was trained on, by `PROVENANCE`."""
         return {name: list(getattr(self, name)) for name in PROVENANCE}
 
 
 def save_checkpoint(path: Path, model: PatchClassifier, meta: CheckpointMeta) -> None:
-    """Write a checkpoint, whole or not at all; the same content gives the same bytes."""
+    """Write a checkpoint atomically; the same content gives the same bytes."""
     write_tensors(path, model.state_dict(), _describe(meta))
 
 
@@ -84,12 +92,12 @@ def load_checkpoint(path: StrPath) -> tuple[PatchClassifier, CheckpointMeta]:
     model : PatchClassifier
         On the CPU, in evaluation mode; from (B, 3, P, P) float32 in [0, 1] to (B,) logits.
     meta : CheckpointMeta
-        Patch size, resolution, and how and on whom it was trained.
+        Patch size, resolution, training settings, and the slides and patients of the training.
 
     Raises
     ------
     CheckpointError
-        If the file is missing, damaged, not a checkpoint, or of a model unknown here.
+        If the file is missing, damaged, not a checkpoint, or of an unknown model.
     """
     path = Path(path)
     meta = read_meta(path)
@@ -106,7 +114,7 @@ def load_checkpoint(path: StrPath) -> tuple[PatchClassifier, CheckpointMeta]:
 
 
 def read_meta(path: Path) -> CheckpointMeta:
-    """Read what stands beside the weights, without the weights.
+    """Read the metadata of a checkpoint, without the weights.
 
     Raises
     ------
@@ -144,6 +152,8 @@ def _check_types(meta: CheckpointMeta) -> None:
         and isinstance(meta.versions, dict)
         and all(type(size) is int and size > 0 for size in (*sizes, meta.patch_px))
         and all(isinstance(name, str) for name in names)
+        and len(meta.class_names) == 2
+        and len(meta.kind.shape) == 3
     )
     if not is_right:
         raise TypeError("a value is not of the kind that train writes")
@@ -164,10 +174,10 @@ def digest(path: Path) -> str:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
-    """Write named tensors and a JSON header as one safetensors file, whole or not at all."""
+    """Write named tensors and a JSON header as one safetensors file atomically."""
     data = _encode_tensors(tensors, header)
     with write_aside(path) as scratch:
-        scratch.write_bytes(data)  # save_file would make a file that only its owner can read
+        scratch.write_bytes(data)  # save_file would write a file that only its owner can read
 
 
 def _encode_tensors(tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> bytes:
@@ -183,7 +193,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     Raises
     ------
     CheckpointError
-        If the file is missing, damaged, or not from here.
+        If the file is missing, damaged, or not written by this program.
     """
     header = read_header(path)
     try:
@@ -203,7 +213,7 @@ def read_header(path: Path) -> dict[str, Any]:
     Raises
     ------
     CheckpointError
-        If the file is missing, damaged, or not from here.
+        If the file is missing, damaged, or not written by this program.
     """
     try:
         check_file(path)

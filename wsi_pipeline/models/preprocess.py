@@ -1,7 +1,7 @@
-"""What is done to every image before a model sees it, in training and prediction alike.
+"""Preprocessing of every image before a model, in training and in prediction.
 
-Batched, on the device of the images, without randomness: a model carries its preprocessing in its
-options, and so in its checkpoint.
+Batched, on the device of the images, and deterministic. The preprocessing is part of a model's
+options and is stored in its checkpoint.
 
 References
 ----------
@@ -19,7 +19,7 @@ from wsi_pipeline.errors import ModelError
 
 
 class Preprocess:
-    """Crop, gamma, colour constancy and min-max, in this order, each where it is asked for."""
+    """Crop, gamma, colour constancy and min-max, in this order, as far as they are enabled."""
 
     def __init__(self, config: PreprocessConfig) -> None:
         if config.gamma is not None and not config.gamma > 0:

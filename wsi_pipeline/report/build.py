@@ -6,11 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from tiling.files import write_text
 from tiling.wording import format_number, pluralize
 from wsi_pipeline.config.settings import Context
-from wsi_pipeline.contracts import SPLITS
+from wsi_pipeline.contracts import SPLITS, Rule
 from wsi_pipeline.errors import ReportError
+from wsi_pipeline.evaluation.metrics import titles_of
 from wsi_pipeline.layout import RunFolder
 from wsi_pipeline.report import curves
 from wsi_pipeline.report.figures import write_figures
@@ -139,9 +142,9 @@ def render_report(run: RunFiles, *, context: Sequence[Context] = ()) -> str:
         "headlines": {model.name: read_headlines(model) for model in evaluated},
         "thresholds": {model.name: _read_thresholds(model) for model in evaluated},
         "confusions": {model.name: _read_confusion(model) for model in evaluated},
-        "patch_figures": compare_figures(evaluated, "patch", PATCH_FIGURES),
-        "slide_figures": compare_figures(evaluated, "slide", SLIDE_FIGURES),
-        "patient_figures": compare_figures(evaluated, "patient", PATIENT_FIGURES),
+        "patch_figures": compare_figures(evaluated, "patch", titles_of("patch")),
+        "slide_figures": compare_figures(evaluated, "slide", titles_of("slide")),
+        "patient_figures": compare_figures(evaluated, "patient", titles_of("patient")),
         "context": context,
         "kind_figures": compare_kinds(evaluated) if "camelyon16" in context else [],
         "calibration_figures": compare_figures(evaluated, "calibration", CALIBRATION_FIGURES),
@@ -173,30 +176,8 @@ def render_report(run: RunFiles, *, context: Sequence[Context] = ()) -> str:
 
 # --- what the sections show ------------------------------------------------------------------
 
-HEADLINES = (
-    "ROC AUC of patches",
-    "ROC AUC of slides",
-    "FROC score, CAMELYON16",
-    "FROC score, patches",
-)
-PATCH_FIGURES = {
-    "roc_auc": "ROC AUC",
-    "average_precision": "average precision",
-    "accuracy": "accuracy",
-    "precision": "precision",
-    "recall": "recall (sensitivity)",
-    "f1": "F1",
-}
-SLIDE_FIGURES = {
-    "roc_auc": "ROC AUC",
-    "average_precision": "average precision",
-    "accuracy": "accuracy",
-    "sensitivity": "sensitivity",
-    "specificity": "specificity",
-}
-
-
-PATIENT_FIGURES = SLIDE_FIGURES
+FROC_TITLES = {"camelyon16": "FROC score, CAMELYON16", "patch": "FROC score, patches"}
+HEADLINES = ("ROC AUC of patches", "ROC AUC of slides", *FROC_TITLES.values())
 CALIBRATION_FIGURES = {
     "ece": "expected calibration error",
     "ece_calibrated": "the same, with temperature",
@@ -283,8 +264,8 @@ def compare_kinds(models: Sequence[ModelFiles]) -> list[tuple[str, list[Figure]]
     lines = []
     for kind, name in METASTASIS_KINDS.items():
         if any(_section(model, f"metastasis.{kind}").get("n") for model in models):
-            names = {"roc_auc": f"{name}: ROC AUC", "sensitivity": f"{name}: sensitivity"}
-            lines += compare_figures(models, f"metastasis.{kind}", names)
+            titles = {key: f"{name}: {title}" for key, title in titles_of("metastasis").items()}
+            lines += compare_figures(models, f"metastasis.{kind}", titles)
     return lines
 
 
@@ -334,7 +315,8 @@ def _count_found(model: ModelFiles, definition: str) -> str:
     threshold = _read_thresholds(model)["patch"]
     if threshold is None:
         return of_all
-    found = sum(float(lesion.get("best_score") or "nan") >= threshold for lesion in lesions)
+    best = np.array([lesion.get("best_score") or "nan" for lesion in lesions], np.float64)
+    found = int(np.count_nonzero(Rule(threshold).decide(best)))
     return f"{found} of {of_all} found at the patch threshold, {format_number(threshold, 2)}"
 
 
@@ -363,7 +345,7 @@ def _other_row(slide: CohortSlide | None, scored: Row | None, threshold: float |
     if scored is not None and scored.get("score"):
         row["score"] = scored["score"]
         if threshold is not None:
-            row["predicted"] = str(int(float(scored["score"]) >= threshold))
+            row["predicted"] = str(int(Rule(threshold).decide(float(scored["score"]))))
     return row
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi_pipeline.evaluation.froc import AtRate, read_sensitivity
-from wsi_pipeline.evaluation.patch import ranking_curves
+from wsi_pipeline.evaluation.ranking import ranking_curves
 from wsi_pipeline.report.charts import (
     Axis,
     Chart,

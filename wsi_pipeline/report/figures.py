@@ -5,7 +5,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from wsi_pipeline.evaluation.patch import Confusion
+from wsi_pipeline.evaluation.metrics import Confusion
 from wsi_pipeline.evaluation.plots import draw_confusion, save_figure
 from wsi_pipeline.evaluation.tables import Cell, write_rows
 from wsi_pipeline.report import curves
@@ -114,7 +114,7 @@ def _literal(name: str) -> str:
     return f" {text}" if text.startswith("_") else text
 
 
-def _write_confusion(stem: Path, confusion: Confusion, threshold: float) -> list[Path]:
+def _write_confusion(stem: Path, confusion: Confusion[int], threshold: float) -> list[Path]:
     paths = [stem.with_suffix(f".{kind}") for kind in ("svg", "png", "csv")]
     for path in paths[:2]:
         draw_confusion(path, confusion, threshold=threshold)

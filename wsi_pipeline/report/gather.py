@@ -135,28 +135,10 @@ def gather_run(folder: Path, *, models: Sequence[str] = ()) -> RunFiles:
         cohort=[_read_cohort_slide(run, entry) for entry in entries],
         failures=read_rows(run.failures),
         settings=without_folders(read_json(run.path / "run.json") or {}),
-        models=[_read_model(run, name, entries) for name in models or names],
+        models=[read_model(run, name, entries) for name in models or names],
         label_audit=run.label_audit,
         audited=read_rows(run.label_audit / "slides.csv"),
     )
-
-
-def read_evaluated_models(folder: Path) -> list[ModelFiles]:
-    """Read the models of a run folder that have figures.
-
-    Raises
-    ------
-    ReportError
-        If there is none, or a file is broken.
-    StageError
-        If this is no run folder.
-    """
-    run = RunFolder(folder)
-    read_run_manifest(run)
-    names = [n for n in _known_models(run) if (run.evaluation(n) / "metrics.json").is_file()]
-    if not names:
-        raise ReportError(f"{folder}: no model is evaluated; run: wsi-pipeline evaluate {folder}")
-    return [_read_model(run, name, ()) for name in names]
 
 
 def _known_models(run: RunFolder) -> list[str]:
@@ -191,7 +173,14 @@ def _read_cohort_slide(run: RunFolder, entry: SlideEntry) -> CohortSlide:
         return untiled  # unfinished or damaged: the tile stage names it and builds it again
 
 
-def _read_model(run: RunFolder, name: str, entries: Sequence[SlideEntry]) -> ModelFiles:
+def read_model(run: RunFolder, name: str, entries: Sequence[SlideEntry]) -> ModelFiles:
+    """Read what a run holds of one model; overlays of the slides in `entries`.
+
+    Raises
+    ------
+    ReportError
+        If a file is broken.
+    """
     evaluation, checkpoint = run.evaluation(name), run.checkpoint(name)
     metrics = read_json(evaluation / "metrics.json")
     overlays = {entry.slide_id: run.overlay(name, entry.slide_id) for entry in entries}

@@ -1,8 +1,7 @@
-"""One way to run work: a stage is a function of one slide, mapped over slides.
+"""Mapping of work over slides: in this process, on Dask, on Slurm, or as one shard of a job array.
 
-In this process, on a Dask ``LocalCluster``, on any Dask scheduler, on Slurm through
-dask-jobqueue, or as one shard of a job array. Which slides a shard holds follows from the data
-set alone, so shards need not talk to each other.
+Dask can be a ``LocalCluster``, any scheduler, or Slurm through dask-jobqueue. The slides of a shard
+follow from the data set alone, so shards need no communication.
 """
 
 import heapq
@@ -42,7 +41,7 @@ class Shard:
 
 @dataclass(frozen=True)
 class ArrayVariables:
-    """Where a scheduler writes a task's place in a job array; None where it does not."""
+    """Environment variables with a task's place in a job array; None if the scheduler sets none."""
 
     scheduler: str
     index: str
@@ -50,8 +49,8 @@ class ArrayVariables:
     last: str | None
     step: str | None
     count: str | None
-    outside: str  # what `index` holds outside arrays, where it is set at all
-    lowest: int  # index that an array may begin with
+    outside: str  # value of `index` outside arrays, if it is set
+    lowest: int  # smallest index of an array
 
 
 # sbatch(1), "OUTPUT ENVIRONMENT VARIABLES"; qsub(1) of Grid Engine; bsub(1) of LSF; qsub(1B).
@@ -112,7 +111,7 @@ def parse_shard(text: str, environ: Mapping[str, str] = os.environ) -> Shard:
     Raises
     ------
     ConfigError
-        If it is none of these, or the place in the array cannot be known for certain.
+        If it is none of these, or the place in the array is ambiguous.
 
     Examples
     --------
@@ -133,7 +132,7 @@ def parse_shard(text: str, environ: Mapping[str, str] = os.environ) -> Shard:
     if found := re.fullmatch(r"auto/(\d{1,9})-(\d{1,9})(?::(\d{1,9}))?", text, re.ASCII):
         whole = _Range(int(found[1]), int(found[2]), int(found[3] or 1))
         return _Place.of(environ).shard_in(whole)
-    raise ConfigError(f"--shard '{text}' is none of {_FORMS}")
+    raise ConfigError(f"--shard must be {_FORMS}, got '{text}'")
 
 
 @dataclass(frozen=True)
@@ -147,7 +146,7 @@ class _Range:
     def __post_init__(self) -> None:
         if self.step < 1 or self.last < self.first:
             raise ConfigError(
-                f"--shard: {self} is no range of a job array; expected FIRST-LAST or "
+                f"--shard: {self} is not the range of a job array; expected FIRST-LAST or "
                 "FIRST-LAST:STEP, e.g. auto/0-15"
             )
 
@@ -160,7 +159,7 @@ class _Range:
 
 @dataclass(frozen=True)
 class _Place:
-    """What a scheduler's variables say of one task; None where they say nothing."""
+    """Place of one task, from a scheduler's variables; None for variables that are not set."""
 
     scheduler: ArrayVariables
     index: int
@@ -188,13 +187,13 @@ class _Place:
         name, whole = self.scheduler.scheduler, self._range()
         if whole is None or (self.scheduler.count and self.count is None):
             raise self._unknown(
-                f"{name} does not give the array's range (auto/N states only how many tasks it has)"
+                f"{name} does not set the array's range (auto/N is only its number of tasks)"
             )
         self._refuse_gaps(whole)
         if self.scheduler.first is None:
             log.warning(
-                "--shard auto: %s does not give an array's first index; taken as %s, without gaps "
-                "(otherwise give --shard auto/FIRST-LAST:STEP)",
+                "--shard auto: %s does not set an array's first index; assuming %s, without gaps "
+                "(otherwise use --shard auto/FIRST-LAST:STEP)",
                 name,
                 whole,
             )
@@ -208,25 +207,25 @@ class _Place:
             return self._shard_of_consecutive(n)
         whole = self._range(n)
         if whole is None:
-            raise self._unknown(f"{self.scheduler.scheduler} does not give the array's range")
+            raise self._unknown(f"{self.scheduler.scheduler} does not set the array's range")
         n_tasks = len(whole) if self.count is None else self.count
-        if n_tasks != n:  # perhaps some tasks of an earlier array, of which nothing is known
+        if n_tasks != n:  # perhaps some tasks of an earlier, unknown array
             tasks = "1 task" if n_tasks == 1 else f"{n_tasks} tasks"
             raise self._unknown(f"the array ({whole}) has {tasks}, not {n}")
         self._refuse_gaps(whole)
         return self.shard_in(whole)
 
     def _shard_of_consecutive(self, n: int) -> Shard:
-        """Place the task where nothing is known but that indices follow each other.
+        """Place the task, assuming consecutive indices.
 
-        An array from 0 or 1 has no index beyond `n`; where there is one, it has a step or another
-        first index. With two tasks, 0 and 2 cannot be distinguished from 1 and 2.
+        An array from 0 or 1 has no index beyond `n`; an array with one has a step or another first
+        index. With two tasks, 0 and 2 cannot be distinguished from 1 and 2.
         """
         if self.index > n or self.index == n == 2:
-            raise self._unknown(f"it need not be one of {n} consecutive indices from 0 or 1")
+            raise self._unknown(f"it may not be one of {n} consecutive indices from 0 or 1")
         log.warning(
-            "--shard auto/%d: %s gives neither the first index nor the step; taken as %d "
-            "consecutive indices (otherwise give --shard auto/FIRST-LAST:STEP)",
+            "--shard auto/%d: %s sets neither the first index nor the step; assuming %d "
+            "consecutive indices (otherwise use --shard auto/FIRST-LAST:STEP)",
             n, self.scheduler.scheduler, n,
         )  # fmt: skip
         return Shard(self.index % n, n)
@@ -239,10 +238,9 @@ class _Place:
         return Shard(place, len(whole))
 
     def _range(self, n: int | None = None) -> _Range | None:
-        """Put the array's range together; None where the variables do not give it.
+        """Compute the array's range; None if the variables do not determine it.
 
-        Where the first index is not among them, that of an array of `n` tasks follows from its
-        last one.
+        If the first index is not among them, that of an array of `n` tasks follows from the last.
         """
         first, last, step = self.first, self.last, 1 if self.step is None else self.step
         if self.scheduler.first is None and last is not None:
@@ -280,7 +278,7 @@ def select_shard(weights: Mapping[str, int], shard: Shard | None) -> set[str]:
     """Choose the keys of one shard: disjoint, covering, balanced by weight.
 
     The heaviest key goes to the lightest shard so far (longest processing time first), ties by
-    key and shard number, so every task of an array finds the same shards by itself.
+    key and shard number, so that every task of an array computes the same shards.
 
     Examples
     --------
@@ -292,7 +290,7 @@ def select_shard(weights: Mapping[str, int], shard: Shard | None) -> set[str]:
     loads = [(0, 0, number) for number in range(shard.count)]
     chosen: set[str] = set()
     for key in sorted(weights, key=lambda key: (-weights[key], key)):
-        # The count breaks ties of weightless keys, which else would all go to shard 0.
+        # The count breaks ties of keys of weight 0, which would all go to shard 0 otherwise.
         load, n, number = heapq.heappop(loads)
         heapq.heappush(loads, (load + weights[key], n + 1, number))
         if number == shard.index:
@@ -315,16 +313,16 @@ def map_tasks(
     work : callable
         Importable by name; must catch its own errors.
     workers : int
-        Processes on this machine, where `dask` does not say otherwise; not more than tasks.
+        Processes on this machine, or of the cluster that `dask` starts; at most one per task.
     dask : str, optional
         ``local``, ``slurm``, or a scheduler's address (``tcp://...``).
     cluster_options : mapping, optional
-        What dask-jobqueue's ``SLURMCluster`` is given: cores, memory, walltime, ...
+        Arguments of dask-jobqueue's ``SLURMCluster``: cores, memory, walltime, ...
 
     Yields
     ------
     number, result
-        A `StageError` in place of a result if a worker was lost, for example for want of memory.
+        A `StageError` in place of a result if a worker was lost, for example out of memory.
     """
     if not tasks:
         return
@@ -338,9 +336,9 @@ def map_tasks(
 
 
 def worker_number() -> int | None:
-    """Tell which worker of this machine's own cluster this process is; None: of none.
+    """Number of this process among the workers of a local cluster; None if it is not one.
 
-    Workers of a batch system are not numbered: each job sees the GPUs it was given.
+    Workers of a batch system are not numbered: each job sees the GPUs assigned to it.
     """
     from distributed import get_worker
 
@@ -356,8 +354,8 @@ def _map_on_client(
 ) -> Iterator[tuple[int, Result | StageError]]:
     from distributed import as_completed
 
-    # A task that ends with an error is tried once more; one whose worker dies, three times more
-    # (Dask's distributed.scheduler.allowed-failures). Then its slide has failed.
+    # A task that ends with an error is retried once; one whose worker dies, three times (Dask's
+    # distributed.scheduler.allowed-failures). Then its slide has failed.
     futures = client.map(work, tasks, pure=False, retries=1)
     number_by_key = {future.key: number for number, future in enumerate(futures)}
     for future in as_completed(futures):
@@ -384,7 +382,7 @@ def _dask_client(dask: str, workers: int, options: dict[str, Any]) -> Iterator[A
 
 @contextmanager
 def _environment_kept() -> Iterator[None]:
-    """Undo what Dask's nannies leave in this process's environment.
+    """Undo changes of this process's environment by Dask's nannies.
 
     They set OMP_NUM_THREADS=1 for their workers, and every library imported here afterwards would
     compute on one thread.
@@ -425,7 +423,7 @@ def _open_client(dask: str, workers: int, options: dict[str, Any]) -> Iterator[A
 
 
 def _kill_workers(cluster: Any) -> None:
-    """End the workers on this machine at once: closing a cluster waits for what they are doing."""
+    """Kill the workers on this machine: closing a cluster waits for running tasks."""
     for nanny in getattr(cluster, "workers", {}).values():
         nanny.auto_restart = False
     for process in multiprocessing.active_children():
@@ -439,15 +437,15 @@ def _connect(address: str) -> Any:
         return Client(address, timeout=10)
     except (OSError, ValueError, TimeoutError) as error:
         raise StageError(
-            f"--dask {address}: no Dask scheduler answers there ({error}); "
-            "give tcp://HOST:PORT, local or slurm"
+            f"--dask {address}: cannot connect to a Dask scheduler ({error}); "
+            "use tcp://HOST:PORT, local or slurm"
         ) from error
 
 
 def _slurm_cluster(workers: int, options: dict[str, Any]) -> Any:
     from dask_jobqueue.slurm import SLURMCluster
 
-    # Workers on other nodes must reach the scheduler; nobody else need see its dashboard.
+    # Workers on other nodes must reach the scheduler; the dashboard stays local.
     options.setdefault("scheduler_options", {"dashboard_address": "127.0.0.1:0"})
     try:
         cluster = SLURMCluster(**options)

@@ -1,11 +1,10 @@
-"""A command ends soon after Ctrl-C or a scheduler's SIGTERM, whatever it is doing.
+"""Handling of Ctrl-C and SIGTERM: a command ends within a few seconds.
 
-The signal raises `KeyboardInterrupt` in the main thread, which lets scratch files be removed on the
-way out. That takes too long where the main thread is inside a long call of a library, or waits for
-a read that does not return (a network drive that hangs): schedulers send SIGKILL after some
-seconds. So a thread watches, and after a few seconds ends the process and those it has started.
-Nothing is lost by that: what is unfinished never looks finished, and scratch files of processes
-that are gone are removed by the next command.
+The signal raises `KeyboardInterrupt` in the main thread, so that scratch files are removed. That
+can take too long if the main thread is inside a long call of a library, or waits for a read that
+does not return (a hanging network drive): schedulers send SIGKILL after some seconds. So a watcher
+thread ends the process and its children after a few seconds. Nothing is lost: unfinished outputs
+are never marked as finished, and scratch files of dead processes are removed by the next command.
 """
 
 import multiprocessing
@@ -20,22 +19,22 @@ from types import FrameType
 from typing import NoReturn
 
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
-GRACE_S = 3.5  # to end in good order
+GRACE_S = 3.5  # to clean up
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def watch_signals(*, grace_s: float = GRACE_S) -> Callable[[], None]:
-    """Treat SIGTERM like Ctrl-C, and end the process if it has not ended some seconds after either.
+    """Treat SIGTERM like Ctrl-C, and end the process if it is still running some seconds later.
 
     Parameters
     ----------
     grace_s : float
-        Seconds to end in good order.
+        Seconds to clean up.
 
     Returns
     -------
     undo : function
-        Restores what was before; the process is not ended any more.
+        Restores the earlier handlers and stops watching.
     """
     if threading.current_thread() is not threading.main_thread():
         return lambda: None  # only the main thread may handle signals
@@ -59,7 +58,7 @@ def _interrupt(signum: int, frame: FrameType | None) -> NoReturn:
 
 
 def _watch(reader: int, grace_s: float) -> None:
-    """Wait for a signal and then for the end, of the watching (the pipe's end) or of patience."""
+    """Wait for a signal, then end the process after `grace_s` unless the pipe is closed."""
     deadline: float | None = None
     while True:
         left = None if deadline is None else max(0.0, deadline - time.monotonic())
@@ -74,7 +73,7 @@ def _watch(reader: int, grace_s: float) -> None:
 
 
 def end_now() -> NoReturn:
-    """End an interrupted process at once: tidying up their memory takes libraries seconds."""
+    """End an interrupted process at once: freeing memory takes libraries seconds."""
     for child in multiprocessing.active_children():
         child.kill()
     sys.stdout.flush()

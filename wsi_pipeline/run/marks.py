@@ -1,12 +1,12 @@
 """Marks: small JSON files that record which files a unit of work made, and their checksums.
 
-A mark holds the fingerprint of the settings and inputs, the size of each file, and its SHA-256. Of
-a patch store, the SHA-256 covers every file but the shards of pixels, which hold a checksum behind
-each patch, verified when it is read. So a look at a finished run reads everything but the pixels.
-Marks of earlier versions have no checksums: there, only sizes are compared.
+A mark holds the fingerprint of the settings and inputs, and the size and SHA-256 of each file. For
+a patch store, the SHA-256 covers every file except the shards of pixels, which store a checksum per
+patch, verified when it is read. Checking a finished run therefore reads everything but the pixels.
+Marks of earlier versions have no checksums; only sizes are compared for them.
 
-A mark that is damaged counts as absent: its unit is done again. A later stage that reads a damaged
-file adds to the mark of the stage that made it, which then rebuilds the file.
+A damaged mark is treated as missing, and its unit is rebuilt. A later stage that reads a damaged
+file adds a note to the mark of the stage that made it, which then rebuilds the file.
 """
 
 import logging
@@ -25,12 +25,12 @@ Value = TypeVar("Value", int, str)
 
 @dataclass(frozen=True)
 class Mark:
-    """What a finished unit made."""
+    """Files of a finished unit."""
 
     fingerprint: str  # of settings and inputs
-    files: dict[str, int]  # path relative to the run folder -> bytes; of a folder, of all its files
-    sha256: dict[str, str]  # by the same paths; empty: made by an earlier version
-    damaged: tuple[str, ...] = ()  # what a later stage found, one sentence each
+    files: dict[str, int]  # path relative to the run folder -> bytes (folders: of all their files)
+    sha256: dict[str, str]  # by the same paths; empty: written by an earlier version
+    damaged: tuple[str, ...] = ()  # damage found by later stages, one sentence each
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Problem:
 
 
 def read_mark(path: Path) -> Mark | None:
-    """Read a mark; None where there is none, or, with a line in the log, a damaged one."""
+    """Read a mark; None if it is missing, or damaged (with a warning)."""
     try:
         return _parse(read_json_object(path))
     except FileNotFoundError:
@@ -78,12 +78,12 @@ def _mapping(found: dict[str, Any], key: str, kind: type[Value]) -> dict[str, Va
         raise ValueError(f"its {key} are not listed by path")
     for name, item in value.items():
         if type(item) is not kind or "\0" in name:
-            raise ValueError(f"{item!r} under {key} is no {kind.__name__}")
+            raise ValueError(f"{item!r} under {key} is not of type {kind.__name__}")
     return value
 
 
 def read_names(path: Path) -> list[str]:
-    """Read which files a mark, or a list of earlier files, names; none where it is damaged."""
+    """Read the file names of a mark or of a list of earlier files; empty if it is damaged."""
     try:
         files = read_json_object(path).get("files", [])
     except FileNotFoundError:
@@ -96,13 +96,13 @@ def read_names(path: Path) -> list[str]:
 
 
 def _show(path: Path) -> str:
-    """Name a file under ``.state/`` from the run folder on."""
+    """Path of a file under ``.state/``, beginning with the run folder."""
     parts = path.parts
     return str(Path(*parts[parts.index(".state") - 1 :])) if ".state" in parts[1:] else str(path)
 
 
 def write_mark(path: Path, mark: Mark) -> None:
-    """Write a mark, whole or not at all."""
+    """Write a mark atomically."""
     value: dict[str, Any] = {
         "fingerprint": mark.fingerprint,
         "files": mark.files,
@@ -112,13 +112,13 @@ def write_mark(path: Path, mark: Mark) -> None:
 
 
 def make_mark(root: Path, fingerprint: str, files: Iterable[Path]) -> tuple[Mark, list[str]]:
-    """Describe files that have just been made.
+    """Describe files that have just been written.
 
     Returns
     -------
     mark : Mark
     absent : list of str
-        Files that are not there.
+        Missing files.
     """
     # An export may be outside the run folder.
     paths = {Path(os.path.relpath(path, root)).as_posix(): path for path in files}
@@ -130,7 +130,7 @@ def make_mark(root: Path, fingerprint: str, files: Iterable[Path]) -> tuple[Mark
 
 
 def add_damage(path: Path, sentence: str) -> None:
-    """Record in a mark what a later stage found; nothing where that cannot be written."""
+    """Record in a mark the damage found by a later stage, if it can be written."""
     mark = read_mark(path)
     if mark is None or sentence in mark.damaged:
         return
@@ -143,7 +143,7 @@ def add_damage(path: Path, sentence: str) -> None:
 def find_problems(
     root: Path, mark_path: Path, mark: Mark, names: Sequence[str] | None = None
 ) -> list[Problem]:
-    """Compare the files of a mark with what is there: all of them, or some by their `names`."""
+    """Compare the files on disk with a mark: all of them, or those in `names`."""
     first = next(iter(mark.files), mark_path.name)
     problems = [Problem(first, sentence) for sentence in mark.damaged]
     for name in mark.files if names is None else [name for name in names if name in mark.files]:
@@ -170,7 +170,7 @@ def _find_problem(path: Path, name: str, mark_path: Path, mark: Mark) -> Problem
 
 
 def marked_file(root: Path, name: str) -> Path:
-    """Path of a file of a mark; by its name, as it was written: the run folder may be a link."""
+    """Path of a file of a mark. Links are not resolved: the run folder may be a link."""
     return Path(os.path.normpath(root / name))
 
 
@@ -181,14 +181,14 @@ def is_inside(name: str) -> bool:
 
 
 def measure(path: Path) -> int | None:
-    """Bytes of a file, or of all files in a folder; None where there is neither."""
+    """Bytes of a file, or of all files in a folder; None if it does not exist."""
     if path.is_dir():
         return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
     return path.stat().st_size if path.is_file() else None
 
 
 def digest_output(path: Path) -> str:
-    """SHA-256 of a file or folder; of a patch store, see `tiling.store.digest_table_files`."""
+    """SHA-256 of a file or folder; for a patch store, see `tiling.store.digest_table_files`."""
     if not path.is_dir():
         return digest_file(path)
     if _has_pixels(path):
@@ -203,10 +203,10 @@ def _has_pixels(path: Path) -> bool:
 
 
 def _find_changed_pixels(path: Path, mark_path: Path) -> str | None:
-    """Verify the shards that were written to after the mark was, as an edit would.
+    """Verify the shards that were written after the mark.
 
-    Where the whole store is newer than its mark, it was copied without its times: reading all of
-    it takes long, and each patch is verified when it is read.
+    If the whole store is newer than its mark, it was copied without its modification times; it is
+    not verified here, since that takes long and each patch is verified when it is read.
     """
     if not path.is_dir() or not _has_pixels(path):
         return None

@@ -1,4 +1,4 @@
-"""Processes that end when the work is no longer wanted."""
+"""Process pools that are killed on an interrupt or error."""
 
 import multiprocessing
 from collections.abc import Iterator, Sequence
@@ -10,9 +10,9 @@ from contextlib import contextmanager
 def open_process_pool(
     workers: int, *, preload: Sequence[str] = ()
 ) -> Iterator[ProcessPoolExecutor]:
-    """Start processes that are killed on the way out of an interrupt or an error.
+    """Start processes that are killed on an interrupt or error.
 
-    A pool's own end waits for the work that is under way, which may take minutes.
+    Closing a pool waits for running work, which may take minutes.
 
     Parameters
     ----------
@@ -21,7 +21,7 @@ def open_process_pool(
     preload : names of modules
         Imported once, for all processes.
     """
-    # Not forked from here: a thread of this process may hold a lock at that moment.
+    # Not fork: a thread of this process may hold a lock at that moment.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(preload))
     before = set(multiprocessing.active_children())

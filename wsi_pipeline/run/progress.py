@@ -34,7 +34,7 @@ class _SpeedColumn(ProgressColumn):
 
 
 class StageProgress:
-    """Says what a stage is doing: how many slides, where inside the slide, how fast, time left."""
+    """Shows the progress of a stage: slides done, position inside a slide, speed and time left."""
 
     def __init__(self, stage: str, n_units: int, *, quiet: bool = False) -> None:
         self._stage = stage
@@ -44,7 +44,7 @@ class StageProgress:
         self._name = ""
         self._first_begun: float | None = None
         self._begun: set[str] = set()
-        self._n_worked = 0  # ended after they were begun; what was kept took no time
+        self._n_worked = 0  # processed units, without those that were kept
         self._last_line = time.monotonic()
         self._started = time.monotonic()
         self._console = Console(file=sys.stderr, highlight=False, soft_wrap=True, emoji=False)
@@ -76,7 +76,7 @@ class StageProgress:
             self._bars.stop()
 
     def begin(self, name: str) -> None:
-        """Say which slide or model is next."""
+        """Show the slide or model that is next."""
         self._name = name
         self._started = self._last_line = time.monotonic()
         self._first_begun = self._first_begun or self._started
@@ -85,12 +85,12 @@ class StageProgress:
             self._bars.reset(self._inner, description=f"  {name}", visible=True, total=None)
 
     def begin_all(self, names: Sequence[str]) -> None:
-        """Say which slides or models several workers will take up from now on."""
+        """Register the slides or models that several workers are going to process."""
         self._first_begun = self._first_begun or time.monotonic()
         self._begun.update(names)
 
     def inside(self, done: int, total: int) -> None:
-        """Say how far the current slide or model is."""
+        """Show the progress of the current slide or model."""
         if self._quiet:
             return
         if self._bars:
@@ -102,7 +102,7 @@ class StageProgress:
             self.line(f"{self._name}: {done} of {total}, {format_rate(rate)}{left}")
 
     def end(self, name: str, line: str, *, failed: bool = False) -> None:
-        """Say how a slide or model ended; a failure is said even where quiet is asked for."""
+        """Show the outcome of a slide or model; failures are shown even if quiet."""
         self._done += 1
         if self._bars:
             self._bars.update(self._outer, completed=self._done)
@@ -110,7 +110,7 @@ class StageProgress:
             self._write(f"[{self._done}/{self._n_units}] {name}: {line}{self._time_left(name)}")
 
     def _time_left(self, name: str) -> str:
-        """What the rest of the stage takes, judged by what was worked on, not by what was kept."""
+        """Estimate the time left from the units that were processed, without those kept."""
         if name not in self._begun or self._first_begun is None:
             return ""
         self._n_worked += 1

@@ -1,4 +1,4 @@
-"""Work off the units of a stage: keep what is finished, record what fails, go on with the rest."""
+"""Process the units of a stage: keep finished ones, record failures, continue with the rest."""
 
 import errno
 import logging
@@ -32,18 +32,18 @@ from wsi_pipeline.versions import versions
 
 log = logging.getLogger(__name__)
 
-READ_ONLY = {errno.EROFS, errno.EACCES, errno.EPERM}  # what writing to such a folder ends with
+READ_ONLY = {errno.EROFS, errno.EACCES, errno.EPERM}  # errors of writing to a read-only folder
 
 
 @dataclass(frozen=True)
 class Options:
-    """How to run stages; never changes what comes out."""
+    """How to run stages; does not affect their results."""
 
     workers: int = 1  # slides at a time
     device: str = "auto"
     shard: Shard | None = None
     dask: str | None = None
-    overwrite: bool = False  # do finished units again
+    overwrite: bool = False  # rebuild finished units
     quiet: bool = False
 
 
@@ -74,14 +74,14 @@ class StageResult:
 def run_stage(
     stage: str, run: RunFolder, tasks: Sequence[Task], config: Config, options: Options
 ) -> StageResult:
-    """Do what is not finished; record what failed.
+    """Process the units that are not finished; record failures.
 
-    Where everything is finished, the run folder may be read-only.
+    If everything is finished, the run folder may be read-only.
 
     Raises
     ------
     StageError
-        If there is nothing the stage could work on, or the run folder cannot be written to.
+        If the stage has no units, or the run folder cannot be written to.
     """
     if not tasks:
         raise StageError(f"{run.path}: nothing to {stage}")
@@ -94,7 +94,7 @@ def run_stage(
             kept, jobs, failed = _sort_out(run, tasks, options, progress)
         with _writing(run, stage, jobs):
             _begin(stage, run, config, options, groups)
-        done, still, lost = _work_off(run, jobs, config, options, progress)
+        done, still, lost = _process_jobs(run, jobs, config, options, progress)
     result = StageResult(stage, tuple(done), tuple(kept + still), tuple(failed + lost))
     with _writing(run, stage, jobs):
         write_failures(run)
@@ -103,13 +103,13 @@ def run_stage(
         else:
             forget_shards(run, stage)
         if result.exit_code == 1 and not options.shard and before is not None:
-            update_text(run.path / "run.json", before)  # nothing came of these settings
+            update_text(run.path / "run.json", before)  # every unit failed with these settings
     return result
 
 
 @contextmanager
 def _writing(run: RunFolder, stage: str, jobs: Sequence[Job]) -> Iterator[None]:
-    """Let a read-only run folder be, where there is nothing to do; else name it in one sentence."""
+    """Ignore a read-only run folder if there is nothing to do; else raise a clear error."""
     try:
         yield
     except OSError as error:
@@ -119,8 +119,8 @@ def _writing(run: RunFolder, stage: str, jobs: Sequence[Job]) -> Iterator[None]:
         if certain:
             names = name_some(certain)
             raise StageError(
-                f"{run.path}: cannot be written to ({error.strerror}), but {stage} has to do "
-                f"{names}; copy the run folder, or make it writable"
+                f"{run.path}: cannot be written to ({error.strerror}), but {stage} has to "
+                f"process {names}; copy the run folder, or make it writable"
             ) from error
         log.debug("%s: nothing recorded, %s", run.path, error)
 
@@ -132,7 +132,7 @@ def _begin(
     options: Options,
     groups: Iterable[tuple[str, str]],
 ) -> None:
-    """Record what is about to be done, under which settings."""
+    """Record the settings of the stage that is about to run."""
     if options.shard:
         _mark_shard(run, stage, config, options.shard, ended=False)
     else:  # other tasks of an array may be at work in this run folder
@@ -152,7 +152,7 @@ def _mark_shard(run: RunFolder, stage: str, config: Config, shard: Shard, *, end
 def _sort_out(
     run: RunFolder, tasks: Sequence[Task], options: Options, progress: StageProgress
 ) -> tuple[list[str], list[Job], list[str]]:
-    """Separate what is finished, what is to be done, and what cannot even be looked at."""
+    """Separate finished units, units to process, and units whose inputs cannot be examined."""
     kept: list[str] = []
     jobs: list[Job] = []
     failed: list[str] = []
@@ -170,7 +170,7 @@ def _sort_out(
                 )
         except Exception as error:  # one bad input must not stop the others
             outcome = fail(run, task.unit, error)
-            if options.overwrite:  # what was there before is not wanted
+            if options.overwrite:  # the earlier output is not wanted
                 with suppress(OSError):
                     clear_mark(run, task.unit)
             progress.end(name, outcome.line, failed=True)
@@ -190,7 +190,7 @@ def _sort_out(
     return kept, jobs, failed
 
 
-def _work_off(
+def _process_jobs(
     run: RunFolder,
     jobs: Sequence[Job],
     config: Config,
@@ -221,7 +221,7 @@ def _perform_here(job: Job, *, progress: StageProgress) -> Outcome:
 
 
 def _write_run_json(stage: str, run: RunFolder, config: Config) -> None:
-    """Keep the settings and versions of each stage next to its results."""
+    """Record the settings and versions of each stage."""
     stages = read_run_json(run)
     stages.pop(stage, None)  # the stage that ran last is the last in the file
     stages[stage] = {"config": as_plain(config), "versions": versions()}
@@ -229,7 +229,7 @@ def _write_run_json(stage: str, run: RunFolder, config: Config) -> None:
 
 
 def read_run_json(run: RunFolder) -> dict[str, Any]:
-    """Read as `read_stages` does; a damaged file counts as absent, with a line in the log."""
+    """Read like `read_stages`; a damaged file is treated as missing, with a warning."""
     try:
         return read_stages(run)
     except StageError as error:
@@ -280,36 +280,37 @@ def _text_to_restore(run: RunFolder) -> str | None:
         return None
 
 
-_PER_COMMAND = ("input", "out", "stages")  # given anew with each command
+_PER_COMMAND = ("input", "out", "stages")  # never recalled
 
 
 def recall_settings(run: RunFolder, stage: str) -> dict[str, Any]:
     """Recall the settings of a run, so that they need not be given to each stage.
 
-    Each section of the config is the one that its own stage last ran with (heatmaps by ``heatmap``,
-    also where ``evaluate`` makes them). If that stage never ran, and for settings of no stage, it
-    is the one that `stage` last ran with, or else the latest of all.
+    Each section of the config is the one of the last run of its own stage (``heatmap`` for
+    heatmaps, also those made by ``evaluate``). If that stage never ran, and for settings of no
+    stage, it is the one of the last run of `stage`, or else the latest of all.
 
     Returns
     -------
     recalled : dict
-        A config as plain values, for `config.reading.read_config`; of paths the names alone.
-        Empty before the first stage.
+        A config as plain values, for `config.reading.read_config`, with paths reduced to file
+        names. Empty before the first stage.
 
     Raises
     ------
     StageError
         If ``run.json`` is damaged.
     """
-    recorded = read_stages(run).items()  # rather an error than the defaults
+    recorded = read_stages(run).items()  # a damaged file raises an error
     if not recorded and (run.path / ".state").is_dir():
         log.warning(
-            "%s is missing: defaults are used; or give --config FILE", run.path / "run.json"
+            "%s is missing; using default settings (--config FILE sets others)",
+            run.path / "run.json",
         )
     owners = {section: stage.name for stage in STAGES for section in stage.sections}
-    # The settings of one export do not apply to the next one, to another tool.
-    given_anew = {stage.name for stage in STAGES if stage.variants}
-    configs = {name: done.get("config", {}) for name, done in recorded if name not in given_anew}
+    # The settings of one export do not apply to the next, for another tool.
+    not_recalled = {stage.name for stage in STAGES if stage.variants}
+    configs = {name: done.get("config", {}) for name, done in recorded if name not in not_recalled}
     if not configs:
         return {}
     latest = configs.get(stage) or list(configs.values())[-1]

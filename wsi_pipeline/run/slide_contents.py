@@ -1,8 +1,8 @@
-"""What a finished patch store was made from, down to each byte of its slide.
+"""Fingerprints of patch stores, which include every byte of their slides.
 
-All bytes of a slide count, so finding out whether a store may be kept takes as long as reading the
-slide, unless the digest of its files is known and they have not changed since. Then a command
-decides at once; else the worker that has the slide decides, which also tiles it if need be.
+Checking whether a store can be kept takes as long as reading the slide, unless the digest of its
+files is known and they have not changed since. In that case the command decides; otherwise the
+worker that is assigned the slide decides, and tiles it if necessary.
 """
 
 import logging
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 
 class TileInputs(TypedDict):
-    """What `tiling.build` needs to know of a slide, besides its file."""
+    """Arguments of `tiling.build` for a slide, in addition to its file."""
 
     slide_id: str
     config: TileConfig
@@ -30,7 +30,7 @@ class TileInputs(TypedDict):
 
 
 def tile_inputs(entry: SlideEntry, config: TileConfig) -> TileInputs:
-    """Give what a slide is tiled with: its row of the manifest, and the settings."""
+    """Return the arguments of tiling from a row of the manifest and the settings."""
     return {
         "slide_id": entry.slide_id,
         "config": config,
@@ -41,12 +41,12 @@ def tile_inputs(entry: SlideEntry, config: TileConfig) -> TileInputs:
 
 
 def find_tile_fingerprint(run: RunFolder, entry: SlideEntry, config: TileConfig) -> str:
-    """Hash what a slide's store would be made from, if that is known without reading the slide.
+    """Hash the inputs of a slide's store, if possible without reading the slide.
 
     Returns
     -------
     fingerprint : str
-        Empty where the slide has to be read, or nothing is finished that it could be compared with.
+        Empty if the slide has to be read, or there is no finished store to compare with.
 
     Raises
     ------
@@ -62,9 +62,9 @@ def find_tile_fingerprint(run: RunFolder, entry: SlideEntry, config: TileConfig)
 
 
 def compute_tile_fingerprint(run: RunFolder, entry: SlideEntry, config: TileConfig) -> str:
-    """Hash what a slide's store would be made from; reads the slide unless its digest is known.
+    """Hash the inputs of a slide's store; reads the slide unless its digest is known.
 
-    A store that an earlier version made is bound to all bytes of its slide from now on.
+    The mark of a store made by an earlier version gets the new fingerprint.
 
     Raises
     ------
@@ -80,7 +80,7 @@ def compute_tile_fingerprint(run: RunFolder, entry: SlideEntry, config: TileConf
 
 
 def old_tile_fingerprint(entry: SlideEntry, config: TileConfig) -> str:
-    """Hash what a store would be made from as earlier versions did, by samples of the slide."""
+    """Hash the inputs of a store as earlier versions did, by samples of the slide."""
     from tiling.listing.samples import fingerprint_file
 
     return _fingerprint(entry, config, fingerprint_file(entry.path))
@@ -95,7 +95,7 @@ def _fingerprint(entry: SlideEntry, config: TileConfig, content: str) -> str:
 def _adopt_old_mark(
     run: RunFolder, entry: SlideEntry, config: TileConfig, fingerprint: str
 ) -> None:
-    """Give an earlier version's mark the fingerprint of all bytes, where the samples agree."""
+    """Give an earlier version's mark the new fingerprint if the samples agree."""
     path = Unit("tile", entry.slide_id).mark(run, "done")
     mark = read_mark(path)
     if mark is None or mark.fingerprint == fingerprint:

@@ -1,9 +1,9 @@
-"""What is finished in a run folder, and what failed.
+"""State of the units in a run folder: finished and failed.
 
-An output is finished when its mark (`run.marks`) agrees with it. A mark is written last,
-under ``.state/``. Before an output is made again, its mark is turned into a list of what was made,
-so that no file of other settings is left next to the new ones. Marks are one per slide, so shards
-of a job array share a run folder without locks.
+An output is finished if it matches its mark (`run.marks`). A mark is written last, under
+``.state/``. Before an output is rebuilt, its mark becomes a list of the files it had, so that no
+file of other settings is left next to the new ones. There is one mark per slide, so the shards of a
+job array share a run folder without locks.
 """
 
 import logging
@@ -40,7 +40,7 @@ FAILURE_COLUMNS = ("slide_id", "stage", "error", "message")
 
 @dataclass(frozen=True)
 class Examined:
-    """What is there of a unit."""
+    """State of a unit's output."""
 
     state: State
     problems: tuple[str, ...] = ()  # sentences without full stop: files that are not as marked
@@ -53,16 +53,16 @@ def examine_unit(
     *,
     earlier_fingerprint: Callable[[], str | None] = lambda: None,
 ) -> Examined:
-    """Find out whether a unit's output is there, whole, and made from what there is now.
+    """Check whether a unit's output exists, is intact, and matches the current inputs.
 
     Parameters
     ----------
     run, unit
     fingerprint : str
-        Of the settings and inputs there are now.
+        Of the current settings and inputs.
     earlier_fingerprint : function
-        Gives the same as an earlier version computed it (None: as now); compared with marks
-        without checksums.
+        Returns the fingerprint as computed by earlier versions (None: the same); compared with
+        marks without checksums.
     """
     path = unit.mark(run, "done")
     mark = read_mark(path)
@@ -80,7 +80,7 @@ def examine_unit(
 
 
 def unit_state(run: RunFolder, unit: Unit, fingerprint: str) -> State:
-    """Give the state of a unit; see `examine_unit`."""
+    """Return the state of a unit; see `examine_unit`."""
     return examine_unit(run, unit, fingerprint).state
 
 
@@ -91,7 +91,7 @@ _seen: ContextVar[dict[tuple[Path, tuple[str, ...] | None], list[Problem]] | Non
 
 @contextmanager
 def check_each_once() -> Iterator[None]:
-    """Within, `check_unit` reads the files of a unit once: several models share what it found."""
+    """Cache the results of `check_unit`, so that several models share them."""
     token = _seen.set({})
     try:
         yield
@@ -100,13 +100,13 @@ def check_each_once() -> Iterator[None]:
 
 
 def check_unit(run: RunFolder, unit: Unit, names: Sequence[str] | None = None) -> list[Problem]:
-    """List what is wrong with a finished unit's files, whatever they were made from.
+    """List the problems of a finished unit's files, without regard to its fingerprint.
 
     Parameters
     ----------
     run, unit
     names : sequence of str
-        Files of the mark to look at; None: all, and what later stages have found.
+        Files of the mark to check; None: all, and the damage found by later stages.
     """
     path = unit.mark(run, "done")
     seen, key = _seen.get(), (path, None if names is None else tuple(names))
@@ -120,7 +120,7 @@ def check_unit(run: RunFolder, unit: Unit, names: Sequence[str] | None = None) -
 
 
 def mark_finished(run: RunFolder, unit: Unit, fingerprint: str, files: Sequence[Path]) -> None:
-    """Mark a unit's files as whole; forget that it ever failed, and what it made before."""
+    """Mark a unit as finished; remove its record of failure and its earlier files."""
     mark, absent = make_mark(run.path, fingerprint, files)
     if absent:
         raise StageError(f"{unit.name}: {unit.stage} ended without writing {', '.join(absent)}")
@@ -131,7 +131,7 @@ def mark_finished(run: RunFolder, unit: Unit, fingerprint: str, files: Sequence[
 
 
 def clear_mark(run: RunFolder, unit: Unit) -> None:
-    """Forget that a unit was finished, before its output is touched; keep which files it made."""
+    """Remove a unit's mark before its output is rebuilt; keep the list of its files."""
     done, earlier = unit.mark(run, "done"), unit.mark(run, "earlier")
     made = {*read_names(done), *read_names(earlier)}
     if made:
@@ -140,12 +140,12 @@ def clear_mark(run: RunFolder, unit: Unit) -> None:
 
 
 def _remove_earlier(run: RunFolder, unit: Unit, names: Sequence[str]) -> None:
-    """Remove what a unit made under other settings and has not made again, next to what it made.
+    """Remove files that a unit wrote under other settings and has not written again.
 
-    Only in the run folder, and nothing that another unit has made since.
+    Only files in the run folder, in the folders of the new files, and of no other unit.
     """
     folders = {PurePosixPath(name).parent for name in names}
-    deep = folders - {PurePosixPath()}  # below the run folder itself is everything
+    deep = folders - {PurePosixPath()}  # everything is below the run folder itself
     left = [
         name
         for name in set(read_names(unit.mark(run, "earlier"))) - set(names)
@@ -171,13 +171,13 @@ def record_damage(run: RunFolder, path: Path, stage: str, message: str) -> None:
 
 
 def record_failure(run: RunFolder, unit: Unit, error: str, message: str) -> None:
-    """Keep why a unit failed."""
+    """Record the failure of a unit."""
     record = {"slide_id": unit.name, "stage": unit.stage, "error": error, "message": message}
     write_json(unit.mark(run, "failed"), record)
 
 
 def iterate_failures(run: RunFolder) -> Iterator[dict[str, str]]:
-    """Yield the recorded failures, ordered by stage and slide; a damaged record is one, too."""
+    """Yield the recorded failures, by stage and slide; a damaged record is a failure, too."""
     state = run.path / ".state"
     for path in sorted(state.rglob("*.failed.json")):
         try:
@@ -185,7 +185,7 @@ def iterate_failures(run: RunFolder) -> Iterator[dict[str, str]]:
             row = {name: found[name] for name in FAILURE_COLUMNS}
             if not all(isinstance(value, str) for value in row.values()):
                 raise ValueError("its values are not text")
-        except FileNotFoundError:  # another process has just done that unit
+        except FileNotFoundError:  # another process has just finished that unit
             continue
         except (OSError, ValueError, KeyError) as error:
             name = path.relative_to(run.path).as_posix()
@@ -197,7 +197,7 @@ def iterate_failures(run: RunFolder) -> Iterator[dict[str, str]]:
 
 
 def forget_failures(run: RunFolder, stages: Sequence[str], *, listed: Sequence[str]) -> None:
-    """Forget the failures of slides that the manifest no longer lists."""
+    """Remove the failures of slides that are no longer in the manifest."""
     for stage in stages:
         for path in (run.path / ".state" / stage).rglob("*.failed.json"):
             if path.name.removesuffix(".failed.json") not in listed:
@@ -205,12 +205,12 @@ def forget_failures(run: RunFolder, stages: Sequence[str], *, listed: Sequence[s
 
 
 def write_failures(run: RunFolder) -> int:
-    """Write ``failures.csv`` from all recorded failures; returns how many there are."""
+    """Write ``failures.csv`` from all recorded failures; return their number."""
     rows = list(iterate_failures(run))
     update_csv(
         run.failures, FAILURE_COLUMNS, ([row[name] for name in FAILURE_COLUMNS] for row in rows)
     )
-    run.logs.mkdir(exist_ok=True)  # where failures.csv sends its readers
+    run.logs.mkdir(exist_ok=True)  # tracebacks of the failures
     return len(rows)
 
 
@@ -221,7 +221,7 @@ def _splits_file(run: RunFolder, stage: str, variant: str, model: str) -> Path:
 def record_splits(
     run: RunFolder, stage: str, variant: str, model: str, splits: Sequence[str] | None
 ) -> None:
-    """Record which splits a stage was asked to work on, for `collect`; None: all."""
+    """Record the splits that a stage was asked to process, for `collect`; None: all."""
     value = {"splits": None if splits is None else list(splits)}
     update_text(_splits_file(run, stage, variant, model), json_text(value))
 
@@ -229,19 +229,19 @@ def record_splits(
 def read_splits(
     run: RunFolder, stage: str, variant: str, model: str, default: Sequence[str] | None
 ) -> Sequence[str] | None:
-    """Read which splits a stage was asked to work on last; None: all."""
+    """Read the splits that a stage was last asked to process; None: all."""
     path = _splits_file(run, stage, variant, model)
     try:
         splits = read_json_object(path)["splits"]
         if splits is not None and not (
             isinstance(splits, list) and all(isinstance(name, str) for name in splits)
         ):
-            raise ValueError("its splits are no list of names")
+            raise ValueError("its splits are not a list of names")
     except FileNotFoundError:
         return default
     except (OSError, ValueError, KeyError) as error:
         name = path.relative_to(run.path).as_posix()
-        log.warning("%s: damaged (%s); the splits of run.json are taken", name, error)
+        log.warning("%s: damaged (%s); using the splits of run.json", name, error)
         return default
     return None if splits is None else list(splits)
 
@@ -253,22 +253,22 @@ def _shards_folder(run: RunFolder, stage: str) -> Path:
 def mark_shard(
     run: RunFolder, stage: str, index: int, count: int, *, settings: str, ended: bool
 ) -> None:
-    """Keep that one task of a job array has begun, or has come to its end, under some settings."""
+    """Record that a task of a job array has begun or ended."""
     path = _shards_folder(run, stage) / f"{index}-of-{count}.json"
     write_json(path, {"index": index, "count": count, "settings": settings, "ended": ended})
 
 
 def forget_shards(run: RunFolder, stage: str) -> None:
-    """Forget earlier job arrays: the whole stage has been run in one piece."""
+    """Remove the records of earlier job arrays, after the whole stage has run in one piece."""
     for path in _shards_folder(run, stage).glob("*-of-*.json"):
         path.unlink(missing_ok=True)
 
 
 def missing_shards(run: RunFolder, stage: str) -> tuple[int, list[int]]:
-    """Give the size of the latest job array of a stage, and which of its tasks never ended.
+    """Return the size of the latest job array of a stage and its tasks that never ended.
 
-    The latest is that of the task that was marked last; tasks of another size or of other
-    settings belong to an earlier one.
+    The latest array is that of the last recorded task; tasks of another size or of other settings
+    belong to an earlier array.
     """
     paths = sorted(
         _shards_folder(run, stage).glob("*-of-*.json"),
@@ -283,13 +283,13 @@ def missing_shards(run: RunFolder, stage: str) -> tuple[int, list[int]]:
 
 
 def _read_shard(path: Path) -> tuple[int, int, str, bool] | None:
-    """Read the mark of a task: index, count, settings, ended; None where it is damaged."""
+    """Read the record of a task: index, count, settings, ended; None if it is damaged."""
     try:
         found = read_json_object(path)
         index, count, settings = found["index"], found["count"], found["settings"]
         if path.name != f"{index}-of-{count}.json" or not isinstance(settings, str):
-            raise ValueError("not the mark of this task")
+            raise ValueError("not the record of this task")
         return int(index), int(count), settings, found["ended"] is True
     except (OSError, ValueError, KeyError, TypeError) as error:
-        log.warning("%s: damaged mark of a shard (%s); treated as missing", path.name, error)
+        log.warning("%s: damaged record of a shard (%s); treated as missing", path.name, error)
         return None

@@ -1,7 +1,7 @@
-"""A unit of work, and how a worker does it: typed fields, no mapping.
+"""Units of work and their execution in a worker.
 
-A stage makes a `Task` for each of its units. A `Job` is a task on its way to a worker, which
-imports what it needs, catches every error, and returns what happened.
+A stage creates a `Task` for each of its units. A `Job` is a task as sent to a worker, which imports
+what it needs, catches every error, and returns the outcome.
 """
 
 import contextlib
@@ -33,35 +33,35 @@ Done = tuple[list[Path], str]  # files made, and a line on what was done
 
 
 class Task:
-    """What a stage does to one unit: a frozen dataclass with all that the work needs.
+    """Work of a stage on one unit: a frozen dataclass with everything the work needs.
 
-    It is sent to workers, so its fields can be pickled, and its paths are fields of its own or of
-    dataclasses, lists and mappings in them.
+    Tasks are sent to workers, so their fields must be picklable, and paths must be fields of the
+    task or of dataclasses, lists and mappings in them.
     """
 
     @property
     def unit(self) -> Unit:
-        """Which unit of which stage this is."""
+        """Unit that this task processes."""
         raise NotImplementedError
 
     @property
     def weight(self) -> int:
-        """How much work it is, for the balance of shards."""
+        """Amount of work, to balance shards."""
         return 1
 
     def fingerprint(self, run: RunFolder) -> str:
-        """Hash the settings and inputs that the output would be made from.
+        """Hash the settings and inputs of the output.
 
-        May fail like the work itself. Empty: the worker decides, by `full_fingerprint`.
+        May raise like the work itself. Empty: the worker computes `full_fingerprint`.
         """
         raise NotImplementedError
 
     def full_fingerprint(self, run: RunFolder) -> str:
-        """Hash the same in the worker, at the cost of reading what is large."""
+        """Compute the fingerprint in the worker, reading large files if necessary."""
         return self.fingerprint(run)
 
     def earlier_fingerprint(self, run: RunFolder) -> str | None:
-        """Hash the same as earlier versions did; None: as now."""
+        """Fingerprint as computed by earlier versions; None if unchanged."""
         return None
 
     def __call__(self, job: "Job", on_progress: OnProgress) -> Done:
@@ -70,9 +70,9 @@ class Task:
         Returns
         -------
         files : list of Path
-            What was made.
+            Files that were written.
         line : str
-            What was done.
+            Summary of the work.
         """
         raise NotImplementedError
 
@@ -84,13 +84,13 @@ class Job:
     run: RunFolder
     task: Task
     fingerprint: str  # empty: the worker computes it
-    folder: Path  # where the command was given: relative paths start there
-    overwrite: bool = False  # do it also if the worker finds it finished
+    folder: Path  # working folder of the command, where relative paths start
+    overwrite: bool = False  # process it even if it is finished
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a unit ended."""
+    """Outcome of a unit."""
 
     ok: bool
     line: str
@@ -98,7 +98,7 @@ class Outcome:
 
 
 def perform(job: Job, *, on_progress: OnProgress | None = None) -> Outcome:
-    """Do one unit; mark it finished, or record why it failed. Only an interrupt gets out."""
+    """Process a unit; mark it finished, or record its failure. Only interrupts propagate."""
     job = anchor_paths(job, job.folder)
     run, unit = job.run, job.task.unit
     found = Examined("missing")
@@ -117,12 +117,12 @@ def perform(job: Job, *, on_progress: OnProgress | None = None) -> Outcome:
 
 
 def _examine(job: Job) -> tuple[Job, Examined]:
-    """Decide what a command left to the worker, as what is large has to be read for it."""
+    """Compute the fingerprint and state of a unit for which the command could not."""
     run, unit = job.run, job.task.unit
     try:
         fingerprint = job.task.full_fingerprint(run)
     except Exception:
-        if job.overwrite:  # what was there before is not wanted
+        if job.overwrite:  # the earlier output is not wanted
             clear_mark(run, unit)
         raise
     found = examine_unit(run, unit, fingerprint)
@@ -146,14 +146,14 @@ def fail(run: RunFolder, unit: Unit, error: Exception, *, folder: Path | None = 
         record_damage(run, error.damaged, unit.stage, message)
     if folder is not None and folder.name:
         message = re.sub(rf"(?<![\w./-]){re.escape(str(folder))}/", "", message)
-    message = "\n".join(map(printable, message.split("\n")))  # it may hold any file's name
+    message = "\n".join(map(printable, message.split("\n")))  # it may contain any file name
     trace = "".join(traceback.format_exception(error))
     try:
         record_failure(run, unit, type(error).__name__, message)
         stage = "-".join(filter(None, (unit.stage, unit.variant)))
         log_name = fit_file_name((stage, unit.model or "slide", unit.name), ".log")
         write_text(run.logs / log_name, trace)
-    except OSError as second:  # a full disk cannot even take the record
+    except OSError as second:  # for example a full disk
         log.warning("%s: the failure could not be recorded (%s)", unit.name, second)
     return Outcome(False, f"FAILED: {message}")
 

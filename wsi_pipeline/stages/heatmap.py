@@ -13,7 +13,7 @@ from tiling.wording import format_number, pluralize
 from wsi_pipeline.cohort.image_folder import ALL, ImageEntry, read_images
 from wsi_pipeline.cohort.manifest import read_run_manifest
 from wsi_pipeline.config.reading import Config, digest_settings
-from wsi_pipeline.config.settings import EvaluatedSplit, HeatmapConfig
+from wsi_pipeline.config.settings import EvaluatedSplit, HeatmapConfig, slide_heatmap_settings
 from wsi_pipeline.contracts import Scores, SlideEntry
 from wsi_pipeline.errors import HeatmapError, StageError
 from wsi_pipeline.layout import RunFolder, Unit
@@ -60,12 +60,13 @@ class LayHeatmap(Task):
 
     def fingerprint(self, run: RunFolder) -> str:
         """Hash scores and settings."""
-        return digest_settings(digest_scores(run, self.model, self.entry.slide_id), self.config)
+        scores = digest_scores(run, self.model, self.entry.slide_id)
+        return digest_settings(scores, slide_heatmap_settings(self.config))
 
     def earlier_fingerprint(self, run: RunFolder) -> str:
         """Hash what the scores were made from, and the settings."""
         origin = digest_scores_by_origin(run, self.model, self.entry.slide_id)
-        return digest_settings(origin, self.config)
+        return digest_settings(origin, slide_heatmap_settings(self.config))
 
     def __call__(self, job: Job, on_progress: OnProgress) -> Done:
         """Write the values and a picture; of PatchNet its own map too, where asked for."""
@@ -172,7 +173,8 @@ class MapImages(Task):
     model: str
     data: str  # digest of the images and their table
     checkpoint: Path
-    config: HeatmapConfig
+    method: str
+    most: int | None  # of each class
     split: EvaluatedSplit | None
     device: str
 
@@ -188,32 +190,26 @@ class MapImages(Task):
         return digest_settings(
             self.data,
             digest_file(self.checkpoint),
-            self.config.maps_per_class,
+            self.most,
             MAPS_SCHEMA,
+            self.method,
             *([self.split] if self.split else []),
         )
 
     def __call__(self, job: Job, on_progress: OnProgress) -> Done:
         """Write the maps of each image and an overview."""
-        import torch
-
         from wsi_pipeline.cohort.image_store import open_images
-        from wsi_pipeline.explain.image_maps import (
-            MAPS_SCHEMA,
-            draw_overview,
-            is_probability,
-            write_image_maps,
-        )
+        from wsi_pipeline.explain import load_method
+        from wsi_pipeline.explain.image_maps import MAPS_SCHEMA, draw_overview, write_image_map
         from wsi_pipeline.models.checkpoint import digest, load_checkpoint
         from wsi_pipeline.models.devices import resolve_device
 
-        run, config = job.run, self.config
+        run = job.run
         entries = read_images(run.images)
         images = open_images(run.tiles, entries)
-        network, meta = load_checkpoint(self.checkpoint)
-        device = resolve_device(self.device)
-        network = network.to(device)
-        rows = choose_shown(entries, images.unreadable, config.maps_per_class, split=self.split)
+        network, _ = load_checkpoint(self.checkpoint)
+        network = network.to(resolve_device(self.device))
+        rows = choose_shown(entries, images.unreadable, self.most, split=self.split)
         folder = run.path / "heatmaps" / self.model
         about_maps = folder / "maps.json"
         about_maps.unlink(missing_ok=True)  # it speaks of maps that are about to go
@@ -221,10 +217,9 @@ class MapImages(Task):
         shown = []
         try:
             for number, row in enumerate(rows):
-                pixels = torch.from_numpy(np.array(images.pixels[row])).to(device)
-                image = pixels.permute(2, 0, 1).float() / 255
-                made, picture, grey = write_image_maps(
-                    folder, entries[row].image_id, network, image
+                pixels = np.array(images.pixels[row])
+                made, picture, grey = write_image_map(
+                    folder, entries[row].image_id, network, pixels, self.method
                 )
                 files += made
                 shown.append((entries[row], picture, grey))
@@ -236,7 +231,8 @@ class MapImages(Task):
         about = {
             "schema": MAPS_SCHEMA,
             "checkpoint": digest(self.checkpoint),
-            "probability": is_probability(meta.model),
+            "method": self.method,
+            "probability": load_method(self.method).is_probability,
             "images": [entries[row].image_id for row in rows],
         }
         write_json(about_maps, about)
@@ -297,25 +293,39 @@ def _map_images(
     run: RunFolder, config: Config, options: Options, *, models: Sequence[str]
 ) -> StageResult:
     """Checkpoints -> maps of some images, of the models that have any."""
+    from wsi_pipeline.explain import check_method
+
     warn_of_unused(config, "heatmap")
+    if config.heatmap.method is not None:
+        check_method(config.heatmap.method)
     data = data_fingerprint(run)
-    reasons = {model: _why_no_maps(run, model) for model in models}
+    reasons = {model: _why_no_maps(run, model, config) for model in models}
     notes = tuple(f"no maps of {model}: {reason}" for model, reason in reasons.items() if reason)
     mapped = [model for model, reason in reasons.items() if not reason]
     if not mapped:
         return StageResult("heatmap", (), (), (), notes)
-    split = config.evaluate.split
+    most, split = config.heatmap.maps_per_class, config.evaluate.split
     tasks = [
-        MapImages(model, data, run.checkpoint(model), config.heatmap, split, options.device)
-        for model in mapped
+        MapImages(model, data, path, _method_of(path, config), most, split, options.device)
+        for model, path in ((model, run.checkpoint(model)) for model in mapped)
     ]
     return replace(run_stage("heatmap", run, tasks, config, options), notes=notes)
 
 
-def _why_no_maps(run: RunFolder, model: str) -> str:
+def _method_of(checkpoint: Path, config: Config) -> str:
+    """Give the method that maps a model's images: the config's, else the architecture's own."""
+    from wsi_pipeline.explain import choose_method
+    from wsi_pipeline.models import MODELS
+    from wsi_pipeline.models.checkpoint import read_meta
+
+    return config.heatmap.method or choose_method(MODELS[read_meta(checkpoint).model])
+
+
+def _why_no_maps(run: RunFolder, model: str, config: Config) -> str:
     """Say why a model that has scores gets no maps; empty: it gets them."""
-    from wsi_pipeline.explain.image_maps import has_maps
+    from wsi_pipeline.explain import load_method
     from wsi_pipeline.inference.image_scores import read_scores
+    from wsi_pipeline.models import MODELS
     from wsi_pipeline.models.checkpoint import read_meta
 
     path = run.checkpoint(model)
@@ -325,8 +335,9 @@ def _why_no_maps(run: RunFolder, model: str) -> str:
             f"models/{model}/{path.name} and run heatmap again"
         )
     name = read_meta(path).model
-    if not has_maps(name):
-        return f"nothing here shows where the architecture {name} looks"
+    method = _method_of(path, config)
+    if not load_method(method).explains(MODELS[name]):
+        return f"{method} does not explain the architecture {name}; set another heatmap.method"
     _, about = read_scores(run.path / "scores" / model)
     if about["checkpoint"] != digest_file(path):
         return f"its scores are by another checkpoint than models/{model}; run predict again"

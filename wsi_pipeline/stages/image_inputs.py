@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 USED: dict[str, tuple[str, ...]] = {
     "tile": (),
     "predict": ("batch_size", "precision", "tolerance", "readers", "splits"),
-    "heatmap": ("maps_per_class",),
+    "heatmap": ("maps_per_class", "method"),
     "evaluate": ("split", "image_threshold", "bootstrap", "stratified", "seed"),
     "report": (),
 }

@@ -22,7 +22,7 @@ from wsi_pipeline.config.reading import Config, digest_settings
 from wsi_pipeline.config.settings import (
     PredictConfig,
 )
-from wsi_pipeline.contracts import SlideEntry
+from wsi_pipeline.contracts import Rule, SlideEntry
 from wsi_pipeline.errors import (
     CheckpointError,
     ConfigError,
@@ -169,15 +169,10 @@ class PredictImages(Task):
 
     def __call__(self, job: Job, on_progress: OnProgress) -> Done:
         """Write the table of scores."""
-        from wsi_pipeline.cohort.image_store import open_images
-        from wsi_pipeline.inference.image_scores import (
-            Rule,
-            check_classes,
-            check_precision,
-            check_shape,
-            score_images,
-            write_scores,
-        )
+        from wsi_pipeline.cohort.image_store import ImageGroup, open_images
+        from wsi_pipeline.inference import predict_store
+        from wsi_pipeline.inference.forward import batch_pixels
+        from wsi_pipeline.inference.image_scores import write_scores
         from wsi_pipeline.inference.scores import TRAINED_ON
         from wsi_pipeline.models.checkpoint import digest, load_checkpoint
         from wsi_pipeline.models.devices import resolve_device, resolve_precision
@@ -186,36 +181,33 @@ class PredictImages(Task):
         entries = read_images(run.images)
         images = open_images(run.tiles, entries)
         network, meta = load_checkpoint(self.checkpoint)
-        check_shape(meta, images)
-        if doubt := check_classes(meta, images):
-            log.warning("%s", doubt)
         wanted = None if config.splits is None else (*config.splits, None)
         rows = [row for row, e in enumerate(entries) if wanted is None or e.split in wanted]
         if not rows:
             raise StageError(f"{run.path}: no image in split {' or '.join(config.splits or ())}")
         device = resolve_device(self.device)
         precision = resolve_precision(config.precision, device)
-        places = np.array(rows, np.int64)
-        logits = score_images(
+        rule = Rule(network.threshold, network.strict)
+        height, width, _ = images.kind.shape
+        chosen = [entries[row] for row in rows]
+        labels = np.array([e.label for e in chosen], np.int8)
+        journal = run.journal(self.model, ALL)
+        logits, summary = predict_store(
             network,
-            images,
-            places,
+            meta,
+            ImageGroup(images, ALL, np.array(rows, np.int64), labels),
             device=device,
             precision=precision,
-            batch_size=config.batch_size,
+            batch_size=config.batch_size or max(1, batch_pixels(device) // (height * width)),
             readers=config.readers or 1,  # from one array in memory or cache: more gain nothing
-            on_progress=on_progress,
+            output="logits",
+            rule=rule,
+            tolerance=config.tolerance,
+            journal=journal,
+            key=f"{job.fingerprint} {device.type} {precision}",
+            on_progress=lambda done, total, _: on_progress(done, total),
         )
-        check = None
-        if precision != "fp32":
-            check = check_precision(
-                network, images, places, logits, device=device, tolerance=config.tolerance
-            )
-            if not check.within:
-                log.warning(
-                    "%s: %s, above the tolerance of %g; use --set predict.precision=fp32",
-                    self.model, check, config.tolerance,
-                )  # fmt: skip
+        check = summary.precision_check
         attributes = {
             "model": meta.model,
             "checkpoint": digest(self.checkpoint),
@@ -225,10 +217,9 @@ class PredictImages(Task):
             "classes": list(meta.class_names),
             TRAINED_ON: meta.provenance(),
         }
-        rule = Rule(network.threshold, network.strict)
-        chosen = [entries[row] for row in rows]
         files = write_scores(run.path / "scores" / self.model, chosen, logits, rule, attributes)
-        lost = int(np.isnan(logits).sum())
+        journal.unlink(missing_ok=True)
+        lost = summary.n_unreadable
         return files, pluralize(len(rows), "image") + (f", {lost} unreadable" if lost else "")
 
 

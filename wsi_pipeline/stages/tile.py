@@ -183,14 +183,14 @@ def list_entries(config: Config) -> list[SlideEntry]:
 
 
 def check_map_names(config: Config, entries: Sequence[SlideEntry]) -> None:
-    """Refuse slides one of which has the name of the other's dense map."""
+    """Refuse slides one of which has the name of the other's map by PatchNet."""
     ids = {e.slide_id for e in entries}
-    twice = sorted(s for s in ids if f"{s}.dense" in ids)
+    twice = sorted(s for s in ids if f"{s}.patchnet" in ids)
     if twice and config.heatmap.dense_step_px is not None:
         raise ConfigError(
-            f"heatmap.dense_step_px: the dense map of the slide '{twice[0]}' and the heatmap of "
-            f"the slide '{twice[0]}.dense' would be one file; give one of them another id in the "
-            "manifest's slide_id column, or set heatmap.dense_step_px=null"
+            f"heatmap.dense_step_px: PatchNet's map of the slide '{twice[0]}' and the heatmap "
+            f"of the slide '{twice[0]}.patchnet' would be one file; give one of them another id in "
+            "the manifest's slide_id column, or set heatmap.dense_step_px=null"
         )
 
 

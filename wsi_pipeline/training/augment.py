@@ -20,18 +20,18 @@ from wsi_pipeline.errors import ConfigError, ModelError
 # ITU-R BT.601 luma, the grey that saturation and contrast turn towards.
 _LUMA = (0.299, 0.587, 0.114)
 
-# Which of a sample's random numbers decides what; a place never moves, so that a change which is
-# switched on leaves the others as they were.
+# Index of each augmentation among a sample's random numbers. Indices are fixed, so that enabling
+# one augmentation does not affect the others.
 _DECIDES = ("hue", "saturation", "brightness", "contrast", "flip_x", "flip_y", "turn", "zoom",
             "top", "left")  # fmt: skip
 _NUMBERS = 16  # per sample; a multiple of the four words that a step of Philox's counter gives
 
 
 class Augment:
-    """Changes each patch of a batch by itself.
+    """Random augmentation of each patch of a batch.
 
-    Sample number i is changed by numbers that depend on the seed and on i alone: not on how
-    samples are batched, on how many processes share them, or on the device.
+    The changes of sample i depend on the seed and on i alone, not on the batches, the number of
+    processes, or the device.
 
     Parameters
     ----------
@@ -39,7 +39,7 @@ class Augment:
     seed : int
         At least 0, below 2^128.
     crop : (height, width), px, optional
-        Cut this out at a random place; the model's own crop, which is of the centre, follows it.
+        Size of a random crop; it replaces the model's own central crop.
 
     Raises
     ------
@@ -65,7 +65,7 @@ class Augment:
         x : (B, C, H, W) float in [0, 1]
             With one channel, hue and saturation have nothing to change.
         samples : (B,), optional
-            Number of each sample. Default: they are counted on from call to call.
+            Number of each sample. Default: counted from call to call.
 
         Returns
         -------
@@ -108,7 +108,7 @@ class Augment:
 
 
 def draw_numbers(seed: int, samples: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Give each sample its own random numbers: (B,) -> (B, 16) in [0, 1)."""
+    """Return each sample its own random numbers: (B,) -> (B, 16) in [0, 1)."""
     first, last = int(samples.min()), int(samples.max())
     generator = np.random.Philox(key=seed)
     generator.advance(first * _NUMBERS // 4)
@@ -118,14 +118,14 @@ def draw_numbers(seed: int, samples: NDArray[np.int64]) -> NDArray[np.float64]:
 
 
 def crop_at(x: Tensor, size: tuple[int, int], top: Tensor, left: Tensor) -> Tensor:
-    """Cut each image at its own place.
+    """Crop each image at its own position.
 
     Parameters
     ----------
     x : (B, C, H, W)
     size : (height, width), px
     top, left : (B,) in [0, 1)
-        Shares of the room there is; every whole offset has the same chance.
+        Position as a share of the possible offsets, which are equally likely.
     """
     height, width = size
     room_y, room_x = x.shape[-2] - height, x.shape[-1] - width

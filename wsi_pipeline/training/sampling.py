@@ -1,8 +1,8 @@
-"""Which patches training draws: by three-step sampling, or by passes over all of them.
+"""Sampling of training patches: in three steps, or by passes over all of them.
 
-Three-step sampling takes a random label, a random slide that has it, a random patch. However many
-normal patches there are, and however large one slide is, labels come out equally often, and so do
-the slides within a label.
+Three-step sampling draws a random label, a random slide with that label, and a random patch.
+Labels are drawn equally often, and so are the slides within a label, for any number of normal
+patches and any size of the slides.
 
 References
 ----------
@@ -26,7 +26,7 @@ Entry = TypeVar("Entry", bound=np.generic)
 
 
 class _NumberedDraws:
-    """A sampler whose draws depend on its seed and on how many were made before."""
+    """A sampler whose draws depend on its seed and on the number of earlier draws."""
 
     def __init__(self, seed: int) -> None:
         if not 0 <= seed < _MAX_SEED:
@@ -35,7 +35,7 @@ class _NumberedDraws:
         self._drawn = 0
 
     def state(self) -> dict[str, Any]:
-        """Return what `set_state` continues from, as JSON can hold it."""
+        """Return the state for `set_state`, as JSON values."""
         return {"seed": self._seed, "drawn": self._drawn}
 
     def set_state(self, state: dict[str, Any]) -> None:
@@ -50,8 +50,8 @@ class _NumberedDraws:
 class ThreeStepSampler(_NumberedDraws):
     """Draws (slide, patch) with replacement.
 
-    Draw number i depends on the seed and on i alone: not on how draws are batched, nor on who
-    draws. So a training can be replayed, resumed within an epoch, and split over workers.
+    Draw i depends on the seed and on i alone, not on the batches or the process. A training can
+    therefore be replayed, resumed within an epoch, and split over workers.
 
     Parameters
     ----------
@@ -126,7 +126,7 @@ class ThreeStepSampler(_NumberedDraws):
         return _at(self._slides, group), _at(self._patches, row), _at(self._classes, which)
 
     def probability(self, slide: int, patch: int) -> float:
-        """Give the exact chance that a draw is this patch: 1/|classes| * 1/|S_y| * 1/n_{s,y}."""
+        """Return the exact chance that a draw is this patch: 1/|classes| * 1/|S_y| * 1/n_{s,y}."""
         for group in np.flatnonzero(self._slides == slide):
             start, size = self._starts[group], int(self._sizes[group])
             if patch in self._patches[start : start + size]:
@@ -135,7 +135,7 @@ class ThreeStepSampler(_NumberedDraws):
         return 0.0
 
     def _generator(self) -> np.random.Philox:
-        """Give the source of random words as it stands before the next draw."""
+        """Return the random generator, positioned at the next draw."""
         blocks, within = divmod(self._drawn, _WORDS_PER_BLOCK)
         generator = np.random.Philox(key=self._seed)
         generator.advance(blocks)
@@ -143,16 +143,16 @@ class ThreeStepSampler(_NumberedDraws):
         return generator
 
     def _uniform(self, generator: np.random.Philox, n: int) -> NDArray[np.float64]:
-        """Give the numbers of the next `n` draws: (n,) in [0, 1)."""
+        """Return the numbers of the next `n` draws: (n,) in [0, 1)."""
         words = generator.random_raw(n) >> np.uint64(11)
         signed = words.view(np.int64)  # which become floats faster
         return signed * np.float64(2.0**-53)
 
 
 class ShuffledSampler(_NumberedDraws):
-    """Passes over all patches: each pass holds every patch once, in an order of its own.
+    """Passes over all patches, each in a random order of its own.
 
-    Draw number i depends on the seed and on i alone, as of `ThreeStepSampler`.
+    Draw i depends on the seed and on i alone, as with `ThreeStepSampler`.
 
     Parameters
     ----------
@@ -183,7 +183,7 @@ class ShuffledSampler(_NumberedDraws):
             )
 
     def __len__(self) -> int:
-        """How many patches a pass holds."""
+        """Number of patches in a pass."""
         return len(self._patch)
 
     def draw(self, n: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int8]]:
@@ -203,7 +203,7 @@ class ShuffledSampler(_NumberedDraws):
 def _find_groups(
     labels: Sequence[NDArray[np.int8]], label: int
 ) -> tuple[NDArray[np.int64], list[NDArray[np.int32]]]:
-    """Give the slides that have a label, ascending, and which rows of each have it."""
+    """Return the slides that have a label, ascending, and which rows of each have it."""
     rows = [np.flatnonzero(np.asarray(of_slide) == label).astype(np.int32) for of_slide in labels]
     slides = np.array([s for s, found in enumerate(rows) if found.size], np.int64)
     if not slides.size:

@@ -65,27 +65,27 @@ def test_paths_are_relative_to_the_config(tmp_path):
         ("tile: !!python/object:os.system {}", "not a YAML file"),
         (
             "tile: {patch_px: 64}\nseed: 1\ntile: {store: coords}",
-            "the key 'tile' is on line 1 and again on line 3; only one of them would count",
+            "duplicate key 'tile' on lines 1 and 3; remove one of them",
         ),
-        ("tile:\n  patch_px: 64\n  'patch_px': 32", "the key 'patch_px' is on line 2 and again"),
-        ("train: {on: {}, yes: {}}", "the key 'yes' is on line 1 and again"),
+        ("tile:\n  patch_px: 64\n  'patch_px': 32", "duplicate key 'patch_px' on lines 2 and 3"),
+        ("train: {on: {}, yes: {}}", "duplicate key 'yes' on lines 1 and 1"),
         ("tile: " + "[" * 60 + "]" * 60, "nested more than 50 deep"),
         ("[" * 100_000, "nested more than 50 deep"),
-        ("a: &a [*a]", "more than 100000 values, or holds itself"),
+        ("a: &a [*a]", "more than 100000 values with aliases expanded, or contains itself"),
         (
             "a: &a [x, x, x, x, x, x, x, x, x, x]\n"
             + "".join(
                 f"{new}: &{new} [{', '.join([f'*{old}'] * 10)}]\n"
                 for old, new in zip("abcdefgh", "bcdefghi", strict=True)
             ),
-            "more than 100000 values, or holds itself",
+            "more than 100000 values with aliases expanded, or contains itself",
         ),
-        ('input: "slides\\0.csv"', "input: .* has a NUL in it"),
-        ('train: {"a\\0b": {}}', "a key under train: .* has a NUL in it"),
+        ('input: "slides\\0.csv"', "input: .* contains a NUL character"),
+        ('train: {"a\\0b": {}}', "a key under train: .* contains a NUL character"),
         ("a\0b: 1", "not a YAML file"),
     ],
 )
-def test_a_wrong_config_names_file_key_and_cure(tmp_path, text, said):
+def test_a_wrong_config_names_file_key_and_remedy(tmp_path, text, said):
     path = write(tmp_path, text)
     with pytest.raises(ConfigError, match=said) as caught:
         read_config(path)
@@ -164,7 +164,7 @@ def test_a_config_that_is_not_there_is_named(tmp_path):
         read_config(tmp_path / "none.yaml")
 
 
-def test_set_lies_over_the_file_long_and_short(tmp_path):
+def test_set_overrides_the_file_long_and_short(tmp_path):
     path = write(tmp_path, "tile: {patch_px: 512}\n")
     config = read_config(path, ["tile.patch_px=128", "stride_px=64", "seed=3"], section="tile")
     assert (config.tile.patch_px, config.tile.stride_px, config.seed) == (128, 64, 3)
@@ -181,48 +181,48 @@ def test_a_short_training_key_leaves_the_models_alone_that_are_not_chosen(tmp_pa
     assert (config.train["vgg16"].lr, config.train["patchnet"].lr) == (0.3, 0.2)
 
 
-# ------------------------------------------------------------ what a run was told before
+# ------------------------------------------------------------ recorded settings
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda p: p.name)
 def test_a_config_comes_back_from_plain_values(path):
     config = read_config(path)
     for section in ("predict", "heatmap", "evaluate", "export"):
-        again = read_config(None, told=as_plain(config), section=section)
+        again = read_config(None, recorded=as_plain(config), section=section)
         assert as_plain(again) == as_plain(config)
 
 
-def test_set_lies_over_what_was_told_and_a_file_takes_its_place(tmp_path):
-    told = as_plain(read_config(None, ["heatmap.overlap=max", "evaluate.top_k=3"]))
-    config = read_config(None, ["overlap=centre"], section="heatmap", told=told)
+def test_set_overrides_recorded_settings_and_a_file_replaces_them(tmp_path):
+    recorded = as_plain(read_config(None, ["heatmap.overlap=max", "evaluate.top_k=3"]))
+    config = read_config(None, ["overlap=centre"], section="heatmap", recorded=recorded)
     assert (config.heatmap.overlap, config.evaluate.top_k) == ("centre", 3)
     path = write(tmp_path, "evaluate: {top_k: 5}\n")
-    config = read_config(path, section="heatmap", told=told)
+    config = read_config(path, section="heatmap", recorded=recorded)
     assert (config.heatmap.overlap, config.evaluate.top_k) == ("mean", 5)
 
 
 def test_weights_whose_folder_was_not_kept_are_asked_for_by_training():
     key = "train.vgg16.model.weights"
-    told = as_plain(read_config(None, [f"{key}=/far/vgg.pth"]))
+    recorded = as_plain(read_config(None, [f"{key}=/far/vgg.pth"]))
     for models in ((), ("vgg16",)):
         with pytest.raises(ConfigError, match=rf"{key} was 'vgg\.pth'.*--set {key}=FOLDER/vgg"):
-            read_config(None, section="train", models=models, told=told)
+            read_config(None, section="train", models=models, recorded=recorded)
     for value in ("null", "vgg.pth"):
-        assert read_config(None, [f"{key}={value}"], section="train", told=told)
-    assert read_config(None, section="train", models=["patchnet"], told=told)
-    assert read_config(None, section="heatmap", told=told)
+        assert read_config(None, [f"{key}={value}"], section="train", recorded=recorded)
+    assert read_config(None, section="train", models=["patchnet"], recorded=recorded)
+    assert read_config(None, section="heatmap", recorded=recorded)
 
 
-def test_what_an_older_version_was_told_is_refused_by_name():
-    told = {"heatmap": {"blur": 3}}
+def test_unknown_settings_of_an_older_version_are_named():
+    recorded = {"heatmap": {"blur": 3}}
     with pytest.raises(ConfigError, match=r"run\.json.*--config FILE.*unknown key 'blur'"):
-        read_config(None, section="heatmap", told=told)
+        read_config(None, section="heatmap", recorded=recorded)
 
 
-def test_a_wrong_setting_is_not_blamed_on_what_was_told():
-    told = as_plain(read_config(None))
+def test_a_wrong_setting_is_not_blamed_on_the_recorded_ones():
+    recorded = as_plain(read_config(None))
     with pytest.raises(ConfigError, match="got 'median'") as caught:
-        read_config(None, ["overlap=median"], section="heatmap", told=told)
+        read_config(None, ["overlap=median"], section="heatmap", recorded=recorded)
     assert "run.json" not in str(caught.value)
 
 
@@ -279,8 +279,10 @@ def test_a_setting_that_came_later_leaves_fingerprints_as_they_were():
 def test_papers_with_epochs_over_all_images_are_trained_so(name, images, sampling):
     config = TrainConfig(model=ModelConfig(name=name))
     assert fill_in_sampling(config, images=images).sampling == sampling
-    for told in ("balanced", "shuffle"):
-        assert fill_in_sampling(replace(config, sampling=told), images=images).sampling == told
+    for recorded in ("balanced", "shuffle"):
+        assert (
+            fill_in_sampling(replace(config, sampling=recorded), images=images).sampling == recorded
+        )
 
 
 def test_no_folder_of_this_machine_is_kept(tmp_path):

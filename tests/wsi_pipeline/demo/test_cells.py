@@ -82,6 +82,6 @@ def test_stamps_are_laid_as_pixel_by_pixel(places, seed):
                 cover, amount = stamp.cover[row, column], stamp.haematoxylin[row, column]
                 expected[i, j] += (amount - expected[i, j]) * cover
 
-    cells.lay_stamps(canvas, np.array(places, float), stamps, choice)
+    cells.place_stamps(canvas, np.array(places, float), stamps, choice)
 
     assert np.allclose(canvas, expected, atol=1e-6)

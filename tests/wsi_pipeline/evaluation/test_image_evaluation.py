@@ -10,10 +10,11 @@ from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
 from wsi_pipeline.cli import app as cli
 from wsi_pipeline.config.settings import EvaluateConfig
+from wsi_pipeline.contracts import Rule
 from wsi_pipeline.evaluation.bootstrap import draw_resamples
 from wsi_pipeline.evaluation.image_evaluation import evaluate_images
 from wsi_pipeline.evaluation.intervals import share_interval
-from wsi_pipeline.inference.image_scores import Rule, ScoredImage
+from wsi_pipeline.inference.image_scores import ScoredImage
 
 
 def scored(n=40):

@@ -79,7 +79,7 @@ def test_each_masked_image_of_the_test_is_measured_and_the_means_are_of_images(r
     found = []
     for row in rows:
         number = int(row["image_id"])
-        values = tifffile.imread(root / "run" / "heatmaps" / model / f"{number}.tif")
+        values = tifffile.imread(root / f"run/heatmaps/{model}/{number}.{model}.tif")
         if model == "cam":  # stretched over its image; a map of the crop's size
             values = (values - values.min()) / (values.max() - values.min())
             assert values.shape == (24, 30)
@@ -117,7 +117,7 @@ def evaluate_split(run, split):
     assert cli.main(["heatmap", str(run), *words]) == 0
     assert cli.main(["evaluate", str(run), "--quiet", "--set", f"split={split}"]) == 0
     folder = run / "evaluation" / "patchnet"
-    mapped = {path.stem for path in (run / "heatmaps" / "patchnet").glob("*.tif")}
+    mapped = {path.name.split(".")[0] for path in (run / "heatmaps" / "patchnet").glob("*.tif")}
     return json.loads((folder / "metrics.json").read_text()), folder, mapped
 
 
@@ -207,8 +207,13 @@ def test_images_without_a_map_are_counted_with_the_cure(root):
         *ELSEWHERE,
     ]
     about = root / "run/heatmaps/patchnet/maps.json"
-    about.write_text(about.read_text().replace('"checkpoint": "', '"checkpoint": "another '))
+    whole = about.read_text()
     shutil.rmtree(root / "run/.state/heatmap")  # or the change would be damage
+    about.write_text(whole.replace("image-maps/2", "image-maps/1"))  # of an earlier version
+    assert cli.main(["evaluate", str(root / "run"), "--quiet"]) == 0
+    metrics = json.loads((root / "run/evaluation/patchnet/metrics.json").read_text())
+    assert (metrics["localisation"]["n"], metrics["localisation"]["skipped"]) == (0, 4)
+    about.write_text(whole.replace('"checkpoint": "', '"checkpoint": "another '))
     assert cli.main(["evaluate", str(root / "run"), "--quiet"]) == 0
     metrics = json.loads((root / "run/evaluation/patchnet/metrics.json").read_text())
     assert metrics["localisation"]["average_recall"] is None

@@ -5,14 +5,12 @@ import json
 import numpy as np
 import pytest
 import tifffile
-import torch
 from PIL import Image
 
 from wsi_pipeline.cli import app as cli
 from wsi_pipeline.explain import image_maps as maps
-from wsi_pipeline.explain.grad_cam import grad_cam
-from wsi_pipeline.explain.image_maps import has_maps, stretch
-from wsi_pipeline.models import MODELS
+from wsi_pipeline.explain import load_method
+from wsi_pipeline.explain.files import stretch
 from wsi_pipeline.models.checkpoint import load_checkpoint
 
 
@@ -42,21 +40,20 @@ def files_of(run):
     return {path.name for path in (run / "heatmaps" / "vgg16").iterdir()}
 
 
-def test_every_model_has_maps_and_a_vggs_are_grad_cam(run):
-    assert all(has_maps(name) for name in MODELS)
+def test_files_carry_the_methods_name_and_a_vggs_is_grad_cam(run):
     assert cli.main(["heatmap", str(run), "--quiet"]) == 0
     folder = run / "heatmaps" / "vgg16"
     about = json.loads((folder / "maps.json").read_text())
     assert len(about["images"]) == 2  # one of each class in the split test
     assert about["probability"] is False
+    assert about["method"] == "grad_cam"
     model, _ = load_checkpoint(run / "models" / "vgg16" / "checkpoint.safetensors")
     for image_id in about["images"]:
         path = run.parent / "data" / f"{image_id.replace('__', '/')}.png"
-        image = torch.from_numpy(np.asarray(Image.open(path)).copy()).permute(2, 0, 1)[None]
-        expected = grad_cam(model.eval(), image.float() / 255)[0].numpy()
-        found = tifffile.imread(folder / f"{image_id}.tif")
+        expected = load_method("grad_cam")(model, np.asarray(Image.open(path))[None])[0]
+        found = tifffile.imread(folder / f"{image_id}.grad_cam.tif")
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-9)
-        grey = np.asarray(Image.open(folder / f"{image_id}_global.png"))
+        grey = np.asarray(Image.open(folder / f"{image_id}.grad_cam.png"))
         assert abs(grey / 255 - stretch(expected)).max() <= 1 / 255
 
 
@@ -72,7 +69,7 @@ def test_maps_of_an_earlier_setting_do_not_stay(run):
 
 
 def test_an_interrupted_heatmap_leaves_no_maps(run, monkeypatch):
-    write, calls = maps.write_image_maps, []
+    write, calls = maps.write_image_map, []
 
     def die(*arguments):
         calls.append(arguments)
@@ -80,18 +77,21 @@ def test_an_interrupted_heatmap_leaves_no_maps(run, monkeypatch):
             raise KeyboardInterrupt
         return write(*arguments)
 
-    monkeypatch.setattr(maps, "write_image_maps", die)
+    monkeypatch.setattr(maps, "write_image_map", die)
     assert cli.main(["heatmap", str(run), "--quiet"]) == 130
     assert files_of(run) == set()
 
 
-def test_models_without_maps_are_named_with_the_reason(run, tmp_path, capsys, monkeypatch):
+def test_models_without_maps_are_named_with_the_reason(run, tmp_path, capsys):
     heatmap = ["heatmap", str(run)]
     checkpoint = run / "models" / "vgg16" / "checkpoint.safetensors"
-    with monkeypatch.context() as patch:
-        patch.setattr(maps, "_ACTIVATIONS", {})
-        assert cli.main(heatmap) == 0
-        assert "no maps of vgg16: nothing here shows where the architecture vgg16" in said(capsys)
+    assert cli.main([*heatmap, "--set", "method=cam"]) == 0
+    assert "no maps of vgg16: cam does not explain the architecture vgg16" in said(capsys)
+    assert cli.main([*heatmap, "--set", "method=gradcam"]) == 1
+    assert "no explanation method is called 'gradcam'" in capsys.readouterr().err
+    assert cli.main([*heatmap, "--set", "method=saliency"]) == 0
+    assert len(list((run / "heatmaps/vgg16").glob("*.saliency.tif"))) == 2
+    heatmap += ["--set", "method=null"]
 
     (tmp_path / "brought.safetensors").write_bytes(checkpoint.read_bytes())
     named = ["--checkpoint", str(tmp_path / "brought.safetensors"), "--quiet"]

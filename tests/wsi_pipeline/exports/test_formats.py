@@ -99,7 +99,7 @@ def test_qupath_tiles_are_the_scored_patches(slide, tmp_path):
 
     scored = ~np.isnan(slide.scores.scores)
     assert len(features) == scored.sum()
-    assert f"{(~scored).sum()} without a score left out" in line
+    assert f"{(~scored).sum()} without a score" in line
     for feature, (x, y), score in zip(
         features, slide.scores.coords[scored], slide.scores.scores[scored], strict=True
     ):
@@ -149,7 +149,7 @@ def test_qupath_gets_no_object_beside_the_scanned_part(tmp_path):
     tiles = sum(f["properties"]["objectType"] == "tile" for f in features)
     n_scored = int(slide.scored.sum())
     assert f"{tiles} tiles" in line
-    assert f"{n_scored - tiles} beside the scanned part left out" in line
+    assert f"{n_scored - tiles} outside the scanned part skipped" in line
 
 
 def test_qupath_origin_of_a_slide_without_bounds_is_its_corner(tmp_path):

@@ -169,17 +169,23 @@ def test_a_score_that_is_no_number_is_an_error_with_a_cure_that_is_not_in_force(
 
 @pytest.mark.parametrize("other", [{"patch_px": 17}, {"target_mpp": 0.25}], ids=["size", "mpp"])
 def test_patches_unlike_those_of_training_are_refused(fake_store, other):
-    with pytest.raises(InferenceError, match=r"trained on 15 px at 0.5 µm/px; tile with"):
+    with pytest.raises(InferenceError, match=r"on patches of 15 px at 0.5 µm/px; tile with"):
         predict(fake_store("a", [0, 1], **other))
 
 
 @pytest.mark.parametrize(
     ("other", "said"),
     [
-        ({"image_shape": (15, 15, 1)}, r"patches are 15 x 15 x 3, .* single images of 15 x 15 x 1"),
-        ({"image_shape": (15, 20, 3)}, r"single images of 15 x 20 x 3"),
-        ({"image_shape": (15, 15, 3), "target_mpp": 0.0}, r"trained on 15 px at 0 µm/px; give"),
-        ({"class_names": ("tumour", "normal")}, r"scores normal \(1\), not tumour"),
+        (
+            {"image_shape": (15, 15, 1)},
+            r"patches of 15 px .* images of 15 x 15 x 1 at 0.5",
+        ),
+        ({"image_shape": (15, 20, 3)}, r"images of 15 x 20 x 3"),
+        (
+            {"image_shape": (15, 15, 3), "target_mpp": 0.0},
+            r"15 x 15 x 3 of unknown .*; give",
+        ),
+        ({"class_names": ("tumour", "normal")}, r"are tumour \(0\) and normal \(1\); train again"),
     ],
     ids=["channels", "sides", "no-resolution", "order-of-classes"],
 )
@@ -248,7 +254,7 @@ def test_a_model_with_large_layers_is_computed_in_smaller_batches(fake_store, mo
 
 def test_a_tiny_difference_of_resolution_is_rounding(fake_store):
     store = fake_store("a", [0, 1])
-    store.geometry = replace(store.geometry, target_mpp=0.50001)
+    store.kind = replace(store.kind, mpp=0.50001)
 
     assert len(predict(store)[0]) == 2
 

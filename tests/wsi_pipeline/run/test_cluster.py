@@ -150,14 +150,14 @@ def test_some_tasks_of_an_array_that_run_again_are_those_of_the_whole():
 
 def test_what_is_taken_for_granted_is_said(caplog):
     parse_shard("auto", lsf(1, 4)[2])
-    assert "LSF does not give an array's first index; taken as 1-4" in caplog.text
+    assert "LSF does not set an array's first index; assuming 1-4" in caplog.text
     caplog.clear()
     parse_shard("auto/4", pbs(0, 3)[1])
-    assert "PBS gives neither the first index nor the step" in caplog.text
+    assert "PBS sets neither the first index nor the step" in caplog.text
 
 
 @pytest.mark.parametrize(
-    ("text", "tasks", "said"),
+    ("text", "tasks", "message"),
     [
         pytest.param("auto", [{}], "not in a job array", id="outside"),
         pytest.param(
@@ -173,32 +173,32 @@ def test_what_is_taken_for_granted_is_said(caplog):
         pytest.param("auto/2", slurm(*range(4)), "4 tasks, not 2", id="more-tasks-than-shards"),
         pytest.param("auto/16", slurm(3, 7), "2 tasks, not 16", id="part-of-an-unknown-array"),
         pytest.param("auto/16", grid_engine(3, 3), "1 task, not 16", id="part-of-a-sge-array"),
-        pytest.param("auto/16", lsf(3, 3), "does not give", id="part-of-an-lsf-array"),
+        pytest.param("auto/16", lsf(3, 3), "does not set", id="part-of-an-lsf-array"),
         pytest.param("auto", lsf(2, 10, 2), "not one of 1-10:2", id="lsf-from-two"),
         pytest.param("auto/10", grid_engine(2, 10, 2), "5 tasks, not 10", id="sge-not-n"),
         pytest.param("auto/0-3", slurm(7), "not one of 0-3", id="outside-of-the-range"),
         pytest.param("auto/0-6:2", pbs(1, 5, 2), "not one of 0-6:2", id="between-two-steps"),
         pytest.param("auto/0", slurm(*range(4)), "at least 1", id="no-shards"),
-        pytest.param("auto/5-1", slurm(1), "no range", id="backwards"),
-        pytest.param("auto/1-5:0", slurm(1), "no range", id="no-step"),
+        pytest.param("auto/5-1", slurm(1), "not the range", id="backwards"),
+        pytest.param("auto/1-5:0", slurm(1), "not the range", id="no-step"),
         pytest.param("auto", [{"SLURM_ARRAY_TASK_ID": "x"}], "whole number", id="no-number"),
         pytest.param(
             "auto",
             [{**grid_engine(1, 4)[0], "SGE_TASK_STEPSIZE": "0"}],
-            "does not give",
+            "does not set",
             id="step-of-zero",
         ),
         pytest.param("3/3", [{}], "0 to 2", id="index-too-large"),
         pytest.param("0/0", [{}], "at least 1", id="zero-of-zero"),
-        pytest.param("x", [{}], "none of I/N", id="nonsense"),
-        pytest.param("auto/", [{}], "none of I/N", id="auto-without-number"),
-        pytest.param("auto/-3", [{}], "none of I/N", id="negative"),
-        pytest.param("1/2/3", [{}], "none of I/N", id="three-parts"),
+        pytest.param("x", [{}], "must be I/N", id="nonsense"),
+        pytest.param("auto/", [{}], "must be I/N", id="auto-without-number"),
+        pytest.param("auto/-3", [{}], "must be I/N", id="negative"),
+        pytest.param("1/2/3", [{}], "must be I/N", id="three-parts"),
     ],
 )
-def test_a_shard_that_could_be_the_wrong_one_is_refused(text, tasks, said):
+def test_a_shard_that_could_be_the_wrong_one_is_refused(text, tasks, message):
     for environ in tasks:
-        with pytest.raises(ConfigError, match=said):
+        with pytest.raises(ConfigError, match=message):
             parse_shard(text, environ)
 
 

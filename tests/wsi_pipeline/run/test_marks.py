@@ -144,7 +144,7 @@ def test_other_records_of_another_shape_stop_nothing(run, caplog, text):
     assert "s.failed.json: damaged record of a failure" in row["message"]
     assert write_failures(run) == 1
     assert missing_shards(run, "predict") == (0, [])
-    assert "0-of-2.json: damaged mark of a shard" in caplog.text
+    assert "0-of-2.json: damaged record of a shard" in caplog.text
     assert read_splits(run, "predict", "", "m", ["val"]) == ["val"]
     mark_finished(run, UNIT, "f", [run.scores("m", "s")])
     assert unit_state(run, UNIT, "f") == "finished"

@@ -33,6 +33,8 @@ def test_what_has_something_to_do_says_so_once(copy, capsys):
             assert "Traceback" not in said
             if stage == "predict":
                 assert f"{run}: cannot be written to (" in said
-                assert f"but predict has to do {units}; copy the run folder, or make it" in said
+                assert (
+                    f"but predict has to process {units}; copy the run folder, or make it" in said
+                )
         assert main(["collect", str(run)]) == 3
         assert "1 missing (s4)" in capsys.readouterr().out

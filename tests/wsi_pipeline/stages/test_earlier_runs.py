@@ -1,28 +1,64 @@
 """A run folder of an earlier version is kept, not rebuilt, by this one."""
 
+import csv
 import zipfile
 from pathlib import Path
 
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
 from wsi_pipeline.cli.app import main
+from wsi_pipeline.cohort.data import to_unit_range
+from wsi_pipeline.cohort.image_folder import read_images
+from wsi_pipeline.models.checkpoint import load_checkpoint
 
-# Four slides of 160 x 128 px taken through tile, train, predict, heatmap and evaluate by 0.1.
+# Four slides of 160 x 128 px, and 18 images of 25 x 18 px with patients, masks and one broken file,
+# taken through tile, train, predict, heatmap and evaluate: by 0.1 and by 0.2.
+RUNS = {"run_of_0.1": (4, 1, 2, 2, 1), "image_run_of_0.2": (1, 2, 2, 2, 2)}
 KNOWN_ANEW = {".json", ".digest"}  # run.json, and when a slide's bytes were last read
-RUN = Path(__file__).with_name("run_of_0.1.zip")
+CPU = torch.device("cpu")
 
 
-def test_a_run_of_0_1_is_kept(tmp_path, monkeypatch, capsys):
-    with zipfile.ZipFile(RUN) as file:
-        file.extractall(tmp_path)
+def unpack(name, folder):
+    with zipfile.ZipFile(Path(__file__).with_name(f"{name}.zip")) as file:
+        file.extractall(folder)
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_run_of_an_earlier_version_is_kept(name, tmp_path, monkeypatch, capsys):
+    unpack(name, tmp_path)
     monkeypatch.chdir(tmp_path)
     files = [p for p in Path("run").rglob("*") if p.is_file() and p.suffix not in KNOWN_ANEW]
     before = {path: path.read_bytes() for path in files}
-    assert main(["run", "config.yaml"]) == 0
+    assert main(["run", "config.yaml"]) == (3 if "image" in name else 0)  # one is broken
     said = capsys.readouterr().out.splitlines()
-    assert [line for line in said if " done" in line] == [
-        "tile: 0 done, 4 kept from before",
-        "train: 0 done, 1 kept from before",
-        "predict: 0 done, 2 kept from before",
-        "heatmap: 0 done, 2 kept from before",
-        "evaluate: 0 done, 1 kept from before",
+    stages = ("tile", "train", "predict", "heatmap", "evaluate")
+    kept = [line.split(", 1 failed")[0] for line in said if " done" in line]
+    assert kept == [
+        f"{stage}: 0 done, {n} kept from before"
+        for stage, n in zip(stages, RUNS[name], strict=True)
     ]
     assert not [path for path, content in before.items() if path.read_bytes() != content]
+
+
+def test_scores_of_images_are_those_of_earlier_versions_to_the_bit(tmp_path, monkeypatch):
+    """Float64 of the float32 logit of each image, passed in batches of `batch_size` in order."""
+    unpack("image_run_of_0.2", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    run = Path("run")
+    assert main(["predict", "run", "--set", "batch_size=3", "--overwrite", "--quiet"]) == 0
+    readable = [e for e in read_images(run / "images.csv") if e.image_id != "rows__broken"]
+    for name in ("patchnet", "cam"):
+        model, meta = load_checkpoint(run / f"models/{name}/checkpoint.safetensors")
+        model.to(memory_format=torch.channels_last)
+        mode = "L" if meta.image_shape[2] == 1 else "RGB"
+        pixels = [np.asarray(Image.open(Path("data", e.file)).convert(mode)) for e in readable]
+        stacked = torch.from_numpy(np.stack(pixels)).reshape(-1, *meta.image_shape)
+        with torch.inference_mode():
+            logits = torch.cat([model(to_unit_range(x, CPU)) for x in stacked.split(3)]).double()
+        with (run / f"scores/{name}/images.csv").open(newline="") as file:
+            found = {row["image_id"]: float(row["logit"] or "nan") for row in csv.DictReader(file)}
+        assert np.isnan(found.pop("rows__broken"))
+        assert found == dict(zip((e.image_id for e in readable), logits.tolist(), strict=True))

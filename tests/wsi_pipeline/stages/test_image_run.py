@@ -14,9 +14,10 @@ from wsi_pipeline.cli import app as cli
 from wsi_pipeline.cohort.image_folder import read_images
 from wsi_pipeline.cohort.image_store import choose_equal, open_images, raise_to_parity
 from wsi_pipeline.config.settings import EvaluateConfig
+from wsi_pipeline.contracts import Rule
 from wsi_pipeline.errors import EvaluationError
 from wsi_pipeline.evaluation.image_evaluation import evaluate_images
-from wsi_pipeline.inference.image_scores import Rule, ScoredImage
+from wsi_pipeline.inference.image_scores import ScoredImage
 from wsi_pipeline.inference.scores import TRAINED_ON
 from wsi_pipeline.models import build_model
 from wsi_pipeline.models.checkpoint import load_checkpoint, read_meta
@@ -160,8 +161,9 @@ def test_images_of_another_shape_are_refused_by_name(finished, tmp_path, capsys)
     assert cli.main([*tile, "--set", "images.channels=1"]) == 0
     checkpoint = root / "run" / "models" / "patchnet" / "checkpoint.safetensors"
     assert cli.main(["predict", str(run), "--checkpoint", str(checkpoint), "--quiet"]) == 1
-    assert "20 x 25 x 1" in (run / "failures.csv").read_text()
-    assert "trained on 18 x 25 x 1" in (run / "failures.csv").read_text()
+    said = (run / "failures.csv").read_text()
+    assert "images of 20 x 25 x 1 of unknown resolution" in said
+    assert "trained on images of 18 x 25 x 1 of unknown resolution" in said
 
 
 def predict_elsewhere(root, folder, run, *more):
@@ -243,7 +245,7 @@ def test_sizes_that_differ_name_two_files(tmp_path, capsys):
     assert "set images.size" in (tmp_path / "run" / "failures.csv").read_text()
     assert cli.main([*command, "--set", "images.size=[16, 16]"]) == 0
     entries = read_images(tmp_path / "run" / "images.csv")
-    assert open_images(tmp_path / "run" / "tiles", entries).shape == (16, 16, 3)
+    assert open_images(tmp_path / "run" / "tiles", entries).kind.shape == (16, 16, 3)
 
 
 def test_preprocessing_and_crops_travel_in_the_checkpoint(tmp_path):
@@ -272,7 +274,7 @@ def draws_of(run, model="patchnet"):
 
 
 def train_small(run, *settings):
-    channels = open_images(run / "tiles", read_images(run / "images.csv")).shape[2]
+    channels = open_images(run / "tiles", read_images(run / "images.csv")).kind.shape[2]
     small = f"model.options={{m: 5, filters: 2, depth: 1, channels: {channels}}}"
     words = ["train", str(run), "--model", "patchnet", "--quiet", "--set", small]
     return cli.main([*words, *(part for s in ("max_epochs=2", *settings) for part in ("--set", s))])

@@ -385,17 +385,17 @@ def test_patchnets_own_map_is_written_beside_the_heatmap(copy):
     assert main(ask) == 0
 
     folder = copy / "run/heatmaps/patchnet"
-    values = tifffile.imread(folder / "s4.dense.ome.tif")
+    values = tifffile.imread(folder / "s4.patchnet.ome.tif")
     patches = tifffile.imread(folder / "s4.ome.tif")
     assert values.shape == (-(-SIZE[1] // 8), -(-SIZE[0] // 8))
     # It is known where patches were scored, and nowhere else.
     tiles = np.kron(patches, np.ones((4, 4)))[: values.shape[0], : values.shape[1]]
     np.testing.assert_array_equal(np.isnan(values), np.isnan(tiles))
-    assert (folder / "s4.dense.png").is_file()
+    assert (folder / "s4.patchnet.png").is_file()
     assert main([*ask, "--overwrite"]) == 0
-    np.testing.assert_array_equal(tifffile.imread(folder / "s4.dense.ome.tif"), values)
+    np.testing.assert_array_equal(tifffile.imread(folder / "s4.patchnet.ome.tif"), values)
     assert main([*ask[:3], "--set", "dense_step_px=null"]) == 0
-    assert not list(folder.glob("*.dense.*"))  # of settings that are no longer in force
+    assert not list(folder.glob("*.patchnet.*"))  # of settings that are no longer in force
     assert main(ask) == 0
     shutil.rmtree(copy / "run/models")  # as where predict was given a checkpoint from elsewhere
     assert main([*ask, "--overwrite"]) == 1
@@ -405,16 +405,16 @@ def test_patchnets_own_map_is_written_beside_the_heatmap(copy):
 
 @pytest.mark.parametrize("stage", ["heatmap", "run"])
 def test_a_slide_named_like_the_dense_map_of_another_is_refused(copy, capsys, stage):
-    """Both wrote s4.dense.ome.tif, and the heatmap of the slide s4.dense was lost."""
-    (copy / "data/s5.tif").rename(copy / "data/s4.dense.tif")
+    """Both wrote s4.patchnet.ome.tif, and the heatmap of the slide s4.patchnet was lost."""
+    (copy / "data/s5.tif").rename(copy / "data/s4.patchnet.tif")
     for manifest in (copy / "run/slides.csv", copy / "data/manifest.csv"):
-        text = manifest.read_text().replace("s5.tif", "s4.dense.tif")
-        manifest.write_text(text.replace(",s5,", ",s4.dense,"))
+        text = manifest.read_text().replace("s5.tif", "s4.patchnet.tif")
+        manifest.write_text(text.replace(",s5,", ",s4.patchnet,"))
     before = contents(copy / "run/heatmaps")
     told = {"heatmap": copy / "run", "run": copy / "config.yaml"}[stage]
     assert main([stage, str(told), "--set", "heatmap.dense_step_px=8"]) == 1
     said = capsys.readouterr().err
-    assert "dense map of the slide 's4' and the heatmap of the slide 's4.dense'" in said
+    assert "PatchNet's map of the slide 's4' and the heatmap of the slide 's4.patchnet'" in said
     assert contents(copy / "run/heatmaps") == before
 
 

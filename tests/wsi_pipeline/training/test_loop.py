@@ -447,7 +447,7 @@ def test_resuming_goes_on_where_the_last_epoch_ended(fake_store, tmp_path, caplo
         summary = train(fake_store, tmp_path)
 
     assert summary.resumed_from == 2
-    assert "going on after epoch 2" in caplog.text
+    assert "resuming after epoch 2" in caplog.text
 
 
 def test_a_starved_training_may_go_on_with_more_readers(fake_store, tmp_path):
@@ -846,5 +846,5 @@ def test_a_starved_device_is_told_with_a_cure(fake_store, tmp_path):
     assert "s for patches" in str(summary)
     starved = replace(summary, seconds=100.0, seconds_waited=40.0)
     assert starved.starved
-    assert "the device starves; raise train.<model>.readers" in str(starved)
+    assert "the device is starved of data; raise train.<model>.readers" in str(starved)
     assert not replace(summary, seconds=100.0, seconds_waited=10.0).starved

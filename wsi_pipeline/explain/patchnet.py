@@ -10,22 +10,20 @@ References
    mean over all patches that hold a pixel is described, and found inferior.
 """
 
-import io
-import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tifffile
 import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from scipy.ndimage import uniform_filter
 
-from tiling.files import write_aside
 from wsi_pipeline.errors import ModelError
+from wsi_pipeline.explain.base import Found, Method, Settings, Target
+from wsi_pipeline.explain.files import as_grey, write_arrays, write_png
 from wsi_pipeline.models.patchnet import PatchNet
 
 HISTOGRAM_BINS = 256  # of equal width on [0, 1]; the papers name no number
@@ -34,14 +32,6 @@ HISTOGRAM_BINS = 256  # of equal width on [0, 1]; the papers name no number
 # engine's differ from the definition's by about 1e-5 in float32 (docs/log.md).
 CONSTANT_SPAN = 1e-4
 
-_EPOCH = (
-    1980,
-    1,
-    1,
-    0,
-    0,
-    0,
-)  # the oldest date a zip file can carry: the same maps, the same bytes
 _PER_ROW = 13  # 65 = 5 rows of 13
 _BAR_PX = 32  # height of a histogram in the contact sheet
 _GAP_PX = 6
@@ -50,7 +40,7 @@ _TITLE_PX = 12
 
 @dataclass(frozen=True)
 class PatchNetMaps:
-    """What a PatchNet says of one image."""
+    """What a PatchNet makes of one image."""
 
     heatmap: NDArray[np.float32]  # (H, W) in (0, 1): Q of the patch around each pixel
     raw: NDArray[np.float32]  # (filters, H, W) in [-1, 1]: the tanh of each filter there
@@ -65,31 +55,43 @@ class PatchNetMaps:
         """(1 + filters, 256): of the global map, then of each rescaled filter; rows sum to H W."""
         return count_histograms(np.concatenate([self.heatmap[None], self.filters]))
 
+    def write(self, folder: Path, stem: str) -> list[Path]:
+        """Write all maps; the same maps give the same bytes.
 
-def compute_maps(model: PatchNet, image: torch.Tensor) -> PatchNetMaps:
-    """Evaluate a PatchNet around every pixel of an image.
-
-    Parameters
-    ----------
-    model : PatchNet
-    image : (c, H, W) float in [0, 1]
-        On the device of the model.
-
-    Raises
-    ------
-    ModelError
-        If the image has another number of channels than the model, or is empty.
-    """
-    channels = int(model.options["channels"])
-    if image.ndim != 3 or image.shape[0] != channels or 0 in image.shape:
-        raise ModelError(
-            f"this PatchNet takes an image of shape ({channels}, H, W), got {tuple(image.shape)}"
+        Returns
+        -------
+        files : list of Path
+            ``<stem>.npz`` with ``heatmap``, ``filters_raw``, ``filters``, ``histograms``,
+            ``bin_edges``; ``<stem>_filters.png`` all maps with their histograms on one sheet.
+        """
+        filters, histograms = self.filters, self.histograms
+        arrays, sheet = folder / f"{stem}.npz", folder / f"{stem}_filters.png"
+        write_arrays(
+            arrays,
+            {
+                "heatmap": self.heatmap,
+                "filters_raw": self.raw,
+                "filters": filters,
+                "histograms": histograms,
+                "bin_edges": np.linspace(0, 1, HISTOGRAM_BINS + 1),
+            },
         )
-    heatmap, filters = model.dense_map(image)
-    return PatchNetMaps(
-        heatmap.float().cpu().numpy().astype(np.float32),
-        filters.float().cpu().numpy().astype(np.float32),
-    )
+        titles = ["global", *(f"filter {number}" for number in range(len(filters)))]
+        write_png(sheet, draw_sheet([self.heatmap, *filters], histograms, titles))
+        return [arrays, sheet]
+
+
+def map_patches(
+    model: PatchNet, image: torch.Tensor, *, target: Target, seed: int, config: Settings
+) -> Found:
+    """Evaluate a PatchNet around every pixel of an image: (1, c, H, W) -> (H, W).
+
+    The map is Q of the patch around each pixel, or 1 - Q where class 0 is explained.
+    """
+    heatmap, filters = model.dense_map(image[0])
+    raw = filters.float().cpu().numpy().astype(np.float32)
+    found = PatchNetMaps(heatmap.float().cpu().numpy().astype(np.float32), raw)
+    return Found(heatmap if target == 1 else 1 - heatmap, found)
 
 
 def rescale_filters(raw: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
@@ -156,46 +158,7 @@ def average_over_patches(heatmap: NDArray[np.floating[Any]], m: int) -> NDArray[
     return np.asarray(sums / counts)
 
 
-# ------------------------------------------------------------ files
-
-
-def write_maps(folder: Path, name: str, maps: PatchNetMaps) -> list[Path]:
-    """Write an image's maps; the same maps give the same bytes.
-
-    Parameters
-    ----------
-    folder : Path
-    name : str
-        First part of the files' names.
-
-    Returns
-    -------
-    files : list of Path
-        ``<name>.tif`` the global map, float32; ``<name>_global.png`` the same as 8-bit grey;
-        ``<name>.npz`` with ``heatmap``, ``filters_raw``, ``filters``, ``histograms``,
-        ``bin_edges``; ``<name>.png`` all maps with their histograms on one sheet.
-    """
-    filters = maps.filters
-    histograms = count_histograms(np.concatenate([maps.heatmap[None], filters]))
-    values, grey, arrays, sheet = (
-        folder / f"{name}{end}" for end in (".tif", "_global.png", ".npz", ".png")
-    )
-    with write_aside(values) as scratch:
-        tifffile.imwrite(scratch, maps.heatmap, compression="zlib", metadata=None)
-    _write_png(grey, _as_grey(maps.heatmap))
-    _write_arrays(
-        arrays,
-        {
-            "heatmap": maps.heatmap,
-            "filters_raw": maps.raw,
-            "filters": filters,
-            "histograms": histograms,
-            "bin_edges": np.linspace(0, 1, HISTOGRAM_BINS + 1),
-        },
-    )
-    titles = ["global", *(f"filter {number}" for number in range(len(filters)))]
-    _write_png(sheet, draw_sheet([maps.heatmap, *filters], histograms, titles))
-    return [values, grey, arrays, sheet]
+# ------------------------------------------------------------ pictures
 
 
 def draw_sheet(
@@ -227,7 +190,7 @@ def draw_sheet(
         x = _GAP_PX + column * (cell_width + _GAP_PX)
         y = _GAP_PX + row * (cell_height + _GAP_PX)
         draw.text((x, y - 1), title, fill=255)
-        grey = np.kron(_as_grey(values), np.ones((scale, scale), np.uint8))
+        grey = np.kron(as_grey(values), np.ones((scale, scale), np.uint8))
         sheet.paste(Image.fromarray(grey), (x, y + _TITLE_PX))
         bars = Image.fromarray(_draw_bars(counts, cell_width))
         sheet.paste(bars, (x, y + _TITLE_PX + height * scale))
@@ -244,21 +207,4 @@ def _draw_bars(counts: NDArray[np.int64], width: int) -> NDArray[np.uint8]:
     return np.where(below, 0, 255).astype(np.uint8)
 
 
-def _as_grey(values: NDArray[np.floating[Any]]) -> NDArray[np.uint8]:
-    grey: NDArray[np.uint8] = np.round(np.clip(values, 0, 1) * 255).astype(np.uint8)
-    return grey
-
-
-def _write_png(path: Path, grey: NDArray[np.uint8]) -> None:
-    with write_aside(path) as scratch:
-        Image.fromarray(grey).save(scratch, format="PNG")
-
-
-def _write_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
-    """Write an ``.npz`` as numpy would, but without the time of writing."""
-    with write_aside(path) as scratch, zipfile.ZipFile(scratch, "w") as file:
-        for name, values in arrays.items():
-            buffer = io.BytesIO()
-            np.lib.format.write_array(buffer, np.ascontiguousarray(values), allow_pickle=False)
-            info = zipfile.ZipInfo(f"{name}.npy", date_time=_EPOCH)
-            file.writestr(info, buffer.getvalue(), compress_type=zipfile.ZIP_DEFLATED)
+METHOD = Method(map_patches, low=0, high=1, is_probability=True, models=(PatchNet,))

@@ -2,18 +2,16 @@
 
 import numpy as np
 import pytest
-import tifffile
 import torch
 from PIL import Image
 
 from wsi_pipeline.errors import ModelError
-from wsi_pipeline.explain.patchnet_maps import (
+from wsi_pipeline.explain import load_method
+from wsi_pipeline.explain.patchnet import (
     PatchNetMaps,
     average_over_patches,
-    compute_maps,
     count_histograms,
     rescale_filters,
-    write_maps,
 )
 from wsi_pipeline.models.patchnet import PatchNet
 
@@ -29,19 +27,18 @@ def some_maps(filters=64, height=9, width=12):
 @pytest.mark.parametrize("channels", [1, 3])
 def test_an_image_has_one_global_map_and_one_per_filter(channels):
     model = PatchNet(m=5, channels=channels, filters=6, depth=2).eval()
-    image = torch.rand(channels, 7, 10)
-    maps = compute_maps(model, image)
-    heatmap, filters = model.dense_map(image)
+    image = np.random.default_rng(0).random((7, 10, channels), np.float32)
+    (found,) = load_method("patchnet").explain(model, image[None])
+    heatmap, filters = model.dense_map(torch.from_numpy(image).permute(2, 0, 1))
 
-    assert maps.heatmap.shape == (7, 10)
-    assert maps.raw.shape == (6, 7, 10)
-    assert np.array_equal(maps.heatmap, heatmap.numpy())  # Q itself, not rescaled
-    assert np.array_equal(maps.raw, filters.numpy())
+    assert np.array_equal(found.values, heatmap.numpy())  # Q itself, not rescaled
+    assert np.array_equal(found.details.raw, filters.numpy())
+    assert found.details.raw.shape == (6, 7, 10)
 
 
 def test_an_image_of_another_number_of_channels_is_refused():
-    with pytest.raises(ModelError, match=r"\(3, H, W\), got \(1, 8, 8\)"):
-        compute_maps(PatchNet(m=5, filters=2, depth=1), torch.rand(1, 8, 8))
+    with pytest.raises(ModelError, match="takes images of 3 channels, these have 1"):
+        load_method("patchnet")(PatchNet(m=5, filters=2, depth=1), np.zeros((1, 8, 8, 1)))
 
 
 def test_each_filter_is_stretched_by_itself_and_a_constant_one_is_grey():
@@ -86,29 +83,22 @@ def test_the_mean_over_patches_wants_an_odd_side():
 
 def test_the_files_hold_what_was_computed(tmp_path):
     maps = some_maps()
-    files = write_maps(tmp_path, "nucleus_7", maps)
-    assert sorted(f.name for f in files) == [
-        "nucleus_7.npz", "nucleus_7.png", "nucleus_7.tif", "nucleus_7_global.png",
-    ]  # fmt: skip
-    assert np.array_equal(tifffile.imread(tmp_path / "nucleus_7.tif"), maps.heatmap)
+    files = maps.write(tmp_path, "nucleus_7")
+    assert [f.name for f in files] == ["nucleus_7.npz", "nucleus_7_filters.png"]
     with np.load(tmp_path / "nucleus_7.npz") as arrays:
+        assert np.array_equal(arrays["heatmap"], maps.heatmap)
         assert np.array_equal(arrays["filters_raw"], maps.raw)
         assert np.array_equal(arrays["filters"], maps.filters)
         assert np.array_equal(arrays["histograms"], maps.histograms)
         assert arrays["bin_edges"].shape == (257,)
-    grey = np.asarray(Image.open(tmp_path / "nucleus_7_global.png"))
-    assert np.array_equal(grey, np.round(maps.heatmap * 255).astype(np.uint8))
-
-
-def test_the_same_maps_give_the_same_bytes(tmp_path):
-    first = [f.read_bytes() for f in write_maps(tmp_path, "a", some_maps())]
-    assert first == [f.read_bytes() for f in write_maps(tmp_path, "a", some_maps())]
+    first = [f.read_bytes() for f in files]
+    assert first == [f.read_bytes() for f in some_maps().write(tmp_path, "again")]
 
 
 def test_the_sheet_shows_every_map(tmp_path):
     maps = some_maps(height=96, width=128)
-    write_maps(tmp_path, "a", maps)
-    sheet = np.asarray(Image.open(tmp_path / "a.png"))
+    maps.write(tmp_path, "a")
+    sheet = np.asarray(Image.open(tmp_path / "a_filters.png"))
     corner = sheet[6 + 12 :, 6:][:96, :128]  # the first cell, below its title
     assert np.array_equal(corner, np.round(maps.heatmap * 255).astype(np.uint8))
     assert sheet.shape[1] > 13 * 128  # 65 = 5 rows of 13
