@@ -14,7 +14,7 @@ from tiling.contracts import OnProgress, Slide, TileConfig, TileGeometry
 from tiling.errors import SlideError
 from tiling.patches import read_patch
 from tiling.shards import ShardWriter
-from tiling.store import TileTable, create_patches, shard_length
+from tiling.store_files import TileTable, create_patches, shard_length
 from tiling.threads import check_stopped, map_in_threads
 from tiling.wording import pluralize
 

@@ -34,8 +34,8 @@ from wsi_pipeline.stages.tile import list_entries
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from tiling.build import TilePlan
     from tiling.contracts import Slide
+    from tiling.tile_plan import TilePlan
     from wsi_pipeline.models import PatchClassifier
 
 PROBE_PATCHES, PROBE_S = 8, 1.0  # per slide: read so many patches, no longer than that
@@ -188,9 +188,9 @@ def plan_slide(task: PlanTask) -> tuple[SlidePlan, Audited | None]:
 
 
 def _plan_slide(task: PlanTask) -> tuple[SlidePlan, Audited]:
-    from tiling.build import check_has_tiles, plan_tiles
     from tiling.footprint import picture_footprint, store_footprint
     from tiling.slide import open_slide
+    from tiling.tile_plan import check_has_tiles, plan_tiles
 
     entry, started = task.entry, time.monotonic()
     known = tile_inputs(entry, task.config)

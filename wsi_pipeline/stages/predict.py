@@ -104,7 +104,7 @@ class PredictSlide(Task):
                 max_unreadable=store.tiling["max_unreadable"],
                 journal=journal,
                 key=f"{job.fingerprint} {device.type} {precision}",
-                on_progress=lambda done, total, _: on_progress(done, total),
+                on_progress=on_progress,
             )
             path = job.run.scores(self.model, entry.slide_id)
             check = summary.precision_check
@@ -205,7 +205,7 @@ class PredictImages(Task):
             tolerance=config.tolerance,
             journal=journal,
             key=f"{job.fingerprint} {device.type} {precision}",
-            on_progress=lambda done, total, _: on_progress(done, total),
+            on_progress=on_progress,
         )
         check = summary.precision_check
         attributes = {

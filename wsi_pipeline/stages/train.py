@@ -98,7 +98,7 @@ class TrainOnSlides(Task):
                 device=resolve_device(self.device, worker=rank()),
                 readers=self.config.readers,
                 fingerprint=job.fingerprint,
-                on_progress=lambda done, total, _: on_progress(done, total),
+                on_progress=on_progress,
             )
         return _trained_files(folder), str(summary)
 
@@ -146,7 +146,7 @@ class TrainOnImages(Task):
             device=resolve_device(self.device, worker=rank()),
             readers=config.readers,
             fingerprint=job.fingerprint,
-            on_progress=lambda done, total, _: on_progress(done, total),
+            on_progress=on_progress,
         )
         return _trained_files(folder), str(summary)
 
