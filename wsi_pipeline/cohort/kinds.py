@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from tiling.files import digest_file
+from tiling.wording import name_some
 from wsi_pipeline.cohort.image_folder import ALL, ImageEntry, read_images
 from wsi_pipeline.cohort.manifest import read_run_manifest
 from wsi_pipeline.cohort.slides import digest_store, finished_entries, open_store
@@ -54,8 +55,15 @@ class Cohort(Protocol):
         """Whether it is of single images; else of slides."""
 
     @property
+    def slides(self) -> Sequence[SlideEntry]:
+        """The slides; of images, none."""
+
+    @property
     def units(self) -> Sequence[str]:
         """Names of its units of work."""
+
+    def describe(self) -> list[str]:
+        """Say what units of work do not: of images, how many there are and cannot be read."""
 
     def ready_units(self, splits: Sequence[str | None] | None, *, scored_by: str = "") -> list[str]:
         """Name the units that are tiled, in one of `splits` (None: any), and scored by a model."""
@@ -83,6 +91,15 @@ class SlideCohort:
     run: RunFolder
     entries: Sequence[SlideEntry]
     of_images = False
+
+    @property
+    def slides(self) -> Sequence[SlideEntry]:
+        """All of them."""
+        return self.entries
+
+    def describe(self) -> list[str]:
+        """Nothing: each slide is a unit."""
+        return []
 
     @property
     def units(self) -> list[str]:
@@ -132,6 +149,14 @@ class ImageCohort:
     run: RunFolder
     data: str = ""  # digest of the images and their table, once they are seen to be prepared
     of_images = True
+    slides = ()
+
+    def describe(self) -> list[str]:
+        """Say how many images there are, and which could not be read."""
+        ids = [e.image_id for e in self.entries]
+        lost = [i for i in ids if Unit("tile", i).mark(self.run, "failed").is_file()]
+        named = f" ({name_some(lost, 20)})" if lost else ""
+        return [f"images: {len(ids)}, {len(lost)} unreadable{named}"]
 
     units = (ALL,)
 

@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 
 from tiling.wording import name_some, pluralize
 from wsi_pipeline.cohort.image_folder import ALL
-from wsi_pipeline.cohort.kinds import Cohort, ImageCohort, cohort_of
+from wsi_pipeline.cohort.kinds import Cohort, cohort_of
 from wsi_pipeline.config.stages import STAGES, Stage
 from wsi_pipeline.contracts import SlideEntry
 from wsi_pipeline.errors import StageError
@@ -63,11 +63,10 @@ def collect(run: RunFolder, *, verify: bool = False) -> Collected:
         Read every patch of every store, too, and compare it with its checksum.
     """
     cohort = cohort_of(run)
-    merged = _merge_parts(run) if isinstance(cohort, ImageCohort) else []
-    entries = () if isinstance(cohort, ImageCohort) else cohort.entries
+    merged = _merge_parts(run)
     n_failed = _write_failures(run)
     if verify:
-        _verify_pixels(run, entries)
+        _verify_pixels(run, cohort.slides)
     looked = _Looked(run)
     lines, n_missing = merged, 0
     try:
@@ -89,11 +88,11 @@ def collect(run: RunFolder, *, verify: bool = False) -> Collected:
                 f"{stage}: {pluralize(len(shards), 'shard')} of {count} never ended: "
                 f"{', '.join(map(str, shards))}"
             )
-    if any(Unit("tile", e.slide_id).is_marked(run) for e in entries):
+    if any(Unit("tile", e.slide_id).is_marked(run) for e in cohort.slides):
         from wsi_pipeline.stages.label_audit import update_audit
 
         lines.append(update_audit(run))
-    lines += [_describe_images(cohort)] if isinstance(cohort, ImageCohort) else []
+    lines += cohort.describe()
     lines += [f"{pluralize(n_failed, 'failure')}, listed in {run.failures}"] if n_failed else []
     return Collected(tuple(lines), n_missing, n_failed)
 
@@ -241,10 +240,3 @@ def _find_variants(run: RunFolder, stage: str) -> list[tuple[str, str]]:
     ours = (of for of in marks if of[0] != JOB_ARRAYS and not any(map(find_name_problem, of)))
     found = {(of[0], of[1] if of[1:] else "") for of in ours}
     return sorted(found)
-
-
-def _describe_images(cohort: ImageCohort) -> str:
-    run, ids = cohort.run, [e.image_id for e in cohort.entries]
-    lost = [i for i in ids if Unit("tile", i).mark(run, "failed").is_file()]
-    named = f" ({name_some(lost, 20)})" if lost else ""
-    return f"images: {len(ids)}, {len(lost)} unreadable{named}"

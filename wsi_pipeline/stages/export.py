@@ -174,8 +174,7 @@ def export(
     chosen = _choose_models(run, name, models)
     settings = _fill_in(run, config, name)
     _check(settings)
-    entries = () if isinstance(cohort, ImageCohort) else cohort.entries
-    by_id = {e.slide_id: e for e in entries if _is_wanted(e, settings)}
+    by_id = {e.slide_id: e for e in cohort.slides if _is_wanted(e, settings)}
     tasks: list[Task] = []
     for model in chosen:
         folder = _folder(run, name, model, out, several=len(chosen) > 1)
