@@ -25,17 +25,21 @@ FLOORS = [
     {"wsi_pipeline.evaluation"},
     {"wsi_pipeline.training", "wsi_pipeline.inference"}
     | {"wsi_pipeline.heatmaps", "wsi_pipeline.explain"},
-    {"wsi_pipeline.models", "wsi_pipeline.cohort", "wsi_pipeline.run"},
+    {"wsi_pipeline.cohort"},
+    {"wsi_pipeline.models", "wsi_pipeline.run"},
     {"wsi_pipeline.config", "wsi_pipeline.layout"},
     {"wsi_pipeline.names", "wsi_pipeline.csv_files"},
     {"wsi_pipeline.contracts", "wsi_pipeline.errors"},
     {"wsi_pipeline.versions", "wsi_pipeline"},
     {"tiling.footprint"},
     {"tiling.build"},
+    {"tiling.attributes", "tiling.plan_picture"},
+    {"tiling.tile_plan"},
     {"tiling.tissue"},
     {"tiling.annotation", "tiling.write_pixels"},
     {"tiling.same_content", "tiling.store"},
-    {"tiling.slide", "tiling.blocks", "tiling.overview", "tiling.patches", "tiling.coords_hdf5"},
+    {"tiling.slide", "tiling.blocks", "tiling.overview", "tiling.patches", "tiling.coords_hdf5"}
+    | {"tiling.store_files"},
     {"tiling.listing"},
     {"tiling.dataset", "tiling.geometry", "tiling.grid", "tiling.hdf5", "tiling.qc"}
     | {"tiling.readers", "tiling.resample", "tiling.shards"},

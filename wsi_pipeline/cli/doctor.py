@@ -1,4 +1,4 @@
-"""Checks of the installation: what is there, what is missing, and how to install it."""
+"""The ``doctor`` command: checks what is installed, and how to install what is missing."""
 
 import importlib
 import os
@@ -8,6 +8,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import typer
+
+from wsi_pipeline.cli.options import EXIT_NOTHING_DONE
 from wsi_pipeline.versions import versions
 
 
@@ -25,6 +28,13 @@ class Finding:
         """Line that the ``doctor`` command prints."""
         remedy = f"; {self.remedy}" if self.remedy and not self.ok else ""
         return f"{'ok     ' if self.ok else 'MISSING'} {self.what}: {self.detail}{remedy}"
+
+
+def doctor() -> None:
+    """Check versions, devices and codecs; report what is missing and how to install it."""
+    findings = examine()
+    print("\n".join(finding.line for finding in findings))
+    raise typer.Exit(0 if all(finding.ok for finding in findings) else EXIT_NOTHING_DONE)
 
 
 def examine() -> list[Finding]:

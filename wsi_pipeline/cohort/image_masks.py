@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from tiling.errors import MaskError
 from tiling.files import write_aside
-from tiling.readers.mask_picture import read_drawn
+from tiling.readers.mask_picture import SUFFIXES, read_drawn
 from tiling.threads import map_in_threads
 from wsi_pipeline.cohort.image_folder import ImageEntry
 from wsi_pipeline.cohort.image_pixels import fit_image, read_image
@@ -23,7 +23,7 @@ from wsi_pipeline.errors import ManifestError, StageError
 NO_MASK = 255
 
 
-def read_mask(
+def read_object_mask(
     folder: Path, file: str, size: tuple[int, ...], config: ImagesConfig
 ) -> NDArray[np.bool_]:
     """Read a mask and fit it as its image is fitted.
@@ -59,7 +59,7 @@ def read_mask(
 
 def _read_object(path: Path) -> NDArray[np.bool_]:
     """Read which pixels are the object: (H, W)."""
-    if path.suffix.lower() not in (".tif", ".tiff", ".png"):
+    if path.suffix.lower() not in SUFFIXES:
         return read_image(path, channels=1)[..., 0] > 0
     try:
         return read_drawn(path)
@@ -105,7 +105,7 @@ def prepare_masks(
     if not rows:
         return {}
     problems: dict[str, str] = {}
-    load = partial(_load, folder, config)
+    load = partial(load_mask, folder, config)
     wanted = [entries[row] for row in rows]
     with write_aside(path) as scratch:
         masks = np.lib.format.open_memmap(scratch, "w+", np.uint8, (len(entries), *size))
@@ -122,12 +122,13 @@ def prepare_masks(
     return problems
 
 
-def _load(
+def load_mask(
     folder: Path, config: ImagesConfig, entry: ImageEntry
 ) -> tuple[NDArray[np.bool_] | None, str]:
+    """Read the mask of an image; None where that cannot be, and why."""
     size = read_image(folder / entry.file, channels=config.channels).shape
     try:
-        return read_mask(folder, entry.mask or "", size, config), ""
+        return read_object_mask(folder, entry.mask or "", size, config), ""
     except ManifestError as error:
         return None, str(error)
 

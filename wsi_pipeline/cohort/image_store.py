@@ -4,7 +4,7 @@
 what is in it and is written last. Masks lie beside it (`wsi_pipeline.cohort.image_masks`).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tiling.contracts import PatchKind
+from tiling.contracts import OnProgress, PatchKind
 from tiling.files import digest_file, digest_json, read_json_object, write_aside, write_json
 from tiling.threads import map_in_threads
 from tiling.wording import pluralize
@@ -46,7 +46,7 @@ def prepare_images(
     out: Path,
     fingerprint: str,
     threads: int = 2,
-    on_progress: Callable[[int, int], None] | None = None,
+    on_progress: OnProgress | None = None,
 ) -> dict[str, str]:
     """Decode a data set into one array.
 
@@ -79,7 +79,7 @@ def prepare_images(
     problems: dict[str, str] = {}
     array: NDArray[np.uint8] | None = None
     first = ""
-    load = partial(_load, folder, config)
+    load = partial(load_image, folder, config)
     with write_aside(out / "images.npy") as scratch:
         for row, (image, problem) in enumerate(map_in_threads(load, entries, threads=threads)):
             entry = entries[row]
@@ -89,19 +89,12 @@ def prepare_images(
                 if array is None:
                     first, shape = entry.file, (len(entries), *image.shape)
                     array = np.lib.format.open_memmap(scratch, "w+", np.uint8, shape)
-                if image.shape != array.shape[1:]:
-                    raise ManifestError(
-                        f"{entry.file} is {image.shape[1]} x {image.shape[0]} px, {first} is "
-                        f"{array.shape[2]} x {array.shape[1]} px; set images.size: [height, width]"
-                    )
+                check_size(entry.file, image.shape, first, array.shape[1:])
                 array[row] = image
             if on_progress:
                 on_progress(row + 1, len(entries))
         if array is None:
-            raise ManifestError(
-                f"{folder}: none of its {pluralize(len(entries), 'image')} can be decoded; "
-                f"the first: {next(iter(problems.values()))}"
-            )
+            raise none_readable(folder, problems)
         array.flush()  # type: ignore[attr-defined]  # a memory map
         size = array.shape[1:3]
         del array
@@ -109,23 +102,51 @@ def prepare_images(
     without = prepare_masks(
         folder, entries, config, size, out=out, unreadable=lost, threads=threads
     )
-    write_json(
-        out / "images.json",
-        {
-            "schema": SCHEMA,
-            "classes": list(classes),
-            "settings": as_plain(config),
-            "fingerprint": fingerprint,
-            "unreadable": sorted(problems),
-            "unreadable_masks": sorted(without),
-        },
-    )
+    about = describe_images(classes, config, fingerprint, unreadable=problems, masks=without)
+    write_json(out / "images.json", about)
     return problems | without
 
 
-def _load(
+def describe_images(
+    classes: Sequence[str],
+    config: ImagesConfig,
+    fingerprint: str,
+    *,
+    unreadable: Iterable[str],
+    masks: Iterable[str],
+) -> dict[str, Any]:
+    """Give the content of ``images.json``; `unreadable` and `masks`: ids of the images lost."""
+    return {
+        "schema": SCHEMA,
+        "classes": list(classes),
+        "settings": as_plain(config),
+        "fingerprint": fingerprint,
+        "unreadable": sorted(unreadable),
+        "unreadable_masks": sorted(masks),
+    }
+
+
+def check_size(file: str, shape: tuple[int, ...], first: str, wanted: tuple[int, ...]) -> None:
+    """Refuse an image of another size, (height, width, channels), than the first one has."""
+    if shape != wanted:
+        raise ManifestError(
+            f"{file} is {shape[1]} x {shape[0]} px, {first} is {wanted[1]} x {wanted[0]} px; set "
+            "images.size: [height, width]"
+        )
+
+
+def none_readable(folder: Path, problems: Mapping[str, str]) -> ManifestError:
+    """Say that no image can be decoded; `problems`: why, by image_id."""
+    return ManifestError(
+        f"{folder}: none of its {pluralize(len(problems), 'image')} can be decoded; the first: "
+        f"{next(iter(problems.values()))}"
+    )
+
+
+def load_image(
     folder: Path, config: ImagesConfig, entry: ImageEntry
 ) -> tuple[NDArray[np.uint8] | None, str]:
+    """Decode and fit an image; None where that cannot be, and why."""
     try:
         image = read_image(folder / entry.file, channels=config.channels)
         return fit_image(image, config, entry.file), ""

@@ -127,6 +127,15 @@ def advise_missing_split(
     return "fill the manifest's split column, or set splits in the config, and run tile again"
 
 
+def advise_image_split(split: Split) -> str:
+    """Say how images get into a split where none is in it."""
+    without = "; or train without validation: monitor=none" if split == "val" else ""
+    return (
+        "tile again with splits in the config (--set splits.val_fraction=0.2), with folders train/ "
+        f"and val/, or with a table's column split{without}"
+    )
+
+
 def assign_folds(entries: Sequence[SlideEntry], *, folds: int, seed: int) -> dict[str, int]:
     """Deal patients into folds of nearly equal size, those with and without tumour apart.
 

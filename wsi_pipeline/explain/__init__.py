@@ -23,6 +23,13 @@ METHODS = {
     "cam": "class activation map of a network that averages its last maps",
     "grad_cam": "a layer's maps, weighted by the mean of their gradients",
     "saliency": "size of the logit's gradient at each pixel",
+    "smoothgrad": "saliency of many noisy copies, averaged",
+    "guided_backprop": "size of a gradient that passes ReLUs only where it raises the logit",
+    "guided_smoothgrad": "guided backpropagation of many noisy copies, averaged",
+    "occlusion": "what the logit loses where a window is covered",
+    "lime": "weight of each superpixel in a linear model of the logit",
+    "feature_maps": "mean size of a layer's maps",
+    "unveiling": "regions found round by round, each covered before the next",
 }
 
 

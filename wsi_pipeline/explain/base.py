@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -12,13 +12,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from wsi_pipeline.errors import ModelError
+from wsi_pipeline.errors import ConfigError, ModelError
 from wsi_pipeline.models.base import PatchClassifier
 from wsi_pipeline.models.preprocess import crop_centre
 
 Target = Literal[0, 1]  # the class that is explained: by its logit y, or by -y of class 0
 
-_VALUES_AT_ONCE = 2**20  # pixels that are passed forward at once, whatever their channels
+# Pixels of changed copies of an image that go through a model at once.
+_CPU_PIXELS, _GPU_PIXELS = 2**18, 2**22
 
 
 class Details(Protocol):
@@ -91,6 +92,8 @@ class Method:
         the class that is explained and negative ones against it.
     is_probability : bool
         The maps are probabilities, which pictures and comparisons do not rescale.
+    of_predicted : bool
+        Unless a class is named, it explains the one that the model predicts, not class 1.
     models : tuple of types
         Architectures that it explains.
     """
@@ -100,6 +103,7 @@ class Method:
     low: float = -math.inf
     high: float = math.inf
     is_probability: bool = False
+    of_predicted: bool = False
     models: tuple[type[PatchClassifier], ...] = (PatchClassifier,)
 
     def explains(self, architecture: type[PatchClassifier]) -> bool:
@@ -111,7 +115,7 @@ class Method:
         model: PatchClassifier,
         images: NDArray[Any],
         *,
-        target: Target = 1,
+        target: Target | None = None,
         seed: int = 0,
         config: Settings | None = None,
     ) -> NDArray[np.float32]:
@@ -123,8 +127,8 @@ class Method:
             On any device, in any mode; it is left as it was.
         images : (n, H, W, C) uint8, or float in [0, 1]
             C is 3, or 1 for grey.
-        target : 0 or 1
-            The class that is explained.
+        target : 0 or 1, optional
+            The class that is explained. None: 1, or the predicted one (`of_predicted`).
         seed : int
             Of the methods that draw: the same seed gives the same bytes, whatever the batch.
         config : optional
@@ -151,7 +155,7 @@ class Method:
         model: PatchClassifier,
         images: NDArray[Any],
         *,
-        target: Target = 1,
+        target: Target | None = None,
         seed: int = 0,
         config: Settings | None = None,
     ) -> list[Explanation]:
@@ -160,11 +164,12 @@ class Method:
         self._check(model, target, chosen)
         weight = next(model.parameters())
         found = []
-        with _as_it_was(model, weight.device):
+        with as_it_was(model, weight.device):
             for number, pixels in enumerate(images):
                 image = crop_as(model, to_tensor(pixels, weight))
                 torch.manual_seed(seed)
-                made = self.compute(model, image, target=target, seed=seed, config=chosen)
+                of_class = self._choose_target(model, image) if target is None else target
+                made = self.compute(model, image, target=of_class, seed=seed, config=chosen)
                 made = made if isinstance(made, Found) else Found(made)
                 values = made.values.detach().float().cpu().numpy()
                 if values.shape != image.shape[-2:] or not np.isfinite(values).all():
@@ -176,13 +181,21 @@ class Method:
                 found.append(Explanation(values, made.details))
         return found
 
-    def _check(self, model: PatchClassifier, target: int, config: Settings) -> None:
+    def _choose_target(self, model: PatchClassifier, image: Tensor) -> Target:
+        if not self.of_predicted:
+            return 1
+        with torch.no_grad():
+            score = model.score(image).item()
+        is_positive = score > model.threshold if model.strict else score >= model.threshold
+        return 1 if is_positive else 0
+
+    def _check(self, model: PatchClassifier, target: int | None, config: Settings) -> None:
         if not self.explains(type(model)):
             known = ", ".join(kind.__name__ for kind in self.models)
             raise ModelError(
                 f"this method explains {known}, not {type(model).__name__}; take another method"
             )
-        if target not in (0, 1):
+        if target not in (0, 1, None):
             raise ModelError(f"the class that is explained is 0 or 1, got target={target!r}")
         if not isinstance(config, self.settings):
             raise ModelError(
@@ -223,7 +236,7 @@ def crop_as(model: PatchClassifier, image: Tensor) -> Tensor:
 
 
 @contextlib.contextmanager
-def _as_it_was(model: nn.Module, device: torch.device) -> Iterator[None]:
+def as_it_was(model: nn.Module, device: torch.device) -> Iterator[None]:
     """Evaluation mode, exact gradients, generators of its own; the model's modes come back."""
     modes = [(module, module.training) for module in model.modules()]
     devices = [device] if device.type == "cuda" else []
@@ -258,4 +271,42 @@ class TargetLogit(nn.Module):
 
 def images_at_once(image: Tensor) -> int:
     """Give how many changed copies of an image to pass forward at once."""
-    return max(1, _VALUES_AT_ONCE // (image.shape[-2] * image.shape[-1]))
+    pixels = _CPU_PIXELS if image.device.type == "cpu" else _GPU_PIXELS
+    return max(1, pixels // (image.shape[-2] * image.shape[-1]))
+
+
+@torch.inference_mode()
+def score_copies(
+    logit: TargetLogit, image: Tensor, count: int, change: Callable[[int], Tensor]
+) -> NDArray[np.float64]:
+    """Score changed copies of an image, some at once.
+
+    Parameters
+    ----------
+    logit : TargetLogit
+    image : (1, C, h, w)
+    count : int
+    change : function
+        Number of a copy -> (C, h, w).
+
+    Returns
+    -------
+    logits : (count,)
+    """
+    step = images_at_once(image)
+    parts = [
+        logit(torch.stack([change(number) for number in range(first, min(first + step, count))]))
+        for first in range(0, count, step)
+    ]
+    return np.asarray(torch.cat(parts).double().cpu().numpy())
+
+
+def require(is_right: bool, what: str) -> None:
+    """Refuse a setting of a method.
+
+    Raises
+    ------
+    ConfigError
+    """
+    if not is_right:
+        raise ConfigError(what)

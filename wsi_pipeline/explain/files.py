@@ -1,8 +1,9 @@
 """Arrays and pictures of explanations as files: the same content, the same bytes."""
 
 import io
+import math
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from PIL import Image
 from tiling.files import write_aside
 
 _OLDEST_DATE = (1980, 1, 1, 0, 0, 0)  # that a zip file can carry
+_LEAST_PX = 48  # longer side of a picture on a sheet
+_GAP_PX = 6
 
 
 def stretch(values: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
@@ -43,8 +46,8 @@ def write_values(path: Path, values: NDArray[np.float32]) -> None:
         tifffile.imwrite(scratch, values, compression="zlib", metadata=None)
 
 
-def write_png(path: Path, picture: NDArray[np.uint8]) -> None:
-    """Write a picture, (h, w) or (h, w, 3)."""
+def write_png(path: Path, picture: NDArray[np.uint8] | NDArray[np.uint16]) -> None:
+    """Write a picture: (h, w), or (h, w, 3) of 8 bits."""
     with write_aside(path) as scratch:
         Image.fromarray(picture).save(scratch, format="PNG")
 
@@ -57,3 +60,38 @@ def write_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
             np.lib.format.write_array(buffer, np.ascontiguousarray(values), allow_pickle=False)
             info = zipfile.ZipInfo(f"{name}.npy", date_time=_OLDEST_DATE)
             file.writestr(info, buffer.getvalue(), compress_type=zipfile.ZIP_DEFLATED)
+
+
+def lay_out_pictures(
+    pictures: Sequence[NDArray[np.uint8]], *, columns: int | None = None
+) -> NDArray[np.uint8]:
+    """Lay pictures of one size out, row by row.
+
+    Parameters
+    ----------
+    pictures : n of (h, w) or (h, w, 3)
+        Small ones are enlarged, pixel by pixel.
+    columns : int, optional
+        None: as many as rows, or one more.
+
+    Returns
+    -------
+    sheet : (height, width) or (height, width, 3)
+
+    Examples
+    --------
+    >>> lay_out_pictures([np.zeros((40, 48), np.uint8)] * 3).shape
+    (86, 102)
+    """
+    scale = max(1, -(-_LEAST_PX // max(pictures[0].shape[:2])))
+    large = [one.repeat(scale, axis=0).repeat(scale, axis=1) for one in pictures]
+    height, width, *colours = large[0].shape
+    columns = columns or math.ceil(math.sqrt(len(large)))
+    rows = math.ceil(len(large) / columns)
+    size = (rows * (height + _GAP_PX) - _GAP_PX, columns * (width + _GAP_PX) - _GAP_PX)
+    sheet = np.full((*size, *colours), 128, np.uint8)
+    for number, picture in enumerate(large):
+        row, column = divmod(number, columns)
+        top, left = row * (height + _GAP_PX), column * (width + _GAP_PX)
+        sheet[top : top + height, left : left + width] = picture
+    return sheet

@@ -14,29 +14,97 @@ from wsi_pipeline.contracts import Heatmap, Scores
 from wsi_pipeline.heatmaps.rasters import rasterise_scores
 
 
-@dataclass(frozen=True)
-class ExportSlide:
-    """Data of one slide, scored by one model."""
+class Scored:
+    """Rectangles with scores: the patches of a slide, or a whole image."""
 
-    info: SlideInfo
-    geometry: TileGeometry
     model: str  # name of the model's folder; empty: coordinates alone
     scores: Scores  # of coordinates alone: all NaN
+
+    @property
+    def slide_id(self) -> str:
+        """Of the slide, or image."""
+        raise NotImplementedError
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height), level-0 px."""
+        raise NotImplementedError
+
+    @property
+    def bounds(self) -> tuple[int, int, int, int] | None:
+        """(x, y, width, height) of the scanned part, level-0 px, where the file has it."""
+        return None
+
+    @property
+    def patch_l0(self) -> tuple[int, int]:
+        """(width, height) of a patch, level-0 px."""
+        raise NotImplementedError
 
     @property
     def scored(self) -> NDArray[np.bool_]:
         """(N,) patches that have a score; the others could not be read."""
         return ~np.isnan(self.scores.scores)
 
-    @property
-    def patch_l0(self) -> tuple[int, int]:
-        """(width, height) of a patch, level-0 px."""
-        return self.geometry.patch_l0, self.geometry.patch_l0_y
-
     def describe_unscored(self) -> str:
         """Describe how many patches have no score; empty if all have one."""
         lost = int((~self.scored).sum())
         return f"; skipped {lost} without a score" if lost else ""
+
+
+@dataclass(frozen=True)
+class ExportImage(Scored):
+    """What is known of a single image, by one model; it is its only patch."""
+
+    image_id: str
+    width: int  # px
+    height: int
+    model: str
+    scores: Scores  # one, of the corner (0, 0)
+
+    @property
+    def slide_id(self) -> str:
+        """Of the image."""
+        return self.image_id
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height), px."""
+        return self.width, self.height
+
+    @property
+    def patch_l0(self) -> tuple[int, int]:
+        """The whole image."""
+        return self.size
+
+
+@dataclass(frozen=True)
+class ExportSlide(Scored):
+    """What is known of one slide, by one model."""
+
+    info: SlideInfo
+    geometry: TileGeometry
+    model: str
+    scores: Scores
+
+    @property
+    def slide_id(self) -> str:
+        """Of the slide."""
+        return self.info.slide_id
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height), level-0 px."""
+        return self.info.size
+
+    @property
+    def bounds(self) -> tuple[int, int, int, int] | None:
+        """(x, y, width, height) of the scanned part, level-0 px, where the file has it."""
+        return self.info.bounds
+
+    @property
+    def patch_l0(self) -> tuple[int, int]:
+        """(width, height) of a patch, level-0 px."""
+        return self.geometry.patch_l0, self.geometry.patch_l0_y
 
     def describe_square(self) -> str:
         """Describe the rounding for tools that support only squares; empty for square patches."""
@@ -74,3 +142,5 @@ class ExportJob:
 
 # Writes one slide into a folder; returns the files or folders written, and a summary.
 Writer = Callable[[ExportJob, Path], tuple[list[Path], str]]
+# Writes one image into a folder; gives back the files made.
+ImageWriter = Callable[[ExportImage, ExportConfig, Path], list[Path]]

@@ -22,7 +22,9 @@ from numpy.typing import NDArray
 
 from tiling.files import write_aside
 from tiling.wording import format_number, pluralize
-from wsi_pipeline.exports.base import ExportJob, ExportSlide
+from wsi_pipeline.config.settings import ExportConfig
+from wsi_pipeline.errors import ConfigError
+from wsi_pipeline.exports.base import ExportImage, ExportJob, Scored
 
 # Ids are derived from the content of an object, so that the same export gives the same bytes.
 _NAMESPACE = uuid.uuid5(uuid.NAMESPACE_URL, "wsi-pipeline/export/qupath")
@@ -35,8 +37,6 @@ Box = tuple[int, int, int, int]
 def write(job: ExportJob, folder: Path) -> tuple[list[Path], str]:
     """Write ``<slide_id>.geojson``, or ``.geojson.gz``."""
     slide, settings = job.slide, job.settings
-    packed = settings.compression == "gzip"
-    path = folder / f"{slide.info.slide_id}.geojson{'.gz' if packed else ''}"
     shown = _shown(slide, settings.origin)
     parts: list[Iterable[Feature]] = []
     counts: list[str] = []
@@ -52,25 +52,45 @@ def write(job: ExportJob, folder: Path) -> tuple[list[Path], str]:
             f"{pluralize(int(chosen.sum()), 'tile')}{slide.describe_unscored()}"
             + (f", {outside} outside the scanned part skipped" if outside else "")
         )
+    path = _write_file(slide, settings, folder, parts)
+    return [path], ", ".join(counts) + _hint(slide, settings.origin)
+
+
+def write_image(image: ExportImage, settings: ExportConfig, folder: Path) -> list[Path]:
+    """Write ``<image_id>.geojson``, or ``.geojson.gz``: one tile, the image."""
+    if settings.qupath != "tiles":
+        raise ConfigError(
+            f"export.qupath: single images have one score each and no regions, got "
+            f"'{settings.qupath}'; use tiles"
+        )
+    tiles = _tiles(image, image.scored, _shown(image, "level0"))
+    return [_write_file(image, settings, folder, [tiles])]
+
+
+def _write_file(
+    slide: Scored, settings: ExportConfig, folder: Path, parts: Iterable[Iterable[Feature]]
+) -> Path:
+    packed = settings.compression == "gzip"
+    path = folder / f"{slide.slide_id}.geojson{'.gz' if packed else ''}"
     with write_aside(path) as scratch, scratch.open("wb") as file:
         if packed:  # no name and no date inside: equal content, equal bytes
             with gzip.GzipFile("", "wb", 6, file, mtime=0) as archive:
                 _write_features(archive, parts)
         else:
             _write_features(file, parts)
-    return [path], ", ".join(counts) + _hint(slide, settings.origin)
+    return path
 
 
-def _shown(slide: ExportSlide, origin: str) -> Box:
+def _shown(slide: Scored, origin: str) -> Box:
     """Find the part of the slide that QuPath shows: left, top, right, bottom, level-0 px."""
-    (width, height), bounds = slide.info.size, slide.info.bounds
+    (width, height), bounds = slide.size, slide.bounds
     if origin == "level0" or bounds is None:
         return 0, 0, width, height
     x, y, wide, high = bounds
     return x, y, x + wide, y + high
 
 
-def _touches(slide: ExportSlide, shown: Box) -> NDArray[np.bool_]:
+def _touches(slide: Scored, shown: Box) -> NDArray[np.bool_]:
     """(N,) patches that are shown at least in part."""
     (wide, high), (x, y) = slide.patch_l0, slide.scores.coords.T
     left, top, right, bottom = shown
@@ -78,8 +98,8 @@ def _touches(slide: ExportSlide, shown: Box) -> NDArray[np.bool_]:
     return touches
 
 
-def _hint(slide: ExportSlide, origin: str) -> str:
-    bounds = slide.info.bounds
+def _hint(slide: Scored, origin: str) -> str:
+    bounds = slide.bounds
     if origin == "bounds" or bounds is None or bounds[:2] == (0, 0):
         return ""
     return (
@@ -99,7 +119,7 @@ def _write_features(file: IO[bytes] | gzip.GzipFile, parts: Iterable[Iterable[Fe
     file.write(b"\n]}\n")
 
 
-def _tiles(slide: ExportSlide, chosen: NDArray[np.bool_], shown: Box) -> Iterator[Feature]:
+def _tiles(slide: Scored, chosen: NDArray[np.bool_], shown: Box) -> Iterator[Feature]:
     (wide, high), (x_first, y_first, x_last, y_last) = slide.patch_l0, shown
     coords = slide.scores.coords[chosen].tolist()
     scores = slide.scores.scores[chosen].tolist()
@@ -149,8 +169,8 @@ def _regions(job: ExportJob, shown: Box) -> Iterator[Feature]:
             }
 
 
-def _make_id(slide: ExportSlide, what: str) -> str:
-    return str(uuid.uuid5(_NAMESPACE, f"{slide.info.slide_id} {slide.model} {what}"))
+def _make_id(slide: Scored, what: str) -> str:
+    return str(uuid.uuid5(_NAMESPACE, f"{slide.slide_id} {slide.model} {what}"))
 
 
 def _colour(share: float) -> list[int]:

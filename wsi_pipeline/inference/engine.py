@@ -9,18 +9,17 @@ that is killed and started again gives the same bits as one that was not.
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from tiling.contracts import PatchKind
+from tiling.contracts import OnProgress, PatchKind
 from tiling.threads import map_in_threads
 from tiling.wording import pluralize
 from wsi_pipeline.cohort.data import Batch, Patches, read_batch
@@ -39,10 +38,11 @@ from wsi_pipeline.inference.journal import Journal
 from wsi_pipeline.inference.precision import N_COMPARED, PrecisionCheck, compare_with_fp32
 from wsi_pipeline.models.checkpoint import CheckpointMeta
 from wsi_pipeline.models.devices import Precision
+from wsi_pipeline.run.cluster import Shard
+from wsi_pipeline.run.parts import share_of
 
 log = logging.getLogger(__name__)
 
-Progress = Callable[[int, int, dict[str, Any]], None]
 
 SLIDE_RULE = Rule(0.5)
 STARVED = 0.2  # share of the time spent waiting for pixels from which a cure is named
@@ -105,9 +105,10 @@ def predict_store(
     rule: Rule = SLIDE_RULE,
     tolerance: float = 0.02,
     max_unreadable: float = 1.0,
+    part: Shard | None = None,
     journal: Path | None = None,
     key: str = "",
-    on_progress: Progress | None = None,
+    on_progress: OnProgress | None = None,
 ) -> tuple[NDArray[np.float32], PredictSummary]:
     """Score every patch of a slide.
 
@@ -134,13 +135,16 @@ def predict_store(
         For the comparison of a faster precision with fp32: by which decisions are taken.
     tolerance : float
         A larger difference of scores is warned of.
+    part : Shard, optional
+        Score only this part of the readable patches, whole batches of them, so that all parts
+        together have the scores that one call gives. The others get NaN.
     journal : Path, optional
         File that keeps the batches done, so that a killed prediction goes on inside the slide.
         The caller removes it when the scores are safe.
     key : str
         Of all settings and inputs; a journal with another key is not used.
     on_progress : function, optional
-        Called with patches done, patches to do, and a dict of the slide's id.
+        Called with patches done and patches to do.
 
     Returns
     -------
@@ -184,6 +188,8 @@ def predict_store(
                 slide_id, check, tolerance,
             )  # fmt: skip
     forward.seconds_transfer = forward.seconds_model = 0.0
+    n_unreadable = len(store) - len(rows)
+    rows = _share(rows, batch_size or forward.limit, part)
     found, resumed, waited = score_rows(
         forward,
         store,
@@ -194,21 +200,22 @@ def predict_store(
     )
     scores = np.full(len(store), np.nan, np.float32)
     scores[rows] = found
-    unread = np.isnan(scores)
-    if len(rows) and unread.all():
+    lost = np.isnan(found)
+    n_unreadable += int(lost.sum())
+    if len(rows) and lost.all():
         raise InferenceError(
             f"{slide_id}: none of its {pluralize(len(rows), 'patch')} could be read; "
             "check the slide file, then tile and predict again"
         )
-    if unread.sum() > max_unreadable * len(scores):
+    if n_unreadable > max_unreadable * len(scores):
         raise InferenceError(
-            f"{slide_id}: {unread.sum()} of {pluralize(len(scores), 'patch')} cannot be decoded, "
+            f"{slide_id}: {n_unreadable} of {pluralize(len(scores), 'patch')} cannot be decoded, "
             f"more than tile.max_unreadable={max_unreadable:g} allows; copy the "
             "slide again from its source"
         )
     summary = PredictSummary(
         n_patches=len(scores),
-        n_unreadable=int(unread.sum()),
+        n_unreadable=n_unreadable,
         n_resumed=resumed,
         batch_size=forward.limit,
         seconds_read_wait=waited,
@@ -218,6 +225,14 @@ def predict_store(
     )
     log.info("%s: %s", slide_id, summary)
     return scores, summary
+
+
+def _share(rows: NDArray[np.int64], size: int, part: Shard | None) -> NDArray[np.int64]:
+    """Choose a part's rows: consecutive batches of `size`, as equal as can be."""
+    if part is None:
+        return rows
+    batches = share_of(range(0, len(rows), size), part)
+    return rows[batches[0] : batches[-1] + size] if batches else rows[:0]
 
 
 def _read_first(store: Patches, rows: NDArray[np.int64], *, most: int) -> Tensor:
@@ -238,7 +253,7 @@ def score_rows(
     *,
     readers: int,
     journal: Journal,
-    on_progress: Progress | None,
+    on_progress: OnProgress | None,
 ) -> tuple[NDArray[np.float32], int, float]:
     """Score rows of a store in batches; give scores, how many were done before, seconds waited."""
     slide_id = store.slide_id
@@ -264,7 +279,7 @@ def score_rows(
             parts.append(part)
             done += len(part)
             if on_progress:
-                on_progress(done, len(rows), {"slide_id": slide_id})
+                on_progress(done, len(rows))
 
         for loaded in clock:
             pending = forward.launch(loaded.pixels) if loaded.readable.any() else None

@@ -36,21 +36,20 @@ def write_scores(
     folder: Path,
     entries: Sequence[ImageEntry],
     logits: NDArray[np.floating[Any]],
-    rule: Rule,
-    attributes: Mapping[str, Any],
+    about: Mapping[str, Any],
 ) -> list[Path]:
-    """Write ``images.csv`` and, beside it, ``images.json``: what made the scores."""
+    """Write ``images.csv`` and, beside it, ``images.json``: what made the scores, and the rule."""
     scores = sigmoid(logits)
-    predicted = rule.decide(scores)
-    table, about = folder / "images.csv", folder / "images.json"
+    predicted = Rule(about["threshold"], about["strict"]).decide(scores)
+    files = [folder / "images.csv", folder / "images.json"]
     rows = []
     for e, score, logit, positive in zip(entries, scores, logits, predicted, strict=True):
         known = None if e.label < 0 else e.label
         answer = (None,) * 3 if np.isnan(logit) else (float(score), float(logit), int(positive))
         rows.append((e.image_id, e.patient, e.split, e.class_name, known, *answer))
-    write_csv(table, COLUMNS, rows)
-    write_json(about, {**attributes, "threshold": rule.threshold, "strict": rule.strict})
-    return [table, about]
+    write_csv(files[0], COLUMNS, rows)
+    write_json(files[1], about)
+    return files
 
 
 def read_scores(folder: Path) -> tuple[list[ScoredImage], dict[str, Any]]:

@@ -4,13 +4,13 @@ A unit counts as done if its files are as its mark has them, which is what the s
 sizes, and checksums of everything but pixels. With `verify`, pixels are read as well.
 """
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from tiling.wording import name_some, pluralize
-from wsi_pipeline.cohort.image_folder import ALL, read_images
-from wsi_pipeline.cohort.manifest import read_run_manifest
+from wsi_pipeline.cohort.image_folder import ALL
+from wsi_pipeline.cohort.kinds import Cohort, ImageCohort, cohort_of
 from wsi_pipeline.config.stages import STAGES, Stage
 from wsi_pipeline.contracts import SlideEntry
 from wsi_pipeline.errors import StageError
@@ -25,7 +25,8 @@ from wsi_pipeline.run.state import (
     record_damage,
     write_failures,
 )
-from wsi_pipeline.stages.image_inputs import is_image_run
+from wsi_pipeline.stages.heatmap import merge_maps
+from wsi_pipeline.stages.predict import merge_images
 
 
 @dataclass(frozen=True)
@@ -61,20 +62,21 @@ def collect(run: RunFolder, *, verify: bool = False) -> Collected:
     verify : bool
         Read every patch of every store, too, and compare it with its checksum.
     """
-    of_images = is_image_run(run)
-    entries = [] if of_images else read_run_manifest(run)
+    cohort = cohort_of(run)
+    merged = _merge_parts(run) if isinstance(cohort, ImageCohort) else []
+    entries = () if isinstance(cohort, ImageCohort) else cohort.entries
     n_failed = _write_failures(run)
     if verify:
         _verify_pixels(run, entries)
     looked = _Looked(run)
-    lines, n_missing = [], 0
+    lines, n_missing = merged, 0
     try:
         stages = read_stages(run)
     except StageError as error:
         stages = {}
         lines.append(str(error))
         n_missing += 1
-    jobs = _expect_images(run) if of_images else _expect_slides(run, entries, stages)
+    jobs = _expect(run, cohort, stages)
     for job in jobs:
         described, n = _describe(job, looked)
         lines += described
@@ -91,9 +93,27 @@ def collect(run: RunFolder, *, verify: bool = False) -> Collected:
         from wsi_pipeline.stages.label_audit import update_audit
 
         lines.append(update_audit(run))
-    lines += [_describe_images(run)] if of_images else []
+    lines += [_describe_images(cohort)] if isinstance(cohort, ImageCohort) else []
     lines += [f"{pluralize(n_failed, 'failure')}, listed in {run.failures}"] if n_failed else []
     return Collected(tuple(lines), n_missing, n_failed)
+
+
+def _merge_parts(run: RunFolder) -> list[str]:
+    """Put together what the tasks of an array have left in parts."""
+    merges = {"predict": merge_images, "heatmap": merge_maps}
+    folders = [
+        (stage, path.name)
+        for stage in merges
+        for path in sorted((run.path / ".state" / "parts" / stage).glob("*/"))
+        if not find_name_problem(path.name)
+    ]
+    try:
+        merged = [(stage, model) for stage, model in folders if merges[stage](run, model)]
+    except OSError as error:
+        if error.errno not in READ_ONLY:
+            raise
+        return []
+    return [f"{stage} {model}: all parts put together" for stage, model in merged]
 
 
 def _write_failures(run: RunFolder) -> int:
@@ -107,7 +127,7 @@ def _write_failures(run: RunFolder) -> int:
 
 def _verify_pixels(run: RunFolder, entries: Iterable[SlideEntry]) -> None:
     """Read the patches of every store; the stage tile rebuilds the damaged ones."""
-    from tiling.store import find_damaged_pixels
+    from tiling.store_files import find_damaged_pixels
 
     for entry in entries:
         path = run.store(entry.slide_id)
@@ -157,40 +177,31 @@ def _describe(job: _Job, looked: _Looked) -> tuple[list[str], int]:
     return [line, *lines], len(bad)
 
 
-def _expect_slides(
-    run: RunFolder, entries: Sequence[SlideEntry], stages: Mapping[str, Any]
-) -> list[_Job]:
+def _expect(run: RunFolder, cohort: Cohort, stages: Mapping[str, Any]) -> list[_Job]:
     """List the jobs that have begun, by what is there and by what marks say was there."""
 
-    def per_slide(stage: str, slides: Iterable[str], model: str = "", variant: str = "") -> _Job:
-        title = " ".join(filter(None, (stage, variant, model)))
-        return _Job(stage, title, [Unit(stage, s, model, variant) for s in slides])
-
-    def scored(model: str, slides: Collection[str]) -> list[str]:
-        return [s for s in slides if Unit("predict", s, model).is_marked(run)]
-
-    tiled = [e for e in entries if Unit("tile", e.slide_id).is_marked(run)]
-
     def wanted(stage: Stage, model: str, variant: str) -> list[str]:
-        """List the slides that a stage was last asked to work on, and can."""
+        """List the units that a stage was last asked to work on, and can."""
         config = stages.get(stage.name, {}).get("config", {}).get(stage.name) or {}
-        splits = read_splits(run, stage.name, variant, model, config.get("splits"))
+        asked = read_splits(run, stage.name, variant, model, config.get("splits"))
         always = () if stage.reads_scores else (None,)
-        slides = [e.slide_id for e in tiled if splits is None or e.split in (*splits, *always)]
-        return scored(model, slides) if stage.reads_scores and model else slides
+        splits = None if asked is None else (*asked, *always)
+        return cohort.ready_units(splits, scored_by=model if stage.reads_scores else "")
 
     jobs = []
     for stage in STAGES:
         if stage.unit == "slide":
-            jobs.append(per_slide(stage.name, [e.slide_id for e in entries]))
+            units = [Unit(stage.name, s) for s in cohort.units]
+            jobs.append(_Job(stage.name, stage.name, units))
         elif stage.unit == "model":
             jobs += _expect_models(run, stage.name)
         elif stage.unit == "run":
             jobs += _expect_whole(run, stage.name)
         else:
             for variant, model in _find_begun(run, stage):
-                slides = wanted(stage, model, variant)
-                jobs.append(per_slide(stage.name, slides, model, variant))
+                title = " ".join(filter(None, (stage.name, variant, model)))
+                units = [Unit(stage.name, s, model, variant) for s in wanted(stage, model, variant)]
+                jobs.append(_Job(stage.name, title, units))
     return jobs
 
 
@@ -232,25 +243,8 @@ def _find_variants(run: RunFolder, stage: str) -> list[tuple[str, str]]:
     return sorted(found)
 
 
-def _expect_images(run: RunFolder) -> list[_Job]:
-    jobs = []
-    for stage in STAGES:
-        if stage.unit == "slide":
-            jobs.append(_Job(stage.name, stage.name, [Unit(stage.name, ALL)]))
-        elif stage.unit == "model":
-            jobs += _expect_models(run, stage.name)
-        elif stage.unit == "run":
-            jobs += _expect_whole(run, stage.name)
-        else:
-            jobs += [
-                _Job(stage.name, f"{stage.name} {model}", [Unit(stage.name, ALL, model)])
-                for _, model in _find_begun(run, stage)
-            ]
-    return jobs
-
-
-def _describe_images(run: RunFolder) -> str:
-    ids = [e.image_id for e in read_images(run.images)]
+def _describe_images(cohort: ImageCohort) -> str:
+    run, ids = cohort.run, [e.image_id for e in cohort.entries]
     lost = [i for i in ids if Unit("tile", i).mark(run, "failed").is_file()]
     named = f" ({name_some(lost, 20)})" if lost else ""
     return f"images: {len(ids)}, {len(lost)} unreadable{named}"

@@ -4,10 +4,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from tiling.contracts import OnProgress
 from tiling.files import digest_file, move_into, scratch_folder
 from tiling.wording import format_number, name_some, pluralize
 from wsi_pipeline.cohort.image_folder import ALL, read_images
-from wsi_pipeline.cohort.manifest import read_run_manifest
+from wsi_pipeline.cohort.kinds import (
+    USED,
+    ImageCohort,
+    cohort_of,
+    require_sound,
+    warn_of_unused,
+)
+from wsi_pipeline.cohort.slides import digest_store, open_store
 from wsi_pipeline.config.reading import Config, digest_settings
 from wsi_pipeline.config.settings import (
     EvaluateConfig,
@@ -19,16 +27,13 @@ from wsi_pipeline.contracts import SlideEntry
 from wsi_pipeline.errors import StageError
 from wsi_pipeline.layout import RunFolder, Unit
 from wsi_pipeline.run.runner import Options, StageResult, run_stage
-from wsi_pipeline.run.tasks import Done, Job, OnProgress, Task
-from wsi_pipeline.stages.image_inputs import USED, is_image_run, require_sound, warn_of_unused
+from wsi_pipeline.run.tasks import Done, Job, Task
 from wsi_pipeline.stages.inputs import (
     DigestScores,
     choose_scored_models,
     digest_scores,
     digest_scores_by_origin,
-    digest_store,
     lay_out,
-    open_store,
     scored,
 )
 
@@ -238,11 +243,12 @@ def evaluate(
     """Scores + reference -> figures, for each model."""
     from wsi_pipeline.evaluation.froc import check_rates
 
-    if is_image_run(run):
+    cohort = cohort_of(run)
+    if isinstance(cohort, ImageCohort):
         named = choose_scored_models(run, models)
         return _evaluate_images(run, config, options, models=named)
     check_rates(config.evaluate.rates)
-    entries = read_run_manifest(run)
+    entries = cohort.entries
     tasks = []
     for model in choose_scored_models(run, models):
         chosen, left_out = _to_evaluate(run, model, entries, config)

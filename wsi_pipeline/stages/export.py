@@ -1,4 +1,4 @@
-"""The stage ``export``: scores, or coordinates alone -> other tools' files, slide by slide."""
+"""The stage ``export``: scores, or coordinates alone -> other tools' files."""
 
 import os
 from collections.abc import Collection, Iterable, Sequence
@@ -6,26 +6,27 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tiling.files import remove_leftovers
-from tiling.wording import name_some
-from wsi_pipeline.cohort.manifest import read_run_manifest
+from tiling.contracts import OnProgress
+from tiling.files import digest_file, remove_leftovers
+from tiling.wording import name_some, pluralize
+from wsi_pipeline.cohort.image_folder import ALL
+from wsi_pipeline.cohort.kinds import ImageCohort, cohort_of, require_sound
+from wsi_pipeline.cohort.slides import digest_store, open_store
 from wsi_pipeline.config.reading import Config, digest_settings
 from wsi_pipeline.config.settings import ExportConfig
 from wsi_pipeline.contracts import SlideEntry
 from wsi_pipeline.errors import ConfigError, StageError
-from wsi_pipeline.exports import COORDS_ONLY, check_format
+from wsi_pipeline.exports import COORDS_ONLY, check_format, load_image_format
 from wsi_pipeline.layout import RunFolder, Unit
 from wsi_pipeline.run.marks import marked_file, read_names
 from wsi_pipeline.run.runner import Options, StageResult, read_run_json, run_stage
-from wsi_pipeline.run.tasks import Done, Job, OnProgress, Task
+from wsi_pipeline.run.tasks import Done, Job, Task
 from wsi_pipeline.stages.inputs import (
     DigestScores,
     choose_scored_models,
     digest_scores,
     digest_scores_by_origin,
-    digest_store,
     name_unscored,
-    open_store,
     scored,
     slide_bytes,
     why_unscored,
@@ -83,6 +84,58 @@ class ExportSlideFiles(Task):
         return load_format(self.name)(ExportJob(slide, self.config), self.out)
 
 
+@dataclass(frozen=True)
+class ExportImages(Task):
+    """Write the scores of single images in another tool's format, a file for each."""
+
+    cohort: ImageCohort
+    model: str
+    name: str  # of the format
+    config: ExportConfig
+    out: Path
+
+    @property
+    def unit(self) -> Unit:
+        """All images, by the model, in the format."""
+        return Unit("export", ALL, self.model, self.name)
+
+    def fingerprint(self, run: RunFolder) -> str:
+        """Hash images, scores and settings."""
+        require_sound(run, Unit("predict", ALL, self.model))
+        folder = run.path / "scores" / self.model
+        scores = [digest_file(folder / name) for name in ("images.csv", "images.json")]
+        how = replace(self.config, formats=())
+        return digest_settings(self.cohort.digest(), scores, how, _from_run(run, self.out))
+
+    def __call__(self, job: Job, on_progress: OnProgress) -> Done:
+        """Write the files of the images of the splits asked for."""
+        import numpy as np
+
+        from wsi_pipeline.contracts import Scores
+        from wsi_pipeline.exports.base import ExportImage
+        from wsi_pipeline.inference.image_scores import read_scores
+
+        write, kind = load_image_format(self.name), self.cohort.array().kind
+        height, width, _ = kind.shape
+        config = self.config
+        if config.class_name == ExportConfig.class_name:
+            config = replace(config, class_name=kind.class_names[1])
+        scored, _ = read_scores(job.run.path / "scores" / self.model)
+        images = [i for i in scored if config.splits is None or i.split in config.splits]
+        if not images:
+            raise StageError("no image is in the splits named by export.splits; null takes all")
+        files: list[Path] = []
+        for number, image in enumerate(images):
+            score, corner = np.array([image.score], np.float32), np.zeros((1, 2), np.int64)
+            known = Scores(corner, score, {}, {})
+            one = ExportImage(image.image_id, width, height, self.model, known)
+            files += write(one, config, self.out)
+            on_progress(number + 1, len(images))
+        lost = sum(np.isnan(image.score) for image in images)
+        line = pluralize(len(images), "image") + (f", {lost} without a score" if lost else "")
+        return files, line
+
+
 def export(
     run: RunFolder,
     config: Config,
@@ -114,18 +167,24 @@ def export(
         If there are no scores.
     """
     check_format(name)
-    entries = read_run_manifest(run)
+    cohort = cohort_of(run)
+    if isinstance(cohort, ImageCohort):
+        _check_images(cohort, name)
+        cohort = cohort.prepared()
     chosen = _choose_models(run, name, models)
     settings = _fill_in(run, config, name)
     _check(settings)
+    entries = () if isinstance(cohort, ImageCohort) else cohort.entries
     by_id = {e.slide_id: e for e in entries if _is_wanted(e, settings)}
-    tasks = []
+    tasks: list[Task] = []
     for model in chosen:
         folder = _folder(run, name, model, out, several=len(chosen) > 1)
         if out is not None:
             _refuse_shared(run, name, model, folder)
         if out is not None and options.shard is None and folder.is_dir():
             remove_leftovers(folder)
+        if isinstance(cohort, ImageCohort):
+            tasks.append(ExportImages(cohort, model, name, settings, folder))
         for slide_id in scored(run, model, by_id) if model else _tiled(run, by_id):
             tasks.append(ExportSlideFiles(by_id[slide_id], model, name, settings, folder))
     if not tasks:
@@ -166,6 +225,26 @@ def export_formats(
         )
         results.append(replace(result, stage=f"export {name}"))
     return results
+
+
+def _check_images(cohort: ImageCohort, name: str) -> None:
+    """Refuse formats that say nothing of single images, and images that are not as in their files.
+
+    Raises
+    ------
+    ConfigError
+        Naming the formats there are, or the setting.
+    """
+    from wsi_pipeline.cohort.image_store import read_about
+
+    load_image_format(name)
+    size = read_about(cohort.run.tiles)["settings"].get("size")
+    if size is not None:
+        raise ConfigError(
+            f"{name} counts pixels of the image files, and these were brought to {size[1]} x "
+            f"{size[0]} px (images.size); tile without images.size, or use scores/<model>/"
+            "images.csv as it is"
+        )
 
 
 def _choose_models(run: RunFolder, name: str, models: Sequence[str]) -> list[str]:

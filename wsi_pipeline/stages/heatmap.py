@@ -1,31 +1,42 @@
 """The stage ``heatmap``: scores -> heatmaps; of images, maps of where a model looks."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tiling.contracts import OnProgress
 from tiling.files import digest_file, write_json
 from tiling.wording import format_number, pluralize
-from wsi_pipeline.cohort.image_folder import ALL, ImageEntry, read_images
-from wsi_pipeline.cohort.manifest import read_run_manifest
+from wsi_pipeline.cohort.image_folder import ALL, ImageEntry
+from wsi_pipeline.cohort.kinds import ImageCohort, cohort_of, warn_of_unused
+from wsi_pipeline.cohort.slides import open_store
 from wsi_pipeline.config.reading import Config, digest_settings
 from wsi_pipeline.config.settings import EvaluatedSplit, HeatmapConfig, slide_heatmap_settings
 from wsi_pipeline.contracts import Scores, SlideEntry
 from wsi_pipeline.errors import HeatmapError, StageError
 from wsi_pipeline.layout import RunFolder, Unit
+from wsi_pipeline.run.cluster import Shard
+from wsi_pipeline.run.parts import (
+    part_path,
+    read_parts,
+    remove_parts,
+    run_in_parts,
+    share_of,
+    unit_of_part,
+    write_part,
+)
 from wsi_pipeline.run.runner import Options, StageResult, run_stage
-from wsi_pipeline.run.tasks import Done, Job, OnProgress, Task
-from wsi_pipeline.stages.image_inputs import data_fingerprint, is_image_run, warn_of_unused
+from wsi_pipeline.run.state import clear_mark, mark_finished
+from wsi_pipeline.run.tasks import Done, Job, Task
 from wsi_pipeline.stages.inputs import (
     choose_scored_models,
     digest_scores,
     digest_scores_by_origin,
     lay_out,
     name_unscored,
-    open_store,
     scored,
     slide_bytes,
     why_unscored,
@@ -170,48 +181,48 @@ class MapImages(Task):
     """Draw where one model looks in some images."""
 
     model: str
-    data: str  # digest of the images and their table
+    cohort: ImageCohort
     checkpoint: Path
     method: str
     most: int | None  # of each class
     split: EvaluatedSplit | None
     device: str
+    part: Shard | None = None  # of one task of a job array
 
     @property
     def unit(self) -> Unit:
-        """All images, by the model."""
-        return Unit("heatmap", ALL, self.model)
+        """All images, by the model; or a part of them."""
+        return unit_of_part(Unit("heatmap", ALL, self.model), self.part)
 
     def fingerprint(self, run: RunFolder) -> str:
         """Hash images, checkpoint, and which images are shown."""
         from wsi_pipeline.explain.image_maps import MAPS_SCHEMA
 
         return digest_settings(
-            self.data,
+            self.cohort.digest(),
             digest_file(self.checkpoint),
             self.most,
             MAPS_SCHEMA,
             self.method,
             *([self.split] if self.split else []),
+            *([self.part] if self.part else []),
         )
 
     def __call__(self, job: Job, on_progress: OnProgress) -> Done:
         """Write the maps of each image and an overview."""
-        from wsi_pipeline.cohort.image_store import open_images
         from wsi_pipeline.explain import load_method
-        from wsi_pipeline.explain.image_maps import MAPS_SCHEMA, draw_overview, write_image_map
+        from wsi_pipeline.explain.image_maps import MAPS_SCHEMA, write_image_map
         from wsi_pipeline.models.checkpoint import digest, load_checkpoint
         from wsi_pipeline.models.devices import resolve_device
 
         run = job.run
-        entries = read_images(run.images)
-        images = open_images(run.tiles, entries)
+        entries, images = self.cohort.entries, self.cohort.array()
         network, _ = load_checkpoint(self.checkpoint)
         network = network.to(resolve_device(self.device))
-        rows = choose_shown(entries, images.unreadable, self.most, split=self.split)
+        every = choose_shown(entries, images.unreadable, self.most, split=self.split)
+        rows = share_of(every, self.part)
         folder = run.path / "heatmaps" / self.model
-        about_maps = folder / "maps.json"
-        about_maps.unlink(missing_ok=True)  # it speaks of maps that are about to go
+        (folder / "maps.json").unlink(missing_ok=True)  # it speaks of maps that are about to go
         files: list[Path] = []
         shown = []
         try:
@@ -226,16 +237,57 @@ class MapImages(Task):
         except BaseException:  # no mark will list them
             _remove(files)
             raise
-        files.append(draw_overview(folder / "overview.png", shown))
         about = {
             "schema": MAPS_SCHEMA,
             "checkpoint": digest(self.checkpoint),
             "method": self.method,
             "probability": load_method(self.method).is_probability,
-            "images": [entries[row].image_id for row in rows],
+            "images": [entries[row].image_id for row in every],
         }
-        write_json(about_maps, about)
-        return [*files, about_maps], f"maps of {pluralize(len(rows), 'image')}"
+        if self.part is None:
+            files += _finish_maps(folder, shown, about)
+        else:
+            whole = replace(self, part=None)
+            found = {"fingerprint": whole.fingerprint(run), "data": self.cohort.digest()}
+            arrays = {f"picture_{n}": picture for n, (_, picture, _) in enumerate(shown)}
+            arrays |= {f"map_{n}": grey for n, (_, _, grey) in enumerate(shown)}
+            names = [path.relative_to(run.path).as_posix() for path in files]
+            files.append(part_path(run, whole.unit, self.part))
+            write_part(
+                files[-1], self.part.count, about | found, arrays | {"files": np.array(names, "U")}
+            )
+        return files, f"maps of {pluralize(len(rows), 'image')}"
+
+
+def _finish_maps(folder: Path, shown: Sequence[Any], about: Mapping[str, Any]) -> list[Path]:
+    """Draw the overview of all maps and, last, write what they are."""
+    from wsi_pipeline.explain.image_maps import draw_overview
+
+    files = [draw_overview(folder / "overview.png", shown), folder / "maps.json"]
+    write_json(files[1], about)
+    return files
+
+
+def merge_maps(run: RunFolder, model: str) -> bool:
+    """Finish the maps that the tasks of a job array have drawn, if they are all there."""
+    unit = Unit("heatmap", ALL, model)
+    parts, cohort = read_parts(run, unit), ImageCohort(run)
+    if not parts or not cohort.is_still(parts[0].about["data"]):
+        return False
+    by_id = {e.image_id: e for e in cohort.entries}
+    about = {k: v for k, v in parts[0].about.items() if k not in ("fingerprint", "data")}
+    drawn = [
+        (part.arrays[f"picture_{n}"], part.arrays[f"map_{n}"])
+        for part in parts
+        for n in range((len(part.arrays) - 1) // 2)
+    ]
+    shown = [(by_id[i], *both) for i, both in zip(about["images"], drawn, strict=True)]
+    clear_mark(run, unit)
+    files = [run.path / name for part in parts for name in part.arrays["files"].tolist()]
+    files += _finish_maps(run.path / "heatmaps" / model, shown, about)
+    mark_finished(run, unit, parts[0].about["fingerprint"], files)
+    remove_parts(run, unit)
+    return True
 
 
 def _remove(files: Sequence[Path]) -> None:
@@ -270,10 +322,11 @@ def heatmap(
     run: RunFolder, config: Config, options: Options, *, models: Sequence[str] = ()
 ) -> StageResult:
     """Scores -> heatmaps; of images, maps of those models that have any."""
-    if is_image_run(run):
+    cohort = cohort_of(run)
+    if isinstance(cohort, ImageCohort):
         named = choose_scored_models(run, models)
-        return _map_images(run, config, options, models=named)
-    entries = read_run_manifest(run)
+        return _map_images(cohort.prepared(), config, options, models=named)
+    entries = cohort.entries
     check_map_names(config, entries)
     by_id = {e.slide_id: e for e in entries}
     chosen = choose_scored_models(run, models)
@@ -289,7 +342,7 @@ def heatmap(
 
 
 def _map_images(
-    run: RunFolder, config: Config, options: Options, *, models: Sequence[str]
+    cohort: ImageCohort, config: Config, options: Options, *, models: Sequence[str]
 ) -> StageResult:
     """Checkpoints -> maps of some images, of the models that have any."""
     from wsi_pipeline.explain import check_method
@@ -297,7 +350,7 @@ def _map_images(
     warn_of_unused(config, "heatmap")
     if config.heatmap.method is not None:
         check_method(config.heatmap.method)
-    data = data_fingerprint(run)
+    run = cohort.run
     reasons = {model: _why_no_maps(run, model, config) for model in models}
     notes = tuple(f"no maps of {model}: {reason}" for model, reason in reasons.items() if reason)
     mapped = [model for model, reason in reasons.items() if not reason]
@@ -305,10 +358,11 @@ def _map_images(
         return StageResult("heatmap", (), (), (), notes)
     most, split = config.heatmap.maps_per_class, config.evaluate.split
     tasks = [
-        MapImages(model, data, path, _method_of(path, config), most, split, options.device)
+        MapImages(model, cohort, path, _method_of(path, config), most, split, options.device)
         for model, path in ((model, run.checkpoint(model)) for model in mapped)
     ]
-    return replace(run_stage("heatmap", run, tasks, config, options), notes=notes)
+    result = run_in_parts("heatmap", run, tasks, config, options, merge=merge_maps)
+    return replace(result, notes=(*notes, *result.notes))
 
 
 def _method_of(checkpoint: Path, config: Config) -> str:

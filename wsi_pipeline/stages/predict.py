@@ -8,15 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from tiling.contracts import OnProgress
 from tiling.files import (
     digest_file,
 )
 from tiling.wording import name_some, pluralize
-from wsi_pipeline.cohort.image_folder import (
-    ALL,
-    read_images,
-)
+from wsi_pipeline.cohort.image_folder import ALL, ImageEntry
+from wsi_pipeline.cohort.kinds import ImageCohort, cohort_of, warn_of_unused
+from wsi_pipeline.cohort.slides import digest_store, open_store
 from wsi_pipeline.config.reading import Config, digest_settings
 from wsi_pipeline.config.settings import (
     PredictConfig,
@@ -29,19 +30,21 @@ from wsi_pipeline.errors import (
 )
 from wsi_pipeline.layout import RunFolder, Unit
 from wsi_pipeline.names import check_model_name
-from wsi_pipeline.run.runner import Options, StageResult, read_run_json, run_stage
-from wsi_pipeline.run.tasks import Done, Job, OnProgress, Task
-from wsi_pipeline.stages.image_inputs import (
-    data_fingerprint,
-    is_image_run,
-    warn_of_unused,
+from wsi_pipeline.run.cluster import Shard
+from wsi_pipeline.run.parts import (
+    part_path,
+    read_parts,
+    remove_parts,
+    run_in_parts,
+    unit_of_part,
+    write_part,
 )
+from wsi_pipeline.run.runner import Options, StageResult, read_run_json, run_stage
+from wsi_pipeline.run.state import clear_mark, mark_finished
+from wsi_pipeline.run.tasks import Done, Job, Task
 from wsi_pipeline.stages.inputs import (
     check_device,
     check_model_names,
-    digest_store,
-    finished_entries,
-    open_store,
     slide_bytes,
     threads_per_slide,
 )
@@ -103,7 +106,7 @@ class PredictSlide(Task):
                 max_unreadable=store.tiling["max_unreadable"],
                 journal=journal,
                 key=f"{job.fingerprint} {device.type} {precision}",
-                on_progress=lambda done, total, _: on_progress(done, total),
+                on_progress=on_progress,
             )
             path = job.run.scores(self.model, entry.slide_id)
             check = summary.precision_check
@@ -143,124 +146,173 @@ def load_model(checkpoint: Path, digest: str) -> tuple[Any, Any]:
 
 @dataclass(frozen=True)
 class PredictImages(Task):
-    """Score all images with one checkpoint."""
+    """Score the images of a folder with one checkpoint; or the part of one task of a job array."""
 
     model: str
-    data: str  # digest of the images and their table
+    cohort: ImageCohort
     checkpoint: Path
     config: PredictConfig
     device: str
+    part: Shard | None = None
 
     @property
     def unit(self) -> Unit:
-        """All images, by the model."""
-        return Unit("predict", ALL, self.model)
+        """All images, by the model; or a part of them."""
+        return unit_of_part(Unit("predict", ALL, self.model), self.part)
 
     def fingerprint(self, run: RunFolder) -> str:
-        """Hash images, checkpoint and what changes a score."""
+        """Hash images, checkpoint and what changes a score; of a part what decides on it, too."""
         return digest_settings(
-            self.data,
+            self.cohort.digest(),
             digest_file(self.checkpoint),
             self.config.precision,
             self.config.splits,
             self.config.tolerance,
+            *([self.part, self.config.batch_size] if self.part else []),
         )
 
     def __call__(self, job: Job, on_progress: OnProgress) -> Done:
-        """Write the table of scores."""
-        from wsi_pipeline.cohort.image_store import ImageGroup, open_images
+        """Write the table of scores, or what is needed of a part to write it."""
+        from wsi_pipeline.cohort.image_store import ImageGroup
         from wsi_pipeline.inference import predict_store
         from wsi_pipeline.inference.forward import batch_pixels
-        from wsi_pipeline.inference.image_scores import write_scores
         from wsi_pipeline.inference.scores import TRAINED_ON
-        from wsi_pipeline.models.checkpoint import digest, load_checkpoint
         from wsi_pipeline.models.devices import resolve_device, resolve_precision
 
-        run, config = job.run, self.config
-        entries = read_images(run.images)
-        images = open_images(run.tiles, entries)
-        network, meta = load_checkpoint(self.checkpoint)
-        wanted = None if config.splits is None else (*config.splits, None)
-        rows = [row for row, e in enumerate(entries) if wanted is None or e.split in wanted]
-        if not rows:
-            raise StageError(f"{run.path}: no image in split {' or '.join(config.splits or ())}")
+        run, config, images = job.run, self.config, self.cohort.array()
+        digest = digest_file(self.checkpoint)
+        network, meta = load_model(self.checkpoint, digest)
+        rows, chosen = self._choose()
         device = resolve_device(self.device)
         precision = resolve_precision(config.precision, device)
         rule = Rule(network.threshold, network.strict)
         height, width, _ = images.kind.shape
-        chosen = [entries[row] for row in rows]
+        batch_size = config.batch_size or max(1, batch_pixels(device) // (height * width))
         labels = np.array([e.label for e in chosen], np.int8)
-        journal = run.journal(self.model, ALL)
+        journal = run.journal(self.model, self.unit.slide_id)
         logits, summary = predict_store(
             network,
             meta,
-            ImageGroup(images, ALL, np.array(rows, np.int64), labels),
+            ImageGroup(images, ALL, rows, labels),
             device=device,
             precision=precision,
-            batch_size=config.batch_size or max(1, batch_pixels(device) // (height * width)),
+            batch_size=batch_size,
             readers=config.readers or 1,  # from one array in memory or cache: more gain nothing
             output="logits",
             rule=rule,
             tolerance=config.tolerance,
+            part=self.part,
             journal=journal,
             key=f"{job.fingerprint} {device.type} {precision}",
-            on_progress=lambda done, total, _: on_progress(done, total),
+            on_progress=on_progress,
         )
         check = summary.precision_check
-        attributes = {
+        about = {
             "model": meta.model,
-            "checkpoint": digest(self.checkpoint),
+            "checkpoint": digest,
             "precision": precision,
             "precision_check": check.as_plain() if check else None,
-            "fingerprint": job.fingerprint,
+            "fingerprint": replace(self, part=None).fingerprint(run),
             "classes": list(meta.class_names),
             TRAINED_ON: meta.provenance(),
+            "threshold": rule.threshold,
+            "strict": rule.strict,
         }
-        files = write_scores(run.path / "scores" / self.model, chosen, logits, rule, attributes)
+        n = summary.n_unreadable
+        line = pluralize(len(rows), "image") + (f", {n} unreadable" if n else "")
+        if self.part is None:
+            files = _write_table(run, self.model, chosen, logits, about)
+        else:
+            files = [part_path(run, replace(self, part=None).unit, self.part)]
+            common = about | {"batch_size": batch_size, "data": self.cohort.digest()}
+            write_part(files[0], self.part.count, common, {"logits": logits, "rows": rows})
+            line = f"a part of {line}"
         journal.unlink(missing_ok=True)
-        lost = summary.n_unreadable
-        return files, pluralize(len(rows), "image") + (f", {lost} unreadable" if lost else "")
+        return files, line
+
+    def _choose(self) -> tuple[NDArray[np.int64], list[ImageEntry]]:
+        """Choose the images of the splits that are to be scored: rows of the array, entries."""
+        splits = self.config.splits
+        chosen = [
+            (row, e)
+            for row, e in enumerate(self.cohort.entries)
+            if splits is None or e.split in (*splits, None)
+        ]
+        if not chosen:
+            raise StageError(
+                f"{self.cohort.run.path}: no image in split {' or '.join(splits or ())}"
+            )
+        return np.array([row for row, _ in chosen], np.int64), [e for _, e in chosen]
+
+
+def _write_table(
+    run: RunFolder,
+    model: str,
+    entries: Sequence[ImageEntry],
+    logits: NDArray[np.float32],
+    about: Mapping[str, Any],
+) -> list[Path]:
+    from wsi_pipeline.inference.image_scores import write_scores
+
+    return write_scores(run.path / "scores" / model, entries, logits, about)
+
+
+def merge_images(run: RunFolder, model: str) -> bool:
+    """Write the table of scores from the parts of a job array, if they are all there."""
+    unit = Unit("predict", ALL, model)
+    parts, cohort = read_parts(run, unit), ImageCohort(run)
+    if not parts or not cohort.is_still(parts[0].about["data"]):
+        return False
+    entries = cohort.entries
+    about = {k: v for k, v in parts[0].about.items() if k not in ("batch_size", "data")}
+    logits = np.fmax.reduce([part.arrays["logits"] for part in parts])  # NaN: of another part
+    chosen = [entries[row] for row in parts[0].arrays["rows"]]
+    clear_mark(run, unit)
+    files = _write_table(run, model, chosen, logits, about)
+    mark_finished(run, unit, about["fingerprint"], files)
+    remove_parts(run, unit)
+    return True
 
 
 def predict(
     run: RunFolder, config: Config, options: Options, *, checkpoints: Sequence[Path] = ()
 ) -> StageResult:
-    """Patch stores -> scores, by each checkpoint."""
+    """Patch stores, or single images -> scores, by each checkpoint."""
     from wsi_pipeline.models.checkpoint import read_meta
 
     check_device(options, config.predict.precision)
     found = list(checkpoints) or [run.checkpoint(m) for m in run.models_with("models")]
     by_name = _by_model(found)
     check_model_names(run, by_name)
-    if is_image_run(run) and found:
-        return _predict_images(run, config, options, checkpoints=by_name)
-    wanted = None if config.predict.splits is None else (*config.predict.splits, None)
-    entries = finished_entries(run, wanted)
+    cohort, splits = cohort_of(run), config.predict.splits
+    cohort = cohort.prepared(None if splits is None else (*splits, None))
     if not found:
         raise StageError(f"{run.path}: no checkpoint; train a model or use --checkpoint FILE")
-    tasks = []
-    threads = threads_per_slide(options, len(entries))
-    for model, checkpoint in by_name.items():
+    for checkpoint in by_name.values():
         read_meta(checkpoint)  # what is no checkpoint is said once, before any slide is touched
-        digest = digest_file(checkpoint)
-        tasks += [
-            PredictSlide(e, model, checkpoint, digest, config.predict, options.device, threads)
-            for e in entries
-        ]
+    if isinstance(cohort, ImageCohort):
+        return _predict_images(cohort, config, options, checkpoints=by_name)
+    entries = cohort.entries
+    threads = threads_per_slide(options, len(entries))
+    tasks = [
+        PredictSlide(e, model, path, digest, config.predict, options.device, threads)
+        for model, path in by_name.items()
+        for digest in [digest_file(path)]
+        for e in entries
+    ]
     return run_stage("predict", run, tasks, config, options)
 
 
 def _predict_images(
-    run: RunFolder, config: Config, options: Options, *, checkpoints: Mapping[str, Path]
+    cohort: ImageCohort, config: Config, options: Options, *, checkpoints: Mapping[str, Path]
 ) -> StageResult:
-    """Images -> scores, by each checkpoint (by the model's name)."""
+    """Images -> scores, by each checkpoint (by the model's name), all of them or in parts."""
     warn_of_unused(config, "predict")
-    data = data_fingerprint(run)
     tasks = [
-        PredictImages(model, data, path, config.predict, options.device)
+        PredictImages(model, cohort, path, config.predict, options.device)
         for model, path in checkpoints.items()
     ]
-    return run_stage("predict", run, tasks, config, options)
+    return run_in_parts("predict", cohort.run, tasks, config, options, merge=merge_images)
 
 
 def cut_for(

@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from tiling.contracts import OnProgress
 from tiling.files import json_text, read_json_object
 from tiling.wording import pluralize
-from wsi_pipeline.cohort.manifest import read_run_manifest
+from wsi_pipeline.cohort.kinds import cohort_of, warn_of_unused
 from wsi_pipeline.config.reading import Config, digest_settings
 from wsi_pipeline.config.settings import ReportConfig
 from wsi_pipeline.errors import ReportError, StageError
@@ -14,8 +15,7 @@ from wsi_pipeline.layout import RunFolder, Unit
 from wsi_pipeline.run.marks import find_problems, read_mark
 from wsi_pipeline.run.runner import Options, StageResult, run_stage
 from wsi_pipeline.run.state import SPLITS_FILE
-from wsi_pipeline.run.tasks import Done, Job, OnProgress, Task
-from wsi_pipeline.stages.image_inputs import is_image_run, warn_of_unused
+from wsi_pipeline.run.tasks import Done, Job, Task
 
 NOT_REPORTED = (".ome.tif", ".h5", ".npy")  # files that a report is not made from
 
@@ -67,11 +67,9 @@ def report(
     run: RunFolder, config: Config, options: Options, *, models: Sequence[str] = ()
 ) -> StageResult:
     """Everything in the run folder -> one HTML file."""
-    of_images = is_image_run(run)
+    of_images = cohort_of(run).of_images
     if of_images:
         warn_of_unused(config, "report")
-    else:
-        read_run_manifest(run)
     found = list(dict.fromkeys(run.models_with("models") + run.models_with("scores")))
     unknown = [name for name in models if name not in found]
     if unknown:

@@ -7,7 +7,7 @@ from os import cpu_count
 from pathlib import Path
 from typing import Any
 
-from tiling.contracts import TileConfig
+from tiling.contracts import OnProgress, TileConfig
 from tiling.errors import GridError, PatchSizeError
 from tiling.geometry import check_tile_config
 from tiling.wording import pluralize
@@ -20,6 +20,7 @@ from wsi_pipeline.cohort.image_folder import (
     write_images,
 )
 from wsi_pipeline.cohort.image_folder import describe_copies as describe_image_copies
+from wsi_pipeline.cohort.kinds import warn_of_unused
 from wsi_pipeline.cohort.listing import check_copies, describe_copies, read_input
 from wsi_pipeline.cohort.manifest import with_splits, write_manifest
 from wsi_pipeline.cohort.splits import assign_splits
@@ -45,11 +46,7 @@ from wsi_pipeline.run.state import (
     record_failure,
     write_failures,
 )
-from wsi_pipeline.run.tasks import Done, Job, OnProgress, Task
-from wsi_pipeline.stages.image_inputs import (
-    is_image_run,
-    warn_of_unused,
-)
+from wsi_pipeline.run.tasks import Done, Job, Task
 from wsi_pipeline.stages.inputs import (
     slide_bytes,
     threads_per_slide,
@@ -202,7 +199,7 @@ def tile(run: RunFolder, config: Config, options: Options, *, fixed: bool = Fals
     """
     if config.images is not None:
         return _tile_images(run, config, options)
-    if is_image_run(run):
+    if run.images.is_file():
         raise ConfigError(f"{run.path}: is a run on images; use another run folder for slides")
     entries = list_entries(config)
     run.path.mkdir(parents=True, exist_ok=True)
@@ -223,11 +220,28 @@ def tile(run: RunFolder, config: Config, options: Options, *, fixed: bool = Fals
 
 def _tile_images(run: RunFolder, config: Config, options: Options) -> StageResult:
     """Image files -> one array."""
-    if config.input is None or config.images is None:
-        raise ConfigError("no input; give a folder of images")
     if run.manifest.is_file():
         raise ConfigError(f"{run.path}: is a run on slides; use another run folder for images")
     warn_of_unused(config, "tile")
+    task = prepare_task(config)
+    entries = task.entries
+    run.path.mkdir(parents=True, exist_ok=True)
+    write_images(run.images, entries)
+    forget_failures(run, ("tile",), listed=[e.image_id for e in entries])
+    before = list(iterate_failures(run))
+    result = run_stage("tile", run, [task], config, options)
+    if result.done:  # what failed in an earlier run may be readable now
+        _forget_mended(run, before)
+    ids = {e.image_id for e in entries}
+    lost = [row["slide_id"] for row in iterate_failures(run) if row["slide_id"] in ids]
+    write_failures(run)
+    return replace(result, failed=(*result.failed, *lost))
+
+
+def prepare_task(config: Config) -> PrepareImages:
+    """List the images that a config names, each in its split, and what is to be done to them."""
+    if config.input is None or config.images is None:
+        raise ConfigError("no input; give a folder of images")
     entries, classes = list_images(config.input, config.images)
     if config.splits:
         found = assign_splits(
@@ -241,19 +255,8 @@ def _tile_images(run: RunFolder, config: Config, options: Options) -> StageResul
         entries = split_images(entries, found)
     if copies := describe_image_copies(config.input, entries):
         log.warning("%s", copies)
-    run.path.mkdir(parents=True, exist_ok=True)
-    write_images(run.images, entries)
     threads = max(1, cpu_count() or 1)
-    task = PrepareImages(config.input, entries, classes, config.images, threads)
-    forget_failures(run, ("tile",), listed=[e.image_id for e in entries])
-    before = list(iterate_failures(run))
-    result = run_stage("tile", run, [task], config, options)
-    if result.done:  # what failed in an earlier run may be readable now
-        _forget_mended(run, before)
-    ids = {e.image_id for e in entries}
-    lost = [row["slide_id"] for row in iterate_failures(run) if row["slide_id"] in ids]
-    write_failures(run)
-    return replace(result, failed=(*result.failed, *lost))
+    return PrepareImages(config.input, entries, classes, config.images, threads)
 
 
 def _forget_mended(run: RunFolder, before: Sequence[Mapping[str, Any]]) -> None:

@@ -4,9 +4,9 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from wsi_pipeline.config.reading import Config
-from wsi_pipeline.config.stages import STAGES, find_stage
+from wsi_pipeline.config.stages import STAGES
 from wsi_pipeline.errors import ConfigError
-from wsi_pipeline.exports import check_format
+from wsi_pipeline.exports import check_format, load_image_format
 from wsi_pipeline.layout import RunFolder
 from wsi_pipeline.run.runner import Options, StageResult
 from wsi_pipeline.stages import inputs as inputs_stage
@@ -33,22 +33,23 @@ def run_stages(run: RunFolder, config: Config, options: Options) -> list[StageRe
 
 
 def _check(config: Config, options: Options) -> None:
-    whole = [name for name in config.stages if not find_stage(name).is_shardable]
+    shared = [stage.name for stage in STAGES if stage.is_shardable]
+    if config.images:  # one task puts them all into one array
+        shared.remove("tile")
+    whole = [name for name in config.stages if name not in shared]
     if options.shard and whole:
         raise ConfigError(
-            f"--shard: {', '.join(whole)} need all slides; run the array with "
-            f"--set stages=[tile] (or predict, heatmap, export), then collect, then the others once"
+            f"--shard: {', '.join(whole)} need all {'images' if config.images else 'slides'}; run "
+            f"the array with --set stages=[{shared[0]}] (or {', '.join(shared[1:])}), then "
+            "collect, then the others once"
         )
-    if options.shard and config.images:
-        raise ConfigError("--shard: a folder of images cannot be split into shards; omit it")
     _check_computing(config, options)
     _check_split(config)
+    check = load_image_format if config.images else check_format
     for name in config.export.formats:
-        check_format(name)
+        check(name)
     if "export" not in config.stages:
         return
-    if config.images and config.export.formats:
-        raise ConfigError("export.formats: there are none for a folder of images; leave it out")
     if config.stages != Config().stages and not config.export.formats:
         raise ConfigError(
             "stages: export has nothing to do; set export.formats, e.g. [qupath], or leave it out"

@@ -161,7 +161,7 @@ def test_an_interrupted_demo_continues(tmp_path, monkeypatch, capsys):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("wsi_pipeline.cli.app._run", interrupt)
+    monkeypatch.setattr("wsi_pipeline.cli.runs._run", interrupt)
     monkeypatch.setattr(
         "wsi_pipeline.demo.cohort.draw_cohort", lambda *_, **__: tmp_path / "manifest.csv"
     )

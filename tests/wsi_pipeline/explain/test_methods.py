@@ -12,7 +12,13 @@ from wsi_pipeline.explain import METHODS, choose_method, load_method
 from wsi_pipeline.explain.base import Settings
 from wsi_pipeline.models import MODELS
 
-QUICK = {}  # settings by which a method is done sooner
+QUICK = {
+    "smoothgrad": {"samples": 4},
+    "guided_smoothgrad": {"samples": 4},
+    "occlusion": {"window": 1 / 4, "stride": 1 / 6},
+    "unveiling": {"samples": 2, "kernel": 3, "rounds": 2},
+    "lime": {"samples": 60, "segments": 8, "l1": 1e-6},
+}  # settings by which a method is done sooner
 
 PAIRS = [
     pytest.param(name, model, id=f"{name}-{model}")

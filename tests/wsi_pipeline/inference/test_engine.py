@@ -13,6 +13,7 @@ from torch import nn
 from wsi_pipeline.errors import InferenceError
 from wsi_pipeline.inference import automatic_batch_size, predict_store
 from wsi_pipeline.models.checkpoint import CheckpointMeta
+from wsi_pipeline.run.cluster import Shard
 
 CPU = torch.device("cpu")
 META = CheckpointMeta(model="mean", options={}, patch_px=15, target_mpp=0.5)
@@ -218,10 +219,10 @@ def test_progress_ends_at_all_readable_patches(fake_store):
     predict(
         fake_store("a", [0] * 7, unreadable=[0]),
         batch_size=4,
-        on_progress=lambda done, total, info: seen.append((done, total, info["slide_id"])),
+        on_progress=lambda done, total: seen.append((done, total)),
     )
 
-    assert seen == [(4, 6, "a"), (6, 6, "a")]
+    assert seen == [(4, 6), (6, 6)]
 
 
 def test_prediction_leaves_dropout_off(fake_store):
@@ -275,7 +276,7 @@ def test_a_killed_prediction_goes_on_inside_the_slide_with_the_same_bits(
     model = nn.Sequential(nn.Conv2d(3, 8, 15), nn.Flatten(), nn.Linear(8, 1), nn.Flatten(0))
     whole, _ = predict(store, model, batch_size=3)
 
-    def killed(done, total, _):
+    def killed(done, total):
         if done >= 3 * batches_done + 1:
             raise Killed
 
@@ -303,6 +304,19 @@ def test_a_journal_of_other_settings_is_not_used(fake_store, tmp_path):
     _, again = predict(store, MeanModel(), batch_size=2, journal=journal, key="two")
 
     assert (other.n_resumed, sizes.n_resumed, again.n_resumed) == (0, 0, 8)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 9])
+def test_parts_have_the_bits_of_the_whole_and_share_no_patch(fake_store, count):
+    store = fake_store("a", [0, 1] * 10, unreadable=[3], broken=[7])
+    model = nn.Sequential(nn.Conv2d(3, 8, 15), nn.Flatten(), nn.Linear(8, 1), nn.Flatten(0))
+    whole, _ = predict(store, model, batch_size=3, output="logits")
+    parts = [
+        predict(store, model, batch_size=3, output="logits", part=Shard(index, count))[0]
+        for index in range(count)
+    ]
+    assert (np.sum([~np.isnan(part) for part in parts], axis=0) == ~np.isnan(whole)).all()
+    assert np.fmax.reduce(parts).tobytes() == whole.tobytes()
 
 
 # ---------------------------------------------------------------- precision

@@ -153,6 +153,66 @@ def test_a_second_run_keeps_everything_but_the_broken_file(finished, capsys):
     assert "train: 0 done, 2 kept" in out
 
 
+def test_parts_of_a_job_array_make_the_bytes_of_one_task(finished, tmp_path, capsys):
+    order = (2, 0, 1)
+    root, _ = finished
+    run = tmp_path / "run"
+    shutil.copytree(root / "run", run)
+    scores = run / "scores" / "patchnet"
+    before = {path.name: path.read_bytes() for path in scores.iterdir()}
+    words = ["predict", str(run), "--overwrite", "--set", "batch_size=5"]
+    assert cli.main([*words, "--quiet"]) == 0
+    whole = {path.name: path.read_bytes() for path in scores.iterdir()}
+    assert whole.keys() == before.keys()
+    shutil.rmtree(run / "scores")
+    for place, number in enumerate(order):
+        assert not scores.exists()
+        assert cli.main([*words, "--shard", f"{number}/3"]) == 0
+        said = capsys.readouterr().out
+        assert ("images by patchnet: all parts put together" in said) == (place == 2)
+    assert {path.name: path.read_bytes() for path in scores.iterdir()} == whole
+    maps = {p: p.read_bytes() for p in (run / "heatmaps").rglob("*") if p.is_file()}
+    shutil.rmtree(run / "heatmaps")
+    for number in order:
+        assert not (run / "heatmaps/cam/maps.json").exists()
+        assert cli.main(["heatmap", str(run), "--shard", f"{number}/3", "--quiet"]) == 0
+    found = {p: p.read_bytes() for p in (run / "heatmaps").rglob("*") if p.is_file()}
+    assert found == maps
+    assert not list(run.rglob("*-of-*.npz"))
+    assert cli.main(["collect", str(run)]) == 3  # the broken file
+    assert "predict patchnet: done" in capsys.readouterr().out.splitlines()
+    assert cli.main(["evaluate", str(run), "--quiet"]) == 0
+
+
+def test_parts_of_other_settings_are_not_put_together(finished, tmp_path, capsys):
+    """Batches are what a part is made of: of others, some images would be in no part."""
+    root, _ = finished
+    run = tmp_path / "run"
+    shutil.copytree(root / "run", run)
+    words = ["predict", str(run), "--quiet", "--overwrite"]
+    table = run / "scores" / "cam" / "images.csv"
+    table.unlink()
+    assert cli.main([*words, "--shard", "0/2", "--set", "batch_size=2"]) == 0
+    assert cli.main([*words, "--shard", "1/2", "--set", "batch_size=7"]) == 0
+    assert cli.main(["collect", str(run)]) == 3
+    assert "predict cam: missing" in capsys.readouterr().out
+    assert not table.exists()
+    # Nor are parts of images that are not those of now.
+    listed = (run / "images.csv").read_bytes()
+    (run / "images.csv").write_bytes(listed.replace(b"rows__00", b"rows__zz"))
+    state = run / ".state/parts/predict/cam"
+    shutil.copy(state / "images.1-of-2.npz", state / "images.0-of-1.npz")
+    with np.load(state / "images.0-of-1.npz") as one:
+        np.savez(state / "images.0-of-1.npz", **(dict(one) | {"count": 1}))
+    assert cli.main(["collect", str(run)]) == 3
+    assert not table.exists()
+    (run / "images.csv").write_bytes(listed)
+    (state / "images.0-of-1.npz").unlink()
+    assert cli.main([*words, "--shard", "0/2", "--set", "batch_size=7"]) == 0
+    assert len(rows_of(table)) == 25
+    assert sum(row["score"] == "" for row in rows_of(table)) == 1
+
+
 def test_images_of_another_shape_are_refused_by_name(finished, tmp_path, capsys):
     root, _ = finished
     make_folder(tmp_path / "other", n=2, height=20)
@@ -427,10 +487,47 @@ def test_two_models_are_compared_on_the_same_images(finished, tmp_path, capsys):
     assert "no evaluated model vgg in run" in capsys.readouterr().err
 
 
-def test_commands_for_slides_say_that_this_is_a_run_on_images(finished, capsys):
+def test_scores_of_images_are_exported_image_by_image(finished, tmp_path, capsys):
     root, _ = finished
-    assert cli.main(["export", str(root / "run"), "--format", "qupath"]) == 1
-    assert "a run on a folder of images" in capsys.readouterr().err
+    run = str(root / "run")
+    out = ["--out", str(tmp_path / "out"), "--model", "cam"]
+    assert cli.main(["export", run, "--format", "qupath", "--format", "wsinfer", *out]) == 0
+    assert "export qupath: 1 done" in capsys.readouterr().out
+    scores = {r["image_id"]: r["score"] for r in rows_of(root / "run/scores/cam/images.csv")}
+    assert len(scores) == 25
+    for image_id, score in scores.items():
+        tiles = json.loads((tmp_path / "out/qupath" / f"{image_id}.geojson").read_text())
+        table = rows_of(tmp_path / "out/wsinfer" / f"{image_id}.csv")
+        assert len(tiles["features"]) == len(table) == (image_id != "rows__broken")
+        for row, tile in zip(table, tiles["features"], strict=True):
+            assert [int(row[k]) for k in ("minx", "miny", "width", "height")] == [0, 0, 25, 18]
+            assert np.float32(row["prob_columns"]) == np.float32(score)
+            assert tile["properties"]["measurements"]["score"] == float(row["prob_columns"])
+            assert [25, 18] in tile["geometry"]["coordinates"][0]
+    assert cli.main(["export", run, "--format", "qupath", *out, "--set", "qupath=both"]) == 1
+    failure = [r for r in rows_of(root / "run/failures.csv") if r["stage"] == "export"]
+    assert "single images have one score each and no regions" in failure[0]["message"]
+    assert cli.main(["export", run, "--format", "qupath", *out]) == 0
+
+
+def test_exports_that_say_nothing_of_single_images_are_refused(finished, tmp_path, capsys):
+    root, _ = finished
+    for name in ("clam", "camelyon16", "trident", "ome-zarr"):
+        assert cli.main(["export", str(root / "run"), "--format", name]) == 1
+        said = capsys.readouterr().err
+        assert f"{name} (" in said
+        assert "single images have none; for them there are qupath, wsinfer" in said
+    config = tmp_path / "c.yaml"
+    config.write_text((root / "c.yaml").read_text() + "export: {formats: [clam]}\n")
+    assert cli.main(["run", str(config), "--quiet"]) == 1
+    assert "there are qupath, wsinfer" in capsys.readouterr().err
+    run = tmp_path / "run"
+    shutil.copytree(root / "run", run)
+    about = json.loads((run / "tiles/images.json").read_text())
+    about["settings"]["size"] = [18, 25]
+    (run / "tiles/images.json").write_text(json.dumps(about))
+    assert cli.main(["export", str(run), "--format", "qupath"]) == 1
+    assert "brought to 25 x 18 px (images.size)" in capsys.readouterr().err
 
 
 def test_the_report_names_every_split_and_needs_no_other_file(finished):
