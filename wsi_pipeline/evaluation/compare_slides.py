@@ -43,7 +43,7 @@ from wsi_pipeline.evaluation.tables import parse_number, read_rows
 
 @dataclass(frozen=True)
 class _Slide:
-    """What one model's tables say of one slide."""
+    """One slide in the tables of one model."""
 
     label: int
     patient: str
@@ -58,7 +58,7 @@ class _Slide:
 
 @dataclass(frozen=True)
 class EvaluatedSlides(Evaluated):
-    """What the tables of ``evaluation/<model>`` say."""
+    """One model's results on slides, from the tables of ``evaluation/<model>``."""
 
     unit: ClassVar[str] = "slide"
     agreed: ClassVar[str] = "label, patient or number of lesions"
@@ -110,9 +110,12 @@ def _estimate_slides(
     scores = np.array([slide.score for slide in slides], np.float64)
     predicted = np.array([slide.predicted for slide in slides], np.float64)
     scored, called = ~np.isnan(scores), ~np.isnan(predicted)
+    rows, drawn = decide_each(labels[called], predicted[called], Rule(1.0)), resamples.take(called)
     for share in compared_shares("slide"):
-        rows = decide_each(labels[called], predicted[called], Rule(1.0))
-        yield f"slide.{share.name}", estimate_share(share, rows, resamples.take(called), SLIDE)
+        if called.any():
+            yield f"slide.{share.name}", estimate_share(share, rows, drawn, SLIDE)
+        else:
+            yield f"slide.{share.name}", no_estimate(drawn, "no slide has a score and a threshold")
     for ranking in compared_rankings("slide"):
         yield (
             f"slide.{ranking.name}",

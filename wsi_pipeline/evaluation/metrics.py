@@ -158,8 +158,7 @@ class Share:
 
     def explain(self, level: Level) -> str:
         """Give the reason where it is undefined."""
-        words = {"unit": level.unit, "positive": level.positive, "negative": level.negative}
-        return self.undefined.format(**words, nothing=level.nothing)
+        return self.undefined.format(**vars(level))
 
     def replicate(self, rows: Rows, weights: NDArray[np.int64]) -> Values:
         """Compute it on each replicate: weights (B, S) -> (B,), NaN where undefined."""
