@@ -197,9 +197,9 @@ def test_a_model_and_a_format_take_a_file_and_a_line_each(tree, tmp_path):
     settings = "train={mean: {model: {name: mean_pixel}, lr: 0.01, batch_size: 8, max_epochs: 1, steps_per_epoch: 2}}"  # fmt: skip  # noqa: E501
     stages = "stages=[tile,train,predict,export]"
     formats = "export.formats=[count]"
-    said = run(tree, "run", config, "--set", settings, "--set", stages, "--set", formats)
-    assert "predict: 4 done" in said
-    assert "export count: 4 done" in said
+    message = run(tree, "run", config, "--set", settings, "--set", stages, "--set", formats)
+    assert "predict: 4 done" in message
+    assert "export count: 4 done" in message
     assert int((tmp_path / "run/exports/count/mean/s4.count").read_text()) > 0
     assert "count" in run(tree, "export", "--help")
     run(tree, "report", folder)

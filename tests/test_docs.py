@@ -1,4 +1,4 @@
-"""What the documentation says is so: links, command lines, settings and their defaults."""
+"""The documentation is correct: links, command lines, settings and their defaults."""
 
 import contextlib
 import dataclasses
@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("README.md"), *ROOT.glob("CHANGELOG.md"), *ROOT.glob("docs/*.md")])
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
-NOT_TYPED = {"text", "yaml", "json", "csv", "python", "xml"}  # blocks that nobody types in a shell
+NOT_TYPED = {"text", "yaml", "json", "csv", "python", "xml"}  # blocks that are not shell commands
 SEPARATORS = {"&&", "||", "|", ";", "&", ">", "2>"}
 
 page_ids = pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
@@ -65,7 +65,7 @@ def test_every_page_is_in_the_index():
 
 
 def split_commands(line: str) -> Iterator[list[str]]:
-    """List the commands of a shell line, also those that stand in quotes (``sbatch --wrap``)."""
+    """List the commands of a shell line, also those in quotes (``sbatch --wrap``)."""
     lexer = shlex.shlex(line, posix=True, punctuation_chars=True)
     lexer.whitespace_split = True
     words: list[str] = []

@@ -1,4 +1,4 @@
-"""environment.yml and pyproject.toml say the same; `--help` stays light."""
+"""environment.yml and pyproject.toml agree; `--help` stays light."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""configs/*.yaml: each is read, and says what its paper says."""
+"""configs/*.yaml: each is read, and agrees with its paper."""
 
 import dataclasses
 import inspect
@@ -39,11 +39,11 @@ def keys_of(kind):
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_a_published_recipe_leaves_no_key_of_its_training_unsaid(name):
     """A default that changes later must not change a paper's experiment."""
-    said = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
-    assert {"input", "out", "seed", "stages", "train"} <= set(said)
-    if "images" in said:
-        assert set(said["images"]) == keys_of(ImagesConfig)
-    for train in said["train"].values():
+    message = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
+    assert {"input", "out", "seed", "stages", "train"} <= set(message)
+    if "images" in message:
+        assert set(message["images"]) == keys_of(ImagesConfig)
+    for train in message["train"].values():
         unused = {"rho", "momentum"} if train["optimizer"] == "adam" else set()
         unused |= {"steps_per_epoch"} if train["sampling"] == "shuffle" else set()
         assert set(train) == keys_of(TrainConfig) - {"seed"} - unused  # the run's seed

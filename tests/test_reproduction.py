@@ -123,7 +123,7 @@ def draw_slides(folder: Path, splits: str) -> None:
 
 # ------------------------------------------------------------ the numbers of a table
 
-Cell = tuple[str, ...]  # model, then keys of its metrics.json; or what `value_of` says
+Cell = tuple[str, ...]  # model, then keys of its metrics.json; or a key of `value_of`
 
 LOSS = ("loss", "accuracy")
 MATRIX = ("tp", "fp", "fn", "tn")
@@ -481,8 +481,10 @@ def test_commands_of_the_blocks_run_in_their_order(tmp_path, capsys):
                 settings = [s for s in settings if not s.startswith(own)]
                 words += ["--quiet", *as_words(settings)]
             assert main(words) == 0, words
-    said = capsys.readouterr().out
-    assert re.search(r"patchnet_11 +4 +[01]\.\d+", said)  # the pooled table: four patches held out
+    message = capsys.readouterr().out
+    assert re.search(
+        r"patchnet_11 +4 +[01]\.\d+", message
+    )  # the pooled table: four patches held out
 
 
 def test_every_published_config_is_in_the_table():

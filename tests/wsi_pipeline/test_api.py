@@ -408,13 +408,13 @@ def test_settings_of_a_training_are_the_recipe_and_what_is_set():
     assert wsi.train_config("vgg16").optimizer == "rmsprop"
     assert wsi.train_config("vgg16", weights="w.pth").model.weights == Path("w.pth")
     assert wsi.train_config("vgg16", preprocess={"gamma": 2.2}).model.preprocess.gamma == 2.2
-    for wrong, said in (
+    for wrong, message in (
         ({"lr": -1}, "lr"),
         ({"learning_rate": 1}, "learning_rate"),
         ({"preprocess": {"gama": 2}}, "gama"),
         ({"max_epochs": 0}, "max_epochs"),
     ):
-        with pytest.raises(ConfigError, match=f"train.patchnet: .*{said}"):
+        with pytest.raises(ConfigError, match=f"train.patchnet: .*{message}"):
             wsi.train_config("patchnet", **wrong)
 
 

@@ -241,7 +241,7 @@ def test_slides_that_a_file_system_would_mix_up_are_refused(tmp_path, one, other
 
 
 @pytest.mark.parametrize(
-    ("files", "said"),
+    ("files", "message"),
     [
         (["cat/a\u202eb.png", "dog/b.png"], "id of the image"),
         (["c\x01t/a.png", "dog/b.png"], "id of the image"),
@@ -250,11 +250,11 @@ def test_slides_that_a_file_system_would_mix_up_are_refused(tmp_path, one, other
     ],
     ids=ascii,
 )
-def test_images_and_classes_follow_the_rule(tmp_path, files, said):
+def test_images_and_classes_follow_the_rule(tmp_path, files, message):
     for name in files:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    with pytest.raises(ManifestError, match=said):
+    with pytest.raises(ManifestError, match=message):
         list_images(tmp_path, ImagesConfig())
 
 

@@ -42,11 +42,11 @@ def nuclei(tmp_path_factory):
 def test_the_papers_table_is_printed_and_written(nuclei, tmp_path, capsys):
     arguments = ["baselines", str(nuclei), "--set", "channels=1", "--quiet"]
     code = cli.main([*arguments, "--nonzero-is-object", "--out", str(tmp_path / "out")])
-    said = capsys.readouterr().out
+    printed = capsys.readouterr().out
     assert code == 0
-    assert "PFTAS + Zernike + Haralick" in said
-    assert "shape + LBP + PFTAS" in said
-    assert "train 14, val 5, test 5" in said or "train 16, val 4, test 4" in said
+    assert "PFTAS + Zernike + Haralick" in printed
+    assert "shape + LBP + PFTAS" in printed
+    assert "train 14, val 5, test 5" in printed or "train 16, val 4, test 4" in printed
     with (tmp_path / "out" / "baselines.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 15
@@ -166,8 +166,8 @@ def test_an_interrupted_command_continues_with_the_features_it_kept(tmp_path, mo
     with monkeypatch.context() as patch:
         patch.setattr(baseline_features, "_extract", interrupt)
         assert cli.main([*command, "--out", str(tmp_path / "out")]) == 130
-    said = capsys.readouterr().err
-    assert "features of the images that were read are kept in the folder of --out" in said
+    printed = capsys.readouterr().err
+    assert "features of the images that were read are kept in the folder of --out" in printed
     assert len(list((tmp_path / "out/features").glob("*.json"))) == 5
     computed.clear()
 
@@ -240,9 +240,7 @@ def test_a_disk_that_is_full_is_reported_once(nuclei, tmp_path, monkeypatch, cap
     ("words", "folds", "seed"),
     [((), 3, 7), (("--folds", "4"), 4, 7), (("--seed", "0"), 3, 0)],
 )
-def test_folds_and_seed_are_the_configs_where_nothing_else_is_said(
-    tmp_path, monkeypatch, words, folds, seed
-):
+def test_folds_and_seed_are_the_configs_by_default(tmp_path, monkeypatch, words, folds, seed):
     asked = []
 
     def stop(folder, config, options, **_):
@@ -263,7 +261,7 @@ def test_folds_of_patients_leave_one_out_at_a_time(nuclei, tmp_path):
 
 
 def test_a_model_is_never_asked_about_what_it_learnt(tmp_path):
-    """Labels at random: whoever predicts them right on held-out images has seen them."""
+    """Labels at random: correct predictions on held-out images mean that they were used."""
     random = np.random.default_rng(3)
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
@@ -306,10 +304,10 @@ def test_a_broken_file_is_named_and_left_out(tmp_path, capsys):
     folder = make_nuclei(tmp_path / "data", 8)
     (folder / "BJ" / "03.png").write_bytes(b"not an image")
     assert cli.main(["baselines", str(folder), "--set", "channels=1", "--quiet"]) == 3
-    said = capsys.readouterr()
-    assert "left out: 03.png: cannot be decoded" in said.err or "BJ/03.png" in said.err
-    assert "15 images" in said.out
-    assert "no masks" in said.out
+    printed = capsys.readouterr()
+    assert "left out: 03.png: cannot be decoded" in printed.err or "BJ/03.png" in printed.err
+    assert "15 images" in printed.out
+    assert "no masks" in printed.out
 
 
 def test_masks_of_a_table_give_the_shapes(nuclei, tmp_path):

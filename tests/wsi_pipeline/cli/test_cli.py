@@ -81,6 +81,6 @@ def test_a_report_that_was_not_made_is_not_named(slide, tmp_path, capsys):
     ],
     ids=["nothing", "patch-without-patches", "option-of-the-other-definition", "rates"],
 )
-def test_froc_told_too_little_or_too_much_is_a_usage_error(words, tmp_path):
+def test_froc_with_missing_or_wrong_options_is_a_usage_error(words, tmp_path):
     assert main(["froc", "--out", str(tmp_path / "out"), *words]) == 2
     assert not (tmp_path / "out").exists()

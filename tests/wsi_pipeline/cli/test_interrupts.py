@@ -65,8 +65,8 @@ def test_slides_that_a_stage_finished_are_kept(copy, monkeypatch, capsys, stage,
     with monkeypatch.context() as patch:
         interrupt_at(patch, target, call=2)
         assert main([*words, "--overwrite"]) == 130
-    said = capsys.readouterr().err
-    assert "the same command without --overwrite continues from there" in said
+    printed = capsys.readouterr().err
+    assert "the same command without --overwrite continues from there" in printed
     done = {path for path in whole if modified([path])[path] != before[path]}
     assert done
     after = modified(done)
@@ -110,9 +110,9 @@ def test_stages_that_run_finished_are_kept(copy, monkeypatch, capsys):
         assert main([*words, "--set", "heatmap.overlap=max"]) == 130
     assert CONTINUES.search(capsys.readouterr().err)
     assert main([*words, "--set", "heatmap.overlap=max"]) == 0
-    said = capsys.readouterr().out
-    assert re.search(r"train: 0 done, \d+ kept", said)
-    assert re.search(r"predict: 0 done, \d+ kept", said)
+    printed = capsys.readouterr().out
+    assert re.search(r"train: 0 done, \d+ kept", printed)
+    assert re.search(r"predict: 0 done, \d+ kept", printed)
 
 
 @pytest.mark.parametrize(
@@ -170,9 +170,9 @@ def test_an_interrupted_demo_continues(tmp_path, monkeypatch, capsys):
 
 
 def test_every_command_has_a_message_that_is_one_sentence():
-    """A command that nobody described claims to keep nothing."""
+    """A command without a description claims to keep nothing."""
     for name in get_command(app).commands:
-        said = describe_interrupt(name, [])
-        assert CONTINUES.search(said) or "the same command starts over" in said
+        printed = describe_interrupt(name, [])
+        assert CONTINUES.search(printed) or "the same command starts over" in printed
     assert describe_interrupt("a new command", []) == "interrupted: the same command starts over"
     assert describe_interrupt(None, []) == "interrupted: the same command starts over"

@@ -73,7 +73,7 @@ class Ended:
 
     code: int
     seconds: float
-    said: str
+    message: str
 
 
 class Commands:
@@ -113,8 +113,8 @@ class Commands:
             assert process.poll() is None, "it ended too soon to be interrupted"
             started = time.monotonic()
             (os.killpg if to_all else os.kill)(process.pid, number)
-            said = process.communicate(timeout=60)[1].decode()
-            return Ended(process.returncode, time.monotonic() - started, said)
+            message = process.communicate(timeout=60)[1].decode()
+            return Ended(process.returncode, time.monotonic() - started, message)
         finally:
             self._end(process)
 
@@ -126,7 +126,7 @@ class Commands:
             time.sleep(0.02)
 
     def _end(self, process: subprocess.Popen) -> None:
-        """See that no process is left of the group, but those that nobody has reaped."""
+        """Check that no process of the group is left, except unreaped ones."""
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
             process.communicate()
@@ -162,7 +162,7 @@ def commands(tmp_path) -> Commands:
 
 @pytest.fixture
 def home(copy, commands) -> Path:
-    """A copy of a finished run; a folder of images and one of references beside the commands."""
+    """A copy of a finished run; a folder of images and one of references."""
     for kind in ("a", "b"):
         folder = commands.folder / "images" / kind
         folder.mkdir(parents=True)
@@ -175,10 +175,10 @@ def home(copy, commands) -> Path:
 
 
 def check(ended: Ended) -> None:
-    assert ended.code == INTERRUPTED, ended.said
-    assert ended.seconds < MOST_S, ended.said
-    assert "Traceback" not in ended.said
-    assert "interrupted" in ended.said
+    assert ended.code == INTERRUPTED, ended.message
+    assert ended.seconds < MOST_S, ended.message
+    assert "Traceback" not in ended.message
+    assert "interrupted" in ended.message
 
 
 READ = "tiling.readers.tiff_pixels:TiffPixels.read_window"

@@ -48,7 +48,7 @@ def test_paths_are_relative_to_the_config(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         (
             "tile: {patch_pxx: 3}",
@@ -85,9 +85,9 @@ def test_paths_are_relative_to_the_config(tmp_path):
         ("a\0b: 1", "not a YAML file"),
     ],
 )
-def test_a_wrong_config_names_file_key_and_remedy(tmp_path, text, said):
+def test_a_wrong_config_names_file_key_and_remedy(tmp_path, text, message):
     path = write(tmp_path, text)
-    with pytest.raises(ConfigError, match=said) as caught:
+    with pytest.raises(ConfigError, match=message) as caught:
         read_config(path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -299,7 +299,7 @@ def test_the_same_settings_have_the_same_digest():
 
 
 @pytest.mark.parametrize("name", ["manifest.csv", "slides"])
-def test_a_manifest_in_place_of_a_config_is_told_where_it_belongs(tmp_path, name):
+def test_a_manifest_in_place_of_a_config_is_refused_with_advice(tmp_path, name):
     path = tmp_path / name
     path.mkdir()
     with pytest.raises(ConfigError, match=f"--set input=.*{name}$"):

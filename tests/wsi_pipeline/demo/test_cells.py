@@ -1,4 +1,4 @@
-"""Nuclei have the size, the direction and the place they are told to have."""
+"""Nuclei have the size, the direction and the place that were requested."""
 
 import numpy as np
 import pytest
@@ -66,7 +66,7 @@ def test_scattered_points_keep_apart(seed, spacing):
     st.lists(st.tuples(st.integers(-12, 40), st.integers(-12, 30)), min_size=1, max_size=6),
     st.integers(0, 99),
 )
-def test_stamps_are_laid_as_pixel_by_pixel(places, seed):
+def test_stamps_are_placed_as_pixel_by_pixel(places, seed):
     """The cut windows equal the definition, also where a nucleus hangs over an edge."""
     rng = np.random.default_rng(seed)
     stamps = cells.draw_stamps(rng, cells.STROMAL, mpp=1.0)[:3]

@@ -215,7 +215,7 @@ def test_transparent_pixels_are_white(tmp_path):
     assert all(colour.min() == 255 for colour in cells_of(slide).values())
 
 
-def test_the_command_tells_the_manifest(tmp_path, capsys):
+def test_the_command_prints_the_manifest(tmp_path, capsys):
     write_patches(tmp_path, COUNTS)
 
     assert main(["--patches", str(tmp_path), "--out", str(tmp_path / "out")]) == 0

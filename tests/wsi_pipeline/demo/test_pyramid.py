@@ -40,7 +40,7 @@ def test_openslide_reads_what_was_written(tmp_path, size):
 
 
 @pytest.mark.parametrize("mpp", [0.243, 0.5, 0.2501])
-def test_the_resolution_is_told_in_microns(tmp_path, mpp):
+def test_the_resolution_is_reported_in_microns(tmp_path, mpp):
     path = write_pyramid(tmp_path / "a.tif", smooth_image(64, 64), mpp=mpp)
 
     with openslide.OpenSlide(path) as slide:

@@ -152,7 +152,7 @@ def test_a_slide_that_cannot_be_drawn_is_refused(values, message):
         SlideSpec(**{"slide_id": "x", "patient": "p", "split": "train"} | values)
 
 
-def test_the_command_tells_the_manifest(tmp_path, capsys, monkeypatch):
+def test_the_command_prints_the_manifest(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("wsi_pipeline.demo.synthetic.draw_cohort", lambda out, **_: out / "m")
 
     assert main(["--out", str(tmp_path)]) == 0
@@ -267,7 +267,7 @@ def _check_difficulty(specs, *, colour_below, texture_above):
     assert texture > texture_above
 
 
-def test_mean_colour_does_not_tell_tumour_but_nuclear_size_does():
+def test_mean_colour_does_not_separate_tumour_but_nuclear_size_does():
     """Two patients to learn from, two held out; the whole cohort is the slow test below."""
     size = (1500, 1450)
     specs = [

@@ -1,4 +1,4 @@
-"""Noise, outlines and stains behave as what they stand for."""
+"""Noise, outlines and stains have the intended properties."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Each format, read back by somebody else's reader."""
+"""Each format, read back by another reader."""
 
 import csv
 import gzip

@@ -1,4 +1,4 @@
-"""Regions beside shapely's union of all pixels, one by one."""
+"""Regions compared with shapely's union of all pixels, one by one."""
 
 import numpy as np
 import pytest

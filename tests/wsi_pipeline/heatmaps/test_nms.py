@@ -1,4 +1,4 @@
-"""Detections beside the definition, read literally."""
+"""Detections compared with the definition, read literally."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from wsi_pipeline.heatmaps.nms import detect, radius_in_px
 
 
 def brute_force(values, threshold, radius):
-    """Search the highest score anew for each detection."""
+    """Search the highest score again for each detection."""
     left = values.copy()
     found = []
     while True:

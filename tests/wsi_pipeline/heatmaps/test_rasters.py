@@ -1,4 +1,4 @@
-"""Scores to raster, beside a loop over every pixel."""
+"""Scores to raster, compared with a loop over every pixel."""
 
 import numpy as np
 import pytest
@@ -126,8 +126,8 @@ def test_unreadable_patch_leaves_a_hole_and_does_not_dim_its_neighbours():
     np.testing.assert_array_equal(heatmap.values, np.array([[0.8, np.nan, 0.4, np.nan]], "f4"))
 
 
-def test_holes_say_nothing_of_a_division_by_zero():
-    """A running sum leaves a rounding's rest over a hole; dividing it by 0 was told to the user."""
+def test_holes_do_not_warn_of_a_division_by_zero():
+    """A running sum leaves a rounding's rest over a hole; dividing it by 0 gave a warning."""
     coords = np.array([(x, y) for y in (0, 96, 480) for x in (0, 96, 192, 576)])
     scores = (10.0 ** np.random.default_rng(0).uniform(-30, 0, len(coords))).astype(np.float32)
     heatmap = rasterise_scores(
@@ -247,7 +247,7 @@ def test_all_corners_at_one_remainder_of_a_coarser_lattice_keep_its_pixels():
     ],
     ids=["logit", "shape", "right-of-slide", "above-slide", "no-patch", "coarse-pixel"],
 )
-def test_bad_input_is_told(change, message):
+def test_bad_input_is_reported(change, message):
     good = {
         "coords": np.array([[0, 0]]),
         "scores": np.array([0.5], np.float32),

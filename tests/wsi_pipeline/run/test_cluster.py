@@ -148,7 +148,7 @@ def test_some_tasks_of_an_array_that_run_again_are_those_of_the_whole():
     assert [parse_shard("auto/1-16", t) for t in again] == [Shard(2, 16), Shard(6, 16)]
 
 
-def test_what_is_taken_for_granted_is_said(caplog):
+def test_assumptions_are_reported(caplog):
     parse_shard("auto", lsf(1, 4)[2])
     assert "LSF does not set an array's first index; assuming 1-4" in caplog.text
     caplog.clear()

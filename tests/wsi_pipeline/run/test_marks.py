@@ -53,16 +53,16 @@ def test_a_change_that_keeps_the_size_is_noticed_and_named(run):
 
 
 @pytest.mark.parametrize(
-    ("edit", "state", "said"),
+    ("edit", "state", "printed"),
     [
         (lambda path: path.unlink(), "missing", "scores/m/s.h5 is missing"),
         (lambda path: path.write_text("x"), "damaged", "scores/m/s.h5 has 1 bytes, not 6"),
     ],
 )
-def test_a_file_that_is_gone_or_cut_is_named(run, edit, state, said):
+def test_a_file_that_is_gone_or_cut_is_named(run, edit, state, printed):
     edit(run.scores("m", "s"))
     found = examine_unit(run, UNIT, "f")
-    assert (found.state, found.problems) == (state, (said,))
+    assert (found.state, found.problems) == (state, (printed,))
 
 
 def test_marks_of_earlier_versions_are_compared_by_size(run):

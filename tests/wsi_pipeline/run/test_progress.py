@@ -39,7 +39,7 @@ def test_what_was_kept_does_not_shorten_the_time_left(clock, capsys):
     assert lines[-1] == "tile: [99/100] a: done (about 60 s left)"
 
 
-def test_quiet_tells_failures_only(clock, capsys):
+def test_quiet_shows_failures_only(clock, capsys):
     with StageProgress("tile", 2, quiet=True) as bar:
         bar.begin("a")
         clock[0] += 100
@@ -71,7 +71,7 @@ def test_nothing_is_left_at_the_end(clock, capsys):
     assert capsys.readouterr().err == "train: vgg16: 130 of 130, 4.3/s\n"
 
 
-def test_the_time_left_is_told_for_several_workers_too(clock, capsys):
+def test_the_time_left_is_reported_for_several_workers_too(clock, capsys):
     with StageProgress("tile", 10) as bar:
         bar.end("kept", "finished before, kept")
         bar.begin_all([str(number) for number in range(9)])

@@ -1,4 +1,4 @@
-"""A run folder that nobody can write to: what has nothing to do works, the rest is one sentence."""
+"""A read-only run folder: commands with nothing to do work, others give one error."""
 
 import pytest
 
@@ -29,12 +29,13 @@ def test_what_has_something_to_do_says_so_once(copy, capsys):
         for stage, units in (("predict", "s4 by patchnet"), ("evaluate", "patchnet")):
             more = ["--overwrite"] if stage == "evaluate" else []
             assert main([stage, str(run), *more]) == 1
-            said = capsys.readouterr().err
-            assert "Traceback" not in said
+            message = capsys.readouterr().err
+            assert "Traceback" not in message
             if stage == "predict":
-                assert f"{run}: cannot be written to (" in said
+                assert f"{run}: cannot be written to (" in message
                 assert (
-                    f"but predict has to process {units}; copy the run folder, or make it" in said
+                    f"but predict has to process {units}; copy the run folder, or make it"
+                    in message
                 )
         assert main(["collect", str(run)]) == 3
         assert "1 missing (s4)" in capsys.readouterr().out

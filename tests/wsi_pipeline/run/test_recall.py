@@ -1,4 +1,4 @@
-"""A stage without a config goes on with what the run was told before."""
+"""A stage without a config uses the settings recorded by the run."""
 
 import json
 
@@ -6,12 +6,12 @@ from tests.wsi_pipeline.tiny_cohort import contents
 from wsi_pipeline.cli.app import main
 
 
-def test_stages_alone_keep_what_the_run_was_told(copy, capsys):
+def test_stages_alone_keep_what_the_run_recorded(copy, capsys):
     run, before = copy / "run", contents(copy / "run")
     for stage in ("train", "predict", "heatmap", "evaluate"):
         assert main([stage, str(run)]) == 0
-        said = capsys.readouterr().out
-        assert f"{stage}: 0 done" in said
+        message = capsys.readouterr().out
+        assert f"{stage}: 0 done" in message
     after = contents(run)
     assert {k: v for k, v in after.items() if k != "run.json"} == {
         k: v for k, v in before.items() if k != "run.json"
@@ -20,16 +20,16 @@ def test_stages_alone_keep_what_the_run_was_told(copy, capsys):
 
 def test_training_says_which_settings_it_recalls(copy, capsys):
     assert main(["train", str(copy / "run")]) == 0
-    said = capsys.readouterr().err
-    assert "run.json: patchnet.model.options.m=5, patchnet.model.options.stride=5" in said
-    assert "patchnet.lr=0.01, patchnet.batch_size=8" in said
-    assert "optimizer" not in said  # as the recipe has it
+    message = capsys.readouterr().err
+    assert "run.json: patchnet.model.options.m=5, patchnet.model.options.stride=5" in message
+    assert "patchnet.lr=0.01, patchnet.batch_size=8" in message
+    assert "optimizer" not in message  # as the recipe has it
     assert main(["train", str(copy / "run"), "--quiet"]) == 0
     assert "run.json" not in capsys.readouterr().err
 
 
 def test_settings_that_nothing_came_of_are_not_recalled(copy, capsys):
-    """What fails every unit is not laid over what the run was told before."""
+    """Settings with which every unit fails do not replace the recorded ones."""
     before = (copy / "run/run.json").read_bytes()
     for words in (["predict", "--set", "batch_size=0"], ["train", "--set", "model.options.m=4"]):
         assert main([words[0], str(copy / "run"), *words[1:], "--overwrite"]) == 1
@@ -38,23 +38,23 @@ def test_settings_that_nothing_came_of_are_not_recalled(copy, capsys):
     assert main(["predict", str(copy / "run"), "--overwrite"]) == 0
 
 
-def test_a_section_is_what_its_own_stage_was_told_last(copy, capsys):
+def test_a_section_is_what_its_own_stage_last_ran_with(copy, capsys):
     run = copy / "run"
     assert main(["heatmap", str(run), "--set", "overlap=max", "--quiet"]) == 0
     capsys.readouterr()
     assert main(["evaluate", str(run), "--set", "top_k=3"]) == 0
-    told = json.loads((run / "run.json").read_text())["stages"]
-    assert list(told)[-1] == "evaluate"
-    assert told["evaluate"]["config"]["heatmap"]["overlap"] == "max"  # as they were laid
-    assert told["evaluate"]["config"]["evaluate"]["bootstrap"] == 20  # as the config had it
+    given = json.loads((run / "run.json").read_text())["stages"]
+    assert list(given)[-1] == "evaluate"
+    assert given["evaluate"]["config"]["heatmap"]["overlap"] == "max"  # as they were built
+    assert given["evaluate"]["config"]["evaluate"]["bootstrap"] == 20  # as the config had it
     assert main(["heatmap", str(run)]) == 0
-    said = capsys.readouterr()
-    assert "4 kept" in said.out
-    assert "overlap=max" in said.err
+    message = capsys.readouterr()
+    assert "4 kept" in message.out
+    assert "overlap=max" in message.err
 
 
-def test_one_export_does_not_tell_the_next(copy, capsys):
+def test_one_export_does_not_affect_the_next(copy, capsys):
     for words in (["--set", "thresholds=[0.1]"], []):
         assert main(["export", str(copy / "run"), "--format", "qupath", *words]) == 0
-    told = json.loads((copy / "run/run.json").read_text())["stages"]
-    assert told["export"]["config"]["export"]["thresholds"] == [0.5, 0.75, 0.9]
+    given = json.loads((copy / "run/run.json").read_text())["stages"]
+    assert given["export"]["config"]["export"]["thresholds"] == [0.5, 0.75, 0.9]

@@ -57,7 +57,7 @@ def copy_again(path: Path) -> None:
 
 @pytest.mark.parametrize("store", ["patches", "coords"])
 def test_a_slide_that_was_copied_again_is_tiled_again_the_other_is_kept(home, capsys, store):
-    """The hole lay between the samples: the slide stayed finished."""
+    """The hole was between the samples: the slide stayed finished."""
     assert tile(home, "--set", f"store={store}") == 0
     before = made(home)
     sampled = fingerprint_file(home / "data/s1.tif")

@@ -105,7 +105,7 @@ def test_how_samples_are_batched_changes_nothing(sizes):
     torch.testing.assert_close(parts, whole, rtol=0, atol=1e-6)
 
 
-def test_a_sample_is_changed_by_its_number_wherever_it_stands():
+def test_a_sample_is_changed_by_its_number_wherever_it_is():
     x = batch(6, side=9)
     whole = Augment(EVERYTHING, seed=5)(x)
     some = Augment(EVERYTHING, seed=5)(x[[4, 1]], np.array([4, 1]))
@@ -148,7 +148,7 @@ def test_zoom_is_enlarging_and_keeping_the_centre():
 
 
 def test_zoom_factors_are_between_one_and_the_most():
-    """Of an image whose columns count up, the columns at the edges tell the factor."""
+    """Of an image whose columns count up, the columns at the edges give the factor."""
     ramp = (torch.arange(64.0) + 0.5).div(64).expand(200, 1, 64, 64)
     out = Augment(replace(OFF, zoom=1.2), seed=0)(ramp)
     factor = 62 / (out[:, 0, 0, 63] - out[:, 0, 0, 1]) / 64

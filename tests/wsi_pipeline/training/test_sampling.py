@@ -163,7 +163,7 @@ def test_drawing_nothing_changes_nothing():
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"seed": -1}, "seed must be at least 0"),
         ({"seed": 2**128}, r"below 2\^128"),
@@ -173,8 +173,8 @@ def test_drawing_nothing_changes_nothing():
         ({"seed": 0, "classes": (0, 2)}, "none of 5 slides has a patch of label 2"),
     ],
 )
-def test_what_cannot_be_drawn_is_refused(options, said):
-    with pytest.raises(SamplingError, match=said):
+def test_what_cannot_be_drawn_is_refused(options, message):
+    with pytest.raises(SamplingError, match=message):
         ThreeStepSampler(LABELS, **options)
 
 
@@ -209,9 +209,9 @@ def test_several_classes_are_drawn_equally_often():
     assert sampler.probability(1, 0) == pytest.approx(1 / 3 / 2)
 
 
-@pytest.mark.parametrize(("present", "said"), [(0, "positive"), (1, "negative")])
-def test_a_class_without_patches_is_named(present, said):
-    with pytest.raises(SamplingError, match=said):
+@pytest.mark.parametrize(("present", "message"), [(0, "positive"), (1, "negative")])
+def test_a_class_without_patches_is_named(present, message):
+    with pytest.raises(SamplingError, match=message):
         ThreeStepSampler([np.full(3, present, np.int8), np.array([-1], np.int8)], seed=0)
 
 
