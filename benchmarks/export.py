@@ -60,7 +60,7 @@ def make_slide() -> ExportSlide:
 
 
 def measure(slide: ExportSlide, name: str, folder: Path, **settings: str) -> dict[str, float | str]:
-    """Write one file; tell how long, how large, and the most memory up to here."""
+    """Write one file; return its time, size, and the peak memory so far."""
     job = ExportJob(slide, ExportConfig(overlap="mean", **settings))
     start = time.perf_counter()
     if name == "heatmap":

@@ -1,10 +1,10 @@
-"""How long labelling takes on real outlines, and whether it is exact.
+"""Time and exactness of labelling on real outlines.
 
 For each CAMELYON JSON in a folder: tiles of 512 px every 256 px over the smallest slide that holds
 its polygons, labelled by the inner rule; then every tile that some lesion cuts through is measured
 again by itself, from the whole outline, by shapely alone.
 
-    python benchmarks/labels.py --annotations ../shared/data/annotations/camelyon16
+    python benchmarks/labels.py --annotations FOLDER
 """
 
 import argparse

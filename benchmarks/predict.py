@@ -1,4 +1,4 @@
-"""What prediction costs around the forward pass.
+"""Overhead of prediction over the forward pass.
 
 Three comparisons, each in one run and interleaved:
 
@@ -16,7 +16,7 @@ Three comparisons, each in one run and interleaved:
     python benchmarks/predict.py --device cuda:0 --precision bf16 --patches 4096
 
 On a GPU, ``matmul`` is the card's own large bf16 matrix product, measured in the same call, and
-``share_of_matmul`` what part of it the engine reaches with 160 GFLOP per patch (T4g).
+``share_of_matmul`` the share of it that the engine reaches with 160 GFLOP per patch.
 """
 
 import argparse

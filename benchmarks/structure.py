@@ -1,8 +1,8 @@
-"""Measure the shape of the source: rooms, floors, arrows between folders, rings, lines.
+"""Measure the structure of the source: folders, layers, imports between folders, cycles, lines.
 
 A room is a folder of a package, or a module next to the folders; an arrow is an import from one
-room to another, at module level or inside a function. Floors are counted on the graph of rooms,
-rings taken as one. Nothing is imported or run.
+room to another, at module level or inside a function. Floors are the layers of the graph of rooms,
+with cycles (rings) merged. Nothing is imported or run.
 
 python benchmarks/structure.py [ROOT]
 """
@@ -176,7 +176,7 @@ def names_used_twice(modules: dict[str, Path]) -> dict[str, int]:
 
 
 def holds_string(tree: ast.AST, text: str) -> bool:
-    """Tell whether a string of just this text stands in a file's code."""
+    """Whether a file's code has a string literal of exactly this text."""
     return any(isinstance(node, ast.Constant) and node.value == text for node in ast.walk(tree))
 
 

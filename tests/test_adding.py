@@ -5,6 +5,7 @@ They are added to a copy of the tree. A metric takes a function and a line, adde
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -306,3 +307,104 @@ def test_an_explanation_takes_a_file_and_a_line(tree, tmp_path):
     done = call(tree, "-m", "pytest", *check)
     assert "| `brightness` | mean of a pixel's channels |" in done.stdout
     assert done.returncode == 1
+
+
+READER = '''
+"""TIFF under another name."""
+
+from tiling.readers.tiff_reader import TiffReader
+
+
+class PlainReader(TiffReader):
+    title = "plain"
+    suffixes = frozenset({".vsi"})
+
+    @classmethod
+    def accepts(cls, path):
+        return path.suffix == ".vsi"
+'''
+
+DRAWN = '''
+"""A square per line: its corner and its side."""
+
+from tiling.annotation.formats.base import AnnotationFormat
+
+
+def read_lines(data):
+    return data.decode().splitlines(), ()
+
+
+def parse(lines, drawing):
+    for line in lines[1:]:
+        x, y, side = map(float, line.split())
+        ring = [(x, y), (x + side, y), (x + side, y + side), (x, y + side)]
+        drawing.add("square", drawing.classify("Tumor"), [ring])
+
+
+SQUARES = AnnotationFormat(
+    "squares", (".squares",), "a line of squares", read_lines, lambda c: c[0] == "squares", parse
+)
+'''
+
+ADDED = """
+from pathlib import Path
+
+import pytest
+
+import tiling
+from tests.test_docs import test_each_reader_and_annotation_format_has_a_row as check_docs
+from tests.tiling import slides
+from tiling.annotation.formats import FORMATS
+from tiling.readers import READERS
+from wsi_pipeline.cohort.listing import read_input
+from wsi_pipeline.planning.triage import LookTask, look
+
+
+def test_added(tmp_path):
+    assert Path(tiling.__file__).parents[1] == Path(__file__).parents[1]
+    slides.write_slide(tmp_path / "a.tif", [slides.noise(100, 80)]).rename(tmp_path / "a.vsi")
+    (tmp_path / "a.squares").write_text("squares\\n10 20 30")
+    (entry,) = read_input(tmp_path).entries
+    with tiling.open_slide(entry.path) as slide:
+        assert type(slide).__name__ == "PlainReader"
+        assert (slide.read_region((0, 0), 0, slide.size) == slides.noise(100, 80)).all()
+    drawn = look(LookTask(entry, propose=True)).annotation
+    tissue = tiling.TissueConfig(min_fraction=0)
+    config = tiling.TileConfig(patch_px=10, inner_px=10, tissue=tissue)
+    store = tmp_path / "a.zarr"
+    tiling.tile_slide(entry.path, store, annotation_path=drawn, config=config)
+    assert tiling.PatchStore.open(store).tumour.sum() == 9
+    for page, listed, title in (("readers", READERS, "plain"), ("labels", FORMATS, "squares")):
+        with pytest.raises(AssertionError, match=title):
+            check_docs(page, listed)
+"""
+
+
+def test_a_reader_and_an_annotation_format_take_a_file_and_a_line_each(tmp_path):
+    ignored = shutil.ignore_patterns("__pycache__", "wsi_pipeline.egg-info")
+    for name in ("tiling", "wsi_pipeline", "tests", "docs"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=ignored)
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    added = (
+        ("tiling/readers/order.py", "    TiffReader,\n", "PlainReader", "plain_reader", READER),
+        ("tiling/annotation/formats/__init__.py", "    ASAP_XML,\n", "SQUARES", "squares", DRAWN),
+    )
+    for listed, before, name, file, text in added:
+        path = tmp_path / listed
+        (path.parent / f"{file}.py").write_text(text)
+        package = ".".join(path.parent.relative_to(tmp_path).parts)
+        head, line, tail = path.read_text().partition(before)
+        source = f"{head}    {name},\n{line}{tail}".replace("\nfrom ", f"\nfrom {package}.{file} import {name}\nfrom ", 1)  # fmt: skip  # noqa: E501
+        path.write_text(source)
+    (tmp_path / "tests/test_added.py").write_text(ADDED)
+    files = ["tests/test_added.py", "tests/tiling/test_slide_contract.py"]
+    chosen = "test_added or (PlainReader and raw and (describes or white))"
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files, "-k", chosen],
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout
+    assert int(re.search(r"(\d+) passed", done.stdout)[1]) > 2

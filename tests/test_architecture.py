@@ -33,10 +33,13 @@ FLOORS = [
     {"wsi_pipeline.versions", "wsi_pipeline"},
     {"tiling.footprint"},
     {"tiling.build"},
+    {"tiling.attributes", "tiling.plan_picture"},
+    {"tiling.tile_plan"},
     {"tiling.tissue"},
     {"tiling.annotation", "tiling.write_pixels"},
     {"tiling.same_content", "tiling.store"},
-    {"tiling.slide", "tiling.blocks", "tiling.overview", "tiling.patches", "tiling.coords_hdf5"},
+    {"tiling.slide", "tiling.blocks", "tiling.overview", "tiling.patches", "tiling.coords_hdf5"}
+    | {"tiling.store_files"},
     {"tiling.listing"},
     {"tiling.dataset", "tiling.geometry", "tiling.grid", "tiling.hdf5", "tiling.qc"}
     | {"tiling.readers", "tiling.resample", "tiling.shards"},

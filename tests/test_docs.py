@@ -13,6 +13,8 @@ import typer
 import yaml
 from typer.main import get_command
 
+from tiling.annotation.formats import FORMATS
+from tiling.readers import READERS
 from wsi_pipeline.cli.app import app
 from wsi_pipeline.config.reading import Config, as_plain
 from wsi_pipeline.config.settings import RECIPES
@@ -239,6 +241,13 @@ def test_recipes_are_listed():
         for model in models:
             assert listed == flatten(RECIPES[model]), model
     assert {model for models in columns for model in models} == set(RECIPES)
+
+
+@pytest.mark.parametrize(("page", "known"), [("readers", READERS), ("labels", FORMATS)])
+def test_each_reader_and_annotation_format_has_a_row(page, known):
+    rows = read(ROOT / f"docs/{page}.md").splitlines()
+    titles = [one.title for one in known]
+    assert [t for t in titles if not any(row.startswith(f"| {t} |") for row in rows)] == []
 
 
 def test_the_table_of_stages_is_the_list():

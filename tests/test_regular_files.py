@@ -16,7 +16,7 @@ from tiling.files import check_file, digest_file, open_file, read_bytes, read_te
 from tiling.listing.content import digest_content
 from tiling.listing.samples import fingerprint_file
 from tiling.slide import open_slide
-from tiling.tissue.given_masks import read_mask as read_tissue_mask
+from tiling.tissue.given_masks import read_tissue_mask as read_tissue_mask
 from wsi_pipeline.cli.app import main
 from wsi_pipeline.cohort.image_folder import list_images
 from wsi_pipeline.cohort.image_pixels import read_image

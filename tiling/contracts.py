@@ -6,6 +6,7 @@ arrays are (row, column). Lengths say their unit: `_l0` level-0 px, `_px` px at 
 """
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol, Self
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 
 SCHEMA = "wsi-pipeline/patch-store/1"
 
+OnProgress = Callable[[int, int], None]  # called with what is done, and of how much
 StrPath = str | os.PathLike[str]  # a path, as the public functions take it
 
 LabelRule = Literal["inner", "centre", "fraction"]
@@ -233,6 +235,17 @@ class Annotation:
     notes: tuple[str, ...] = ()  # what was repaired, skipped or guessed, one sentence each
     # Every tumour polygon as drawn: its name and its bounding box (x0, y0, x1, y1), level-0 px.
     drawn: tuple[tuple[str, tuple[float, float, float, float]], ...] = ()
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """What something takes on disk."""
+
+    files: int
+    bytes: int  # sum of the files' lengths
+
+    def __add__(self, other: "Footprint") -> "Footprint":
+        return Footprint(self.files + other.files, self.bytes + other.bytes)
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,14 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from tiling.contracts import SlideInfo, TileGeometry
 from tiling.errors import GridError
 from tiling.hdf5 import READ_ERRORS, get_dataset, open_hdf5
 
 Tool = Literal["clam", "trident", "wsinfer"]
+
+# A patch of another tool may differ from ours by its own rounding: this share, or half a pixel.
+SAME_SIZE, SAME_SIZE_L0 = 0.02, 0.5
 
 # TRIDENT writes SLIDE_patches.h5; CLAM and WSInfer SLIDE.h5.
 NAMES = ("{}.h5", "{}_patches.h5", "{}.hdf5")
@@ -78,6 +82,55 @@ def read_coords(path: Path) -> ForeignCoords:
         )
     tool, side = _side(path, attributes)
     return ForeignCoords(_as_pixels(path, coords), side, tool)
+
+
+def take_coords(folder: Path, info: SlideInfo, geometry: TileGeometry) -> NDArray[np.int64]:
+    """Take another tool's coordinates, if its patches are as large as ours.
+
+    Returns
+    -------
+    coords : (N, 2) int64
+        Top-left corners, level-0 px, in the order of the file.
+
+    Raises
+    ------
+    GridError
+        If there are none, or its patches are of another size, or off the slide.
+    """
+    path = find_coords(folder, info.slide_id)
+    found = read_coords(path)
+    ours = (geometry.patch_px * geometry.scale[0], geometry.patch_px * geometry.scale[1])
+    if any(
+        abs(a - b) > max(SAME_SIZE * b, SAME_SIZE_L0)
+        for a, b in zip(found.patch_l0, ours, strict=True)
+    ):
+        wide, high = (side * mpp for side, mpp in zip(found.patch_l0, info.mpp, strict=True))
+        is_square = abs(wide / high - 1) <= SAME_SIZE
+        cure = (
+            f"for patches of {geometry.patch_px} px set "
+            f"tile.target_mpp={wide / geometry.patch_px:.6g}"
+            if is_square
+            else f"no target_mpp fits, as the slide has {info.mpp[0]:g} x {info.mpp[1]:g} µm per "
+            "pixel and our patches are square in µm; leave out tile.coords"
+        )
+        raise GridError(
+            f"{path.name} ({found.tool}): its patches are {found.patch_l0[0]:g} x "
+            f"{found.patch_l0[1]:g} level-0 px, {wide:.4g} x {high:.4g} µm, but "
+            f"tile.patch_px={geometry.patch_px} at tile.target_mpp={geometry.target_mpp:g} is "
+            f"{geometry.patch_px * geometry.target_mpp:g} µm; {cure}"
+        )
+    side, size = np.array([geometry.patch_l0, geometry.patch_l0_y]), np.array(info.size)
+    outside = np.flatnonzero(
+        ((found.coords <= -side) | (found.coords >= size)).any(axis=1)  # not one pixel on it
+    )
+    if outside.size:
+        x, y = found.coords[outside[0]].tolist()
+        raise GridError(
+            f"{path.name} ({found.tool}): {outside.size} of {len(found.coords)} patches lie off "
+            f"the slide of {info.size[0]} x {info.size[1]} px, for example x={x}, y={y}; is it "
+            "another slide's file?"
+        )
+    return found.coords
 
 
 def _as_pixels(path: Path, coords: NDArray[Any]) -> NDArray[np.int64]:

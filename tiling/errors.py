@@ -1,5 +1,7 @@
 """Errors below the pipeline; each message states what is wrong, the value, the remedy."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -96,3 +98,14 @@ class PassedOnError(SlideError):
 
 class MaskError(TilingError, ValueError):
     """A mask file cannot be read, or is not a mask."""
+
+
+@contextmanager
+def naming_file(path: Path | None) -> Iterator[None]:
+    """Put the file's name before a message that does not name it yet."""
+    try:
+        yield
+    except (SlideError, GridError, TissueError, AnnotationError) as error:
+        if path is None or str(error).startswith(f"{path.name}: "):
+            raise
+        raise error.about(path.name) from error

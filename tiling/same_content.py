@@ -8,7 +8,6 @@ import hashlib
 import os
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -17,8 +16,9 @@ from tiling.files import open_file
 from tiling.listing.samples import fingerprint_file
 from tiling.listing.slide_files import may_be_dicom, read_headers
 from tiling.listing.slide_parts import list_parts
+from tiling.threads import map_in_threads
 
-_THREADS = 16  # that wait for a network drive
+_map = partial(map_in_threads, threads=16)  # that wait for a network drive
 _SAMPLES, _SAMPLE_BYTES = 8, 4096  # spread evenly over a file
 
 
@@ -34,18 +34,17 @@ def find_same_content(paths: Sequence[Path]) -> list[int | None]:
     same_as : list of int, or None
         For each path the number of the first with its content; None for that first one itself.
     """
-    with ThreadPoolExecutor(_THREADS) as pool:
-        files = list(pool.map(_identify, paths))
-        one_by_file = {file: number for number, file in reversed(list(enumerate(files))) if file}
-        keys: dict[int, Hashable] = {n: file[2] for file, n in one_by_file.items()}
-        series = _find_series(paths, one_by_file.values())
-        alike = _find_shared(keys, keys.keys() - series.keys())
-        for refine in (_measure, _sample, _fingerprint):
-            found = pool.map(partial(_try, refine), [paths[number] for number in alike])
-            keys |= {n: (keys[n], value) for n, value in zip(alike, found, strict=True)}
-            alike = _find_shared(keys, alike)
-        # What no other file shares so far is of its own content.
-        keys = {number: number for number in keys} | {n: keys[n] for n in alike} | series
+    files = list(_map(_identify, paths))
+    one_by_file = {file: number for number, file in reversed(list(enumerate(files))) if file}
+    keys: dict[int, Hashable] = {n: file[2] for file, n in one_by_file.items()}
+    series = _find_series(paths, one_by_file.values())
+    alike = _find_shared(keys, keys.keys() - series.keys())
+    for refine in (_measure, _sample, _fingerprint):
+        found = _map(partial(_try, refine), [paths[number] for number in alike])
+        keys |= {n: (keys[n], value) for n, value in zip(alike, found, strict=True)}
+        alike = _find_shared(keys, alike)
+    # What no other file shares so far is of its own content.
+    keys = {number: number for number in keys} | {n: keys[n] for n in alike} | series
     first: dict[Hashable, int] = {}
     same_as: list[int | None] = []
     for number, file in enumerate(files):

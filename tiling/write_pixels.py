@@ -2,7 +2,6 @@
 
 import itertools
 import logging
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
@@ -11,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tiling.blocks import BlockSlide, block_side, group_tiles
-from tiling.contracts import Slide, TileConfig, TileGeometry
+from tiling.contracts import OnProgress, Slide, TileConfig, TileGeometry
 from tiling.errors import SlideError
 from tiling.patches import read_patch
 from tiling.shards import ShardWriter
-from tiling.store import TileTable, create_patches, shard_length
+from tiling.store_files import TileTable, create_patches, shard_length
 from tiling.threads import check_stopped, map_in_threads
 from tiling.wording import pluralize
 
@@ -23,8 +22,6 @@ log = logging.getLogger(__name__)
 
 WHITE = 255
 TOLD_ERRORS = 3  # of a slide's patches, as warnings
-
-OnProgress = Callable[[int, int], None]
 
 
 def write_pixels(

@@ -1,7 +1,7 @@
 """The parts of `make gpu`: each checks or measures one thing and writes its rows as JSON.
 
-Started by `run.py`, one process each. A part raises where a check fails; what it has measured by
-then is kept. Times on the GPU are taken around work that is waited for.
+Started by `run.py`, one process each. A part raises an error if a check fails; earlier measurements
+are kept. Times on the GPU include synchronisation.
 """
 
 import argparse

@@ -17,9 +17,8 @@ from PIL import Image
 from tests.disks import small_disk
 from tests.real_data import real_data
 from tests.tiling import slides
-from tiling import build, patches
-from tiling import store as store_module
-from tiling.annotation.reading import write_asap_xml
+from tiling import build, patches, store_files
+from tiling.annotation.formats.asap_xml import write_asap_xml
 from tiling.build import tile_fingerprint, tile_slide
 from tiling.contracts import TileConfig, TissueConfig
 from tiling.errors import AnnotationError, GridError, SlideError, StoreError, TissueError
@@ -119,7 +118,7 @@ class TestStore:
         assert store.geometry.patch_l0 == 64
 
     def test_progress_counts_every_patch(self, slide: Path, monkeypatch):
-        monkeypatch.setattr(store_module, "SHARD_BYTES", 5 * 3 * 32**2)
+        monkeypatch.setattr(store_files, "SHARD_BYTES", 5 * 3 * 32**2)
         seen = []
         summary, _ = tile(slide, threads=3, on_progress=lambda *at: seen.append(at))
         done = [n_done for n_done, _ in seen]
@@ -129,7 +128,7 @@ class TestStore:
 
     def test_memory_holds_one_shard(self, slide: Path, monkeypatch):
         """However many patches a slide has, no more than a shard of them is in memory."""
-        monkeypatch.setattr(store_module, "SHARD_BYTES", 16 * 3 * 32**2)
+        monkeypatch.setattr(store_files, "SHARD_BYTES", 16 * 3 * 32**2)
 
         def measure(stride_px: int) -> tuple[int, int]:
             config = replace(CONFIG, stride_px=stride_px)

@@ -16,18 +16,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.tiling import slides
-from tiling import store as store_module
+from tiling import store_files
 from tiling.build import tile_slide
 from tiling.contracts import SCHEMA, TileConfig, TissueConfig
 from tiling.errors import StoreError
 from tiling.shards import RawShards
 from tiling.slide import open_slide
-from tiling.store import (
-    PatchStore,
-    digest_table_files,
-    find_damaged_pixels,
-    stored_fingerprint,
-)
+from tiling.store import PatchStore
+from tiling.store_files import digest_table_files, find_damaged_pixels, stored_fingerprint
 
 CONFIG = TileConfig(
     target_mpp=0.5, patch_px=32, stride_px=16, tissue=TissueConfig(mpp=2.0, min_object_um2=100.0)
@@ -43,7 +39,7 @@ def make_store(folder: Path, config: TileConfig = CONFIG) -> Path:
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(store_module, "SHARD_BYTES", 7 * 3 * 32**2)  # several shards, the last short
+        patch.setattr(store_files, "SHARD_BYTES", 7 * 3 * 32**2)  # several shards, the last short
         return make_store(tmp_path_factory.mktemp("store"))
 
 
@@ -127,7 +123,7 @@ class TestReading:
 
     def test_a_black_patch_is_a_patch(self, tmp_path: Path):
         """Zarr leaves out chunks that are all zero unless told otherwise."""
-        array = store_module.create_patches(tmp_path / "a.zarr", n_patches=3, patch_px=8)
+        array = store_files.create_patches(tmp_path / "a.zarr", n_patches=3, patch_px=8)
         array[:] = np.stack([np.full((8, 8, 3), value, np.uint8) for value in (0, 7, 0)])
         raw = RawShards.open(tmp_path / "a.zarr/patches")
         assert raw is not None
@@ -277,7 +273,7 @@ class TestRefusals:
         assert "its build was interrupted (no finished mark); delete it" in self.refusal(copy)
 
     def test_killed_before_its_attributes(self, tmp_path: Path):
-        store_module.create_patches(tmp_path / "a.zarr", n_patches=3, patch_px=8)
+        store_files.create_patches(tmp_path / "a.zarr", n_patches=3, patch_px=8)
         assert "its build was interrupted" in self.refusal(tmp_path / "a.zarr")
 
     def test_a_folder_that_is_no_zarr(self, tmp_path: Path):

@@ -26,21 +26,15 @@ from typing import Any
 import numpy as np
 import shapely
 
-from tiling.annotation.formats.asap_xml import parse_asap_xml, write_asap_xml
-from tiling.annotation.formats.camelyon_json import parse_camelyon_json
+from tiling.annotation.formats import FORMATS, SUFFIXES
 from tiling.annotation.formats.drawing import Drawing, shorten_names
-from tiling.annotation.formats.geojson import parse_geojson
-from tiling.annotation.formats.imagescope_xml import parse_imagescope_xml
-from tiling.annotation.formats.text import parse_json, read_bytes
-from tiling.annotation.formats.xml import parse_xml
-from tiling.contracts import Annotation, AnnotationOrigin, Unclassified
+from tiling.annotation.formats.text import read_bytes
+from tiling.contracts import Annotation, AnnotationOrigin, StrPath, Unclassified
 from tiling.errors import AnnotationError
-
-__all__ = ["check_annotation_fits", "read_annotation", "write_asap_xml"]
 
 
 def read_annotation(
-    path: Path,
+    path: StrPath,
     *,
     origin: AnnotationOrigin = "level0",
     bounds: tuple[int, int, int, int] | None = None,
@@ -85,11 +79,7 @@ def read_annotation(
         unclassified=unclassified,
     )
     try:
-        data = read_bytes(path)
-        if _format_suffix(path) == ".xml":
-            _parse_xml(data, drawing)
-        else:
-            _parse_json(data, drawing)
+        _parse(path, read_bytes(path), drawing)
     except AnnotationError as error:
         raise AnnotationError(f"{path.name}: {error}") from error
     except RecursionError as error:
@@ -145,42 +135,37 @@ def _span(lesion: Any) -> str:
     return f"x {min_x:.0f} to {max_x:.0f}, y {min_y:.0f} to {max_y:.0f}"
 
 
+def _parse(path: Path, data: bytes, drawing: Drawing) -> None:
+    suffix = _format_suffix(path)
+    formats = [known for known in FORMATS if suffix in known.suffixes]
+    content, decode = None, None
+    for known in formats:
+        if known.decode is not decode:
+            decode = known.decode
+            content, notes = decode(data)
+        if known.accepts(content):
+            drawing.file_notes.extend(notes)
+            known.parse(content, drawing)
+            return
+    raise AnnotationError(
+        f"is neither {' nor '.join(f'{known.title} ({known.hallmark})' for known in formats)}: "
+        f"found {_describe(content)}; export GeoJSON from QuPath"
+    )
+
+
 def _format_suffix(path: Path) -> str:
     suffixes = [suffix.lower() for suffix in path.suffixes]
     if suffixes and suffixes[-1] == ".gz":
         suffixes.pop()
-    if not suffixes or suffixes[-1] not in (".xml", ".json", ".geojson"):
+    if not suffixes or suffixes[-1] not in SUFFIXES:
         raise AnnotationError(
-            "has no suffix of an annotation; give ASAP or ImageScope XML (.xml), QuPath GeoJSON "
-            "(.geojson) or CAMELYON JSON (.json)"
+            f"has no suffix of an annotation ({', '.join(SUFFIXES)}); give "
+            f"{', '.join(known.title for known in FORMATS[:-1])} or {FORMATS[-1].title}"
         )
     return suffixes[-1]
 
 
-def _parse_xml(data: bytes, drawing: Drawing) -> None:
-    root, notes = parse_xml(data)
-    drawing.file_notes.extend(notes)
-    if root.tag == "ASAP_Annotations":
-        parse_asap_xml(root, drawing)
-    elif root.tag == "Annotations":
-        parse_imagescope_xml(root, drawing)
-    else:
-        raise AnnotationError(
-            f"is XML of another kind: its root is <{root.tag}>, ASAP's is <ASAP_Annotations> and "
-            "ImageScope's <Annotations>; export ASAP XML, or GeoJSON from QuPath"
-        )
-
-
-def _parse_json(data: bytes, drawing: Drawing) -> None:
-    content, notes = parse_json(data)
-    drawing.file_notes.extend(notes)
-    if isinstance(content, dict) and ("positive" in content or "negative" in content):
-        parse_camelyon_json(content, drawing)
-    elif isinstance(content, list) or (isinstance(content, dict) and "type" in content):
-        parse_geojson(content, drawing)
-    else:
-        found = f"keys {sorted(content)[:5]}" if isinstance(content, dict) else f"{content!r:.40}"
-        raise AnnotationError(
-            "is JSON of another kind: neither GeoJSON (a type) nor CAMELYON JSON (lists positive "
-            f"and negative), found {found}; export GeoJSON from QuPath"
-        )
+def _describe(content: Any) -> str:
+    if isinstance(content, dict):
+        return f"keys {sorted(content)[:5]}"
+    return f"a root <{content.tag}>" if hasattr(content, "tag") else f"{content!r:.40}"

@@ -6,7 +6,8 @@ from typing import Any
 from tiling.annotation.reading import check_annotation_fits, read_annotation
 from tiling.contracts import Annotation, SlideInfo, TileConfig
 from tiling.errors import AnnotationError
-from tiling.store import PatchStore, TileTable
+from tiling.store import PatchStore
+from tiling.store_files import TileTable
 from tiling.wording import name_some, pluralize
 
 

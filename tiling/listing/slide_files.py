@@ -8,12 +8,12 @@ import os
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Literal
 
 from tiling.listing.dicom_header import DIRECTORY, DicomHeader, read_dicom_header
+from tiling.threads import map_in_threads
 
 _DICOM_SUFFIXES = frozenset({".dcm", ".dicom"})
 
@@ -206,8 +206,7 @@ def _without_companions(folders: Sequence[str], slides: Sequence[Path]) -> list[
 
 def read_headers(paths: Sequence[Path]) -> list[DicomHeader | None]:
     """Read the heads of DICOM files; None where a file is none, or cannot be read."""
-    with ThreadPoolExecutor(_THREADS) as pool:
-        return list(pool.map(_read_header, paths))
+    return list(map_in_threads(_read_header, paths, threads=_THREADS))
 
 
 def _read_header(path: Path) -> DicomHeader | None:

@@ -24,6 +24,7 @@ from tiling.files import open_file
 from tiling.readers.common import FINEST_MPP, MICRONS_PER_INCH, printer_dpi
 from tiling.readers.tiff_structure import TIFF_HEADS, find_cut
 
+SUFFIXES = (".tif", ".tiff", ".png")
 MAX_SEGMENT_BYTES = 2**28  # of one decoded file tile or strip
 MAX_PNG_PX = 2**26  # a PNG can only be decoded whole
 BAND_BYTES = 2**24  # of uncompressed strips read at once

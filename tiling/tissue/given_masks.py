@@ -9,25 +9,26 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import shapely
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
 
 from tiling.annotation.formats.drawing import Drawing, Meaning, meaning_of_name
 from tiling.annotation.formats.geojson import parse_geojson
 from tiling.annotation.formats.text import parse_json, read_bytes
 from tiling.annotation.labels import label_tiles
 from tiling.annotation.polygons import polygons_of
+from tiling.annotation.raster import draw_area
 from tiling.contracts import Annotation, TileConfig, TileGeometry
 from tiling.errors import AnnotationError, MaskError, TissueError
-from tiling.readers.mask_picture import open_mask
-from tiling.tissue.mask import tile_tissue_fraction
+from tiling.readers import mask_picture
+from tiling.tissue.mask import SummedMask, TissueMeter
 
-SUFFIXES = (".tif", ".tiff", ".png", ".geojson")
+SUFFIXES = (*mask_picture.SUFFIXES, ".geojson")
 MASK_PX = 2**24  # held; a finer mask is counted into as many pixels
 SAME_ASPECT = 0.01  # share by which the sides' ratio may differ, besides rounding to whole pixels
 TILES_AT_ONCE = 2**16  # boxes laid over polygons
@@ -47,20 +48,19 @@ class UserMask:
     slide_size: tuple[int, int]
     slide_share: float  # of the slide that is tissue
 
-    def tile_fraction(
-        self, coords: NDArray[np.int64], geometry: TileGeometry
-    ) -> NDArray[np.float32]:
-        """Measure the share of each tile that is tissue, by area.
+    def meter(self, geometry: TileGeometry) -> TissueMeter:
+        """Prepare to measure the share of tiles that is tissue, by area.
 
         Exact for polygons, and for pictures to the fraction of a pixel of `share`.
         """
-        if self.share is not None:
-            return tile_tissue_fraction(
-                self.share,
-                mask_pixel_l0=self.pixel_l0,
-                coords=coords,
-                tile_l0=(geometry.patch_l0, geometry.patch_l0_y),
-            )
+        if self.share is None:
+            return partial(self._measure_polygons, geometry=geometry)
+        summed = SummedMask(self.share, self.pixel_l0)
+        return partial(summed.tile_fraction, tile_l0=(geometry.patch_l0, geometry.patch_l0_y))
+
+    def _measure_polygons(
+        self, coords: NDArray[np.int64], geometry: TileGeometry
+    ) -> NDArray[np.float32]:
         whole = replace(  # the inner square is all of the tile
             geometry,
             patch_px=1,
@@ -87,7 +87,8 @@ class UserMask:
             drawn: NDArray[np.bool_] = self.share[np.ix_(rows, columns)] >= 0.5
             return drawn
         assert self.polygons is not None
-        return _rasterise(self.polygons.tumour, shape, self.slide_size)
+        pixel_l0 = (self.slide_size[0] / shape[1], self.slide_size[1] / shape[0])
+        return draw_area(self.polygons.tumour, shape=shape, pixel_l0=pixel_l0)
 
 
 def find_mask(folder: Path, slide_id: str) -> Path:
@@ -113,7 +114,9 @@ def find_mask(folder: Path, slide_id: str) -> Path:
     return found[0]
 
 
-def read_mask(path: Path, *, slide_size: tuple[int, int], wanted_px: tuple[int, int]) -> UserMask:
+def read_tissue_mask(
+    path: Path, *, slide_size: tuple[int, int], wanted_px: tuple[int, int]
+) -> UserMask:
     """Read a user's mask of a slide.
 
     Parameters
@@ -191,7 +194,7 @@ class _Counter:
 
 
 def _read_picture(path: Path, slide_size: tuple[int, int], wanted_px: tuple[int, int]) -> _Counter:
-    with open_mask(path) as picture:
+    with mask_picture.open_mask(path) as picture:
         first = picture.levels[0]
         _check_aspect(first.size, slide_size)
         fine = [
@@ -259,18 +262,6 @@ def _read_polygons(path: Path, slide_size: tuple[int, int]) -> Annotation:
             f"{slide_size[0]} x {slide_size[1]} level-0 px; is it another slide's?"
         )
     return replace(found, tumour=shapely.MultiPolygon(inside), lesions=tuple(inside))
-
-
-def _rasterise(area: Any, shape: tuple[int, int], slide_size: tuple[int, int]) -> NDArray[np.bool_]:
-    factor = np.array([shape[1] / slide_size[0], shape[0] / slide_size[1]])
-    picture = Image.new("1", (shape[1], shape[0]))
-    draw = ImageDraw.Draw(picture)
-    # Larger first: what lies in a hole of another is drawn after the hole.
-    for polygon in sorted(polygons_of(area), key=lambda part: -part.area):
-        for ring, colour in [(polygon.exterior, 1), *((hole, 0) for hole in polygon.interiors)]:
-            points = np.asarray(ring.coords)[:, :2] * factor
-            draw.polygon([(float(x), float(y)) for x, y in points], fill=colour)
-    return np.asarray(picture, np.bool_)
 
 
 # --- errors ----------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ docs/tissue.md gives the reason for each rule.
 """
 
 import math
+from collections.abc import Callable
 from typing import Literal
 
 import numpy as np
@@ -17,10 +18,13 @@ from skimage.filters import threshold_otsu
 
 from tiling.contracts import TissueConfig
 from tiling.errors import TissueError
+from tiling.geometry import check_tissue_config
 from tiling.tissue.colour import smooth_hsv
 from tiling.tissue.glass import NEAR, find_filler, find_glass, glass_flicker, is_grey
 from tiling.tissue.ink import BLACK_VALUE, find_artefacts, widen
 
+# (n_tiles, 2) level-0 px -> (n_tiles,) share of each tile that is tissue
+TissueMeter = Callable[[NDArray[np.int64]], NDArray[np.float32]]
 PictureKind = Literal["stained", "grey", "dark field"]
 
 # All in HSV, 0 to 1; chosen on public slides (docs/tissue.md) and the demo's drawn ones.
@@ -61,44 +65,32 @@ def segment_tissue(
     Raises
     ------
     TissueError
-        If the thumbnail is no RGB picture or a setting is out of range.
+        If the thumbnail is no RGB picture.
+    GridError
+        If a setting is out of range.
 
     References
     ----------
     .. [1] N. Otsu, "A threshold selection method from gray-level histograms", IEEE Transactions on
        Systems, Man, and Cybernetics 9 (1979) 62: in dark field. The bounds on it are ours.
     """
-    _check_settings(thumbnail, mpp, config)
+    check_tissue_config(config)
+    _check_thumbnail(thumbnail, mpp)
     if thumbnail.size == 0:
         return np.zeros(thumbnail.shape[:2], bool)
     mask = _find_stained(thumbnail, mpp, config)
     return _clean_mask(mask, mpp=mpp, config=config)
 
 
-def tile_tissue_fraction(
-    mask: NDArray[np.bool_] | NDArray[np.float32],
-    *,
-    mask_pixel_l0: tuple[float, float],
-    coords: NDArray[np.int64],
-    tile_l0: tuple[int, int],
-) -> NDArray[np.float32]:
-    """Measure the share of each tile that is tissue, to the fraction of a mask pixel.
+class SummedMask:
+    """A mask prepared for measuring many tiles, group by group.
 
     Parameters
     ----------
     mask : (H, W) bool or float32
         True on tissue, or the share of each pixel; its top-left corner is that of the slide.
-    mask_pixel_l0 : (x, y), level-0 px
+    pixel_l0 : (x, y), level-0 px
         Sides of one mask pixel.
-    coords : (n_tiles, 2), level-0 px
-        Top-left corners (x, y).
-    tile_l0 : (x, y), level-0 px
-        Sides of a tile.
-
-    Returns
-    -------
-    fraction : (n_tiles,) float32 in [0, 1]
-        What lies outside the mask counts as no tissue.
 
     Raises
     ------
@@ -107,30 +99,36 @@ def tile_tissue_fraction(
 
     Examples
     --------
-    >>> mask = np.array([[True, False]])
-    >>> coords = np.array([[0, 0], [2, 0], [4, 0]])
-    >>> kwargs = {"mask_pixel_l0": (4.0, 4.0), "tile_l0": (4, 4)}
-    >>> tile_tissue_fraction(mask, coords=coords, **kwargs).tolist()
+    >>> summed = SummedMask(np.array([[True, False]]), (4.0, 4.0))
+    >>> summed.tile_fraction(np.array([[0, 0], [2, 0], [4, 0]]), (4, 4)).tolist()
     [1.0, 0.5, 0.0]
     """
-    if not min(mask_pixel_l0) > 0:
-        raise TissueError(f"a mask's pixels must have positive sides, got {mask_pixel_l0}")
-    return SummedMask(mask, mask_pixel_l0).tile_fraction(coords, tile_l0)
-
-
-class SummedMask:
-    """A mask prepared for measuring many tiles, group by group; see `tile_tissue_fraction`."""
 
     def __init__(
         self, mask: NDArray[np.bool_] | NDArray[np.float32], pixel_l0: tuple[float, float]
     ) -> None:
+        if not min(pixel_l0) > 0:
+            raise TissueError(f"a mask's pixels must have positive sides, got {pixel_l0}")
         self._pixel_l0 = pixel_l0
         self._total = _summed_area(mask)
 
     def tile_fraction(
         self, coords: NDArray[np.int64], tile_l0: tuple[int, int]
     ) -> NDArray[np.float32]:
-        """Measure the share of each tile that is tissue: (n_tiles,) in [0, 1]."""
+        """Measure the share of each tile that is tissue, to the fraction of a mask pixel.
+
+        Parameters
+        ----------
+        coords : (n_tiles, 2), level-0 px
+            Top-left corners (x, y).
+        tile_l0 : (x, y), level-0 px
+            Sides of a tile.
+
+        Returns
+        -------
+        fraction : (n_tiles,) float32 in [0, 1]
+            What lies outside the mask counts as no tissue.
+        """
         if min(tile_l0) <= 0:
             raise TissueError(f"tiles must have positive sides, got {tile_l0}")
         coords = np.asarray(coords, dtype=np.int64).reshape(-1, 2)
@@ -189,23 +187,13 @@ def _kind_of(thumbnail: NDArray[np.uint8], value: NDArray[np.float32]) -> Pictur
     return "grey" if is_grey(thumbnail) else "stained"
 
 
-def _check_settings(
-    thumbnail: NDArray[np.uint8], mpp: tuple[float, float], config: TissueConfig
-) -> None:
+def _check_thumbnail(thumbnail: NDArray[np.uint8], mpp: tuple[float, float]) -> None:
     if thumbnail.ndim != 3 or thumbnail.shape[2] != 3 or thumbnail.dtype != np.uint8:
         raise TissueError(
             f"a thumbnail is (H, W, 3) uint8 RGB, got {thumbnail.shape} {thumbnail.dtype}"
         )
-    lengths = [("mpp of the thumbnail", side) for side in mpp] + [("tissue.mpp", config.mpp)]
-    for key, number in lengths:
-        if not (math.isfinite(number) and number > 0):
-            raise TissueError(f"{key} must be a positive number of µm per pixel, got {number}")
-    for key in ("min_saturation", "min_fraction"):
-        if not 0 <= getattr(config, key) <= 1:
-            raise TissueError(f"tissue.{key} must be within [0, 1], got {getattr(config, key)}")
-    for key in ("min_object_um2", "max_hole_um2"):
-        if not getattr(config, key) >= 0:
-            raise TissueError(f"tissue.{key} must be 0 µm² or more, got {getattr(config, key)}")
+    if not all(math.isfinite(side) and side > 0 for side in mpp):
+        raise TissueError(f"mpp of the thumbnail must be positive µm per pixel, got {mpp}")
 
 
 def _is_dark_field(value: NDArray[np.float32]) -> bool:

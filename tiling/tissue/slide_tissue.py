@@ -12,13 +12,9 @@ from numpy.typing import NDArray
 from tiling.contracts import Slide, SlideInfo, TileConfig, TileGeometry, TissueConfig
 from tiling.files import digest_file
 from tiling.overview import Overview, read_overview
-from tiling.tissue.given_masks import UserMask, find_mask, read_mask
-from tiling.tissue.mask import SummedMask, picture_kind, segment_tissue
+from tiling.tissue.given_masks import UserMask, find_mask, read_tissue_mask
+from tiling.tissue.mask import SummedMask, TissueMeter, picture_kind, segment_tissue
 from tiling.wording import format_percent
-
-# (n_tiles, 2) level-0 px -> (n_tiles,) share of each tile that is tissue
-TissueMeter = Callable[[NDArray[np.int64]], NDArray[np.float32]]
-
 
 MIN_BORDER_SHARE = 0.02  # of the slide's border; a thread of tissue that reaches it needs no note
 # Tried where no tissue is found: settings that let fainter or smaller things be tissue.
@@ -75,7 +71,7 @@ def _note_border(tissue: NDArray[np.bool_], overview: Overview) -> tuple[str, ..
 
 def _read_user_mask(folder: Path, info: SlideInfo, overview: Overview) -> SlideTissue:
     height, width = overview.rgb.shape[:2]
-    user = read_mask(
+    user = read_tissue_mask(
         find_mask(folder, info.slide_id), slide_size=info.size, wanted_px=(2 * width, 2 * height)
     )
     notes = () if user.polygons is None else user.polygons.notes
@@ -90,13 +86,9 @@ def _read_user_mask(folder: Path, info: SlideInfo, overview: Overview) -> SlideT
 
 def tissue_meter(mask: SlideTissue, geometry: TileGeometry) -> TissueMeter:
     """Prepare to measure the share of tiles that is tissue, however many groups of them."""
-    user = mask.user
-    if user is None:
-        summed = SummedMask(mask.tissue, mask.overview.pixel_l0)
-    elif user.share is None:  # polygons
-        return partial(user.tile_fraction, geometry=geometry)
-    else:
-        summed = SummedMask(user.share, user.pixel_l0)
+    if mask.user is not None:
+        return mask.user.meter(geometry)
+    summed = SummedMask(mask.tissue, mask.overview.pixel_l0)
     return partial(summed.tile_fraction, tile_l0=(geometry.patch_l0, geometry.patch_l0_y))
 
 

@@ -1,6 +1,6 @@
 """The papers' linear models on a folder of images: one table, as in PatchNet paper 1."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -8,6 +8,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from tiling.contracts import OnProgress
 from tiling.wording import format_percent, pluralize
 from wsi_pipeline.baselines.features import compute_features
 from wsi_pipeline.baselines.textures import Row, fit_classifier, list_rows
@@ -72,7 +73,7 @@ def run_baselines(
     *,
     keep: Path | None = None,
     workers: int = 1,
-    on_progress: Callable[[int, int], None] | None = None,
+    on_progress: OnProgress | None = None,
 ) -> Baselines:
     """Train and test all linear models of the papers on a folder of images.
 

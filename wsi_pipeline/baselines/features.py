@@ -5,7 +5,7 @@ that affect its pixels, and the versions of the definitions and of mahotas. The 
 changed image or setting are therefore computed again.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -14,6 +14,7 @@ import mahotas
 import numpy as np
 from numpy.typing import NDArray
 
+from tiling.contracts import OnProgress
 from tiling.files import (
     digest_file,
     digest_json,
@@ -23,7 +24,7 @@ from tiling.files import (
 )
 from wsi_pipeline.baselines.textures import extract_features
 from wsi_pipeline.cohort.image_folder import ImageEntry
-from wsi_pipeline.cohort.image_masks import read_mask
+from wsi_pipeline.cohort.image_masks import read_object_mask
 from wsi_pipeline.cohort.image_pixels import fit_image, read_image
 from wsi_pipeline.config.settings import ImagesConfig
 from wsi_pipeline.errors import ManifestError, ModelError, StageError
@@ -54,7 +55,7 @@ def compute_features(
     with_shape: bool,
     keep: Path | None = None,
     workers: int = 1,
-    on_progress: Callable[[int, int], None] | None = None,
+    on_progress: OnProgress | None = None,
 ) -> list[tuple[ImageEntry, ImageFeatures]]:
     """Compute the features of images, or read those cached by an earlier call.
 
@@ -127,7 +128,7 @@ def _extract(folder: Path, config: ImagesConfig, with_shape: bool, entry: ImageE
     fitted = fit_image(image, config, entry.file)
     mask = None
     if with_shape and entry.mask:
-        mask = read_mask(folder, entry.mask, image.shape, config)
+        mask = read_object_mask(folder, entry.mask, image.shape, config)
     elif with_shape:
         mask = np.asarray(fitted.any(axis=2))
     features = extract_features(fitted, _names(with_shape), mask=mask)

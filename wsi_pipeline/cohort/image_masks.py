@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from tiling.errors import MaskError
 from tiling.files import write_aside
-from tiling.readers.mask_picture import read_drawn
+from tiling.readers.mask_picture import SUFFIXES, read_drawn
 from tiling.threads import map_in_threads
 from wsi_pipeline.cohort.image_folder import ImageEntry
 from wsi_pipeline.cohort.image_pixels import fit_image, read_image
@@ -23,7 +23,7 @@ from wsi_pipeline.errors import ManifestError, StageError
 NO_MASK = 255
 
 
-def read_mask(
+def read_object_mask(
     folder: Path, file: str, size: tuple[int, ...], config: ImagesConfig
 ) -> NDArray[np.bool_]:
     """Read a mask and fit it as its image is fitted.
@@ -59,7 +59,7 @@ def read_mask(
 
 def _read_object(path: Path) -> NDArray[np.bool_]:
     """Read which pixels are the object: (H, W)."""
-    if path.suffix.lower() not in (".tif", ".tiff", ".png"):
+    if path.suffix.lower() not in SUFFIXES:
         return read_image(path, channels=1)[..., 0] > 0
     try:
         return read_drawn(path)
@@ -128,7 +128,7 @@ def load_mask(
     """Read the mask of an image; None where that cannot be, and why."""
     size = read_image(folder / entry.file, channels=config.channels).shape
     try:
-        return read_mask(folder, entry.mask or "", size, config), ""
+        return read_object_mask(folder, entry.mask or "", size, config), ""
     except ManifestError as error:
         return None, str(error)
 

@@ -4,7 +4,7 @@
 what is in it and is written last. Masks lie beside it (`wsi_pipeline.cohort.image_masks`).
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tiling.contracts import PatchKind
+from tiling.contracts import OnProgress, PatchKind
 from tiling.files import digest_file, digest_json, read_json_object, write_aside, write_json
 from tiling.threads import map_in_threads
 from tiling.wording import pluralize
@@ -46,7 +46,7 @@ def prepare_images(
     out: Path,
     fingerprint: str,
     threads: int = 2,
-    on_progress: Callable[[int, int], None] | None = None,
+    on_progress: OnProgress | None = None,
 ) -> dict[str, str]:
     """Decode a data set into one array.
 

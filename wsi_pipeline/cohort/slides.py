@@ -46,7 +46,8 @@ def digest_store(run: RunFolder, entry: SlideEntry) -> str:
     StoreError
         If the store is missing, unfinished, or not as the stage tile wrote it.
     """
-    from tiling.store import PatchStore, stored_fingerprint
+    from tiling.store import PatchStore
+    from tiling.store_files import stored_fingerprint
 
     path = run.store(entry.slide_id)
     store = path.relative_to(run.path).as_posix()

@@ -38,7 +38,7 @@ import shapely
 from numpy.typing import NDArray
 from PIL import Image
 
-from tiling.annotation.reading import write_asap_xml
+from tiling.annotation.formats.asap_xml import write_asap_xml
 from tiling.files import check_file
 from wsi_pipeline.cohort.manifest import write_manifest
 from wsi_pipeline.contracts import SlideEntry, Split

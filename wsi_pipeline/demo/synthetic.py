@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tiling.annotation.reading import write_asap_xml
+from tiling.annotation.formats.asap_xml import write_asap_xml
 from tiling.files import digest_file, digest_json, write_json
 from wsi_pipeline.cohort.manifest import check_entries, write_manifest
 from wsi_pipeline.contracts import SlideEntry

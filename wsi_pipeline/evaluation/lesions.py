@@ -28,8 +28,8 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from skimage.measure import regionprops
 
+from tiling.annotation.raster import Box, rasterise
 from wsi_pipeline.errors import EvaluationError, ExtentError
-from wsi_pipeline.evaluation.raster import Box, rasterise
 
 MERGE_UM = 75.0  # annotations closer than this are one lesion (CAMELYON16)
 ITC_UM = 200.0 + 75.0  # shorter labels are ITC: 200 µm, and the growth on both sides (CAMELYON16)

@@ -11,7 +11,6 @@ References
 
 import logging
 from collections import OrderedDict
-from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import product
 
@@ -21,7 +20,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import maximum_filter
 from torch import Tensor
 
-from tiling.contracts import Slide, TileGeometry
+from tiling.contracts import OnProgress, Slide, TileGeometry
 from tiling.errors import SlideError
 from tiling.resample import nearest_finer_level, read_resampled
 from wsi_pipeline.contracts import Heatmap
@@ -32,7 +31,6 @@ from wsi_pipeline.models.patchnet import PatchNet
 
 log = logging.getLogger(__name__)
 
-OnProgress = Callable[[int, int], None]
 
 WINDOW_PX = 256  # side of a window, px at the target resolution; its surroundings are read twice
 CHUNK_PX = 512  # side of what is read from the slide at once

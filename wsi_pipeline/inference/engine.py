@@ -9,18 +9,17 @@ that is killed and started again gives the same bits as one that was not.
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from tiling.contracts import PatchKind
+from tiling.contracts import OnProgress, PatchKind
 from tiling.threads import map_in_threads
 from tiling.wording import pluralize
 from wsi_pipeline.cohort.data import Batch, Patches, read_batch
@@ -44,7 +43,6 @@ from wsi_pipeline.run.parts import share_of
 
 log = logging.getLogger(__name__)
 
-Progress = Callable[[int, int, dict[str, Any]], None]
 
 SLIDE_RULE = Rule(0.5)
 STARVED = 0.2  # share of the time spent waiting for pixels from which a cure is named
@@ -110,7 +108,7 @@ def predict_store(
     part: Shard | None = None,
     journal: Path | None = None,
     key: str = "",
-    on_progress: Progress | None = None,
+    on_progress: OnProgress | None = None,
 ) -> tuple[NDArray[np.float32], PredictSummary]:
     """Score every patch of a slide.
 
@@ -146,7 +144,7 @@ def predict_store(
     key : str
         Of all settings and inputs; a journal with another key is not used.
     on_progress : function, optional
-        Called with patches done, patches to do, and a dict of the slide's id.
+        Called with patches done and patches to do.
 
     Returns
     -------
@@ -255,7 +253,7 @@ def score_rows(
     *,
     readers: int,
     journal: Journal,
-    on_progress: Progress | None,
+    on_progress: OnProgress | None,
 ) -> tuple[NDArray[np.float32], int, float]:
     """Score rows of a store in batches; give scores, how many were done before, seconds waited."""
     slide_id = store.slide_id
@@ -281,7 +279,7 @@ def score_rows(
             parts.append(part)
             done += len(part)
             if on_progress:
-                on_progress(done, len(rows), {"slide_id": slide_id})
+                on_progress(done, len(rows))
 
         for loaded in clock:
             pending = forward.launch(loaded.pixels) if loaded.readable.any() else None

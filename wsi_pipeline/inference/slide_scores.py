@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Literal
 
 from tiling.build import tile_slide
-from tiling.contracts import StrPath, TileConfig
+from tiling.contracts import OnProgress, StrPath, TileConfig
 from tiling.errors import GridError, PatchSizeError
 from tiling.store import PatchStore
 from wsi_pipeline.config.reading import digest_settings
 from wsi_pipeline.config.settings import PredictConfig
 from wsi_pipeline.contracts import Scores
 from wsi_pipeline.errors import ConfigError, InferenceError
-from wsi_pipeline.inference.engine import Progress, predict_store
+from wsi_pipeline.inference.engine import predict_store
 from wsi_pipeline.inference.scores import make_scores
 from wsi_pipeline.models import PatchClassifier
 from wsi_pipeline.models.checkpoint import CheckpointMeta, digest, digest_model, load_checkpoint
@@ -33,7 +33,7 @@ def predict(
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto",
     batch_size: int | None = None,
     readers: int | None = None,
-    on_progress: Progress | None = None,
+    on_progress: OnProgress | None = None,
 ) -> Scores:
     """Score a slide's patches with a trained model.
 
@@ -61,7 +61,7 @@ def predict(
     readers : int, optional
         Threads that read the slide; default: the cores, at least two.
     on_progress : function, optional
-        Called with patches done, patches to do, and a dict of the slide's id.
+        Called with patches done and patches to do.
 
     Returns
     -------

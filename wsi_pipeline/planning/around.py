@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tiling.annotation.audit import Ambiguous
-from tiling.contracts import TileConfig
+from tiling.contracts import Footprint, TileConfig
 from tiling.errors import SlideError
 from wsi_pipeline.config.reading import Config
 from wsi_pipeline.contracts import SlideEntry
@@ -25,14 +25,6 @@ if TYPE_CHECKING:
 # As found in runs: settings, a manifest's row, a mark that a slide is done, a failure with its log.
 SETTINGS_BYTES, ROW_BYTES, MARK_BYTES, FAILURE_BYTES = 2_800, 90, 140, 2_300
 DIGEST_BYTES = 201  # of a slide's digest
-
-
-@dataclass(frozen=True)
-class Footprint:
-    """Files and their lengths."""
-
-    files: int
-    bytes: int
 
 
 NOTHING = Footprint(0, 0)
@@ -66,7 +58,7 @@ def plan_around(
     n_digests = sum(run is None or not run.content(slide_id).is_file() for slide_id in read)
     own = _plan_own(len(tiled), len(failing), n_digests, config, len(entries))
     audit = _plan_audit(audited, config.tile, workers=workers) if tiled else NOTHING
-    return Footprint(own.files + audit.files, own.bytes + audit.bytes)
+    return own + audit
 
 
 def _plan_own(

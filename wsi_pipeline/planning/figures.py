@@ -6,10 +6,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tiling.contracts import Footprint
 from tiling.wording import pluralize
 from wsi_pipeline.config.reading import Config
 from wsi_pipeline.contracts import Split
-from wsi_pipeline.planning.around import NOTHING, Footprint
+from wsi_pipeline.planning.around import NOTHING
 from wsi_pipeline.run.state import State
 
 BACKWARD = 3  # a training step costs about three forward passes (forward, and two products back)

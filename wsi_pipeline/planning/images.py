@@ -4,6 +4,7 @@ import time
 from collections.abc import Sequence
 from functools import partial
 
+from tiling.contracts import Footprint
 from tiling.files import json_text
 from tiling.threads import map_in_threads
 from wsi_pipeline.cohort.image_folder import ALL, ImageEntry
@@ -19,7 +20,7 @@ from wsi_pipeline.cohort.splits import advise_image_split
 from wsi_pipeline.config.reading import Config
 from wsi_pipeline.errors import ConfigError
 from wsi_pipeline.layout import RunFolder, Unit
-from wsi_pipeline.planning.around import MARK_BYTES, NOTHING, ROW_BYTES, SETTINGS_BYTES, Footprint
+from wsi_pipeline.planning.around import MARK_BYTES, NOTHING, ROW_BYTES, SETTINGS_BYTES
 from wsi_pipeline.planning.figures import RunPlan, SlidePlan, find_problems, free_bytes, to_predict
 from wsi_pipeline.planning.models import plan_models
 from wsi_pipeline.run.cluster import Shard

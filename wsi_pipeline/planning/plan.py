@@ -39,8 +39,8 @@ from wsi_pipeline.stages.label_audit import Audited, audit_slide
 from wsi_pipeline.stages.tile import list_entries
 
 if TYPE_CHECKING:
-    from tiling.build import TilePlan
     from tiling.contracts import Slide
+    from tiling.tile_plan import TilePlan
 
 PROBE_PATCHES, PROBE_S = 8, 1.0  # per slide: read so many patches, no longer than that
 # From the files of the demo: the frame of a score file and of a heatmap; the largest overlay.
@@ -73,9 +73,9 @@ def plan_slide(task: PlanTask) -> tuple[SlidePlan, Audited | None]:
 
 
 def _plan_slide(task: PlanTask) -> tuple[SlidePlan, Audited]:
-    from tiling.build import check_has_tiles, plan_tiles
     from tiling.footprint import picture_footprint, store_footprint
     from tiling.slide import open_slide
+    from tiling.tile_plan import check_has_tiles, plan_tiles
 
     entry, started = task.entry, time.monotonic()
     known = tile_inputs(entry, task.config)

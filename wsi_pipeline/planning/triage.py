@@ -30,7 +30,6 @@ FACTS = (
     "readable", "problem", "notes", "vendor", "width", "height", "levels", "downsamples", "mpp_x",
     "mpp_y", "objective_power", "bounds", "probe", "bytes", "duplicate_of",
 )  # fmt: skip
-ANNOTATION_SUFFIXES = (".xml", ".geojson", ".json", ".xml.gz", ".geojson.gz", ".json.gz")
 PROBE_PX = 64  # side of a probed region, px at its level
 
 
@@ -156,8 +155,10 @@ def _probe(slide: Slide) -> tuple[list[str], int]:
 
 def _find_annotation(task: LookTask, slide: Slide) -> tuple[Path | None, tuple[str, ...]]:
     """Check the annotation that is named, or one beside the slide that bears its name."""
+    from tiling.annotation.formats import SUFFIXES
+
     path = task.entry.path
-    beside = [path.with_name(path.stem + suffix) for suffix in ANNOTATION_SUFFIXES]
+    beside = [path.with_name(path.stem + suffix) for suffix in SUFFIXES]
     found = [task.entry.annotation] if task.entry.annotation else []
     if task.propose and not found:
         found = [candidate for candidate in beside if candidate.is_file()]

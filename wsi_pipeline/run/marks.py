@@ -188,11 +188,11 @@ def measure(path: Path) -> int | None:
 
 
 def digest_output(path: Path) -> str:
-    """SHA-256 of a file or folder; for a patch store, see `tiling.store.digest_table_files`."""
+    """SHA-256 of a file or folder; for a store, see `tiling.store_files.digest_table_files`."""
     if not path.is_dir():
         return digest_file(path)
     if _has_pixels(path):
-        from tiling.store import digest_table_files
+        from tiling.store_files import digest_table_files
 
         return digest_table_files(path)
     return digest_files(path, (file for file in path.rglob("*") if file.is_file()))
@@ -216,7 +216,7 @@ def _find_changed_pixels(path: Path, mark_path: Path) -> str | None:
     )
     if newest <= marked or (path / "zarr.json").stat().st_mtime_ns > marked:
         return None
-    from tiling.store import find_damaged_pixels
+    from tiling.store_files import find_damaged_pixels
 
     damage = find_damaged_pixels(path, changed_since=marked)
     return damage and damage.removeprefix(f"{path.name}: damaged: ").removesuffix(

@@ -9,10 +9,10 @@ import errno
 import logging
 import re
 import traceback
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from tiling.contracts import OnProgress
 from tiling.errors import ExpectedError
 from tiling.files import write_text
 from wsi_pipeline.config.reading import anchor_paths
@@ -29,7 +29,6 @@ from wsi_pipeline.run.state import (
 
 log = logging.getLogger(__name__)
 
-OnProgress = Callable[[int, int], None]
 Done = tuple[list[Path], str]  # files made, and a line on what was done
 
 

@@ -127,7 +127,7 @@ def _write_failures(run: RunFolder) -> int:
 
 def _verify_pixels(run: RunFolder, entries: Iterable[SlideEntry]) -> None:
     """Read the patches of every store; the stage tile rebuilds the damaged ones."""
-    from tiling.store import find_damaged_pixels
+    from tiling.store_files import find_damaged_pixels
 
     for entry in entries:
         path = run.store(entry.slide_id)

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from tiling.contracts import OnProgress
 from tiling.files import digest_file, move_into, scratch_folder
 from tiling.wording import format_number, name_some, pluralize
 from wsi_pipeline.cohort.image_folder import ALL, read_images
@@ -26,7 +27,7 @@ from wsi_pipeline.contracts import SlideEntry
 from wsi_pipeline.errors import StageError
 from wsi_pipeline.layout import RunFolder, Unit
 from wsi_pipeline.run.runner import Options, StageResult, run_stage
-from wsi_pipeline.run.tasks import Done, Job, OnProgress, Task
+from wsi_pipeline.run.tasks import Done, Job, Task
 from wsi_pipeline.stages.inputs import (
     DigestScores,
     choose_scored_models,

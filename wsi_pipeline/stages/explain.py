@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tiling.contracts import OnProgress
 from tiling.files import digest_file, write_json
 from tiling.wording import name_some, pluralize
 from wsi_pipeline.cohort.kinds import ImageCohort, SlideCohort, cohort_of
@@ -20,7 +21,7 @@ from wsi_pipeline.errors import ConfigError, StageError
 from wsi_pipeline.explain import METHODS, check_method
 from wsi_pipeline.layout import RunFolder, Unit
 from wsi_pipeline.run.runner import Options, StageResult, run_stage
-from wsi_pipeline.run.tasks import Done, Job, OnProgress, Task
+from wsi_pipeline.run.tasks import Done, Job, Task
 from wsi_pipeline.stages.inputs import choose_scored_models, digest_scores, scored
 from wsi_pipeline.stages.predict import load_model
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from tiling.contracts import OnProgress
 from tiling.files import digest_file, remove_leftovers
 from tiling.wording import name_some, pluralize
 from wsi_pipeline.cohort.image_folder import ALL
@@ -19,7 +20,7 @@ from wsi_pipeline.exports import COORDS_ONLY, check_format, load_image_format
 from wsi_pipeline.layout import RunFolder, Unit
 from wsi_pipeline.run.marks import marked_file, read_names
 from wsi_pipeline.run.runner import Options, StageResult, read_run_json, run_stage
-from wsi_pipeline.run.tasks import Done, Job, OnProgress, Task
+from wsi_pipeline.run.tasks import Done, Job, Task
 from wsi_pipeline.stages.inputs import (
     DigestScores,
     choose_scored_models,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tiling.contracts import OnProgress
 from tiling.files import digest_file, write_json
 from tiling.wording import format_number, pluralize
 from wsi_pipeline.cohort.image_folder import ALL, ImageEntry
@@ -29,7 +30,7 @@ from wsi_pipeline.run.parts import (
 )
 from wsi_pipeline.run.runner import Options, StageResult, run_stage
 from wsi_pipeline.run.state import clear_mark, mark_finished
-from wsi_pipeline.run.tasks import Done, Job, OnProgress, Task
+from wsi_pipeline.run.tasks import Done, Job, Task
 from wsi_pipeline.stages.inputs import (
     choose_scored_models,
     digest_scores,

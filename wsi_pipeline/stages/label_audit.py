@@ -27,7 +27,8 @@ from tiling.annotation.audit import (
 from tiling.contracts import LabelRule, TileGeometry
 from tiling.errors import ExpectedError, TilingError
 from tiling.files import digest_json, json_text, move_into, scratch_folder
-from tiling.store import PatchStore, stored_fingerprint
+from tiling.store import PatchStore
+from tiling.store_files import stored_fingerprint
 from tiling.wording import format_percent, pluralize
 from wsi_pipeline.cohort.manifest import read_run_manifest
 from wsi_pipeline.contracts import SlideEntry

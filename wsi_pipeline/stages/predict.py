@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tiling.contracts import OnProgress
 from tiling.files import (
     digest_file,
 )
@@ -40,7 +41,7 @@ from wsi_pipeline.run.parts import (
 )
 from wsi_pipeline.run.runner import Options, StageResult, read_run_json, run_stage
 from wsi_pipeline.run.state import clear_mark, mark_finished
-from wsi_pipeline.run.tasks import Done, Job, OnProgress, Task
+from wsi_pipeline.run.tasks import Done, Job, Task
 from wsi_pipeline.stages.inputs import (
     check_device,
     check_model_names,
@@ -105,7 +106,7 @@ class PredictSlide(Task):
                 max_unreadable=store.tiling["max_unreadable"],
                 journal=journal,
                 key=f"{job.fingerprint} {device.type} {precision}",
-                on_progress=lambda done, total, _: on_progress(done, total),
+                on_progress=on_progress,
             )
             path = job.run.scores(self.model, entry.slide_id)
             check = summary.precision_check
@@ -203,7 +204,7 @@ class PredictImages(Task):
             part=self.part,
             journal=journal,
             key=f"{job.fingerprint} {device.type} {precision}",
-            on_progress=lambda done, total, _: on_progress(done, total),
+            on_progress=on_progress,
         )
         check = summary.precision_check
         about = {

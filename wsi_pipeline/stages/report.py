@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from tiling.contracts import OnProgress
 from tiling.files import json_text, read_json_object
 from tiling.wording import pluralize
 from wsi_pipeline.cohort.kinds import cohort_of, warn_of_unused
@@ -14,7 +15,7 @@ from wsi_pipeline.layout import RunFolder, Unit
 from wsi_pipeline.run.marks import find_problems, read_mark
 from wsi_pipeline.run.runner import Options, StageResult, run_stage
 from wsi_pipeline.run.state import SPLITS_FILE
-from wsi_pipeline.run.tasks import Done, Job, OnProgress, Task
+from wsi_pipeline.run.tasks import Done, Job, Task
 
 NOT_REPORTED = (".ome.tif", ".h5", ".npy")  # files that a report is not made from
 

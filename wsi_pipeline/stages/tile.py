@@ -7,7 +7,7 @@ from os import cpu_count
 from pathlib import Path
 from typing import Any
 
-from tiling.contracts import TileConfig
+from tiling.contracts import OnProgress, TileConfig
 from tiling.errors import GridError, PatchSizeError
 from tiling.geometry import check_tile_config
 from tiling.wording import pluralize
@@ -46,7 +46,7 @@ from wsi_pipeline.run.state import (
     record_failure,
     write_failures,
 )
-from wsi_pipeline.run.tasks import Done, Job, OnProgress, Task
+from wsi_pipeline.run.tasks import Done, Job, Task
 from wsi_pipeline.stages.inputs import (
     slide_bytes,
     threads_per_slide,

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from tiling.contracts import OnProgress
 from tiling.files import digest_file
 from wsi_pipeline.cohort.kinds import Cohort, cohort_of
 from wsi_pipeline.config.reading import Config, digest_settings
@@ -12,7 +13,7 @@ from wsi_pipeline.contracts import Split
 from wsi_pipeline.errors import ConfigError
 from wsi_pipeline.layout import RunFolder, Unit
 from wsi_pipeline.run.runner import Options, StageResult, run_stage
-from wsi_pipeline.run.tasks import Done, Job, OnProgress, Task
+from wsi_pipeline.run.tasks import Done, Job, Task
 from wsi_pipeline.stages.inputs import check_device, check_model_names
 
 log = logging.getLogger(__name__)
@@ -72,7 +73,7 @@ class TrainModel(Task):
                 device=resolve_device(self.device, worker=rank()),
                 readers=config.readers,
                 fingerprint=job.fingerprint,
-                on_progress=lambda done, total, _: on_progress(done, total),
+                on_progress=on_progress,
             )
         return [folder / name for name in OUTPUTS], str(summary)
 

@@ -16,10 +16,9 @@ References
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -28,7 +27,7 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor
 from torch.nn import functional as F
 
-from tiling.contracts import CLASS_NAMES, StrPath
+from tiling.contracts import CLASS_NAMES, OnProgress, StrPath
 from tiling.files import digest_json, remove_leftovers
 from tiling.threads import map_in_threads
 from tiling.wording import pluralize
@@ -79,7 +78,6 @@ from wsi_pipeline.training.summary import TrainSummary
 
 log = logging.getLogger(__name__)
 
-Progress = Callable[[int, int, dict[str, Any]], None]
 
 RESUME_FILE = "resume.safetensors"
 
@@ -94,7 +92,7 @@ def train_model(
     device: str | torch.device = "auto",
     fingerprint: str = "",
     readers: int = 2,
-    on_progress: Progress | None = None,
+    on_progress: OnProgress | None = None,
 ) -> TrainSummary:
     """Train a model, or continue an interrupted training of the same settings.
 
@@ -120,7 +118,7 @@ def train_model(
     readers : int
         Threads that read batches ahead; does not affect the result.
     on_progress : function, optional
-        Called after each batch with batches done, batches at most, and a dict of epoch and loss.
+        Called after each batch with batches done and batches at most.
 
     Returns
     -------
@@ -308,7 +306,7 @@ class _Training:
             self._adapt_rate(record)
         return len(self.history)
 
-    def run_epoch(self, on_progress: Progress | None) -> None:
+    def run_epoch(self, on_progress: OnProgress | None) -> None:
         """Train one epoch, validate, and record the result."""
         epoch = len(self.history) + 1
         lr = float(self._optimizer.param_groups[0]["lr"])
@@ -339,7 +337,7 @@ class _Training:
         if self._scheduler is not None and record.val_loss is not None:
             self._scheduler.step(record.val_loss)
 
-    def _train_once(self, epoch: int, on_progress: Progress | None) -> float:
+    def _train_once(self, epoch: int, on_progress: OnProgress | None) -> float:
         config = self._config
         # Seeded by the epoch alone, so that a repeated epoch is the same.
         seed = epoch_seed(self._seed, epoch)
@@ -364,8 +362,7 @@ class _Training:
             if on_progress:
                 steps = len(rows)
                 done = (epoch - 1) * steps + step + 1
-                info = {"epoch": epoch, "loss": losses[-1] if losses else None}
-                on_progress(done, config.max_epochs * steps, info)
+                on_progress(done, config.max_epochs * steps)
         if not losses:
             raise TrainingError(
                 f"{config.model.name}: none of the {pluralize(len(label), 'patch')} drawn in epoch "

@@ -25,12 +25,12 @@ import torch.multiprocessing as mp
 from numpy.typing import NDArray
 from torch import nn
 
+from tiling.contracts import OnProgress
 from wsi_pipeline.errors import PipelineError, TrainingError
 from wsi_pipeline.models.devices import check_one_each, resolve_device
 
 log = logging.getLogger(__name__)
 
-Progress = Callable[[int, int], None]
 Result = TypeVar("Result")
 _POLL_S = 0.2
 _LAST_WORDS_S = 2.0  # from when a process loses the others until the one that died is known
@@ -100,7 +100,7 @@ def in_processes(
     *arguments: Any,
     processes: int,
     device: str,
-    on_progress: Progress,
+    on_progress: OnProgress,
 ) -> Result:
     """Call ``work(*arguments, on_progress)`` in several processes that form a group; one: here.
 
@@ -178,7 +178,7 @@ def _end(members: Sequence[Any]) -> None:
             member.join()
 
 
-def _wait(members: Sequence[Any], progress: Any, answers: Any, on_progress: Progress) -> Any:
+def _wait(members: Sequence[Any], progress: Any, answers: Any, on_progress: OnProgress) -> Any:
     reported = (0, 0)
     while answers.empty():
         # Checked before the answers: a process sends its answer before it ends.

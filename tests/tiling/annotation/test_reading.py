@@ -18,7 +18,8 @@ from tests.tiling.annotation_files import (
     polygon,
     square,
 )
-from tiling.annotation.reading import check_annotation_fits, read_annotation, write_asap_xml
+from tiling.annotation.formats.asap_xml import write_asap_xml
+from tiling.annotation.reading import check_annotation_fits, read_annotation
 from tiling.errors import AnnotationError
 
 CAMELYON = "annotations/camelyon16"
@@ -359,7 +360,7 @@ class TestBadFiles:
             ("s.xml", b"\xff\xfe\x00\x01garbage", "not well-formed XML"),
             ("s.xml", BOMB, "XML entities"),
             ("s.xml", OUTSIDE, "XML entities"),
-            ("s.xml", "<annotations/>", "root is <annotations>, ASAP's is <ASAP_Annotations>"),
+            ("s.xml", "<annotations/>", "a root <Annotations>.: found a root <annotations>"),
             ("s.xml", asap(asap_polygon("Tumor", [["nan", 0], *TWO])), "not a position on a slide"),
             (
                 "s.xml",
@@ -377,8 +378,8 @@ class TestBadFiles:
             ("s.xml", WHOLE.replace('Order="1"', 'Order="x"'), "Order='x', which is not a number"),
             ("s.json", "{", "not well-formed JSON"),
             ("s.json", b"\x80\x81", "not well-formed JSON"),
-            ("s.json", "3", "JSON of another kind"),
-            ("s.json", {"rois": []}, r"JSON of another kind.*keys \['rois'\]"),
+            ("s.json", "3", "is neither CAMELYON JSON .* nor GeoJSON .*: found 3; export GeoJSON"),
+            ("s.json", {"rois": []}, r"found keys \['rois'\]"),
             ("s.json", {"type": "Topology"}, "has type 'Topology'"),
             ("s.json", [1, 2], "item 0 has type None"),
             ("s.json", {"type": "FeatureCollection"}, "must have a list of features"),

@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from tests.tiling import slides
-from tiling.annotation.reading import read_annotation, write_asap_xml
+from tiling.annotation.formats.asap_xml import write_asap_xml
+from tiling.annotation.reading import read_annotation
 from tiling.annotation.slide_annotation import read_annotation_of_store
 from tiling.build import tile_slide
 from tiling.contracts import TileConfig, TissueConfig

@@ -17,7 +17,7 @@ from tiling.geometry import resolve_geometry
 from tiling.readers import mask_picture
 from tiling.store import PatchStore
 from tiling.tissue import given_masks as masks
-from tiling.tissue.given_masks import find_mask, read_mask
+from tiling.tissue.given_masks import find_mask, read_tissue_mask
 
 SIZE = (1000, 600)
 MASK = np.random.default_rng(0).random((120, 200)) < 0.4
@@ -37,7 +37,7 @@ def write(path: Path, values: np.ndarray, **options) -> Path:
 
 
 def read(path: Path, size=SIZE, wanted=(1, 1)):
-    return read_mask(path, slide_size=size, wanted_px=wanted)
+    return read_tissue_mask(path, slide_size=size, wanted_px=wanted)
 
 
 def share_of_tile(mask: np.ndarray, size, corner, side) -> float:
@@ -79,7 +79,7 @@ def test_what_is_not_zero_is_tissue(tmp_path, monkeypatch, name, values, options
     side = 20 if budget > 1500 else 100  # of a tile that is whole pixels of the mask as held
     corners = np.array([[0, 0], [5 * side, 3 * side], [9 * side, 5 * side]])
     expected = [share_of_tile(MASK, SIZE, corner, side) for corner in corners]
-    fraction = found.tile_fraction(corners, geometry(side))
+    fraction = found.meter(geometry(side))(corners)
     assert fraction == pytest.approx(expected, abs=1e-6)
     assert found.slide_share == pytest.approx(MASK.mean(), abs=1e-6)
 
@@ -88,7 +88,7 @@ def test_a_mask_held_whole_is_measured_to_the_fraction_of_its_pixels(tmp_path):
     found = read(write(tmp_path / "a.png", MASK))
 
     expected = [share_of_tile(MASK, SIZE, corner, 33) for corner in XY]
-    assert found.tile_fraction(XY, geometry(33)) == pytest.approx(expected, abs=1e-6)
+    assert found.meter(geometry(33))(XY) == pytest.approx(expected, abs=1e-6)
 
 
 def test_of_a_pyramid_the_smallest_level_that_is_fine_enough_is_read(tmp_path):
@@ -123,7 +123,7 @@ def test_a_mask_as_large_as_the_slide_is_held_in_few_pixels(tmp_path, monkeypatc
 
     assert found.share.size <= 10_000
     assert found.slide_share == pytest.approx(1)
-    assert found.tile_fraction(np.array([[3900, 2900]]), geometry(100)) == pytest.approx([1])
+    assert found.meter(geometry(100))(np.array([[3900, 2900]])) == pytest.approx([1])
 
 
 def square(x: float, y: float, side: float, name: str | None = None) -> dict:
@@ -157,7 +157,7 @@ def test_polygons_are_measured_exactly(tmp_path):
     expected = [
         area.intersection(shapely.box(x, y, x + 64, y + 64)).area / 64**2 for x, y in corners
     ]
-    assert found.tile_fraction(corners, geometry(64)) == pytest.approx(expected, abs=1e-6)
+    assert found.meter(geometry(64))(corners) == pytest.approx(expected, abs=1e-6)
     assert found.slide_share == pytest.approx(area.area / 600_000)
     assert found.on_grid((600, 1000)).mean() == pytest.approx(area.area / 600_000, abs=0.005)
 
@@ -166,7 +166,7 @@ def test_polygons_that_stick_out_are_no_tissue_beyond_the_slide(tmp_path):
     """A tile over the edge is white there, whatever was drawn: it was counted as tissue."""
     found = read(write_geojson(tmp_path / "a.geojson", square(900, 500, 400)))
 
-    assert found.tile_fraction(np.array([[968, 536]]), geometry(64)) == pytest.approx(0.5)
+    assert found.meter(geometry(64))(np.array([[968, 536]])) == pytest.approx(0.5)
     assert found.slide_share == pytest.approx(100 * 100 / 600_000)
 
 

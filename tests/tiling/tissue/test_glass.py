@@ -9,7 +9,7 @@ from PIL import Image
 from tests.tiling import thumbnails
 from tiling.contracts import TissueConfig
 from tiling.tissue.glass import find_filler, find_glass, is_grey
-from tiling.tissue.mask import picture_kind, segment_tissue, tile_tissue_fraction
+from tiling.tissue.mask import SummedMask, picture_kind, segment_tissue
 
 TINTS = {
     "white": (243, 241, 244),
@@ -79,9 +79,7 @@ def test_with_half_the_slide_tissue_half_the_tiles_are(glass, tissue, noise):
     picture, _ = draw(glass, tissue, noise=noise, speckle=6)
     tiles = np.stack(np.meshgrid(range(0, SIDE, 16), range(0, SIDE, 16)), axis=-1).reshape(-1, 2)
 
-    fraction = tile_tissue_fraction(
-        segment(picture), mask_pixel_l0=(1.0, 1.0), coords=tiles, tile_l0=(16, 16)
-    )
+    fraction = SummedMask(segment(picture), (1.0, 1.0)).tile_fraction(tiles, (16, 16))
 
     np.testing.assert_array_equal(fraction >= 0.5, tiles[:, 0] < SIDE / 2)
 

@@ -14,8 +14,8 @@ from scipy import ndimage
 from tests.real_data import real_data
 from tests.tiling import thumbnails
 from tiling.contracts import TissueConfig
-from tiling.errors import TissueError
-from tiling.tissue.mask import segment_tissue, tile_tissue_fraction
+from tiling.errors import GridError, TissueError
+from tiling.tissue.mask import SummedMask, segment_tissue
 
 GLASS, PINK, PALE = (244, 243, 244), (200, 140, 190), (238, 214, 230)
 GREEN_PEN, BLUE_PEN, BLACK_PEN = (30, 140, 60), (40, 60, 170), (25, 25, 30)
@@ -261,7 +261,7 @@ def test_the_same_picture_gives_the_same_mask_and_is_not_changed():
 def test_settings_out_of_range_are_named(change, message):
     config = dataclasses.replace(TissueConfig(), **change)
 
-    with pytest.raises(TissueError, match=message):
+    with pytest.raises(GridError, match=message):
         segment_tissue(draw(), mpp=(8.0, 8.0), config=config)
 
 
@@ -329,9 +329,7 @@ def share_of_one_tile(mask, mask_pixel, corner, tile):
 def test_tissue_fraction_equals_the_sum_over_mask_pixels(shape, pixel, tile, corners, seed):
     mask = np.random.default_rng(seed).random(shape) < 0.5
 
-    fraction = tile_tissue_fraction(
-        mask, mask_pixel_l0=pixel, coords=np.array(corners), tile_l0=tile
-    )
+    fraction = SummedMask(mask, pixel).tile_fraction(np.array(corners), tile)
 
     assert fraction.dtype == np.float32
     expected = [share_of_one_tile(mask, pixel, corner, tile) for corner in corners]
@@ -342,8 +340,8 @@ def test_no_tiles_have_no_fractions_and_an_empty_mask_has_no_tissue():
     one = np.array([[3, 3]])
     mask = np.ones((4, 4), bool)
 
-    none = tile_tissue_fraction(mask, mask_pixel_l0=(2, 2), coords=one[:0], tile_l0=(2, 2))
-    empty = tile_tissue_fraction(mask[:0, :0], mask_pixel_l0=(2, 2), coords=one, tile_l0=(2, 2))
+    none = SummedMask(mask, (2, 2)).tile_fraction(one[:0], (2, 2))
+    empty = SummedMask(mask[:0, :0], (2, 2)).tile_fraction(one, (2, 2))
 
     assert none.shape == (0,)
     assert empty.tolist() == [0.0]
@@ -352,6 +350,4 @@ def test_no_tiles_have_no_fractions_and_an_empty_mask_has_no_tissue():
 @pytest.mark.parametrize(("pixel", "tile"), [((0.0, 1.0), (2, 2)), ((1.0, 1.0), (2, 0))])
 def test_lengths_that_are_none_are_refused(pixel, tile):
     with pytest.raises(TissueError, match="positive sides"):
-        tile_tissue_fraction(
-            np.ones((2, 2), bool), mask_pixel_l0=pixel, coords=np.array([[0, 0]]), tile_l0=tile
-        )
+        SummedMask(np.ones((2, 2), bool), pixel).tile_fraction(np.array([[0, 0]]), tile)

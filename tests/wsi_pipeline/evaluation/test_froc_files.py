@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tifffile
 
-from tiling.annotation.reading import write_asap_xml
+from tiling.annotation.formats.asap_xml import write_asap_xml
 from wsi_pipeline.cli.app import main
 from wsi_pipeline.errors import EvaluationError
 from wsi_pipeline.evaluation.froc_files import FrocOptions, run_froc

@@ -13,7 +13,7 @@ from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 from wsi_pipeline.cli import app as cli
-from wsi_pipeline.cohort.image_masks import read_mask
+from wsi_pipeline.cohort.image_masks import read_object_mask
 from wsi_pipeline.config.settings import ImagesConfig
 from wsi_pipeline.evaluation.image_localisation import localise_image
 
@@ -267,5 +267,5 @@ def test_every_value_but_zero_is_the_object_however_deep(tmp_path, ending, dtype
     for values in (numbered, np.ones((20, 30), dtype), np.zeros((20, 30), dtype)):
         path = tmp_path / f"m{ending}"
         Image.fromarray(values).save(path)
-        found = read_mask(tmp_path, path.name, (20, 30), ImagesConfig())
+        found = read_object_mask(tmp_path, path.name, (20, 30), ImagesConfig())
         np.testing.assert_array_equal(found, values > 0)

@@ -219,10 +219,10 @@ def test_progress_ends_at_all_readable_patches(fake_store):
     predict(
         fake_store("a", [0] * 7, unreadable=[0]),
         batch_size=4,
-        on_progress=lambda done, total, info: seen.append((done, total, info["slide_id"])),
+        on_progress=lambda done, total: seen.append((done, total)),
     )
 
-    assert seen == [(4, 6, "a"), (6, 6, "a")]
+    assert seen == [(4, 6), (6, 6)]
 
 
 def test_prediction_leaves_dropout_off(fake_store):
@@ -276,7 +276,7 @@ def test_a_killed_prediction_goes_on_inside_the_slide_with_the_same_bits(
     model = nn.Sequential(nn.Conv2d(3, 8, 15), nn.Flatten(), nn.Linear(8, 1), nn.Flatten(0))
     whole, _ = predict(store, model, batch_size=3)
 
-    def killed(done, total, _):
+    def killed(done, total):
         if done >= 3 * batches_done + 1:
             raise Killed
 

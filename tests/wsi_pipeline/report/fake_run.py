@@ -8,7 +8,7 @@ import numpy as np
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from tiling.contracts import SlideInfo, TileGeometry
-from tiling.store import TileTable, create_patches, finish_store, write_table
+from tiling.store_files import TileTable, create_patches, finish_store, write_table
 from wsi_pipeline.contracts import Heatmap
 from wsi_pipeline.heatmaps.overlays import draw_overlay
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tiling.annotation.reading import write_asap_xml
+from tiling.annotation.formats.asap_xml import write_asap_xml
 from wsi_pipeline.cli.app import main
 from wsi_pipeline.errors import ReportError, StageError
 from wsi_pipeline.report.build import build_report

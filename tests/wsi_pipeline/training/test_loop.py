@@ -79,7 +79,7 @@ class Killed(BaseException):
 def kill_after(batches: int):
     seen = []
 
-    def on_progress(done, total, info):
+    def on_progress(done, total):
         seen.append(done)
         if len(seen) == batches:
             raise Killed

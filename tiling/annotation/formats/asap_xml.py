@@ -7,8 +7,9 @@ from xml.etree.ElementTree import Element, ElementTree, SubElement, indent
 import numpy as np
 from numpy.typing import ArrayLike
 
+from tiling.annotation.formats.base import AnnotationFormat
 from tiling.annotation.formats.drawing import Drawing, Meaning, check_vertices, meaning_of_name
-from tiling.annotation.formats.xml import read_decimal, rectangle
+from tiling.annotation.formats.xml import XML_SUFFIXES, parse_xml, read_decimal, rectangle
 from tiling.errors import AnnotationError
 from tiling.files import write_aside
 
@@ -64,6 +65,16 @@ def _vertices(annotation: Element, name: str, kind: str) -> list[tuple[float, fl
     if kind == "rectangle" and len(points) == 2:
         points = rectangle(*points)
     return points
+
+
+ASAP_XML = AnnotationFormat(
+    title="ASAP XML",
+    suffixes=XML_SUFFIXES,
+    hallmark="a root <ASAP_Annotations>",
+    decode=parse_xml,
+    accepts=lambda root: root.tag == "ASAP_Annotations",
+    parse=parse_asap_xml,
+)
 
 
 def write_asap_xml(

@@ -3,8 +3,12 @@
 from collections.abc import Mapping
 from typing import Any
 
+from tiling.annotation.formats.base import AnnotationFormat
 from tiling.annotation.formats.drawing import Drawing, Meaning
+from tiling.annotation.formats.text import JSON_SUFFIXES, parse_json
 from tiling.errors import AnnotationError
+
+MEANINGS: dict[str, Meaning] = {"positive": "tumour", "negative": "exclusion"}  # of the lists
 
 
 def parse_camelyon_json(content: Mapping[str, Any], drawing: Drawing) -> None:
@@ -15,8 +19,7 @@ def parse_camelyon_json(content: Mapping[str, Any], drawing: Drawing) -> None:
     AnnotationError
         If a list is not one, an entry is not a polygon, or a vertex is not a position.
     """
-    lists: tuple[tuple[str, Meaning], ...] = (("positive", "tumour"), ("negative", "exclusion"))
-    for key, meaning in lists:
+    for key, meaning in MEANINGS.items():
         entries = content.get(key, [])
         if not isinstance(entries, list):
             raise AnnotationError(f"{key} must be a list of polygons, got {entries!r:.40}")
@@ -26,3 +29,13 @@ def parse_camelyon_json(content: Mapping[str, Any], drawing: Drawing) -> None:
                 raise AnnotationError(f"{name} has no list of vertices; export it again")
             name = str(entry.get("name", name))
             drawing.add(name, meaning, [entry["vertices"]])
+
+
+CAMELYON_JSON = AnnotationFormat(
+    title="CAMELYON JSON",
+    suffixes=JSON_SUFFIXES,
+    hallmark="lists positive and negative",
+    decode=parse_json,
+    accepts=lambda found: isinstance(found, dict) and not MEANINGS.keys().isdisjoint(found),
+    parse=parse_camelyon_json,
+)

@@ -4,7 +4,9 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from tiling.annotation.formats.base import AnnotationFormat
 from tiling.annotation.formats.drawing import Drawing
+from tiling.annotation.formats.text import JSON_SUFFIXES, parse_json
 from tiling.errors import AnnotationError
 
 # Where a class is named: by QuPath (an object with a name, or the name alone), by TIAToolbox's
@@ -40,6 +42,16 @@ def parse_geojson(content: Any, drawing: Drawing) -> None:
         elif drawing.is_wanted(meaning, class_name):
             for rings in _polygons(feature.get("geometry"), name, drawing):
                 drawing.add(name, meaning, rings)
+
+
+GEOJSON = AnnotationFormat(
+    title="GeoJSON",
+    suffixes=JSON_SUFFIXES,
+    hallmark="a type",
+    decode=parse_json,
+    accepts=lambda found: isinstance(found, list) or (isinstance(found, dict) and "type" in found),
+    parse=parse_geojson,
+)
 
 
 def _features(content: Any) -> Iterator[dict[str, Any]]:

@@ -24,8 +24,9 @@ from xml.etree.ElementTree import Element
 
 import shapely
 
+from tiling.annotation.formats.base import AnnotationFormat
 from tiling.annotation.formats.drawing import Drawing, Meaning, meaning_of_name
-from tiling.annotation.formats.xml import read_decimal, rectangle
+from tiling.annotation.formats.xml import XML_SUFFIXES, parse_xml, read_decimal, rectangle
 
 KINDS = {
     "0": "polygon", "1": "rectangle", "2": "ellipse", "3": "arrow", "4": "ruler",
@@ -67,6 +68,16 @@ def parse_imagescope_xml(root: Element, drawing: Drawing) -> None:
                 drawing.note("skipped, as negative regions cover them", name)
             else:
                 drawing.add_area(name, meaning, rest)
+
+
+IMAGESCOPE_XML = AnnotationFormat(
+    title="ImageScope XML",
+    suffixes=XML_SUFFIXES,
+    hallmark="a root <Annotations>",
+    decode=parse_xml,
+    accepts=lambda root: root.tag == "Annotations",
+    parse=parse_imagescope_xml,
+)
 
 
 def _read_regions(

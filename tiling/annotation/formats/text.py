@@ -15,6 +15,7 @@ from typing import Any
 from tiling.errors import AnnotationError
 from tiling.files import check_file
 
+JSON_SUFFIXES = (".geojson", ".json")
 MAX_BYTES = 1 << 29  # unpacked; the largest CAMELYON16 annotation has 3 MB
 
 # UTF-32 before UTF-16: the mark of UTF-16, little endian, begins that of UTF-32.

@@ -8,6 +8,8 @@ from defusedxml.common import DefusedXmlException
 from tiling.annotation.formats.text import declared_encoding, decode_text
 from tiling.errors import AnnotationError
 
+XML_SUFFIXES = (".xml",)
+
 
 def parse_xml(data: bytes) -> tuple[Element, tuple[str, ...]]:
     """Parse XML of any encoding.

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from shapely.affinity import rotate
 from shapely.ops import split
 
-from wsi_pipeline.evaluation import raster
-from wsi_pipeline.evaluation.raster import Box, rasterise
+from tiling.annotation import raster
+from tiling.annotation.raster import Box, rasterise
 
 
 def star(seed, centre, size):

@@ -14,6 +14,8 @@ import numpy as np
 import shapely
 from numpy.typing import NDArray
 
+from tiling.annotation.polygons import polygons_of
+
 CROSSINGS_AT_ONCE = 2**21  # of edges and rows; about 150 MB
 MANY_CROSSINGS = 2**20  # a polygon of more covers some pixel's centre
 
@@ -66,6 +68,31 @@ def rasterise(polygons: NDArray[Any], *, box: Box, downsample: float) -> NDArray
     covered[_find_covered(*(np.concatenate(part) for part in zip(*kept, strict=True)))] = True
     _mark_uncovered(inside, polygons[~covered], box=box, downsample=downsample)
     return inside
+
+
+def draw_area(
+    area: Any, *, shape: tuple[int, int], pixel_l0: tuple[float, float]
+) -> NDArray[np.bool_]:
+    """Draw an area on a whole grid, whose pixels need not be square.
+
+    Parameters
+    ----------
+    area : shapely MultiPolygon, level-0 px
+        Valid; may be empty.
+    shape : (height, width)
+    pixel_l0 : (x, y), level-0 px
+        Sides of a pixel.
+
+    Returns
+    -------
+    inside : (height, width) bool
+        As `rasterise`: a polygon smaller than a pixel still gets one.
+    """
+    polygons = np.array(polygons_of(area), dtype=object)
+    if not polygons.size:
+        return np.zeros(shape, np.bool_)
+    scaled = shapely.transform(polygons, lambda points: points / np.array(pixel_l0))
+    return rasterise(scaled, box=Box(0, 0, *shape), downsample=1)
 
 
 @dataclass(frozen=True)
