@@ -281,6 +281,7 @@ def test_an_explanation_takes_a_file_and_a_line(tree, tmp_path):
         before='    "saliency": ',
         line='    "brightness": "mean of a pixel\'s channels",\n',
     )
+    assert "brightness: mean of a pixel's" in run(tree, "explain", "--help")
     images = np.random.default_rng(0).integers(0, 256, (8, 9, 10, 3), np.uint8)
     for number, image in enumerate(images):
         path = tmp_path / "images" / "ab"[number % 2] / f"{number}.png"

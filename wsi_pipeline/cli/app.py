@@ -68,6 +68,7 @@ WITH_OPTIONS: dict[str, Callable[..., None]] = {
     "tile": stages.tile,
     "train": stages.train,
     "predict": stages.predict,
+    "explain": stages.explain,
     "export": stages.export,
 }
 BEFORE_A_RUN: tuple[Callable[..., None], ...] = (slides, plan)

@@ -25,6 +25,7 @@ from wsi_pipeline.cli.options import (
     read_settings,
 )
 from wsi_pipeline.errors import ConfigError
+from wsi_pipeline.explain import METHODS, check_method
 from wsi_pipeline.exports import FORMATS, check_format
 
 if TYPE_CHECKING:
@@ -217,5 +218,74 @@ def export(
     settings = read_settings(run, config, set_, section="export", quiet=quiet)
     results = export_formats(
         RunFolder(run), settings, options, names=formats, models=model or (), out=out
+    )
+    finish(results, run, quiet=quiet)
+
+
+def _check_methods(names: list[str]) -> list[str]:
+    try:
+        for name in names:
+            if name != "all":
+                check_method(name)
+    except ConfigError as error:
+        raise typer.BadParameter(str(error)) from error
+    return names
+
+
+def explain(
+    run: RunArgument,
+    methods: Annotated[
+        list[str],
+        typer.Option(
+            "--method",
+            metavar="M",
+            callback=_check_methods,
+            help="Repeatable; all: every one. "
+            + "; ".join(f"{name}: {what}" for name, what in METHODS.items())
+            + ".",
+        ),
+    ],
+    model: ModelOption = None,
+    patches: Annotated[
+        Path | None,
+        typer.Option(
+            "--patches",
+            metavar="FILE.csv",
+            help="What to explain: columns slide_id,x,y (level-0 px), or image_id. Default: the "
+            "best hits and the worst errors of the evaluated split.",
+        ),
+    ] = None,
+    top: Annotated[
+        int | None, typer.Option("--top", min=0, metavar="N", help="So many of the best hits.")
+    ] = None,
+    errors: Annotated[
+        int | None,
+        typer.Option("--errors", min=0, metavar="N", help="So many of the worst errors."),
+    ] = None,
+    layer: Annotated[
+        str | None,
+        typer.Option(
+            "--layer", metavar="NAME", help="Layer of grad_cam and feature_maps, e.g. features.28."
+        ),
+    ] = None,
+    config: ConfigOption = None,
+    set_: SetOption = None,
+    workers: WorkersOption = 1,
+    device: DeviceOption = "auto",
+    shard: ShardOption = None,
+    dask: DaskOption = None,
+    overwrite: OverwriteOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Run the stage with the options given."""
+    from wsi_pipeline.layout import RunFolder
+    from wsi_pipeline.stages.explain import explain_by_methods
+
+    given = {"top": top, "errors": errors, "layer": layer}
+    short = [f"{key}={json.dumps(value)}" for key, value in given.items() if value is not None]
+    options = make_options(workers, device, shard, dask, overwrite, quiet)
+    settings = read_settings(run, config, [*(set_ or ()), *short], section="explain", quiet=quiet)
+    results = explain_by_methods(
+        RunFolder(run), settings, options, names=methods, models=model or (), patches=patches
     )
     finish(results, run, quiet=quiet)

@@ -20,6 +20,7 @@ from tiling.contracts import StrPath, TileConfig
 from tiling.files import digest_json, read_text
 from wsi_pipeline.config.settings import (
     EvaluateConfig,
+    ExplainConfig,
     ExportConfig,
     HeatmapConfig,
     ImagesConfig,
@@ -77,6 +78,7 @@ class Config:
     train: dict[str, TrainConfig] = field(default_factory=dict)  # by the name of the model's folder
     predict: PredictConfig = field(default_factory=PredictConfig)
     heatmap: HeatmapConfig = field(default_factory=HeatmapConfig)
+    explain: ExplainConfig = field(default_factory=ExplainConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     report: ReportConfig = field(default_factory=ReportConfig)
     export: ExportConfig = field(default_factory=ExportConfig)

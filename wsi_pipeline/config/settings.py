@@ -260,6 +260,20 @@ def slide_heatmap_settings(config: HeatmapConfig) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
+class ExplainConfig:
+    """Which patches or images are explained, and how."""
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
+
+    methods: tuple[str, ...] = ()  # used by `run`; the command explain names its own
+    top: Annotated[int, Field(ge=0)] = 4  # highest scores that are no errors
+    errors: Annotated[int, Field(ge=0)] = 4  # errors furthest from their label
+    layer: str | None = None  # of methods that look at one; None: their own default
+    target: Literal[0, 1] | None = None  # class that is explained; None: 1, or the method's own
+    seed: Seed = 0
+
+
+@dataclass(frozen=True)
 class EvaluateConfig:
     """How scores are compared with the reference."""
 

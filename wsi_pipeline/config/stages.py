@@ -50,6 +50,13 @@ STAGES = (
         reads_scores=True,
     ),
     Stage(
+        "explain",
+        "Map where models look, by several methods: scores and checkpoints -> explanations.",
+        "model",
+        folder="explanations",
+        variants="methods",
+    ),
+    Stage(
         "evaluate",
         "Compare scores with the reference: slide level, patches, FROC by both definitions.",
         "model",

@@ -1,6 +1,7 @@
 """Arrays and pictures of explanations as files: the same content, the same bytes."""
 
 import io
+import json
 import math
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -40,10 +41,26 @@ def as_grey(values: NDArray[np.floating[Any]]) -> NDArray[np.uint8]:
     return grey
 
 
-def write_values(path: Path, values: NDArray[np.float32]) -> None:
-    """Write a map as it is: a TIFF of float32."""
+def write_values(
+    path: Path, values: NDArray[np.float32], *, place: Mapping[str, Any] | None = None
+) -> None:
+    """Write a map as it is: a TIFF of float32.
+
+    Parameters
+    ----------
+    path : Path
+    values : (h, w) float32
+    place : mapping, optional
+        Where on a slide it lies: written as JSON into the description; ``um_per_px`` also as the
+        resolution.
+    """
+    facts: dict[str, Any] = {}
+    if place is not None:
+        per_cm = 1e4 / place["um_per_px"]
+        facts = {"description": json.dumps(place), "resolution": (per_cm, per_cm)}
+        facts["resolutionunit"] = "CENTIMETER"
     with write_aside(path) as scratch:
-        tifffile.imwrite(scratch, values, compression="zlib", metadata=None)
+        tifffile.imwrite(scratch, values, compression="zlib", metadata=None, **facts)
 
 
 def write_png(path: Path, picture: NDArray[np.uint8] | NDArray[np.uint16]) -> None:

@@ -193,7 +193,7 @@ def _expect(run: RunFolder, cohort: Cohort, stages: Mapping[str, Any]) -> list[_
             units = [Unit(stage.name, s) for s in cohort.units]
             jobs.append(_Job(stage.name, stage.name, units))
         elif stage.unit == "model":
-            jobs += _expect_models(run, stage.name)
+            jobs += _expect_models(run, stage)
         elif stage.unit == "run":
             jobs += _expect_whole(run, stage.name)
         else:
@@ -218,8 +218,14 @@ def _models_of(run: RunFolder, stage: str, folder: str) -> list[str]:
     return sorted({*with_files, *(marked - {JOB_ARRAYS})})
 
 
-def _expect_models(run: RunFolder, stage: str) -> list[_Job]:
+def _expect_models(run: RunFolder, of: Stage) -> list[_Job]:
     """List the models that a stage has begun; a checkpoint that was copied in is none of them."""
+    stage = of.name
+    if of.variants:
+        return [
+            _Job(stage, f"{stage} {variant} {model}", [Unit(stage, "", model, variant)])
+            for variant, model in _find_variants(run, stage)
+        ]
     folders = (run.path / ".state" / stage).glob("*/")
     names = (path.name for path in folders if path.name != JOB_ARRAYS)
     found = {name for name in names if not find_name_problem(name)}  # others are not ours

@@ -7,7 +7,7 @@ from typer.main import get_command
 from tests.tiling.slides import halve, tissue, write_slide
 from wsi_pipeline.cli.app import app, main
 
-STAGES = ("tile", "train", "predict", "heatmap", "evaluate", "report", "run", "export")
+STAGES = ("tile", "train", "predict", "heatmap", "evaluate", "report", "run", "export", "explain")
 OPTIONS = {
     "--config", "--set", "--workers", "--device", "--shard", "--dask", "--overwrite", "--quiet",
 }  # fmt: skip
@@ -45,7 +45,7 @@ def test_a_device_that_cannot_be_one_is_a_usage_error_of_every_stage(
     stage, device, tmp_path, capsys
 ):
     """Stages that compute nothing took any word for a device, and said nothing."""
-    words = ["--format", "clam"] if stage == "export" else []
+    words = {"export": ["--format", "clam"], "explain": ["--method", "cam"]}.get(stage, [])
     words += ["--out", str(tmp_path / "run")] if stage == "tile" else []
     assert main([stage, str(tmp_path), *words, "--device", device]) == 2
     assert "cuda:0" in capsys.readouterr().err

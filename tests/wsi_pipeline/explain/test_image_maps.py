@@ -8,8 +8,8 @@ import tifffile
 from PIL import Image
 
 from wsi_pipeline.cli import app as cli
+from wsi_pipeline.explain import METHODS, load_method
 from wsi_pipeline.explain import image_maps as maps
-from wsi_pipeline.explain import load_method
 from wsi_pipeline.explain.files import stretch
 from wsi_pipeline.models.checkpoint import load_checkpoint
 
@@ -117,3 +117,20 @@ def test_a_map_of_small_values_is_stretched_and_a_constant_one_is_grey():
     np.testing.assert_allclose(stretch(values), [[0, 0.25], [0.5, 1]], rtol=1e-6)
     for constant in (0.0, 0.3):
         assert (stretch(np.full((2, 3), constant, np.float32)) == 0.5).all()
+
+
+def test_all_methods_explain_images_side_by_side(run, capsys):
+    options = ["--method", "all", "--top", "1", "--errors", "1", "--set", "evaluate.split=all"]
+    assert cli.main(["explain", str(run), *options]) == 0
+    out = said(capsys)
+    fitting = [name for name in METHODS if name not in ("patchnet", "cam")]
+    assert all(f"explain {name}: 1 done" in out for name in fitting)
+    assert "no patchnet of vgg16: the method does not explain the architecture vgg16" in out
+    folder = run / "explanations" / "vgg16"
+    names = [path.stem for path in (folder / "saliency").glob("*.tif")]
+    assert names
+    for name in fitting:
+        assert {path.stem for path in (folder / name).glob("*.tif")} == set(names)
+    assert (folder / "lime" / f"{names[0]}.csv").is_file()
+    sheet = np.asarray(Image.open(folder / "sheet.png"))
+    assert sheet.shape[1] == (1 + len(fitting)) * 168

@@ -37,12 +37,16 @@ def test_a_run_of_an_earlier_version_is_kept(name, tmp_path, monkeypatch, capsys
     anew = [Path("run", {"heatmap": "heatmaps", "evaluate": "evaluation"}[s]) for s in ANEW[name]]
     kept = [path for path in files if not {*path.parents} & {*anew}]
     before = {path: path.read_bytes() for path in kept}
+    maps = {p: p.read_bytes() for p in {*files} - {*kept} if p.suffix == ".tif"}
     assert main(["run", "config.yaml"]) == (3 if "image" in name else 0)  # one is broken
     said = capsys.readouterr().out.splitlines()
     assert [line.split(", 1 failed")[0] for line in said if " done" in line] == [
         f"{stage}: {n} done" if stage in ANEW[name] else f"{stage}: 0 done, {n} kept from before"
         for stage, n in zip(STAGES, RUNS[name], strict=True)
     ]
+    for path, content in maps.items():  # of another name, by the method, which is the model's
+        assert not path.exists()
+        assert path.with_name(f"{path.stem}.{path.parent.name}.tif").read_bytes() == content
     assert not [path for path, content in before.items() if path.read_bytes() != content]
 
 
