@@ -115,17 +115,7 @@ class Slide(Protocol):
     ) -> NDArray[np.uint8]:
         """Read a level's own pixels, where `read_region` would blend them.
 
-        Parameters
-        ----------
-        corner : (x, y), px of that level
-        level : int
-            Index into the stored pyramid.
-        size : (width, height), px of that level
-
-        Returns
-        -------
-        region : (height, width, 3) uint8
-            RGB; transparent, missing and outside pixels are white.
+        As `read_region`, but for `corner`: (x, y), px of that level.
 
         Raises
         ------
@@ -153,6 +143,10 @@ class TissueConfig:
     min_fraction: float = 0.1  # a tile is kept if at least this share of it is tissue
     # Folder of <slide_id>.tif, .tiff, .png or .geojson that say what is tissue; None: detect it.
     mask: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.mask is not None:  # a str is taken, too
+            object.__setattr__(self, "mask", Path(self.mask))
 
 
 @dataclass(frozen=True)
@@ -182,6 +176,10 @@ class TileConfig:
     coords: Path | None = None
     max_unreadable: float = 0.5  # a slide with a larger share of unreadable patches fails
     tissue: TissueConfig = field(default_factory=TissueConfig)
+
+    def __post_init__(self) -> None:
+        if self.coords is not None:
+            object.__setattr__(self, "coords", Path(self.coords))
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,8 @@ class PatchStore:
 
     ``len(store)`` is the number of patches; ``store[i]`` is one patch, (P, P, 3) uint8, and
     ``store[a:b]`` some, (n, P, P, 3) uint8, where P is ``store.geometry.patch_px``. Negative
-    numbers count from the end, as in a list. `read` takes any rows, in any order.
+    numbers count from the end, as in a list; `PatchIndexError` where there is none. `read` takes
+    any rows, in any order.
 
     Attributes
     ----------
@@ -49,8 +50,16 @@ class PatchStore:
         Of the settings and inputs that made it.
     slide_label : 1, 0 or None
     lesion_ids : ids of the lesions, ``"1"``, ``"2"``, ...
-    coords, tissue, label, tumour, unreadable, lesion_pairs : arrays
-        As `TileTable` has them. Of a store without pixels `unreadable` is known only after `read`.
+    coords : (N, 2) int64
+        Top-left corners (x, y), level-0 px.
+    tissue, tumour : (N,) float32
+        Share of the tile that is tissue, of its inner square that is tumour.
+    label : (N,) int8
+        1 tumour, 0 normal, -1 unlabelled or ignored.
+    unreadable : (N,) bool
+        Pixels cannot be decoded; of a store without pixels known only after `read`.
+    lesion_pairs : (M, 2) int64
+        Row of a patch, index into `lesion_ids` of a lesion that its inner square meets.
     """
 
     def __init__(
@@ -192,7 +201,13 @@ class PatchStore:
         return self.read_flagged(indices)[0]
 
     def read_flagged(self, indices: ArrayLike) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-        """Read patches, and flag those that could not be decoded, shape (n,)."""
+        """Read patches as `read` does, and flag those that cannot be decoded.
+
+        Returns
+        -------
+        patches : (n, P, P, 3) uint8
+        unreadable : (n,) bool
+        """
         rows = self._check_rows(indices)
         side = self.geometry.patch_px
         patches = np.empty((len(rows), side, side, 3), np.uint8)

@@ -35,6 +35,8 @@ def store(slide) -> tiling.PatchStore:
 
 
 def test_paths_may_be_text(slide, tmp_path):
+    assert tiling.TileConfig(coords="a/b").coords == Path("a/b")
+    assert tiling.TissueConfig(mask="a/b").mask == Path("a/b")
     with tiling.open_slide(str(slide)) as opened:
         assert opened.size == (200, 170)
     path, picture = str(tmp_path / "a.zarr"), str(tmp_path / "a.png")

@@ -1,7 +1,6 @@
 """What every reader of slides has: which files it takes, what it knows of a slide, an end."""
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Self
 
@@ -12,19 +11,6 @@ from tiling.errors import SlideError
 from tiling.readers.common import check_region, usable_mpp
 
 CACHE_BYTES = 384 * 2**20  # decoded file tiles kept at most, unless the caller says otherwise
-
-
-@dataclass(frozen=True)
-class Description:
-    """What a file states of its slide; see `tiling.contracts.Slide`."""
-
-    vendor: str
-    level_sizes: tuple[tuple[int, int], ...]
-    level_downsamples: tuple[float, ...]
-    stated_mpp: tuple[float, float] | None
-    bounds: tuple[int, int, int, int] | None = None
-    objective_power: float | None = None
-    notes: tuple[str, ...] = ()
 
 
 class Reader(ABC):
@@ -64,53 +50,29 @@ class Reader(ABC):
             A regular file that can be read and is not empty.
         """
 
-    def _keep(self, path: Path, description: Description) -> None:
-        self._path, self.description = path, description
-
-    @property
-    def vendor(self) -> str:
-        """Name of the scanner's maker as OpenSlide spells it; ``ome-tiff`` of OME-TIFF."""
-        return self.description.vendor
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """(width, height), level-0 px."""
-        return self.description.level_sizes[0]
-
-    @property
-    def mpp(self) -> tuple[float, float] | None:
-        """(x, y) µm per level-0 px; None where none is stated that can be a microscope's."""
-        return usable_mpp(self.description.stated_mpp)
-
-    @property
-    def level_sizes(self) -> tuple[tuple[int, int], ...]:
-        """(width, height) of each stored level, the finest first."""
-        return self.description.level_sizes
-
-    @property
-    def level_downsamples(self) -> tuple[float, ...]:
-        """Level-0 px per px of each stored level."""
-        return self.description.level_downsamples
-
-    @property
-    def bounds(self) -> tuple[int, int, int, int] | None:
-        """(x, y, width, height) level-0 px of the scanned part, if stated."""
-        return self.description.bounds
-
-    @property
-    def objective_power(self) -> float | None:
-        """As stated (40 for 40x), if at all."""
-        return self.description.objective_power
-
-    @property
-    def stated_mpp(self) -> tuple[float, float] | None:
-        """(x, y) µm per level-0 px as the file states it, even if it cannot be a microscope's."""
-        return self.description.stated_mpp
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """Which image of several is read, and what is missing of the file, one sentence each."""
-        return self.description.notes
+    def _describe(
+        self,
+        path: Path,
+        *,
+        vendor: str,
+        level_sizes: tuple[tuple[int, int], ...],
+        level_downsamples: tuple[float, ...],
+        stated_mpp: tuple[float, float] | None,
+        bounds: tuple[int, int, int, int] | None = None,
+        objective_power: float | None = None,
+        notes: tuple[str, ...] = (),
+    ) -> None:
+        """Keep what the file states of its slide, as `tiling.contracts.Slide` has it."""
+        self._path = path
+        self.vendor = vendor
+        self.size = level_sizes[0]
+        self.level_sizes = level_sizes
+        self.level_downsamples = level_downsamples
+        self.stated_mpp = stated_mpp
+        self.mpp = usable_mpp(stated_mpp)
+        self.bounds = bounds
+        self.objective_power = objective_power
+        self.notes = notes
 
     def read_region(
         self, location: tuple[int, int], level: int, size: tuple[int, int]

@@ -13,7 +13,7 @@ import openslide
 from numpy.typing import NDArray
 
 from tiling.errors import SlideError, UnsupportedSlideError
-from tiling.readers.base import CACHE_BYTES, Description, Reader
+from tiling.readers.base import CACHE_BYTES, Reader
 from tiling.readers.common import composite_over_white, parse_number, positive_mpp
 from tiling.readers.tiff_structure import find_cut, is_tiff
 from tiling.threads import check_stopped
@@ -63,7 +63,8 @@ class OpenSlideReader(Reader):
         except SlideError:
             handle.close()
             raise
-        described = Description(
+        self._describe(
+            path,
             vendor=properties.get(openslide.PROPERTY_NAME_VENDOR, "unknown"),
             level_sizes=tuple((int(w), int(h)) for w, h in handle.level_dimensions),
             level_downsamples=tuple(float(d) for d in handle.level_downsamples),
@@ -74,7 +75,6 @@ class OpenSlideReader(Reader):
             bounds=_read_bounds(properties),
             objective_power=parse_number(properties.get(openslide.PROPERTY_NAME_OBJECTIVE_POWER)),
         )
-        self._keep(path, described)
 
     @classmethod
     def accepts(cls, path: Path) -> bool:

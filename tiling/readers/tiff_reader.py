@@ -16,7 +16,7 @@ import tifffile
 from numpy.typing import NDArray
 
 from tiling.errors import SeveralImagesError, SlideError, UnsupportedSlideError
-from tiling.readers.base import CACHE_BYTES, Description, Reader
+from tiling.readers.base import CACHE_BYTES, Reader
 from tiling.readers.tiff_images import choose_image
 from tiling.readers.tiff_levels import check_converted, check_jpeg, check_pixels, lay_out
 from tiling.readers.tiff_pixels import TiffPixels
@@ -89,7 +89,7 @@ class TiffReader(Reader):
             ) from error
         with tif:
             try:
-                self._describe(path, tif)
+                self._describe_image(path, tif)
                 self._pixels = TiffPixels(path, self._levels, cache_bytes=cache_bytes)
             except SlideError:
                 raise
@@ -98,7 +98,7 @@ class TiffReader(Reader):
                     f"{name}: its TIFF directory is damaged: {error}; copy it again from its source"
                 ) from error
 
-    def _describe(self, path: Path, tif: tifffile.TiffFile) -> None:
+    def _describe_image(self, path: Path, tif: tifffile.TiffFile) -> None:
         image = choose_image(path.name, tif)
         for page in (page for pages in image.levels for page in pages):
             check_pixels(path.name, page)
@@ -108,7 +108,8 @@ class TiffReader(Reader):
         self._is_plain = not image.is_ome and not image.notes and len(image.levels[0]) == 1
         sizes = tuple(level.size for level in self._levels)
         width, height = sizes[0]
-        described = Description(
+        self._describe(
+            path,
             vendor="ome-tiff" if image.is_ome else PLAIN_TIFF_VENDOR,
             level_sizes=sizes,
             # The mean of both axes, as OpenSlide has it.
@@ -116,7 +117,6 @@ class TiffReader(Reader):
             stated_mpp=image.mpp,
             notes=image.notes + self._note_cut(),
         )
-        self._keep(path, described)
 
     def _note_cut(self) -> tuple[str, ...]:
         if not self.n_beyond_end:

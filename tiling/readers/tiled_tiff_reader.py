@@ -65,8 +65,16 @@ class TiledTiffReader(Reader):
     suffixes = frozenset({".svs", ".tif", ".tiff"})
 
     def __init__(self, path: Path, *, cache_bytes: int = CACHE_BYTES) -> None:
-        self._oracle = OpenSlideReader(path)
-        self._keep(path, self._oracle.description)
+        self._oracle = oracle = OpenSlideReader(path)
+        self._describe(
+            path,
+            vendor=oracle.vendor,
+            level_sizes=oracle.level_sizes,
+            level_downsamples=oracle.level_downsamples,
+            stated_mpp=oracle.stated_mpp,
+            bounds=oracle.bounds,
+            objective_power=oracle.objective_power,
+        )
         with ExitStack() as undo:
             undo.callback(self._oracle.close)
             try:
