@@ -117,7 +117,7 @@ def tile_slide(
     threads: int = 1,
     on_progress: OnProgress | None = None,
 ) -> TileSummary:
-    """Cut one slide into labelled patches and write its store, whole or not at all.
+    """Cut one slide into labelled patches and write its store atomically.
 
     Parameters
     ----------

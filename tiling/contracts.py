@@ -1,8 +1,8 @@
 """What crosses a boundary of `tiling`: frozen values, each field with its shape, unit and frame.
 
 Frames: a position is (x, y), the top-left corner, in level-0 pixels of OpenSlide's frame;
-arrays are (row, column). Lengths say their unit: `_l0` level-0 px, `_px` px at `target_mpp`,
-`_um` microns.
+arrays are (row, column). Lengths have their unit as suffix: `_l0` level-0 px, `_px` px at
+`target_mpp`, `_um` microns.
 """
 
 import os
@@ -60,7 +60,7 @@ class Slide(Protocol):
 
     @property
     def mpp(self) -> tuple[float, float] | None:
-        """(x, y) µm per level-0 px, None where the file does not say."""
+        """(x, y) µm per level-0 px; None if not recorded."""
 
     @property
     def level_sizes(self) -> tuple[tuple[int, int], ...]:
@@ -72,11 +72,11 @@ class Slide(Protocol):
 
     @property
     def bounds(self) -> tuple[int, int, int, int] | None:
-        """(x, y, width, height) level-0 px of the scanned part, if the file says."""
+        """(x, y, width, height) level-0 px of the scanned part, if recorded."""
 
     @property
     def objective_power(self) -> float | None:
-        """What the scanner says (40 for 40x), if anything."""
+        """Objective power (40 for 40x), if recorded."""
 
     @property
     def stated_mpp(self) -> tuple[float, float] | None:
@@ -132,7 +132,7 @@ class Slide(Protocol):
 
 @dataclass(frozen=True)
 class TissueConfig:
-    """How tissue is told from glass on a thumbnail."""
+    """Detection of tissue on a thumbnail."""
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012  read by pydantic on the class
 
@@ -141,7 +141,7 @@ class TissueConfig:
     min_object_um2: float = 10_000.0  # smaller specks are dirt (a square of 100 µm)
     max_hole_um2: float = 40_000.0  # smaller holes (lumina, vessels) are filled
     min_fraction: float = 0.1  # a tile is kept if at least this share of it is tissue
-    # Folder of <slide_id>.tif, .tiff, .png or .geojson that say what is tissue; None: detect it.
+    # Folder of <slide_id>.tif, .tiff, .png or .geojson with tissue masks; None: detect tissue.
     mask: Path | None = None
 
     def __post_init__(self) -> None:

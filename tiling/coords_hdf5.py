@@ -1,7 +1,7 @@
 """Where other tools put their patches: the ``coords`` HDF5 files of CLAM, TRIDENT and WSInfer.
 
-All three keep (N, 2) top-left corners (x, y) in level-0 px. They differ in how they say how large
-a patch is; the attributes of ``coords`` tell them apart:
+All three keep (N, 2) top-left corners (x, y) in level-0 px. They differ in how they record
+the size of a patch; the attributes of ``coords`` identify the tool:
 
 - CLAM: ``patch_size`` px at ``patch_level``, whose ``downsample`` (x, y) it gives;
 - TRIDENT: ``patch_size_level0`` level-0 px (and ``patch_size`` px at ``target_magnification``);
@@ -33,7 +33,7 @@ NAMES = ("{}.h5", "{}_patches.h5", "{}.hdf5")
 
 @dataclass(frozen=True)
 class ForeignCoords:
-    """Patches as another tool has laid them."""
+    """Patches at the coordinates of another tool."""
 
     coords: NDArray[np.int64]  # (N, 2) top-left corners, level-0 px, in the order of the file
     patch_l0: tuple[float, float]  # side of a patch along x and y, level-0 px
@@ -65,7 +65,7 @@ def read_coords(path: Path) -> ForeignCoords:
     Raises
     ------
     GridError
-        If the file cannot be read, holds no patch, or does not say how large its patches are.
+        If the file cannot be read, has no patches, or does not record their size.
     """
     try:
         with open_hdf5(path) as file:
@@ -106,7 +106,7 @@ def take_coords(folder: Path, info: SlideInfo, geometry: TileGeometry) -> NDArra
     ):
         wide, high = (side * mpp for side, mpp in zip(found.patch_l0, info.mpp, strict=True))
         is_square = abs(wide / high - 1) <= SAME_SIZE
-        cure = (
+        remedy = (
             f"for patches of {geometry.patch_px} px set "
             f"tile.target_mpp={wide / geometry.patch_px:.6g}"
             if is_square
@@ -117,7 +117,7 @@ def take_coords(folder: Path, info: SlideInfo, geometry: TileGeometry) -> NDArra
             f"{path.name} ({found.tool}): its patches are {found.patch_l0[0]:g} x "
             f"{found.patch_l0[1]:g} level-0 px, {wide:.4g} x {high:.4g} µm, but "
             f"tile.patch_px={geometry.patch_px} at tile.target_mpp={geometry.target_mpp:g} is "
-            f"{geometry.patch_px * geometry.target_mpp:g} µm; {cure}"
+            f"{geometry.patch_px * geometry.target_mpp:g} µm; {remedy}"
         )
     side, size = np.array([geometry.patch_l0, geometry.patch_l0_y]), np.array(info.size)
     outside = np.flatnonzero(

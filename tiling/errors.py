@@ -38,7 +38,7 @@ class AnnotationError(TilingError, ValueError):
 
 
 class GridError(TilingError, ValueError):
-    """The grid asked for cannot be laid over the slide."""
+    """The requested grid does not fit the slide."""
 
 
 class PatchSizeError(GridError):

@@ -20,7 +20,7 @@ from tiling.tile_plan import TilePlan
 
 
 def store_footprint(plan: TilePlan, config: TileConfig, fingerprint: str) -> Footprint:
-    """Tell what a plan's patch store will take."""
+    """Estimate the size of a plan's patch store."""
     held: dict[str, Buffer] = {}
     memory = MemoryStore(held)
     pixels = Footprint(0, 0)
@@ -42,7 +42,7 @@ def _pixel_footprint(n_patches: int, patch_px: int) -> Footprint:
 
 
 def picture_footprint(slide: Slide, plan: TilePlan) -> Footprint:
-    """Tell what the quality-control picture of a plan will take."""
+    """Estimate the size of the QC picture of a plan."""
     file = BytesIO()
     save_qc(file, draw_plan(slide, plan))
     return Footprint(1, len(file.getvalue()))

@@ -25,7 +25,7 @@ _SAMPLES, _SAMPLE_BYTES = 8, 4096  # spread evenly over a file
 def find_same_content(paths: Sequence[Path]) -> list[int | None]:
     """Find the slides that are copies of an earlier one, or links to it.
 
-    DICOM files are the same if they are of one series, each of whose files stands for the slide.
+    DICOM files are the same if they are of one series, since each of its files opens the slide.
     Of the formats with several files (MIRAX, Hamamatsu VMS) all are compared. Files that are
     missing or empty are copies of none.
 
@@ -55,7 +55,7 @@ def find_same_content(paths: Sequence[Path]) -> list[int | None]:
 
 
 def _identify(path: Path) -> tuple[int, int, int] | None:
-    """Give what is one file's alone, and its size; None if it is missing or empty."""
+    """Return what is one file's alone, and its size; None if it is missing or empty."""
     try:
         facts = path.stat()
     except (OSError, ValueError):

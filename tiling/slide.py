@@ -37,7 +37,7 @@ def open_slide(path: StrPath, *, cache_bytes: int = CACHE_BYTES) -> Slide:
     Raises
     ------
     SlideError
-        If the file is missing, empty, cut off, or no slide; the message says which and what to do.
+        If the file is missing, empty, truncated, or not a slide; with the remedy.
     UnsupportedSlideError
         If the file is sound, but not one 8-bit picture, or compressed as nothing here reads.
     """

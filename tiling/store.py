@@ -159,7 +159,7 @@ class PatchStore:
         return patch
 
     def as_dataset(self, *, labelled: bool = False) -> PatchDataset:
-        """Give the patches and their labels as a map-style dataset, for torch's ``DataLoader``.
+        """Return the patches and their labels as a map-style dataset, for torch's ``DataLoader``.
 
         Item i is (patch, label): the patch (3, P, P) float32 in [0, 1], as training feeds it to a
         model, and the label 1, 0, or -1 (unlabelled or ignored), an int.

@@ -21,7 +21,7 @@ from tiling.store_files import TileTable
 from tiling.tissue.slide_tissue import SlideTissue, explain_no_tissue, find_tissue, tissue_meter
 from tiling.wording import format_percent
 
-TILES_AT_ONCE = 2**18  # laid and measured: more need more memory and are no faster
+TILES_AT_ONCE = 2**18  # placed and measured: more need more memory and are not faster
 
 
 @dataclass(frozen=True)

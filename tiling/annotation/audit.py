@@ -23,7 +23,7 @@ class LabelCounts:
     positive: int = 0
     negative: int = 0
     ignored: int = 0  # -1 by the rule: a share between its bounds
-    unlabelled: int = 0  # -1, as nobody annotated the slide
+    unlabelled: int = 0  # -1, since the slide has no annotation
     unreadable: int = 0
 
     def __add__(self, other: "LabelCounts") -> "LabelCounts":
@@ -34,14 +34,14 @@ class LabelCounts:
 def split_labels(
     label: NDArray[np.int8], tumour: NDArray[np.float32]
 ) -> dict[Group, NDArray[np.bool_]]:
-    """Tell the patches of each group, (N,) bool; those of unannotated slides are in none.
+    """Assign patches to groups, (N,) bool each; those of unannotated slides are in none.
 
     Parameters
     ----------
     label : (N,) 1, 0, -1
     tumour : (N,) in [0, 1]
-        Share of the inner square. Where a rule ignores a patch it is above 0; where nobody
-        annotated it is 0.
+        Share of the inner square: above 0 for patches that a rule ignores; 0 without an
+        annotation.
     """
     return {
         "positive": label == 1,

@@ -40,8 +40,7 @@ def label_tiles(
         Top-left corners (x, y).
     geometry : TileGeometry
     annotation : Annotation or None
-        None if nobody drew one. Then a slide of label 0 is negative everywhere, and any other is
-        unlabelled (-1).
+        If None, a slide of label 0 is negative everywhere, and any other is unlabelled (-1).
     slide_label : 1, 0 or None
         Whether the slide holds tumour, if known.
     config : TileConfig
@@ -144,7 +143,7 @@ def _overlap_lesion(
     inside, rest = near[whole], near[~whole]
     rest = rest[shapely.intersects(lesion, boxes[rest])]
     area = _clip_areas(lesion, boxes[rest])
-    # Where next to nothing is shared, the whole outline tells whether it is more than an edge.
+    # If almost nothing is shared, the whole outline decides whether it is more than an edge.
     doubtful = area < SLIVER * shapely.area(boxes[rest])
     doubtful[doubtful] = shapely.touches(lesion, boxes[rest[doubtful]])
     rest, area = rest[~doubtful], area[~doubtful]

@@ -16,7 +16,7 @@ A class (an ASAP group, an ImageScope layer) is read without regard to case:
   with a note in both cases; see `tiling.annotation.formats.drawing`.
 
 An ASAP group inside another has the meaning of the nearest group around it that has one. The names
-in CAMELYON JSON are ids without meaning: its two lists say what is tumour.
+in CAMELYON JSON are ids without meaning: tumour is defined by its two lists.
 """
 
 from collections.abc import Collection

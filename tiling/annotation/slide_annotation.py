@@ -14,7 +14,7 @@ from tiling.wording import name_some, pluralize
 def read_slide_annotation(
     path: Path | None, info: SlideInfo, config: TileConfig
 ) -> tuple[Annotation | None, tuple[str, ...]]:
-    """Read what was drawn on a slide, as the settings say.
+    """Read the annotation of a slide according to the settings.
 
     Parameters
     ----------
@@ -61,7 +61,7 @@ def read_annotation_of_store(path: Path, store: PatchStore) -> Annotation:
 
 
 def _frame_note(path: Path, info: SlideInfo, config: TileConfig) -> tuple[str, ...]:
-    """Say which frame was taken where a QuPath file could be meant in either."""
+    """Note the frame that was assumed for a QuPath file."""
     corner = None if info.bounds is None else info.bounds[:2]
     of_qupath = ".xml" not in (suffix.lower() for suffix in path.suffixes)
     if not corner or corner == (0, 0) or not of_qupath:
@@ -71,12 +71,12 @@ def _frame_note(path: Path, info: SlideInfo, config: TileConfig) -> tuple[str, .
         return (f"outlines are counted from the corner of the slide's bounds, {at}",)
     return (
         f"outlines are counted from the slide's corner, though its bounds begin at {at}: QuPath "
-        "counts from there, unless told not to; if it did, set tile.annotation_origin=bounds",
+        "counts from there by default; if it did, set tile.annotation_origin=bounds",
     )
 
 
 def note_unhit_lesions(table: TileTable, annotation: Annotation | None) -> tuple[str, ...]:
-    """Say which lesions no patch's inner square meets."""
+    """Note the lesions that no patch's inner square meets."""
     if annotation is None:
         return ()
     hit = set(table.lesion_pairs[:, 1].tolist())

@@ -4,7 +4,7 @@ A slide that was copied again must be noticed, wherever its bytes differ, so all
 of every file that the slide consists of. That takes as long as reading the slide, so the digest is
 kept, in memory and if wanted in a small file, together with the state of the files: names, sizes,
 and the times of the last change of content and of status. As long as that is the same, nothing is
-read again. A slide that was moved or touched is read once more, and has the same digest.
+read again. A slide that was moved or touched is read again, and has the same digest.
 
 The time of the last change of status (``ctime``) reveals that a slide was copied again along with
 its date. It is not written into the small file but is that file's own date, so that the file
@@ -76,7 +76,7 @@ def digest_content(path: Path, *, cache: Path | None = None) -> str:
 
 
 def find_digest(path: Path, *, cache: Path | None = None) -> str | None:
-    """Give a slide's digest if it is known; None where the slide would have to be read.
+    """Return a slide's digest if it is known; None where the slide would have to be read.
 
     Nothing is written.
 
@@ -145,14 +145,14 @@ class _Look:
 
     state: str  # hash of names, sizes and times of content: no date of a scan is kept
     changed_ns: int  # last change of a file's status
-    is_recent: bool  # a file has changed so recently that it may change again unseen
+    is_recent: bool  # a file changed so recently that another change may go unnoticed
 
 
 def _look(path: Path, parts: Sequence[SlidePart]) -> _Look:
     facts, newest, changed = [], 0, 0
     for part in parts:
         try:
-            # Opening asks a file server anew, where a mere look may be answered from a cache.
+            # Opening queries the file server, where a mere stat may be answered from a cache.
             with open_file(part.path, "rb") as file:
                 found = os.fstat(file.fileno())
         except OSError as error:

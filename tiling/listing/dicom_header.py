@@ -1,4 +1,4 @@
-"""The few facts of a DICOM file that tell which slide it belongs to, read from its head.
+"""Attributes of a DICOM file that identify its slide, read from its header.
 
 A whole-slide image is a *series* of files (instances): one for each level of the pyramid, and
 others for the label, the overview and the thumbnail. The dataset's elements are sorted by tag and
@@ -60,7 +60,7 @@ class DicomHeader:
 
 
 def read_dicom_header(path: Path) -> DicomHeader | None:
-    """Read what tells the slide of a DICOM file; None if it is no DICOM file.
+    """Read the attributes that identify the slide of a DICOM file; None for other files.
 
     What a damaged or unusual file (a deflated dataset) does not hold is empty.
 

@@ -1,6 +1,6 @@
 """Which files of a folder are slides: one file for each slide, and the others named with a reason.
 
-Only names and the heads of DICOM files are looked at, so that a folder of ten thousand slides on a
+Only names and the headers of DICOM files are read, so that a folder of ten thousand slides on a
 network drive is listed in seconds. Whether a slide can be read is found out when it is opened.
 """
 
@@ -51,7 +51,7 @@ _WRAPPED = dict.fromkeys((".gz", ".bz2", ".xz", ".zst", ".zip", ".7z"), _UNPACK)
 _UID = re.compile(r"\d+(?:\.\d+){3,}", re.ASCII)  # a DICOM file may have it for a name
 
 _THREADS = 16  # that wait for a network drive
-_MOST_FOLDERS = 100  # that are looked into for a hint
+_MOST_FOLDERS = 100  # that are searched for a hint
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,8 @@ class SlideFiles:
 def find_slides(folder: Path) -> SlideFiles:
     """Find the slides in a folder; folders in it are not searched.
 
-    The files of a DICOM series are one slide: that of the finest level stands for it. A link to a
-    file that is missing, and a file without content, are slides that cannot be opened later.
+    The files of a DICOM series are one slide: the file of the finest level represents it. A link
+    to a file that is missing, and a file without content, are slides that cannot be opened later.
 
     Raises
     ------
@@ -113,12 +113,12 @@ def slide_suffixes() -> frozenset[str]:
 
 
 def slide_suffix(name: str) -> str:
-    """Give the suffix that tells a slide's format, in small letters; a space behind it is none."""
+    """Return the suffix of a slide's format, in lower case and without spaces."""
     return PurePath(name).suffix.strip().lower()
 
 
 def slide_stem(name: str) -> str:
-    """Give a slide file's name without its suffix.
+    """Return a slide file's name without its suffix.
 
     Examples
     --------
@@ -152,7 +152,7 @@ def explain_format(name: str) -> str:
 
 
 def find_deeper(folder: Path, names: Iterable[str]) -> list[str]:
-    """Find which of the folders in a folder hold slides themselves; only the first are looked at.
+    """Find the subfolders that contain slides; only the first ones are searched.
 
     Parameters
     ----------
@@ -172,18 +172,18 @@ def _holds_slides(folder: Path, known: frozenset[str]) -> bool:
                 and entry.is_file()
                 for entry in found
             )
-    except OSError:  # may not be looked into
+    except OSError:  # no permission
         return False
 
 
 def _kind_of(entry: "os.DirEntry[str]") -> Literal["file", "folder", "link", "other"]:
-    """Tell what an entry is; mostly without asking the file system once more."""
+    """Return the kind of an entry, mostly without another system call."""
     try:
         if entry.is_file():
             return "file"
         if entry.is_dir():
             return "folder"
-    except OSError:  # links in a ring, or into a folder that may not be looked into
+    except OSError:  # a cycle of links, or a folder without permission
         return "link"
     return "link" if entry.is_symlink() else "other"
 
@@ -224,7 +224,7 @@ def _group_series(paths: Sequence[Path]) -> tuple[list[Path], list[tuple[str, st
     for path, header in zip(paths, read_headers(paths), strict=True):
         if header is None or (header.is_slide and not header.series):
             if slide_suffix(path.name) in _DICOM_SUFFIXES:
-                chosen.append(path)  # opening it tells what is wrong
+                chosen.append(path)  # opening it reports the problem
         elif header.is_slide:
             by_series[header.series].append((path, header))
         elif header.sop_class != DIRECTORY:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from tiling.errors import SlideError
 from tiling.readers.common import check_region, usable_mpp
 
-CACHE_BYTES = 384 * 2**20  # decoded file tiles kept at most, unless the caller says otherwise
+CACHE_BYTES = 384 * 2**20  # decoded file tiles kept at most, by default
 
 
 class Reader(ABC):
@@ -21,7 +21,7 @@ class Reader(ABC):
     Parameters
     ----------
     path : Path
-        The slide, or the one file of it that stands for the others.
+        The slide, or the one file of it that represents the others.
     cache_bytes : int
         The most that is kept of decoded file tiles, where the reader decodes them itself.
 

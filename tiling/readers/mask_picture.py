@@ -316,7 +316,7 @@ def _find_background(
     Parameters
     ----------
     indices : arrays of int
-        Of all pixels; not looked at where index 0 is black.
+        Of all pixels; ignored if index 0 is black.
     colours : (n, 3)
     notes : list
         Added to where black is not the index 0.

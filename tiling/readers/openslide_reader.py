@@ -1,7 +1,7 @@
 """Slides through OpenSlide: Aperio, Hamamatsu, Leica, MIRAX, Philips, Ventana, DICOM, tiled TIFF.
 
-After one failed read an OpenSlide handle fails for ever, even for regions that are fine. The reader
-therefore opens the file anew after a failure, so that one bad spot costs one region and no more.
+After one failed read an OpenSlide handle fails permanently, even for intact regions. The reader
+therefore reopens the file after a failure, so that one bad spot affects only one region.
 """
 
 import re
@@ -91,7 +91,7 @@ class OpenSlideReader(Reader):
         try:
             return _read(handle, location, level, size)
         except openslide.OpenSlideError:
-            # The fault may be another thread's: judge this region by a handle nobody else has.
+            # The failure may be another thread's: read this region with a handle of its own.
             return self._read_afresh(handle, location, level, size)
 
     def _read_afresh(
@@ -169,7 +169,7 @@ def _check_tiles(file_name: str, properties: dict[str, str]) -> None:
             height = int(properties.get(key.replace("tile-width", "tile-height"), 0))
             if 4 * width * height > LARGEST_TILE_BYTES:
                 raise SlideError(
-                    f"{file_name}: its directory tells of file tiles of {width} x {height} px; "
+                    f"{file_name}: its directory lists file tiles of {width} x {height} px; "
                     "if damaged, copy it again from its source, else convert it to smaller ones"
                 )
 

@@ -94,7 +94,7 @@ class TiffPixels:
         return window
 
     def _borrow(self, layout: TiffLevel, level: int, index: int) -> Tile | None:
-        """Decode a file tile, or wait for whoever does; None where none is stored."""
+        """Decode a file tile, or wait for another thread that does; None if none is stored."""
         indices = self._planes(layout, index)
         if not any(layout.counts[plane] for plane in indices):
             return None
@@ -139,7 +139,7 @@ class TiffPixels:
         return data
 
     def _check_bytes(self, layout: TiffLevel, index: int, offset: int, count: int) -> None:
-        # Before memory is taken for them: a damaged directory may tell of exabytes.
+        # Before memory is allocated: a damaged directory may claim exabytes.
         if offset + count > self._end:
             raise self._cut_off(index, offset, count)
         across, down = layout.segment

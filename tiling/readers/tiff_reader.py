@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from tiling.errors import SeveralImagesError, SlideError, UnsupportedSlideError
 from tiling.readers.base import CACHE_BYTES, Reader
 from tiling.readers.tiff_images import choose_image
-from tiling.readers.tiff_levels import check_converted, check_jpeg, check_pixels, lay_out
+from tiling.readers.tiff_levels import check_converted, check_jpeg, check_pixels, describe_level
 from tiling.readers.tiff_pixels import TiffPixels
 from tiling.readers.tiff_structure import find_cut, is_tiff
 
@@ -102,7 +102,7 @@ class TiffReader(Reader):
         image = choose_image(path.name, tif)
         for page in (page for pages in image.levels for page in pages):
             check_pixels(path.name, page)
-        self._levels = tuple(lay_out(path.name, pages) for pages in image.levels)
+        self._levels = tuple(describe_level(path.name, pages) for pages in image.levels)
         check_jpeg(path, self._levels[0])
         self._file_bytes = int(tif.filehandle.size)
         self._is_plain = not image.is_ome and not image.notes and len(image.levels[0]) == 1

@@ -1,6 +1,6 @@
 """Tiled TIFF and Aperio SVS several times faster than OpenSlide, and equal to it bit for bit.
 
-OpenSlide spends more time on laying tiles over each other and on changing colour orders than on
+OpenSlide spends more time on compositing tiles and on changing colour orders than on
 decoding. This reader lets OpenSlide describe the slide, takes the file tiles' places from the TIFF
 directory, decodes each tile once per pass and copies its pixels straight into the region.
 
@@ -25,12 +25,12 @@ from tiling.readers.base import CACHE_BYTES, Reader
 from tiling.readers.common import check_region
 from tiling.readers.openslide_reader import OpenSlideReader
 from tiling.readers.tiff_images import list_pages
-from tiling.readers.tiff_levels import TiffLevel, check_jpeg, check_pixels, lay_out
+from tiling.readers.tiff_levels import TiffLevel, check_jpeg, check_pixels, describe_level
 from tiling.readers.tiff_pixels import TiffPixels
 
 log = logging.getLogger(__name__)
 
-VENDORS = ("aperio", "generic-tiff")  # whose tiles OpenSlide lays side by side as they are
+VENDORS = ("aperio", "generic-tiff")  # whose tiles OpenSlide places side by side unchanged
 PROBE_PX = 64
 PROBES_PER_LEVEL = 2
 OPENSLIDE_BLOCK_PX = 4096  # OpenSlide reads larger regions in blocks, placed by whole level-0 px
@@ -228,7 +228,7 @@ def _lay_out_known(file_name: str, page: Any) -> TiffLevel:
     )
     if not known:
         raise SlideError(f"{file_name}: a layout that only OpenSlide reads ({page.compression!s})")
-    return lay_out(file_name, (page,))
+    return describe_level(file_name, (page,))
 
 
 def _is_equal(level: TiffLevel, finer: list[TiffLevel], vendor: str) -> bool:

@@ -31,7 +31,7 @@ from tiling.tissue.mask import SummedMask, TissueMeter
 SUFFIXES = (*mask_picture.SUFFIXES, ".geojson")
 MASK_PX = 2**24  # held; a finer mask is counted into as many pixels
 SAME_ASPECT = 0.01  # share by which the sides' ratio may differ, besides rounding to whole pixels
-TILES_AT_ONCE = 2**16  # boxes laid over polygons
+TILES_AT_ONCE = 2**16  # boxes intersected with polygons
 NO_TISSUE = {"background", "glass", "artefact", "artefacts", "artifact", "artifacts", "none"}
 DAMAGE = (OSError, ValueError, LookupError)  # what parsing damaged GeoJSON raises
 
@@ -178,7 +178,7 @@ class _Counter:
         self._counts[top : top + len(rows), left : left + len(columns)] += counts
 
     def finish(self) -> Share:
-        """Give the share of what each block holds of the picture."""
+        """Return the share of what each block holds of the picture."""
         if self.step > 1:
             rows, columns = (
                 np.minimum(self.step, side - self.step * np.arange(n, dtype=np.float32))
@@ -232,7 +232,7 @@ def _sample_steps(n_out: int, side_l0: int, pixel_l0: float) -> NDArray[np.int64
 
 
 class _TissueDrawing(Drawing):
-    """Takes every polygon as tissue, except those whose class says otherwise."""
+    """Treats every polygon as tissue, except those of other classes."""
 
     def classify(self, class_name: str) -> Meaning:
         """Look up what a class means on a mask of tissue."""

@@ -21,7 +21,7 @@ MIN_VALUE = 0.72  # of glass, 0 to 1
 MAX_PLAIN = 0.12  # HSV saturation of glass that is hardly tinted
 MAX_PLAIN_PINK = 0.045  # a stronger pink may be pale eosin
 MAX_TINT, MAX_PINK_TINT = 0.35, 0.13  # of tinted glass
-UNSEEN = 253  # 8-bit; whiter than this is what no camera saw: filled-in white
+UNSEEN = 253  # 8-bit; above it, white was filled in and not recorded by a camera
 MIN_SHARE = 0.01  # of the sample; fewer pixels are no evidence of glass
 NEAR = 0.04  # of the commonest colour; glass is even
 BINS = 64  # of brightness
@@ -55,8 +55,8 @@ def find_glass(rgb: NDArray[np.uint8]) -> Colour:
     """Estimate the colour of the glass: the commonest bright and nearly colourless one.
 
     Where hardly anything is colourless, or a tinted colour is far commoner, the glass is the
-    brightest of the common even tints. A pink that could be pale eosin is glass only beside
-    something darker. In a grey picture glass is the brightest of the common greys.
+    brightest of the common even tints. A pink that could be pale eosin is glass only if
+    something is darker. In a grey picture glass is the brightest of the common greys.
 
     Parameters
     ----------
@@ -239,7 +239,7 @@ def _brightest_tinted(sample: _Sample, chosen: NDArray[np.bool_]) -> _Candidate:
         n_most = max(n_most, n_members)
         is_pink = float(sample.pink[members].mean()) > 0.5
         is_common = n_members >= MIN_SHARE_OF_MODES * n_most
-        # A pale pink with nothing darker beside it may be eosin.
+        # A pale pink without anything darker may be eosin.
         is_glass = _is_even(sample, colour) and (not is_pink or _has_darker(sample, colour))
         if is_common and is_glass and colour.sum() > best.colour.sum():
             is_noisy = float(np.median(sample.deviation[members])) > 0

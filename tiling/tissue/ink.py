@@ -25,11 +25,11 @@ Values = NDArray[np.float32]
 
 BLACK_VALUE = 0.2  # dense nuclei at 8 µm/px stay above 0.3
 GREY_DENSITIES = 0.8  # weakest density over the strongest; above it a thing is grey
-GREY_TRANSMISSION = 0.82  # of the darkest channel; what lets more through is too faint to tell
+GREY_TRANSMISSION = 0.82  # of the darkest channel; above it the colour is too faint to classify
 FLECK_VALUE = 0.5  # what is darker has a rim though it be thin
 GREEN_HUES, GREEN_SATURATION = (75 / 360, 195 / 360), 0.1  # yellow-green to cyan: in no stain
-# Blue ink is purer than haematoxylin, whose hue lies above: alone or beside DAB it comes down to
-# 225 degrees, but never as saturated as ink.
+# Blue ink is more saturated than haematoxylin, whose hue is higher: alone or next to DAB it reaches
+# 225 degrees, but is never as saturated as ink.
 BLUE_HUES, BLUE_SATURATION = (195 / 360, 226 / 360), 0.4
 VIOLET_HUES, VIOLET_SATURATION = (226 / 360, 250 / 360), 0.6
 # Eosin lies below in hue, DAB above and darker, blood within but paler.

@@ -247,7 +247,7 @@ def _are_wide(
     *,
     n_objects: int,
 ) -> NDArray[np.bool_]:
-    """Tell which numbered objects hold a square as wide as `MIN_WIDTH_UM` somewhere."""
+    """Find the numbered objects that contain a square of side `MIN_WIDTH_UM`."""
     reach = [max(0, math.floor(MIN_WIDTH_UM / side) - 1) // 2 for side in (mpp[1], mpp[0])]
     inner = ~widen(~mask, (reach[0], reach[1]))
     wide = np.zeros(n_objects, np.bool_)

@@ -142,7 +142,7 @@ def froc(
         check_options(options)
     except EvaluationError as error:
         raise typer.BadParameter(str(error)) from error
-    run_froc(options, say=print_line)
+    run_froc(options, print_line=print_line)
     build_froc_page(out)
     print(out / "froc.json")
 

@@ -38,7 +38,7 @@ def slides(
     quiet: QuietOption = False,
 ) -> None:
     """Check each slide (readable, size, resolution, duplicates); write a manifest to edit."""
-    from wsi_pipeline.planning.lookers import default_workers
+    from wsi_pipeline.planning.process_map import default_workers
     from wsi_pipeline.planning.triage import check_target, describe, triage, write_triage
 
     if csv is not None:
@@ -78,9 +78,9 @@ def plan(
 ) -> None:
     """Preview a run on slides or images: what it does, what fails, disk space and time it needs."""
     from wsi_pipeline.config.reading import read_config
-    from wsi_pipeline.planning.lookers import default_workers
     from wsi_pipeline.planning.plan import plan_run
     from wsi_pipeline.planning.plan_text import describe, summarise
+    from wsi_pipeline.planning.process_map import default_workers
 
     settings = read_config(config, set_ or ())
     settings = replace(settings, out=out) if out else settings

@@ -45,7 +45,7 @@ class Patches(Protocol):
     def read_flagged(
         self, indices: NDArray[np.int64]
     ) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-        """Read patches, (n, P, P, 3), and say which could not be decoded, (n,)."""
+        """Read patches, (n, P, P, 3), and which of them could not be decoded, (n,)."""
 
     def __len__(self) -> int: ...
 
@@ -79,7 +79,7 @@ def load_batch(
     patch : (B,)
         Row of that store.
     pinned : bool
-        Lay the pixels into page-locked memory, from which a GPU copies while it computes.
+        Store the pixels in page-locked memory, from which a GPU can copy while it computes.
     """
     pixels: NDArray[np.uint8] | None = None
     unreadable = np.zeros(len(slide), np.bool_)

@@ -19,9 +19,9 @@ from wsi_pipeline.csv_files import as_mapping, iterate_csv, read_csv, update_csv
 from wsi_pipeline.errors import ManifestError
 from wsi_pipeline.names import check_name, check_twins, find_text_problem, printable
 
-UNNAMED = ("0", "1")  # classes of images that nobody has sorted
+UNNAMED = ("0", "1")  # classes of unsorted images
 COLUMNS = ("file", "class", "patient", "split", "mask")
-ALL = "images"  # what the one unit of work that holds all images is called
+ALL = "images"  # name of the unit of work that contains all images
 _SPLIT_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val"} | {
     "test": "test"
 }
@@ -35,7 +35,7 @@ class ImageEntry:
     file: str  # its path within the folder
     class_name: str
     label: int  # 0 or 1; -1: its class is not known
-    patient: str  # group for splits; the image_id where nothing says otherwise
+    patient: str  # group for splits; default: the image_id
     split: Split | None = None
     mask: str | None = None  # path within the folder; non-zero is the object
 
@@ -56,7 +56,7 @@ def list_images(
     Returns
     -------
     entries : list of ImageEntry
-        Of the two classes, and those whose class nobody says (a table may leave it out).
+        Of the two classes, and those of unknown class (empty in a table).
     classes : (name of class 0, name of class 1)
 
     Raises
@@ -207,8 +207,8 @@ def _choose_classes(
         if len(there) != 2:
             raise ManifestError(
                 f"{folder}: {len(there)} classes ({', '.join(there[:8])}"
-                f"{', ...' if len(there) > 8 else ''}), and models here tell two apart; name them "
-                "by images.classes: [class_0, class_1]"
+                f"{', ...' if len(there) > 8 else ''}), but models need two; choose them "
+                "with images.classes: [class_0, class_1]"
             )
         return there[0], there[1]
     others = [name for name in there if name not in wanted]
@@ -237,7 +237,7 @@ def as_slides(folder: Path, entries: Sequence[ImageEntry]) -> list[SlideEntry]:
 
 
 def split_images(entries: Sequence[ImageEntry], splits: Mapping[str, Split]) -> list[ImageEntry]:
-    """Give each image the split of its patient."""
+    """Return each image the split of its patient."""
     slides = with_splits(as_slides(Path(), entries), dict(splits))
     return [replace(e, split=s.split) for e, s in zip(entries, slides, strict=True)]
 
@@ -260,7 +260,7 @@ def describe_copies(folder: Path, entries: Sequence[ImageEntry]) -> str:
         return ""
     return (
         f"{folder}: images with the same content are in different splits: "
-        f"{printable(name_some(apart, 3))}; results on them are too good"
+        f"{printable(name_some(apart, 3))}; results on them are too optimistic"
     )
 
 

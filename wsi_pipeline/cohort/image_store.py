@@ -1,7 +1,7 @@
 """The images of a run, decoded once: one array on disk, and views of it by patient.
 
-``tiles/images.npy`` is (N, H, W, C) uint8, read through a memory map; ``tiles/images.json`` says
-what is in it and is written last. Masks lie beside it (`wsi_pipeline.cohort.image_masks`).
+``tiles/images.npy`` is (N, H, W, C) uint8, read through a memory map; ``tiles/images.json``
+describes it and is written last. Masks are in the same folder (`wsi_pipeline.cohort.image_masks`).
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -115,7 +115,7 @@ def describe_images(
     unreadable: Iterable[str],
     masks: Iterable[str],
 ) -> dict[str, Any]:
-    """Give the content of ``images.json``; `unreadable` and `masks`: ids of the images lost."""
+    """Return the content of ``images.json``; `unreadable` and `masks`: ids of the images lost."""
     return {
         "schema": SCHEMA,
         "classes": list(classes),
@@ -248,7 +248,7 @@ class ImageGroup:
     def read_flagged(
         self, indices: NDArray[np.int64]
     ) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-        """Read images, (n, H, W, C), and say which could not be decoded, (n,)."""
+        """Read images, (n, H, W, C), and which of them could not be decoded, (n,)."""
         rows = self._rows[indices]
         return np.asarray(self._images.pixels[rows]), self._images.unreadable[rows]
 

@@ -72,7 +72,7 @@ class Cohort(Protocol):
         """Refuse to train where a split is empty; `made`: how the splits were made, if here."""
 
     def prepared(self, splits: Sequence[str | None] | None = None) -> "Cohort":
-        """Give what is tiled of some splits (None: of all), or a StageError."""
+        """Return what is tiled of some splits (None: of all), or a StageError."""
 
     def digest(self) -> Any:
         """Hash what the patches were made from, their groups and splits; JSON can hold it."""
@@ -81,7 +81,7 @@ class Cohort(Protocol):
         """Open what to train or validate on; `seed`: of a choice among images, if any."""
 
     def patients(self) -> Mapping[str, str]:
-        """Give the patient of each slide_id that `open` gives."""
+        """Return the patient of each slide_id that `open` gives."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ class SlideCohort:
                 raise StageError(f"{self.run.path}: no slide in split {split}: {advice}")
 
     def prepared(self, splits: Sequence[str | None] | None = None) -> "SlideCohort":
-        """Give the slides that have a patch store."""
+        """Return the slides that have a patch store."""
         return SlideCohort(self.run, finished_entries(self.run, splits))
 
     def digest(self) -> list[tuple[str, str, str | None, str]]:
@@ -138,7 +138,7 @@ class SlideCohort:
             ]
 
     def patients(self) -> dict[str, str]:
-        """Give the patient of each slide."""
+        """Return the patient of each slide."""
         return {e.slide_id: e.patient for e in self.entries}
 
 
@@ -235,7 +235,7 @@ class ImageCohort:
 
 
 def cohort_of(run: RunFolder) -> SlideCohort | ImageCohort:
-    """Give the data set of a run.
+    """Return the data set of a run.
 
     Raises
     ------

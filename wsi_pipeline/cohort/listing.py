@@ -34,11 +34,11 @@ class Listing:
 
     entries: tuple[SlideEntry, ...]
     same_as: tuple[int | None, ...]  # number of the first entry with the same content, if earlier
-    notes: tuple[str, ...] = ()  # what was passed over, and why
+    notes: tuple[str, ...] = ()  # skipped files, and why
 
 
 def read_input(path: Path) -> Listing:
-    """List the slides that a path stands for, and check that they do not contradict.
+    """List the slides of a path, and check that they are consistent.
 
     Parameters
     ----------
@@ -59,9 +59,9 @@ def read_input(path: Path) -> Listing:
 
 
 def list_input(path: Path) -> Listing:
-    """List the slides that a path stands for, as `read_input` does, whatever is wrong with them.
+    """List the slides of a path like `read_input`, without checking their consistency.
 
-    In a folder, a copy gets the patient of its original, so that splits keep the two together.
+    In a folder, a copy gets the patient of its original, so that both are in the same split.
     """
     if path.is_dir():
         return _list_folder(path)
@@ -101,12 +101,12 @@ def _list_folder(folder: Path) -> Listing:
 
 
 def _describe_rest(folder: Path, files: SlideFiles, deeper: Sequence[str]) -> list[str]:
-    """Name what was passed over, files with the same reason together."""
+    """Describe the skipped files, grouped by reason."""
     by_reason: dict[str, list[str]] = defaultdict(list)
     for name, reason in files.passed_over:
         by_reason[reason].append(name)
     notes = [
-        f"{folder}: passed over {name_some(map(shorten, names))}: {why}"
+        f"{folder}: skipped {name_some(map(shorten, names))}: {why}"
         for why, names in by_reason.items()
     ]
     if deeper:

@@ -39,7 +39,7 @@ def read_manifest(path: Path, *, check_names: bool = True) -> list[SlideEntry]:
     Raises
     ------
     ManifestError
-        If the file cannot be read, or what a row says cannot be; names file and line.
+        If the file cannot be read, or a row is invalid; with file and line.
     """
     # Paths may hold bytes that are not UTF-8, as file systems allow them; nothing else may.
     rows = iterate_csv(path, error=ManifestError, undecodable="surrogateescape")
@@ -73,7 +73,7 @@ def _check_header(path: Path, names: Sequence[str]) -> None:
             raise ManifestError(f"{path}: unknown column '{name}'; did you mean '{close[0]}'?")
     doubled = sorted({name for name in names if names.count(name) > 1 and name in COLUMNS})
     if doubled:
-        raise ManifestError(f"{path}: column '{doubled[0]}' stands twice in the header")
+        raise ManifestError(f"{path}: column '{doubled[0]}' is repeated in the header")
 
 
 def _parse_row(path: Path, line: int, row: Mapping[str, str]) -> SlideEntry:
@@ -206,7 +206,7 @@ def read_run_manifest(run: RunFolder) -> list[SlideEntry]:
     if run.images.is_file():
         raise StageError(
             f"{run.path}: a run on a folder of images; this is for runs on slides "
-            "(docs/images_folder.md says what there is for images)"
+            "(for images see docs/images_folder.md)"
         )
     if not run.manifest.is_file():
         raise StageError(
@@ -219,9 +219,8 @@ def read_run_manifest(run: RunFolder) -> list[SlideEntry]:
 def write_manifest(path: Path, entries: Sequence[SlideEntry]) -> None:
     """Write a manifest that `read_manifest` reads back as the same entries.
 
-    Paths are written relative to the manifest's folder, so no folder of this machine is told and
-    the data set can be moved as a whole; bytes of theirs that are not UTF-8 are written as they
-    are.
+    Paths are written relative to the manifest's folder, so that no folder of this machine is
+    recorded and the data set can be moved; bytes that are not UTF-8 are written unchanged.
     """
     rows = (manifest_row(entry, path.parent) for entry in entries)
     update_csv(path, COLUMNS, rows, undecodable="surrogateescape")
@@ -242,7 +241,7 @@ def manifest_row(e: SlideEntry, folder: Path) -> list[str]:
 
 
 def _relative(path: Path, folder: Path) -> str:
-    # A link keeps its own name: what it stands for may be named after a patient.
+    # A link keeps its own name: the name of its target may identify a patient.
     named = path.parent.resolve() / path.name
     text = Path(os.path.relpath(named, folder.resolve())).as_posix()
     # A name that is guarded in a CSV, or trimmed, is no path to other programs.
@@ -250,5 +249,5 @@ def _relative(path: Path, folder: Path) -> str:
 
 
 def with_splits(entries: Sequence[SlideEntry], splits: dict[str, Split]) -> list[SlideEntry]:
-    """Give each entry the split of its patient."""
+    """Return each entry the split of its patient."""
     return [replace(entry, split=splits.get(entry.patient, entry.split)) for entry in entries]

@@ -39,7 +39,7 @@ def finished_entries(
 
 
 def digest_store(run: RunFolder, entry: SlideEntry) -> str:
-    """Give the digest of what a slide's patch store was made from, once its files are verified.
+    """Return the digest of what a slide's patch store was made from, once its files are verified.
 
     Raises
     ------
@@ -53,7 +53,7 @@ def digest_store(run: RunFolder, entry: SlideEntry) -> str:
     store = path.relative_to(run.path).as_posix()
     if problems := check_unit(run, Unit("tile", entry.slide_id), [store]):
         raise StoreError(f"{'; '.join(map(str, problems))}; run tile again")
-    # Of a store that is not whole, opening it says what is wrong.
+    # Opening an incomplete store raises the reason.
     return stored_fingerprint(path) or PatchStore.open(path).fingerprint
 
 

@@ -34,7 +34,7 @@ def assign_splits(
     Parameters
     ----------
     val_fraction, test_fraction : in [0, 1)
-        Shares of the patients; the rest trains. Not looked at where `folds` is a number.
+        Shares of the patients; the rest is for training. Ignored if `folds` is a number.
     folds : int, optional
         Deal the patients into so many folds; number `fold` is the test, the next one (the first
         after the last) validates, the rest trains. Of two folds the other one trains. "patients":
@@ -192,6 +192,6 @@ def _positive_patients(entries: Sequence[SlideEntry]) -> set[str]:
 def _shares(n: int, *fractions: float) -> list[int]:
     # At least one where asked for, as long as one each remains for the other two splits.
     shares = [max(round(f * n), 1 if f > 0 and n >= MIN_PATIENTS else 0) for f in fractions]
-    while sum(shares) >= n > 0:  # nobody would train
+    while sum(shares) >= n > 0:  # no patient would be left for training
         shares[shares.index(max(shares))] -= 1
     return shares

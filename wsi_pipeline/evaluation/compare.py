@@ -50,11 +50,11 @@ class Evaluated(ABC):
 
     @abstractmethod
     def facts(self) -> Mapping[str, tuple[Any, ...]]:
-        """Give the facts of each unit's reference, by its id: label, patient, others."""
+        """Return the facts of each unit's reference, by its id: label, patient, others."""
 
     @abstractmethod
     def scores(self, ids: Sequence[str]) -> NDArray[np.float64]:
-        """Give the units' scores: (S,), NaN where there is none."""
+        """Return the units' scores: (S,), NaN where there is none."""
 
     @abstractmethod
     def estimate(self, ids: Sequence[str], resamples: Resamples) -> Iterator[tuple[str, Estimate]]:
@@ -65,7 +65,7 @@ class Evaluated(ABC):
         return None
 
     def describe(self, left_out: Sequence[str]) -> dict[str, Any]:
-        """Give the entries of ``comparison.json`` that differ between slides and images."""
+        """Return the entries of ``comparison.json`` that differ between slides and images."""
         return {"left_out": len(left_out), "bootstrap": {}}
 
 

@@ -41,7 +41,7 @@ class EvaluatedImages(Evaluated):
         return {image_id: (i.label, i.patient) for image_id, i in self.images.items()}
 
     def scores(self, ids: Sequence[str]) -> NDArray[np.float64]:
-        """Give the images' scores: (S,)."""
+        """Return the images' scores: (S,)."""
         return labels_and_scores([self.images[i] for i in ids])[1]
 
     def estimate(self, ids: Sequence[str], resamples: Resamples) -> Iterator[tuple[str, Estimate]]:

@@ -80,7 +80,7 @@ class EvaluatedSlides(Evaluated):
         return self.froc
 
     def scores(self, ids: Sequence[str]) -> NDArray[np.float64]:
-        """Give the slides' scores: (S,)."""
+        """Return the slides' scores: (S,)."""
         return np.array([self.slides[i].score for i in ids], np.float64)
 
     def describe(self, left_out: Sequence[str]) -> dict[str, Any]:

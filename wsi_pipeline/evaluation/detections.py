@@ -42,7 +42,7 @@ class DetectionFile:
         return int(np.count_nonzero((self.exact != np.rint(self.exact)).any(axis=1)))
 
     def on_slide(self, size: tuple[float, float] | None) -> Detections:
-        """Give the detections, if all of them lie on the slide.
+        """Return the detections, if all of them lie on the slide.
 
         Parameters
         ----------

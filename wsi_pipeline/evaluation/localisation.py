@@ -35,7 +35,7 @@ class ImageLocalisation:
     n_pixels: int
     n_tumour: int  # pixels of the mask
     n_unscored: int
-    exact_match: float  # share of pixels called as the mask says
+    exact_match: float  # share of pixels that agree with the mask
     recall: float | None  # share of the mask's pixels called tumour; None: the mask is empty
     roc_auc: float | None  # of the pixels; None: the mask is empty or full
 
@@ -82,7 +82,7 @@ def localise(
     """
     if heatmap.shape != mask.shape or not mask.size:
         raise EvaluationError(
-            f"a heatmap of {heatmap.shape} cannot be laid on a mask of {mask.shape} pixels"
+            f"heatmap shape {heatmap.shape} does not match mask shape {mask.shape}"
         )
     called = Rule(threshold).decide(heatmap)
     n_tumour = int(np.count_nonzero(mask))

@@ -80,7 +80,7 @@ Rows = Confusion[NDArray[np.int64]]
 
 
 def decide_each(labels: Labels, scores: NDArray[np.floating[Any]], rule: Rule) -> Rows:
-    """Give each unit's place in the confusion: 1 there, 0 elsewhere.
+    """Return each unit's place in the confusion: 1 there, 0 elsewhere.
 
     Parameters
     ----------
@@ -157,7 +157,7 @@ class Share:
         return part / whole if whole else None
 
     def explain(self, level: Level) -> str:
-        """Give the reason where it is undefined."""
+        """Return the reason where it is undefined."""
         return self.undefined.format(**vars(level))
 
     def replicate(self, rows: Rows, weights: NDArray[np.int64]) -> Values:
@@ -303,7 +303,7 @@ def rankings_of(section: Section) -> list[Ranking]:
 
 
 def titles_of(section: Section) -> dict[str, str]:
-    """Give the rows of a report: name -> title, rankings first."""
+    """Return the rows of a report: name -> title, rankings first."""
     metrics: list[Metric] = [*rankings_of(section), *shares_of(section)]
     return {metric.name: metric.title for metric in metrics}
 
@@ -319,6 +319,6 @@ def compared_rankings(section: Section) -> list[Ranking]:
 
 
 def compared_titles(level: Level) -> dict[str, str]:
-    """Give the rows of a comparison: name -> title."""
+    """Return the rows of a comparison: name -> title."""
     metrics: list[Metric] = [*compared_shares(level.section), *compared_rankings(level.section)]
     return {metric.name: f"{metric.title} of {level.units}" for metric in metrics}

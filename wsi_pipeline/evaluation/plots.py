@@ -1,4 +1,4 @@
-"""Pictures of the figures, PNG: drawn from the same numbers as the tables beside them."""
+"""Plots of the metrics as PNG, from the same numbers as the tables."""
 
 import warnings
 from collections.abc import Mapping, Sequence
@@ -70,7 +70,7 @@ def _draw_froc_curve(axes: Axes, curve: FrocCurve) -> None:
     x = np.geomspace(_RATES_FROM, _RATES_TO, 500)
     y = read_sensitivity(curve.avg_fps, curve.sensitivity, x.tolist(), at_rate=curve.at_rate)
     (line,) = axes.plot(x, y, label=name)
-    # Marks stand out over the frame; rates beyond it would tear the picture apart.
+    # Markers are not clipped at the frame; rates beyond it would enlarge the picture.
     at = [
         (float(rate), value)
         for rate, value in curve.sensitivity_at.items()

@@ -1,8 +1,7 @@
 """What the stage ``evaluate`` does for one model: all slides' scores and reference -> figures.
 
 Only the test split is scored (every labelled slide, where there are no splits); the validation
-split does nothing but choose the slide threshold. Every number written can be computed again from
-the tables beside it.
+split is used only to choose the slide threshold. Every number can be recomputed from the tables.
 """
 
 import logging
@@ -210,7 +209,7 @@ def _choice_notes(
     if settings.split in ("val", "all") and settings.slide_threshold is None:
         notes.append(
             "the slide threshold and the temperature are chosen on slides that are evaluated here, "
-            "so what depends on them is too hopeful"
+            "so metrics that depend on them are too optimistic"
         )
     unknown = [s.slide_id for s in slides if s.truth is None and s.split in ("test", None)]
     if unknown:
@@ -219,7 +218,7 @@ def _choice_notes(
             + ", ".join(unknown)
         )
     if not any(slide.split for slide in slides):
-        notes.append("no slide has a split: all of them are evaluated, none chooses a threshold")
+        notes.append("no slide has a split: all of them are evaluated, and no threshold is chosen")
     n_unreadable = sum(int(np.isnan(s.scores.scores).sum()) for s in test)
     if n_unreadable:
         notes.append(f"{pluralize(n_unreadable, 'unreadable patch')} without a score left out")
@@ -462,7 +461,7 @@ def _patch_cells(slide: EvaluationSlide) -> list[list[Cell]]:
 
 
 def _confusion_cells(slide_id: str, confusion: Confusion[int]) -> list[list[Cell]]:
-    """Lay a matrix out as the lecture does: rows true, columns predicted, positive first."""
+    """Format a confusion matrix like the lecture: rows true, columns predicted, positive first."""
     return [
         [slide_id, "positive", confusion.tp, confusion.fn],
         [slide_id, "negative", confusion.fp, confusion.tn],

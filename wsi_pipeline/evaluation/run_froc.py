@@ -71,7 +71,7 @@ def count_froc(
     settings: EvaluateConfig,
     notes: list[str],
 ) -> RunFroc:
-    """Count one definition's FROC on a run's slides; what is left out is said in `notes`."""
+    """Compute the FROC of a run by one definition; skipped slides are listed in `notes`."""
     # A tumour slide of which only the label is known has lesions that were not counted.
     known = [s for s in test if s.truth == 0 or s.lesion_ids]
     if len(known) < len(test) and definition == DEFINITIONS[0]:

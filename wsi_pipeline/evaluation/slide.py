@@ -165,16 +165,16 @@ def freeze_threshold(
     fixed: float | None,
     fallback: float | None,
 ) -> SlideThreshold | None:
-    """Decide on the threshold before the test slides are looked at.
+    """Choose the threshold without the test slides.
 
     Parameters
     ----------
     labels, scores : (S,)
         Of the validation slides.
     fixed : float, optional
-        What the settings say; wins.
+        Threshold in the settings; takes precedence.
     fallback : float, optional
-        Taken where the validation slides cannot choose.
+        Used if the validation slides do not determine a threshold.
 
     Returns
     -------

@@ -31,7 +31,7 @@ def sweep_thresholds(
     ----------
     labels, scores : (N,)
     including : sequence of float
-        Thresholds that are looked at whatever the scores are.
+        Thresholds that are always included.
 
     Returns
     -------

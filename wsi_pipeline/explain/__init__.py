@@ -1,7 +1,7 @@
 """Visual explanations: where in an image a network looks, one method per file.
 
 A method is a module here, named as in `METHODS`, with a `Method` called ``METHOD``. To add one:
-write that file and add a line to `METHODS`. docs/explain.md says what each shows, and when it
+write that file and add a line to `METHODS`. docs/explain.md describes what each shows, and when it
 misleads.
 """
 

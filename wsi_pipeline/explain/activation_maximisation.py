@@ -127,7 +127,7 @@ def _normalisation(model: PatchClassifier) -> tuple[Tensor | float, Tensor | flo
 
 
 def _without_preprocessing(model: PatchClassifier) -> PatchClassifier:
-    """Give the same network, weights shared, that takes images as they are."""
+    """Return the same network, weights shared, that takes images as they are."""
     bare = copy.copy(model)
     bare.preprocess = None
     if isinstance(bare, PatchNet):

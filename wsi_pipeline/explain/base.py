@@ -107,7 +107,7 @@ class Method:
     models: tuple[type[PatchClassifier], ...] = (PatchClassifier,)
 
     def explains(self, architecture: type[PatchClassifier]) -> bool:
-        """Tell whether the method explains an architecture."""
+        """Return whether the method explains an architecture."""
         return issubclass(architecture, self.models)
 
     def __call__(
@@ -270,7 +270,7 @@ class TargetLogit(nn.Module):
 
 
 def images_at_once(image: Tensor) -> int:
-    """Give how many changed copies of an image to pass forward at once."""
+    """Return how many changed copies of an image to pass forward at once."""
     pixels = _CPU_PIXELS if image.device.type == "cpu" else _GPU_PIXELS
     return max(1, pixels // (image.shape[-2] * image.shape[-1]))
 

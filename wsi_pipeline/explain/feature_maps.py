@@ -1,6 +1,6 @@
 """Feature maps: what one layer makes of an image, channel by channel.
 
-The lecture shows them beside first-layer filters ([lecture] in docs/references.md).
+The lecture shows them next to first-layer filters ([lecture] in docs/references.md).
 """
 
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from wsi_pipeline.models.vgg import VGGFeatures
 
 @dataclass(frozen=True)
 class FeatureMapSettings(Settings):
-    """Which layer is looked at."""
+    """The layer to explain."""
 
     # As in model.named_modules(); None: the last ReLU of the convolutions, before the last pooling
     layer: str | None = None
@@ -43,7 +43,7 @@ class FeatureMaps:
 def feature_maps(
     model: VGGFeatures, image: Tensor, *, target: Target, seed: int, config: FeatureMapSettings
 ) -> Found:
-    """Give the mean size of a layer's maps, stretched bilinearly: (1, C, h, w) -> (h, w)."""
+    """Return the mean size of a layer's maps, stretched bilinearly: (1, C, h, w) -> (h, w)."""
     layer = find_layer(model, config.layer) if config.layer else model.features[-2]
     _, maps = keep_output(model, image, layer)
     values = stretch_over(image, maps.detach().abs().mean(dim=1))[0]

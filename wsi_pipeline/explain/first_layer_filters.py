@@ -16,7 +16,7 @@ from wsi_pipeline.models.base import PatchClassifier
 
 
 def first_layer_filters(model: PatchClassifier) -> NDArray[np.float32]:
-    """Give the weights of a model's first convolution.
+    """Return the weights of a model's first convolution.
 
     Returns
     -------

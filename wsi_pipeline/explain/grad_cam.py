@@ -22,7 +22,7 @@ from wsi_pipeline.models.vgg import VGGFeatures
 
 @dataclass(frozen=True)
 class GradCamSettings(Settings):
-    """Which layer is looked at."""
+    """The layer to explain."""
 
     # As in model.named_modules(); None: the last ReLU of the convolutions, before the last pooling
     layer: str | None = None
@@ -114,7 +114,7 @@ def keep_output(model: nn.Module, image: Tensor, layer: nn.Module) -> tuple[Tens
 
 
 def _weigh(model: nn.Module, image: Tensor, layer: nn.Module) -> tuple[Tensor, Tensor]:
-    """Give alpha, (n, f), and the layer's output, (n, f, h', w')."""
+    """Return alpha, (n, f), and the layer's output, (n, f, h', w')."""
     outputs, maps = keep_output(model, image, layer)
     # Images do not touch one another: the gradient of the sum has each one's own.
     (gradients,) = torch.autograd.grad(outputs.sum(), maps)

@@ -27,5 +27,5 @@ class DifferentiableLogit(TargetLogit):
 
 
 def strongest_channel(gradients: Tensor) -> Tensor:
-    """Give the largest of each pixel's channels: (1, C, h, w) -> (h, w)."""
+    """Return the largest of each pixel's channels: (1, C, h, w) -> (h, w)."""
     return gradients[0].amax(dim=0)

@@ -108,7 +108,7 @@ class _CountReLUs(TorchDispatchMode):
 def guided_backprop(
     model: PatchClassifier, image: Tensor, *, target: Target, seed: int, config: Settings
 ) -> Tensor:
-    """Give max_c |guided dy/dx_c|: (1, C, h, w) -> (h, w)."""
+    """Return max_c |guided dy/dx_c|: (1, C, h, w) -> (h, w)."""
     with guided(model, image):
         return saliency(model, image, target=target, seed=seed, config=config)
 

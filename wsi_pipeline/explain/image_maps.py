@@ -61,7 +61,7 @@ def write_image_map(
 def draw_overview(
     path: Path, shown: Sequence[tuple[ImageEntry, NDArray[np.uint8], NDArray[np.uint8]]]
 ) -> Path:
-    """Draw images above their maps, one column each: titles say class and id."""
+    """Draw images above their maps, one column each, with class and id as title."""
     columns = []
     for entry, picture, grey in shown:
         scale = _CELL_PX / max(grey.shape)

@@ -91,7 +91,7 @@ class LimeFit:
 def lime(
     model: PatchClassifier, image: Tensor, *, target: Target, seed: int, config: LimeSettings
 ) -> Found:
-    """Give each pixel the weight of its superpixel: (1, C, h, w) -> (h, w)."""
+    """Return each pixel the weight of its superpixel: (1, C, h, w) -> (h, w)."""
     pixels = image[0].permute(1, 2, 0).double().cpu().numpy()
     superpixels = divide(pixels, config)
     presence = draw_presence(int(superpixels.max()) + 1, config.samples, seed)
@@ -138,7 +138,7 @@ def draw_presence(superpixels: int, samples: int, seed: int) -> NDArray[np.bool_
 
 
 def _average_within(image: Tensor, superpixels: NDArray[np.int64]) -> Tensor:
-    """Give each pixel the mean colour of its superpixel: (C, h, w) -> (C, h, w)."""
+    """Return each pixel the mean colour of its superpixel: (C, h, w) -> (C, h, w)."""
     numbers = torch.from_numpy(superpixels).to(image.device).flatten()
     sums = torch.zeros(len(image), int(numbers.max()) + 1, dtype=image.dtype, device=image.device)
     sums.index_add_(1, numbers, image.flatten(1))

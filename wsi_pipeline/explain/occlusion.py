@@ -50,7 +50,7 @@ def occlusion(
     seed: int,
     config: OcclusionSettings,
 ) -> Tensor:
-    """Give y(I) - y(I covered), averaged over a pixel's windows: (1, C, h, w) -> (h, w)."""
+    """Return y(I) - y(I covered), averaged over a pixel's windows: (1, C, h, w) -> (h, w)."""
     height, width = image.shape[-2:]
     side, step = (max(1, round(share * min(height, width))) for share in _shares(config))
     corners = [

@@ -136,7 +136,7 @@ def count_histograms(maps: NDArray[np.floating[Any]]) -> NDArray[np.int64]:
 
 
 def average_over_patches(heatmap: NDArray[np.floating[Any]], m: int) -> NDArray[np.float64]:
-    """Give each pixel the mean Q of all patches that hold it (paper 2, appendix B).
+    """Return each pixel the mean Q of all patches that hold it (paper 2, appendix B).
 
     The papers describe this and prefer the plain map; it blurs by a square of `m` pixels.
 

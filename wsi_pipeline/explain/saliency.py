@@ -18,7 +18,7 @@ from wsi_pipeline.models.base import PatchClassifier
 def saliency(
     model: PatchClassifier, image: Tensor, *, target: Target, seed: int, config: Settings
 ) -> Tensor:
-    """Give max_c |dy/dx_c| in the plain image: (1, C, h, w) -> (h, w)."""
+    """Return max_c |dy/dx_c| in the plain image: (1, C, h, w) -> (h, w)."""
     attribution = Saliency(DifferentiableLogit(model, target))
     return strongest_channel(attribution.attribute(image.requires_grad_()))
 

@@ -38,7 +38,7 @@ def smoothgrad(
     seed: int,
     config: SmoothGradSettings,
 ) -> Tensor:
-    """Give the largest channel of mean |dy/dx|, or of |mean dy/dx|: (1, C, h, w) -> (h, w)."""
+    """Return the largest channel of mean |dy/dx|, or of |mean dy/dx|: (1, C, h, w) -> (h, w)."""
     tunnel = NoiseTunnel(Saliency(DifferentiableLogit(model, target)))
     gradients: Tensor = tunnel.attribute(
         image.requires_grad_(),

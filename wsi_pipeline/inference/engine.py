@@ -45,7 +45,7 @@ log = logging.getLogger(__name__)
 
 
 SLIDE_RULE = Rule(0.5)
-STARVED = 0.2  # share of the time spent waiting for pixels from which a cure is named
+STARVED = 0.2  # share of the time spent waiting for pixels above which a remedy is suggested
 IN_FLIGHT = 2  # batches queued on the device; a third would only hold memory
 
 
@@ -76,19 +76,19 @@ class PredictSummary:
             parts.append(f"{self.n_unreadable} unreadable")
         if self.n_resumed:
             parts.append(f"{self.n_resumed} of them done before")
-        said = (
+        text = (
             f"{', '.join(parts)}; waited {self.seconds_read_wait:.1f} s for pixels, transfer "
             f"{self.seconds_transfer:.1f} s, model {self.seconds_model:.1f} s in batches of "
             f"{min(self.batch_size, self.n_patches)}"
         )
         if self.precision_check:
-            said += f"; {self.precision_check}"
+            text += f"; {self.precision_check}"
         if self.starved:
-            said += (
+            text += (
                 "; the device waits for pixels: raise predict.readers, use a faster disk, or tile "
-                "with tile.store=patches where they come from the slide"
+                "with tile.store=patches if pixels are read from the slide"
             )
-        return said
+        return text
 
 
 def predict_store(
@@ -117,7 +117,7 @@ def predict_store(
     model : PatchClassifier, or any network from (B, 3, H, W) to (B,) logits
         Moved to `device`, put into evaluation mode and channels-last layout.
     meta : CheckpointMeta
-        Says what patches the model was trained on.
+        Metadata with the size and resolution of the patches of the training.
     store : patch store of one slide
         With pixels, or with coordinates alone: then they are read from the slide.
     device, precision
@@ -139,7 +139,7 @@ def predict_store(
         Score only this part of the readable patches, whole batches of them, so that all parts
         together have the scores that one call gives. The others get NaN.
     journal : Path, optional
-        File that keeps the batches done, so that a killed prediction goes on inside the slide.
+        File with the finished batches, so that an interrupted prediction continues in the slide.
         The caller removes it when the scores are safe.
     key : str
         Of all settings and inputs; a journal with another key is not used.

@@ -36,7 +36,7 @@ GPU_LAYER_SHARE = 1 / 8  # of the device's memory
 
 
 def batch_pixels(device: torch.device) -> int:
-    """Give how many pixels keep a device busy."""
+    """Return how many pixels keep a device busy."""
     return GPU_BATCH_PIXELS if device.type == "cuda" else CPU_BATCH_PIXELS
 
 
@@ -107,7 +107,7 @@ class Forward:
         self.seconds_model = 0.0
 
     def fit(self, pixels: Tensor, slide_id: str) -> None:
-        """Pass one patch through, and from its largest layer tell how many to compute at once.
+        """Choose the batch size from the largest layer of one patch.
 
         Raises
         ------
@@ -179,7 +179,7 @@ class Forward:
         return self.collect(self.launch(pixels), slide_id)
 
     def score_exactly(self, pixels: Tensor, slide_id: str) -> NDArray[np.float32]:
-        """Score in fp32 without a compiler, one patch at a time: what the others are held to."""
+        """Score in fp32 without a compiler, one patch at a time, as the reference."""
         with self._inference("fp32"):
             parts = [
                 self._finish(self._plain(to_unit_range(one[None], self.device))) for one in pixels
@@ -234,13 +234,13 @@ def _checked(
     if n_bad:
         raise InferenceError(
             f"{slide_id}: the model returned no finite score for {n_bad} of "
-            f"{pluralize(len(scores), 'patch')} in {precision}; {cure_no_score(precision)}"
+            f"{pluralize(len(scores), 'patch')} in {precision}; {suggest_no_score(precision)}"
         )
     return scores
 
 
-def cure_no_score(precision: Precision) -> str:
-    """Say what helps where a model gives no finite score."""
+def suggest_no_score(precision: Precision) -> str:
+    """Suggest a remedy for a model that gives no finite score."""
     if precision != "fp32":
         return "use --set predict.precision=fp32, or train again"
     return (
@@ -250,12 +250,12 @@ def cure_no_score(precision: Precision) -> str:
 
 
 def check_compiler(compiler: Compiler) -> None:
-    """Say at once where `torch.compile` cannot work.
+    """Raise an error if `torch.compile` cannot work.
 
     Raises
     ------
     ConfigError
-        Naming what is missing.
+        With what is missing.
     """
     if compiler == "none" or torch.cuda.is_available():
         return

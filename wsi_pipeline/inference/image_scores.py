@@ -38,7 +38,7 @@ def write_scores(
     logits: NDArray[np.floating[Any]],
     about: Mapping[str, Any],
 ) -> list[Path]:
-    """Write ``images.csv`` and, beside it, ``images.json``: what made the scores, and the rule."""
+    """Write ``images.csv``, and ``images.json`` with the origin of the scores and the rule."""
     scores = sigmoid(logits)
     predicted = Rule(about["threshold"], about["strict"]).decide(scores)
     files = [folder / "images.csv", folder / "images.json"]

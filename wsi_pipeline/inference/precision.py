@@ -32,7 +32,7 @@ class PrecisionCheck:
         return self.largest_difference <= self.tolerance
 
     def as_plain(self) -> dict[str, Any]:
-        """Give what the score file keeps."""
+        """Return what the score file keeps."""
         return asdict(self)
 
     def __str__(self) -> str:

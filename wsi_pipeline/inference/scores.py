@@ -116,7 +116,7 @@ def make_scores(
 
 
 def write_scores(path: Path, scores: Scores) -> None:
-    """Write a score file, whole or not at all.
+    """Write a score file atomically.
 
     Attributes that HDF5 has no plain type for (nested settings, None) are written as JSON.
 

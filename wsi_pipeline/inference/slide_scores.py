@@ -48,8 +48,8 @@ def predict(
     slide : str or path, or PatchStore
         A slide file, or an open patch store.
     tile : TileConfig, optional
-        How the slide is cut: stride, tissue, edges. Patch size and resolution are the checkpoint's,
-        whatever it says, and no pixels are stored. Not with a patch store.
+        How the slide is cut: stride, tissue, edges. Patch size and resolution are always
+        the checkpoint's, and no pixels are stored. Not with a patch store.
     mpp : µm per level-0 px, optional
         Overrides the slide file's own. Not with a patch store.
     device : str
@@ -133,8 +133,8 @@ def _open_patches(
     path = Path(slide)
     if meta.target_mpp <= 0 or meta.image_shape is not None:
         raise InferenceError(
-            f"{path.name}: the checkpoint of {meta.model} was trained on single images, so it does "
-            "not say how to cut a slide; give a checkpoint trained on patches"
+            f"{path.name}: the checkpoint of {meta.model} was trained on single images, so the "
+            "patches of a slide are undefined; use a checkpoint trained on patches"
         )
     cut = replace(
         tile or TileConfig(), patch_px=meta.patch_px, target_mpp=meta.target_mpp, store="coords"

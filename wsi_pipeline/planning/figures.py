@@ -10,7 +10,7 @@ from tiling.contracts import Footprint
 from tiling.wording import pluralize
 from wsi_pipeline.config.reading import Config
 from wsi_pipeline.contracts import Split
-from wsi_pipeline.planning.around import NOTHING
+from wsi_pipeline.planning.extra_files import NOTHING
 from wsi_pipeline.run.state import State
 
 BACKWARD = 3  # a training step costs about three forward passes (forward, and two products back)
@@ -68,7 +68,7 @@ class RunPlan:
     """What a whole run would do."""
 
     slides: tuple[SlidePlan, ...]
-    around: Footprint = NOTHING  # what tile writes besides: the label audit, run.json, ...
+    extra: Footprint = NOTHING  # what tile writes besides: the label audit, run.json, ...
     models: tuple[ModelPlan, ...] = ()
     estimates: dict[str, tuple[int, int]] = field(default_factory=dict)  # stage -> files, bytes
     free_bytes: int | None = None
@@ -90,12 +90,12 @@ class RunPlan:
     @property
     def new_bytes(self) -> int:
         """Bytes that `tile` would write."""
-        return sum(s.bytes for s in self.new) + self.around.bytes
+        return sum(s.bytes for s in self.new) + self.extra.bytes
 
     @property
     def new_files(self) -> int:
         """Files that `tile` would write."""
-        return sum(s.files for s in self.new) + self.around.files
+        return sum(s.files for s in self.new) + self.extra.files
 
     @property
     def exit_code(self) -> int:
@@ -113,8 +113,8 @@ class RunPlan:
                 f"{self.of}s": len(self.slides),
                 "failing": sum(bool(s.problem) for s in self.slides),
                 "patches": sum(s.patches for s in self.slides),
-                "files": sum(s.files for s in self.slides) + self.around.files,
-                "bytes": sum(s.bytes for s in self.slides) + self.around.bytes,
+                "files": sum(s.files for s in self.slides) + self.extra.files,
+                "bytes": sum(s.bytes for s in self.slides) + self.extra.bytes,
                 "new_files": self.new_files,
                 "new_bytes": self.new_bytes,
                 "seconds": sum(s.seconds for s in self.new) / self.workers,
@@ -135,7 +135,7 @@ class RunPlan:
 
 
 def free_bytes(run: Path | None) -> int | None:
-    """Give the room in the file system of a run folder; None where there is no such folder."""
+    """Return the room in the file system of a run folder; None where there is no such folder."""
     if run is None:
         return None
     folder = next(parent for parent in (run.absolute(), *run.absolute().parents) if parent.exists())

@@ -20,7 +20,7 @@ from wsi_pipeline.cohort.splits import advise_image_split
 from wsi_pipeline.config.reading import Config
 from wsi_pipeline.errors import ConfigError
 from wsi_pipeline.layout import RunFolder, Unit
-from wsi_pipeline.planning.around import MARK_BYTES, NOTHING, ROW_BYTES, SETTINGS_BYTES
+from wsi_pipeline.planning.extra_files import MARK_BYTES, NOTHING, ROW_BYTES, SETTINGS_BYTES
 from wsi_pipeline.planning.figures import RunPlan, SlidePlan, find_problems, free_bytes, to_predict
 from wsi_pipeline.planning.models import plan_models
 from wsi_pipeline.run.cluster import Shard
@@ -58,7 +58,7 @@ def plan_images(
     ]
     return RunPlan(
         slides=tuple(rows),
-        around=NOTHING if state == "finished" else _plan_around(task, problems, config, n_bytes),
+        extra=NOTHING if state == "finished" else _plan_extra(task, problems, config, n_bytes),
         models=tuple(
             plan_models(rows, config, device, shape=shape, n_trained=_count_trained(rows, config))
         ),
@@ -84,7 +84,7 @@ def _count_trained(rows: Sequence[SlidePlan], config: Config) -> int:
     return 2 * max(counts) if equal == "upsample" else 2 * min(counts) if equal else sum(counts)
 
 
-def _plan_around(
+def _plan_extra(
     task: PrepareImages, problems: dict[str, str], config: Config, n_bytes: int
 ) -> Footprint:
     """Count what holds the images together, and the place of those that cannot be decoded."""

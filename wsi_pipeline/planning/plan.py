@@ -1,8 +1,8 @@
 """The ``plan`` command: what a run would do, found by the code that does it; nothing is written.
 
 Patches, labels, files and bytes of the patch stores are counted as tiling counts them. Times come
-from a short probe of this machine, and what the models will say is not known yet, so score files
-and heatmaps are estimates.
+from a short probe of this machine, and scores are not known yet, so score files and heatmaps are
+estimates.
 """
 
 import time
@@ -19,7 +19,7 @@ from wsi_pipeline.config.reading import Config, anchor_paths
 from wsi_pipeline.contracts import SlideEntry
 from wsi_pipeline.errors import StageError
 from wsi_pipeline.layout import RunFolder, Unit
-from wsi_pipeline.planning.around import plan_around
+from wsi_pipeline.planning.extra_files import plan_extra_files
 from wsi_pipeline.planning.figures import (
     RunPlan,
     SlidePlan,
@@ -28,8 +28,8 @@ from wsi_pipeline.planning.figures import (
     to_predict,
 )
 from wsi_pipeline.planning.images import plan_images
-from wsi_pipeline.planning.lookers import look_at_each
 from wsi_pipeline.planning.models import plan_models
+from wsi_pipeline.planning.process_map import map_in_processes
 from wsi_pipeline.run.cluster import Shard, select_shard
 from wsi_pipeline.run.progress import StageProgress
 from wsi_pipeline.run.slide_contents import TileInputs, old_tile_fingerprint, tile_inputs
@@ -209,7 +209,7 @@ def plan_run(
     )
     return RunPlan(
         slides=tuple(slides),
-        around=plan_around(slides, audited, config, entries, workers=workers),
+        extra=plan_extra_files(slides, audited, config, entries, workers=workers),
         models=tuple(models),
         estimates=_estimate(slides, config),
         free_bytes=free_bytes(config.out),
@@ -243,7 +243,7 @@ def _plan_slides(
     plans: dict[int, SlidePlan] = {}
     audited: dict[int, Audited] = {}
     with StageProgress("plan", len(tasks), quiet=quiet) as progress:
-        for number, found in look_at_each(plan_slide, tasks, workers=workers):
+        for number, found in map_in_processes(plan_slide, tasks, workers=workers):
             entry = entries[number]
             if isinstance(found, StageError):
                 problem = f"{entry.path.name}: {found}"
@@ -256,7 +256,7 @@ def _plan_slides(
 
 
 def _estimate(slides: Sequence[SlidePlan], config: Config) -> dict[str, tuple[int, int]]:
-    """Tell files and bytes of what the models will leave: estimates, their scores are unknown."""
+    """Estimate files and bytes of the models' outputs, whose scores are unknown."""
     scored = to_predict(slides, config)
     n_models = len(config.train)
     n_files = n_models * len(scored)

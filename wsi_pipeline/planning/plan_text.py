@@ -12,7 +12,7 @@ STATE = {
 
 
 def describe(plan: RunPlan) -> list[str]:
-    """Lay out one line per slide, then the totals, the models, and what would go wrong."""
+    """Format one line per slide, then the totals, the models, and the failures."""
     rows: list[tuple[str, ...]] = [
         (plan.of, "patches", "pos.", "neg.", "ign.", "unl.", "size", "files", "time", "")
     ]
@@ -31,16 +31,16 @@ def describe(plan: RunPlan) -> list[str]:
 def _slide_row(s: SlidePlan) -> tuple[str, ...]:
     if s.problem:
         return (s.slide_id, *[""] * 8, f"WOULD FAIL: {s.problem}")
-    said = [STATE[s.state], *s.notes]
+    notes = [STATE[s.state], *s.notes]
     if s.unreadable_probes:
-        said.append(f"{pluralize(s.unreadable_probes, 'sampled patch')} cannot be decoded")
+        notes.append(f"{pluralize(s.unreadable_probes, 'sampled patch')} cannot be decoded")
     counts = [str(n) for n in (s.patches, s.positive, s.negative, s.ignored, s.unlabelled)]
     size, seconds = size_text(s.bytes), format_duration(s.seconds)
-    return (s.slide_id, *counts, size, str(s.files), seconds, "; ".join(said))
+    return (s.slide_id, *counts, size, str(s.files), seconds, "; ".join(notes))
 
 
 def summarise(plan: RunPlan) -> list[str]:
-    """Give the totals and what would go wrong."""
+    """Return the totals and what would go wrong."""
     failing = [s for s in plan.slides if s.problem]
     by_state = {
         state: [s for s in plan.slides if not s.problem and s.state == state] for state in STATE

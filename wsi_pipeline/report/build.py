@@ -193,7 +193,7 @@ METASTASIS_KINDS = {
 
 
 def read_headlines(model: ModelFiles) -> list[Figure]:
-    """Give the figures a model is first asked for, in the order of `HEADLINES`."""
+    """Return the figures a model is first asked for, in the order of `HEADLINES`."""
     auc = [_read_metric(model, section, "roc_auc") for section in ("patch", "slide")]
     return auc + [_read_froc_score(model, name) for name in DEFINITIONS]
 
@@ -244,7 +244,7 @@ def _read_confusion(model: ModelFiles) -> Confusion | None:
 def compare_figures(
     models: Sequence[ModelFiles], section: str, names: Mapping[str, str]
 ) -> list[tuple[str, list[Figure]]]:
-    """Give one line per figure that some model has: its name, and the figure of each model."""
+    """Return one line per figure that some model has: its name, and the figure of each model."""
     lines = []
     for key, name in names.items():
         if any(key in find_section(model, section) for model in models):
@@ -253,7 +253,7 @@ def compare_figures(
 
 
 def compare_kinds(models: Sequence[ModelFiles]) -> list[tuple[str, list[Figure]]]:
-    """Give the lines about slides with metastases of each kind, that kind against the normal."""
+    """Return the lines about slides with metastases of each kind, that kind against the normal."""
     lines = []
     for kind, name in METASTASIS_KINDS.items():
         if any(find_section(model, f"metastasis.{kind}").get("n") for model in models):
@@ -273,13 +273,13 @@ def find_section(model: ModelFiles, section: str) -> Mapping[str, Any]:
 
 def _read_metric(model: ModelFiles, section: str, key: str) -> Figure:
     undefined = (model.metrics or {}).get("undefined") or {}
-    prefix = f"{section}."  # reasons stand at the top of metrics.json, by place
+    prefix = f"{section}."  # reasons are at the top level of metrics.json, by place
     reasons = {k.removeprefix(prefix): why for k, why in undefined.items() if k.startswith(prefix)}
     return read_figure(find_section(model, section), key, reasons)
 
 
 def read_froc_table(models: Sequence[ModelFiles], definition: str) -> list[dict[str, Any]]:
-    """Give one line per model: what was counted, the sensitivities, the score, the lesions."""
+    """Return one line per model: what was counted, the sensitivities, the score, the lesions."""
     return [
         _read_froc_line(model, definition, model.froc[definition])
         for model in models
@@ -331,7 +331,7 @@ def _slide_rows(model: ModelFiles, cohort: Sequence[CohortSlide]) -> list[Row]:
 
 
 def _other_row(slide: CohortSlide | None, scored: Row | None, threshold: float | None) -> Row:
-    """Give what is known of a slide that is not evaluated: its label, score and call."""
+    """Return what is known of a slide that is not evaluated: its label, score and call."""
     row = {}
     if slide is not None and slide.label is not None:
         row["label"] = str(slide.label)
@@ -347,7 +347,7 @@ def _embed_overlays(model: ModelFiles) -> dict[str, str]:
 
 
 def _embed_crops(model: ModelFiles) -> list[tuple[str, Row]]:
-    """Give the patches a model got most wrong: picture (or none), and the row of ``errors.csv``."""
+    """Return the worst errors of a model: picture (or none), and the row of ``errors.csv``."""
     return [
         (embed_picture(crop.picture, longest_px=_CROP_PX) if crop.picture else "", crop.row)
         for crop in model.errors

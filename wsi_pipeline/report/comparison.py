@@ -143,7 +143,7 @@ def _name_runs(runs: Sequence[Path]) -> list[str]:
 
 
 def _pair_lines(pair: dict[str, Any]) -> list[dict[str, Any]]:
-    """Give one line per figure: its name, both values, their difference and the p-values."""
+    """Return one line per figure: its name, both values, their difference and the p-values."""
     titles = {f"froc_{name}.score": title for name, title in FROC_TITLES.items()}
     for level, prefix in ((PATCH, "patch."), (SLIDE, "slide."), (IMAGE, "")):
         titles |= {prefix + name: title for name, title in compared_titles(level).items()}

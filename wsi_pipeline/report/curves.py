@@ -99,7 +99,7 @@ def _slide_labels_and_scores(model: ModelFiles) -> tuple[NDArray[np.int64], NDAr
 
 
 def chart_froc(models: Sequence[ModelFiles], definition: str) -> Chart | None:
-    """FROC curves by one definition, read between points as their results say."""
+    """FROC curves by one definition, interpolated as in their results."""
     series = []
     for colour, model in enumerate(models):
         result = model.froc.get(definition)
@@ -114,7 +114,7 @@ def chart_froc(models: Sequence[ModelFiles], definition: str) -> Chart | None:
 
 
 def _band(result: dict[str, Any]) -> Band | None:
-    """Give the band along the curve; else through the intervals at the rates, if there are any."""
+    """Return the band of the curve, or one through the intervals at the rates, if any."""
     known = result.get("band")
     if known:
         return Band(*(np.array(known[name], np.float64) for name in ("avg_fps", "low", "high")))

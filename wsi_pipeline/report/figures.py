@@ -13,7 +13,7 @@ from wsi_pipeline.report import curves
 from wsi_pipeline.report.charts import Chart, Series
 from wsi_pipeline.report.gather import ModelFiles
 
-# Told apart by colour-blind readers (Okabe and Ito), and on white paper.
+# Distinguishable for colour-blind readers (Okabe and Ito), and on white paper.
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#7a5c00", "#4a4f5c")
 
 
@@ -43,7 +43,7 @@ def write_figures(folder: Path, model: ModelFiles) -> list[Path]:
 
 
 def paper_charts(model: ModelFiles) -> Mapping[str, Chart]:
-    """Give the charts of one model, by the name of their files."""
+    """Return the charts of one model, by the name of their files."""
     found = {
         "roc_slides": curves.chart_slide_roc([model]),
         "roc_patches": curves.chart_patch_roc([model]),

@@ -1,7 +1,7 @@
 """What a run folder holds, read into plain values for the report.
 
-Only files of the run folder are read. A part that is not there is empty, and the
-report says which stage would make it; a part that is there but broken is an error that names it.
+Only files of the run folder are read. A missing part is empty, and the report names the stage that
+creates it; a damaged part is an error with its file.
 """
 
 import math

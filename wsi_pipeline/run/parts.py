@@ -1,6 +1,6 @@
 """One unit done by several tasks of a job array: each writes a part, the last puts them together.
 
-Parts are under ``.state/parts/``, where nobody takes them for results, each written whole or not
+Parts are under ``.state/parts/``, apart from the results, each written whole or not
 at all. They fit together if they say the same of how they were made.
 """
 

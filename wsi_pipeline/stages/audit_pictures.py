@@ -83,11 +83,11 @@ def _draw_sample(
     font = _font(14)
     caption = sample.caption
     if draw.textlength(caption, font) > CELL_PX:
-        while draw.textlength(f"...{caption}", font) > CELL_PX:  # its end tells patches apart
+        while draw.textlength(f"...{caption}", font) > CELL_PX:  # its end identifies the patch
             caption = caption[1:]
         caption = f"...{caption}"
     draw.text((x, y + CELL_PX + 3), caption, BLACK, font)
-    draw.text((x, y + CELL_PX + 20), _say(sample), BLACK, font)
+    draw.text((x, y + CELL_PX + 20), _format_sample(sample), BLACK, font)
 
 
 def _draw_patch(sample: Sample) -> Image.Image:
@@ -108,13 +108,13 @@ def _draw_patch(sample: Sample) -> Image.Image:
     return patch
 
 
-def _say(sample: Sample) -> str:
+def _format_sample(sample: Sample) -> str:
     around = f", around it {format_percent(sample.around)}" if sample.group == "negative" else ""
     return f"tumour {_percent(sample.share)}{around}"
 
 
 def _percent(share: float) -> str:
-    """Say a share so that one just above 0 or just below 1 does not look like 0 or 1."""
+    """Format a share such that values just above 0 or just below 1 do not look like 0 or 1."""
     text = f"{100 * share:.2f} %"
     if share > 0 and text == "0.00 %":
         return f"{100 * share:.1g} %"
@@ -143,8 +143,8 @@ def draw_histogram(file: BinaryIO, shares: NDArray[np.int64]) -> None:
     for name, counts in zip(GROUPS, shares, strict=True):
         if counts.any():
             colour = tuple(value / 255 for value in COLOUR_BY_GROUP[name])
-            said = f"{name}: {counts.sum():,}"
-            axes.bar(left, counts, 1 / N_BINS, bottom, align="edge", color=colour, label=said)
+            label = f"{name}: {counts.sum():,}"
+            axes.bar(left, counts, 1 / N_BINS, bottom, align="edge", color=colour, label=label)
         bottom += counts
     axes.set_yscale("symlog", linthresh=1)
     axes.set_ylim(0, max(2.0, bottom.max() * 2))

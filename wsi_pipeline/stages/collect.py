@@ -43,7 +43,7 @@ _State = Literal["done", "failed", "missing", "damaged"]  # in the order of a jo
 
 @dataclass(frozen=True)
 class _Job:
-    """A stage that has begun, and what it should have done."""
+    """A stage that has begun, and its expected units."""
 
     stage: str
     title: str
@@ -53,8 +53,8 @@ class _Job:
 def collect(run: RunFolder, *, verify: bool = False) -> Collected:
     """Merge the failures of all shards; list what each stage and shard misses.
 
-    Of slides, the label audit is brought up to date too, as no shard sees all of them. A read-only
-    run folder is left as it is.
+    For slides, the label audit is updated as well, since no shard sees all of them. A read-only run
+    folder is not changed.
 
     Parameters
     ----------
@@ -67,7 +67,7 @@ def collect(run: RunFolder, *, verify: bool = False) -> Collected:
     n_failed = _write_failures(run)
     if verify:
         _verify_pixels(run, cohort.slides)
-    looked = _Looked(run)
+    states = _UnitStates(run)
     lines, n_missing = merged, 0
     try:
         stages = read_stages(run)
@@ -77,7 +77,7 @@ def collect(run: RunFolder, *, verify: bool = False) -> Collected:
         n_missing += 1
     jobs = _expect(run, cohort, stages)
     for job in jobs:
-        described, n = _describe(job, looked)
+        described, n = _describe(job, states)
         lines += described
         n_missing += n
     for stage in dict.fromkeys(job.stage for job in jobs):
@@ -135,7 +135,7 @@ def _verify_pixels(run: RunFolder, entries: Iterable[SlideEntry]) -> None:
             record_damage(run, path, "collect", damage)
 
 
-class _Looked:
+class _UnitStates:
     """The state of each unit, its mark and files read once."""
 
     def __init__(self, run: RunFolder) -> None:
@@ -160,15 +160,15 @@ class _Looked:
         return "missing" if all(p.is_missing for p in problems or ()) else "damaged"
 
 
-def _describe(job: _Job, looked: _Looked) -> tuple[list[str], int]:
+def _describe(job: _Job, states: _UnitStates) -> tuple[list[str], int]:
     units: dict[_State, list[Unit]] = {state: [] for state in get_args(_State)}
     for unit in job.units:
-        units[looked.state(unit)].append(unit)
+        units[states.state(unit)].append(unit)
     bad = [*units["damaged"], *units["missing"]]
-    why = [str(problem) for unit in bad for problem in looked.problems(unit) or ()]
+    why = [str(problem) for unit in bad for problem in states.problems(unit) or ()]
     lines = [f"{job.title}: {name_some(why, 20)}"] if why else []
     if [u.slide_id for u in job.units] in ([ALL], [""]):  # all images, a model or the report
-        return [f"{job.title}: {looked.state(job.units[0])}", *lines], len(bad)
+        return [f"{job.title}: {states.state(job.units[0])}", *lines], len(bad)
     line = f"{job.title}: {len(units['done'])} of {pluralize(len(job.units), 'slide')} done"
     for state, those in units.items():
         if those and state != "done":
@@ -177,7 +177,7 @@ def _describe(job: _Job, looked: _Looked) -> tuple[list[str], int]:
 
 
 def _expect(run: RunFolder, cohort: Cohort, stages: Mapping[str, Any]) -> list[_Job]:
-    """List the jobs that have begun, by what is there and by what marks say was there."""
+    """List the jobs that have begun, according to files and marks."""
 
     def wanted(stage: Stage, model: str, variant: str) -> list[str]:
         """List the units that a stage was last asked to work on, and can."""

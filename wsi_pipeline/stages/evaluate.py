@@ -30,10 +30,10 @@ from wsi_pipeline.run.runner import Options, StageResult, run_stage
 from wsi_pipeline.run.tasks import Done, Job, Task
 from wsi_pipeline.stages.inputs import (
     DigestScores,
+    build_store_heatmap,
     choose_scored_models,
     digest_scores,
     digest_scores_by_origin,
-    lay_out,
     scored,
 )
 
@@ -120,7 +120,7 @@ class EvaluateSlides(Task):
     def _evaluation_slide(self, run: RunFolder, entry: SlideEntry) -> "EvaluationSlide":
         """Put a slide's scores and reference together.
 
-        The heatmap is laid out of the scores at hand, not read from its file, which may be older.
+        The heatmap is computed from the scores, not read from its file, which may be older.
         """
         from tiling.annotation.slide_annotation import read_annotation_of_store
         from wsi_pipeline.evaluation.inputs import EvaluationSlide
@@ -130,7 +130,7 @@ class EvaluateSlides(Task):
         config = self.config
         store = open_store(run, entry)
         scores = read_scores(run.scores(self.model, entry.slide_id))
-        heatmap = lay_out(scores, store, self.heatmap)
+        heatmap = build_store_heatmap(scores, store, self.heatmap)
         radius_px = radius_in_px(config.detection_radius_um, heatmap, store.info.mpp)
         drawn = entry.annotation
         annotation = None if drawn is None else read_annotation_of_store(drawn, store)
@@ -170,10 +170,10 @@ def _headline(metrics: Mapping[str, Any]) -> str:
         "slide ROC AUC": metrics["slide"]["roc_auc"],
         "FROC score": metrics["froc"]["score"],
     }
-    said = [
+    parts = [
         f"{name} {'undefined' if v is None else format_number(v)}" for name, v in figures.items()
     ]
-    return ", ".join(said)
+    return ", ".join(parts)
 
 
 IMAGE_METRICS = "wsi-pipeline/image-metrics/3"  # what metrics.json holds
@@ -229,12 +229,12 @@ class EvaluateImages(Task):
             files = move_into(scratch, out, last="metrics.json")
         figures = {"accuracy": "accuracy", "ROC AUC": "roc_auc", "loss": "loss"}
         found = {name: metrics["patch"][key] for name, key in figures.items()}
-        said = [
+        parts = [
             f"{name} {'undefined' if v is None else format_number(v)}" for name, v in found.items()
         ]
         if n := metrics["localisation"]["n"]:
-            said.append(f"maps compared with {pluralize(n, 'mask')}")
-        return files, f"{metrics['evaluated']}: " + ", ".join(said)
+            parts.append(f"maps compared with {pluralize(n, 'mask')}")
+        return files, f"{metrics['evaluated']}: " + ", ".join(parts)
 
 
 def evaluate(
@@ -274,8 +274,8 @@ def _to_evaluate(
     """Choose what figures are made of: the split that is evaluated, and val for the threshold.
 
     Without any split, all slides with a reference. A slide that could not be tiled or scored is
-    left out and said so in the figures; one that was merely not predicted yet is an error, since
-    figures of half a test set look like figures of the whole.
+    skipped, with a note; one that was not predicted yet is an error, since metrics of half a test
+    set look like those of the whole.
 
     Returns
     -------

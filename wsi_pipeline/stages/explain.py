@@ -144,7 +144,7 @@ def _finite(score: float) -> float | None:
 
 
 def _settings_of(name: str, config: ExplainConfig) -> "Settings":
-    """Give a method's settings, with the layer where it has one."""
+    """Return a method's settings, with the layer where it has one."""
     from wsi_pipeline.explain import load_method
 
     kind = load_method(name).settings

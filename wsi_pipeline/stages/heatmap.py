@@ -32,10 +32,10 @@ from wsi_pipeline.run.runner import Options, StageResult, run_stage
 from wsi_pipeline.run.state import clear_mark, mark_finished
 from wsi_pipeline.run.tasks import Done, Job, Task
 from wsi_pipeline.stages.inputs import (
+    build_store_heatmap,
     choose_scored_models,
     digest_scores,
     digest_scores_by_origin,
-    lay_out,
     name_unscored,
     scored,
     slide_bytes,
@@ -50,8 +50,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class LayHeatmap(Task):
-    """Lay the scores of one slide out as a heatmap."""
+class BuildHeatmap(Task):
+    """Build the heatmap of one slide."""
 
     entry: SlideEntry
     model: str
@@ -89,7 +89,7 @@ class LayHeatmap(Task):
         values = job.run.heatmap(model, entry.slide_id)
         picture = job.run.overlay(model, entry.slide_id)
         with open_store(job.run, entry) as store:
-            heatmap = lay_out(scores, store, config)
+            heatmap = build_store_heatmap(scores, store, config)
             about: dict[str, Any] = {"mpp": store.info.mpp, "outlines": _outlines(entry, store)}
             thumbnail = _thumbnail(entry, store.info.mpp, config.thumbnail_px)
             write_heatmap(values, heatmap, mpp=store.info.mpp, name=entry.slide_id)
@@ -331,7 +331,7 @@ def heatmap(
     by_id = {e.slide_id: e for e in entries}
     chosen = choose_scored_models(run, models)
     tasks = [
-        LayHeatmap(by_id[slide_id], model, config.heatmap, options.device)
+        BuildHeatmap(by_id[slide_id], model, config.heatmap, options.device)
         for model in chosen
         for slide_id in scored(run, model, by_id)
     ]
@@ -366,7 +366,7 @@ def _map_images(
 
 
 def _method_of(checkpoint: Path, config: Config) -> str:
-    """Give the method that maps a model's images: the config's, else the architecture's own."""
+    """Return the method that maps a model's images: the config's, else the architecture's own."""
     from wsi_pipeline.explain import choose_method
     from wsi_pipeline.models import MODELS
     from wsi_pipeline.models.checkpoint import read_meta
@@ -375,7 +375,7 @@ def _method_of(checkpoint: Path, config: Config) -> str:
 
 
 def _why_no_maps(run: RunFolder, model: str, config: Config) -> str:
-    """Say why a model that has scores gets no maps; empty: it gets them."""
+    """Describe why a model with scores gets no maps; empty if it does."""
     from wsi_pipeline.explain import load_method
     from wsi_pipeline.inference.image_scores import read_scores
     from wsi_pipeline.models import MODELS

@@ -40,9 +40,9 @@ def threads_per_slide(options: Options, n_slides: int) -> int:
 
 
 def check_device(options: Options, *precisions: str) -> None:
-    """Say once that a device is not there, or cannot compute in a precision.
+    """Raise an error if a device is not available, or does not support a precision.
 
-    Workers elsewhere know better what they have.
+    Workers on other machines check their own devices.
     """
     from wsi_pipeline.models.devices import resolve_device, resolve_precision
 
@@ -147,7 +147,7 @@ def digest_scores(run: RunFolder, model: str, slide_id: str) -> str:
 
 
 def digest_scores_by_origin(run: RunFolder, model: str, slide_id: str) -> str:
-    """Give the digest of what a slide's scores were made from, which earlier versions used."""
+    """Return the digest of what a slide's scores were made from, which earlier versions used."""
     from wsi_pipeline.inference.scores import read_scores
 
     return str(read_scores(run.scores(model, slide_id)).attributes.get("fingerprint"))
@@ -156,8 +156,8 @@ def digest_scores_by_origin(run: RunFolder, model: str, slide_id: str) -> str:
 DigestScores = Callable[[RunFolder, str, str], str]
 
 
-def lay_out(scores: Scores, store: "PatchStore", config: HeatmapConfig) -> Heatmap:
-    """Lay scores out on the grid of their store."""
+def build_store_heatmap(scores: Scores, store: "PatchStore", config: HeatmapConfig) -> Heatmap:
+    """Build the heatmap of scores on the grid of their store."""
     from wsi_pipeline.heatmaps.rasters import rasterise_scores
 
     tile = store.geometry

@@ -1,4 +1,4 @@
-"""The label audit: what all patch stores of a run say together, as tables and pictures.
+"""The label audit: the labels of all patch stores of a run, as tables and pictures.
 
 Made from the finished stores alone, so that it is right whatever made them: one run, a resumed
 one, or the shards of a job array. Pixels are read of the few patches that are shown.

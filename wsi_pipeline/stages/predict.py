@@ -289,7 +289,7 @@ def predict(
     if not found:
         raise StageError(f"{run.path}: no checkpoint; train a model or use --checkpoint FILE")
     for checkpoint in by_name.values():
-        read_meta(checkpoint)  # what is no checkpoint is said once, before any slide is touched
+        read_meta(checkpoint)  # invalid checkpoints are reported before any slide is processed
     if isinstance(cohort, ImageCohort):
         return _predict_images(cohort, config, options, checkpoints=by_name)
     entries = cohort.entries
@@ -334,7 +334,7 @@ def cut_for(
     needs = {(m.patch_px, m.target_mpp) for m in map(read_meta, checkpoints)}
     if len(needs) != 1:
         raise ConfigError(
-            "--slides needs a --checkpoint: it says which patches to cut"
+            "--slides needs a --checkpoint, which determines the patches to cut"
             if not needs
             else f"--slides: the checkpoints need different patches ({name_some(_sizes(needs))}); "
             "predict with one at a time, each into a RUN of its own"

@@ -79,7 +79,7 @@ def report(
 
 
 def _read_plain(path: Path) -> str:
-    """Give the text of a mark as its stage wrote it; empty where it is damaged."""
+    """Return the text of a mark as its stage wrote it; empty where it is damaged."""
     try:
         value = read_json_object(path)
     except (OSError, ValueError):

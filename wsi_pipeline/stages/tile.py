@@ -157,7 +157,7 @@ def list_entries(config: Config) -> list[SlideEntry]:
     """List the data set that a config names, each slide in its split."""
     if config.input is None:
         raise ConfigError("no input; give a slide, a folder or a manifest")
-    check_tile_config(config.tile)  # said once, before any slide is touched
+    check_tile_config(config.tile)  # reported once, before any slide is processed
     listing = read_input(config.input)
     entries = list(listing.entries)
     if config.splits:
@@ -214,8 +214,8 @@ def tile(run: RunFolder, config: Config, options: Options, *, fixed: bool = Fals
         return result
     from wsi_pipeline.stages.label_audit import update_audit
 
-    said = update_audit(run, overwrite=options.overwrite)
-    return replace(result, notes=(said,) if said else ())
+    summary = update_audit(run, overwrite=options.overwrite)
+    return replace(result, notes=(summary,) if summary else ())
 
 
 def _tile_images(run: RunFolder, config: Config, options: Options) -> StageResult:

@@ -66,7 +66,7 @@ def test_every_command_lists_the_same_slides(mixed, tmp_path, capsys, caplog):
     assert tile(mixed, tmp_path / "tile") == 0
     assert ids(tmp_path / "tile") == expected
     said = caplog.text
-    assert "passed over c.vsi: Olympus VSI" in said
+    assert "skipped c.vsi: Olympus VSI" in said
     assert "there are slides in deep: give such a folder" in said
     assert "b.tif and copy of b.tif have the same content" in said
 
@@ -81,7 +81,7 @@ def test_every_command_lists_the_same_slides(mixed, tmp_path, capsys, caplog):
 
     capsys.readouterr()
     assert main(["slides", str(mixed), "--csv", str(tmp_path / "m.csv"), "--workers", "2"]) == 0
-    assert "passed over c.vsi" in capsys.readouterr().out
+    assert "skipped c.vsi" in capsys.readouterr().out
     assert [e.slide_id for e in read_manifest(tmp_path / "m.csv")] == expected
     options = {"m": 5, "stride": 5, "filters": 4, "depth": 2}
     meta = CheckpointMeta("patchnet", options, patch_px=32, target_mpp=1.0)

@@ -52,7 +52,7 @@ def options(tmp_path):
 
 def run(options):
     lines = []
-    run_froc(options, say=lines.append)
+    run_froc(options, print_line=lines.append)
     return json.loads((options.out / "froc.json").read_text()), lines
 
 

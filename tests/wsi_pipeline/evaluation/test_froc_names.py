@@ -78,7 +78,7 @@ def draw(options, detections, references, slides=None):
 
 def run(options):
     lines = []
-    run_froc(options, say=lines.append)
+    run_froc(options, print_line=lines.append)
     return json.loads((options.out / "froc.json").read_text()), "\n".join(lines)
 
 

@@ -12,7 +12,7 @@ from tests.tiling.slides import break_file_tile, halve, tissue, write_slide, wri
 from wsi_pipeline.cli.app import main
 from wsi_pipeline.cohort.listing import read_input
 from wsi_pipeline.errors import StageError
-from wsi_pipeline.planning.lookers import look_at_each
+from wsi_pipeline.planning.process_map import map_in_processes
 
 OUTLINE = '{"positive": [{"name": "a", "vertices": [[90, 90], [200, 90], [200, 200]]}]}'
 
@@ -175,6 +175,6 @@ def test_without_csv_nothing_is_written(folder, capsys):
 
 def test_a_slide_that_kills_its_process_is_named_and_the_others_go_on():
     items = ["3", "2 + 2", "__import__('os')._exit(139)", "5", "6"]
-    found = dict(look_at_each(eval, items, workers=2))
+    found = dict(map_in_processes(eval, items, workers=2))
     assert isinstance(found.pop(2), StageError)
     assert found == {0: 3, 1: 4, 3: 5, 4: 6}

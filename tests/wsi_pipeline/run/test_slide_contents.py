@@ -142,7 +142,7 @@ def test_planning_reads_only_slides_that_are_finished_and_not_known(home, capsys
         monkey = pytest.MonkeyPatch()
         with monkey.context() as patch:
             patch.setattr(
-                "wsi_pipeline.planning.plan.look_at_each",
+                "wsi_pipeline.planning.plan.map_in_processes",
                 lambda look, items, workers: enumerate(map(look, items)),
             )
             main(["plan", str(config), "--format", "json", "--quiet", *settings])

@@ -80,7 +80,7 @@ ASAP_XML = AnnotationFormat(
 def write_asap_xml(
     path: Path, polygons: Sequence[tuple[str, str, ArrayLike]], groups: Iterable[str]
 ) -> None:
-    """Write polygons as ASAP opens them, whole or not at all.
+    """Write polygons as ASAP opens them atomically.
 
     Parameters
     ----------

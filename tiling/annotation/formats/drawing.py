@@ -23,7 +23,7 @@ from tiling.contracts import Annotation, Unclassified
 from tiling.errors import AnnotationError
 from tiling.wording import name_some
 
-# unknown: a class that says nothing of tumour; unclassified: no class at all
+# unknown: a class without a known meaning; unclassified: no class at all
 Meaning = Literal["tumour", "exclusion", "ignored", "unknown", "unclassified"]
 Vertices = NDArray[np.float64]
 

@@ -12,7 +12,7 @@ from tiling.errors import AnnotationError
 # Where a class is named: by QuPath (an object with a name, or the name alone), by TIAToolbox's
 # annotation store, and by scripts that write a flat table of properties.
 CLASS_KEYS = ("classification", "type", "class", "label")
-# Values of `type` that say what kind of object it is, and nothing about its class.
+# Values of `type` that are the kind of an object, not its class.
 NOT_CLASSES = frozenset(
     {
         "feature", "annotation", "detection", "cell", "tile", "polygon", "multipolygon",

@@ -87,7 +87,7 @@ def _read_regions(
     for number, region in enumerate(layer.iter("Region"), start=1):
         name = f"{layer_name}, region {region.get('Id') or number}"
         is_hole = region.get("NegativeROA", "0").casefold() in ("1", "true")
-        # A hole's text says what was cut out; the hole belongs to the layer.
+        # A hole's text describes what was cut out; the hole belongs to the layer.
         class_name = _class_name(layer, "" if is_hole else region.get("Text") or "", drawing)
         meaning = drawing.classify(class_name)
         number_of_kind = region.get("Type", "0").strip().casefold()

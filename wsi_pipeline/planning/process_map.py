@@ -1,7 +1,7 @@
-"""Looking at many slides at once, in processes that may die.
+"""Mapping of a function over slides in processes that may crash.
 
-A damaged slide can take the process that reads it down with it. Such a slide is tried once more,
-alone, and then named; the others go on.
+A damaged slide can crash the process that reads it. Such a slide is retried once, alone, and then
+reported; the others continue.
 """
 
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -27,14 +27,14 @@ def default_workers() -> int:
     return min(MOST_WORKERS, cpu_count() or 1)
 
 
-def look_at_each(
-    look: Callable[[Item], Result], items: Sequence[Item], *, workers: int
+def map_in_processes(
+    function: Callable[[Item], Result], items: Sequence[Item], *, workers: int
 ) -> Iterator[tuple[int, Result | StageError]]:
     """Call a function on each item in other processes; yield number and result as each ends.
 
     Parameters
     ----------
-    look : callable
+    function : callable
         Importable by name; must catch its own errors.
     items : sequence
         Can be sent to a process; paths absolute.
@@ -42,26 +42,26 @@ def look_at_each(
     Yields
     ------
     number, result
-        A `StageError` in place of a result where the process died of the item.
+        A `StageError` in place of a result if the item crashed its process.
     """
     waiting = list(range(len(items)))[::-1]
     while waiting:
-        suspects = yield from _look_until_death(look, items, waiting, workers)
+        suspects = yield from _map_until_crash(function, items, waiting, workers)
         for number in suspects:
-            yield number, _look_alone(look, items[number])
+            yield number, _call_alone(function, items[number])
 
 
-def _look_until_death(
-    look: Callable[[Item], Result], items: Sequence[Item], waiting: list[int], workers: int
+def _map_until_crash(
+    function: Callable[[Item], Result], items: Sequence[Item], waiting: list[int], workers: int
 ) -> Generator[tuple[int, Result | StageError], None, list[int]]:
-    """Work until a process dies; returns the items that were being looked at then."""
+    """Process items until a process crashes; return the items that were being processed."""
     running: dict[Future[Result], int] = {}
     with _open_pool(min(workers, len(waiting))) as pool:
         while waiting or running:
             try:
-                # No more are sent than are looked at, so a death has few suspects.
+                # Only as many as workers are submitted, so a crash has few suspects.
                 while waiting and len(running) < workers:
-                    future = pool.submit(look, items[waiting[-1]])
+                    future = pool.submit(function, items[waiting[-1]])
                     running[future] = waiting.pop()
             except BrokenProcessPool:
                 return list(running.values())
@@ -73,10 +73,10 @@ def _look_until_death(
     return []
 
 
-def _look_alone(look: Callable[[Item], Result], item: Item) -> Result | StageError:
+def _call_alone(function: Callable[[Item], Result], item: Item) -> Result | StageError:
     with _open_pool(1) as pool:
         try:
-            return pool.submit(look, item).result()
+            return pool.submit(function, item).result()
         except BrokenProcessPool:
             return StageError(
                 "reading it ends the whole process (a crash in the decoder, or too little memory); "

@@ -15,7 +15,7 @@ from wsi_pipeline.config.reading import Config
 from wsi_pipeline.contracts import SlideEntry
 from wsi_pipeline.errors import StageError
 from wsi_pipeline.layout import RunFolder
-from wsi_pipeline.planning.lookers import look_at_each
+from wsi_pipeline.planning.process_map import map_in_processes
 from wsi_pipeline.stages.label_audit import Audited, choose, make_files, make_sample
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class SampleTask:
     config: TileConfig
 
 
-def plan_around(
+def plan_extra_files(
     slides: "Sequence[SlidePlan]",
     audited: Sequence[Audited],
     config: Config,
@@ -47,7 +47,7 @@ def plan_around(
     *,
     workers: int,
 ) -> Footprint:
-    """Tell what `tile` would write besides stores; nothing where nothing would be tiled."""
+    """Estimate the files of `tile` other than stores; empty if nothing would be tiled."""
     tiled = [s for s in slides if not s.problem and s.state != "finished"]
     failing = [s for s in slides if s.problem]
     if not tiled and not failing:
@@ -77,7 +77,7 @@ def _plan_audit(audited: Sequence[Audited], config: TileConfig, *, workers: int)
     chosen = choose(audited)
     tasks = [SampleTask(one, patch, one.entry.tile_config(config)) for one, patch in chosen]
     samples: dict[tuple[str, int], Sample] = {}
-    for number, found in look_at_each(read_sample, tasks, workers=workers):
+    for number, found in map_in_processes(read_sample, tasks, workers=workers):
         if not isinstance(found, StageError):
             one, patch = chosen[number]
             samples[one.entry.slide_id, patch.row] = found
@@ -112,7 +112,7 @@ def read_sample(task: SampleTask) -> "Sample":
 
 
 def _blank(patch: Ambiguous) -> "Sample":
-    """Stand in for a patch whose slide ended the process that read it."""
+    """Placeholder for a patch whose slide crashed its process."""
     from wsi_pipeline.stages.audit_pictures import Sample
 
     share, around = patch.share, patch.neighbours
