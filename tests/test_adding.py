@@ -249,8 +249,8 @@ def test_a_metric_of_slides_takes_a_function_and_a_line(tmp_path):
 def test_a_metric_of_images_takes_the_same_line(tmp_path):
     settings, rule = EvaluateConfig(bootstrap=40), Rule(0.5)
     about = {"classes": ["a", "b"]}
-    told = {"rule": rule, "model": "m", "out": tmp_path / "evaluation/m", "settings": settings}
-    patch = evaluate_images(scored(), about, **told)["patch"]
+    given = {"rule": rule, "model": "m", "out": tmp_path / "evaluation/m", "settings": settings}
+    patch = evaluate_images(scored(), about, **given)["patch"]
     write_images(tmp_path / "images.csv", [ImageEntry("i0", "i0.png", "a", 0, "p0", "test")])
     page = build_image_report(tmp_path, models=["m"]).read_text()
     assert "<th>NPV</th>" in page  # by split

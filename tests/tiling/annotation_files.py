@@ -1,4 +1,4 @@
-"""Contents of annotation files, as ASAP, ImageScope and QuPath lay them out."""
+"""Contents of annotation files, in the layouts of ASAP, ImageScope and QuPath."""
 
 
 def square(x, y, side=10):

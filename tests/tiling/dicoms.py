@@ -140,7 +140,7 @@ def write_instance(
 def write_series(folder: Path, *, seed: int = 0, levels: int = 3, suffix: str = ".dcm") -> Path:
     """A slide of several files in a folder; returns that of the finest level.
 
-    The files' names say nothing of the order of the levels.
+    The files' names do not reveal the order of the levels.
     """
     folder.mkdir(exist_ok=True)
     series, pixels, mpp = f"{ROOT}.{seed}.99", tissue(420, 340, seed=seed), 0.5

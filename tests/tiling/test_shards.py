@@ -69,7 +69,7 @@ def test_what_zarr_writes_is_read_and_what_is_written_zarr_reads(checked, tmp_pa
 @settings(max_examples=60, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_a_flipped_bit_anywhere_in_a_shard_is_noticed(checked, tmp_path_factory, data):
-    """29 of 91 scores changed without a word."""
+    """29 of 91 scores changed silently."""
     folder = tmp_path_factory.mktemp("flipped") / "patches"
     shutil.copytree(checked, folder)
     path = data.draw(st.sampled_from(shards_of(folder)))

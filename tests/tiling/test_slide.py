@@ -54,7 +54,7 @@ class TestOpening:
 
 
 class TestRefusals:
-    """Each names the file, the cause and the cure."""
+    """Each names the file, the cause and the remedy."""
 
     def refusal(self, path: Path) -> str:
         with pytest.raises(SlideError) as caught:
@@ -91,13 +91,13 @@ class TestRefusals:
     def test_cut_off_never_gives_wrong_pixels(self, tmp_path: Path, share, write):
         path = write(tmp_path / "a.tif", [PIXELS, slides.halve(PIXELS)])
         path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
-        said, pixels = "", PIXELS
+        message, pixels = "", PIXELS
         try:
             with open_slide(path) as slide:
                 pixels = slide.read_region((0, 0), 0, slide.size)
         except SlideError as error:
-            said = str(error)
-        assert said.startswith("a.tif: ") or not said
+            message = str(error)
+        assert message.startswith("a.tif: ") or not message
         np.testing.assert_array_equal(pixels, PIXELS)
 
     def test_a_cut_off_tiff_that_openslide_refuses_says_it_is_cut_off(self, tmp_path: Path):
@@ -196,7 +196,7 @@ class TestResolutionNotes:
         ("mpp", "is_noted"), [(0.35, False), (0.5, False), (0.55, False), (0.25, True), (1.0, True)]
     )
     def test_one_that_contradicts_the_objective_is_named(self, tmp_path: Path, mpp, is_noted):
-        """The slide says AppMag = 20."""
+        """The slide has AppMag = 20."""
         path = slides.write_svs(tmp_path / "a.svs", [PIXELS], mpp=mpp)
         assert bool(self.notes_of(path)) == is_noted
         assert bool(self.notes_of(slides.write_svs(path, [PIXELS], mpp=0.5), mpp=mpp)) == is_noted
@@ -290,7 +290,7 @@ class TestThumbnail:
         assert overview.rgb[~overview.unreadable].mean() < 140
 
     def test_of_a_wholly_damaged_slide_is_not_tried_spot_by_spot(self, tmp_path: Path, monkeypatch):
-        """It took minutes: every 16 px of the picture were read, and each failure opens it anew."""
+        """It took minutes: every 16 px of the picture were read, and each failure reopened it."""
         path = slides.write_slide(tmp_path / "a.tif", [slides.noise(640, 640)])
         for index in range(100):
             slides.break_file_tile(path, index)

@@ -44,7 +44,7 @@ def slide(request: pytest.FixtureRequest, path: Path):
 
 
 def read_by_openslide(path: Path, location, level, size):
-    """OpenSlide's own pixels, laid on white by plain arithmetic."""
+    """OpenSlide's own pixels, composed on white by plain arithmetic."""
     with openslide.OpenSlide(path) as handle:
         rgba = np.asarray(handle.read_region(location, level, size)).astype(float)
     alpha = rgba[..., 3:] / 255

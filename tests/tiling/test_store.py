@@ -122,7 +122,7 @@ class TestReading:
             np.testing.assert_array_equal(one.read([4, 0, 4]), other.read([4, 0, 4]))
 
     def test_a_black_patch_is_a_patch(self, tmp_path: Path):
-        """Zarr leaves out chunks that are all zero unless told otherwise."""
+        """Zarr leaves out chunks that are all zero by default."""
         array = store_files.create_patches(tmp_path / "a.zarr", n_patches=3, patch_px=8)
         array[:] = np.stack([np.full((8, 8, 3), value, np.uint8) for value in (0, 7, 0)])
         raw = RawShards.open(tmp_path / "a.zarr/patches")
@@ -147,7 +147,7 @@ class TestContents:
         }
         assert {name: (str(a.dtype), a.shape) for name, a in group.arrays()} == expected
 
-    def test_attributes_say_every_setting_and_nothing_private(self, path: Path):
+    def test_attributes_contain_every_setting_and_nothing_private(self, path: Path):
         attributes = dict(zarr.open_group(path, mode="r").attrs)
         assert attributes["schema"] == SCHEMA
         assert attributes["finished"] is True
@@ -218,11 +218,11 @@ class TestFindDamage:
         content[100] ^= 1
         shard.write_bytes(content)
         os.utime(shard, ns=(now, now))
-        said = "tumor_012.zarr: damaged: shard 1: the checksum of patch 7 does not match"
-        assert (find_damaged_pixels(copy) or "").startswith(said)
+        message = "tumor_012.zarr: damaged: shard 1: the checksum of patch 7 does not match"
+        assert (find_damaged_pixels(copy) or "").startswith(message)
         assert find_damaged_pixels(copy, changed_since=now) is None
         os.utime(shard, ns=(now + 1, now + 1))
-        assert (find_damaged_pixels(copy, changed_since=now) or "").startswith(said)
+        assert (find_damaged_pixels(copy, changed_since=now) or "").startswith(message)
         assert find_damaged_pixels(path) is None
 
     def test_the_digest_of_the_other_files_leaves_the_pixels_out(self, path: Path, tmp_path: Path):
@@ -244,7 +244,7 @@ class TestEarlierVersions:
 
 
 class TestRefusals:
-    """Each names the store, the cause and the cure."""
+    """Each names the store, the cause and the remedy."""
 
     @pytest.fixture
     def copy(self, path: Path, tmp_path: Path) -> Path:

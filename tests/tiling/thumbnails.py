@@ -80,7 +80,7 @@ def _density(stain: str, tissue: NDArray[np.bool_], mpp: float) -> NDArray[np.fl
 
 
 def _stroke(picture, x, y, ink, mpp):
-    """A line across the tissue and a ring beside it, denser here and paler there."""
+    """A line across the tissue and a ring next to it, denser here and paler there."""
     line = (np.abs(y - (0.45 * x + 500)) < 180) & (x > 400) & (x < 7600)
     stroke = line | (np.abs(np.hypot(y - 5000, x - 6600) - 900) < 110)
     uneven = np.clip(1 - 0.15 * _texture(stroke.shape, 100, mpp, 9), 0.6, 1)

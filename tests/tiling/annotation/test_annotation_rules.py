@@ -189,7 +189,7 @@ def test_a_point_with_a_class_shows_that_classes_are_in_use(read):
         ({"type": "Stroma"}, False),
         ({"class": "Stroma"}, False),
         ({"label": "Stroma"}, False),
-        ({"type": 1}, True),  # the number of a class says nothing of tumour: taken with a note
+        ({"type": 1}, True),  # the number of a class has no known meaning: used with a note
         ({"type": "Feature", "label": "Stroma"}, False),
     ],
 )

@@ -181,7 +181,7 @@ class TestSlideLabels:
         with pytest.raises(AnnotationError, match=r"labelled 0 .*holds 1 tumour area.*90000"):
             label([[0, 0]], TUMOUR, slide_label=0)
 
-    def test_a_tumour_slide_without_tumour_is_a_contradiction_that_tells_the_file_s_notes(self):
+    def test_a_tumour_slide_without_tumour_is_a_contradiction_with_the_notes_of_the_file(self):
         empty = Annotation(tumour=NOTHING.tumour, lesions=(), notes=("not tumour: None",))
 
         with pytest.raises(AnnotationError, match=r"labelled 1 .*not tumour: None.*group Tumor"):

@@ -66,7 +66,7 @@ class TestAsap:
         assert not annotation.tumour.contains(shapely.Point(45, 45))
 
     @pytest.mark.parametrize("group", ["normal", "Normal tissue", "Stroma", "non-tumour"])
-    def test_other_tissue_is_neither_and_said_so(self, read, group):
+    def test_other_tissue_is_neither_and_noted(self, read, group):
         annotation = read(asap(asap_polygon(group, square(0, 0)), groups=[(group, "None")]))
 
         assert annotation.lesions == ()
@@ -286,7 +286,7 @@ class TestGeoJson:
 
 
 class TestCamelyonJson:
-    def test_lists_say_what_is_what_and_names_are_only_ids(self, read):
+    def test_lists_define_the_meaning_and_names_are_only_ids(self, read):
         content = {
             "positive": [
                 {"name": "_0", "vertices": square(0, 0, 100)},
@@ -436,7 +436,7 @@ class TestWriting:
         assert annotation.notes == ()
         assert [entry.name for entry in tmp_path.iterdir()] == ["out.xml"]
 
-    def test_the_file_is_laid_out_as_asap_lays_it_out(self, tmp_path):
+    def test_the_file_has_the_layout_of_asap(self, tmp_path):
         import defusedxml.ElementTree
 
         path = tmp_path / "out.xml"

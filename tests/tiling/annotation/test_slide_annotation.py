@@ -38,7 +38,7 @@ def geojson(path: Path, rings: dict[str, np.ndarray]) -> Path:
 
 @pytest.fixture
 def slide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A slide whose file tells of a scanned part, as MIRAX and Ventana files do."""
+    """A slide whose file records a scanned part, as MIRAX and Ventana files do."""
     monkeypatch.setattr(openslide_reader, "_read_bounds", lambda properties: BOUNDS)
     pixels = slides.tissue(260, 210)
     return slides.write_slide(tmp_path / "s.tif", [pixels, slides.halve(pixels)])
@@ -76,12 +76,12 @@ def test_one_lesion_is_labelled_the_same_in_both_frames(slide, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("origin", "said"), [("level0", "set tile.annotation_origin=bounds"), ("bounds", "(37, 21)")]
+    ("origin", "message"), [("level0", "set tile.annotation_origin=bounds"), ("bounds", "(37, 21)")]
 )
-def test_a_file_that_could_be_in_either_frame_is_noted(slide, tmp_path, origin, said):
+def test_a_file_that_could_be_in_either_frame_is_noted(slide, tmp_path, origin, message):
     annotation = geojson(tmp_path / "a.geojson", {"Tumor": TUMOUR})
     notes = tile(slide, annotation, annotation_origin=origin).attributes["notes"]
-    assert any("bounds" in note and said in note for note in notes)
+    assert any("bounds" in note and message in note for note in notes)
 
 
 def test_asap_counts_from_the_slides_corner_and_nothing_is_noted(slide, tmp_path):
@@ -96,7 +96,7 @@ def test_a_slide_without_bounds_begins_at_its_corner(tmp_path):
         assert found.tumour.bounds == read_annotation(annotation).tumour.bounds
 
 
-def test_an_outline_that_fits_only_the_other_frame_is_refused_with_the_cure(slide, tmp_path):
+def test_an_outline_that_fits_only_the_other_frame_is_refused_with_the_remedy(slide, tmp_path):
     annotation = geojson(tmp_path / "a.geojson", {"Tumor": TUMOUR - np.array([200, 0])})
     with pytest.raises(AnnotationError, match=r"a\.geojson.*annotation_origin"):
         tile(slide, annotation)

@@ -53,7 +53,7 @@ def test_of_one_file_it_is_the_files_sha256(slide):
 @pytest.mark.parametrize("place", [0, 1, 70_000, 150_001, 299_998, 299_999])
 @pytest.mark.parametrize("is_cached", [False, True])
 def test_every_byte_counts_though_size_and_date_are_as_they_were(slide, tmp_path, place, is_cached):
-    """97 % of a slide's bytes could change unseen."""
+    """97 % of a slide's bytes could change unnoticed."""
     cache = tmp_path / "a.digest" if is_cached else None
     before = digest_content(slide, cache=cache)
     overwrite(slide, place)
@@ -190,7 +190,7 @@ def write_vms(folder: Path) -> Path:
     ],
 )
 def test_all_files_of_a_slide_count(tmp_path, write, parts):
-    """Only the one that is named in the manifest was looked at."""
+    """Only the one that is named in the manifest was examined."""
     path = write(tmp_path)
     assert [part.path.name for part in list_parts(path)] == [path.name, *parts]
     found = {digest_content(path)}

@@ -1,4 +1,4 @@
-"""Which files are slides, how DICOM files are told apart, and which slides are copies."""
+"""Which files are slides, how DICOM files are grouped, and which slides are copies."""
 
 import os
 import shutil
@@ -187,7 +187,7 @@ def test_other_files_are_not_mentioned(tmp_path, name):
     assert explain_unread(name) == ""
 
 
-def test_folders_pipes_and_broken_links_are_told_apart(tmp_path):
+def test_folders_pipes_and_broken_links_are_distinguished(tmp_path):
     (tmp_path / "folder.svs").mkdir()
     (tmp_path / "heat.ome.zarr").mkdir()
     os.mkfifo(tmp_path / "pipe.svs")
@@ -250,7 +250,7 @@ def test_copies_are_those_of_equal_bytes(tmp_path_factory, contents):
     assert find_same_content(paths) == expected
 
 
-def test_scans_of_one_size_are_told_apart_by_samples(tmp_path, monkeypatch):
+def test_scans_of_one_size_are_distinguished_by_samples(tmp_path, monkeypatch):
     """Uncompressed slides are all of one size: their fingerprints would take a pass over each."""
     rng = np.random.default_rng(0)
     paths = [write(tmp_path / f"{n}.svs", rng.bytes(100_000)) for n in range(20)]

@@ -165,10 +165,10 @@ def test_red_green_and_blue_as_three_grey_planes_are_read_as_colours(
     """raw2ometiff writes them so by default; the first plane was read as a grey slide."""
     more = {"Channel": channels} if channels else {}
     path = write_ome(tmp_path / "a.ome.tif", (PLANES, about(0.5, "CYX", **more)), **layout)
-    pixels, mpp, _, said = read(path)
+    pixels, mpp, _, message = read(path)
     np.testing.assert_array_equal(pixels, SLIDE)
     assert mpp == (0.5, 0.5)
-    assert said == notes
+    assert message == notes
 
 
 @pytest.mark.parametrize(
@@ -182,10 +182,10 @@ def test_red_green_and_blue_as_three_grey_planes_are_read_as_colours(
 )
 def test_other_channels_are_refused_by_name_never_read_as_grey(tmp_path, axes, channels):
     path = write_ome(tmp_path / "a.ome.tif", (PLANES, about(0.5, axes, Channel=channels)))
-    said = refusal(path)
-    assert "3 channels" in said
-    assert "not red, green and blue" in said
-    assert "Name" not in channels or "(DAPI, FITC, Cy3)" in said
+    message = refusal(path)
+    assert "3 channels" in message
+    assert "not red, green and blue" in message
+    assert "Name" not in channels or "(DAPI, FITC, Cy3)" in message
 
 
 @pytest.mark.parametrize("n_channels", [2, 4, 5])
@@ -363,7 +363,7 @@ def test_the_planes_are_those_that_tifffile_finds(tmp_path):
 @pytest.mark.parametrize("layout", [TILED, STRIPS], ids=["tiles", "strips"])
 @pytest.mark.parametrize("kind", ["plain", "ome"])
 @pytest.mark.parametrize(
-    ("pixels", "said"),
+    ("pixels", "message"),
     [
         (SLIDE.view(np.int8), "signed samples of 8 bits"),
         (SLIDE.astype(np.int16), "signed samples of 16 bits"),
@@ -374,8 +374,8 @@ def test_the_planes_are_those_that_tifffile_finds(tmp_path):
     ],
     ids=["int8", "int16", "float", "uint32", "grey16", "1-bit"],
 )
-def test_samples_that_are_not_read_are_named_and_nobody_is_sent_to_copy_the_file(
-    tmp_path, layout, kind, pixels, said
+def test_samples_that_are_not_read_are_named_without_advice_to_copy_the_file(
+    tmp_path, layout, kind, pixels, message
 ):
     """OpenSlide opens some and shows wrong colours, or fails at every patch."""
     path = tmp_path / "a.tif"
@@ -385,7 +385,7 @@ def test_samples_that_are_not_read_are_named_and_nobody_is_sent_to_copy_the_file
         tifffile.imwrite(path, pixels, ome=True, metadata=about(0.5, axes), **options)
     else:
         tifffile.imwrite(path, pixels, **options)
-    assert said in refusal(path, UnsupportedSlideError)
+    assert message in refusal(path, UnsupportedSlideError)
 
 
 @pytest.mark.parametrize("code", [34713, 34720, int(tifffile.COMPRESSION.JBIG2), 64999])
@@ -395,9 +395,9 @@ def test_a_compression_that_is_not_read_is_named(tmp_path, layout, code):
     tifffile.imwrite(path, SLIDE, photometric="rgb", metadata=None, **layout)
     with tifffile.TiffFile(path, mode="r+") as tif:
         tif.pages[0].tags["Compression"].overwrite(code)
-    said = refusal(path, UnsupportedSlideError)
-    assert "compression" in said
-    assert "convert it" in said
+    message = refusal(path, UnsupportedSlideError)
+    assert "compression" in message
+    assert "convert it" in message
 
 
 @pytest.mark.parametrize("tile", [(64, 64), None], ids=["tiles", "strips"])

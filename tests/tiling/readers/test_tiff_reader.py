@@ -50,7 +50,7 @@ def test_one_huge_uncompressed_strip_is_cut_not_loaded(tmp_path: Path):
     assert peak < 4 * 2**20  # the strip has 36 MB
 
 
-def test_one_huge_compressed_strip_is_refused_with_a_cure(tmp_path: Path, monkeypatch):
+def test_one_huge_compressed_strip_is_refused_with_a_remedy(tmp_path: Path, monkeypatch):
     monkeypatch.setattr(tiff_levels, "LARGEST_SEGMENT_BYTES", 10_000)
     path = slides.write_slide(tmp_path / "a.tif", [PIXELS], tile=None, rowsperstrip=131)
 
@@ -90,7 +90,7 @@ def test_planes_of_red_green_and_blue(tmp_path: Path):
 
 
 @pytest.mark.parametrize("kind", ["unassalpha", "assocalpha"])
-def test_alpha_is_laid_on_white(tmp_path: Path, kind):
+def test_alpha_is_composed_on_white(tmp_path: Path, kind):
     alpha = np.full((131, 203, 1), 255, np.uint8)
     alpha[:40] = 0
     alpha[40:80] = 100
@@ -121,7 +121,7 @@ def test_a_file_tile_that_is_not_stored_is_white(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("pixels", "options", "said"),
+    ("pixels", "options", "message"),
     [
         (PIXELS.astype(np.uint16), {}, "16 bits per sample where 8-bit RGB"),
         (PIXELS[..., 0].astype(np.float32), {"photometric": "minisblack"}, "32 bits"),
@@ -135,19 +135,19 @@ def test_a_file_tile_that_is_not_stored_is_white(tmp_path: Path):
     ],
     ids=["16-bit", "float", "white-is-zero", "palette", "two-channels"],
 )
-def test_other_pixels_are_refused_by_name(tmp_path: Path, pixels, options, said):
+def test_other_pixels_are_refused_by_name(tmp_path: Path, pixels, options, message):
     path = slides.write_slide(tmp_path / "a.tif", [pixels], **options)
 
-    with pytest.raises(SlideError, match=said):
+    with pytest.raises(SlideError, match=message):
         TiffReader(path)
 
 
 @pytest.mark.parametrize(
-    ("counts", "said"),
+    ("counts", "message"),
     [(2**32 - 1, "the file ends before file tile 1"), (2**21, "has 2097152 bytes")],
     ids=["more than the file has", "more than pixels need"],
 )
-def test_a_directory_that_tells_of_huge_file_tiles_takes_no_memory(tmp_path: Path, counts, said):
+def test_a_directory_that_lists_huge_file_tiles_takes_no_memory(tmp_path: Path, counts, message):
     path = slides.write_slide(tmp_path / "a.tif", [PIXELS], bigtiff=True)
     with tifffile.TiffFile(path, mode="r+") as tif:
         tag = tif.pages[0].tags["TileByteCounts"]
@@ -155,7 +155,7 @@ def test_a_directory_that_tells_of_huge_file_tiles_takes_no_memory(tmp_path: Pat
     with path.open("ab") as file:
         file.truncate(2**22)
 
-    with pytest.raises(SlideError, match=said):
+    with pytest.raises(SlideError, match=message):
         read_all(path)
 
 
@@ -190,7 +190,7 @@ def test_a_damaged_directory_is_an_error_of_the_slide(tmp_path: Path):
 
 
 class TestResolution:
-    """Where a TIFF may say it."""
+    """Places of a TIFF that can record it."""
 
     @staticmethod
     def mpp_of(path: Path):

@@ -126,7 +126,7 @@ class TestTilesNotStored:
 class TestDamage:
     @pytest.mark.parametrize("compression", ["jpeg", "deflate", "lzw"])
     def test_is_judged_as_openslide_does(self, tmp_path: Path, compression):
-        """Damage that libjpeg mends is read as mended; the rest is an error, never white."""
+        """Damage that libjpeg conceals is read as concealed; the rest is an error, never white."""
         path = slides.write_slide(tmp_path / "a.tif", LEVELS[:1], compression=compression)
         with tifffile.TiffFile(path) as tif:
             page = tif.pages[0]
@@ -280,7 +280,7 @@ class TestOncePerPass:
             for place, region in zip(places, found, strict=True):
                 np.testing.assert_array_equal(region, oracle.read_region(place, 0, (100, 100)))
 
-    def test_no_more_is_kept_than_was_said(self, tmp_path: Path):
+    def test_no_more_is_kept_than_was_set(self, tmp_path: Path):
         path = slides.write_slide(tmp_path / "a.tif", LEVELS)
         with TiledTiffReader(path, cache_bytes=100_000) as slide:
             for y in range(0, 450, 50):
@@ -344,7 +344,7 @@ class TestTileCache:
 
 
 def outcome(reader, path: Path, corner: tuple[int, int]):
-    """The pixels of a file tile, or None where the reader says that they cannot be decoded."""
+    """The pixels of a file tile, or None if they cannot be decoded."""
     with reader(path) as slide:
         try:
             return slide.read_region(corner, 0, (64, 64))
@@ -354,7 +354,7 @@ def outcome(reader, path: Path, corner: tuple[int, int]):
 
 @pytest.mark.parametrize("photometric", ["rgb", "ycbcr"])
 def test_one_damaged_byte_of_a_jpeg_is_noticed_where_openslide_notices_it(tmp_path, photometric):
-    """A lenient decoder mends what it can and says nothing: then pixels would be made up."""
+    """A lenient decoder conceals damage silently, with invented pixels."""
     options = {"compression": "jpeg", "photometric": photometric}
     if photometric == "ycbcr":
         options["subsampling"] = (2, 2)

@@ -52,7 +52,7 @@ def test_widening_is_dilation_by_a_rectangle(shape, reach, band, seed):
         ((240, 228, 236), False),  # faint H&E
     ],
 )
-def test_inks_and_stains_are_told_apart(colour, is_artefact):
+def test_inks_and_stains_are_distinguished(colour, is_artefact):
     picture = np.full((9, 9, 3), colour, np.uint8)
 
     found = find_artefacts(*smooth_hsv(picture, sigma=1.0), mpp=(8.0, 8.0))

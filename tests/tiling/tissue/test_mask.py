@@ -117,9 +117,9 @@ def test_in_dark_field_what_shines_is_tissue():
 
 
 def score(scene: thumbnails.Scene, mask: NDArray[np.bool_]) -> tuple[float, float, float]:
-    """IoU beside the artefacts; the share of them taken for tissue, on glass and across tissue."""
-    beside = ~ndimage.binary_dilation(scene.artefact, iterations=8)
-    iou = (mask & scene.tissue & beside).sum() / ((mask | scene.tissue) & beside).sum()
+    """IoU outside the artefacts; the share of them taken for tissue, on glass and across tissue."""
+    outside = ~ndimage.binary_dilation(scene.artefact, iterations=8)
+    iou = (mask & scene.tissue & outside).sum() / ((mask | scene.tissue) & outside).sum()
     on_glass, across = scene.artefact & ~scene.tissue, scene.artefact & scene.tissue
     leaks = [float((mask & part).sum() / max(1, part.sum())) for part in (on_glass, across)]
     return float(iou), leaks[0], leaks[1]

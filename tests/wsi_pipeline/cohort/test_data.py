@@ -97,7 +97,7 @@ def test_a_third_class_is_refused_by_name(fake_store):
 
 
 @pytest.mark.parametrize("other", [{"patch_px": 17}, {"target_mpp": 0.25}])
-def test_patches_that_differ_name_two_slides_and_the_cure(fake_store, other):
+def test_patches_that_differ_name_two_slides_and_the_remedy(fake_store, other):
     a, b = fake_store("a", [0, 1]), fake_store("b", [0, 1], **other)
 
     with pytest.raises(TrainingError, match=r"a has patches of 15 px.*b has .*same patch_px"):

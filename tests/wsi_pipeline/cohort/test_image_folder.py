@@ -52,7 +52,7 @@ def test_of_many_classes_two_are_named(tmp_path):
     assert [(e.class_name, e.label) for e in entries] == [("cracked", 1), ("perforated", 0)]
 
 
-def test_an_empty_folder_is_said_to_be_one(tmp_path):
+def test_an_empty_folder_is_reported(tmp_path):
     with pytest.raises(ManifestError, match="no images in it"):
         list_images(tmp_path, ImagesConfig())
     with pytest.raises(ManifestError, match="no such folder"):
@@ -91,7 +91,7 @@ def test_a_table_without_classes_takes_those_of_the_folders(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("name,class\n1.png,x\n", "no column 'file'"),
         ("file,class\nnone.png,x\n", "no such file"),
@@ -100,10 +100,10 @@ def test_a_table_without_classes_takes_those_of_the_folders(tmp_path):
         ("file,class,patient,split\n1.png,x,p,train\n2.png,y,p,test\n", "patient 'p' is in 2"),
     ],
 )
-def test_a_wrong_table_names_what_is_wrong(tmp_path, text, said):
+def test_a_wrong_table_names_what_is_wrong(tmp_path, text, message):
     folder = tmp_path / "images"
     touch(folder, "1.png", "2.png", "../1.png")
-    with pytest.raises(ManifestError, match=said):
+    with pytest.raises(ManifestError, match=message):
         list_images(folder, table(tmp_path, text))
 
 
@@ -160,7 +160,7 @@ def test_images_of_a_patient_stay_together(tmp_path):
     assert sorted(split.values()) == ["test", "train", "train", "val"]
 
 
-def test_images_that_nobody_sorted_can_be_predicted_on(tmp_path):
+def test_images_without_classes_can_be_predicted_on(tmp_path):
     touch(tmp_path, "1.png", "2.png")
     entries, classes = list_images(tmp_path, ImagesConfig())
     assert [e.label for e in entries] == [-1, -1]
@@ -189,11 +189,11 @@ def test_a_tables_patient_comes_before_the_pattern(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("pattern", "said"), [("^slide", "finds no patient in its name"), ("(", "no regular")]
+    ("pattern", "message"), [("^slide", "finds no patient in its name"), ("(", "no regular")]
 )
-def test_a_pattern_that_does_not_fit_is_named(tmp_path, pattern, said):
+def test_a_pattern_that_does_not_fit_is_named(tmp_path, pattern, message):
     touch(tmp_path, "a/1.png", "b/2.png")
-    with pytest.raises(ManifestError, match=said):
+    with pytest.raises(ManifestError, match=message):
         list_images(tmp_path, ImagesConfig(patient_pattern=pattern))
 
 
@@ -219,6 +219,6 @@ def test_copies_in_two_splits_are_reported(tmp_path):
         (tmp_path / name).write_bytes(content)
     rows = "a/0.png,train\nb/0.png,test\na/1.png,train\nb/1.png,train\n"
     entries, _ = list_images(tmp_path, table(tmp_path, f"file,split\n{rows}"))
-    said = describe_copies(tmp_path, entries)
-    assert "different splits: a/0.png (train) and b/0.png (test); results" in said
+    message = describe_copies(tmp_path, entries)
+    assert "different splits: a/0.png (train) and b/0.png (test); results" in message
     assert describe_copies(tmp_path, entries[2:]) == ""

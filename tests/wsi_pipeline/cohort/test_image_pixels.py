@@ -145,11 +145,11 @@ def test_of_several_images_the_largest_is_read(tmp_path):
     assert np.array_equal(read_image(tmp_path / "a.tif", channels=3), RGB)
 
 
-def test_no_folder_is_told_of_a_broken_file(tmp_path):
+def test_no_folder_is_shown_for_a_broken_file(tmp_path):
     (tmp_path / "bad.png").write_bytes(b"")
-    with pytest.raises(ManifestError) as told:
+    with pytest.raises(ManifestError) as given:
         read_image(tmp_path / "bad.png", channels=1)
-    assert str(tmp_path) not in str(told.value)
+    assert str(tmp_path) not in str(given.value)
 
 
 def as_pillow(path):
@@ -209,17 +209,19 @@ def test_a_fourth_sample_is_transparency_where_the_tiff_says_so(tmp_path, extra,
 
 
 @pytest.mark.parametrize(
-    ("shape", "dtype", "kind", "said"),
+    ("shape", "dtype", "kind", "message"),
     [((4, 4, 3), np.uint8, "cielab", "CIELAB"),
      ((4, 4, 4), np.uint16, "separated", "CMYK of uint16"),
      ((4, 4, 4), np.uint16, "rgb", "transparency is of uint16"),
      ((4, 4, 3), np.uint8, "minisblack", "3 samples of the TIFF photometric MINISBLACK")],
 )  # fmt: skip
-def test_colours_that_are_not_read_are_refused_with_the_cure(tmp_path, shape, dtype, kind, said):
+def test_colours_that_are_not_read_are_refused_with_the_remedy(
+    tmp_path, shape, dtype, kind, message
+):
     extra = {"rgb": ["unassalpha"], "minisblack": ["unspecified"] * 2}.get(kind)
     path = tmp_path / "a.tif"
     tifffile.imwrite(
         path, np.ones(shape, dtype), photometric=kind, planarconfig="contig", extrasamples=extra
     )
-    with pytest.raises(ManifestError, match=rf"a\.tif: .*{said}.*; save it "):
+    with pytest.raises(ManifestError, match=rf"a\.tif: .*{message}.*; save it "):
         read_image(path, channels=3)

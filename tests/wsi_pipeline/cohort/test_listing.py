@@ -65,10 +65,10 @@ def test_every_command_lists_the_same_slides(mixed, tmp_path, capsys, caplog):
     expected += ["b", "copy of b"]
     assert tile(mixed, tmp_path / "tile") == 0
     assert ids(tmp_path / "tile") == expected
-    said = caplog.text
-    assert "skipped c.vsi: Olympus VSI" in said
-    assert "there are slides in deep: give such a folder" in said
-    assert "b.tif and copy of b.tif have the same content" in said
+    printed = caplog.text
+    assert "skipped c.vsi: Olympus VSI" in printed
+    assert "there are slides in deep: give such a folder" in printed
+    assert "b.tif and copy of b.tif have the same content" in printed
 
     sections = yaml.safe_load("patch_px: 32\ntarget_mpp: 1.0\nstore: coords")
     capsys.readouterr()
@@ -125,7 +125,7 @@ def test_slides_that_cannot_be_opened_fail_by_themselves(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("files", "said"),
+    ("files", "printed"),
     [
         (["a/x.svs"], "its folder a has some: give that"),
         (["a/x.svs", "b/x.svs"], "its folders a, b have some: give one of them, or list"),
@@ -133,11 +133,11 @@ def test_slides_that_cannot_be_opened_fail_by_themselves(tmp_path):
         (["x.txt"], "looked for"),
     ],
 )
-def test_a_folder_without_slides_says_what_is_there(tmp_path, files, said):
+def test_a_folder_without_slides_says_what_is_there(tmp_path, files, printed):
     for name in files:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    with pytest.raises(ManifestError, match=f"no slides in this folder.*{said}"):
+    with pytest.raises(ManifestError, match=f"no slides in this folder.*{printed}"):
         read_input(tmp_path)
 
 
@@ -181,9 +181,9 @@ def test_one_slide_in_two_splits_of_a_manifest_is_refused(tmp_path, kind, capsys
         f"{one.relative_to(tmp_path)},one,train\n{other.relative_to(tmp_path)},other,test\n"
     )
     assert tile(tmp_path / "m.csv", tmp_path / "run") == 1
-    said = capsys.readouterr().err
+    printed = capsys.readouterr().err
     for part in (one.name, other.name, "train and test", "give both the same patient"):
-        assert part in said
+        assert part in printed
     assert not (tmp_path / "run").exists()
 
 
@@ -205,8 +205,8 @@ def test_copies_of_one_patient_in_one_split_are_named(tmp_path):
     slide(tmp_path / "a.tif")
     shutil.copy(tmp_path / "a.tif", tmp_path / "b.tif")
     (tmp_path / "m.csv").write_text("slide,patient,split\na.tif,p,val\nb.tif,p,val\n")
-    (said,) = describe_copies(read_input(tmp_path / "m.csv"))
-    assert said.startswith("a.tif and b.tif have the same content: leave one out")
+    (printed,) = describe_copies(read_input(tmp_path / "m.csv"))
+    assert printed.startswith("a.tif and b.tif have the same content: leave one out")
 
 
 def test_a_third_copy_is_compared_with_the_second(tmp_path):

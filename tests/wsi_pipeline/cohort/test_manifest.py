@@ -48,7 +48,7 @@ def test_a_byte_order_mark_does_no_harm(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         pytest.param("file\na.svs\n", "no column 'slide'", id="no-slide-column"),
         pytest.param("slide;label\na.svs;1\n", "use commas", id="semicolons"),
@@ -69,8 +69,8 @@ def test_a_byte_order_mark_does_no_harm(tmp_path):
         pytest.param("slide,slide\na.svs,b.svs\n", "stands twice", id="doubled-column"),
     ],
 )
-def test_a_wrong_manifest_is_refused_with_a_sentence(tmp_path, text, said):
-    with pytest.raises(ManifestError, match=said):
+def test_a_wrong_manifest_is_refused_with_a_sentence(tmp_path, text, message):
+    with pytest.raises(ManifestError, match=message):
         read_input(write(tmp_path, text))
 
 

@@ -82,8 +82,8 @@ def test_turning_the_pair_around_turns_the_sign(models):
 def test_a_single_patient_has_neither_interval_nor_p_value(tmp_path):
     """Resampling one patient gives that patient every time: [d, d], p = 2 / (B + 1)."""
     for name, slides in (("a", cohort(6, patient="p")), ("b", guessing(cohort(6, patient="p")))):
-        told = [replace(s, scores=replace(s.scores, attributes={})) for s in slides]
-        evaluate_run(told, settings=SETTINGS, out=tmp_path / name, model=name)
+        given = [replace(s, scores=replace(s.scores, attributes={})) for s in slides]
+        evaluate_run(given, settings=SETTINGS, out=tmp_path / name, model=name)
     result = compare_evaluations(tmp_path / "a", tmp_path / "b", replicates=20)
     assert result["n_patients"] == 1
     for figure in result["figures"].values():

@@ -30,8 +30,8 @@ def scored(n=40):
 
 
 def figures(tmp_path, images, **settings):
-    told = {"rule": Rule(0.5, strict=False), "model": "m", "settings": EvaluateConfig(**settings)}
-    return evaluate_images(images, {"classes": ["a", "b"]}, out=tmp_path, **told)
+    given = {"rule": Rule(0.5, strict=False), "model": "m", "settings": EvaluateConfig(**settings)}
+    return evaluate_images(images, {"classes": ["a", "b"]}, out=tmp_path, **given)
 
 
 def test_intervals_are_of_patients(tmp_path):
@@ -74,7 +74,7 @@ def test_a_seed_repeats_the_intervals_and_none_are_made_unasked(tmp_path):
     assert stratified != once
 
 
-def test_one_patient_has_no_intervals_and_is_told_of(tmp_path):
+def test_one_patient_has_no_intervals_and_is_reported(tmp_path):
     metrics = figures(tmp_path, scored(2), bootstrap=50)
     assert any("1 patient, at least 5 are needed" in note for note in metrics["notes"])
     assert metrics["patch"]["accuracy_ci95"] is metrics["patch"]["f1_ci95"] is None
@@ -113,11 +113,11 @@ def test_settings_that_do_nothing_to_images_are_named(run, caplog):
     }.items():
         caplog.clear()
         with caplog.at_level(logging.WARNING):
-            told = [part for key in keys for part in ("--set", key)]
-            assert cli.main([stage, str(run), "--quiet", *told]) == 0
-        (said,) = caplog.messages
-        assert said.startswith("no effect on a folder of images: ")
-        names = said.partition(": ")[2].split(", ")
+            given = [part for key in keys for part in ("--set", key)]
+            assert cli.main([stage, str(run), "--quiet", *given]) == 0
+        (message,) = caplog.messages
+        assert message.startswith("no effect on a folder of images: ")
+        names = message.partition(": ")[2].split(", ")
         assert sorted(names) == sorted(f"{stage}.{key.partition('=')[0]}" for key in keys)
 
 
@@ -126,13 +126,13 @@ def test_a_faster_precision_is_compared_with_fp32(run, caplog):
     predict = ["predict", str(run), "--quiet", "--overwrite", "--set", "compiler=none", "--set"]
     assert cli.main([*predict, "precision=fp32"]) == 0
     assert json.loads(about.read_text())["precision_check"] is None
-    told = ["precision=bf16", "--set"]
+    given = ["precision=bf16", "--set"]
     with caplog.at_level(logging.WARNING):
-        assert cli.main([*predict, *told, "tolerance=1.0"]) == 0
+        assert cli.main([*predict, *given, "tolerance=1.0"]) == 0
         assert not caplog.messages
-        assert cli.main([*predict, *told, "tolerance=0.0"]) == 0
+        assert cli.main([*predict, *given, "tolerance=0.0"]) == 0
     check = json.loads(about.read_text())["precision_check"]
     assert check["n_patches"] == 8
     assert 0 < check["largest_difference"] < 0.05
-    (said,) = caplog.messages
-    assert "above the tolerance of 0; use --set predict.precision=fp32" in said
+    (message,) = caplog.messages
+    assert "above the tolerance of 0; use --set predict.precision=fp32" in message

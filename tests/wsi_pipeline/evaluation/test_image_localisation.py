@@ -159,10 +159,10 @@ def test_a_split_that_is_not_there_is_named_with_those_that_are(root, tmp_path, 
     words = [str(run), "--quiet", "--set"]
     assert cli.main(["predict", *words, "predict.splits=[test]"]) == 0
     assert cli.main(["evaluate", *words, "split=val"]) == 1
-    said = capsys.readouterr().err
-    assert "no scored image with a class in the split val" in said
-    assert "test 6" in said
-    assert "predict.splits" in said
+    printed = capsys.readouterr().err
+    assert "no scored image with a class in the split val" in printed
+    assert "test 6" in printed
+    assert "predict.splits" in printed
     assert cli.main(["evaluate", *words, "split=valid"]) == 1
     assert "evaluate.split: input should be 'test', 'val', 'train' or 'all'" in (
         capsys.readouterr().err
@@ -173,13 +173,13 @@ def test_run_refuses_at_once_to_evaluate_what_predict_does_not_score(root, tmp_p
     words = ["run", str(root / "c.yaml"), "--out", str(tmp_path / "run"), "--quiet"]
     words += ["--set", "predict.splits=[test]", "--set", "evaluate.split=val"]
     assert cli.main(words) == 1
-    said = capsys.readouterr().err
-    assert "evaluate.split is val, but predict.splits is [test]" in said
+    printed = capsys.readouterr().err
+    assert "evaluate.split is val, but predict.splits is [test]" in printed
     assert not (tmp_path / "run").exists()
 
 
 def test_masks_of_unlabelled_images_are_compared_too(root, tmp_path):
-    """Whoever tests maps alone need not know the classes."""
+    """Tests of maps alone do not need the classes."""
     table = (root / "t.csv").read_text().replace("11.png,b,test", "11.png,,test")
     (tmp_path / "t.csv").write_text(table)
     run = ["run", str(root / "c.yaml"), "--out", str(tmp_path / "run"), "--quiet"]
@@ -195,7 +195,7 @@ def test_the_report_has_the_means(root):
     assert "Maps compared with masks" in page
 
 
-def test_images_without_a_map_are_counted_with_the_cure(root):
+def test_images_without_a_map_are_counted_with_the_remedy(root):
     run = ["--quiet", "--set"]
     assert cli.main(["heatmap", str(root / "run"), *run, "maps_per_class=1"]) == 0
     assert cli.main(["evaluate", str(root / "run"), "--quiet"]) == 0

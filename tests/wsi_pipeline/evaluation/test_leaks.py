@@ -68,7 +68,7 @@ def test_many_patients_are_counted_and_some_named():
         refuse_leaks(seen)
 
 
-def test_what_is_not_known_is_said():
+def test_what_is_not_known_is_reported():
     (note,) = refuse_leaks([Seen("s1", "p", None), Seen("s2", "q", {})])
     assert "1 score file without the slides" in note
     assert note.endswith(": s1")

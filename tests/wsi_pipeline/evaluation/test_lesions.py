@@ -109,7 +109,7 @@ def test_lesions_that_touch_at_a_corner_are_one():
     assert label_mask(mask, downsample=100, mpp=1).is_itc.size == 1
 
 
-def test_itc_are_told_by_the_major_axis_strictly_below_275_um():
+def test_itc_are_found_by_the_major_axis_strictly_below_275_um():
     # Pixels of 25 µm; growth of 1.5 px. A grown line of n pixels is n + 2 long, 3 wide.
     for n in range(5, 12):
         mask = np.zeros((9, 30), bool)

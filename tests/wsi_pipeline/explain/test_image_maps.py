@@ -1,4 +1,4 @@
-"""Maps of the images of a run: which models have them, and which files stand beside them."""
+"""Maps of the images of a run: which models have them, and their files."""
 
 import json
 
@@ -31,8 +31,8 @@ def run(tmp_path):
 
 
 def train(run, *more):
-    told = ["steps_per_epoch=1", "max_epochs=1", "batch_size=2", "model.options.width=0.03125"]
-    sets = [part for key in told for part in ("--set", key)]
+    given = ["steps_per_epoch=1", "max_epochs=1", "batch_size=2", "model.options.width=0.03125"]
+    sets = [part for key in given for part in ("--set", key)]
     assert cli.main(["train", str(run), "--model", "vgg16", "--quiet", *sets, *more]) == 0
 
 
@@ -86,7 +86,7 @@ def test_models_without_maps_are_named_with_the_reason(run, tmp_path, capsys):
     heatmap = ["heatmap", str(run)]
     checkpoint = run / "models" / "vgg16" / "checkpoint.safetensors"
     assert cli.main([*heatmap, "--set", "method=cam"]) == 0
-    assert "no maps of vgg16: cam does not explain the architecture vgg16" in said(capsys)
+    assert "no maps of vgg16: cam does not explain the architecture vgg16" in message(capsys)
     assert cli.main([*heatmap, "--set", "method=gradcam"]) == 1
     assert "no explanation method is called 'gradcam'" in capsys.readouterr().err
     assert cli.main([*heatmap, "--set", "method=saliency"]) == 0
@@ -97,18 +97,18 @@ def test_models_without_maps_are_named_with_the_reason(run, tmp_path, capsys):
     named = ["--checkpoint", str(tmp_path / "brought.safetensors"), "--quiet"]
     assert cli.main(["predict", str(run), *named]) == 0
     assert cli.main(heatmap) == 0
-    out = said(capsys)
+    out = message(capsys)
     assert "heatmap: 1 done\n" in out
     assert "no maps of brought: its scores are by a checkpoint outside the run; copy" in out
 
     train(run, "--set", "lr=0.01")
     assert cli.main(heatmap) == 0
-    out = said(capsys)
+    out = message(capsys)
     assert "heatmap: 0 done\n" in out
     assert "no maps of vgg16: its scores are by another checkpoint than models/vgg16; run" in out
 
 
-def said(capsys):
+def message(capsys):
     return capsys.readouterr().out
 
 
@@ -122,7 +122,7 @@ def test_a_map_of_small_values_is_stretched_and_a_constant_one_is_grey():
 def test_all_methods_explain_images_side_by_side(run, capsys):
     options = ["--method", "all", "--top", "1", "--errors", "1", "--set", "evaluate.split=all"]
     assert cli.main(["explain", str(run), *options]) == 0
-    out = said(capsys)
+    out = message(capsys)
     fitting = [name for name in METHODS if name not in ("patchnet", "cam")]
     assert all(f"explain {name}: 1 done" in out for name in fitting)
     assert "no patchnet of vgg16: the method does not explain the architecture vgg16" in out

@@ -20,7 +20,7 @@ def some_maps(filters=64, height=9, width=12):
     random = np.random.default_rng(0)
     heatmap = random.random((height, width)).astype(np.float32)
     raw = random.uniform(-1, 1, (filters, height, width)).astype(np.float32)
-    raw[3] = 0.25  # a filter that says the same everywhere
+    raw[3] = 0.25  # a filter with the same value everywhere
     return PatchNetMaps(heatmap, raw)
 
 

@@ -100,7 +100,7 @@ def test_a_slide_of_which_too_little_can_be_read_fails_as_in_tiling(fake_store):
     assert predict(store, max_unreadable=0.75)[1].n_unreadable == 3
 
 
-def test_batches_are_said_no_larger_than_the_slide(fake_store):
+def test_reported_batches_are_no_larger_than_the_slide(fake_store):
     few, none = (predict(fake_store("s", labels))[1] for labels in ([0, 1, 0], []))
     assert few.batch_size > 3
     assert "in batches of 3" in str(few)
@@ -156,15 +156,15 @@ def test_an_error_of_the_model_is_not_taken_for_lack_of_memory(fake_store):
     ("precision", "cure"),
     [("bf16", r"use --set predict\.precision=fp32"), ("fp32", "use another checkpoint")],
 )
-def test_a_score_that_is_no_number_is_an_error_with_a_cure_that_is_not_in_force(
+def test_a_score_that_is_no_number_is_an_error_with_a_remedy_that_is_not_in_force(
     fake_store, precision, cure
 ):
     """And not an unreadable patch."""
     model = MeanModel()
     model.weight.data.fill_(np.nan)
 
-    said = f"no finite score for 2 of 2 patches in {precision}; .*{cure}"
-    with pytest.raises(InferenceError, match=said):
+    message = f"no finite score for 2 of 2 patches in {precision}; .*{cure}"
+    with pytest.raises(InferenceError, match=message):
         predict(fake_store("a", [0, 1]), model, precision=precision)
 
 
@@ -175,7 +175,7 @@ def test_patches_unlike_those_of_training_are_refused(fake_store, other):
 
 
 @pytest.mark.parametrize(
-    ("other", "said"),
+    ("other", "message"),
     [
         (
             {"image_shape": (15, 15, 1)},
@@ -190,9 +190,9 @@ def test_patches_unlike_those_of_training_are_refused(fake_store, other):
     ],
     ids=["channels", "sides", "no-resolution", "order-of-classes"],
 )
-def test_a_checkpoint_that_wants_something_else_is_refused(fake_store, other, said):
+def test_a_checkpoint_that_wants_something_else_is_refused(fake_store, other, message):
     meta = replace(META, **other)
-    with pytest.raises(InferenceError, match=said):
+    with pytest.raises(InferenceError, match=message):
         predict_store(MeanModel(), meta, fake_store("a", [0, 1]), device=CPU)
 
 
@@ -264,7 +264,7 @@ def test_a_tiny_difference_of_resolution_is_rounding(fake_store):
 
 
 class Killed(BaseException):
-    """Stands for the end of the process."""
+    """Simulates the end of the process."""
 
 
 @pytest.mark.parametrize("batches_done", [0, 1, 3, 6])
@@ -363,7 +363,7 @@ def test_batches_fit_the_layers_though_the_first_patch_cannot_be_read(fake_store
     assert broken.batch_size == whole.batch_size < 8
 
 
-def test_a_difference_above_the_tolerance_is_said(fake_store, caplog):
+def test_a_difference_above_the_tolerance_is_reported(fake_store, caplog):
     store = fake_store("a", [0, 1] * 4)
     torch.manual_seed(0)  # else some weights saturate every score
     model = nn.Sequential(nn.Conv2d(3, 1, 15), nn.Flatten(0))
@@ -380,7 +380,7 @@ def test_a_difference_above_the_tolerance_is_said(fake_store, caplog):
 # ---------------------------------------------------------------- where the time goes
 
 
-def test_a_starved_device_is_told_with_a_cure(fake_store):
+def test_a_starved_device_is_reported_with_a_remedy(fake_store):
     _, summary = predict(fake_store("a", [0, 1]))
 
     assert "waited 0.0 s for pixels, transfer 0.0 s, model 0.0 s in batches of" in str(summary)

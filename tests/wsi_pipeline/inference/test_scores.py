@@ -117,7 +117,7 @@ def test_a_missing_score_file_says_what_to_run(tmp_path):
         read_scores(tmp_path / "a.h5")
 
 
-def test_a_file_of_others_is_told_apart(tmp_path):
+def test_a_file_of_others_is_distinguished(tmp_path):
     with h5py.File(tmp_path / "a.h5", "w") as file:
         file["coords"] = np.zeros((3, 2), np.int64)
 
@@ -125,7 +125,7 @@ def test_a_file_of_others_is_told_apart(tmp_path):
         read_scores(tmp_path / "a.h5")
 
 
-def test_damage_is_told_with_a_cure(tmp_path, scores):
+def test_damage_is_reported_with_a_remedy(tmp_path, scores):
     write_scores(tmp_path / "a.h5", scores)
     data = (tmp_path / "a.h5").read_bytes()
     (tmp_path / "cut.h5").write_bytes(data[: len(data) // 2])

@@ -189,7 +189,7 @@ def test_a_pickle_is_never_opened(path, tmp_path, new_format):
     assert not touched.exists()
 
 
-def test_a_checkpoint_of_another_program_is_told_apart(path):
+def test_a_checkpoint_of_another_program_is_distinguished(path):
     safetensors.torch.save_file({"a": torch.zeros(2)}, path, metadata={"format": "pt"})
 
     with pytest.raises(CheckpointError, match="not a checkpoint of this program"):

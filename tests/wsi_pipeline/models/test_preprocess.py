@@ -109,9 +109,9 @@ def test_the_centre_is_cropped():
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "message"),
     [({"gamma": 0}, "gamma"), ({"crop": (0, 3)}, "crop"), ({"minkowski": 0.5}, "minkowski")],
 )
-def test_settings_out_of_range_are_named(settings, said):
-    with pytest.raises(ModelError, match=said):
+def test_settings_out_of_range_are_named(settings, message):
+    with pytest.raises(ModelError, match=message):
         Preprocess(PreprocessConfig(**settings))

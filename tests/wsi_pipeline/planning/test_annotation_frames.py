@@ -1,4 +1,4 @@
-"""One cohort, its outlines in either frame: every stage says the same."""
+"""One cohort, its outlines in either frame: every stage gives the same result."""
 
 from pathlib import Path
 
@@ -34,8 +34,8 @@ def test_labels_heatmaps_and_figures_are_the_same_from_either_frame(tmp_path, sc
         data, run = draw(tmp_path / origin, corner), tmp_path / f"run_{origin}"
         config = tmp_path / f"{origin}.yaml"
         config.write_text(CONFIG.format(data=data, run=run))
-        said = ["--quiet", "--set", f"tile.annotation_origin={origin}"]
-        assert main(["run", str(config), *said]) == 0
+        message = ["--quiet", "--set", f"tile.annotation_origin={origin}"]
+        assert main(["run", str(config), *message]) == 0
         outputs.append(run)
 
     names = [f"heatmaps/patchnet/s{n}.png" for n in range(2, 6)]  # with the outlines

@@ -63,7 +63,7 @@ def test_models_are_timed_on_images_of_their_size(folder, capsys):
     assert found["totals"]["new_files"] == 0  # this run is finished
 
 
-def test_what_no_run_could_do_is_said(folder, capsys):
+def test_what_no_run_could_do_is_reported(folder, capsys):
     Image.new("L", (9, 9)).save(folder / "data" / "rows" / "00.png")
     assert main(["plan", "config.yaml"]) == 1
     assert "set images.size: [height, width]" in capsys.readouterr().err

@@ -107,7 +107,7 @@ def test_plan_writes_nothing(tmp_path, capsys):
     assert "2 slides: 2 new" in capsys.readouterr().out
 
 
-def test_finished_and_stale_slides_are_told(tmp_path, capsys):
+def test_finished_and_stale_slides_are_reported(tmp_path, capsys):
     config = write_config(tmp_path, make_slides(tmp_path / "data"))
     assert main(["run", str(config), "--quiet"]) == 0
     assert [s["state"] for s in plan(config, capsys)[1]["slides"]] == ["finished"] * 2

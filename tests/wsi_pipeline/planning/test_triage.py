@@ -92,8 +92,8 @@ def test_what_a_manifest_says_is_kept(folder, tmp_path):
     )
     _, rows = look(source, source, "--overwrite")
     row = rows["without.tif"]
-    said = [row[k] for k in ("slide_id", "patient", "label", "split", "mpp", "stain")]
-    assert said == ["x", "p", "1", "val", "0.3", "IHC"]
+    message = [row[k] for k in ("slide_id", "patient", "label", "split", "mpp", "stain")]
+    assert message == ["x", "p", "1", "val", "0.3", "IHC"]
 
 
 def test_broken_slides_stay_with_their_problem(folder, tmp_path):
@@ -107,7 +107,7 @@ def test_broken_slides_stay_with_their_problem(folder, tmp_path):
     assert look(tmp_path / "only", tmp_path / "n.csv")[0] == 1
 
 
-def test_unreadable_regions_are_told(folder, tmp_path):
+def test_unreadable_regions_are_reported(folder, tmp_path):
     break_file_tile(folder / "a.svs", 0)
     _, rows = look(folder, tmp_path / "m.csv")
     assert rows["a.svs"]["probe"] == "9 of 10 read"
@@ -159,7 +159,7 @@ def test_nothing_identifying_is_written(folder, tmp_path):
     assert "secret" not in text
 
 
-def test_a_missing_slide_tells_no_folder(tmp_path):
+def test_a_missing_slide_shows_no_folder(tmp_path):
     (tmp_path / "m.csv").write_text("slide\ngone.svs\n")
     code, rows = look(tmp_path / "m.csv", tmp_path / "n.csv")
     assert code == 1

@@ -92,7 +92,7 @@ def test_every_metric_is_shown_in_full(run, page, model):
         del metrics[froc]["curve"]  # drawn, not printed
 
     shown = set(page.numbers)
-    # The threshold stands in a sentence of its own.
+    # The threshold is in a separate sentence.
     assert [n for n in numbers_in(metrics) if n not in shown and n != metrics["threshold"]] == []
     assert "Positive if the score is at least 0.75." in page.text
 
@@ -107,7 +107,7 @@ def test_every_slide_is_shown_with_its_counts(run, page):
 
 
 def test_others_results_are_shown_only_where_asked_for(run, page):
-    """The lecture's confusion matrix and metastases stood in everybody's report."""
+    """The lecture's confusion matrix and metastases were in every report."""
     assert not set(LECTURE_CONFUSION.values()) & set(page.numbers)
     assert "metastas" not in page.text
     assert "CAMELYON16 test set" not in page.text
@@ -225,7 +225,7 @@ def test_only_the_models_asked_for_are_shown(run, tmp_path):
         build_report(copy, models=["resnet"])
 
 
-def test_missing_parts_say_which_stage_makes_them(tmp_path):
+def test_missing_parts_name_the_stage_that_makes_them(tmp_path):
     run = fake_run.make_run(tmp_path / "half", models=())
     page = Page(build_report(run).read_text(encoding="utf-8"))
 
@@ -348,7 +348,7 @@ def open_in_browser(text, folder):
       document.title = "probe " + document.querySelectorAll("[aria-sort=descending]").length;
     """
     assert "script-src 'sha256-" in html.unescape(text)
-    allowed = f"script-src {hash_of(probe)} "  # beside the page's own, which is named by its hash
+    allowed = f"script-src {hash_of(probe)} "  # in addition to the page's own, allowed by its hash
     text = text.replace("script-src ", allowed)
     probed = folder / "probed.html"
     probed.write_text(text.replace("</body>", f"<script>{probe}</script></body>"), encoding="utf-8")

@@ -473,7 +473,7 @@ def leaves(value, path=""):
 
 
 def stated(metrics, section):
-    """A section of metrics.json; of a FROC what is no curve, and its intervals beside."""
+    """A section of metrics.json; for a FROC all but the curve, and its intervals."""
     found = dict(metrics[section])
     if section.startswith("froc"):
         found |= {"sensitivity_at_ci95": found.pop("bootstrap")["sensitivity_at_ci95"]}
@@ -489,11 +489,11 @@ def stated(metrics, section):
     ],
 )  # fmt: skip
 def test_every_figure_is_computed_again(metrics, again, section):
-    told, found = leaves(stated(metrics, section)), leaves(again[section])
-    assert told.keys() - {".n_itc"} == found.keys()
+    given, found = leaves(stated(metrics, section)), leaves(again[section])
+    assert given.keys() - {".n_itc"} == found.keys()
     loose = {".temperature", ".ece_calibrated", ".brier_calibrated", ".nll_calibrated"}
     for path, value in found.items():
-        assert told[path] == pytest.approx(value, rel=1e-5 if path in loose else 1e-9, abs=1e-9), (
+        assert given[path] == pytest.approx(value, rel=1e-5 if path in loose else 1e-9, abs=1e-9), (
             path
         )
 

@@ -1,4 +1,4 @@
-"""The pages beside the report: a FROC of plain files, models side by side, figures for papers."""
+"""Other pages than the report: a FROC of plain files, models side by side, figures for papers."""
 
 import csv
 import importlib.util
@@ -277,8 +277,8 @@ def test_comparison_needs_two_evaluated_models(runs, tmp_path):
 
 
 def test_compare_command_says_where_the_page_is(runs, tmp_path, capsys):
-    told = ["compare", *map(str, runs), "--out", str(tmp_path), "--bootstrap", "20"]
-    assert main(told) == 0
+    given = ["compare", *map(str, runs), "--out", str(tmp_path), "--bootstrap", "20"]
+    assert main(given) == 0
     assert capsys.readouterr().out.strip() == str(tmp_path / "compare.html")
     assert main(["compare", str(runs[0]), "--out", str(tmp_path)]) == 1
     assert "ReportError: 1 evaluated model" in capsys.readouterr().err

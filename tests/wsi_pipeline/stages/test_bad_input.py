@@ -1,5 +1,5 @@
 """What users really have: broken, empty, contradictory input. Each gives a sentence that names
-file, cause and cure, the right exit code, the other slides done, and nothing half-written."""
+file, cause and remedy, the right exit code, the other slides done, and nothing half-written."""
 
 import csv
 import errno
@@ -54,12 +54,12 @@ def failures(run: Path) -> dict[str, dict[str, str]]:
         return {row["slide_id"]: row for row in csv.DictReader(file)}
 
 
-def assert_one_bad_one_good(run: Path, code: int, bad: str, *said: str) -> None:
-    """The bad slide is told of, the good one is done, and nothing is left in between."""
+def assert_one_bad_one_good(run: Path, code: int, bad: str, *printed: str) -> None:
+    """The bad slide is reported, the good one is processed, and nothing is left in between."""
     assert code == 3
     row = failures(run)[bad]
     assert row["stage"] == "tile"
-    for text in said:
+    for text in printed:
         assert text in row["message"]
     assert (run / "tiles" / "good.zarr" / "zarr.json").is_file()
     assert not (run / "tiles" / f"{bad}.zarr").exists()
@@ -99,7 +99,7 @@ def write_without_mpp(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("make", "said"),
+    ("make", "printed"),
     [
         pytest.param(write_garbage, "check that it is a slide", id="garbage"),
         pytest.param(write_empty, "empty", id="empty-file"),
@@ -108,9 +108,11 @@ def write_without_mpp(path: Path) -> None:
         pytest.param(write_without_mpp, "give it in the manifest's mpp column", id="no-mpp"),
     ],
 )
-def test_a_bad_slide_does_not_stop_the_others(data, tmp_path, make, said):
+def test_a_bad_slide_does_not_stop_the_others(data, tmp_path, make, printed):
     make(data / "bad.tif")
-    assert_one_bad_one_good(tmp_path / "run", tile(data, tmp_path / "run"), "bad", "bad.tif", said)
+    assert_one_bad_one_good(
+        tmp_path / "run", tile(data, tmp_path / "run"), "bad", "bad.tif", printed
+    )
 
 
 def test_a_missing_slide_does_not_stop_the_others(data, tmp_path):
@@ -126,7 +128,7 @@ LAUGHS = (
 
 
 @pytest.mark.parametrize(
-    ("annotation", "said"),
+    ("annotation", "printed"),
     [
         pytest.param("<ASAP_Annotations><Annot", "XML", id="malformed"),
         pytest.param(LAUGHS, "entit", id="billion-laughs"),
@@ -134,12 +136,12 @@ LAUGHS = (
         pytest.param(asap([(9000, 9000), (9100, 9000), (9100, 9100)]), "outside", id="outside"),
     ],
 )
-def test_a_bad_annotation_does_not_stop_the_others(data, tmp_path, annotation, said):
+def test_a_bad_annotation_does_not_stop_the_others(data, tmp_path, annotation, printed):
     good_slide(data / "bad.tif")
     (data / "bad.xml").write_text(annotation)
     given = manifest(data, "good.tif,0,,,", "bad.tif,1,bad.xml,,")
     code = tile(given, tmp_path / "run")
-    assert_one_bad_one_good(tmp_path / "run", code, "bad", said)
+    assert_one_bad_one_good(tmp_path / "run", code, "bad", printed)
 
 
 def test_a_missing_annotation_does_not_stop_the_others(data, tmp_path):
@@ -162,16 +164,16 @@ def test_a_slide_that_is_mended_is_no_longer_a_failure(data, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("rows", "said"),
+    ("rows", "printed"),
     [
         (("good.tif,0,,,p", "x/good.tif,0,,,q"), "two slides have the id 'good'"),
         (("good.tif,0,,train,p", "b.tif,0,,test,p"), "patient 'p' is in 2 splits"),
     ],
     ids=["duplicate-ids", "patient-in-two-splits"],
 )
-def test_a_contradictory_data_set_is_refused_before_any_work(data, tmp_path, capsys, rows, said):
+def test_a_contradictory_data_set_is_refused_before_any_work(data, tmp_path, capsys, rows, printed):
     assert tile(manifest(data, *rows), tmp_path / "run") == 1
-    assert said in capsys.readouterr().err
+    assert printed in capsys.readouterr().err
     assert not (tmp_path / "run" / "tiles").exists()
 
 
@@ -194,7 +196,7 @@ def test_wrong_usage_is_exit_code_two(capsys):
 
 
 @pytest.mark.parametrize(
-    ("labels", "said"),
+    ("labels", "printed"),
     [
         pytest.param(
             {"a": 0, "b": 0},
@@ -208,7 +210,7 @@ def test_wrong_usage_is_exit_code_two(capsys):
         ),
     ],
 )
-def test_a_class_that_a_split_lacks_is_named(tmp_path, capsys, labels, said):
+def test_a_class_that_a_split_lacks_is_named(tmp_path, capsys, labels, printed):
     for seed, name in enumerate(labels):
         good_slide(tmp_path / f"{name}.tif", seed=seed)
     (tmp_path / "a.xml").write_text(asap(TUMOUR))
@@ -216,7 +218,7 @@ def test_a_class_that_a_split_lacks_is_named(tmp_path, capsys, labels, said):
     assert tile(manifest(tmp_path, annotated, "b.tif,0,,val,"), tmp_path / "run") == 0
     assert main(["train", str(tmp_path / "run"), "--model", "patchnet", "--quiet"]) == 1
     message = failures(tmp_path / "run")["patchnet"]["message"]
-    assert f"split {said}" in message
+    assert f"split {printed}" in message
 
 
 def test_a_split_that_is_not_there_is_named(data, tmp_path, capsys):
@@ -225,7 +227,7 @@ def test_a_split_that_is_not_there_is_named(data, tmp_path, capsys):
     assert "no slide in split train: 1 patient is too few" in capsys.readouterr().err
 
 
-def test_a_full_disk_is_said_and_the_others_are_done(data, tmp_path, monkeypatch):
+def test_a_full_disk_is_reported_and_the_others_are_done(data, tmp_path, monkeypatch):
     from tiling import build
 
     real = build.write_table
@@ -272,7 +274,7 @@ def test_a_run_folder_that_is_none_is_named(tmp_path, capsys):
 
 
 def test_the_failure_of_a_slide_that_is_no_longer_listed_is_forgotten(tmp_path):
-    """It stood in failures.csv for ever, and collect ended with 3."""
+    """It stayed in failures.csv, and collect ended with 3."""
     good_slide(tmp_path / "good.tif")
     (tmp_path / "bad.svs").write_bytes(b"no slide")
     run = tmp_path / "run"
@@ -283,7 +285,7 @@ def test_the_failure_of_a_slide_that_is_no_longer_listed_is_forgotten(tmp_path):
     assert main(["collect", str(run)]) == 0
 
 
-def test_a_setting_no_slide_can_be_cut_with_is_said_once_and_destroys_nothing(
+def test_a_setting_no_slide_can_be_cut_with_is_reported_once_and_destroys_nothing(
     data, tmp_path, capsys
 ):
     run = tmp_path / "run"

@@ -1,4 +1,4 @@
-"""Files that are not what they were: named, never used in silence, rebuilt to the same bytes."""
+"""Files that are not what they were: reported, not used, and rebuilt to the same bytes."""
 
 import csv
 import json
@@ -95,9 +95,9 @@ def failures(run: Path) -> dict[tuple[str, str], str]:
         return {(row["stage"], row["slide_id"]): row["message"] for row in csv.DictReader(file)}
 
 
-def assert_no_surprise(run: Path, said: str) -> None:
-    assert "Traceback" not in said
-    messages = [*failures(run).values(), said]
+def assert_no_surprise(run: Path, printed: str) -> None:
+    assert "Traceback" not in printed
+    messages = [*failures(run).values(), printed]
     assert not [message for message in messages if "unexpected " in message]
 
 
@@ -120,12 +120,12 @@ def test_a_run_whose_every_kind_of_file_is_damaged_is_rebuilt_the_same(copy, cap
         corrupt(copy / "run" / name, how)
     code = again(copy)
     captured = capsys.readouterr()
-    said = captured.out + captured.err + caplog.text
-    assert_no_surprise(copy / "run", said)
+    printed = captured.out + captured.err + caplog.text
+    assert_no_surprise(copy / "run", printed)
     if code:  # what a stage met before the one that makes it had its turn
         assert again(copy, "--quiet") == 0
     for name in names:
-        assert (KINDS[name] or Path(name).name) in said, name
+        assert (KINDS[name] or Path(name).name) in printed, name
     assert contents(copy / "run") == before
 
 
@@ -147,9 +147,9 @@ def test_every_command_after_the_damage_goes_on_or_names_it(copy, capsys, caplog
         assert main([stage, str(run)]) in (0, 1, 3)
     assert main(["plan", str(copy / "config.yaml")]) in (0, 1, 3)
     captured = capsys.readouterr()
-    said = captured.out + captured.err + caplog.text
-    assert_no_surprise(run, said)
-    assert (KINDS[name] or Path(name).name) in said
+    printed = captured.out + captured.err + caplog.text
+    assert_no_surprise(run, printed)
+    assert (KINDS[name] or Path(name).name) in printed
     # `report` shows the settings that each command recorded, so its own file may differ.
     reported = {"report.html", ".state/report/run.done.json"}
     assert again(copy, "--quiet") == 0 or again(copy, "--quiet") == 0
@@ -162,7 +162,7 @@ def test_every_command_after_the_damage_goes_on_or_names_it(copy, capsys, caplog
 
 
 def test_a_flipped_byte_of_a_patch_fails_that_slide_and_is_rebuilt_by_tile(copy, capsys):
-    """29 of 91 scores changed, and nobody was told."""
+    """29 of 91 scores changed silently."""
     run, before = copy / "run", contents(copy / "run")
     flip_unseen(run / SHARD)
 
@@ -176,8 +176,8 @@ def test_a_flipped_byte_of_a_patch_fails_that_slide_and_is_rebuilt_by_tile(copy,
     assert "tiles/s4.zarr was found damaged by predict" in capsys.readouterr().out
 
     assert again(copy) == 0
-    said = capsys.readouterr().err
-    assert "s4: tiles/s4.zarr was found damaged by predict" in said
+    printed = capsys.readouterr().err
+    assert "s4: tiles/s4.zarr was found damaged by predict" in printed
     assert failures(run) == {}
     assert contents(run) == before
 
@@ -259,7 +259,7 @@ def damage_scores(path: Path) -> None:
 
 
 @pytest.mark.parametrize("command", [["heatmap"], ["export", "--format", "qupath"]])
-def test_a_damaged_score_file_fails_that_slide_and_names_the_cure(copy, capsys, command):
+def test_a_damaged_score_file_fails_that_slide_and_names_the_remedy(copy, capsys, command):
     run = copy / "run"
     damage_scores(run / SCORES)
     assert main([command[0], str(run), *command[1:], "--overwrite"]) == 3
@@ -360,7 +360,7 @@ def test_a_report_is_not_made_from_damaged_files(copy, capsys):
     "text", ["{", "[]", '{"stages": []}', '{"stages": {"tile": {"config": 1}}}']
 )
 def test_a_damaged_run_json_does_not_mean_the_defaults(copy, capsys, text):
-    """The heatmaps would have been made anew by settings that nobody had asked for."""
+    """The heatmaps would have been rebuilt with unrequested settings."""
     run = copy / "run"
     (run / "run.json").write_text(text)
     before = contents(run)

@@ -39,8 +39,8 @@ def test_a_run_of_an_earlier_version_is_kept(name, tmp_path, monkeypatch, capsys
     before = {path: path.read_bytes() for path in kept}
     maps = {p: p.read_bytes() for p in {*files} - {*kept} if p.suffix == ".tif"}
     assert main(["run", "config.yaml"]) == (3 if "image" in name else 0)  # one is broken
-    said = capsys.readouterr().out.splitlines()
-    assert [line.split(", 1 failed")[0] for line in said if " done" in line] == [
+    message = capsys.readouterr().out.splitlines()
+    assert [line.split(", 1 failed")[0] for line in message if " done" in line] == [
         f"{stage}: {n} done" if stage in ANEW[name] else f"{stage}: 0 done, {n} kept from before"
         for stage, n in zip(STAGES, RUNS[name], strict=True)
     ]

@@ -168,8 +168,8 @@ def test_parts_of_a_job_array_make_the_bytes_of_one_task(finished, tmp_path, cap
     for place, number in enumerate(order):
         assert not scores.exists()
         assert cli.main([*words, "--shard", f"{number}/3"]) == 0
-        said = capsys.readouterr().out
-        assert ("images by patchnet: all parts put together" in said) == (place == 2)
+        printed = capsys.readouterr().out
+        assert ("images by patchnet: all parts put together" in printed) == (place == 2)
     assert {path.name: path.read_bytes() for path in scores.iterdir()} == whole
     maps = {p: p.read_bytes() for p in (run / "heatmaps").rglob("*") if p.is_file()}
     shutil.rmtree(run / "heatmaps")
@@ -221,9 +221,9 @@ def test_images_of_another_shape_are_refused_by_name(finished, tmp_path, capsys)
     assert cli.main([*tile, "--set", "images.channels=1"]) == 0
     checkpoint = root / "run" / "models" / "patchnet" / "checkpoint.safetensors"
     assert cli.main(["predict", str(run), "--checkpoint", str(checkpoint), "--quiet"]) == 1
-    said = (run / "failures.csv").read_text()
-    assert "images of 20 x 25 x 1 of unknown resolution" in said
-    assert "trained on images of 18 x 25 x 1 of unknown resolution" in said
+    printed = (run / "failures.csv").read_text()
+    assert "images of 20 x 25 x 1 of unknown resolution" in printed
+    assert "trained on images of 18 x 25 x 1 of unknown resolution" in printed
 
 
 def predict_elsewhere(root, folder, run, *more):
@@ -237,8 +237,8 @@ def test_classes_in_another_order_than_the_checkpoints_are_refused(finished, tmp
     root, _ = finished
     folder = make_folder(tmp_path / "other", n=2)
     assert predict_elsewhere(root, folder, tmp_path / "run") == 1  # alphabetical: columns, rows
-    said = (tmp_path / "run" / "failures.csv").read_text()
-    assert "tile again with images.classes: [rows, columns]" in said
+    printed = (tmp_path / "run" / "failures.csv").read_text()
+    assert "tile again with images.classes: [rows, columns]" in printed
     right = ["--set", "images.classes=[rows, columns]"]
     assert predict_elsewhere(root, folder, tmp_path / "run", *right) == 0
 
@@ -275,13 +275,13 @@ def test_a_validation_by_images_the_model_was_trained_on_is_refused(tmp_path, ro
         "classes": ["a", "b"],
         TRAINED_ON: {"train_slides": [], "val_slides": [], f"{role}_patients": ["p2"]},
     }
-    told = {"rule": Rule(0.5, strict=False), "model": "m", "settings": EvaluateConfig(bootstrap=0)}
+    given = {"rule": Rule(0.5, strict=False), "model": "m", "settings": EvaluateConfig(bootstrap=0)}
     if role == "val":  # its own validation: said to be one, not refused
-        metrics = evaluate_images(images, about, out=tmp_path, **told)
+        metrics = evaluate_images(images, about, out=tmp_path, **given)
         assert metrics["notes"] == ["no image in the split test: figures are of val"]
     else:
         with pytest.raises(EvaluationError, match=r"trained on 1 patient .*p2"):
-            evaluate_images(images, about, out=tmp_path, **told)
+            evaluate_images(images, about, out=tmp_path, **given)
 
 
 def test_a_mended_file_is_no_failure_any_more(tmp_path):
@@ -341,7 +341,7 @@ def train_small(run, *settings):
 
 
 def test_patchnets_pass_over_all_images_in_each_epoch(tmp_path, caplog):
-    """PatchNet papers 1 and 2 count epochs so; draws are there for whoever sets them."""
+    """PatchNet papers 1 and 2 count epochs so; draws are optional."""
     run = tiled(tmp_path)
     trained = [e for e in read_images(run / "images.csv") if e.split == "train"]
     assert train_small(run) == 0
@@ -510,13 +510,13 @@ def test_scores_of_images_are_exported_image_by_image(finished, tmp_path, capsys
     assert cli.main(["export", run, "--format", "qupath", *out]) == 0
 
 
-def test_exports_that_say_nothing_of_single_images_are_refused(finished, tmp_path, capsys):
+def test_exports_that_do_not_warn_of_single_images_are_refused(finished, tmp_path, capsys):
     root, _ = finished
     for name in ("clam", "camelyon16", "trident", "ome-zarr"):
         assert cli.main(["export", str(root / "run"), "--format", name]) == 1
-        said = capsys.readouterr().err
-        assert f"{name} (" in said
-        assert "single images have none; for them there are qupath, wsinfer" in said
+        printed = capsys.readouterr().err
+        assert f"{name} (" in printed
+        assert "single images have none; for them there are qupath, wsinfer" in printed
     config = tmp_path / "c.yaml"
     config.write_text((root / "c.yaml").read_text() + "export: {formats: [clam]}\n")
     assert cli.main(["run", str(config), "--quiet"]) == 1

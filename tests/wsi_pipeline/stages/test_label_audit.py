@@ -119,7 +119,7 @@ def test_the_json_says_what_the_tables_say(whole):
     assert found["total"]["patches"] == sum(len(store) for store in stores(whole).values())
 
 
-def test_one_line_is_said_at_the_end(data, whole, capsys):
+def test_one_line_is_reported_at_the_end(data, whole, capsys):
     assert tile(data, whole) == 0
     last = capsys.readouterr().out.strip().splitlines()[-1]
     assert last.startswith("labels: 480 patches of 6 slides, 4 patients: 57 positive (12 %), ")
@@ -189,15 +189,15 @@ def test_lesions_without_a_positive_patch_are_counted_by_the_labels(
     run = tmp_path / "run"
     chosen = [part for setting in rule for part in ("--set", setting)]
     assert main(["tile", str(manifest), "--out", str(run), *SETTINGS, *chosen]) == 0
-    said = capsys.readouterr().out
-    assert (f"{pluralize(missed, 'lesion')} without a positive patch" in said) == bool(missed)
+    message = capsys.readouterr().out
+    assert (f"{pluralize(missed, 'lesion')} without a positive patch" in message) == bool(missed)
     by_slide = {row["slide_id"]: row for row in table(run, "slides.csv")}
     assert [int(row["lesions"]) - int(row["lesions_hit"]) for row in by_slide.values()] == [
         missed // 3
     ] * 3
 
 
-def test_nothing_is_said_of_labels_where_every_slide_failed(tmp_path, capsys):
+def test_nothing_is_printed_about_labels_where_every_slide_failed(tmp_path, capsys):
     """It bade its reader look over the labels of 0 patches of 0 slides."""
     (tmp_path / "s.tif").write_bytes(b"no slide")
     run = tmp_path / "run"
@@ -211,10 +211,10 @@ def test_a_slide_that_is_away_leaves_a_grey_cell(data, whole):
     assert tile(data, run, "--set", "store=coords") == 0
     (data / "s1.tif").rename(data / "away.tif")
     try:
-        said = update_audit(RunFolder(run), overwrite=True)
+        message = update_audit(RunFolder(run), overwrite=True)
     finally:
         (data / "away.tif").rename(data / "s1.tif")
-    assert said.startswith("labels: ")
+    assert message.startswith("labels: ")
     assert contents(run)["slides.csv"] == contents(whole)["slides.csv"]
     assert contents(run)["ambiguous.png"] != contents(whole)["ambiguous.png"]
 
@@ -222,8 +222,8 @@ def test_a_slide_that_is_away_leaves_a_grey_cell(data, whole):
 def test_a_damaged_store_costs_the_audit_not_the_stage(data, copy):
     (copy / "tiles/label_audit/slides.csv").unlink()
     shutil.rmtree(copy / "tiles/s1.zarr/label")
-    said = update_audit(RunFolder(copy))
-    assert said.startswith("label audit: not made: s1.zarr: damaged")
+    message = update_audit(RunFolder(copy))
+    assert message.startswith("label audit: not made: s1.zarr: damaged")
 
 
 def test_slides_without_labels_have_no_pictures(data, tmp_path):

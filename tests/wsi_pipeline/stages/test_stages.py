@@ -62,7 +62,7 @@ def test_every_file_of_the_contract_is_there(finished):
 
 
 def test_scores_and_heatmap_agree_with_the_store(finished):
-    """Read by plain zarr, h5py and tifffile: each patch's score stands over its own place."""
+    """Read by plain zarr, h5py and tifffile: each patch's score is at its own position."""
     run = finished / "run"
     coords = zarr.open_group(run / "tiles/s5.zarr", mode="r")["coords"][:]
     with h5py.File(run / "scores/patchnet/s5.h5") as file:
@@ -229,9 +229,9 @@ def test_shards_together_are_the_whole(finished, tmp_path, capsys):
     capsys.readouterr()
 
     assert main(["collect", str(tmp_path / "run")]) == 3
-    said = capsys.readouterr().out
-    assert "4 of 6 slides done, 2 missing" in said
-    assert "tile: 1 shard of 3 never ended: 1" in said
+    printed = capsys.readouterr().out
+    assert "4 of 6 slides done, 2 missing" in printed
+    assert "tile: 1 shard of 3 never ended: 1" in printed
 
     assert main([*arguments, "--shard", "1/3"]) == 0
     assert main(["collect", str(tmp_path / "run")]) == 0
@@ -248,10 +248,10 @@ def test_collect_lists_the_stages_that_work_on_models(copy, capsys):
     (run / ".state/evaluate/patchnet/patchnet.done.json").unlink()
     capsys.readouterr()
     assert main(["collect", str(run)]) == 3
-    said = capsys.readouterr().out.splitlines()
-    assert {"train patchnet: failed", "train stopped: missing"} <= set(said)
-    assert {"evaluate patchnet: missing", "report: done"} <= set(said)
-    assert not any("copied_in" in line for line in said)
+    printed = capsys.readouterr().out.splitlines()
+    assert {"train patchnet: failed", "train stopped: missing"} <= set(printed)
+    assert {"evaluate patchnet: missing", "report: done"} <= set(printed)
+    assert not any("copied_in" in line for line in printed)
 
 
 def test_an_array_that_must_not_see_only_a_part_is_refused(copy, capsys):
@@ -259,7 +259,7 @@ def test_an_array_that_must_not_see_only_a_part_is_refused(copy, capsys):
     assert "need all slides" in capsys.readouterr().err
 
 
-def test_a_slide_that_failed_is_left_out_of_the_figures_and_said(copy, capsys):
+def test_a_slide_that_failed_is_left_out_of_the_figures_and_noted(copy, capsys):
     (copy / "data/s5.tif").write_bytes(b"no slide")
     assert again(copy) == 3
     capsys.readouterr()
@@ -275,16 +275,16 @@ def test_half_a_test_set_is_not_evaluated(copy, capsys):
 
 
 @pytest.mark.parametrize("command", [["heatmap"], ["export", "--format", "qupath"]])
-def test_scores_that_are_not_finished_are_named_with_the_cure(copy, capsys, command):
+def test_scores_that_are_not_finished_are_named_with_the_remedy(copy, capsys, command):
     run = copy / "run"
     for kind in ("predict", "tile"):
         for mark in (run / ".state" / kind).rglob("*.done.json"):
             mark.unlink()
         assert main([command[0], str(run), *command[1:]]) == 1
-        said = capsys.readouterr().err
-        assert f"nothing to {command[0]}: " in said
+        printed = capsys.readouterr().err
+        assert f"nothing to {command[0]}: " in printed
         cause = "scores of patchnet were not finished; run: wsi-pipeline predict"
-        assert (cause if kind == "predict" else "run tile again") in said
+        assert (cause if kind == "predict" else "run tile again") in printed
 
 
 def test_where_predict_failed_on_every_slide_a_heatmap_says_so(copy, capsys):
@@ -293,12 +293,12 @@ def test_where_predict_failed_on_every_slide_a_heatmap_says_so(copy, capsys):
         shutil.rmtree(copy / f"run/tiles/{name}.zarr/patches")
     assert main(["predict", str(copy / "run"), "--overwrite"]) == 1
     assert main(["heatmap", str(copy / "run")]) == 1
-    said = capsys.readouterr().err
-    assert "nothing to heatmap: s2, s3, s4, s5: prediction with patchnet failed" in said
-    assert "failures.csv); then" in said
+    printed = capsys.readouterr().err
+    assert "nothing to heatmap: s2, s3, s4, s5: prediction with patchnet failed" in printed
+    assert "failures.csv); then" in printed
 
 
-def test_scores_with_nothing_to_compare_them_with_are_said_to_be(copy, capsys):
+def test_scores_with_nothing_to_compare_them_with_are_reported(copy, capsys):
     manifest = copy / "run/slides.csv"
     rows = [row.split(",") for row in manifest.read_text().splitlines()]
     names = rows[0]
@@ -310,7 +310,7 @@ def test_scores_with_nothing_to_compare_them_with_are_said_to_be(copy, capsys):
     assert "no slide in the splits test and val has a label" in capsys.readouterr().err
 
 
-def test_a_checkpoint_for_other_patches_is_refused_with_the_cure(copy, capsys):
+def test_a_checkpoint_for_other_patches_is_refused_with_the_remedy(copy, capsys):
     other = copy / "other"
     assert main(["tile", str(copy / "data/s4.tif"), "--out", str(other), "--quiet",
                  "--set", "patch_px=64", "--set", "tissue.mpp=2.0"]) == 0  # fmt: skip
@@ -320,7 +320,7 @@ def test_a_checkpoint_for_other_patches_is_refused_with_the_cure(copy, capsys):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "printed"),
     [
         (("predict", "--checkpoint", "none.safetensors"), "no such checkpoint"),
         (("predict", "--device", "cuda:7"), "not found"),
@@ -331,16 +331,16 @@ def test_a_checkpoint_for_other_patches_is_refused_with_the_cure(copy, capsys):
         (("evaluate", "--set", "rates=[]"), "no rate given"),
     ],
 )
-def test_a_wrong_option_is_said_once_and_destroys_nothing(copy, capsys, arguments, said):
+def test_a_wrong_option_is_reported_once_and_destroys_nothing(copy, capsys, arguments, printed):
     before = contents(copy / "run")
     command, *more = arguments
     assert main([command, str(copy / "run"), *more, "--overwrite"]) == 1
-    assert capsys.readouterr().err.count(said) == 1
+    assert capsys.readouterr().err.count(printed) == 1
     assert contents(copy / "run") == before
 
 
 @pytest.mark.parametrize(
-    ("setting", "said"),
+    ("setting", "printed"),
     [
         ("predict.precision=fp16", "fp16 needs a GPU"),
         ("train.patchnet.precision=fp16", "fp16 needs a GPU"),
@@ -348,10 +348,12 @@ def test_a_wrong_option_is_said_once_and_destroys_nothing(copy, capsys, argument
         ("train.patchnet.model.name=patchnot", "no model is called 'patchnot'"),
     ],
 )
-def test_what_a_later_stage_cannot_do_is_said_before_the_first_one(tmp_path, capsys, setting, said):
+def test_what_a_later_stage_cannot_do_is_reported_before_the_first_one(
+    tmp_path, capsys, setting, printed
+):
     config = write_config(tmp_path, tmp_path, tmp_path / "run")
     assert main(["run", str(config), "--device", "cpu", "--set", setting]) == 1
-    assert said in capsys.readouterr().err
+    assert printed in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 
@@ -365,8 +367,8 @@ def test_two_checkpoints_of_one_name_are_refused(copy, tmp_path, capsys, slides)
         shutil.copy(copy / "run/models/patchnet/checkpoint.safetensors", file)
         words += ["--checkpoint", str(file)]
     assert main(["predict", str(copy / "other" if slides else copy / "run"), *words]) == 1
-    said = capsys.readouterr().err
-    assert f"{files[0]} and {files[1]} both are the model 'pn'; rename" in said
+    printed = capsys.readouterr().err
+    assert f"{files[0]} and {files[1]} both are the model 'pn'; rename" in printed
     assert not (copy / "run/scores/pn").exists()
 
 
@@ -399,8 +401,8 @@ def test_patchnets_own_map_is_written_beside_the_heatmap(copy):
     assert main(ask) == 0
     shutil.rmtree(copy / "run/models")  # as where predict was given a checkpoint from elsewhere
     assert main([*ask, "--overwrite"]) == 1
-    said = (copy / "run/failures.csv").read_text()
-    assert "copy the one that predict was given to" in said
+    printed = (copy / "run/failures.csv").read_text()
+    assert "copy the one that predict was given to" in printed
 
 
 @pytest.mark.parametrize("stage", ["heatmap", "run"])
@@ -411,10 +413,10 @@ def test_a_slide_named_like_the_dense_map_of_another_is_refused(copy, capsys, st
         text = manifest.read_text().replace("s5.tif", "s4.patchnet.tif")
         manifest.write_text(text.replace(",s5,", ",s4.patchnet,"))
     before = contents(copy / "run/heatmaps")
-    told = {"heatmap": copy / "run", "run": copy / "config.yaml"}[stage]
-    assert main([stage, str(told), "--set", "heatmap.dense_step_px=8"]) == 1
-    said = capsys.readouterr().err
-    assert "PatchNet's map of the slide 's4' and the heatmap of the slide 's4.patchnet'" in said
+    recorded = {"heatmap": copy / "run", "run": copy / "config.yaml"}[stage]
+    assert main([stage, str(recorded), "--set", "heatmap.dense_step_px=8"]) == 1
+    printed = capsys.readouterr().err
+    assert "PatchNet's map of the slide 's4' and the heatmap of the slide 's4.patchnet'" in printed
     assert contents(copy / "run/heatmaps") == before
 
 
@@ -433,10 +435,10 @@ def test_no_setting_is_advised_that_the_checkpoint_fixes(finished, tmp_path):
     assert main([*asked, "--slides", str(tmp_path / "data")]) != 0
 
     with (tmp_path / "run/failures.csv").open() as file:
-        said = {row["slide_id"]: row["message"] for row in csv.DictReader(file)}
-    assert said["small"].endswith("use --set tile.edge=pad, or leave the slide out")
-    assert said["coarse"].endswith("a checkpoint trained at 4 µm per pixel or coarser")
-    for message in said.values():
+        printed = {row["slide_id"]: row["message"] for row in csv.DictReader(file)}
+    assert printed["small"].endswith("use --set tile.edge=pad, or leave the slide out")
+    assert printed["coarse"].endswith("a checkpoint trained at 4 µm per pixel or coarser")
+    for message in printed.values():
         assert "smaller" not in message
         assert "set tile.target_mpp" not in message
 
@@ -459,7 +461,7 @@ def test_slides_are_scored_straight_from_their_files_as_the_checkpoint_needs(fin
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "printed"),
     [
         (
             ["{run}", "--checkpoint", "{file}", "--slides", "{data}"],
@@ -470,7 +472,7 @@ def test_slides_are_scored_straight_from_their_files_as_the_checkpoint_needs(fin
     ],
     ids=["patches", "no checkpoint", "shard"],
 )
-def test_slides_that_cannot_be_scored_so_are_refused(copy, tmp_path, capsys, arguments, said):
+def test_slides_that_cannot_be_scored_so_are_refused(copy, tmp_path, capsys, arguments, printed):
     places = {
         "run": copy / "run",
         "new": tmp_path / "new",
@@ -481,7 +483,7 @@ def test_slides_that_cannot_be_scored_so_are_refused(copy, tmp_path, capsys, arg
 
     assert main(["predict", *(a.format(**places) for a in arguments)]) == 1
 
-    assert said in capsys.readouterr().err
+    assert printed in capsys.readouterr().err
     assert contents(copy / "run") == before
     assert not (tmp_path / "new").exists()
 
@@ -523,7 +525,7 @@ def test_relative_paths_mean_the_same_to_workers_started_elsewhere(
     assert contents(copy / "run") == before
 
 
-def test_failures_of_workers_elsewhere_tell_paths_as_they_were_given(
+def test_failures_of_workers_elsewhere_report_paths_as_they_were_given(
     copy, monkeypatch, workers_elsewhere
 ):
     (copy / "data/s1.xml").write_text("<not closed")
@@ -573,5 +575,7 @@ def test_a_checkpoint_replaced_under_a_running_command_is_refused(copy):
     change_weights(checkpoint)
     outcome = perform(Job(run, task, "f" * 16, copy))
     assert not outcome.ok
-    said = "FAILED: run/models/patchnet/checkpoint.safetensors: another file than when this command"
-    assert outcome.line.startswith(said)  # told relative to where the command was given
+    printed = (
+        "FAILED: run/models/patchnet/checkpoint.safetensors: another file than when this command"
+    )
+    assert outcome.line.startswith(printed)  # told relative to where the command was given
