@@ -17,7 +17,7 @@ from scipy.ndimage import binary_erosion
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from tests.tiling.thumbnails import draw_scene  # noqa: E402
+from tests.helpers.thumbnails import draw_scene  # noqa: E402
 from tiling.contracts import TissueConfig  # noqa: E402
 from tiling.overview import read_overview  # noqa: E402
 from tiling.slide import open_slide  # noqa: E402

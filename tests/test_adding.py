@@ -17,9 +17,9 @@ import tifffile
 from PIL import Image
 
 from tests import test_docs
+from tests.helpers.tiny_cohort import draw_cohort, write_config
 from tests.wsi_pipeline.evaluation.test_image_evaluation import scored
 from tests.wsi_pipeline.evaluation.test_run_evaluation import cohort, guessing
-from tests.wsi_pipeline.tiny_cohort import draw_cohort, write_config
 from wsi_pipeline.cohort.image_folder import ImageEntry, write_images
 from wsi_pipeline.config.settings import EvaluateConfig
 from wsi_pipeline.contracts import Rule
@@ -353,7 +353,7 @@ import pytest
 
 import tiling
 from tests.test_docs import test_each_reader_and_annotation_format_has_a_row as check_docs
-from tests.tiling import slides
+from tests.helpers import slides
 from tiling.annotation.formats import FORMATS
 from tiling.readers import READERS
 from wsi_pipeline.cohort.listing import read_input

@@ -28,7 +28,7 @@ FLOORS = [
     {"wsi_pipeline.cohort"},
     {"wsi_pipeline.models", "wsi_pipeline.run"},
     {"wsi_pipeline.config", "wsi_pipeline.layout"},
-    {"wsi_pipeline.names", "wsi_pipeline.csv_files"},
+    {"wsi_pipeline.names", "wsi_pipeline.csv_files", "wsi_pipeline.devices"},
     {"wsi_pipeline.contracts", "wsi_pipeline.errors"},
     {"wsi_pipeline.versions", "wsi_pipeline"},
     {"tiling.footprint"},
@@ -41,7 +41,8 @@ FLOORS = [
     {"tiling.slide", "tiling.blocks", "tiling.overview", "tiling.patches", "tiling.coords_hdf5"}
     | {"tiling.store_files"},
     {"tiling.listing"},
-    {"tiling.dataset", "tiling.geometry", "tiling.grid", "tiling.hdf5", "tiling.qc"}
+    {"tiling.dataset", "tiling.geometry", "tiling.grid", "tiling.hdf5", "tiling.polygons"}
+    | {"tiling.qc"}
     | {"tiling.readers", "tiling.resample", "tiling.shards"},
     {"tiling.contracts", "tiling.errors", "tiling.files", "tiling.wording"},
     {"tiling.threads"},

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.tiling import dicoms, slides
+from tests.helpers import dicoms, slides
 from tiling.annotation.reading import read_annotation
 from tiling.coords_hdf5 import read_coords
 from tiling.errors import TilingError

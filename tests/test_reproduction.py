@@ -23,8 +23,8 @@ import tifffile
 import yaml
 from PIL import Image
 
-from tests.quick_pictures import quick_pictures
-from tests.wsi_pipeline import tiny_cohort
+from tests.helpers import tiny_cohort
+from tests.helpers.quick_pictures import quick_pictures
 from wsi_pipeline.cli.app import main
 from wsi_pipeline.demo import camelyon_patches, textures_folder, toy
 

@@ -158,10 +158,10 @@ def predict(report):
     from tiling.contracts import TileConfig, TissueConfig
     from tiling.store import PatchStore
     from wsi_pipeline.cli.app import main as command
+    from wsi_pipeline.devices import compute_in, place_model
     from wsi_pipeline.inference import predict_store
     from wsi_pipeline.models import build_model
     from wsi_pipeline.models.checkpoint import CheckpointMeta, save_checkpoint
-    from wsi_pipeline.models.devices import compute_in, place_model
 
     device, quick = report.device, report.quick
     patch_px, columns, width = (64, 6, 0.0625) if quick else (512, 64, 1.0)

@@ -108,7 +108,7 @@ def test_a_group_of_processes_speaks_over_nccl(tmp_path, gpu):
 
 
 def _train_here(out, names, on_progress):
-    from tests.wsi_pipeline.conftest import FakeStore
+    from tests.helpers.fake_store import FakeStore
 
     rank = processes.rank()
     device = torch.device("cuda", rank)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch.utils.data import ConcatDataset, DataLoader, Subset
 
 import tiling
-from tests.tiling.slides import tissue, write_slide
+from tests.helpers.slides import tissue, write_slide
 from tiling.dataset import PatchDataset
 from tiling.errors import PatchIndexError, StoreError
 from wsi_pipeline.cohort.data import read_batch, to_unit_range

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.disks import small_disk
-from tests.real_data import real_data
-from tests.tiling import slides
+from tests.helpers import slides
+from tests.helpers.disks import small_disk
+from tests.helpers.real_data import real_data
 from tiling import build, patches, store_files
 from tiling.annotation.formats.asap_xml import write_asap_xml
 from tiling.build import tile_fingerprint, tile_slide

@@ -6,7 +6,7 @@ import h5py
 import numpy as np
 import pytest
 
-from tests.tiling.slides import halve, tissue, write_slide
+from tests.helpers.slides import halve, tissue, write_slide
 from tiling.build import tile_fingerprint, tile_slide
 from tiling.contracts import TileConfig
 from tiling.coords_hdf5 import find_coords, read_coords

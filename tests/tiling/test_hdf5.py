@@ -6,7 +6,7 @@ import h5py
 import numpy as np
 import pytest
 
-from tests.disks import small_disk
+from tests.helpers.disks import small_disk
 from tiling.hdf5 import add_array, create_hdf5, get_dataset, open_hdf5, read_array
 
 VALUES = np.arange(600, dtype=np.int64).reshape(-1, 2)

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import tifffile
 
-from tests.real_data import real_data
-from tests.tiling import slides
+from tests.helpers import slides
+from tests.helpers.real_data import real_data
 from tiling.build import tile_slide
 from tiling.contracts import TileConfig, TissueConfig
 from tiling.errors import SlideError

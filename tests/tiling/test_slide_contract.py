@@ -8,7 +8,7 @@ import openslide
 import pytest
 import tifffile
 
-from tests.tiling import slides
+from tests.helpers import slides
 from tiling.contracts import Slide
 from tiling.errors import SlideError
 from tiling.readers import READERS

@@ -15,7 +15,7 @@ import zarr
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.tiling import slides
+from tests.helpers import slides
 from tiling import store_files
 from tiling.build import tile_slide
 from tiling.contracts import SCHEMA, TileConfig, TissueConfig

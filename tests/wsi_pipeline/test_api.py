@@ -13,8 +13,8 @@ import pytest
 import torch
 
 import wsi_pipeline as wsi
-from tests.tiling.slides import halve, tissue, write_slide
-from tests.wsi_pipeline.tiny_cohort import ASAP
+from tests.helpers.slides import halve, tissue, write_slide
+from tests.helpers.tiny_cohort import ASAP
 from tiling.errors import GridError, SlideError
 from tiling.geometry import resolve_geometry
 from wsi_pipeline.cli.app import main

@@ -12,10 +12,10 @@ import numpy as np
 import shapely
 from numpy.typing import NDArray
 
-from tiling.annotation.polygons import polygons_of
 from tiling.contracts import Annotation, PatchLabels, TileConfig, TileGeometry
 from tiling.errors import AnnotationError
 from tiling.geometry import check_tile_config, inner_squares
+from tiling.polygons import polygons_of
 
 # Shares are areas divided in float64: one that should equal a bound may miss it by rounding.
 SHARE_TOLERANCE = 1e-9

@@ -14,7 +14,7 @@ import numpy as np
 import shapely
 from numpy.typing import NDArray
 
-from tiling.annotation.polygons import polygons_of
+from tiling.polygons import polygons_of
 
 CROSSINGS_AT_ONCE = 2**21  # of edges and rows; about 150 MB
 MANY_CROSSINGS = 2**20  # a polygon of more covers some pixel's centre

@@ -21,10 +21,10 @@ from tiling.annotation.formats.drawing import Drawing, Meaning, meaning_of_name
 from tiling.annotation.formats.geojson import parse_geojson
 from tiling.annotation.formats.text import parse_json, read_bytes
 from tiling.annotation.labels import label_tiles
-from tiling.annotation.polygons import polygons_of
 from tiling.annotation.raster import draw_area
 from tiling.contracts import Annotation, TileConfig, TileGeometry
 from tiling.errors import AnnotationError, MaskError, TissueError
+from tiling.polygons import polygons_of
 from tiling.readers import mask_picture
 from tiling.tissue.mask import SummedMask, TissueMeter
 

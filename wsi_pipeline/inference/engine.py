@@ -26,6 +26,7 @@ from wsi_pipeline.cohort.data import Batch, Patches, read_batch
 from wsi_pipeline.cohort.image_folder import UNNAMED
 from wsi_pipeline.config.settings import Compiler
 from wsi_pipeline.contracts import Rule
+from wsi_pipeline.devices import Precision
 from wsi_pipeline.errors import ConfigError, InferenceError
 from wsi_pipeline.inference.forward import (
     Forward,
@@ -37,7 +38,6 @@ from wsi_pipeline.inference.forward import (
 from wsi_pipeline.inference.journal import Journal
 from wsi_pipeline.inference.precision import N_COMPARED, PrecisionCheck, compare_with_fp32
 from wsi_pipeline.models.checkpoint import CheckpointMeta
-from wsi_pipeline.models.devices import Precision
 from wsi_pipeline.run.cluster import Shard
 from wsi_pipeline.run.parts import share_of
 

@@ -15,12 +15,12 @@ from tiling.store import PatchStore
 from wsi_pipeline.config.reading import digest_settings
 from wsi_pipeline.config.settings import PredictConfig
 from wsi_pipeline.contracts import Scores
+from wsi_pipeline.devices import resolve_device, resolve_precision
 from wsi_pipeline.errors import ConfigError, InferenceError
 from wsi_pipeline.inference.engine import predict_store
 from wsi_pipeline.inference.scores import make_scores
 from wsi_pipeline.models import PatchClassifier
 from wsi_pipeline.models.checkpoint import CheckpointMeta, digest, digest_model, load_checkpoint
-from wsi_pipeline.models.devices import resolve_device, resolve_precision
 
 
 def predict(

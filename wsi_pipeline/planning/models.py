@@ -61,8 +61,8 @@ def _time_model(settings: TrainConfig, shape: tuple[int, int, int], device: str)
     import torch
 
     from wsi_pipeline.config.reading import as_plain
+    from wsi_pipeline.devices import resolve_device
     from wsi_pipeline.models import build_model
-    from wsi_pipeline.models.devices import resolve_device
 
     place = resolve_device(device)
     model = build_model(

@@ -81,11 +81,11 @@ class ExplainSubjects(Task):
 
     def __call__(self, job: Job, on_progress: OnProgress) -> Done:
         """Write each map as values, picture and overlay, and ``explain.json``."""
+        from wsi_pipeline.devices import resolve_device
         from wsi_pipeline.explain import load_method
         from wsi_pipeline.explain.files import as_grey, stretch, write_png, write_values
         from wsi_pipeline.explain.pictures import draw_overlay, find_limits
         from wsi_pipeline.models.checkpoint import digest
-        from wsi_pipeline.models.devices import resolve_device
 
         found = digest(self.checkpoint)
         network, _ = load_model(self.checkpoint, found)

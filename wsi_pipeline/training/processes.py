@@ -26,8 +26,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from tiling.contracts import OnProgress
+from wsi_pipeline.devices import check_one_each, resolve_device
 from wsi_pipeline.errors import PipelineError, TrainingError
-from wsi_pipeline.models.devices import check_one_each, resolve_device
 
 log = logging.getLogger(__name__)
 

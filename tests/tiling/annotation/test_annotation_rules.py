@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.tiling.annotation_files import (
+from tests.helpers.annotation_files import (
     asap,
     asap_polygon,
     closed,

@@ -9,15 +9,15 @@ import shapely
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.real_data import real_data
+from tests.helpers.real_data import real_data
 from tiling.annotation import labels
 from tiling.annotation.labels import label_tiles
-from tiling.annotation.polygons import assemble_annotation, repair_polygon
 from tiling.annotation.reading import read_annotation
 from tiling.contracts import Annotation, TileConfig
 from tiling.errors import AnnotationError, GridError
 from tiling.geometry import inner_squares, resolve_geometry
 from tiling.grid import tile_coords
+from tiling.polygons import assemble_annotation, repair_polygon
 
 LECTURE = TileConfig(target_mpp=0.172, patch_px=512, inner_px=256)
 

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 import shapely
 
-from tests.real_data import DATA, real_data
-from tests.tiling.annotation_files import (
+from tests.helpers.annotation_files import (
     asap,
     asap_polygon,
     closed,
@@ -18,6 +17,7 @@ from tests.tiling.annotation_files import (
     polygon,
     square,
 )
+from tests.helpers.real_data import DATA, real_data
 from tiling.annotation.formats.asap_xml import write_asap_xml
 from tiling.annotation.reading import check_annotation_fits, read_annotation
 from tiling.errors import AnnotationError

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.tiling import dicoms, slides
+from tests.helpers import dicoms, slides
 from tiling.build import tile_slide
 from tiling.contracts import TileConfig, TissueConfig
 from tiling.errors import SlideError, StoreError

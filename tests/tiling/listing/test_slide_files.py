@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import tiling.same_content
-from tests.tiling.dicoms import (
+from tests.helpers.dicoms import (
     BIG_ENDIAN,
     EXPLICIT,
     IMPLICIT,
@@ -20,7 +20,7 @@ from tests.tiling.dicoms import (
     write_elements,
     write_series,
 )
-from tests.tiling.slides import tissue, write_slide
+from tests.helpers.slides import tissue, write_slide
 from tiling.errors import SlideError
 from tiling.listing.dicom_header import DicomHeader, read_dicom_header
 from tiling.listing.slide_files import explain_unread, find_deeper, find_slides, slide_stem

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tifffile
 
-from tests.tiling import slides
+from tests.helpers import slides
 from tiling.errors import SeveralImagesError, SlideError, UnsupportedSlideError
 from tiling.readers.tiff_ome import parse_ome
 from tiling.slide import note_slide, open_slide

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tifffile
 
-from tests.tiling import slides
+from tests.helpers import slides
 from tiling.errors import SlideError
 from tiling.readers import tiff_images, tiff_levels
 from tiling.readers.tiff_reader import TiffReader

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.tiling import slides
+from tests.helpers import slides
 from tiling.errors import SlideError
 from tiling.readers.tiff_structure import find_cut
 from tiling.slide import open_slide

@@ -12,8 +12,8 @@ import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.real_data import real_data
-from tests.tiling import slides
+from tests.helpers import slides
+from tests.helpers.real_data import real_data
 from tiling.errors import SlideError
 from tiling.readers import tiff_pixels
 from tiling.readers.openslide_reader import OpenSlideReader

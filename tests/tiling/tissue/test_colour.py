@@ -5,7 +5,7 @@ import pytest
 from scipy import ndimage
 from skimage.color import rgb2hsv
 
-from tests.tiling import slides
+from tests.helpers import slides
 from tiling.tissue import colour
 from tiling.tissue.colour import smooth_hsv
 

@@ -9,7 +9,7 @@ import shapely
 import tifffile
 from PIL import Image
 
-from tests.tiling.slides import halve, tissue, write_slide
+from tests.helpers.slides import halve, tissue, write_slide
 from tiling.build import tile_fingerprint, tile_slide
 from tiling.contracts import TileConfig, TissueConfig
 from tiling.errors import TissueError

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.tiling import thumbnails
+from tests.helpers import thumbnails
 from tiling.contracts import TissueConfig
 from tiling.tissue.glass import find_filler, find_glass, is_grey
 from tiling.tissue.mask import SummedMask, picture_kind, segment_tissue

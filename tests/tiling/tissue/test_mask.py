@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from tests.real_data import real_data
-from tests.tiling import thumbnails
+from tests.helpers import thumbnails
+from tests.helpers.real_data import real_data
 from tiling.contracts import TissueConfig
 from tiling.errors import GridError, TissueError
 from tiling.tissue.mask import SummedMask, segment_tissue

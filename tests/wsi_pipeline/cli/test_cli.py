@@ -4,7 +4,7 @@ import pytest
 import typer
 from typer.main import get_command
 
-from tests.tiling.slides import halve, tissue, write_slide
+from tests.helpers.slides import halve, tissue, write_slide
 from wsi_pipeline.cli.app import app, main
 
 STAGES = ("tile", "train", "predict", "heatmap", "evaluate", "report", "run", "export", "explain")

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.tiling import giga, slides
+from tests.helpers import giga, slides
 from tiling.threads import Stopped, check_stopped, map_in_threads
 from wsi_pipeline.run.interrupts import watch_signals
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.tiling.dicoms import write_series
-from tests.tiling.slides import halve, tissue, write_slide
+from tests.helpers.dicoms import write_series
+from tests.helpers.slides import halve, tissue, write_slide
 from wsi_pipeline.cli.app import main
 from wsi_pipeline.cohort.listing import describe_copies, list_input, read_input
 from wsi_pipeline.cohort.manifest import read_manifest, write_manifest

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from tests.real_data import real_data
+from tests.helpers.real_data import real_data
 from tiling.annotation.reading import read_annotation
 from wsi_pipeline.cohort.manifest import check_entries, read_manifest
 from wsi_pipeline.demo.mosaic import (

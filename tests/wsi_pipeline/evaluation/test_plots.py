@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.quick_pictures import quick_pictures
+from tests.helpers.quick_pictures import quick_pictures
 from wsi_pipeline.contracts import FrocCurve
 from wsi_pipeline.evaluation import plots
 from wsi_pipeline.evaluation.metrics import Confusion

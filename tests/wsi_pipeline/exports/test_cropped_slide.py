@@ -11,8 +11,8 @@ import openslide
 import pytest
 import tifffile
 
-from tests.tiling.slides import halve, tissue
-from tests.wsi_pipeline.exports.conftest import make_job
+from tests.helpers.odd_slide import make_job
+from tests.helpers.slides import halve, tissue
 from tiling.build import tile_slide
 from tiling.contracts import TileConfig, TissueConfig
 from tiling.store import PatchStore

@@ -12,8 +12,8 @@ import pytest
 import tifffile
 import zarr
 
-from tests.quick_pictures import quick_pictures
-from tests.wsi_pipeline.tiny_cohort import TUMOUR, draw_cohort
+from tests.helpers.quick_pictures import quick_pictures
+from tests.helpers.tiny_cohort import TUMOUR, draw_cohort
 from tiling.files import digest_file
 from wsi_pipeline.cli.app import main
 from wsi_pipeline.contracts import Heatmap

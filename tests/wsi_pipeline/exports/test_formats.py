@@ -17,8 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from shapely.geometry import box, shape
 
-from tests.tiling.slides import tissue, write_slide
-from tests.wsi_pipeline.exports.conftest import BOUNDS, SIZE, make_job, make_slide
+from tests.helpers.odd_slide import BOUNDS, SIZE, make_job, make_slide
+from tests.helpers.slides import tissue, write_slide
 from tiling.build import tile_slide
 from tiling.contracts import TileConfig, TissueConfig
 from tiling.coords_hdf5 import read_coords

@@ -8,7 +8,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from tests.real_data import real_data
+from tests.helpers.real_data import real_data
 from wsi_pipeline.errors import ModelError
 from wsi_pipeline.models.cam import CAM
 from wsi_pipeline.models.pretrained import load_imagenet_weights

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.tiling.annotation.test_slide_annotation import geojson
-from tests.wsi_pipeline.tiny_cohort import CONFIG, TUMOUR, draw_cohort
+from tests.helpers.annotation_files import write_geojson
+from tests.helpers.tiny_cohort import CONFIG, TUMOUR, draw_cohort
 from tiling.readers import openslide_reader
 from wsi_pipeline.cli.app import main
 
@@ -21,7 +21,7 @@ def scanned_part(monkeypatch):
 def draw(folder: Path, corner: tuple[int, int]) -> Path:
     draw_cohort(folder)
     for number in (1, 3, 5):
-        geojson(folder / f"s{number}.geojson", {"Tumor": np.array(TUMOUR, float) - corner})
+        write_geojson(folder / f"s{number}.geojson", {"Tumor": np.array(TUMOUR, float) - corner})
     manifest = folder / "manifest.csv"
     manifest.write_text(manifest.read_text().replace(".xml", ".geojson"))
     return folder
@@ -53,7 +53,7 @@ def test_slides_proposes_an_annotation_that_fits_only_the_scanned_part(
     folder = tmp_path / "data"
     draw_cohort(folder)
     over = np.array([(-10, -30), (-4, -30), (-4, -20), (-10, -20)], float)  # off the slide itself
-    path = geojson(folder / "s1.geojson", {"Tumor": over})
+    path = write_geojson(folder / "s1.geojson", {"Tumor": over})
     with openslide_reader.OpenSlideReader(folder / "s1.tif") as slide:
         notes = triage._check_annotation(path, slide)
     assert "tile.annotation_origin=bounds" in notes[-1]

@@ -7,8 +7,8 @@ import pytest
 import yaml
 import zarr
 
-from tests.real_data import real_data
-from tests.tiling.slides import halve, tissue, write_slide
+from tests.helpers.real_data import real_data
+from tests.helpers.slides import halve, tissue, write_slide
 from tiling.annotation.formats.asap_xml import write_asap_xml
 from wsi_pipeline.cli.app import main
 from wsi_pipeline.planning.plan_text import size_text

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.tiling.slides import break_file_tile, halve, tissue, write_slide, write_svs
+from tests.helpers.slides import break_file_tile, halve, tissue, write_slide, write_svs
 from wsi_pipeline.cli.app import main
 from wsi_pipeline.cohort.listing import read_input
 from wsi_pipeline.errors import StageError

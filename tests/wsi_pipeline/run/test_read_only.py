@@ -2,8 +2,8 @@
 
 import pytest
 
-from tests.disks import read_only
-from tests.wsi_pipeline.tiny_cohort import again, contents
+from tests.helpers.disks import read_only
+from tests.helpers.tiny_cohort import again, contents
 from wsi_pipeline.cli.app import main
 
 

@@ -2,7 +2,7 @@
 
 import json
 
-from tests.wsi_pipeline.tiny_cohort import contents
+from tests.helpers.tiny_cohort import contents
 from wsi_pipeline.cli.app import main
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.tiling.slides import halve, tissue, write_slide
+from tests.helpers.slides import halve, tissue, write_slide
 from tiling.listing import content
 from tiling.listing.samples import fingerprint_file
 from tiling.store import PatchStore

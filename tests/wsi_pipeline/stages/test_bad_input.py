@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.tiling.slides import halve, tissue, write_slide
+from tests.helpers.slides import halve, tissue, write_slide
 from wsi_pipeline.cli.app import main
 
 SIZE = (260, 210)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import tifffile
 
-from tests.wsi_pipeline.tiny_cohort import again, contents
+from tests.helpers.tiny_cohort import again, contents
 from wsi_pipeline.cli.app import main
 from wsi_pipeline.layout import RunFolder, Unit
 from wsi_pipeline.run import state

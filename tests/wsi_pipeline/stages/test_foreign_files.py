@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from tests.wsi_pipeline.tiny_cohort import again, contents
+from tests.helpers.tiny_cohort import again, contents
 from wsi_pipeline.cli.app import main
 
 MINE = (

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.tiling.slides import halve, tissue, write_slide
+from tests.helpers.slides import halve, tissue, write_slide
 
 TILE = [sys.executable, "-c", "import sys; from wsi_pipeline.cli.app import main; sys.exit(main())"]
 SETTINGS = ["--set", "patch_px=32", "--set", "tissue.mpp=2.0", "--set", "stride_px=8", "--quiet"]

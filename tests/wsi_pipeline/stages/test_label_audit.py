@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.tiling.annotation.test_slide_annotation import geojson
-from tests.wsi_pipeline.tiny_cohort import draw_cohort
+from tests.helpers.annotation_files import write_geojson
+from tests.helpers.tiny_cohort import draw_cohort
 from tiling.store import PatchStore
 from tiling.wording import pluralize
 from wsi_pipeline.cli.app import main
@@ -39,7 +39,9 @@ def data(tmp_path_factory) -> Path:
         row["patient"] = f"p{number // 2 if number < 4 else number}"
         row["split"] = "train"
         if row["annotation"]:
-            row["annotation"] = geojson(folder / f"s{number}.geojson", {"Tumor": OUTLINE}).name
+            row["annotation"] = write_geojson(
+                folder / f"s{number}.geojson", {"Tumor": OUTLINE}
+            ).name
     with (folder / "manifest.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, rows[0].keys())
         writer.writeheader()
@@ -182,7 +184,7 @@ def test_lesions_without_a_positive_patch_are_counted_by_the_labels(
 ):
     """Those that no inner square meets were counted, under whatever rule."""
     strip = OUTLINE * (0.1, 1) + np.array([120, 0])  # 14 px wide, less than an inner square
-    outlines = [geojson(tmp_path / f"s{n}.geojson", {"Tumor": strip}) for n in (1, 3, 5)]
+    outlines = [write_geojson(tmp_path / f"s{n}.geojson", {"Tumor": strip}) for n in (1, 3, 5)]
     rows = [f"{data}/s{n}.tif,{path}" for n, path in zip((1, 3, 5), outlines, strict=True)]
     manifest = tmp_path / "manifest.csv"
     manifest.write_text("\n".join(["slide,annotation", *rows]) + "\n")

@@ -15,7 +15,7 @@ import zarr
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from tests.wsi_pipeline.tiny_cohort import CONFIG, draw_cohort
+from tests.helpers.tiny_cohort import CONFIG, draw_cohort
 from tiling.errors import SlideError
 from wsi_pipeline.cli.app import main
 from wsi_pipeline.cohort.manifest import read_manifest, read_run_manifest, write_manifest

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.wsi_pipeline.tiny_cohort import contents
+from tests.helpers.tiny_cohort import contents
 
 SOURCE = Path(__file__).with_name("noflock.c")
 ROOT = Path(__file__).parents[3]
 COMMAND = """
 import sys
-from tests.quick_pictures import quick_pictures
+from tests.helpers.quick_pictures import quick_pictures
 from wsi_pipeline.cli.app import main
 with quick_pictures():
     sys.exit(main(sys.argv[1:]))

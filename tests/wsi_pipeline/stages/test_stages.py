@@ -18,8 +18,8 @@ import tifffile
 import torch
 import zarr
 
-from tests.tiling.slides import write_slide
-from tests.wsi_pipeline.tiny_cohort import SIZE, again, contents, write_config
+from tests.helpers.slides import write_slide
+from tests.helpers.tiny_cohort import SIZE, again, contents, write_config
 from tiling.files import digest_file
 from wsi_pipeline.cli.app import main
 from wsi_pipeline.cohort.manifest import read_run_manifest

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 
-from tests.wsi_pipeline.tiny_cohort import draw_cohort, write_config
+from tests.helpers.tiny_cohort import draw_cohort, write_config
 from wsi_pipeline.cli.app import main
 from wsi_pipeline.errors import TrainingError
 from wsi_pipeline.training import processes

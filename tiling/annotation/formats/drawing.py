@@ -18,9 +18,9 @@ import numpy as np
 import shapely
 from numpy.typing import NDArray
 
-from tiling.annotation.polygons import assemble_annotation, repair_polygon
 from tiling.contracts import Annotation, Unclassified
 from tiling.errors import AnnotationError
+from tiling.polygons import assemble_annotation, repair_polygon
 from tiling.wording import name_some
 
 # unknown: a class without a known meaning; unclassified: no class at all

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from wsi_pipeline.devices import exact_fp32
 from wsi_pipeline.errors import ModelError
 from wsi_pipeline.models.dense.costs import cheaper_by_patches
 from wsi_pipeline.models.dense.regions import TorchCorners, assemble, compute_regions, read_out
@@ -17,7 +18,6 @@ from wsi_pipeline.models.dense.repeats import find_distinct, take_patches
 from wsi_pipeline.models.dense.schemes import Products
 from wsi_pipeline.models.dense.scratch import Scratch
 from wsi_pipeline.models.dense.weights import DenseWeights, transform_weights
-from wsi_pipeline.models.devices import exact_fp32
 
 if TYPE_CHECKING:
     from wsi_pipeline.models.dense.compiled import CompiledBlocks

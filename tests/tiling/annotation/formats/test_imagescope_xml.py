@@ -5,7 +5,7 @@ import math
 import pytest
 import shapely
 
-from tests.tiling.annotation_files import imagescope, layer, region, square
+from tests.helpers.annotation_files import imagescope, layer, region, square
 from tiling.annotation.reading import read_annotation
 
 HOLE = square(40, 40)

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from tests.tiling.slides import halve, tissue
+from tests.helpers.slides import halve, tissue
 
 WHOLE_SLIDE = "1.2.840.10008.5.1.4.1.1.77.1.6"
 EXPLICIT, IMPLICIT, BIG_ENDIAN = "1.2.840.10008.1.2.1", "1.2.840.10008.1.2", "1.2.840.10008.1.2.2"

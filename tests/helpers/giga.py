@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.tiling.slides import Pixels
+from tests.helpers.slides import Pixels
 
 SHORT, LONG, RATIONAL, LONG8 = 3, 4, 5, 16
 BYTES_BY_TYPE = {SHORT: 2, LONG: 4, RATIONAL: 8, LONG8: 8}

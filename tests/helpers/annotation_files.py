@@ -1,5 +1,10 @@
 """Contents of annotation files, in the layouts of ASAP, ImageScope and QuPath."""
 
+import json
+from pathlib import Path
+
+import numpy as np
+
 
 def square(x, y, side=10):
     return [[x, y], [x + side, y], [x + side, y + side], [x, y + side]]
@@ -69,3 +74,17 @@ def layer(*regions, name="", attributes=(("Description", ""),), number=1):
 
 def imagescope(*layers):
     return f'<Annotations MicronsPerPixel="0.252100">{"".join(layers)}</Annotations>'
+
+
+def write_geojson(path: Path, rings: dict[str, np.ndarray]) -> Path:
+    """Write rings (N, 2) by class name as QuPath does."""
+    features = [
+        {
+            "type": "Feature",
+            "geometry": {"type": "Polygon", "coordinates": [[*ring.tolist(), ring[0].tolist()]]},
+            "properties": {"objectType": "annotation", "classification": {"name": name}},
+        }
+        for name, ring in rings.items()
+    ]
+    path.write_text(json.dumps({"type": "FeatureCollection", "features": features}))
+    return path

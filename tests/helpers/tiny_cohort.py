@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from tests.tiling.slides import halve, tissue, write_slide
+from tests.helpers.slides import halve, tissue, write_slide
 from wsi_pipeline.cli.app import main
 
 SIZE = (420, 340)

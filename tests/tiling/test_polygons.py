@@ -6,7 +6,7 @@ import shapely
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tiling.annotation.polygons import assemble_annotation, repair_polygon
+from tiling.polygons import assemble_annotation, repair_polygon
 
 
 def ring(*points):

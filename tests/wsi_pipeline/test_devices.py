@@ -3,14 +3,14 @@
 import pytest
 import torch
 
-from wsi_pipeline.errors import ConfigError
-from wsi_pipeline.models.devices import (
+from wsi_pipeline.devices import (
     check_one_each,
     compute_in,
     reproducible,
     resolve_device,
     resolve_precision,
 )
+from wsi_pipeline.errors import ConfigError
 
 CPU = torch.device("cpu")
 
