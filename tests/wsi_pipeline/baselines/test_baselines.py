@@ -88,7 +88,7 @@ def test_groups_leave_one_patient_out_at_a_time(nuclei, tmp_path):
     found = run_baselines(nuclei, config, BaselineOptions(scheme="groups"))
     assert found.rounds == 3
     assert all((r.predicted >= 0).all() for r in found.results)
-    with pytest.raises(ConfigError, match="no image says its patient"):
+    with pytest.raises(ConfigError, match="no image has a patient"):
         run_baselines(nuclei, GREY, BaselineOptions(scheme="groups"))
 
 

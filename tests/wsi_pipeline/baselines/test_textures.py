@@ -129,7 +129,7 @@ def test_a_constant_image_has_finite_features(value):
 def test_other_images_and_kinds_are_refused():
     with pytest.raises(ModelError, match="float32"):
         extract_features(np.zeros((8, 8, 3), np.float32), ["pftas"])
-    with pytest.raises(ModelError, match="no features are called 'sift'"):
+    with pytest.raises(ModelError, match="unknown features 'sift'"):
         extract_features(RGB, ["sift"])
 
 
