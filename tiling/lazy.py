@@ -31,7 +31,9 @@ def lazy_names(
     def get_attribute(name: str) -> Any:
         if name not in module_by_name:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        value = getattr(import_module(module_by_name[name]), name)
+        module = import_module(module_by_name[name])
+        is_room = module.__name__ == f"{package}.{name}"  # offered as a whole
+        value = module if is_room else getattr(module, name)
         setattr(sys.modules[package], name, value)
         return value
 

@@ -5,6 +5,7 @@ from tiling import TileConfig as TileConfig
 from tiling import TissueConfig as TissueConfig
 from tiling import open_slide as open_slide
 from tiling import tile_slide as tile_slide
+from wsi_pipeline import explain as explain
 from wsi_pipeline.config.reading import train_config as train_config
 from wsi_pipeline.evaluation.froc_slides import froc as froc
 from wsi_pipeline.heatmaps.nms import detect as detect

@@ -181,7 +181,7 @@ def test_the_downsample_of_such_a_pyramid_may_be_stated(tmp_path, mask):
     assert np.array_equal(found.tumour, copies[4] != 0)
     stated = read_mask(tmp_path / "a.tif", mpp=0.243, downsample=1)
     assert (stated.downsample, stated.size) == (1, (1650, 1270))
-    assert "not as its own resolution says" in stated.notes[0]
+    assert "which differs from its own resolution" in stated.notes[0]
 
 
 @pytest.mark.parametrize("mpp", [0.3, 0.4, None])

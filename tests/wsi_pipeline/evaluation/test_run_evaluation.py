@@ -274,7 +274,7 @@ def test_the_split_that_is_asked_for_is_evaluated(tmp_path, split, first, noted)
     assert metrics["evaluated"] == split
     assert metrics["slide"]["n"] == metrics["localisation"]["n"] == len(rows)
     assert "4 validation slides" in metrics["slide"]["threshold_source"]
-    kinds = ("evaluate.split)", "too hopeful", "no test: the model was trained on 2 patients")
+    kinds = ("evaluate.split)", "too optimistic", "no test: the model was trained on 2 patients")
     known = [note for note in metrics["notes"] if any(kind in note for kind in kinds)]
     assert len(known) == noted
     assert ("no test" in " ".join(known)) == (split in ("train", "all"))
@@ -585,7 +585,7 @@ def test_a_patient_that_the_model_has_seen_is_refused(tmp_path, split, lists, me
 def test_scores_without_the_slides_of_the_training_are_noted(tmp_path):
     slides = [replace(s, scores=replace(s.scores, attributes={})) for s in cohort(4)]
     metrics = evaluate_run(slides, settings=SETTINGS, out=tmp_path, model="m")
-    assert any("leaks could not be looked for" in note for note in metrics["notes"])
+    assert any("leaks could not be checked" in note for note in metrics["notes"])
 
 
 def test_validation_slides_that_were_trained_on_are_noted(tmp_path):
