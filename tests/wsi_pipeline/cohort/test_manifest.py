@@ -66,7 +66,7 @@ def test_a_byte_order_mark_does_no_harm(tmp_path):
         pytest.param("slide,label\n,1\n", "'slide' is empty", id="empty-slide"),
         pytest.param("slide,label\na.svs,1,x\n", "more fields", id="too-many-fields"),
         pytest.param("slide,slide_id\na.svs,../a\n", "is not a valid name", id="path-as-id"),
-        pytest.param("slide,slide\na.svs,b.svs\n", "is repeated in the header", id="doubled-column"),
+        pytest.param("slide,slide\na,b\n", "is repeated in the header", id="doubled-column"),
     ],
 )
 def test_a_wrong_manifest_is_refused_with_a_sentence(tmp_path, text, message):
