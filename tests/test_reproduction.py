@@ -149,7 +149,7 @@ def value_of(run: Path, cell: Cell) -> Any:
         with (run / "models" / model / "history.csv").open(newline="") as file:
             return float(list(csv.DictReader(file))[-1]["seconds"])
     if keys[0] == "map":  # Q of the patch around a pixel, by class and place
-        values = tifffile.imread(run / "heatmaps" / model / f"{keys[1]}.tif")
+        values = tifffile.imread(run / "heatmaps" / model / f"{keys[1]}.patchnet.tif")
         return float(values[tuple(map(int, keys[2].split()))])
     value = json.loads((run / "evaluation" / model / "metrics.json").read_text())
     for key in keys:

@@ -113,7 +113,7 @@ def test_eccentricity_is_that_of_another_library():
 
 
 def test_no_object_has_no_shape():
-    with pytest.raises(ModelError, match="without any object"):
+    with pytest.raises(ModelError, match="mask without an object"):
         shape(np.zeros((5, 5), bool))
     with pytest.raises(ModelError, match="need a mask"):
         extract_features(GREY, ["shape"])

@@ -176,9 +176,9 @@ def test_too_few_patients_are_refused(tmp_path, counts, message):
 @pytest.mark.parametrize(
     ("name", "size", "message"),
     [
-        ("nonsense.png", (SIDE, SIDE), "named <slide>_<x>_<y>.png"),
+        ("nonsense.png", (SIDE, SIDE), "a name like <slide>_<x>_<y>.png"),
         ("tumor_004_9_9.png", (SIDE, SIDE + 1), "squares of one size"),
-        ("tumor_004_9_9.png", None, "not a picture"),
+        ("tumor_004_9_9.png", None, "cannot be read as a picture"),
     ],
     ids=["name", "size", "broken"],
 )
