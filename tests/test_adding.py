@@ -357,7 +357,7 @@ from tests.helpers import slides
 from tiling.annotation.formats import FORMATS
 from tiling.readers import READERS
 from wsi_pipeline.cohort.listing import read_input
-from wsi_pipeline.planning.triage import LookTask, look
+from wsi_pipeline.planning.triage import CheckTask, check_slide
 
 
 def test_added(tmp_path):
@@ -368,7 +368,7 @@ def test_added(tmp_path):
     with tiling.open_slide(entry.path) as slide:
         assert type(slide).__name__ == "PlainReader"
         assert (slide.read_region((0, 0), 0, slide.size) == slides.noise(100, 80)).all()
-    drawn = look(LookTask(entry, propose=True)).annotation
+    drawn = check_slide(CheckTask(entry, propose=True)).annotation
     tissue = tiling.TissueConfig(min_fraction=0)
     config = tiling.TileConfig(patch_px=10, inner_px=10, tissue=tissue)
     store = tmp_path / "a.zarr"

@@ -50,8 +50,8 @@ def make_options(
     """Collect the options common to all stages."""
     from wsi_pipeline.config.settings import DEVICE_NAME
     from wsi_pipeline.errors import ConfigError
-    from wsi_pipeline.run.cluster import parse_shard
     from wsi_pipeline.run.runner import Options
+    from wsi_pipeline.run.shards import parse_shard
 
     if not DEVICE_NAME.fullmatch(device):
         raise typer.BadParameter(f"--device must be auto, cpu, cuda or cuda:0, got {device!r}")

@@ -38,8 +38,8 @@ def slides(
     quiet: QuietOption = False,
 ) -> None:
     """Check each slide (readable, size, resolution, duplicates); write a manifest to edit."""
-    from wsi_pipeline.planning.process_map import default_workers
     from wsi_pipeline.planning.triage import check_target, describe, triage, write_triage
+    from wsi_pipeline.run.process_pool import default_workers
 
     if csv is not None:
         check_target(csv, overwrite=overwrite)
@@ -80,7 +80,7 @@ def plan(
     from wsi_pipeline.config.reading import read_config
     from wsi_pipeline.planning.plan import plan_run
     from wsi_pipeline.planning.plan_text import describe, summarise
-    from wsi_pipeline.planning.process_map import default_workers
+    from wsi_pipeline.run.process_pool import default_workers
 
     settings = read_config(config, set_ or ())
     settings = replace(settings, out=out) if out else settings

@@ -38,8 +38,8 @@ from wsi_pipeline.inference.forward import (
 from wsi_pipeline.inference.journal import Journal
 from wsi_pipeline.inference.precision import N_COMPARED, PrecisionCheck, compare_with_fp32
 from wsi_pipeline.models.checkpoint import CheckpointMeta
-from wsi_pipeline.run.cluster import Shard
 from wsi_pipeline.run.parts import share_of
+from wsi_pipeline.run.shards import Shard
 
 log = logging.getLogger(__name__)
 

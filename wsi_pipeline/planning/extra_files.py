@@ -15,7 +15,7 @@ from wsi_pipeline.config.reading import Config
 from wsi_pipeline.contracts import SlideEntry
 from wsi_pipeline.errors import StageError
 from wsi_pipeline.layout import RunFolder
-from wsi_pipeline.planning.process_map import map_in_processes
+from wsi_pipeline.run.process_pool import map_in_processes
 from wsi_pipeline.stages.label_audit import Audited, choose, make_files, make_sample
 
 if TYPE_CHECKING:

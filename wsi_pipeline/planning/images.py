@@ -23,8 +23,8 @@ from wsi_pipeline.layout import RunFolder, Unit
 from wsi_pipeline.planning.extra_files import MARK_BYTES, NOTHING, ROW_BYTES, SETTINGS_BYTES
 from wsi_pipeline.planning.figures import RunPlan, SlidePlan, find_problems, free_bytes, to_predict
 from wsi_pipeline.planning.models import plan_models
-from wsi_pipeline.run.cluster import Shard
 from wsi_pipeline.run.progress import StageProgress
+from wsi_pipeline.run.shards import Shard
 from wsi_pipeline.run.state import State, unit_state
 from wsi_pipeline.stages.tile import PrepareImages, prepare_task
 

@@ -29,9 +29,9 @@ from wsi_pipeline.planning.figures import (
 )
 from wsi_pipeline.planning.images import plan_images
 from wsi_pipeline.planning.models import plan_models
-from wsi_pipeline.planning.process_map import map_in_processes
-from wsi_pipeline.run.cluster import Shard, select_shard
+from wsi_pipeline.run.process_pool import map_in_processes
 from wsi_pipeline.run.progress import StageProgress
+from wsi_pipeline.run.shards import Shard, select_shard
 from wsi_pipeline.run.slide_contents import TileInputs, old_tile_fingerprint, tile_inputs
 from wsi_pipeline.run.state import State, unit_state
 from wsi_pipeline.stages.inputs import slide_bytes

@@ -23,7 +23,7 @@ from wsi_pipeline.contracts import SlideEntry
 from wsi_pipeline.csv_files import as_mapping, iterate_csv, write_csv
 from wsi_pipeline.errors import ManifestError, StageError
 from wsi_pipeline.names import find_name_problem, name_key, printable, propose_name
-from wsi_pipeline.planning.process_map import map_in_processes
+from wsi_pipeline.run.process_pool import map_in_processes
 from wsi_pipeline.run.progress import StageProgress
 
 FACTS = (

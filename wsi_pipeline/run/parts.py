@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from tiling.files import parse_json, write_aside
 from wsi_pipeline.config.reading import Config
 from wsi_pipeline.layout import RunFolder, Unit
-from wsi_pipeline.run.cluster import Shard
 from wsi_pipeline.run.runner import Options, StageResult, run_stage
+from wsi_pipeline.run.shards import Shard
 from wsi_pipeline.run.state import unit_state
 from wsi_pipeline.run.tasks import Task
 

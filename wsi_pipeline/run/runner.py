@@ -15,8 +15,9 @@ from wsi_pipeline.config.reading import Config, as_plain, digest_settings
 from wsi_pipeline.config.stages import STAGES
 from wsi_pipeline.errors import StageError
 from wsi_pipeline.layout import RunFolder
-from wsi_pipeline.run.cluster import Shard, map_tasks, select_shard
+from wsi_pipeline.run.cluster import map_tasks
 from wsi_pipeline.run.progress import StageProgress
+from wsi_pipeline.run.shards import Shard, select_shard
 from wsi_pipeline.run.state import (
     Examined,
     check_each_once,

@@ -18,7 +18,6 @@ from wsi_pipeline.config.settings import EvaluatedSplit, HeatmapConfig, slide_he
 from wsi_pipeline.contracts import Scores, SlideEntry
 from wsi_pipeline.errors import HeatmapError, StageError
 from wsi_pipeline.layout import RunFolder, Unit
-from wsi_pipeline.run.cluster import Shard
 from wsi_pipeline.run.parts import (
     part_path,
     read_parts,
@@ -29,6 +28,7 @@ from wsi_pipeline.run.parts import (
     write_part,
 )
 from wsi_pipeline.run.runner import Options, StageResult, run_stage
+from wsi_pipeline.run.shards import Shard
 from wsi_pipeline.run.state import clear_mark, mark_finished
 from wsi_pipeline.run.tasks import Done, Job, Task
 from wsi_pipeline.stages.inputs import (

@@ -30,7 +30,6 @@ from wsi_pipeline.errors import (
 )
 from wsi_pipeline.layout import RunFolder, Unit
 from wsi_pipeline.names import check_model_name
-from wsi_pipeline.run.cluster import Shard
 from wsi_pipeline.run.parts import (
     part_path,
     read_parts,
@@ -40,6 +39,7 @@ from wsi_pipeline.run.parts import (
     write_part,
 )
 from wsi_pipeline.run.runner import Options, StageResult, read_run_json, run_stage
+from wsi_pipeline.run.shards import Shard
 from wsi_pipeline.run.state import clear_mark, mark_finished
 from wsi_pipeline.run.tasks import Done, Job, Task
 from wsi_pipeline.stages.inputs import (

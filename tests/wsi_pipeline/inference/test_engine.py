@@ -13,7 +13,7 @@ from torch import nn
 from wsi_pipeline.errors import InferenceError
 from wsi_pipeline.inference import automatic_batch_size, predict_store
 from wsi_pipeline.models.checkpoint import CheckpointMeta
-from wsi_pipeline.run.cluster import Shard
+from wsi_pipeline.run.shards import Shard
 
 CPU = torch.device("cpu")
 META = CheckpointMeta(model="mean", options={}, patch_px=15, target_mpp=0.5)

@@ -12,7 +12,7 @@ from tests.helpers.slides import break_file_tile, halve, tissue, write_slide, wr
 from wsi_pipeline.cli.app import main
 from wsi_pipeline.cohort.listing import read_input
 from wsi_pipeline.errors import StageError
-from wsi_pipeline.planning.process_map import map_in_processes
+from wsi_pipeline.run.process_pool import map_in_processes
 
 OUTLINE = '{"positive": [{"name": "a", "vertices": [[90, 90], [200, 90], [200, 200]]}]}'
 

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wsi_pipeline.errors import ConfigError, StageError
-from wsi_pipeline.run.cluster import Shard, map_tasks, parse_shard, select_shard
+from wsi_pipeline.run.cluster import map_tasks
+from wsi_pipeline.run.shards import Shard, parse_shard, select_shard
 
 weights = st.dictionaries(
     st.text("abcdef", min_size=1, max_size=4), st.integers(0, 1000), max_size=30
