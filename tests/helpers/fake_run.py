@@ -85,7 +85,7 @@ def write_store(path, slide_id, slide_label, coords, label):
     finish_store(path, attributes)
 
 
-def write_model(run, name, tiles, *, noise, rng, pictures=True):
+def write_model(run, name, tiles, *, noise, rng, pictures, cohort):
     """History, checkpoint settings, evaluation and heatmaps of one model."""
     epochs = range(1, 9)
     history = [(e, 1e-4, 0.7 / e, 0.75 / e + 0.03, 1 - 0.4 / e) for e in epochs]
@@ -103,7 +103,7 @@ def write_model(run, name, tiles, *, noise, rng, pictures=True):
 
     evaluation = run / "evaluation" / name
     slides, patches = [], []
-    for slide_id, _, slide_label, split in SLIDES:
+    for slide_id, _, slide_label, split in cohort:
         if split != "test":
             continue
         coords, label = tiles[slide_id]
@@ -229,17 +229,18 @@ def write_metrics(evaluation, name, slides, patches):
     )
 
 
-def make_run(folder, models=("patchnet", "vgg16"), *, pictures=True):
+def make_run(folder, models=("patchnet", "vgg16"), *, pictures=True, slides=SLIDES):
     """Make the run folder; the same each time."""
     rng = np.random.default_rng(0)
-    manifest = [(f"slides/{s[0]}.tif", *s) for s in SLIDES]
+    manifest = [(f"slides/{s[0]}.tif", *s) for s in slides]
     write_csv(folder / "slides.csv", ("slide", "slide_id", "patient", "label", "split"), manifest)
     tiles = {}
-    for slide_id, _, slide_label, _ in SLIDES:
+    for slide_id, _, slide_label, _ in slides:
         tiles[slide_id] = make_tiles(slide_label, rng)
         write_store(folder / "tiles" / f"{slide_id}.zarr", slide_id, slide_label, *tiles[slide_id])
     for index, model in enumerate(models):
-        write_model(folder, model, tiles, noise=0.16 + 0.1 * index, rng=rng, pictures=pictures)
+        noise = 0.16 + 0.1 * index
+        write_model(folder, model, tiles, noise=noise, rng=rng, pictures=pictures, cohort=slides)
     versions = {"wsi-pipeline": "0.1.0", "numpy": "2.4.6", "torch": "2.13.0"}
     stage = {"config": {"input": "/home/ann/cohort/slides.csv", "seed": 7}, "versions": versions}
     write_json(folder / "run.json", {"seed": 7, "stages": {"tile": stage, "evaluate": stage}})

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-DATA = Path(os.environ.get("WSI_PIPELINE_DATA", Path(__file__).parents[1] / "../shared/data"))
+DATA = Path(os.environ.get("WSI_PIPELINE_DATA", Path(__file__).parents[2] / "../shared/data"))
 
 
 def real_data(name: str) -> Path:
