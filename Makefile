@@ -1,4 +1,4 @@
-# Two commands, nothing before them: `make demo` and `make test`.
+# `make demo` and `make test` need no preparation.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3.13 || echo python3)
 VENV := .venv
@@ -8,21 +8,21 @@ DEMO_OUT ?= demo
 WHEELS ?= .wheels
 GPU_PYTHON ?= python3
 
-# One thread per process while tests share two cores; the demo and the benchmarks decide for themselves.
+# One thread per process while tests share the cores; the demo and the benchmarks choose themselves.
 TEST_ENV := OMP_NUM_THREADS=1 MPLBACKEND=Agg
-# As many processes as there are cores, a file of tests at a time: its fixtures are made once.
+# One process per core, one test file at a time, so that its fixtures are created once.
 TEST_SPLIT := -n auto --dist loadfile
 
 .PHONY: demo test test-slow check format bench gpu gpu-wheels clean help
 
 help:
-	@echo "make demo       install into $(VENV), run every stage on a drawn cohort, end with a report"
+	@echo "make demo       install into $(VENV), run every stage on a drawn cohort, up to the report"
 	@echo "make test       install into $(VENV), run the tests"
-	@echo "make test-slow  run the slow tests (end to end, kills)"
+	@echo "make test-slow  run the slow tests (end to end, interruptions)"
 	@echo "make check      formatting, lint, types, import direction"
-	@echo "make bench      one script per claim of speed, results as JSON"
-	@echo "make gpu        check and measure what needs a GPU, in six minutes, without a network"
-	@echo "make gpu-wheels download into $(WHEELS) what 'make gpu' needs on another machine"
+	@echo "make bench      run all benchmarks, results as JSON"
+	@echo "make gpu        check and measure on a GPU, in six minutes, without a network"
+	@echo "make gpu-wheels download the packages for 'make gpu' into $(WHEELS)"
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -36,7 +36,8 @@ test: $(INSTALLED)
 	$(TEST_ENV) $(BIN)/python -m pytest $(TEST_SPLIT) -m "not slow"
 
 test-slow: $(INSTALLED)
-	$(TEST_ENV) $(BIN)/python -m pytest -m slow
+	$(TEST_ENV) $(BIN)/python -m pytest $(TEST_SPLIT) -m "slow and not alone"
+	$(TEST_ENV) $(BIN)/python -m pytest -m "slow and alone"
 
 check: $(INSTALLED)
 	$(BIN)/ruff format --check .

@@ -1,4 +1,4 @@
-"""What it costs to bind a store to every byte of its slide: reading a slide of 2 GB once.
+"""Cost of binding a store to every byte of its slide: reading a slide of 2 GB once.
 
 python benchmarks/content.py
 
@@ -17,10 +17,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from tiling import content
-from tiling.content import digest_content, find_digest
 from tiling.files import BLOCK_BYTES, write_json
-from tiling.slide import fingerprint_file
+from tiling.listing import content
+from tiling.listing.content import digest_content, find_digest
+from tiling.listing.samples import fingerprint_file
 
 RESULT = Path(__file__).parent / "results" / "content.json"
 BLOCK = 2**22
@@ -35,7 +35,7 @@ def write_random(path: Path, size: int) -> None:
 
 
 def drop(paths: list[Path]) -> None:
-    """Take files out of the system's memory, as far as it lets us."""
+    """Drop files from the page cache, as far as the system allows."""
     for path in paths:
         with path.open("rb") as file:
             os.fsync(file.fileno())

@@ -1,10 +1,10 @@
 """`tile` with store: coords on a slide of 40,320 x 40,320 px, tissue mask included.
 
 Measured: the whole process, imports included, its processor time, and the part after the imports.
-WSInfer 0.6.1 and CLAM are not run: their stated times (0.7 s of processor time for the patch
-stage, 1.8 s for the whole process) were taken on another machine. To carry them over, a plain
-OpenSlide process that reads and masks the same thumbnail is timed in the same run; it is the
-least that any OpenSlide tool does.
+WSInfer 0.6.1 and CLAM are not run: their published times (0.7 s of processor time for the patch
+stage, 1.8 s for the whole process) were taken on another machine. For comparison, a plain
+OpenSlide process that reads and masks the same thumbnail is timed in the same run, the minimum of
+any tool based on OpenSlide.
 
     python benchmarks/coords.py
 """

@@ -18,12 +18,12 @@ from scipy.ndimage import gaussian_filter
 
 from tiling.contracts import SlideInfo, TileGeometry
 from tiling.files import write_json
+from wsi_pipeline.config.settings import ExportConfig
 from wsi_pipeline.contracts import Scores
 from wsi_pipeline.exports import FORMATS, load_format
 from wsi_pipeline.exports.base import ExportJob, ExportSlide
 from wsi_pipeline.heatmaps.files import write_heatmap
-from wsi_pipeline.scores import clam_attributes
-from wsi_pipeline.settings import ExportConfig
+from wsi_pipeline.inference.scores import clam_attributes
 
 SLIDE_SIZE, MPP = (105_185, 221_772), 0.2527
 N_PATCHES, PATCH_L0, STRIDE_L0 = 350_000, 443, 221
@@ -60,7 +60,7 @@ def make_slide() -> ExportSlide:
 
 
 def measure(slide: ExportSlide, name: str, folder: Path, **settings: str) -> dict[str, float | str]:
-    """Write one file; tell how long, how large, and the most memory up to here."""
+    """Write one file; return its time, size, and the peak memory so far."""
     job = ExportJob(slide, ExportConfig(overlap="mean", **settings))
     start = time.perf_counter()
     if name == "heatmap":

@@ -5,14 +5,14 @@ Three claims, each checked to give identical numbers before it is timed:
 - reference: lesions of real CAMELYON16 polygons (``--annotations DIR``; drawn ones where it is
   absent), against the published method on the whole level-5 mask: distance transform, holes,
   labels, axes. Both start from polygons; the published side's rasterising is not counted, ours is.
-  A second figure starts both from the same mask. Memory: peak above the start, each in a process of
-  its own, mask and imports not counted.
+  A second measurement starts both from the same mask. Memory: peak above the start, each in a
+  process of its own, mask and imports not counted.
 - curve: 6,500 false positives, against one pass over all scores per threshold.
 - bootstrap: 1000 replicates of 129 slides, seconds.
 
 Interleaved; prints median and range of the ratio; writes benchmarks/results/froc.json.
 
-    python benchmarks/froc.py --annotations ../shared/data/annotations/camelyon16
+    python benchmarks/froc.py --annotations FOLDER
 """
 
 import argparse
@@ -34,7 +34,7 @@ from skimage.measure import label, regionprops
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from tiling.annotations import read_annotation  # noqa: E402
+from tiling.annotation.reading import read_annotation  # noqa: E402
 from tiling.files import write_json  # noqa: E402
 from wsi_pipeline.evaluation.bootstrap import draw_weights  # noqa: E402
 from wsi_pipeline.evaluation.froc import (  # noqa: E402
@@ -47,11 +47,11 @@ from wsi_pipeline.evaluation.froc import (  # noqa: E402
 from wsi_pipeline.evaluation.lesions import label_mask, label_polygons  # noqa: E402
 
 MPP, DOWNSAMPLE = 0.243, 32
-SHAPE = (6930, 3287)  # of the mask that the published figures were measured on
+SHAPE = (6930, 3287)  # of the mask of the published measurements
 
 
 def read_polygons(folder: Path | None) -> shapely.MultiPolygon:
-    """Give lesions of several slides, laid on one of 6930 x 3287 mask pixels."""
+    """Combine the lesions of several slides on one of 6930 x 3287 mask pixels."""
     if folder is not None and (folder / "Tumor_064.json").is_file():
         found = [
             lesion
@@ -79,7 +79,7 @@ def read_polygons(folder: Path | None) -> shapely.MultiPolygon:
 
 
 def draw_mask(tumour: shapely.MultiPolygon) -> NDArray[np.bool_]:
-    """Draw the whole mask by asking for each pixel's centre."""
+    """Draw the whole mask by testing each pixel's centre."""
     shapely.prepare(tumour)
     mask = np.zeros(SHAPE, dtype=bool)
     x = (np.arange(SHAPE[1]) + 0.5) * DOWNSAMPLE

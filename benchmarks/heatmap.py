@@ -20,7 +20,7 @@ import numpy as np
 
 from tiling.files import write_json
 from wsi_pipeline.heatmaps.files import read_heatmap, write_heatmap
-from wsi_pipeline.heatmaps.rasters import build_heatmap
+from wsi_pipeline.heatmaps.rasters import rasterise_scores
 
 SLIDE_SIZE = (105_185, 221_772)
 N_PATCHES, PATCH = 350_000, 256
@@ -49,7 +49,7 @@ def loop_heatmap(coords, scores, pixel):
 
 def our_heatmap(coords, scores, pixel):
     """What the pipeline calls."""
-    return build_heatmap(
+    return rasterise_scores(
         coords,
         scores,
         slide_size=SLIDE_SIZE,

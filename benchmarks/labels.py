@@ -1,10 +1,10 @@
-"""How long labelling takes on real outlines, and whether it is exact.
+"""Time and exactness of labelling on real outlines.
 
 For each CAMELYON JSON in a folder: tiles of 512 px every 256 px over the smallest slide that holds
 its polygons, labelled by the inner rule; then every tile that some lesion cuts through is measured
 again by itself, from the whole outline, by shapely alone.
 
-    python benchmarks/labels.py --annotations ../shared/data/annotations/camelyon16
+    python benchmarks/labels.py --annotations FOLDER
 """
 
 import argparse
@@ -14,11 +14,11 @@ from pathlib import Path
 import numpy as np
 import shapely
 
-from tiling.annotations import read_annotation
+from tiling.annotation.labels import label_tiles
+from tiling.annotation.reading import read_annotation
 from tiling.contracts import Annotation, PatchLabels, TileConfig
 from tiling.geometry import inner_squares, resolve_geometry
 from tiling.grid import tile_coords
-from tiling.labels import label_tiles
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = TileConfig(target_mpp=0.25, patch_px=512, stride_px=256)

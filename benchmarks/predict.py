@@ -1,4 +1,4 @@
-"""What prediction costs around the forward pass.
+"""Overhead of prediction over the forward pass.
 
 Three comparisons, each in one run and interleaved:
 
@@ -16,7 +16,7 @@ Three comparisons, each in one run and interleaved:
     python benchmarks/predict.py --device cuda:0 --precision bf16 --patches 4096
 
 On a GPU, ``matmul`` is the card's own large bf16 matrix product, measured in the same call, and
-``share_of_matmul`` what part of it the engine reaches with 160 GFLOP per patch (T4g).
+``share_of_matmul`` the share of it that the engine reaches with 160 GFLOP per patch.
 """
 
 import argparse
@@ -39,7 +39,7 @@ from tiling.contracts import TileConfig, TissueConfig
 from tiling.files import write_json
 from tiling.store import PatchStore
 from tiling.threads import map_in_threads
-from wsi_pipeline.data import read_batch, to_unit_range
+from wsi_pipeline.cohort.data import read_batch, to_unit_range
 from wsi_pipeline.devices import compute_in, place_model, resolve_device, resolve_precision
 from wsi_pipeline.inference import automatic_batch_size
 from wsi_pipeline.inference.engine import score_rows

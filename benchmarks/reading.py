@@ -96,7 +96,7 @@ def raster(stride, n_patches=N_PATCHES):
 
 
 def read_openslide(path, places):
-    """openslide-python as everybody calls it."""
+    """openslide-python, called directly."""
     import numpy as np
     import openslide
 
@@ -236,7 +236,7 @@ def find_cucim(python):
 
 
 def only(way, path, stride):
-    """One pass in this process; says its peak memory."""
+    """Run one pass in this process and print its peak memory."""
     for _ in WAYS[way](path, raster(stride)):
         pass
     # Not getrusage: it starts from what the parent had when it forked.
@@ -250,7 +250,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", type=Path, default=RESULT)
-    parser.add_argument("--slide", help="the slide, made before; made anew if it is not given")
+    parser.add_argument("--slide", help="an existing slide; default: a new one is written")
     parser.add_argument("--cucim-python", default=sys.executable)
     parser.add_argument("--only", choices=WAYS, help=argparse.SUPPRESS)
     parser.add_argument("--stride", type=int, help=argparse.SUPPRESS)

@@ -20,7 +20,7 @@ import torch
 from torch.utils.data import WeightedRandomSampler
 
 from tiling.files import write_json
-from wsi_pipeline.sampling import ThreeStepSampler
+from wsi_pipeline.training.sampling import ThreeStepSampler
 
 N_PATCHES, N_SLIDES = 7_878_675, 698
 BATCHES = (32, 256, 1024, 32_000, 100_000)  # 32,000: a whole epoch of the default settings

@@ -47,7 +47,7 @@ def run_ours(slide, out, stride, threads):
 
 
 def run_plain(slide, out, coords):
-    """What one would write oneself."""
+    """A plain script of OpenSlide and zarr-python."""
     import numpy as np
     import openslide
     import zarr
@@ -75,7 +75,7 @@ def run_plain(slide, out, coords):
 
 
 def one_side(arguments):
-    """In the child: run one side, say what it took."""
+    """Run one side in the child process and print its measurements."""
     threads = len(os.sched_getaffinity(0)) if arguments.threads is None else arguments.threads
     if arguments.side == "ours":
         seconds = run_ours(arguments.slide, arguments.out, arguments.stride, threads)

@@ -3,9 +3,9 @@
     python docs/make_convergence_figure.py
 
 The networks are those of configs/patchnet_convergence.yaml, the images those of
-`wsi_pipeline.cohorts.toy`. Each step sees one image of each class, and equal patches are computed
-once and counted as often as they come: the loss and its gradient are those of all 128 patches, in
-minutes. Prints the table of docs/convergence.md.
+`wsi_pipeline.demo.toy`. Each step uses one image of each class, and equal patches are computed
+once, weighted by their number: loss and gradient are those of all 128 patches, in minutes. Prints
+the table of docs/convergence.md.
 """
 
 import sys
@@ -18,15 +18,15 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch.nn import functional as F
 
-from wsi_pipeline.cohorts.toy import toy_image
-from wsi_pipeline.config import read_config
+from wsi_pipeline.config.reading import read_config
+from wsi_pipeline.demo.toy import toy_image
 from wsi_pipeline.models import PatchClassifier, build_model
 from wsi_pipeline.models.convergence import toy_optimum
 
 ROOT = Path(__file__).parents[1]
 OUT = ROOT / "docs" / "images" / "convergence_curves.png"
 PAPER = (0.333, 0.982)  # paper 1, appendix A: p0 and p1 reached
-FAST = 1e-3  # learning rate of the runs beside the paper's
+FAST = 1e-3  # learning rate of the runs in addition to the paper's
 RUNS = {"paper": (None, 1500, (0, 1, 2)), "fast": (FAST, 600, (0,))}  # rate, steps, seeds
 
 

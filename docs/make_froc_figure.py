@@ -1,7 +1,7 @@
 """Draw docs/images/froc-definitions.png: one model on two slides, counted by both definitions.
 
-Nothing in the picture is placed by hand but tumours and scores: lesions, hits and curves come from
-the functions that the program uses.
+Only tumours and scores are placed by hand: lesions, hits and curves are computed by the functions
+of the program.
 
     python docs/make_froc_figure.py
 """
@@ -57,7 +57,7 @@ def scores_of(spots) -> np.ndarray:
 
 
 def find_detections(values: np.ndarray) -> Detections:
-    """Points from a heatmap, as the program takes them."""
+    """Find detections in a heatmap as the program does."""
     return detect(Heatmap(values, (PATCH, PATCH), (SIDE, SIDE)), threshold=THRESHOLD, radius_px=2)
 
 
@@ -73,7 +73,7 @@ def pairs_of(outlines) -> np.ndarray:
 
 
 def start(axes: Axes, title: str, outlines=()) -> None:
-    """Lay out a slide with its outlines."""
+    """Draw a slide with its outlines."""
     axes.set_xlim(0, SIDE)
     axes.set_ylim(SIDE, 0)
     axes.set_aspect("equal")
@@ -87,7 +87,7 @@ def start(axes: Axes, title: str, outlines=()) -> None:
 def draw_points(
     axes: Axes, reference: LesionReference, found: Detections, outlines, title: str
 ) -> None:
-    """Draw lesions as they are counted, and what each detection counts as."""
+    """Draw the counted lesions, and the outcome of each detection."""
     start(axes, title, outlines)
     row, col = np.indices((SIDE // 32, SIDE // 32))
     label = reference.label_at(col.ravel() * 32 + 16, row.ravel() * 32 + 16).reshape(row.shape)
@@ -106,7 +106,7 @@ def draw_points(
 
 
 def draw_patches(axes: Axes, values: np.ndarray, pairs, outlines, title: str) -> None:
-    """Draw the patches above the threshold, and what each counts as."""
+    """Draw the patches above the threshold, and the outcome of each."""
     start(axes, title, outlines)
     on_tumour = set(pairs[:, 0].tolist()) if len(pairs) else set()
     for row in range(N):

@@ -1,8 +1,8 @@
 """Draw docs/images/patchnet_camelyon16.jpg: PatchNets of three patch sizes on held-out tissue.
 
-Each row is a real CAMELYON16 patch of a slide that the networks were not trained on; beside it the
-global maps for m = 11, 17 and 31 (black 0, white 1, not rescaled), and of the smallest network the
-filter whose map goes best with haematoxylin: the one that outlines nuclei.
+Each row is a real CAMELYON16 patch of a slide that the networks were not trained on, followed by
+the global maps for m = 11, 17 and 31 (black 0, white 1, not rescaled), and the filter of the
+smallest network whose map correlates best with haematoxylin: the one that outlines nuclei.
 
     python docs/make_patchnet_figure.py RUN CAMELYON
 
@@ -20,8 +20,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 from skimage.color import rgb2hed
 
-from wsi_pipeline.checkpoint import load_checkpoint
-from wsi_pipeline.explain.patchnet_maps import rescale_filters
+from wsi_pipeline.explain.patchnet import rescale_filters
+from wsi_pipeline.models.checkpoint import load_checkpoint
 
 SIDES = (11, 17, 31)
 PATCHES = (

@@ -1,7 +1,7 @@
-"""Draw docs/images/tissue-*.jpg: what is taken for tissue on every slide of ../shared/data.
+"""Draw docs/images/tissue-*.jpg: the tissue that is detected on real and on drawn slides.
 
-Each picture shows the slide as the mask is made on it, and beside it the mask: what is left out is
-darkened, the tissue's edge is green. `tissue-drawn.jpg` shows the tests' drawn slides.
+Each picture shows the thumbnail of a slide and, next to it, its mask: excluded parts are darkened,
+the tissue's edge is green. `tissue-drawn.jpg` shows the tests' drawn slides.
 
     python docs/make_tissue_figures.py
 """
@@ -17,10 +17,11 @@ from scipy.ndimage import binary_erosion
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from tests.tiling.thumbnails import draw_scene  # noqa: E402
+from tests.helpers.thumbnails import draw_scene  # noqa: E402
 from tiling.contracts import TissueConfig  # noqa: E402
-from tiling.slide import open_slide, read_overview  # noqa: E402
-from tiling.tissue import segment_tissue  # noqa: E402
+from tiling.overview import read_overview  # noqa: E402
+from tiling.slide import open_slide  # noqa: E402
+from tiling.tissue.mask import segment_tissue  # noqa: E402
 
 SLIDES = ROOT / "../shared/data/slides"
 IMAGES = ROOT / "docs/images"
@@ -62,7 +63,7 @@ def main() -> None:
 def _pair(
     rgb: NDArray[np.uint8], mpp: tuple[float, float], *, gap: int = GAP_PX
 ) -> NDArray[np.uint8]:
-    """Put the mask beside a wide picture's right or below."""
+    """Place the mask to the right of a picture, or below a wide one."""
     mask = segment_tissue(rgb, mpp=mpp, config=TissueConfig())
     wide = rgb.shape[1] > rgb.shape[0]
     longest = max(rgb.shape[1] * (1 if wide else 2), rgb.shape[0] * (2 if wide else 1))

@@ -15,7 +15,7 @@ from sklearn.metrics import roc_auc_score
 def test_the_demo_learns_and_ends_with_its_report(tmp_path):
     """Test patch ROC AUC of at least 0.95 by one of its models, computed again from the table."""
     out = tmp_path / "demo"
-    code = "import sys; from wsi_pipeline.cli import main; sys.exit(main(sys.argv[1:]))"
+    code = "import sys; from wsi_pipeline.cli.app import main; sys.exit(main(sys.argv[1:]))"
     environment = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"}
     result = subprocess.run(
         [sys.executable, "-c", code, "demo", "--out", str(out)],

@@ -1,4 +1,4 @@
-"""What the documentation says is so: links, command lines, settings and their defaults."""
+"""The documentation is correct: links, command lines, settings and their defaults."""
 
 import contextlib
 import dataclasses
@@ -13,15 +13,20 @@ import typer
 import yaml
 from typer.main import get_command
 
-from wsi_pipeline.cli import app
-from wsi_pipeline.config import Config, as_plain
-from wsi_pipeline.settings import RECIPES
+from tiling.annotation.formats import FORMATS
+from tiling.readers import READERS
+from wsi_pipeline.cli.app import app
+from wsi_pipeline.config.reading import Config, as_plain
+from wsi_pipeline.config.settings import RECIPES
+from wsi_pipeline.config.stages import STAGES
+from wsi_pipeline.evaluation import metrics
+from wsi_pipeline.explain import METHODS, load_method
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("README.md"), *ROOT.glob("CHANGELOG.md"), *ROOT.glob("docs/*.md")])
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
-NOT_TYPED = {"text", "yaml", "json", "csv", "python", "xml"}  # blocks that nobody types in a shell
+NOT_TYPED = {"text", "yaml", "json", "csv", "python", "xml"}  # blocks that are not shell commands
 SEPARATORS = {"&&", "||", "|", ";", "&", ">", "2>"}
 
 page_ids = pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
@@ -60,7 +65,7 @@ def test_every_page_is_in_the_index():
 
 
 def split_commands(line: str) -> Iterator[list[str]]:
-    """List the commands of a shell line, also those that stand in quotes (``sbatch --wrap``)."""
+    """List the commands of a shell line, also those in quotes (``sbatch --wrap``)."""
     lexer = shlex.shlex(line, posix=True, punctuation_chars=True)
     lexer.whitespace_split = True
     words: list[str] = []
@@ -203,6 +208,27 @@ def test_every_setting_is_listed_with_its_default():
     assert {key: listed[key] for key in known} == known
 
 
+def test_every_explanation_method_is_described_with_its_settings():
+    """What its map is, its settings with their defaults, and a section with a source."""
+    page = read(ROOT / "docs" / "explain.md")
+    methods = {name: load_method(name) for name in METHODS}
+    rows = [f"| `{name}` | {summary} |" for name, summary in METHODS.items()]
+    assert [row for row in rows if row not in page] == []
+    assert table_rows(page, n_cells=3) == {
+        f"{name}.{key}": default
+        for name, method in methods.items()
+        for key, default in settings_of(method.settings).items()
+    }
+    titles = {name: f"\n## {name}\n" for name in METHODS}
+    for name, title in titles.items():
+        section = page.partition(title)[2].partition("\n## ")[0]
+        assert "*Misleads*" in section, f"{name} has no section that says when it misleads"
+        cited = re.findall(r"\[([^\]]+)\][^(]", section)
+        assert any(f"- **[{source}]**" in read(ROOT / "docs/references.md") for source in cited), (
+            name
+        )
+
+
 def test_recipes_are_listed():
     columns = (("patchnet",), ("precision_patchnet",), ("cam", "vgg11"))
     section = read(ROOT / "docs" / "config.md").partition("### Recipes")[2].partition("\n## ")[0]
@@ -215,3 +241,31 @@ def test_recipes_are_listed():
         for model in models:
             assert listed == flatten(RECIPES[model]), model
     assert {model for models in columns for model in models} == set(RECIPES)
+
+
+@pytest.mark.parametrize(("page", "known"), [("readers", READERS), ("labels", FORMATS)])
+def test_each_reader_and_annotation_format_has_a_row(page, known):
+    rows = read(ROOT / f"docs/{page}.md").splitlines()
+    titles = [one.title for one in known]
+    assert [t for t in titles if not any(row.startswith(f"| {t} |") for row in rows)] == []
+
+
+def test_the_table_of_stages_is_the_list():
+    page = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+    rows = [f"| `{stage.name}` | {stage.summary} | {stage.unit} |" for stage in STAGES]
+    assert "\n".join(rows) in page
+
+
+def metric_rows() -> list[str]:
+    """Give the table of metrics as docs/evaluate.md has it."""
+    listed: list[metrics.Metric] = [*metrics.SHARES, *metrics.RANKINGS]
+    return [
+        f"| `{m.name}` | {m.meaning} | {', '.join(m.sections)} | {m.interval_method} "
+        f"| {', '.join(m.compared) or '-'} |"
+        for m in listed
+    ]
+
+
+def test_the_table_of_metrics_is_the_list():
+    page = read(ROOT / "docs/evaluate.md").partition("## The metrics")[2].partition("\n## ")[0]
+    assert [line for line in page.splitlines() if line.startswith("| `")] == metric_rows()

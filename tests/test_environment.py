@@ -1,4 +1,4 @@
-"""environment.yml and pyproject.toml say the same; `--help` stays light."""
+"""environment.yml and pyproject.toml agree; `--help` stays light."""
 
 import subprocess
 import sys
@@ -31,7 +31,7 @@ def test_the_constraint_is_within_what_pyproject_allows():
 )
 def test_help_imports_nothing_heavy(arguments):
     code = (
-        "import sys; from wsi_pipeline.cli import main; main(sys.argv[1:]); "
+        "import sys; from wsi_pipeline.cli.app import main; main(sys.argv[1:]); "
         "heavy = {'torch', 'dask', 'zarr', 'numpy', 'skimage'} & set(sys.modules); "
         "print(sorted(heavy), file=sys.stderr)"
     )

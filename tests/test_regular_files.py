@@ -8,25 +8,26 @@ from pathlib import Path
 
 import pytest
 
-from tests.tiling import dicoms, slides
-from tiling.annotations import read_annotation
-from tiling.content import digest_content
+from tests.helpers import dicoms, slides
+from tiling.annotation.reading import read_annotation
+from tiling.coords_hdf5 import read_coords
 from tiling.errors import TilingError
 from tiling.files import check_file, digest_file, open_file, read_bytes, read_text
-from tiling.formats.coords_hdf5 import read_coords
-from tiling.masks import read_mask as read_tissue_mask
-from tiling.slide import fingerprint_file, open_slide
-from wsi_pipeline.checkpoint import load_checkpoint
-from wsi_pipeline.cli import main
-from wsi_pipeline.cohorts.mosaic import _read_patch
-from wsi_pipeline.config import read_config
+from tiling.listing.content import digest_content
+from tiling.listing.samples import fingerprint_file
+from tiling.slide import open_slide
+from tiling.tissue.given_masks import read_tissue_mask as read_tissue_mask
+from wsi_pipeline.cli.app import main
+from wsi_pipeline.cohort.image_folder import list_images
+from wsi_pipeline.cohort.image_pixels import read_image
+from wsi_pipeline.cohort.manifest import read_manifest
+from wsi_pipeline.config.reading import read_config
+from wsi_pipeline.config.settings import ImagesConfig
+from wsi_pipeline.demo.mosaic import _read_patch
 from wsi_pipeline.errors import PipelineError
 from wsi_pipeline.evaluation.masks import read_mask
 from wsi_pipeline.evaluation.tables import read_rows
-from wsi_pipeline.images.folder import list_images
-from wsi_pipeline.images.pixels import read_image
-from wsi_pipeline.manifest import read_manifest
-from wsi_pipeline.settings import ImagesConfig
+from wsi_pipeline.models.checkpoint import load_checkpoint
 
 pytestmark = pytest.mark.timeout(20)  # where one is opened, the test would hang
 
@@ -139,14 +140,26 @@ def test_a_pipe_in_a_manifest_fails_and_the_others_are_done(tmp_path):
 
 ROOT = Path(__file__).parents[1]
 READ_USERS_FILES = [
-    "tiling/annotations.py", "tiling/masks.py", "tiling/slide.py", "tiling/content.py",
-    "tiling/hdf5.py", "tiling/slide_parts.py", "tiling/same_content.py",
-    "wsi_pipeline/csv_files.py", "wsi_pipeline/listing.py", "wsi_pipeline/evaluation/reference.py",
-    "tiling/readers/mask_picture.py", "tiling/readers/tiff_structure.py",
-    "wsi_pipeline/manifest.py", "wsi_pipeline/config.py", "wsi_pipeline/evaluation/tables.py",
-    "wsi_pipeline/evaluation/masks.py", "wsi_pipeline/images/folder.py",
-    "wsi_pipeline/images/pixels.py", "wsi_pipeline/checkpoint.py",
-]  # fmt: skip
+    "tiling/annotation/reading.py",
+    "tiling/hdf5.py",
+    "tiling/listing/content.py",
+    "tiling/listing/slide_parts.py",
+    "tiling/readers/mask_picture.py",
+    "tiling/readers/tiff_structure.py",
+    "tiling/same_content.py",
+    "tiling/slide.py",
+    "tiling/tissue/given_masks.py",
+    "wsi_pipeline/cohort/image_folder.py",
+    "wsi_pipeline/cohort/image_pixels.py",
+    "wsi_pipeline/cohort/listing.py",
+    "wsi_pipeline/cohort/manifest.py",
+    "wsi_pipeline/config/reading.py",
+    "wsi_pipeline/csv_files.py",
+    "wsi_pipeline/evaluation/masks.py",
+    "wsi_pipeline/evaluation/reference.py",
+    "wsi_pipeline/evaluation/tables.py",
+    "wsi_pipeline/models/checkpoint.py",
+]
 OPENERS = {"read_text", "read_bytes", "open"}
 MAY_OPEN = {"Image", "gzip", "os"}  # after `check_file`, or of no path
 

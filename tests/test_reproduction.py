@@ -23,10 +23,10 @@ import tifffile
 import yaml
 from PIL import Image
 
-from tests.quick_pictures import quick_pictures
-from tests.wsi_pipeline import tiny_cohort
-from wsi_pipeline.cli import main
-from wsi_pipeline.cohorts import camelyon_patches, textures_folder, toy
+from tests.helpers import tiny_cohort
+from tests.helpers.quick_pictures import quick_pictures
+from wsi_pipeline.cli.app import main
+from wsi_pipeline.demo import camelyon_patches, textures_folder, toy
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
@@ -123,7 +123,7 @@ def draw_slides(folder: Path, splits: str) -> None:
 
 # ------------------------------------------------------------ the numbers of a table
 
-Cell = tuple[str, ...]  # model, then keys of its metrics.json; or what `value_of` says
+Cell = tuple[str, ...]  # model, then keys of its metrics.json; or a key of `value_of`
 
 LOSS = ("loss", "accuracy")
 MATRIX = ("tp", "fp", "fn", "tn")
@@ -149,7 +149,7 @@ def value_of(run: Path, cell: Cell) -> Any:
         with (run / "models" / model / "history.csv").open(newline="") as file:
             return float(list(csv.DictReader(file))[-1]["seconds"])
     if keys[0] == "map":  # Q of the patch around a pixel, by class and place
-        values = tifffile.imread(run / "heatmaps" / model / f"{keys[1]}.tif")
+        values = tifffile.imread(run / "heatmaps" / model / f"{keys[1]}.patchnet.tif")
         return float(values[tuple(map(int, keys[2].split()))])
     value = json.loads((run / "evaluation" / model / "metrics.json").read_text())
     for key in keys:
@@ -481,8 +481,10 @@ def test_commands_of_the_blocks_run_in_their_order(tmp_path, capsys):
                 settings = [s for s in settings if not s.startswith(own)]
                 words += ["--quiet", *as_words(settings)]
             assert main(words) == 0, words
-    said = capsys.readouterr().out
-    assert re.search(r"patchnet_11 +4 +[01]\.\d+", said)  # the pooled table: four patches held out
+    message = capsys.readouterr().out
+    assert re.search(
+        r"patchnet_11 +4 +[01]\.\d+", message
+    )  # the pooled table: four patches held out
 
 
 def test_every_published_config_is_in_the_table():

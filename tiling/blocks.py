@@ -14,7 +14,7 @@ from tiling.resample import nearest_finer_level
 
 BLOCK_PX = 2048  # side of a block, px of the level read; a tile more is read at its edges
 
-# Scanners whose file tiles lie between pixels: OpenSlide blends them anew for every region, and
+# Scanners whose file tiles lie between pixels: OpenSlide interpolates them for every region, and
 # a pixel cut out of a larger one might differ from the same pixel read alone.
 UNALIGNED_VENDORS = frozenset({"mirax", "ventana"})
 

@@ -1,10 +1,12 @@
 """What crosses a boundary of `tiling`: frozen values, each field with its shape, unit and frame.
 
 Frames: a position is (x, y), the top-left corner, in level-0 pixels of OpenSlide's frame;
-arrays are (row, column). Lengths say their unit: `_l0` level-0 px, `_px` px at `target_mpp`,
-`_um` microns.
+arrays are (row, column). Lengths have their unit as suffix: `_l0` level-0 px, `_px` px at
+`target_mpp`, `_um` microns.
 """
 
+import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol, Self
@@ -14,9 +16,15 @@ from numpy.typing import NDArray
 
 SCHEMA = "wsi-pipeline/patch-store/1"
 
+OnProgress = Callable[[int, int], None]  # called with what is done, and of how much
+StrPath = str | os.PathLike[str]  # a path, as the public functions take it
+
 LabelRule = Literal["inner", "centre", "fraction"]
 EdgeRule = Literal["drop", "pad"]
 StoreKind = Literal["patches", "coords"]
+CLASS_NAMES = ("normal", "tumour")  # of patches, by label
+# Two resolutions are one if they differ by less than this share: rounding in a file, not a scale.
+SAME_MPP = 1e-3
 AnnotationOrigin = Literal["level0", "bounds"]
 Unclassified = Literal["auto", "tumour", "region"]
 
@@ -36,7 +44,7 @@ class SlideInfo:
         tuple[int, int, int, int] | None
     )  # (x, y, width, height) l0 of the scanned part, if stated
     objective_power: float | None  # shown, never computed with
-    fingerprint: str  # of all bytes of its files (tiling.content), not of their paths or dates
+    fingerprint: str  # of all bytes of its files, not of their paths or dates
 
 
 class Slide(Protocol):
@@ -52,7 +60,7 @@ class Slide(Protocol):
 
     @property
     def mpp(self) -> tuple[float, float] | None:
-        """(x, y) µm per level-0 px, None where the file does not say."""
+        """(x, y) µm per level-0 px; None if not recorded."""
 
     @property
     def level_sizes(self) -> tuple[tuple[int, int], ...]:
@@ -64,11 +72,11 @@ class Slide(Protocol):
 
     @property
     def bounds(self) -> tuple[int, int, int, int] | None:
-        """(x, y, width, height) level-0 px of the scanned part, if the file says."""
+        """(x, y, width, height) level-0 px of the scanned part, if recorded."""
 
     @property
     def objective_power(self) -> float | None:
-        """What the scanner says (40 for 40x), if anything."""
+        """Objective power (40 for 40x), if recorded."""
 
     @property
     def stated_mpp(self) -> tuple[float, float] | None:
@@ -102,6 +110,19 @@ class Slide(Protocol):
             If the file's pixels cannot be decoded there. The slide stays usable for other regions.
         """
 
+    def read_level(
+        self, corner: tuple[int, int], level: int, size: tuple[int, int]
+    ) -> NDArray[np.uint8]:
+        """Read a level's own pixels, where `read_region` would blend them.
+
+        As `read_region`, but for `corner`: (x, y), px of that level.
+
+        Raises
+        ------
+        SlideError
+            If the reader reads this level by level-0 positions only, or cannot decode it there.
+        """
+
     def close(self) -> None:
         """Release the file."""
 
@@ -111,7 +132,7 @@ class Slide(Protocol):
 
 @dataclass(frozen=True)
 class TissueConfig:
-    """How tissue is told from glass on a thumbnail."""
+    """Detection of tissue on a thumbnail."""
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012  read by pydantic on the class
 
@@ -120,8 +141,12 @@ class TissueConfig:
     min_object_um2: float = 10_000.0  # smaller specks are dirt (a square of 100 µm)
     max_hole_um2: float = 40_000.0  # smaller holes (lumina, vessels) are filled
     min_fraction: float = 0.1  # a tile is kept if at least this share of it is tissue
-    # Folder of <slide_id>.tif, .tiff, .png or .geojson that say what is tissue; None: detect it.
+    # Folder of <slide_id>.tif, .tiff, .png or .geojson with tissue masks; None: detect tissue.
     mask: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.mask is not None:  # a str is taken, too
+            object.__setattr__(self, "mask", Path(self.mask))
 
 
 @dataclass(frozen=True)
@@ -152,6 +177,10 @@ class TileConfig:
     max_unreadable: float = 0.5  # a slide with a larger share of unreadable patches fails
     tissue: TissueConfig = field(default_factory=TissueConfig)
 
+    def __post_init__(self) -> None:
+        if self.coords is not None:
+            object.__setattr__(self, "coords", Path(self.coords))
+
 
 @dataclass(frozen=True)
 class TileGeometry:
@@ -165,6 +194,28 @@ class TileGeometry:
     stride_l0: int
     stride_l0_y: int
     scale: tuple[float, float]  # exact level-0 px per patch px (x, y): target_mpp / slide mpp
+
+
+@dataclass(frozen=True)
+class PatchKind:
+    """What patches, or single images, are like; a model scores those of the kind it learnt."""
+
+    shape: tuple[int, int, int]  # (height, width, channels), px
+    mpp: float  # µm per px; 0: unknown, which single images may be
+    class_names: tuple[str, str] = CLASS_NAMES  # by label
+    single: bool = False  # images by themselves; else squares cut from slides
+
+    def has_pixels_like(self, other: "PatchKind") -> bool:
+        """Whether size, channels and resolution are the same."""
+        if self.mpp <= 0 or other.mpp <= 0:
+            return self.shape == other.shape and self.mpp == other.mpp
+        return self.shape == other.shape and abs(self.mpp / other.mpp - 1) <= SAME_MPP
+
+    def __str__(self) -> str:
+        if not self.single:
+            return f"patches of {self.shape[0]} px at {self.mpp:g} µm/px"
+        resolution = f"at {self.mpp:g} µm/px" if self.mpp > 0 else "of unknown resolution"
+        return f"images of {' x '.join(map(str, self.shape))} {resolution}"
 
 
 @dataclass(frozen=True)
@@ -182,6 +233,17 @@ class Annotation:
     notes: tuple[str, ...] = ()  # what was repaired, skipped or guessed, one sentence each
     # Every tumour polygon as drawn: its name and its bounding box (x0, y0, x1, y1), level-0 px.
     drawn: tuple[tuple[str, tuple[float, float, float, float]], ...] = ()
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """What something takes on disk."""
+
+    files: int
+    bytes: int  # sum of the files' lengths
+
+    def __add__(self, other: "Footprint") -> "Footprint":
+        return Footprint(self.files + other.files, self.bytes + other.bytes)
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,7 @@
 """Errors below the pipeline; each message states what is wrong, the value, the remedy."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -36,7 +38,7 @@ class AnnotationError(TilingError, ValueError):
 
 
 class GridError(TilingError, ValueError):
-    """The grid asked for cannot be laid over the slide."""
+    """The requested grid does not fit the slide."""
 
 
 class PatchSizeError(GridError):
@@ -74,6 +76,10 @@ class StoreError(TilingError, OSError):
     """A patch store is missing, unfinished, damaged or not ours."""
 
 
+class PatchIndexError(StoreError, IndexError):
+    """A patch store has no patch of this number."""
+
+
 class UnsupportedSlideError(SlideError):
     """A slide is sound but stored in a way that is not read here; copying it again is no help."""
 
@@ -86,5 +92,20 @@ class UnsupportedTilesError(UnsupportedSlideError):
     """No reader here, OpenSlide among them, decodes the file tiles."""
 
 
+class PassedOnError(SlideError):
+    """A reader leaves a file that it accepted to the next one in `tiling.readers.READERS`."""
+
+
 class MaskError(TilingError, ValueError):
     """A mask file cannot be read, or is not a mask."""
+
+
+@contextmanager
+def naming_file(path: Path | None) -> Iterator[None]:
+    """Put the file's name before a message that does not name it yet."""
+    try:
+        yield
+    except (SlideError, GridError, TissueError, AnnotationError) as error:
+        if path is None or str(error).startswith(f"{path.name}: "):
+            raise
+        raise error.about(path.name) from error

@@ -46,7 +46,7 @@ def check_file(path: Path) -> None:
     Raises
     ------
     OSError
-        With what it is in ``strerror``, also where the path is missing or may not be looked at.
+        With its kind in ``strerror``; also if the path is missing or not accessible.
     """
     kind = stat.S_IFMT(path.stat().st_mode)
     if kind == stat.S_IFREG:
@@ -95,7 +95,7 @@ def read_text(path: Path, *, encoding: str = "utf-8") -> str:
 
 @contextlib.contextmanager
 def write_aside(path: Path) -> Iterator[Path]:
-    """Give a scratch path next to `path`; on success it takes its place, else it is removed.
+    """Return a scratch path next to `path`; on success it takes its place, else it is removed.
 
     The scratch path may be made a file or a folder. Its name starts with a dot and ends with
     ``.part``, so no reader takes it for a result. A rename within one folder is atomic: a reader
@@ -120,7 +120,7 @@ def write_aside(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def scratch_folder(folder: Path) -> Iterator[Path]:
-    """Give an empty scratch folder next to `folder`, removed at the end; see `move_into`."""
+    """Return an empty scratch folder next to `folder`, removed at the end; see `move_into`."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     scratch = _scratch_beside(folder)
     scratch.mkdir()
@@ -247,18 +247,18 @@ def _is_orphan(path: Path) -> bool:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` as readable JSON, whole or not at all. NaN is refused: use None."""
+    """Write `value` as readable JSON atomically. NaN is refused: use None."""
     with write_aside(path) as scratch:
         scratch.write_text(json_text(value), encoding="utf-8")
 
 
 def json_text(value: Any) -> str:
-    """Lay `value` out as `write_json` writes it."""
+    """Format `value` as `write_json` does."""
     return json.dumps(value, indent=2, allow_nan=False) + "\n"
 
 
 def write_text(path: Path, text: str, *, errors: str = "backslashreplace") -> None:
-    """Write `text` as UTF-8, whole or not at all.
+    """Write `text` as UTF-8 atomically.
 
     What UTF-8 cannot hold (parts of a file name in another encoding) is handled by `errors`, as in
     `open`; by default it is written as its escape.

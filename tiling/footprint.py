@@ -5,32 +5,22 @@ size is what it will be. Pixels are stored as they are: a shard is its patches, 
 checksum, and an index.
 """
 
-from dataclasses import dataclass
 from io import BytesIO
 
 from zarr.core.buffer import Buffer
 from zarr.storage import MemoryStore
 
-from tiling.build import TilePlan, draw_plan, store_attributes
-from tiling.contracts import Slide, TileConfig
+from tiling.attributes import store_attributes
+from tiling.contracts import Footprint, Slide, TileConfig
+from tiling.plan_picture import draw_plan
 from tiling.qc import save_qc
 from tiling.shards import CHECKSUM_BYTES, INDEX_ENTRY_BYTES
-from tiling.store import create_patches, finish_store, shard_length, write_table
-
-
-@dataclass(frozen=True)
-class Footprint:
-    """What something takes on disk."""
-
-    files: int
-    bytes: int  # sum of the files' lengths
-
-    def __add__(self, other: "Footprint") -> "Footprint":
-        return Footprint(self.files + other.files, self.bytes + other.bytes)
+from tiling.store_files import create_patches, finish_store, shard_length, write_table
+from tiling.tile_plan import TilePlan
 
 
 def store_footprint(plan: TilePlan, config: TileConfig, fingerprint: str) -> Footprint:
-    """Tell what a plan's patch store will take."""
+    """Estimate the size of a plan's patch store."""
     held: dict[str, Buffer] = {}
     memory = MemoryStore(held)
     pixels = Footprint(0, 0)
@@ -52,7 +42,7 @@ def _pixel_footprint(n_patches: int, patch_px: int) -> Footprint:
 
 
 def picture_footprint(slide: Slide, plan: TilePlan) -> Footprint:
-    """Tell what the quality-control picture of a plan will take."""
+    """Estimate the size of the QC picture of a plan."""
     file = BytesIO()
     save_qc(file, draw_plan(slide, plan))
     return Footprint(1, len(file.getvalue()))

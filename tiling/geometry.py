@@ -121,7 +121,7 @@ def check_tile_config(config: TileConfig) -> None:
         )
     if not 0 <= config.max_unreadable <= 1:
         raise GridError(f"max_unreadable must be within [0, 1], got {config.max_unreadable}")
-    _check_tissue(config.tissue)
+    check_tissue_config(config.tissue)
 
 
 def _check_lengths(config: TileConfig) -> None:
@@ -138,7 +138,14 @@ def _check_lengths(config: TileConfig) -> None:
         )
 
 
-def _check_tissue(config: TissueConfig) -> None:
+def check_tissue_config(config: TissueConfig) -> None:
+    """Refuse settings of tissue that no slide could satisfy.
+
+    Raises
+    ------
+    GridError
+        Naming the setting, its value and what would be right.
+    """
     if not (math.isfinite(config.mpp) and config.mpp > 0):
         raise GridError(
             f"tissue.mpp must be a positive number of µm per pixel, got {config.mpp}; its default "

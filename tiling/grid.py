@@ -17,7 +17,7 @@ from tiling.errors import GridError
 
 @dataclass(frozen=True)
 class TileGrid:
-    """A regular grid by its columns and rows; its tiles are laid when they are asked for."""
+    """A regular grid by its columns and rows; tiles are computed on demand."""
 
     x: NDArray[np.int64]  # (columns,) left edges, level-0 px
     y: NDArray[np.int64]  # (rows,) upper edges, level-0 px
@@ -26,7 +26,7 @@ class TileGrid:
         return len(self.x) * len(self.y)
 
     def iterate(self, *, most: int) -> Iterator[NDArray[np.int64]]:
-        """Lay the tiles, (n, 2) each time, at most so many at once unless a single row has more."""
+        """Yield the tiles, (n, 2) each, limited in number unless a single row has more."""
         n_rows = max(1, most // max(1, len(self.x)))
         for first in range(0, len(self.y) if len(self.x) else 0, n_rows):
             yield _lay(self.x, self.y[first : first + n_rows])

@@ -18,7 +18,7 @@ MARGIN_PX = 8
 MIN_WIDTH_PX = 620  # of the legend
 WHITE = (255, 255, 255)
 BLACK = (0, 0, 0)
-# Told apart with any colour vision: M. Okabe and K. Ito, "Color universal design", 2008.
+# Distinguishable with any colour vision: M. Okabe and K. Ito, "Color universal design", 2008.
 OUTLINE = (0, 190, 110)  # of the tissue; seen on pink, white and black
 UNREADABLE = (240, 200, 0)
 COLOUR_BY_LABEL = {1: (213, 62, 0), 0: (0, 114, 178), -1: (110, 110, 110)}
@@ -77,7 +77,7 @@ def draw_qc(
 
 
 def write_qc(path: Path, picture: Image.Image) -> None:
-    """Write the picture as PNG, whole or not at all."""
+    """Write the picture as PNG atomically."""
     with write_aside(path) as scratch:
         save_qc(scratch, picture)
 

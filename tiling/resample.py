@@ -19,7 +19,7 @@ from tiling.contracts import Slide
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
 
-# Odd slide sizes make a level of 4 say 4.0003: a level this much too coarse is taken as it is.
+# Odd slide sizes give a level of 4 a downsample of 4.0003: a level this much coarser is accepted.
 LEVEL_TOLERANCE = 0.01
 
 

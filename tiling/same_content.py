@@ -8,23 +8,24 @@ import hashlib
 import os
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
 from tiling.errors import SlideError
 from tiling.files import open_file
-from tiling.slide_files import may_be_dicom, read_headers
-from tiling.slide_parts import list_parts
+from tiling.listing.samples import fingerprint_file
+from tiling.listing.slide_files import may_be_dicom, read_headers
+from tiling.listing.slide_parts import list_parts
+from tiling.threads import map_in_threads
 
-_THREADS = 16  # that wait for a network drive
+_map = partial(map_in_threads, threads=16)  # that wait for a network drive
 _SAMPLES, _SAMPLE_BYTES = 8, 4096  # spread evenly over a file
 
 
 def find_same_content(paths: Sequence[Path]) -> list[int | None]:
     """Find the slides that are copies of an earlier one, or links to it.
 
-    DICOM files are the same if they are of one series, each of whose files stands for the slide.
+    DICOM files are the same if they are of one series, since each of its files opens the slide.
     Of the formats with several files (MIRAX, Hamamatsu VMS) all are compared. Files that are
     missing or empty are copies of none.
 
@@ -33,18 +34,17 @@ def find_same_content(paths: Sequence[Path]) -> list[int | None]:
     same_as : list of int, or None
         For each path the number of the first with its content; None for that first one itself.
     """
-    with ThreadPoolExecutor(_THREADS) as pool:
-        files = list(pool.map(_identify, paths))
-        one_by_file = {file: number for number, file in reversed(list(enumerate(files))) if file}
-        keys: dict[int, Hashable] = {n: file[2] for file, n in one_by_file.items()}
-        series = _find_series(paths, one_by_file.values())
-        alike = _find_shared(keys, keys.keys() - series.keys())
-        for refine in (_measure, _sample, _fingerprint):
-            found = pool.map(partial(_try, refine), [paths[number] for number in alike])
-            keys |= {n: (keys[n], value) for n, value in zip(alike, found, strict=True)}
-            alike = _find_shared(keys, alike)
-        # What no other file shares so far is of its own content.
-        keys = {number: number for number in keys} | {n: keys[n] for n in alike} | series
+    files = list(_map(_identify, paths))
+    one_by_file = {file: number for number, file in reversed(list(enumerate(files))) if file}
+    keys: dict[int, Hashable] = {n: file[2] for file, n in one_by_file.items()}
+    series = _find_series(paths, one_by_file.values())
+    alike = _find_shared(keys, keys.keys() - series.keys())
+    for refine in (_measure, _sample, _fingerprint):
+        found = _map(partial(_try, refine), [paths[number] for number in alike])
+        keys |= {n: (keys[n], value) for n, value in zip(alike, found, strict=True)}
+        alike = _find_shared(keys, alike)
+    # What no other file shares so far is of its own content.
+    keys = {number: number for number in keys} | {n: keys[n] for n in alike} | series
     first: dict[Hashable, int] = {}
     same_as: list[int | None] = []
     for number, file in enumerate(files):
@@ -55,7 +55,7 @@ def find_same_content(paths: Sequence[Path]) -> list[int | None]:
 
 
 def _identify(path: Path) -> tuple[int, int, int] | None:
-    """Give what is one file's alone, and its size; None if it is missing or empty."""
+    """Return what is one file's alone, and its size; None if it is missing or empty."""
     try:
         facts = path.stat()
     except (OSError, ValueError):
@@ -103,8 +103,6 @@ def _sample(path: Path) -> Hashable:
 
 
 def _fingerprint(path: Path) -> Hashable:
-    from tiling.slide import fingerprint_file
-
     return tuple(fingerprint_file(part) for part in _parts(path))
 
 

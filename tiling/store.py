@@ -1,181 +1,48 @@
 """The patch store: one slide's patches, where they lie and what they are, in one Zarr folder.
 
-Pixels are stored as they are, one patch per chunk, many chunks per shard (a shard is one file):
-lossless compression saves at most 8 % of H&E and halves the speed of reading (docs/store.md), so
-where room is short only coordinates are stored (``store: coords``) and the slide is read.
-Uncompressed, a patch is a run of bytes at a known place in its shard: patches are written in any
-order, and `PatchStore.read` fetches just that run, and the checksum after it (`tiling.shards`).
-Everything else in a store is covered by the attribute ``sha256``.
+`PatchStore.read` fetches just the bytes of a patch and the checksum after it; how they are stored
+is written in `tiling.store_files`.
 """
 
-import hashlib
-import json
 import logging
 import os
 import threading
-from dataclasses import dataclass
+from operator import index as as_index
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, SupportsIndex
 
 import numpy as np
 import zarr
 from numpy.typing import ArrayLike, NDArray
-from zarr.codecs import Crc32cCodec
-from zarr.storage import MemoryStore
 
-from tiling.contracts import SCHEMA, Slide, SlideInfo, TileGeometry
-from tiling.errors import SlideError, StoreError, of_damage
-from tiling.files import digest_files, read_json_object
+from tiling.contracts import PatchKind, Slide, SlideInfo, StrPath, TileGeometry
+from tiling.dataset import PatchDataset
+from tiling.errors import PatchIndexError, SlideError, StoreError, of_damage
+from tiling.listing.content import is_made_from
 from tiling.patches import read_patch
 from tiling.shards import RawShards
-from tiling.slide import is_made_from, open_slide
+from tiling.slide import open_slide
+from tiling.store_files import TileTable, damaged, find_array, read_attributes, read_table
 
 log = logging.getLogger(__name__)
 
-SHARD_BYTES = 48 * 2**20  # one file
 WHITE = 255
-_DIGEST = "sha256"  # of all attributes but these two, and of all arrays but the patches
-_FINISHED = "finished"
-
-DTYPE_BY_ARRAY = {
-    "coords": np.int64,
-    "tissue": np.float32,
-    "label": np.int8,
-    "tumour": np.float32,
-    "unreadable": np.bool_,
-    "lesion_pairs": np.int64,
-}
-SHAPE_BY_ARRAY = {
-    "coords": (None, 2),
-    "tissue": (None,),
-    "label": (None,),
-    "tumour": (None,),
-    "unreadable": (None,),
-}
-
-
-# --- writing ---------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class TileTable:
-    """What is known of each patch besides its pixels; N rows."""
-
-    coords: NDArray[np.int64]  # (N, 2) x, y, level-0 px
-    tissue: NDArray[np.float32]  # (N,) share of the tile that is tissue
-    label: NDArray[np.int8]  # (N,) 1, 0, -1
-    tumour: NDArray[np.float32]  # (N,) share of the inner square inside the annotation
-    unreadable: NDArray[np.bool_]  # (N,) pixels could not be decoded: white in the store
-    lesion_pairs: NDArray[np.int64]  # (M, 2) row, index of the lesion
-
-
-def shard_length(n_patches: int, patch_px: int) -> int:
-    """How many patches one shard holds: about `SHARD_BYTES`, never more than there are."""
-    return max(1, min(n_patches, SHARD_BYTES // (3 * patch_px**2)))
-
-
-Target = Path | MemoryStore  # a folder, or memory to measure what a folder would hold
-
-
-def create_patches(folder: Target, *, n_patches: int, patch_px: int) -> "zarr.Array[Any]":
-    """Begin a store in `folder` with an empty array of patches; fill it with a `ShardWriter`."""
-    group = zarr.create_group(folder, zarr_format=3)
-    return group.create_array(
-        "patches",
-        shape=(n_patches, patch_px, patch_px, 3),
-        dtype=np.uint8,
-        chunks=(1, patch_px, patch_px, 3),
-        shards=(shard_length(n_patches, patch_px), patch_px, patch_px, 3),
-        compressors=Crc32cCodec(),
-        dimension_names=("patch", "y", "x", "channel"),
-        config={"write_empty_chunks": True},  # a black patch is a patch; an absent one is damage
-    )
-
-
-def write_table(folder: Target, table: TileTable) -> None:
-    """Write everything but pixels, each array as one chunk."""
-    group = zarr.open_group(folder, mode="a", zarr_format=3)
-    for name, dtype in DTYPE_BY_ARRAY.items():
-        values: NDArray[Any] = np.ascontiguousarray(getattr(table, name), dtype=dtype)
-        chunks = tuple(max(1, side) for side in values.shape)
-        array = group.create_array(name, shape=values.shape, dtype=dtype, chunks=chunks)
-        array[...] = values
-
-
-def finish_store(folder: Target, attributes: dict[str, Any]) -> None:
-    """Write the attributes, and after them the mark that the store is whole."""
-    group = zarr.open_group(folder, mode="a", zarr_format=3)
-    described = {"schema": SCHEMA, **attributes}
-    arrays = {name: np.asarray(_array(group, name)) for name in DTYPE_BY_ARRAY}
-    group.attrs.put({**described, _DIGEST: _digest_contents(described, arrays)})
-    group.attrs[_FINISHED] = True
-
-
-def _array(group: zarr.Group, name: str) -> Any:
-    array: Any = group[name]
-    return array[...]
-
-
-def _digest_contents(attributes: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> str:
-    """Hash a store's attributes and its table, however they are encoded."""
-    plain = {key: attributes[key] for key in attributes if key not in (_DIGEST, _FINISHED)}
-    digest = hashlib.sha256(json.dumps(plain, sort_keys=True).encode())
-    for name in DTYPE_BY_ARRAY:
-        values = np.ascontiguousarray(arrays[name])
-        digest.update(f"\n{name} {values.dtype.str} {values.shape}\n".encode())
-        digest.update(values.tobytes())
-    return digest.hexdigest()
-
-
-# --- reading ---------------------------------------------------------------------------------
-
-
-def stored_fingerprint(path: Path) -> str | None:
-    """Read what a finished store was made from; None where no finished store of ours is."""
-    try:
-        return str(_read_attributes(path)["fingerprint"])
-    except (StoreError, KeyError):
-        return None
-
-
-def digest_table_files(path: Path) -> str:
-    """Hash every file of a store but its shards of pixels, which hold checksums of their own."""
-    pixels = path / "patches" / "c"
-    files = (Path(folder) / name for folder, _, names in os.walk(path) for name in names)
-    return digest_files(path, (file for file in files if not file.is_relative_to(pixels)))
-
-
-def find_damaged_pixels(path: Path, *, changed_since: int | None = None) -> str | None:
-    """Read shards of pixels and describe the first damage; None: there is none.
-
-    Parameters
-    ----------
-    path : Path
-        A finished store. Without pixels, or without checksums, nothing can be found.
-    changed_since : ns
-        Read only the shards whose files have changed since this time; None: all.
-    """
-    try:
-        raw = RawShards.open(path / "patches") if (path / "patches").is_dir() else None
-    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
-        return _damaged(path, f"patches/zarr.json cannot be read ({error})")
-    if raw is None or not raw.checked:
-        return None
-    if changed_since is None:
-        return raw.find_damage()
-    return raw.find_damage(shard for shard in raw if _changed(raw.shard_path(shard), changed_since))
-
-
-def _changed(path: Path, since: int) -> bool:
-    return not path.is_file() or path.stat().st_mtime_ns > since
 
 
 class PatchStore:
     """A finished patch store, open for reading; processes and threads may share it.
 
+    ``len(store)`` is the number of patches; ``store[i]`` is one patch, (P, P, 3) uint8, and
+    ``store[a:b]`` some, (n, P, P, 3) uint8, where P is ``store.geometry.patch_px``. Negative
+    numbers count from the end, as in a list; `PatchIndexError` where there is none. `read` takes
+    any rows, in any order.
+
     Attributes
     ----------
     info : SlideInfo
+    slide_id : str
+    kind : PatchKind
+        Size and resolution of the patches.
     tiling : dict
         Every setting, resolved.
     geometry : TileGeometry
@@ -183,8 +50,16 @@ class PatchStore:
         Of the settings and inputs that made it.
     slide_label : 1, 0 or None
     lesion_ids : ids of the lesions, ``"1"``, ``"2"``, ...
-    coords, tissue, label, tumour, unreadable, lesion_pairs : arrays
-        As `TileTable` has them. Of a store without pixels `unreadable` is known only after `read`.
+    coords : (N, 2) int64
+        Top-left corners (x, y), level-0 px.
+    tissue, tumour : (N,) float32
+        Share of the tile that is tissue, of its inner square that is tumour.
+    label : (N,) int8
+        1 tumour, 0 normal, -1 unlabelled or ignored.
+    unreadable : (N,) bool
+        Pixels cannot be decoded; of a store without pixels known only after `read`.
+    lesion_pairs : (M, 2) int64
+        Row of a patch, index into `lesion_ids` of a lesion that its inner square meets.
     """
 
     def __init__(
@@ -201,6 +76,9 @@ class PatchStore:
         self.info = _slide_info(attributes["slide"])
         self.tiling: dict[str, Any] = attributes["tiling"]
         self.geometry = _geometry(self.tiling)
+        self.slide_id = self.info.slide_id
+        side = self.geometry.patch_px
+        self.kind = PatchKind((side, side, 3), self.geometry.target_mpp)
         self.fingerprint: str = attributes["fingerprint"]
         self.slide_label: int | None = attributes["slide_label"]
         self.lesion_ids: list[str] = [lesion["id"] for lesion in attributes["lesions"]]
@@ -218,19 +96,23 @@ class PatchStore:
 
     @classmethod
     def open(
-        cls, path: Path, *, slide_path: Path | None = None, content_cache: Path | None = None
+        cls,
+        path: StrPath,
+        *,
+        slide_path: StrPath | None = None,
+        content_cache: StrPath | None = None,
     ) -> Self:
         """Open a finished store.
 
         Parameters
         ----------
-        path : Path
+        path : str or path
             The store's folder.
-        slide_path : Path
+        slide_path : str or path, optional
             The slide; only a store without pixels (``store: coords``) reads it, after it has seen
             that it is the one that the store was made from.
-        content_cache : Path, optional
-            Where the digest of the slide's files is kept (`tiling.content.digest_content`).
+        content_cache : str or path, optional
+            Where the digest of the slide's files is kept (`tiling.listing.content.digest_content`).
 
         Raises
         ------
@@ -238,15 +120,15 @@ class PatchStore:
             If the store is missing, unfinished, damaged or not ours.
         """
         path = Path(path)
-        attributes = _read_attributes(path)
+        attributes = read_attributes(path)
         try:
-            table = _read_table(path, attributes)
+            table = read_table(path, attributes)
             store = cls(
                 path,
                 attributes=attributes,
                 table=table,
-                slide_path=slide_path,
-                content_cache=content_cache,
+                slide_path=None if slide_path is None else Path(slide_path),
+                content_cache=None if content_cache is None else Path(content_cache),
             )
             store._check_pixels()
             return store
@@ -254,10 +136,49 @@ class PatchStore:
             of_damage(error, path)
             raise
         except Exception as error:  # zarr fails in as many ways as there are files to damage
-            raise of_damage(StoreError(_damaged(path, str(error))), path) from error
+            raise of_damage(StoreError(damaged(path, str(error))), path) from error
 
     def __len__(self) -> int:
         return len(self.coords)
+
+    def __getitem__(self, index: SupportsIndex | slice) -> NDArray[np.uint8]:
+        if isinstance(index, slice):
+            return self.read(np.arange(len(self))[index])
+        try:
+            row = as_index(index)
+        except TypeError as error:
+            raise TypeError(
+                f"{self.path.name}: the number of a patch must be an integer or a slice, got "
+                f"{type(index).__name__}; for a list of rows use read(rows)"
+            ) from error
+        if not -len(self) <= row < len(self):
+            raise PatchIndexError(
+                f"{self.path.name}: no patch {row}; there are {len(self)}, counted from 0"
+            )
+        patch: NDArray[np.uint8] = self.read([row % len(self)])[0]
+        return patch
+
+    def as_dataset(self, *, labelled: bool = False) -> PatchDataset:
+        """Return the patches and their labels as a map-style dataset, for torch's ``DataLoader``.
+
+        Item i is (patch, label): the patch (3, P, P) float32 in [0, 1], as training feeds it to a
+        model, and the label 1, 0, or -1 (unlabelled or ignored), an int.
+
+        Parameters
+        ----------
+        labelled : bool
+            Keep only the patches that training uses: label 0 or 1, and readable. By default item i
+            is patch i of the store.
+
+        Returns
+        -------
+        dataset : PatchDataset
+            Can be pickled, so workers of any start method can read it.
+        """
+        rows = np.arange(len(self))
+        if labelled:
+            rows = np.flatnonzero((self.label >= 0) & ~self.unreadable)
+        return PatchDataset(self, rows)
 
     def read(self, indices: ArrayLike) -> NDArray[np.uint8]:
         """Read patches.
@@ -280,7 +201,13 @@ class PatchStore:
         return self.read_flagged(indices)[0]
 
     def read_flagged(self, indices: ArrayLike) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-        """Read patches, and flag those that could not be decoded, shape (n,)."""
+        """Read patches as `read` does, and flag those that cannot be decoded.
+
+        Returns
+        -------
+        patches : (n, P, P, 3) uint8
+        unreadable : (n,) bool
+        """
         rows = self._check_rows(indices)
         side = self.geometry.patch_px
         patches = np.empty((len(rows), side, side, 3), np.uint8)
@@ -310,12 +237,12 @@ class PatchStore:
     def _check_pixels(self) -> None:
         if self.tiling["store"] != "patches":
             return
-        array = _member(zarr.open_group(self.path, mode="r"), self.path, "patches")
+        array = find_array(zarr.open_group(self.path, mode="r"), self.path, "patches")
         side = self.geometry.patch_px
         expected = (len(self), side, side, 3)
         if array.shape != expected or array.dtype != np.uint8:
             raise StoreError(
-                _damaged(
+                damaged(
                     self.path,
                     f"patches are {array.dtype} {array.shape} where uint8 {expected} is needed",
                 )
@@ -378,7 +305,7 @@ class _StoredPatches:
         except StoreError:
             raise
         except Exception as error:
-            raise of_damage(StoreError(_damaged(self._path, str(error))), self._path) from error
+            raise of_damage(StoreError(damaged(self._path, str(error))), self._path) from error
 
     def close(self) -> None:
         """Nothing stays open between reads."""
@@ -409,63 +336,6 @@ class _SlidePatches:
 
 
 _Source = _StoredPatches | _SlidePatches
-
-
-def _damaged(path: Path, cause: str) -> str:
-    return f"{path.name}: damaged: {cause}; run tile again"
-
-
-def _read_attributes(path: Path) -> dict[str, Any]:
-    if not path.is_dir():
-        raise StoreError(f"{path.name}: there is no patch store in {path.parent}; run tile first")
-    try:
-        metadata = read_json_object(path / "zarr.json")
-        attributes = metadata["attributes"]
-        schema = attributes.get("schema")
-    except FileNotFoundError as error:
-        raise of_damage(
-            StoreError(f"{path.name}: not a patch store (no zarr.json in it)"), path
-        ) from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        cause = f"its zarr.json cannot be read ({error})"
-        raise of_damage(StoreError(_damaged(path, cause)), path) from error
-    if schema != SCHEMA and "schema" in attributes:
-        raise StoreError(f"{path.name}: schema {schema!r} where {SCHEMA!r} is read; run tile again")
-    if attributes.get("finished") is not True:
-        if schema is None and not (path / "patches").exists():
-            raise StoreError(f"{path.name}: not a patch store (its zarr.json has no schema)")
-        raise StoreError(
-            f"{path.name}: its build was interrupted (no finished mark); delete it and run tile "
-            "again"
-        )
-    return dict(attributes)
-
-
-def _read_table(path: Path, attributes: dict[str, Any]) -> TileTable:
-    group = zarr.open_group(path, mode="r", zarr_format=3)
-    arrays = {name: np.asarray(_member(group, path, name)[...]) for name in DTYPE_BY_ARRAY}
-    n_patches = len(arrays["coords"])
-    for name, dtype in DTYPE_BY_ARRAY.items():
-        if arrays[name].dtype != dtype:
-            raise StoreError(
-                _damaged(path, f"{name} is {arrays[name].dtype} where {np.dtype(dtype)} is needed")
-            )
-    for name, shape in SHAPE_BY_ARRAY.items():
-        expected = tuple(n_patches if side is None else side for side in shape)
-        if arrays[name].shape != expected:
-            raise StoreError(
-                _damaged(path, f"{name} has shape {arrays[name].shape} where {expected} is needed")
-            )
-    if _DIGEST in attributes and attributes[_DIGEST] != _digest_contents(attributes, arrays):
-        raise StoreError(_damaged(path, "its attributes or arrays are not those that were written"))
-    return TileTable(**arrays)
-
-
-def _member(group: zarr.Group, path: Path, name: str) -> Any:
-    try:
-        return group[name]
-    except KeyError as error:
-        raise StoreError(_damaged(path, f"it has no array {name}")) from error
 
 
 def _slide_info(value: dict[str, Any]) -> SlideInfo:

@@ -22,7 +22,7 @@ def pluralize(n: int, noun: str) -> str:
 
 
 def plural(noun: str) -> str:
-    """Give the regular plural of a noun.
+    """Return the regular plural of a noun.
 
     Examples
     --------

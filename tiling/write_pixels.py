@@ -2,7 +2,6 @@
 
 import itertools
 import logging
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
@@ -11,20 +10,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tiling.blocks import BlockSlide, block_side, group_tiles
-from tiling.contracts import Slide, TileConfig, TileGeometry
+from tiling.contracts import OnProgress, Slide, TileConfig, TileGeometry
 from tiling.errors import SlideError
 from tiling.patches import read_patch
 from tiling.shards import ShardWriter
-from tiling.store import TileTable, create_patches, shard_length
+from tiling.store_files import TileTable, create_patches, shard_length
 from tiling.threads import check_stopped, map_in_threads
 from tiling.wording import pluralize
 
 log = logging.getLogger(__name__)
 
 WHITE = 255
-TOLD_ERRORS = 3  # of a slide's patches, as warnings
-
-OnProgress = Callable[[int, int], None]
+SHOWN_ERRORS = 3  # of a slide's patches, as warnings
 
 
 def write_pixels(
@@ -46,7 +43,7 @@ def write_pixels(
     threads : int
         That read and write at a time.
     on_progress : function, optional
-        Told how many patches are written, and of how many.
+        Called with the number of patches written, and in all.
 
     Returns
     -------
@@ -72,7 +69,7 @@ def write_pixels(
     unreadable = table.unreadable.copy()
     white = np.full((geometry.patch_px, geometry.patch_px, 3), WHITE, np.uint8)
 
-    tell = _Teller()
+    log_error = _ErrorLog()
 
     def fill(rows: NDArray[np.int64]) -> int:
         block = cast("Slide", BlockSlide(slide, rows, coords=table.coords, geometry=geometry))
@@ -84,7 +81,7 @@ def write_pixels(
             except SlideError as error:
                 writer.write(row, white)
                 unreadable[row] = True
-                tell(error)
+                log_error(error)
         return len(rows)
 
     groups = group_tiles(
@@ -102,12 +99,12 @@ def write_pixels(
     return replace(table, unreadable=unreadable)
 
 
-class _Teller:
-    """Warns of the first errors; all are counted in the slide's line, and in the log of debug."""
+class _ErrorLog:
+    """Logs the first errors as warnings and the rest at level debug."""
 
     def __init__(self) -> None:
         self._left = itertools.chain(
-            [logging.WARNING] * TOLD_ERRORS, itertools.repeat(logging.DEBUG)
+            [logging.WARNING] * SHOWN_ERRORS, itertools.repeat(logging.DEBUG)
         )
 
     def __call__(self, error: SlideError) -> None:

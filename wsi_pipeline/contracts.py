@@ -1,4 +1,4 @@
-"""What crosses a boundary of `wsi_pipeline`: frozen values, each field with its shape and unit."""
+"""Data passed between the packages of `wsi_pipeline`: frozen dataclasses with shapes and units."""
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,7 +11,11 @@ from tiling.contracts import TileConfig, Unclassified
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
-# Whom a model has seen, as checkpoints and score files name it.
+Definition = Literal["camelyon16", "patch"]  # of the FROC
+DEFINITIONS: tuple[Definition, ...] = ("camelyon16", "patch")
+Denominator = Literal["all", "normal"]  # slides that false positives are divided by
+AtRate = Literal["linear", "step"]  # how an FROC curve is read between its points
+# Slides and patients that a model was trained on, as in checkpoints and score files.
 PROVENANCE = ("train_slides", "val_slides", "train_patients", "val_patients")
 
 
@@ -36,8 +40,28 @@ class SlideEntry:
 
 
 @dataclass(frozen=True)
+class Rule:
+    """When a score is a positive decision: class 1, tumour."""
+
+    threshold: float
+    strict: bool = False  # iff score > threshold; else iff score >= threshold
+
+    def decide(self, scores: float | NDArray[np.floating[Any]]) -> NDArray[np.bool_]:
+        """Decide on each score; NaN is negative.
+
+        Scores are compared in float64, as the tables hold them: float32 0.7 is 0.69999999, which
+        does not reach 0.7.
+        """
+        values = np.asarray(scores, np.float64)
+        return values > self.threshold if self.strict else values >= self.threshold
+
+    def __str__(self) -> str:
+        return f"score {'>' if self.strict else '>='} {self.threshold:g}"
+
+
+@dataclass(frozen=True)
 class Scores:
-    """What a model said of one slide's patches; the content of a score file."""
+    """Scores of one slide's patches; the content of a score file."""
 
     coords: NDArray[np.int64]  # (N, 2) x, y, level-0 px
     scores: NDArray[np.float32]  # (N,) in [0, 1], higher is more suspicious; NaN = unreadable
@@ -47,16 +71,17 @@ class Scores:
 
 @dataclass(frozen=True)
 class Heatmap:
-    """Scores laid over a slide."""
+    """Scores arranged as an image of a slide."""
 
     values: NDArray[np.float32]  # (H, W); NaN = not scored
-    pixel_l0: tuple[int, int]  # (x, y) level-0 px that one heatmap pixel stands for
+    pixel_l0: tuple[int, int]  # (x, y) level-0 px that one heatmap pixel covers
     slide_size: tuple[int, int]  # (width, height), level-0 px
+    mpp: tuple[float, float] | None = None  # (x, y), µm per level-0 px; None: not known
 
 
 @dataclass(frozen=True)
 class Detections:
-    """Points a method proposes on one slide, in the order it proposes them."""
+    """Points detected on one slide, in the order of detection."""
 
     x: NDArray[np.int64]  # (N,) level-0 px
     y: NDArray[np.int64]  # (N,)
@@ -65,11 +90,11 @@ class Detections:
 
 @dataclass(frozen=True)
 class FrocCurve:
-    """An FROC curve and what it was counted on; the content of ``froc.json``."""
+    """An FROC curve and its counts; the content of ``froc.json``."""
 
-    definition: Literal["camelyon16", "patch"]
-    fp_denominator: Literal["all", "normal"]
-    at_rate: Literal["linear", "step"]
+    definition: Definition
+    fp_denominator: Denominator
+    at_rate: AtRate
     n_slides: int
     n_normal: int
     n_lesions: int  # ITC left out
@@ -80,7 +105,7 @@ class FrocCurve:
     sensitivity_at: dict[str, float | None]  # by rate, "0.25" ... "8"
     score: float | None
     score_ci95: tuple[float, float] | None = None
-    undefined: dict[str, str] = field(default_factory=dict)  # figure -> reason
+    undefined: dict[str, str] = field(default_factory=dict)  # metric -> reason
     bootstrap: dict[str, Any] | None = None  # replicates, skipped, seed, unit, intervals by rate
     # Pointwise 95 % band: avg_fps, low, high, one list each
     band: dict[str, list[float]] | None = None

@@ -1,9 +1,9 @@
-"""Every CSV that is written or read: text that reads back as it was, and that no spreadsheet runs.
+"""Reading and writing of CSV files, with protection against formula injection.
 
-A spreadsheet takes a cell that begins with ``=``, ``+``, ``-`` or ``@`` for a formula, wherever it
-came from. Such text is written with an apostrophe before it, the spreadsheets' own mark for text,
-and the apostrophe is taken off when the file is read here. Numbers stay numbers: ``-1`` is none of
-this. A float is written as the shortest text that reads back as the same float64.
+Spreadsheets interpret a cell that begins with ``=``, ``+``, ``-`` or ``@`` as a formula. Such text
+is written with a leading apostrophe, the spreadsheets' own mark for text, which is removed when the
+file is read here. Numbers such as ``-1`` are not affected. A float is written as the shortest text
+that reads back as the same float64.
 
 References
 ----------
@@ -20,15 +20,15 @@ from typing import Any
 from tiling.files import open_file, update_text, write_aside
 from wsi_pipeline.errors import PipelineError
 
-# After any apostrophes: what begins a formula, full-width forms and what spreadsheets skip before
-# one (OWASP) among them.
+# Any apostrophes, then a character that begins a formula, including full-width forms and the
+# whitespace that spreadsheets skip (OWASP).
 _FORMULA = re.compile(r"'*[=+\-@\t\r\n＝＋－＠]")
 _NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?", re.ASCII)
 _SPECIAL = re.compile(r'[",\r\n]')
 
 
 def guard(text: str) -> str:
-    """Mark text as text where a spreadsheet would take it for a formula.
+    """Prefix text that a spreadsheet would interpret as a formula.
 
     Examples
     --------
@@ -39,7 +39,7 @@ def guard(text: str) -> str:
 
 
 def unguard(cell: str) -> str:
-    """Take off the mark that `guard` puts before text.
+    """Remove the prefix that `guard` adds.
 
     Examples
     --------
@@ -85,13 +85,13 @@ def write_csv(
     *,
     undecodable: str = "backslashreplace",
 ) -> None:
-    """Write a CSV file in UTF-8, row by row, whole or not at all; None becomes an empty field.
+    """Write a CSV file in UTF-8 atomically; None becomes an empty field.
 
     Parameters
     ----------
     undecodable : str
-        What becomes of text that UTF-8 cannot hold, as in `open`: parts of file names in another
-        encoding, which a message may show. Default: its escape.
+        Handling of text that UTF-8 cannot encode, as in `open`: parts of file names in another
+        encoding, which messages may contain. Default: an escape.
     """
     with (
         write_aside(path) as scratch,
@@ -108,7 +108,7 @@ def update_csv(
     *,
     undecodable: str = "backslashreplace",
 ) -> None:
-    """Write a CSV file unless it holds these rows already: so may a folder be read-only.
+    """Write a CSV file unless it contains these rows already; works in a read-only folder then.
 
     Parameters are those of `write_csv`.
     """
@@ -118,7 +118,7 @@ def update_csv(
 def iterate_csv(
     path: Path, *, error: type[PipelineError], undecodable: str = "strict"
 ) -> Iterator[tuple[int, list[str]]]:
-    """Read a CSV file row by row, the header among them; blank lines are skipped.
+    """Read a CSV file row by row, including the header; blank lines are skipped.
 
     Parameters
     ----------
@@ -126,7 +126,7 @@ def iterate_csv(
     error : type
         Kind of the error.
     undecodable : str
-        What becomes of bytes that are not UTF-8, as in `open`.
+        Handling of bytes that are not UTF-8, as in `open`.
 
     Yields
     ------
@@ -137,7 +137,7 @@ def iterate_csv(
     Raises
     ------
     error
-        If the file cannot be read or is no CSV in UTF-8.
+        If the file cannot be read or is not a CSV in UTF-8.
     """
     csv.field_size_limit(sys.maxsize)  # the default is less than a slide's list of lesions may take
     try:
@@ -153,12 +153,12 @@ def iterate_csv(
 
 
 def read_csv(path: Path, *, error: type[PipelineError]) -> list[dict[str, str]]:
-    """Read a CSV file with a header as one mapping per row; a short row's last fields are empty.
+    """Read a CSV file with a header as one mapping per row; missing last fields are empty.
 
     Raises
     ------
     error
-        If the file cannot be read or is no CSV in UTF-8.
+        If the file cannot be read or is not a CSV in UTF-8.
     """
     rows = iterate_csv(path, error=error)
     _, header = next(rows, (0, []))

@@ -1,6 +1,6 @@
-"""Which device computes, and in which precision.
+"""Choice of device and precision.
 
-Resolved when a stage starts, never at import: nothing here changes torch's global state.
+Both are resolved when a stage starts, not at import: nothing here changes torch's global state.
 """
 
 import contextlib
@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from tiling.wording import pluralize
+from wsi_pipeline.config.settings import DEVICE_NAME
 from wsi_pipeline.errors import ConfigError, TrainingError
-from wsi_pipeline.settings import DEVICE_NAME
 
 Precision = Literal["fp32", "bf16", "fp16"]
 Model = TypeVar("Model", bound=nn.Module)
@@ -23,21 +23,21 @@ _AUTOCAST_DTYPE = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def resolve_device(name: str, *, worker: int | None = None) -> torch.device:
-    """Turn ``auto``, ``cpu``, ``cuda`` or ``cuda:N`` into a device that is there.
+    """Resolve ``auto``, ``cpu``, ``cuda`` or ``cuda:N`` to an available device.
 
-    ``auto`` is the first CUDA device, or the CPU where there is none.
+    ``auto`` is the first CUDA device, or the CPU if there is none.
 
     Parameters
     ----------
     name : str
     worker : int, optional
-        Number of this process among those of this machine: with ``auto`` and ``cuda`` they take
-        the GPUs in turn.
+        Number of this process among those of this machine: with ``auto`` and ``cuda``, GPUs are
+        assigned in turn.
 
     Raises
     ------
     ConfigError
-        If the name is not one of these, or the device is not there.
+        If the name is not one of these, or the device is not available.
 
     Examples
     --------
@@ -65,7 +65,7 @@ def resolve_device(name: str, *, worker: int | None = None) -> torch.device:
 
 
 def check_one_each(name: str, processes: int) -> None:
-    """Refuse to put several processes that train together on one GPU, where each would wait.
+    """Refuse to run several processes of one training on a single GPU.
 
     Raises
     ------
@@ -87,9 +87,9 @@ def check_one_each(name: str, processes: int) -> None:
 
 
 def resolve_precision(name: str, device: torch.device) -> Precision:
-    """Turn ``auto``, ``fp32``, ``bf16`` or ``fp16`` into what the device computes well.
+    """Resolve ``auto``, ``fp32``, ``bf16`` or ``fp16`` for a device.
 
-    ``auto`` is fp32 on the CPU; on a GPU bf16 where its hardware has it, else fp16.
+    ``auto`` is fp32 on the CPU; on a GPU bf16 if its hardware supports it, else fp16.
 
     Raises
     ------
@@ -115,7 +115,7 @@ def resolve_precision(name: str, device: torch.device) -> Precision:
 
 
 def place_model(model: Model, device: torch.device) -> Model:
-    """Move a model to a device, in the channels-last layout that convolutions like."""
+    """Move a model to a device, in the channels-last layout, which is faster for convolutions."""
     model.to(device)
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in its types
     return model
@@ -135,8 +135,8 @@ def compute_in(precision: Precision, device: torch.device) -> Iterator[None]:
 def exact_fp32() -> Iterator[None]:
     """Run the block without TF32: on a GPU fp32 convolutions are otherwise rounded to 10 bits.
 
-    cuDNN's default costs a relative error of 1e-3. What other precisions are compared with, and
-    maps that are exact to 1e-5, need all 23 bits. Nothing changes on the CPU.
+    cuDNN's default has a relative error of 1e-3. The reference of other precisions, and maps that
+    are exact to 1e-5, need all 23 bits. Nothing changes on the CPU.
     """
     before = torch.backends.cudnn.allow_tf32
     torch.backends.cudnn.allow_tf32 = False
@@ -157,12 +157,12 @@ def reproducible(device: torch.device, *, seed: int, strict: bool = False) -> It
     device : torch.device
     seed : int
     strict : bool
-        Refuse every operation that might give other bits the next time.
+        Refuse every nondeterministic operation.
 
     Raises
     ------
     TrainingError
-        Naming the operation, where `strict`.
+        With the operation, if `strict`.
     """
     devices = [device] if device.type == "cuda" else []
     with (

@@ -1,4 +1,4 @@
-"""What can go wrong in the pipeline; each message says what is wrong, the value, the cure."""
+"""Exceptions of the pipeline. Each message states the problem, the value and the remedy."""
 
 from tiling.errors import ExpectedError
 
@@ -12,15 +12,15 @@ class ConfigError(PipelineError, ValueError):
 
 
 class ManifestError(PipelineError, ValueError):
-    """The data set is not what a manifest may be: ids, labels, patients, splits, paths."""
+    """A manifest is invalid: ids, labels, patients, splits or paths."""
 
 
 class SamplingError(PipelineError, ValueError):
-    """There is nothing to draw from, for example a class without patches."""
+    """There is nothing to sample, for example a class has no patches."""
 
 
 class ModelError(PipelineError, ValueError):
-    """A model cannot be built or fed with what was given."""
+    """A model cannot be built, or does not accept the input."""
 
 
 class CheckpointError(PipelineError, OSError):
@@ -28,19 +28,19 @@ class CheckpointError(PipelineError, OSError):
 
 
 class TrainingError(PipelineError, RuntimeError):
-    """Training cannot start or go on."""
+    """Training cannot start or continue."""
 
 
 class InferenceError(PipelineError, RuntimeError):
-    """Prediction cannot start or go on."""
+    """Prediction cannot start or continue."""
 
 
 class ScoresError(PipelineError, OSError):
-    """A score file is missing, damaged or not ours."""
+    """A score file is missing, damaged or of another program."""
 
 
 class HeatmapError(PipelineError, ValueError):
-    """Scores cannot be laid out as a heatmap."""
+    """Scores cannot be arranged as a heatmap."""
 
 
 class EvaluationError(PipelineError, ValueError):
@@ -48,7 +48,7 @@ class EvaluationError(PipelineError, ValueError):
 
 
 class ExtentError(EvaluationError):
-    """Polygons cover more than can be drawn."""
+    """Polygons cover too large an area to rasterise."""
 
 
 class ReportError(PipelineError, ValueError):

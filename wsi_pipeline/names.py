@@ -1,8 +1,8 @@
-"""Names that become files and folders: one rule for all, checked where a name enters.
+"""The rule for names that become files and folders, checked when a name is read.
 
-Slide and image ids, models, export formats and class names are used as names of files, and are
-shown in tables, pages and logs. A name that passes `check_name` is one path component that stays
-inside its folder, is shown as it is, and is not lost by a tool that trims or normalises names.
+Slide and image ids, models, export formats and class names are used as file names and shown in
+tables, pages and logs. A name that passes `check_name` is a single path component, is displayed
+unchanged, and survives tools that trim or normalise names.
 """
 
 import hashlib
@@ -12,13 +12,13 @@ from collections.abc import Iterable, Sequence
 
 from wsi_pipeline.errors import ConfigError, PipelineError
 
-# A file name takes 255 bytes on common file systems. What is put around a name takes up to 46:
-# ".NAME.dense.ome.tif" and the owner of a scratch file (`tiling.files.write_aside`).
+# A file name takes 255 bytes on common file systems. Prefixes and suffixes take up to 46:
+# ".NAME.patchnet.ome.tif" and the owner of a scratch file (`tiling.files.write_aside`).
 MOST_BYTES = 200
 _FILE_NAME_BYTES = 255
-JOB_ARRAYS = "shards"  # folder of a run folder's marks, among those of the models
+JOB_ARRAYS = "shards"  # folder in ``.state/<stage>/``, next to those of the models
 
-# Reserved on Windows with whatever suffix (Microsoft, "Naming Files, Paths, and Namespaces").
+# Reserved on Windows, with any suffix (Microsoft, "Naming Files, Paths, and Namespaces").
 _DEVICES = re.compile(r"(?:con|prn|aux|nul|conin\$|conout\$|(?:com|lpt)[0-9¹²³])(?:\..*)?", re.I)
 
 # Characters without width or ink that are not of the categories below (Unicode's
@@ -35,12 +35,12 @@ _CATEGORIES = {
 
 
 def find_name_problem(name: str) -> str:
-    """Find out why a name cannot be that of a file or folder of ours.
+    """Find out why a name is not valid for a file or folder.
 
     Returns
     -------
     reason : str
-        Empty if it can.
+        Empty if the name is valid.
 
     Examples
     --------
@@ -67,12 +67,12 @@ def find_name_problem(name: str) -> str:
 
 
 def find_text_problem(text: str) -> str:
-    """Find out what in a text would not be seen, or would be lost, where it is shown or kept.
+    """Find the first character of a text that would be invisible or lost.
 
     Returns
     -------
     found : str
-        The first such character in words; empty if there is none.
+        Description of the character; empty if there is none.
 
     Examples
     --------
@@ -87,7 +87,7 @@ def _find_character_problem(character: str) -> str:
     if character in _BLANK or 0xFE00 <= code <= 0xFE0D or 0xE0000 <= code <= 0xE0FFF:
         return f"an invisible character ({printable(character)})"
     if 0xFDD0 <= code <= 0xFDEF or code & 0xFFFE == 0xFFFE:
-        return f"a code that is no character (U+{code:04X})"
+        return f"a code that is not a character (U+{code:04X})"
     kind = _CATEGORIES.get(unicodedata.category(character))
     return f"{kind} ({printable(character)})" if kind else ""
 
@@ -99,7 +99,7 @@ def check_name(
     remedy: str = "choose another name",
     error: type[PipelineError] = ConfigError,
 ) -> str:
-    """Return a name that may become a file or folder; refuse any other.
+    """Return a name if it is valid for a file or folder; refuse it otherwise.
 
     Parameters
     ----------
@@ -107,7 +107,7 @@ def check_name(
     what : str
         What it names, for the message: "slide_id", "train: model".
     remedy : str
-        What to do about one that is refused.
+        Advice for a name that is refused.
     error : type
         Kind of the error.
 
@@ -129,23 +129,22 @@ def check_model_name(
     remedy: str = "choose another name",
     error: type[PipelineError] = ConfigError,
 ) -> str:
-    """Return a name that may be a model's; refuse any other, as `check_name` does.
+    """Return a name if it is valid for a model; refuse it otherwise, like `check_name`.
 
     Raises
     ------
     error
-        Also for the name of a folder that lies among those of the models.
+        Also for a name that run folders use next to those of the models.
     """
     if name == JOB_ARRAYS:
-        raise error(f"{what} '{name}' is taken: run folders keep job arrays under it; {remedy}")
+        raise error(f"{what} '{name}' is reserved for the job arrays of a run folder; {remedy}")
     return check_name(name, what, remedy=remedy, error=error)
 
 
 def name_key(name: str) -> str:
     """Reduce a name to what file systems compare: names with equal keys can be one file.
 
-    Those of macOS and Windows take upper and lower case, and the former composed and decomposed
-    letters, for the same.
+    macOS and Windows ignore case, and macOS does not distinguish composed from decomposed letters.
 
     Examples
     --------
@@ -162,7 +161,7 @@ def _fold(character: str) -> str:
 
 
 def find_twins(names: Iterable[str]) -> tuple[str, str] | None:
-    """Find two different names that some file systems take for one; None where there are none."""
+    """Find two names that are the same on some file systems; None if there are none."""
     seen: dict[str, str] = {}
     for name in names:
         other = seen.setdefault(name_key(name), name)
@@ -183,7 +182,7 @@ def check_twins(
     Raises
     ------
     error
-        Naming both.
+        With both names.
     """
     twins = find_twins(names)
     if twins:
@@ -191,7 +190,7 @@ def check_twins(
 
 
 def describe_twins(one: str, other: str) -> str:
-    """Tell in which way two names with one key differ."""
+    """Describe how two names with the same key differ."""
     composed = [unicodedata.normalize("NFC", name) for name in (one, other)]
     if composed[0] == composed[1]:
         return "differ only in how accents are encoded (NFC, NFD)"
@@ -199,7 +198,7 @@ def describe_twins(one: str, other: str) -> str:
 
 
 def propose_name(name: str) -> str:
-    """Turn a name that is refused into one that is not, and that still resembles it.
+    """Turn an invalid name into a valid one that resembles it.
 
     Examples
     --------
@@ -214,7 +213,7 @@ def propose_name(name: str) -> str:
 
 
 def fit_file_name(parts: Sequence[str], suffix: str) -> str:
-    """Join parts to a file name that is not too long for the file system.
+    """Join parts into a file name that is short enough for the file system.
 
     Examples
     --------
@@ -226,14 +225,14 @@ def fit_file_name(parts: Sequence[str], suffix: str) -> str:
 
 
 def _cut(name: str, most_bytes: int) -> str:
-    """Cut a name short; its digest keeps apart what begins alike."""
+    """Shorten a name; a digest distinguishes names with the same beginning."""
     digest = hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()[:8]
     head = name.encode()[: most_bytes - len(digest) - 1].decode(errors="ignore")
     return f"{head.rstrip(' .')}-{digest}"
 
 
 def printable(text: str) -> str:
-    """Show text on one line: what has no glyph, or moves the others about, as its escape.
+    """Show text on one line, with escapes for characters that have no glyph or move others.
 
     Examples
     --------
@@ -255,6 +254,6 @@ def _escape(character: str) -> str:
 
 
 def shorten(text: str, most: int = 80) -> str:
-    """Show a name in a message: on one line, and its beginning alone if it is very long."""
+    """Show a name in a message: on one line, truncated if it is very long."""
     shown = printable(text)
     return shown if len(shown) <= most else f"{shown[: most - 3]}..."

@@ -1,4 +1,4 @@
-"""Versions of what made a result, without importing any of it."""
+"""Versions of the packages that results depend on, without importing them."""
 
 import platform
 from importlib.metadata import PackageNotFoundError, version
@@ -22,7 +22,7 @@ PACKAGES = (
 
 
 def versions() -> dict[str, str]:
-    """Give the version of Python and of each package that numbers depend on."""
+    """Return the version of Python and of each package that results depend on."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:

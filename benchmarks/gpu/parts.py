@@ -1,7 +1,7 @@
 """The parts of `make gpu`: each checks or measures one thing and writes its rows as JSON.
 
-Started by `run.py`, one process each. A part raises where a check fails; what it has measured by
-then is kept. Times on the GPU are taken around work that is waited for.
+Started by `run.py`, one process each. A part raises an error if a check fails; earlier measurements
+are kept. Times on the GPU include synchronisation.
 """
 
 import argparse
@@ -94,7 +94,7 @@ def packages(report):
         bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
         report.row("bf16 in hardware", "yes" if bf16 else "no")
     require(not wrong, f"missing or too old: {', '.join(wrong)}")
-    import wsi_pipeline.cli  # noqa: F401  whether it imports is what is asked
+    import wsi_pipeline.cli.app  # noqa: F401  whether it imports is what is asked
 
 
 # ---------------------------------------------------------------- predict
@@ -157,11 +157,11 @@ def predict(report):
     from tiling.build import tile_slide
     from tiling.contracts import TileConfig, TissueConfig
     from tiling.store import PatchStore
-    from wsi_pipeline.checkpoint import CheckpointMeta, save_checkpoint
-    from wsi_pipeline.cli import main as command
+    from wsi_pipeline.cli.app import main as command
     from wsi_pipeline.devices import compute_in, place_model
     from wsi_pipeline.inference import predict_store
     from wsi_pipeline.models import build_model
+    from wsi_pipeline.models.checkpoint import CheckpointMeta, save_checkpoint
 
     device, quick = report.device, report.quick
     patch_px, columns, width = (64, 6, 0.0625) if quick else (512, 64, 1.0)
@@ -236,7 +236,7 @@ def train(report):
     from tiling.build import tile_slide
     from tiling.contracts import TileConfig, TissueConfig
     from tiling.store import PatchStore
-    from wsi_pipeline.settings import ModelConfig, TrainConfig
+    from wsi_pipeline.config.settings import ModelConfig, TrainConfig
     from wsi_pipeline.training import train_model
 
     quick = report.quick
@@ -314,9 +314,9 @@ def memory(report):
     import torch
 
     from tests.wsi_pipeline.conftest import FakeStore
-    from wsi_pipeline.checkpoint import CheckpointMeta
     from wsi_pipeline.inference import predict_store
     from wsi_pipeline.models import build_model
+    from wsi_pipeline.models.checkpoint import CheckpointMeta
 
     on_gpu = report.device.type == "cuda"
     patch_px, count, width = (512, 128, 1.0) if on_gpu and not report.quick else (64, 24, 0.0625)

@@ -3,7 +3,7 @@
 Needs no network: PyTorch with CUDA must be installed, the other dependencies are taken from the
 folder of wheels that `make gpu-wheels` has downloaded elsewhere, into a temporary folder. Each
 part (`parts.py`) runs in a process of its own with a time limit, so that one that fails, crashes
-or hangs leaves the others alone. Ends with a table, also written to `gpu.md` and `gpu.json`;
+or hangs does not affect the others. Ends with a table, also written to `gpu.md` and `gpu.json`;
 exit code 1 if any part failed.
 
     python benchmarks/gpu/run.py
@@ -40,7 +40,7 @@ def install(wheels, target):
 
 
 def run_part(name, options, environment, seconds):
-    """Run one part; returns what it reports, or why there is nothing."""
+    """Run one part; return its report, or the reason why there is none."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "part.json"
         command = [sys.executable, str(ROOT / "benchmarks/gpu/parts.py"), name]
@@ -71,7 +71,7 @@ def run_part(name, options, environment, seconds):
 
 
 def table(parts, card):
-    """Lay out all rows as Markdown."""
+    """Format all rows as Markdown."""
     lines = [f"GPU check on {card}:", "", "| part | what | value |", "|---|---|---|"]
     for name, part in parts.items():
         state = "ok" if part["ok"] else "**failed**: " + part["reason"].replace("|", "\\|")
@@ -94,7 +94,7 @@ def main():
     chosen = options.parts.split(",")
     unknown = [name for name in chosen if name not in BUDGET]
     if unknown:
-        parser.error(f"no part is called {', '.join(unknown)}; known: {', '.join(BUDGET)}")
+        parser.error(f"unknown parts: {', '.join(unknown)}; known: {', '.join(BUDGET)}")
     started, parts = time.monotonic(), {}
     options.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as site:
@@ -103,12 +103,12 @@ def main():
             "MPLBACKEND": "Agg",
         }
         try:
-            said, ok = install(options.wheels, site), True
+            message, ok = install(options.wheels, site), True
         except (subprocess.SubprocessError, OSError) as error:
-            said, ok = f"{error}: {getattr(error, 'stderr', None) or ''}".strip(), False
+            message, ok = f"{error}: {getattr(error, 'stderr', None) or ''}".strip(), False
         took = round(time.monotonic() - started, 1)
-        parts["install"] = {"ok": ok, "reason": said, "rows": [], "seconds": took}
-        print(f"install: {said}", flush=True)
+        parts["install"] = {"ok": ok, "reason": message, "rows": [], "seconds": took}
+        print(f"install: {message}", flush=True)
         for name in chosen:
             left = LIMIT_S - (time.monotonic() - started)
             parts[name] = run_part(name, options, environment, min(BUDGET[name], left))

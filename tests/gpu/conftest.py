@@ -5,7 +5,7 @@ import os
 import pytest
 import torch
 
-from tests.wsi_pipeline.conftest import FakeStore
+from tests.helpers.fake_store import FakeStore
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from wsi_pipeline.checkpoint import load_checkpoint
-from wsi_pipeline.settings import AugmentConfig, ModelConfig, TrainConfig
+from wsi_pipeline.config.settings import AugmentConfig, ModelConfig, TrainConfig
+from wsi_pipeline.models.checkpoint import load_checkpoint
 from wsi_pipeline.training import processes, train_model
 
 pytestmark = pytest.mark.gpu
@@ -108,7 +108,7 @@ def test_a_group_of_processes_speaks_over_nccl(tmp_path, gpu):
 
 
 def _train_here(out, names, on_progress):
-    from tests.wsi_pipeline.conftest import FakeStore
+    from tests.helpers.fake_store import FakeStore
 
     rank = processes.rank()
     device = torch.device("cuda", rank)

@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.disks import small_disk
-from tests.tiling import slides
-from tiling import build, patches
-from tiling import store as store_module
-from tiling.annotations import write_asap_xml
+from tests.helpers import slides
+from tests.helpers.disks import small_disk
+from tests.helpers.real_data import real_data
+from tiling import build, patches, store_files
+from tiling.annotation.formats.asap_xml import write_asap_xml
 from tiling.build import tile_fingerprint, tile_slide
 from tiling.contracts import TileConfig, TissueConfig
 from tiling.errors import AnnotationError, GridError, SlideError, StoreError, TissueError
@@ -118,7 +118,7 @@ class TestStore:
         assert store.geometry.patch_l0 == 64
 
     def test_progress_counts_every_patch(self, slide: Path, monkeypatch):
-        monkeypatch.setattr(store_module, "SHARD_BYTES", 5 * 3 * 32**2)
+        monkeypatch.setattr(store_files, "SHARD_BYTES", 5 * 3 * 32**2)
         seen = []
         summary, _ = tile(slide, threads=3, on_progress=lambda *at: seen.append(at))
         done = [n_done for n_done, _ in seen]
@@ -128,7 +128,7 @@ class TestStore:
 
     def test_memory_holds_one_shard(self, slide: Path, monkeypatch):
         """However many patches a slide has, no more than a shard of them is in memory."""
-        monkeypatch.setattr(store_module, "SHARD_BYTES", 16 * 3 * 32**2)
+        monkeypatch.setattr(store_files, "SHARD_BYTES", 16 * 3 * 32**2)
 
         def measure(stride_px: int) -> tuple[int, int]:
             config = replace(CONFIG, stride_px=stride_px)
@@ -191,7 +191,7 @@ class TestStore:
 
 
 class TestRefusals:
-    """Each names the file, the cause and the cure, and leaves nothing behind."""
+    """Each names the file, the cause and the remedy, and leaves nothing behind."""
 
     def refusal(self, kind, slide: Path, **options) -> str:
         with pytest.raises(kind) as caught:
@@ -202,9 +202,9 @@ class TestRefusals:
 
     def test_no_tissue(self, tmp_path: Path):
         glass = slides.write_slide(tmp_path / "a.tif", [np.full((200, 200, 3), 244, np.uint8)])
-        said = self.refusal(TissueError, glass, qc_path=tmp_path / "a.png")
-        assert said.startswith("a.tif: no tissue: 0 %")
-        assert "min_fraction=0.1" in said
+        message = self.refusal(TissueError, glass, qc_path=tmp_path / "a.png")
+        assert message.startswith("a.tif: no tissue: 0 %")
+        assert "min_fraction=0.1" in message
         assert (tmp_path / "a.png").exists()
 
     @pytest.mark.parametrize(
@@ -228,28 +228,28 @@ class TestRefusals:
             CONFIG, patch_px=200, tissue=replace(CONFIG.tissue, mpp=1.0, min_fraction=0.05)
         )
         config = replace(config, tissue=replace(config.tissue, **changes))
-        said = self.refusal(TissueError, glass, config=config)
+        message = self.refusal(TissueError, glass, config=config)
         end = "give a mask of your own (tissue.mask), or set tissue.min_fraction=0 to keep"
-        assert f"QC picture, then {remedy}" in said
-        assert end in said
+        assert f"QC picture, then {remedy}" in message
+        assert end in message
         if remedy:
             key, value = remedy.removeprefix("set tissue.").split(",")[0].split("=")
             if key == "min_fraction":
-                value = said.split("set tissue.min_fraction=")[1].split(",")[0]
+                value = message.split("set tissue.min_fraction=")[1].split(",")[0]
             tissue = replace(config.tissue, **{key: float(value)})
             summary, _ = tile(glass, config=replace(config, tissue=tissue))
             assert summary.n_patches == 1
         else:
-            assert f"then {end}" in said
+            assert f"then {end}" in message
 
     def test_smaller_than_one_tile(self, slide: Path):
-        said = self.refusal(GridError, slide, config=replace(CONFIG, patch_px=512))
-        assert said.startswith("tumor_012.tif: the slide has 260 x 210")
-        assert "smaller tile.patch_px" in said
+        message = self.refusal(GridError, slide, config=replace(CONFIG, patch_px=512))
+        assert message.startswith("tumor_012.tif: the slide has 260 x 210")
+        assert "smaller tile.patch_px" in message
 
     def test_coarser_than_wanted(self, slide: Path):
-        said = self.refusal(GridError, slide, config=replace(CONFIG, target_mpp=0.25))
-        assert said.startswith("tumor_012.tif: ")
+        message = self.refusal(GridError, slide, config=replace(CONFIG, target_mpp=0.25))
+        assert message.startswith("tumor_012.tif: ")
 
     def test_no_resolution(self, tmp_path: Path):
         bare = slides.write_slide(tmp_path / "a.tif", [slides.tissue(*SIZE)], mpp=None)
@@ -258,17 +258,17 @@ class TestRefusals:
     def test_annotation_of_another_slide(self, slide: Path, tmp_path: Path):
         far = [(x + 9000, y) for x, y in TUMOUR]
         write_asap_xml(tmp_path / "a.xml", [("one", "Tumor", far)], ["Tumor"])
-        said = self.refusal(AnnotationError, slide, annotation_path=tmp_path / "a.xml")
-        assert "a.xml: " in said
-        assert "outside the slide" in said
+        message = self.refusal(AnnotationError, slide, annotation_path=tmp_path / "a.xml")
+        assert "a.xml: " in message
+        assert "outside the slide" in message
 
     def test_label_against_annotation(self, slide: Path, annotation: Path):
-        said = self.refusal(AnnotationError, slide, annotation_path=annotation, slide_label=0)
-        assert said.startswith("tumor_012.tif: tumor_012.xml: the slide is labelled 0")
+        message = self.refusal(AnnotationError, slide, annotation_path=annotation, slide_label=0)
+        assert message.startswith("tumor_012.tif: tumor_012.xml: the slide is labelled 0")
 
     def test_missing_annotation(self, slide: Path, tmp_path: Path):
-        said = self.refusal(AnnotationError, slide, annotation_path=tmp_path / "gone.xml")
-        assert "gone.xml" in said
+        message = self.refusal(AnnotationError, slide, annotation_path=tmp_path / "gone.xml")
+        assert "gone.xml" in message
 
     def test_full_disk(self, slide: Path, tmp_path: Path):
         (tmp_path / "disk").mkdir()
@@ -284,8 +284,8 @@ class TestRefusals:
             raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
 
         monkeypatch.setattr(build, "write_table", no_space)
-        said = self.refusal(StoreError, slide)
-        assert said.startswith("tumor_012.zarr: no space left on device")
+        message = self.refusal(StoreError, slide)
+        assert message.startswith("tumor_012.zarr: no space left on device")
 
     def test_interrupt_leaves_nothing_and_keeps_what_was(self, slide: Path, monkeypatch):
         tile(slide)
@@ -325,14 +325,14 @@ class TestUnreadable:
         inside = ((store.coords + 32 > [64, 64]) & (store.coords < [256, 128])).all(axis=1)
         assert summary.n_unreadable == inside.sum() == 12
 
-    def test_few_are_told_of_one_by_one(self, tmp_path: Path, caplog):
-        """A damaged slide of a million patches would flood the screen; the sum is told anyway."""
+    def test_few_are_logged_one_by_one(self, tmp_path: Path, caplog):
+        """A damaged slide of a million patches would flood the screen; the sum is reported."""
         path = slides.write_slide(tmp_path / "a.tif", [slides.tissue(*SIZE)])
         for index in (6, 7, 8):
             slides.break_file_tile(path, index)
         summary, _ = tile(path)
-        told = [record for record in caplog.records if record.levelno >= logging.WARNING]
-        assert len(told) == 3 < summary.n_unreadable
+        given = [record for record in caplog.records if record.levelno >= logging.WARNING]
+        assert len(given) == 3 < summary.n_unreadable
         assert any("of the slide's overview cannot be decoded" in note for note in summary.notes)
 
     def test_too_many_fail_the_slide(self, slide: Path):
@@ -404,9 +404,7 @@ class TestPicture:
         "name", ["CMU-1-Small-Region.svs", "camelyon-overview-jpeg.dcm", "nuclei-dapi.ndpi"]
     )
     def test_real_slides_are_tiled(self, tmp_path: Path, name):
-        path = slides.SHARED / "slides" / name
-        if not path.exists():
-            pytest.skip("../shared/data is not here")
+        path = real_data(f"slides/{name}")
         target = {".svs": 1.0, ".dcm": 29.0, ".ndpi": 1.0}[path.suffix]
         config = TileConfig(target_mpp=target, patch_px=64)
         summary = tile_slide(
@@ -418,9 +416,7 @@ class TestPicture:
         assert store.read([0, len(store) - 1]).std() > 1
 
     def test_a_real_slide_too_small_for_tissue_is_refused_with_a_sentence(self, tmp_path: Path):
-        path = slides.SHARED / "slides/tiny-sm.dcm"
-        if not path.exists():
-            pytest.skip("../shared/data is not here")
+        path = real_data("slides/tiny-sm.dcm")
         with pytest.raises(TissueError, match=r"tiny-sm\.dcm: no tissue"):
             tile_slide(path, tmp_path / "a.zarr", slide_id="a", config=replace(CONFIG, patch_px=16))
 

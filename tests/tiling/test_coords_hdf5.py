@@ -6,18 +6,18 @@ import h5py
 import numpy as np
 import pytest
 
-from tests.tiling.slides import halve, tissue, write_slide
+from tests.helpers.slides import halve, tissue, write_slide
 from tiling.build import tile_fingerprint, tile_slide
 from tiling.contracts import TileConfig
+from tiling.coords_hdf5 import find_coords, read_coords
 from tiling.errors import GridError
-from tiling.formats.coords_hdf5 import find_coords, read_coords
 from tiling.patches import read_patch
 from tiling.slide import open_slide
 from tiling.store import PatchStore
 
 XY = [[130, 40], [10, 20], [200, 100]]  # in no order, on no lattice
 
-# The attributes each tool writes beside what is read here, too: they must not confuse.
+# The attributes each tool writes in addition to those read here: they must not confuse.
 CLAM = {"patch_size": 32, "patch_level": 1, "downsample": (2.0, 2.0), "level_dim": (200, 150)}
 TRIDENT = {"patch_size": 32, "patch_size_level0": 64, "target_magnification": 10, "overlap": 0}
 WSINFER = {"patch_size": 64, "patch_level": 0, "patch_spacing_um_px": 1.0}

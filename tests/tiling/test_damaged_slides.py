@@ -9,7 +9,7 @@ import openslide
 import pytest
 import tifffile
 
-from tests.tiling import slides
+from tests.helpers import slides
 from tiling.errors import SlideError
 from tiling.readers.openslide_reader import OpenSlideReader
 from tiling.slide import open_slide

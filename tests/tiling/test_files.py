@@ -1,4 +1,4 @@
-"""Nothing unfinished looks finished, whoever else writes to the same place."""
+"""Nothing unfinished looks finished, even if others write to the same place."""
 
 import os
 import subprocess
@@ -195,7 +195,7 @@ def test_a_text_that_is_there_already_is_not_written(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         (b"", "Expecting value"),
         (b"[1, 2]", "expected a JSON object, got list"),
@@ -206,9 +206,9 @@ def test_a_text_that_is_there_already_is_not_written(tmp_path):
         (b'{"a": 1', "delimiter"),
     ],
 )
-def test_what_is_wrong_with_json_is_one_kind_of_error(tmp_path, content, said):
+def test_what_is_wrong_with_json_is_one_kind_of_error(tmp_path, content, message):
     (tmp_path / "a.json").write_bytes(content)
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         read_json_object(tmp_path / "a.json")
 
 

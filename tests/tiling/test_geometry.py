@@ -75,7 +75,7 @@ def test_a_patch_of_one_pixel_has_an_inner_square_of_one_pixel():
     assert resolve_geometry(TileConfig(patch_px=1), slide_mpp=(0.5, 0.5)).inner_px == 1
 
 
-def test_a_slide_2_percent_coarser_passes_and_one_coarser_still_is_refused_with_the_cure():
+def test_a_slide_2_percent_coarser_passes_and_one_coarser_still_is_refused_with_the_remedy():
     config = TileConfig(target_mpp=0.5)
 
     assert resolve_geometry(config, slide_mpp=(0.509, 0.5)).scale[0] == 0.5 / 0.509

@@ -11,7 +11,7 @@ import shapely
 import zarr
 from zarr.codecs import Crc32cCodec
 
-from tests.tiling import giga, slides
+from tests.helpers import giga, slides
 from tiling import build
 from tiling.blocks import BlockSlide, group_tiles
 from tiling.build import tile_slide

@@ -65,7 +65,7 @@ def test_negative_sizes_and_unknown_edges_are_refused():
 @given(
     columns=st.integers(0, 9), rows=st.integers(0, 9), most=st.integers(1, 100)
 )  # a side of 1: as many tiles as pixels
-def test_tiles_laid_group_by_group_are_those_of_the_whole_grid(columns, rows, most):
+def test_tiles_by_groups_are_those_of_the_whole_grid(columns, rows, most):
     grid = lay_grid((columns, rows), tile_l0=1, stride_l0=1)
     groups = list(grid.iterate(most=most))
     laid = np.concatenate([np.zeros((0, 2), np.int64), *groups])

@@ -6,7 +6,7 @@ import h5py
 import numpy as np
 import pytest
 
-from tests.disks import small_disk
+from tests.helpers.disks import small_disk
 from tiling.hdf5 import add_array, create_hdf5, get_dataset, open_hdf5, read_array
 
 VALUES = np.arange(600, dtype=np.int64).reshape(-1, 2)
@@ -75,7 +75,7 @@ def absent(file, other):
 
 
 @pytest.mark.parametrize(
-    ("make", "said"),
+    ("make", "message"),
     [
         (external_link, "a link to another place or file"),
         (soft_link, "a link to another place or file"),
@@ -86,11 +86,11 @@ def absent(file, other):
         (absent, "no data set 'coords'"),
     ],
 )
-def test_values_that_are_not_in_the_file_are_refused(tmp_path, path, make, said):
+def test_values_that_are_not_in_the_file_are_refused(tmp_path, path, make, message):
     """An HDF5 file could have any other file of the machine read, or all of its memory filled."""
     with h5py.File(tmp_path / "b.h5", "w") as file:
         make(file, str(path))
-    with open_hdf5(tmp_path / "b.h5") as file, pytest.raises(ValueError, match=said):
+    with open_hdf5(tmp_path / "b.h5") as file, pytest.raises(ValueError, match=message):
         get_dataset(file, "coords")
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.tiling import slides
+from tests.helpers import slides
 from tiling.contracts import TileConfig, TileGeometry
 from tiling.geometry import resolve_geometry
 from tiling.patches import read_patch

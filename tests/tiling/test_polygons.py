@@ -151,7 +151,7 @@ def test_an_exclusion_cuts_whatever_tumour_it_lies_on():
     assert len(annotation.tumour.geoms[0].interiors) == 1
 
 
-def test_exclusions_that_cover_all_leave_no_tumour_and_say_so():
+def test_exclusions_that_cover_all_leave_no_tumour_and_are_noted():
     annotation = assemble_annotation(boxes((0, 0, 10, 10)), boxes((-1, -1, 11, 11)))
 
     assert annotation.lesions == ()

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from tiling.errors import StoreError
 from tiling.shards import RawShards, ShardWriter, crc32c
-from tiling.store import create_patches
+from tiling.store_files import create_patches
 
 N, SIDE, LENGTH = 7, 4, 3
 PATCHES = np.random.default_rng(0).integers(0, 256, (N, SIDE, SIDE, 3), np.uint8)
@@ -53,7 +53,7 @@ def shards_of(folder: Path) -> list[Path]:
 
 def test_what_zarr_writes_is_read_and_what_is_written_zarr_reads(checked, tmp_path, monkeypatch):
     np.testing.assert_array_equal(read_all(checked), PATCHES)
-    monkeypatch.setattr("tiling.store.SHARD_BYTES", LENGTH * 3 * SIDE**2)
+    monkeypatch.setattr("tiling.store_files.SHARD_BYTES", LENGTH * 3 * SIDE**2)
     create_patches(tmp_path / "b.zarr", n_patches=N, patch_px=SIDE)
     writer = ShardWriter(
         tmp_path / "b.zarr/patches", n_patches=N, patch_bytes=3 * SIDE**2, shard_length=LENGTH
@@ -69,7 +69,7 @@ def test_what_zarr_writes_is_read_and_what_is_written_zarr_reads(checked, tmp_pa
 @settings(max_examples=60, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_a_flipped_bit_anywhere_in_a_shard_is_noticed(checked, tmp_path_factory, data):
-    """29 of 91 scores changed without a word."""
+    """29 of 91 scores changed silently."""
     folder = tmp_path_factory.mktemp("flipped") / "patches"
     shutil.copytree(checked, folder)
     path = data.draw(st.sampled_from(shards_of(folder)))

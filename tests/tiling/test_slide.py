@@ -10,23 +10,17 @@ import numpy as np
 import pytest
 import tifffile
 
-from tests.tiling import slides
+from tests.helpers import slides
+from tests.helpers.real_data import real_data
 from tiling.build import tile_slide
 from tiling.contracts import TileConfig, TissueConfig
 from tiling.errors import SlideError
+from tiling.listing.samples import N_SAMPLES, SAMPLE_BYTES, fingerprint_file
+from tiling.overview import read_overview, read_thumbnail
 from tiling.readers.openslide_reader import OpenSlideReader
 from tiling.readers.tiff_reader import TiffReader
 from tiling.readers.tiled_tiff_reader import TiledTiffReader
-from tiling.slide import (
-    N_SAMPLES,
-    SAMPLE_BYTES,
-    describe_slide,
-    fingerprint_file,
-    note_slide,
-    open_slide,
-    read_overview,
-    read_thumbnail,
-)
+from tiling.slide import describe_slide, note_slide, open_slide
 from tiling.store import PatchStore
 
 PIXELS = slides.noise(203, 131)
@@ -60,7 +54,7 @@ class TestOpening:
 
 
 class TestRefusals:
-    """Each names the file, the cause and the cure."""
+    """Each names the file, the cause and the remedy."""
 
     def refusal(self, path: Path) -> str:
         with pytest.raises(SlideError) as caught:
@@ -97,13 +91,13 @@ class TestRefusals:
     def test_cut_off_never_gives_wrong_pixels(self, tmp_path: Path, share, write):
         path = write(tmp_path / "a.tif", [PIXELS, slides.halve(PIXELS)])
         path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
-        said, pixels = "", PIXELS
+        message, pixels = "", PIXELS
         try:
             with open_slide(path) as slide:
                 pixels = slide.read_region((0, 0), 0, slide.size)
         except SlideError as error:
-            said = str(error)
-        assert said.startswith("a.tif: ") or not said
+            message = str(error)
+        assert message.startswith("a.tif: ") or not message
         np.testing.assert_array_equal(pixels, PIXELS)
 
     def test_a_cut_off_tiff_that_openslide_refuses_says_it_is_cut_off(self, tmp_path: Path):
@@ -122,9 +116,7 @@ class TestRefusals:
         assert "if damaged, copy it again" in self.refusal(path)
 
     def test_the_shared_broken_slide(self):
-        path = slides.SHARED / "slides/broken.svs"
-        if not path.exists():
-            pytest.skip("../shared/data is not here")
+        path = real_data("slides/broken.svs")
         assert "check that it is a slide" in self.refusal(path)
 
 
@@ -204,7 +196,7 @@ class TestResolutionNotes:
         ("mpp", "is_noted"), [(0.35, False), (0.5, False), (0.55, False), (0.25, True), (1.0, True)]
     )
     def test_one_that_contradicts_the_objective_is_named(self, tmp_path: Path, mpp, is_noted):
-        """The slide says AppMag = 20."""
+        """The slide has AppMag = 20."""
         path = slides.write_svs(tmp_path / "a.svs", [PIXELS], mpp=mpp)
         assert bool(self.notes_of(path)) == is_noted
         assert bool(self.notes_of(slides.write_svs(path, [PIXELS], mpp=0.5), mpp=mpp)) == is_noted
@@ -283,7 +275,7 @@ class TestThumbnail:
         path = slides.write_slide(tmp_path / "a.tif", [PIXELS])
         with open_slide(path) as slide:
             whole = read_overview(slide, mpp=(0.5, 0.5), target_mpp=1.7)
-            monkeypatch.setattr("tiling.slide.OVERVIEW_BLOCK_PX", 40)
+            monkeypatch.setattr("tiling.overview.OVERVIEW_BLOCK_PX", 40)
             blocks = read_overview(slide, mpp=(0.5, 0.5), target_mpp=1.7, threads=3)
         np.testing.assert_array_equal(whole.rgb, blocks.rgb)
 
@@ -298,7 +290,7 @@ class TestThumbnail:
         assert overview.rgb[~overview.unreadable].mean() < 140
 
     def test_of_a_wholly_damaged_slide_is_not_tried_spot_by_spot(self, tmp_path: Path, monkeypatch):
-        """It took minutes: every 16 px of the picture were read, and each failure opens it anew."""
+        """It took minutes: every 16 px of the picture were read, and each failure reopened it."""
         path = slides.write_slide(tmp_path / "a.tif", [slides.noise(640, 640)])
         for index in range(100):
             slides.break_file_tile(path, index)

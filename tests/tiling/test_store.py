@@ -15,19 +15,15 @@ import zarr
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.tiling import slides
-from tiling import store as store_module
+from tests.helpers import slides
+from tiling import store_files
 from tiling.build import tile_slide
 from tiling.contracts import SCHEMA, TileConfig, TissueConfig
 from tiling.errors import StoreError
 from tiling.shards import RawShards
 from tiling.slide import open_slide
-from tiling.store import (
-    PatchStore,
-    digest_table_files,
-    find_damaged_pixels,
-    stored_fingerprint,
-)
+from tiling.store import PatchStore
+from tiling.store_files import digest_table_files, find_damaged_pixels, stored_fingerprint
 
 CONFIG = TileConfig(
     target_mpp=0.5, patch_px=32, stride_px=16, tissue=TissueConfig(mpp=2.0, min_object_um2=100.0)
@@ -43,7 +39,7 @@ def make_store(folder: Path, config: TileConfig = CONFIG) -> Path:
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(store_module, "SHARD_BYTES", 7 * 3 * 32**2)  # several shards, the last short
+        patch.setattr(store_files, "SHARD_BYTES", 7 * 3 * 32**2)  # several shards, the last short
         return make_store(tmp_path_factory.mktemp("store"))
 
 
@@ -126,8 +122,8 @@ class TestReading:
             np.testing.assert_array_equal(one.read([4, 0, 4]), other.read([4, 0, 4]))
 
     def test_a_black_patch_is_a_patch(self, tmp_path: Path):
-        """Zarr leaves out chunks that are all zero unless told otherwise."""
-        array = store_module.create_patches(tmp_path / "a.zarr", n_patches=3, patch_px=8)
+        """Zarr leaves out chunks that are all zero by default."""
+        array = store_files.create_patches(tmp_path / "a.zarr", n_patches=3, patch_px=8)
         array[:] = np.stack([np.full((8, 8, 3), value, np.uint8) for value in (0, 7, 0)])
         raw = RawShards.open(tmp_path / "a.zarr/patches")
         assert raw is not None
@@ -151,7 +147,7 @@ class TestContents:
         }
         assert {name: (str(a.dtype), a.shape) for name, a in group.arrays()} == expected
 
-    def test_attributes_say_every_setting_and_nothing_private(self, path: Path):
+    def test_attributes_contain_every_setting_and_nothing_private(self, path: Path):
         attributes = dict(zarr.open_group(path, mode="r").attrs)
         assert attributes["schema"] == SCHEMA
         assert attributes["finished"] is True
@@ -222,11 +218,11 @@ class TestFindDamage:
         content[100] ^= 1
         shard.write_bytes(content)
         os.utime(shard, ns=(now, now))
-        said = "tumor_012.zarr: damaged: shard 1: the checksum of patch 7 does not match"
-        assert (find_damaged_pixels(copy) or "").startswith(said)
+        message = "tumor_012.zarr: damaged: shard 1: the checksum of patch 7 does not match"
+        assert (find_damaged_pixels(copy) or "").startswith(message)
         assert find_damaged_pixels(copy, changed_since=now) is None
         os.utime(shard, ns=(now + 1, now + 1))
-        assert (find_damaged_pixels(copy, changed_since=now) or "").startswith(said)
+        assert (find_damaged_pixels(copy, changed_since=now) or "").startswith(message)
         assert find_damaged_pixels(path) is None
 
     def test_the_digest_of_the_other_files_leaves_the_pixels_out(self, path: Path, tmp_path: Path):
@@ -248,7 +244,7 @@ class TestEarlierVersions:
 
 
 class TestRefusals:
-    """Each names the store, the cause and the cure."""
+    """Each names the store, the cause and the remedy."""
 
     @pytest.fixture
     def copy(self, path: Path, tmp_path: Path) -> Path:
@@ -277,7 +273,7 @@ class TestRefusals:
         assert "its build was interrupted (no finished mark); delete it" in self.refusal(copy)
 
     def test_killed_before_its_attributes(self, tmp_path: Path):
-        store_module.create_patches(tmp_path / "a.zarr", n_patches=3, patch_px=8)
+        store_files.create_patches(tmp_path / "a.zarr", n_patches=3, patch_px=8)
         assert "its build was interrupted" in self.refusal(tmp_path / "a.zarr")
 
     def test_a_folder_that_is_no_zarr(self, tmp_path: Path):

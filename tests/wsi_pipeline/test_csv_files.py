@@ -78,7 +78,7 @@ def test_rows_are_those_of_the_csv_module():
 
 
 def test_a_list_of_ten_thousand_lesions_is_read(tmp_path):
-    """The csv module refuses fields beyond 131072 characters unless it is told otherwise."""
+    """The csv module refuses fields beyond 131072 characters by default."""
     lesions = ";".join(f"annotation {n}" for n in range(10_000))
     write_csv(tmp_path / "t.csv", ["lesions"], [[lesions]])
     assert read_csv(tmp_path / "t.csv", error=ManifestError) == [{"lesions": lesions}]

@@ -1,4 +1,4 @@
-"""Devices and precisions are what was asked for, or a sentence says why not."""
+"""Devices and precisions are the requested ones, or an error gives the reason."""
 
 import pytest
 import torch
@@ -41,14 +41,14 @@ def test_workers_of_a_machine_take_its_gpus_in_turn(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("name", "processes", "said"),
+    ("name", "processes", "message"),
     [("cuda:1", 2, "is one GPU for 2 processes"), ("cuda", 3, "need as many GPUs"),
      ("auto", 3, "torch sees 2")],
 )  # fmt: skip
-def test_processes_that_would_share_a_gpu_are_refused(monkeypatch, name, processes, said):
+def test_processes_that_would_share_a_gpu_are_refused(monkeypatch, name, processes, message):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ConfigError, match=message):
         check_one_each(name, processes)
     check_one_each("auto", 2)
     check_one_each("cpu", 64)
@@ -60,7 +60,7 @@ def test_an_unknown_device_is_refused_with_the_known_ones(name):
         resolve_device(name)
 
 
-def test_a_gpu_that_is_not_there_is_refused_with_a_cure(monkeypatch):
+def test_a_gpu_that_is_not_there_is_refused_with_a_remedy(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
 

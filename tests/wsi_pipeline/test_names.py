@@ -9,11 +9,13 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from wsi_pipeline.cli import main
-from wsi_pipeline.config import read_config
+from wsi_pipeline.cli.app import main
+from wsi_pipeline.cohort.image_folder import list_images
+from wsi_pipeline.cohort.manifest import check_entries, read_manifest
+from wsi_pipeline.config.reading import read_config
+from wsi_pipeline.config.settings import ImagesConfig
 from wsi_pipeline.errors import ConfigError, ManifestError, StageError
-from wsi_pipeline.images.folder import list_images
-from wsi_pipeline.manifest import check_entries, read_manifest
+from wsi_pipeline.layout import RunFolder, Unit
 from wsi_pipeline.names import (
     MOST_BYTES,
     check_name,
@@ -26,9 +28,7 @@ from wsi_pipeline.names import (
     propose_name,
     shorten,
 )
-from wsi_pipeline.runfolder import RunFolder, Unit
-from wsi_pipeline.settings import ImagesConfig
-from wsi_pipeline.stages import check_model_names
+from wsi_pipeline.stages.inputs import check_model_names
 
 REFUSED = [
     "", ".", "..", "../../evil", "/abs/x", "a/b", "a\\b", ".hid", "a\nb", "a\rb", "a\tb", "a\0b",
@@ -55,7 +55,9 @@ def test_what_leaves_its_folder_is_lost_or_unseen_is_refused(name):
 @pytest.mark.parametrize("name", ACCEPTED, ids=ascii)
 def test_unusual_names_are_accepted_and_can_be_files(tmp_path, name):
     assert check_name(name, "slide_id") == name
-    path = tmp_path / f".{name}.dense.ome.tif.0123abcd-4194304-0123abcd.part"  # the longest we make
+    path = (
+        tmp_path / f".{name}.guided_smoothgrad.tif.0123abcd-4194304-0123abcd.part"
+    )  # the longest we make
     path.touch()
     assert os.listdir(tmp_path) == [path.name]  # noqa: PTH208  as the file system has it
 
@@ -133,9 +135,9 @@ class TestModelNames:
             read_config(None, section="train", models=[name])
 
     def test_read_back_from_a_run(self, name):
-        told = {"train": {name: {"model": {"name": "vgg16"}}}}
+        recorded = {"train": {name: {"model": {"name": "vgg16"}}}}
         with pytest.raises(ConfigError, match=r"run\.json.* is not a valid name"):
-            read_config(None, told=told)
+            read_config(None, recorded=recorded)
 
     def test_of_a_unit_of_work(self, name):
         if name:  # without a model, a unit is of a slide alone
@@ -204,7 +206,7 @@ def test_models_of_a_run_and_new_ones_may_not_differ_only_in_case(tmp_path):
 
 @pytest.mark.parametrize("name", ["shards", "../x"])
 def test_a_model_named_as_a_folder_of_the_marks_is_refused(name):
-    with pytest.raises(ConfigError, match=r"train.*(is taken|is not a valid)"):
+    with pytest.raises(ConfigError, match=r"train.*(is reserved|is not a valid)"):
         read_config(None, [f"train.{name}.lr=1"])
 
 
@@ -239,7 +241,7 @@ def test_slides_that_a_file_system_would_mix_up_are_refused(tmp_path, one, other
 
 
 @pytest.mark.parametrize(
-    ("files", "said"),
+    ("files", "message"),
     [
         (["cat/a\u202eb.png", "dog/b.png"], "id of the image"),
         (["c\x01t/a.png", "dog/b.png"], "id of the image"),
@@ -248,11 +250,11 @@ def test_slides_that_a_file_system_would_mix_up_are_refused(tmp_path, one, other
     ],
     ids=ascii,
 )
-def test_images_and_classes_follow_the_rule(tmp_path, files, said):
+def test_images_and_classes_follow_the_rule(tmp_path, files, message):
     for name in files:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    with pytest.raises(ManifestError, match=said):
+    with pytest.raises(ManifestError, match=message):
         list_images(tmp_path, ImagesConfig())
 
 

@@ -29,7 +29,7 @@ def parse_number(text: str | None) -> float | None:
 
 
 def positive_mpp(x: float | None, y: float | None) -> tuple[float, float] | None:
-    """Keep a stated resolution that is a positive number; one axis stands in for both.
+    """Return a resolution if it is a positive number; one axis is used for both if needed.
 
     Examples
     --------
@@ -147,7 +147,7 @@ def check_region(file_name: str, level: int, n_levels: int, size: tuple[int, int
 def composite_over_white(
     rgba: NDArray[np.uint8], *, premultiplied: bool = False
 ) -> NDArray[np.uint8]:
-    """Lay a picture with alpha on white, exactly where it is opaque.
+    """Compose a picture with alpha on white; exact where it is opaque.
 
     Parameters
     ----------

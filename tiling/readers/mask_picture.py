@@ -24,6 +24,7 @@ from tiling.files import open_file
 from tiling.readers.common import FINEST_MPP, MICRONS_PER_INCH, printer_dpi
 from tiling.readers.tiff_structure import TIFF_HEADS, find_cut
 
+SUFFIXES = (".tif", ".tiff", ".png")
 MAX_SEGMENT_BYTES = 2**28  # of one decoded file tile or strip
 MAX_PNG_PX = 2**26  # a PNG can only be decoded whole
 BAND_BYTES = 2**24  # of uncompressed strips read at once
@@ -315,7 +316,7 @@ def _find_background(
     Parameters
     ----------
     indices : arrays of int
-        Of all pixels; not looked at where index 0 is black.
+        Of all pixels; ignored if index 0 is black.
     colours : (n, 3)
     notes : list
         Added to where black is not the index 0.

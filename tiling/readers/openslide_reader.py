@@ -1,119 +1,89 @@
 """Slides through OpenSlide: Aperio, Hamamatsu, Leica, MIRAX, Philips, Ventana, DICOM, tiled TIFF.
 
-After one failed read an OpenSlide handle fails for ever, even for regions that are fine. The reader
-therefore opens the file anew after a failure, so that one bad spot costs one region and no more.
+After one failed read an OpenSlide handle fails permanently, even for intact regions. The reader
+therefore reopens the file after a failure, so that one bad spot affects only one region.
 """
 
+import re
 import threading
 from pathlib import Path
-from typing import Self
 
 import numpy as np
 import openslide
 from numpy.typing import NDArray
 
-from tiling.errors import SlideError
-from tiling.readers.common import (
-    check_region,
-    composite_over_white,
-    parse_number,
-    positive_mpp,
-    usable_mpp,
-)
+from tiling.errors import SlideError, UnsupportedSlideError
+from tiling.readers.base import CACHE_BYTES, Reader
+from tiling.readers.common import composite_over_white, parse_number, positive_mpp
+from tiling.readers.tiff_structure import find_cut, is_tiff
 from tiling.threads import check_stopped
 
 LARGEST_TILE_BYTES = 2**30  # decoded, four bytes per pixel: 16,384 x 16,384 px
+# How OpenSlide reports formats that it knows and variants of them that it does not read.
+UNSUPPORTED = re.compile(r"unsupported|not supported|(can't|cannot) handle|unknown", re.IGNORECASE)
 
 
-class OpenSlideReader:
-    """A slide read by OpenSlide; reads may come from many threads at once.
+class OpenSlideReader(Reader):
+    """A slide read by OpenSlide, which keeps decoded file tiles in a cache of its own.
 
     Parameters
     ----------
     path : Path
         The slide, or the one file of it that OpenSlide wants named (``.mrxs``, one ``.dcm``).
+    cache_bytes : int
+        Not used.
 
     Raises
     ------
-    openslide.OpenSlideError
-        If OpenSlide cannot open the file; `tiling.slide.open_slide` makes a sentence of it.
+    UnsupportedSlideError
+        If OpenSlide knows the format but not this variant of it.
     SlideError
-        If it says to have tiles so large that OpenSlide would end this process.
+        If OpenSlide cannot open the file, or it states tiles so large that OpenSlide would end
+        this process.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._handle: openslide.OpenSlide | None = openslide.OpenSlide(path)
+    title = "OpenSlide"
+    suffixes = frozenset(
+        {
+            ".bif", ".czi", ".dcm", ".dicom", ".mrxs", ".ndpi", ".scn", ".svs", ".svslide", ".tif",
+            ".tiff", ".vms", ".vmu",
+        }
+    )  # fmt: skip
+
+    def __init__(self, path: Path, *, cache_bytes: int = CACHE_BYTES) -> None:
+        try:
+            handle = openslide.OpenSlide(path)
+        except openslide.OpenSlideError as error:
+            raise _explain_refusal(path, error) from error
+        self._handle: openslide.OpenSlide | None = handle
         self._lock = threading.Lock()
-        properties = dict(self._handle.properties)
+        properties = dict(handle.properties)
         try:
             _check_tiles(path.name, properties)
         except SlideError:
-            self._handle.close()
+            handle.close()
             raise
-        self._vendor = properties.get(openslide.PROPERTY_NAME_VENDOR, "unknown")
-        self._level_sizes = tuple((int(w), int(h)) for w, h in self._handle.level_dimensions)
-        self._level_downsamples = tuple(float(d) for d in self._handle.level_downsamples)
-        self._stated_mpp = positive_mpp(
-            parse_number(properties.get(openslide.PROPERTY_NAME_MPP_X)),
-            parse_number(properties.get(openslide.PROPERTY_NAME_MPP_Y)),
+        self._describe(
+            path,
+            vendor=properties.get(openslide.PROPERTY_NAME_VENDOR, "unknown"),
+            level_sizes=tuple((int(w), int(h)) for w, h in handle.level_dimensions),
+            level_downsamples=tuple(float(d) for d in handle.level_downsamples),
+            stated_mpp=positive_mpp(
+                parse_number(properties.get(openslide.PROPERTY_NAME_MPP_X)),
+                parse_number(properties.get(openslide.PROPERTY_NAME_MPP_Y)),
+            ),
+            bounds=_read_bounds(properties),
+            objective_power=parse_number(properties.get(openslide.PROPERTY_NAME_OBJECTIVE_POWER)),
         )
-        self._mpp = usable_mpp(self._stated_mpp)
-        self._bounds = _read_bounds(properties)
-        self._objective_power = parse_number(
-            properties.get(openslide.PROPERTY_NAME_OBJECTIVE_POWER)
-        )
 
-    @property
-    def vendor(self) -> str:
-        """Name of the scanner's maker as OpenSlide spells it."""
-        return self._vendor
+    @classmethod
+    def accepts(cls, path: Path) -> bool:
+        """Whether OpenSlide knows the format."""
+        return openslide.OpenSlide.detect_format(path) is not None
 
-    @property
-    def size(self) -> tuple[int, int]:
-        """(width, height), level-0 px."""
-        return self._level_sizes[0]
-
-    @property
-    def mpp(self) -> tuple[float, float] | None:
-        """(x, y) µm per level-0 px, None where the file does not say."""
-        return self._mpp
-
-    @property
-    def level_sizes(self) -> tuple[tuple[int, int], ...]:
-        """(width, height) of each stored level, the finest first."""
-        return self._level_sizes
-
-    @property
-    def level_downsamples(self) -> tuple[float, ...]:
-        """Level-0 px per px of each stored level."""
-        return self._level_downsamples
-
-    @property
-    def bounds(self) -> tuple[int, int, int, int] | None:
-        """(x, y, width, height) level-0 px of the scanned part, if the file says."""
-        return self._bounds
-
-    @property
-    def objective_power(self) -> float | None:
-        """What the scanner says (40 for 40x), if anything."""
-        return self._objective_power
-
-    @property
-    def stated_mpp(self) -> tuple[float, float] | None:
-        """(x, y) µm per level-0 px as the file states it, even if it cannot be a microscope's."""
-        return self._stated_mpp
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """Nothing is decided here: OpenSlide knows which image is the slide."""
-        return ()
-
-    def read_region(
+    def _read_region(
         self, location: tuple[int, int], level: int, size: tuple[int, int]
     ) -> NDArray[np.uint8]:
-        """Read pixels; see `tiling.contracts.Slide.read_region`."""
-        check_region(self._path.name, level, len(self._level_sizes), size)
         check_stopped()
         handle = self._handle
         if handle is None:
@@ -121,7 +91,7 @@ class OpenSlideReader:
         try:
             return _read(handle, location, level, size)
         except openslide.OpenSlideError:
-            # The fault may be another thread's: judge this region by a handle nobody else has.
+            # The failure may be another thread's: read this region with a handle of its own.
             return self._read_afresh(handle, location, level, size)
 
     def _read_afresh(
@@ -164,12 +134,6 @@ class OpenSlideReader:
         if handle is not None:
             handle.close()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
-
 
 def _read(
     handle: openslide.OpenSlide, location: tuple[int, int], level: int, size: tuple[int, int]
@@ -181,6 +145,22 @@ def _read(
     return composite_over_white(np.asarray(image))
 
 
+def _explain_refusal(path: Path, error: openslide.OpenSlideError) -> SlideError:
+    reason = str(error).replace(str(path), path.name)
+    cut = find_cut(path) if is_tiff(path) else None
+    if cut:
+        return SlideError(f"{path.name}: the file is cut off: {cut}; copy it again from its source")
+    if UNSUPPORTED.search(reason):
+        return UnsupportedSlideError(
+            f"{path.name}: OpenSlide does not read this variant of the format: {reason}; "
+            "convert it, for example to JPEG compression, with the scanner's own software"
+        )
+    return SlideError(
+        f"{path.name}: OpenSlide cannot open it: {reason}; if the file is damaged or cut off, "
+        "copy it again from its source"
+    )
+
+
 def _check_tiles(file_name: str, properties: dict[str, str]) -> None:
     # A damaged directory can name tiles of terabytes; OpenSlide, asked for one, aborts the process.
     for key, value in properties.items():
@@ -189,7 +169,7 @@ def _check_tiles(file_name: str, properties: dict[str, str]) -> None:
             height = int(properties.get(key.replace("tile-width", "tile-height"), 0))
             if 4 * width * height > LARGEST_TILE_BYTES:
                 raise SlideError(
-                    f"{file_name}: its directory tells of file tiles of {width} x {height} px; "
+                    f"{file_name}: its directory lists file tiles of {width} x {height} px; "
                     "if damaged, copy it again from its source, else convert it to smaller ones"
                 )
 

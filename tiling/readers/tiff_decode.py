@@ -2,7 +2,7 @@
 
 JPEG, the usual case, is decoded straight into the caller's memory by libjpeg-turbo, which lets
 other threads run meanwhile. Its colours follow the TIFF's photometric tag, never the markers in the
-JPEG: scanners write RGB without the marker that would say so. All else goes through tifffile.
+JPEG: scanners write RGB without its marker. Everything else is decoded by tifffile.
 """
 
 from collections.abc import Callable
@@ -103,7 +103,7 @@ def _decode_plane(layout: TiffLevel, data: bytes, index: int) -> NDArray[np.uint
         page = layout.pages[plane]
     if layout.is_raw:
         return np.frombuffer(data, np.uint8).reshape(-1, layout.size[0], page.samplesperpixel)
-    if not data:  # a plane that is not stored, beside others that are
+    if not data:  # a plane that is not stored, although others are
         across, down = layout.segment
         return np.full((down, across, 1), WHITE, np.uint8)
     decoded = page.decode(data, index, jpegtables=page.jpegtables, jpegheader=page.jpegheader)[0]

@@ -25,7 +25,7 @@ from tiling.readers.tiff_ome import OmeChannel, OmeImage, parse_ome
 from tiling.wording import name_some
 
 MOST_IMAGES = 1000  # in one file; slides have a dozen
-MOST_PLANES = 20_000  # in one file that says that it is a stack
+MOST_PLANES = 20_000  # in one file with metadata of a stack
 WORTH_A_NOTE = 0.1  # an image that is left out is named if it has this share of the pixels
 SAME_EXTENT = 0.02  # relative difference of the sides of two images of one area, in µm
 RGB = ((255, 0, 0), (0, 255, 0), (0, 0, 255))
@@ -391,6 +391,6 @@ def _several(file_name: str, alike: Sequence[Any]) -> SeveralImagesError:
     width, height = _size(alike[0])
     return SeveralImagesError(
         f"{file_name}: holds {len(alike)} images of {width} x {height} pixels where one is needed "
-        "(planes of colours, of a focal stack or of a time series: the file does not say which); "
+        "(planes of colours, of a focal stack or of a time series, not specified in the file); "
         "save it as one RGB image, or the image that is needed as a file of its own"
     )

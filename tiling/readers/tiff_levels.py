@@ -162,7 +162,7 @@ def _name(value: Any) -> str:
     return str(getattr(value, "name", value))
 
 
-def lay_out(file_name: str, pages: tuple[Any, ...]) -> TiffLevel:
+def describe_level(file_name: str, pages: tuple[Any, ...]) -> TiffLevel:
     """Find where the pixels of a level lie.
 
     Parameters

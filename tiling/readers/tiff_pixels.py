@@ -10,12 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tiling.errors import SlideError
+from tiling.readers.base import CACHE_BYTES
 from tiling.readers.tiff_decode import WHITE, Decoder, make_decoder
 from tiling.readers.tiff_levels import TiffLevel
 from tiling.readers.tile_cache import Tile, TileCache
 from tiling.threads import check_stopped
 
-CACHE_BYTES = 384 * 2**20  # decoded file tiles kept at most, unless the caller says otherwise
 LEAST_CACHE_BYTES = 16 * 2**20
 MOST_BYTES_PER_SAMPLE = 4  # stored; what cannot be made smaller grows by a few per cent
 
@@ -94,7 +94,7 @@ class TiffPixels:
         return window
 
     def _borrow(self, layout: TiffLevel, level: int, index: int) -> Tile | None:
-        """Decode a file tile, or wait for whoever does; None where none is stored."""
+        """Decode a file tile, or wait for another thread that does; None if none is stored."""
         indices = self._planes(layout, index)
         if not any(layout.counts[plane] for plane in indices):
             return None
@@ -139,7 +139,7 @@ class TiffPixels:
         return data
 
     def _check_bytes(self, layout: TiffLevel, index: int, offset: int, count: int) -> None:
-        # Before memory is taken for them: a damaged directory may tell of exabytes.
+        # Before memory is allocated: a damaged directory may claim exabytes.
         if offset + count > self._end:
             raise self._cut_off(index, offset, count)
         across, down = layout.segment

@@ -7,23 +7,28 @@ Memory stays bounded: only the file tiles, or strips, that touch a region are de
 kept for the next region.
 """
 
+import logging
 from pathlib import Path
-from typing import Self
 
 import numpy as np
+import openslide
 import tifffile
 from numpy.typing import NDArray
 
-from tiling.errors import SlideError
-from tiling.readers.common import check_region, usable_mpp
+from tiling.errors import SeveralImagesError, SlideError, UnsupportedSlideError
+from tiling.readers.base import CACHE_BYTES, Reader
 from tiling.readers.tiff_images import choose_image
-from tiling.readers.tiff_levels import check_jpeg, check_pixels, lay_out
-from tiling.readers.tiff_pixels import CACHE_BYTES, TiffPixels
-from tiling.readers.tiff_structure import find_cut
+from tiling.readers.tiff_levels import check_converted, check_jpeg, check_pixels, describe_level
+from tiling.readers.tiff_pixels import TiffPixels
+from tiling.readers.tiff_structure import find_cut, is_tiff
+
+log = logging.getLogger(__name__)
+
+PLAIN_TIFF_VENDOR = "generic-tiff"  # OpenSlide's word for a TIFF of no known maker
 
 
-class TiffReader:
-    """A slide read by tifffile; reads may come from many threads at once.
+class TiffReader(Reader):
+    """A slide read by tifffile.
 
     Parameters
     ----------
@@ -40,10 +45,12 @@ class TiffReader:
         If the file is no TIFF, damaged or cut off.
     """
 
+    title = "TIFF"
+    suffixes = frozenset({".btf", ".qptiff", ".tf2", ".tf8", ".tif", ".tiff"})
+
     def __init__(self, path: Path, *, cache_bytes: int = CACHE_BYTES) -> None:
-        self._path = path
         try:
-            self._open(cache_bytes)
+            self._open(path, cache_bytes)
         except SlideError as error:
             cut = find_cut(path)
             if cut is None:
@@ -52,18 +59,38 @@ class TiffReader:
                 f"{path.name}: the file is cut off: {cut}; copy it again from its source"
             ) from error
 
-    def _open(self, cache_bytes: int) -> None:
-        name = self._path.name
+    @classmethod
+    def accepts(cls, path: Path) -> bool:
+        """Whether a file is a TIFF of which OpenSlide shows nothing, less, or another image.
+
+        OpenSlide takes OME-TIFF, and TIFF of several images, for plain TIFF of the first image: it
+        sees neither their resolution and pyramid nor which image is the slide. A file that is cut
+        off is read here only where OpenSlide does not know its format, or opens it.
+        """
+        if not is_tiff(path):
+            return False
+        vendor = openslide.OpenSlide.detect_format(path)
+        if vendor is None:
+            return True
         try:
-            tif = tifffile.TiffFile(self._path)
+            with openslide.OpenSlide(path) as shown:
+                size, n_levels = shown.dimensions, shown.level_count
+        except openslide.OpenSlideError:
+            return not _is_cut_off(path)
+        return vendor == PLAIN_TIFF_VENDOR and _shows_more(path, size, n_levels)
+
+    def _open(self, path: Path, cache_bytes: int) -> None:
+        name = path.name
+        try:
+            tif = tifffile.TiffFile(path)
         except Exception as error:  # damaged headers fail in as many ways as there are bytes
             raise SlideError(
                 f"{name}: not a TIFF that can be read: {error}; copy it again from its source"
             ) from error
         with tif:
             try:
-                self._describe(tif)
-                self._pixels = TiffPixels(self._path, self._levels, cache_bytes=cache_bytes)
+                self._describe_image(path, tif)
+                self._pixels = TiffPixels(path, self._levels, cache_bytes=cache_bytes)
             except SlideError:
                 raise
             except Exception as error:  # so do damaged directories
@@ -71,17 +98,25 @@ class TiffReader:
                     f"{name}: its TIFF directory is damaged: {error}; copy it again from its source"
                 ) from error
 
-    def _describe(self, tif: tifffile.TiffFile) -> None:
-        image = choose_image(self._path.name, tif)
+    def _describe_image(self, path: Path, tif: tifffile.TiffFile) -> None:
+        image = choose_image(path.name, tif)
         for page in (page for pages in image.levels for page in pages):
-            check_pixels(self._path.name, page)
-        self._levels = tuple(lay_out(self._path.name, pages) for pages in image.levels)
-        check_jpeg(self._path, self._levels[0])
-        self._stated_mpp = image.mpp
-        self._is_ome = image.is_ome
+            check_pixels(path.name, page)
+        self._levels = tuple(describe_level(path.name, pages) for pages in image.levels)
+        check_jpeg(path, self._levels[0])
         self._file_bytes = int(tif.filehandle.size)
         self._is_plain = not image.is_ome and not image.notes and len(image.levels[0]) == 1
-        self._notes = image.notes + self._note_cut()
+        sizes = tuple(level.size for level in self._levels)
+        width, height = sizes[0]
+        self._describe(
+            path,
+            vendor="ome-tiff" if image.is_ome else PLAIN_TIFF_VENDOR,
+            level_sizes=sizes,
+            # The mean of both axes, as OpenSlide has it.
+            level_downsamples=tuple((width / w + height / h) / 2 for w, h in sizes),
+            stated_mpp=image.mpp,
+            notes=image.notes + self._note_cut(),
+        )
 
     def _note_cut(self) -> tuple[str, ...]:
         if not self.n_beyond_end:
@@ -91,52 +126,6 @@ class TiffReader:
             f"the file is cut off: {self.n_beyond_end} of its {n_tiles} file tiles lie beyond its "
             "end; copy it again from its source",
         )
-
-    @property
-    def vendor(self) -> str:
-        """``ome-tiff`` or, as OpenSlide says, ``generic-tiff``."""
-        return "ome-tiff" if self._is_ome else "generic-tiff"
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """(width, height), level-0 px."""
-        return self._levels[0].size
-
-    @property
-    def mpp(self) -> tuple[float, float] | None:
-        """(x, y) µm per level-0 px, None where the file does not state it."""
-        return usable_mpp(self._stated_mpp)
-
-    @property
-    def level_sizes(self) -> tuple[tuple[int, int], ...]:
-        """(width, height) of each stored level, the finest first."""
-        return tuple(level.size for level in self._levels)
-
-    @property
-    def level_downsamples(self) -> tuple[float, ...]:
-        """Level-0 px per px of each stored level: the mean of both axes, as OpenSlide has it."""
-        width, height = self.size
-        return tuple((width / w + height / h) / 2 for w, h in self.level_sizes)
-
-    @property
-    def bounds(self) -> tuple[int, int, int, int] | None:
-        """None: not stated by a TIFF."""
-        return None
-
-    @property
-    def objective_power(self) -> float | None:
-        """None: not stated by a TIFF."""
-        return None
-
-    @property
-    def stated_mpp(self) -> tuple[float, float] | None:
-        """(x, y) µm per level-0 px as the file states it, even if it cannot be a microscope's."""
-        return self._stated_mpp
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """Which image of several is read, and what is missing of the file, one sentence each."""
-        return self._notes
 
     @property
     def is_plain(self) -> bool:
@@ -153,15 +142,11 @@ class TiffReader:
             for offset, count in zip(level.offsets, level.counts, strict=True)
         )
 
-    def read_region(
+    def _read_region(
         self, location: tuple[int, int], level: int, size: tuple[int, int]
     ) -> NDArray[np.uint8]:
-        """Read pixels; see `tiling.contracts.Slide.read_region`.
-
-        Between whole pixels of a level OpenSlide blends the four neighbours, and so does this:
-        equal to within rounding, and bit for bit at whole pixels.
-        """
-        check_region(self._path.name, level, len(self._levels), size)
+        # Between whole pixels of a level OpenSlide blends the four neighbours, and so does this:
+        # equal to within rounding, and bit for bit at whole pixels.
         self._pixels.check_open()
         downsample = self.level_downsamples[level]
         (x, share_x), (y, share_y) = (level_position(value, downsample) for value in location)
@@ -174,11 +159,43 @@ class TiffReader:
         """Release the file."""
         self._pixels.close()
 
-    def __enter__(self) -> Self:
-        return self
 
-    def __exit__(self, *exception: object) -> None:
-        self.close()
+def _is_cut_off(path: Path) -> bool:
+    try:
+        with TiffReader(path) as slide:
+            return slide.n_beyond_end > 0
+    except SlideError:
+        return False  # opening it explains why
+
+
+def _shows_more(path: Path, size: tuple[int, int], n_levels: int) -> bool:
+    """Whether a plain TIFF has more to show than OpenSlide's size and levels of it."""
+    try:
+        slide = TiffReader(path)
+    except SeveralImagesError:
+        return True
+    except UnsupportedSlideError:
+        return not _is_converted(path, size)
+    except SlideError as error:  # a damaged directory, of which OpenSlide reads what it can
+        log.debug("%s; read by OpenSlide", error)
+        return False
+    with slide:
+        return not slide.is_plain or slide.size != size or len(slide.level_sizes) > n_levels
+
+
+def _is_converted(path: Path, size: tuple[int, int]) -> bool:
+    """Whether OpenSlide shows the picture of a TIFF whose pixels are not read here, rightly."""
+    try:
+        with tifffile.TiffFile(path) as tif:
+            image = choose_image(path.name, tif)
+            check_converted(path.name, image.page)
+    except SlideError:
+        return False
+    except Exception as error:  # also damaged
+        log.debug("%s: %s", path.name, error)
+        return True
+    is_one = not image.is_ome and len(image.levels[0]) == 1
+    return is_one and (image.page.imagewidth, image.page.imagelength) == size
 
 
 def level_position(location: int, downsample: float) -> tuple[int, float]:

@@ -24,7 +24,7 @@ BYTES_BY_TYPE = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11
                  13: 4, 16: 8, 17: 8, 18: 8}  # fmt: skip
 STRIP_OFFSETS, STRIP_COUNTS, TILE_OFFSETS, TILE_COUNTS, SUB_IFDS = 273, 279, 324, 325, 330
 LISTS = {STRIP_OFFSETS, STRIP_COUNTS, TILE_OFFSETS, TILE_COUNTS, SUB_IFDS}
-MOST_DIRECTORIES = 1000  # looked at
+MOST_DIRECTORIES = 1000  # that are read
 MOST_VALUES = 50_000_000  # of one tag
 
 
@@ -46,6 +46,12 @@ class _Form:
     @property
     def n_entries(self) -> str:
         return "Q" if self.is_big else "H"
+
+
+def is_tiff(path: Path) -> bool:
+    """Whether a file begins as a TIFF does; `OSError` if it cannot be read."""
+    with open_file(path, "rb") as file:
+        return file.read(4) in TIFF_HEADS
 
 
 def find_cut(path: Path) -> str | None:

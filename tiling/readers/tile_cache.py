@@ -66,7 +66,7 @@ class TileCache:
         Raises
         ------
         Exception
-            What `decode` raised, in each thread that waited for the tile; the next call tries anew.
+            What `decode` raised, in each thread that waited for the tile; the next call retries.
         """
         with self._lock:
             tile = self._tiles.get(key)
@@ -122,7 +122,7 @@ class TileCache:
         return held
 
     def give_back(self, tiles: Iterable[Tile | None]) -> None:
-        """Say that borrowed tiles' pixels are no longer looked at; None is passed over."""
+        """Release borrowed tiles; None is ignored."""
         with self._lock:
             for tile in tiles:
                 if tile is not None:

@@ -1,6 +1,6 @@
 """Tiled TIFF and Aperio SVS several times faster than OpenSlide, and equal to it bit for bit.
 
-OpenSlide spends more time on laying tiles over each other and on changing colour orders than on
+OpenSlide spends more time on compositing tiles and on changing colour orders than on
 decoding. This reader lets OpenSlide describe the slide, takes the file tiles' places from the TIFF
 directory, decodes each tile once per pass and copies its pixels straight into the region.
 
@@ -11,23 +11,26 @@ decode (it is the judge of what is unreadable).
 """
 
 import logging
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
+import openslide
 import tifffile
 from numpy.typing import NDArray
 
-from tiling.errors import SlideError
+from tiling.errors import PassedOnError, SlideError, UnsupportedTilesError
+from tiling.readers.base import CACHE_BYTES, Reader
 from tiling.readers.common import check_region
 from tiling.readers.openslide_reader import OpenSlideReader
 from tiling.readers.tiff_images import list_pages
-from tiling.readers.tiff_levels import TiffLevel, check_jpeg, check_pixels, lay_out
-from tiling.readers.tiff_pixels import CACHE_BYTES, TiffPixels
+from tiling.readers.tiff_levels import TiffLevel, check_jpeg, check_pixels, describe_level
+from tiling.readers.tiff_pixels import TiffPixels
 
 log = logging.getLogger(__name__)
 
-VENDORS = ("aperio", "generic-tiff")  # whose tiles OpenSlide lays side by side as they are
+VENDORS = ("aperio", "generic-tiff")  # whose tiles OpenSlide places side by side unchanged
 PROBE_PX = 64
 PROBES_PER_LEVEL = 2
 OPENSLIDE_BLOCK_PX = 4096  # OpenSlide reads larger regions in blocks, placed by whole level-0 px
@@ -39,14 +42,12 @@ COMPRESSIONS = (
 )  # fmt: skip
 
 
-class TiledTiffReader:
-    """A slide whose file tiles are decoded here; reads may come from many threads at once.
+class TiledTiffReader(Reader):
+    """A slide whose file tiles are decoded here.
 
     Parameters
     ----------
     path : Path
-    oracle : OpenSlideReader
-        The same file, open; closed with this reader, not if there comes to be none.
     cache_bytes : int
         The most that is kept of decoded file tiles.
 
@@ -54,21 +55,40 @@ class TiledTiffReader:
     ------
     UnsupportedTilesError
         If neither this reader nor OpenSlide can decode the tiles.
-    SlideError
+    PassedOnError
         If the file's layout is none that is known to come out equal, or a probe did not.
+    SlideError
+        If OpenSlide cannot open the file.
     """
 
-    def __init__(
-        self, path: Path, oracle: OpenSlideReader | None = None, *, cache_bytes: int = CACHE_BYTES
-    ) -> None:
-        self._path = path
-        self._oracle = OpenSlideReader(path) if oracle is None else oracle
-        try:
-            self._prepare(cache_bytes)
-        except BaseException:
-            if oracle is None:
-                self._oracle.close()
-            raise
+    title = "tiled TIFF"
+    suffixes = frozenset({".svs", ".tif", ".tiff"})
+
+    def __init__(self, path: Path, *, cache_bytes: int = CACHE_BYTES) -> None:
+        self._oracle = oracle = OpenSlideReader(path)
+        self._describe(
+            path,
+            vendor=oracle.vendor,
+            level_sizes=oracle.level_sizes,
+            level_downsamples=oracle.level_downsamples,
+            stated_mpp=oracle.stated_mpp,
+            bounds=oracle.bounds,
+            objective_power=oracle.objective_power,
+        )
+        with ExitStack() as undo:
+            undo.callback(self._oracle.close)
+            try:
+                self._prepare(cache_bytes)
+            except UnsupportedTilesError:
+                raise
+            except SlideError as reason:
+                raise PassedOnError(str(reason)) from reason
+            undo.pop_all()
+
+    @classmethod
+    def accepts(cls, path: Path) -> bool:
+        """Whether OpenSlide takes a file for a kind of TIFF whose tiles it lays side by side."""
+        return openslide.OpenSlide.detect_format(path) in VENDORS
 
     def _prepare(self, cache_bytes: int) -> None:
         levels = find_fast_levels(self._path, self._oracle)
@@ -111,60 +131,13 @@ class TiledTiffReader:
             )
 
     @property
-    def vendor(self) -> str:
-        """Name of the scanner's maker as OpenSlide spells it."""
-        return self._oracle.vendor
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """(width, height), level-0 px."""
-        return self._oracle.size
-
-    @property
-    def mpp(self) -> tuple[float, float] | None:
-        """(x, y) µm per level-0 px, None where the file does not say."""
-        return self._oracle.mpp
-
-    @property
-    def level_sizes(self) -> tuple[tuple[int, int], ...]:
-        """(width, height) of each stored level, the finest first."""
-        return self._oracle.level_sizes
-
-    @property
-    def level_downsamples(self) -> tuple[float, ...]:
-        """Level-0 px per px of each stored level."""
-        return self._oracle.level_downsamples
-
-    @property
-    def bounds(self) -> tuple[int, int, int, int] | None:
-        """(x, y, width, height) level-0 px of the scanned part, if the file says."""
-        return self._oracle.bounds
-
-    @property
-    def objective_power(self) -> float | None:
-        """What the scanner says (40 for 40x), if anything."""
-        return self._oracle.objective_power
-
-    @property
-    def stated_mpp(self) -> tuple[float, float] | None:
-        """(x, y) µm per level-0 px as the file states it, even if it cannot be a microscope's."""
-        return self._oracle.stated_mpp
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """None: the file holds one picture."""
-        return self._oracle.notes
-
-    @property
     def n_decoded(self) -> int:
         """File tiles decoded here so far."""
         return self._pixels.cache.n_decoded
 
-    def read_region(
+    def _read_region(
         self, location: tuple[int, int], level: int, size: tuple[int, int]
     ) -> NDArray[np.uint8]:
-        """Read pixels; see `tiling.contracts.Slide.read_region`."""
-        check_region(self._path.name, level, len(self._is_fast), size)
         self._pixels.check_open()
         if self._is_fast[level]:
             try:
@@ -192,19 +165,7 @@ class TiledTiffReader:
     def read_level(
         self, corner: tuple[int, int], level: int, size: tuple[int, int]
     ) -> NDArray[np.uint8]:
-        """Read a stored level's own pixels, also where OpenSlide would interpolate between them.
-
-        Parameters
-        ----------
-        corner : (x, y), px of that level
-        level : int
-        size : (width, height), px of that level
-
-        Raises
-        ------
-        SlideError
-            If only OpenSlide can read this level, or the pixels cannot be decoded here.
-        """
+        """Read a level's own pixels, also where OpenSlide would interpolate between them."""
         check_region(self._path.name, level, len(self._is_fast), size)
         self._pixels.check_open()
         if not self._is_fast[level]:
@@ -215,12 +176,6 @@ class TiledTiffReader:
         """Release the file."""
         self._pixels.close()
         self._oracle.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
 
 
 def find_fast_levels(path: Path, oracle: OpenSlideReader) -> tuple[TiffLevel | None, ...]:
@@ -273,7 +228,7 @@ def _lay_out_known(file_name: str, page: Any) -> TiffLevel:
     )
     if not known:
         raise SlideError(f"{file_name}: a layout that only OpenSlide reads ({page.compression!s})")
-    return lay_out(file_name, (page,))
+    return describe_level(file_name, (page,))
 
 
 def _is_equal(level: TiffLevel, finer: list[TiffLevel], vendor: str) -> bool:

@@ -1,8 +1,9 @@
-"""Whether scores are probabilities: reliability, its errors, and one temperature that mends them.
+"""Calibration of scores: reliability, calibration errors, and temperature scaling.
 
 A model is calibrated where, of the patches scored p, a share p is positive. The temperature T
-divides the logits, ``sigmoid(logit(score) / T)``: it changes how sure a model says it is and
-never how it ranks, so no ROC AUC and no FROC moves. It is fitted on the validation split alone.
+divides the logits, ``sigmoid(logit(score) / T)``: it changes the confidence of
+a model but not its ranking, so neither ROC AUC nor FROC changes. It is fitted on the validation
+split alone.
 
 References
 ----------
@@ -23,7 +24,7 @@ from scipy.special import expit, logit
 N_BINS = 15  # equal-width (Guo et al. 2017)
 
 _CLOSEST = 1e-7  # float32 scores come no nearer to 1 than 6e-8: beyond it a logit is rounding
-_LARGEST_LOG = np.log(1000.0)  # temperatures from 0.001 to 1000 are looked at
+_LARGEST_LOG = np.log(1000.0)  # temperatures from 0.001 to 1000 are searched
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,7 @@ def fit_temperature(
     if slope(-_LARGEST_LOG) >= 0:
         return Temperature(None, "the scores rank validation patches no better than chance")
     if slope(_LARGEST_LOG) <= 0:
-        return Temperature(None, "the score 0.5 parts the validation patches without an error")
+        return Temperature(None, "the score 0.5 separates the validation patches without an error")
     return Temperature(float(np.exp(-brentq(slope, -_LARGEST_LOG, _LARGEST_LOG, xtol=1e-10))))
 
 

@@ -14,6 +14,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from wsi_pipeline.contracts import Rule
+
 CaseKind = Literal["false_positive", "missed_lesion"]
 N_CASES = 12  # of each kind
 ERROR_COLUMNS = ("kind", "rank", "slide_id", "x", "y", "score", "lesion", "picture")
@@ -61,7 +63,7 @@ def count_errors(slides: Sequence[SlideCases], *, threshold: float) -> tuple[int
     """Count false positives and missed lesions of all slides."""
     n_false = sum(int(np.count_nonzero(_false_positive(s, threshold))) for s in slides)
     best = [_best_patches(s)[1] for s in slides]
-    return n_false, sum(int(np.count_nonzero(~(b >= threshold))) for b in best)
+    return n_false, sum(int(np.count_nonzero(~Rule(threshold).decide(b))) for b in best)
 
 
 def choose_errors(
@@ -80,8 +82,7 @@ def choose_errors(
 
 
 def _false_positive(slide: SlideCases, threshold: float) -> NDArray[np.bool_]:
-    scores = np.asarray(slide.scores, dtype=np.float64)  # as `count_confusion` compares
-    wrong: NDArray[np.bool_] = (slide.labels == 0) & (scores >= threshold)
+    wrong: NDArray[np.bool_] = (slide.labels == 0) & Rule(threshold).decide(slide.scores)
     return wrong
 
 
@@ -103,7 +104,7 @@ def _missed_lesions(slides: Sequence[SlideCases], threshold: float, n: int) -> l
         patch, best = _best_patches(slide)
         found += [
             (-1.0 if np.isnan(best[i]) else float(best[i]), number, i, int(patch[i]))
-            for i in np.flatnonzero(~(best >= threshold)).tolist()
+            for i in np.flatnonzero(~Rule(threshold).decide(best)).tolist()
         ]
     return [
         _case("missed_lesion", rank, slides[number], patch, slides[number].lesion_ids[lesion])

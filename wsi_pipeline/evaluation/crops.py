@@ -22,9 +22,9 @@ def write_crops(
     Parameters
     ----------
     folder : Path
-        Gets the crops; named ``errors`` beside ``errors.csv``.
+        Folder for the crops; named ``errors``, next to ``errors.csv``.
     notes : list of str
-        Gets a sentence where a patch cannot be read; the evaluation goes on without its crop.
+        Gets a note for each patch that cannot be read; its crop is skipped.
 
     Returns
     -------

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi_pipeline.contracts import Detections
+from wsi_pipeline.csv_files import write_csv
 from wsi_pipeline.errors import EvaluationError
 from wsi_pipeline.evaluation.tables import (
     find_column,
@@ -19,7 +20,6 @@ from wsi_pipeline.evaluation.tables import (
     parse_number,
     parse_score,
     read_rows,
-    write_rows,
 )
 
 COLUMNS = ("prob", "x", "y")
@@ -42,7 +42,7 @@ class DetectionFile:
         return int(np.count_nonzero((self.exact != np.rint(self.exact)).any(axis=1)))
 
     def on_slide(self, size: tuple[float, float] | None) -> Detections:
-        """Give the detections, if all of them lie on the slide.
+        """Return the detections, if all of them lie on the slide.
 
         Parameters
         ----------
@@ -237,4 +237,4 @@ def write_detections(path: Path, detections: Detections) -> None:
     rows = zip(
         detections.scores.tolist(), detections.x.tolist(), detections.y.tolist(), strict=True
     )
-    write_rows(path, COLUMNS, rows)
+    write_csv(path, COLUMNS, rows)

@@ -6,21 +6,27 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from wsi_pipeline.evaluation.bootstrap import (
-    Resamples,
-    weighted_average_precision,
-    weighted_roc_auc,
-)
+from wsi_pipeline.contracts import Rule
+from wsi_pipeline.evaluation.bootstrap import Resamples
 from wsi_pipeline.evaluation.delong import METHOD as DELONG
 from wsi_pipeline.evaluation.delong import delong_auc
 from wsi_pipeline.evaluation.intervals import (
     Interval,
+    Kinds,
     Undefined,
     by_class,
     percentile_interval,
-    share_interval,
 )
-from wsi_pipeline.evaluation.patch import ranking_figures
+from wsi_pipeline.evaluation.metrics import (
+    Confusion,
+    Level,
+    Share,
+    add_up,
+    decide_each,
+    ranking_figures,
+    rankings_of,
+    shares_of,
+)
 from wsi_pipeline.evaluation.slide import SlideThreshold
 
 
@@ -36,11 +42,11 @@ class Figures:
         self.values |= figures
         self.undefined |= undefined
 
-    def add_share(self, name: str, part: int, whole: int, reason: str) -> None:
-        """Add ``part / whole``, or None and why there is nothing to take a share of."""
-        self.values[name] = part / whole if whole else None
-        if not whole:
-            self.undefined[name] = reason
+    def add_share(self, share: Share, confusion: Confusion[int], level: Level) -> None:
+        """Add a share, or None and why it is undefined."""
+        value = self.values[share.name] = share.compute(confusion)
+        if value is None:
+            self.undefined[share.name] = share.explain(level)
 
     def add_interval(self, name: str, interval: Interval | Undefined) -> None:
         """Add ``<name>_ci95`` and its method, or the reason why there is none."""
@@ -56,29 +62,29 @@ class Figures:
 
 def add_ranking(
     section: Figures,
+    level: Level,
     labels: NDArray[np.int64],
     scores: NDArray[np.float64],
     resamples: Resamples | None,
-    *,
-    what: str,
 ) -> None:
-    """Add ROC AUC and average precision with intervals, and DeLong's interval of the AUC.
+    """Add the rankings with intervals, and DeLong's interval of the ROC AUC.
 
     Parameters
     ----------
+    section : Figures
+    level : Level
     labels : (S,) 1 or 0
     scores : (S,)
     resamples : Resamples, optional
         Of these rows; None: no intervals.
-    what : str
-        Plural noun for the reasons, such as ``slides``.
     """
-    section.add(*ranking_figures(labels, scores, what=what))
+    section.add(*ranking_figures(level, labels, scores))
     if resamples is None:
         section.values["roc_auc_ci95"] = None
         section.undefined["roc_auc_ci95"] = "no bootstrap was asked for"
     else:
-        add_ranking_intervals(section, labels, scores, resamples, what=what)
+        kinds = by_class(labels, level.units)
+        add_ranking_intervals(section, level, labels, scores, resamples, kinds)
     result = delong_auc(labels, scores)
     section.add_interval(
         "roc_auc_delong",
@@ -88,70 +94,63 @@ def add_ranking(
 
 def add_ranking_intervals(
     section: Figures,
+    level: Level,
     labels: NDArray[np.int64],
     scores: NDArray[np.float64],
     resamples: Resamples,
-    *,
-    what: str,
+    kinds: Kinds,
 ) -> None:
-    """Add ``roc_auc_ci95`` and ``average_precision_ci95`` to figures that are there.
+    """Add the intervals of rankings whose values are in the section.
 
-    Parameters
-    ----------
-    section : Figures
-        Holds ``roc_auc`` and ``average_precision``, None where undefined.
-    labels, scores : (S,)
-    resamples : Resamples
-        Of these rows.
-    what : str
-        Plural noun for the reasons, such as ``slides``.
+    Parameters are those of `add_ranking`; `kinds` as of `intervals.find_shortage`.
     """
-    kinds = by_class(labels, what)
-    for name, figure in (
-        ("roc_auc", weighted_roc_auc),
-        ("average_precision", weighted_average_precision),
-    ):
-        if section.values[name] is None:
-            section.add_interval(name, Undefined(section.undefined[name]))
+    for ranking in rankings_of(level.section):
+        if section.values[ranking.name] is None:
+            section.add_interval(ranking.name, Undefined(section.undefined[ranking.name]))
             continue
-        values = figure(labels, scores, resamples.weights)
-        section.add_interval(name, percentile_interval(values, resamples, kinds=kinds))
+        values = ranking.replicate(labels, scores, resamples.weights)
+        section.add_interval(ranking.name, percentile_interval(values, resamples, kinds=kinds))
+
+
+def add_decisions(
+    section: Figures,
+    level: Level,
+    labels: NDArray[np.int64],
+    scores: NDArray[np.float64],
+    rule: Rule | None,
+    resamples: Resamples | None,
+    *,
+    no_rule: str,
+) -> None:
+    """Add the shares of decisions by a rule, each with its interval.
+
+    Parameters are those of `add_ranking`; `no_rule` is the reason where there is no rule.
+    """
+    shares = shares_of(level.section)
+    if rule is None:
+        names = [share.name for share in shares]
+        section.add(dict.fromkeys(names), dict.fromkeys(names, no_rule))
+        return
+    rows = decide_each(labels, scores, rule)
+    total = add_up(rows)
+    for share in shares:
+        section.add_share(share, total, level)
+        if resamples is not None:
+            section.add_interval(share.name, share.interval(rows, resamples))
 
 
 def add_threshold_figures(
     section: Figures,
+    level: Level,
     labels: NDArray[np.int64],
     scores: NDArray[np.float64],
     threshold: SlideThreshold | None,
     resamples: Resamples | None,
-    *,
-    what: str,
 ) -> None:
-    """Add accuracy, sensitivity and specificity at a threshold, with intervals.
-
-    Parameters
-    ----------
-    labels, scores, resamples
-        See `add_ranking`.
-    threshold : SlideThreshold, optional
-        None: nothing gives one.
-    what : str
-        Singular noun for the reasons, such as ``slide``.
-    """
-    names = ("accuracy", "sensitivity", "specificity")
-    section.values["threshold"] = threshold.value if threshold else None
+    """Add the threshold on slides' scores and the shares of decisions by it."""
+    section.values["threshold"] = threshold.threshold if threshold else None
     section.values["threshold_source"] = threshold.source if threshold else None
+    reason = "validation slides cannot choose a threshold, and none is set"
     if threshold is None:
-        reason = "validation slides cannot choose a threshold, and none is set"
-        section.add(dict.fromkeys(names), dict.fromkeys(("threshold", *names), reason))
-        return
-    right = ((scores >= threshold.value) == (labels == 1)).astype(np.int64)
-    positive, negative = (labels == 1).astype(np.int64), (labels == 0).astype(np.int64)
-    for name, whole, reason in (
-        ("accuracy", positive + negative, f"no {what} has a score"),
-        ("sensitivity", positive, f"no tumour {what}"),
-        ("specificity", negative, f"no normal {what}"),
-    ):
-        section.add_share(name, int((right * whole).sum()), int(whole.sum()), reason)
-        if resamples is not None:
-            section.add_interval(name, share_interval(right * whole, whole, resamples))
+        section.undefined["threshold"] = reason
+    add_decisions(section, level, labels, scores, threshold, resamples, no_rule=reason)

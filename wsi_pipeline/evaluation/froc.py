@@ -1,6 +1,6 @@
 """FROC: the share of lesions found against false positives per slide, by two definitions.
 
-`match_detections` (CAMELYON16) and `match_patches` (the lecture) say what one slide contributes;
+`match_detections` (CAMELYON16) and `match_patches` (the lecture) count one slide;
 everything after that is the same for both: `build_froc` for the curve, `replicate_sensitivities`
 for resampled slides. All probabilities are float64, so that ties are ties.
 
@@ -17,18 +17,14 @@ References
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from wsi_pipeline.contracts import Detections, FrocCurve
+from wsi_pipeline.contracts import AtRate, Definition, Denominator, Detections, FrocCurve
 from wsi_pipeline.errors import EvaluationError
 from wsi_pipeline.evaluation.lesions import LesionReference
-
-Definition = Literal["camelyon16", "patch"]
-Denominator = Literal["all", "normal"]
-AtRate = Literal["linear", "step"]
 
 RATES = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)  # false positives per slide (CAMELYON16)
 DEFAULT_DENOMINATOR: dict[Definition, Denominator] = {"camelyon16": "all", "patch": "normal"}
@@ -50,8 +46,8 @@ class SlideHits:
 def match_detections(reference: LesionReference, detections: Detections) -> SlideHits:
     """Match detections with lesions as CAMELYON16 does.
 
-    On a normal slide each detection is a false positive. On a tumour slide one beside every label
-    is; one on an ITC counts as nothing; any other is a hit, and a lesion keeps its highest score.
+    On a normal slide each detection is a false positive. On a tumour slide one outside every
+    label is; one on an ITC is ignored; any other is a hit, and a lesion keeps its highest score.
 
     Parameters
     ----------
@@ -233,7 +229,7 @@ def check_rates(rates: Sequence[float]) -> None:
     Raises
     ------
     EvaluationError
-        If there is none, one is negative or no number, or one stands twice.
+        If there are none, one is negative or not a number, or one is repeated.
     """
     if not rates:
         raise EvaluationError("no rate given; name false positives per slide, such as 0.25,0.5,1")
@@ -241,7 +237,7 @@ def check_rates(rates: Sequence[float]) -> None:
         if not (math.isfinite(rate) and rate >= 0):
             raise EvaluationError(f"rate {rate} is not a number of false positives per slide")
     if len(set(rates)) < len(rates):
-        raise EvaluationError(f"a rate stands twice in {','.join(map(rate_name, rates))}")
+        raise EvaluationError(f"a rate is repeated in {','.join(map(rate_name, rates))}")
 
 
 def rate_name(rate: float) -> str:
@@ -377,7 +373,7 @@ def _replicate_counts(
 
 
 def froc_to_json(curve: FrocCurve) -> dict[str, Any]:
-    """Lay a curve out as ``froc.json``."""
+    """Format a curve as ``froc.json``."""
     points = zip(
         curve.thresholds.tolist(), curve.avg_fps.tolist(), curve.sensitivity.tolist(), strict=True
     )

@@ -16,14 +16,11 @@ from tiling.contracts import Unclassified
 from tiling.files import digest_file, write_json
 from tiling.wording import name_some, pluralize
 from wsi_pipeline import __version__
-from wsi_pipeline.contracts import FrocCurve
+from wsi_pipeline.contracts import AtRate, Definition, Denominator, FrocCurve
 from wsi_pipeline.errors import EvaluationError
 from wsi_pipeline.evaluation.bootstrap import draw_resamples
 from wsi_pipeline.evaluation.froc import (
     RATES,
-    AtRate,
-    Definition,
-    Denominator,
     SlideHits,
     build_froc,
     check_rates,
@@ -52,7 +49,7 @@ from wsi_pipeline.evaluation.reference import read_reference
 
 log = logging.getLogger(__name__)
 
-Say = Callable[[str], None]
+PrintLine = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -90,14 +87,14 @@ class MatchedSlides:
     inputs: list[tuple[str, Path]] = field(default_factory=list)  # what was read, and as what
 
 
-def run_froc(options: FrocOptions, *, say: Say = log.info) -> FrocCurve:
+def run_froc(options: FrocOptions, *, print_line: PrintLine = log.info) -> FrocCurve:
     """Score detections or patches from plain files.
 
     Parameters
     ----------
     options : FrocOptions
-    say : callable
-        Takes each line for the user: what was found, before any score, and what is undefined.
+    print_line : callable
+        Called with each line for the user: what was found, before any score, and what is undefined.
 
     Returns
     -------
@@ -114,9 +111,9 @@ def run_froc(options: FrocOptions, *, say: Say = log.info) -> FrocCurve:
         _match_camelyon16(options) if options.definition == "camelyon16" else _match_patch(options)
     )
     for note in matched.notes:
-        say(f"note: {note}")
+        print_line(f"note: {note}")
     for line in describe_reference(matched.hits):
-        say(line)
+        print_line(line)
     events = collect_events(
         matched.hits, definition=options.definition, fp_denominator=options.fp_denominator
     )
@@ -135,7 +132,7 @@ def run_froc(options: FrocOptions, *, say: Say = log.info) -> FrocCurve:
     write_json(options.out / "inputs.json", _describe_inputs(options, matched))
     write_froc(options.out, curve, matched.lesions)
     for line in describe_result(curve):
-        say(line)
+        print_line(line)
     return curve
 
 

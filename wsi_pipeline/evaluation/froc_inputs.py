@@ -4,6 +4,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from tiling.annotation.formats import SUFFIXES as ANNOTATION_SUFFIXES
+from tiling.readers.mask_picture import SUFFIXES as MASK_SUFFIXES
 from tiling.wording import name_some, pluralize
 from wsi_pipeline.errors import EvaluationError
 from wsi_pipeline.evaluation.detections import (
@@ -13,11 +15,10 @@ from wsi_pipeline.evaluation.detections import (
 )
 from wsi_pipeline.evaluation.froc_folders import FolderFiles, list_files
 from wsi_pipeline.evaluation.froc_lists import SlideList
-from wsi_pipeline.evaluation.reference import MASK_SUFFIXES, POLYGON_SUFFIXES
 from wsi_pipeline.evaluation.slide_names import SlideIndex, list_ids
 
 # The longest first: ``x.ome.tif`` is the mask of x.
-_REFERENCE_KINDS = (".ome.tif", ".ome.tiff", *MASK_SUFFIXES, *POLYGON_SUFFIXES)
+_REFERENCE_KINDS = (".ome.tif", ".ome.tiff", *MASK_SUFFIXES, *ANNOTATION_SUFFIXES)
 
 
 @dataclass(frozen=True)

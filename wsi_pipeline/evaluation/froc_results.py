@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from tiling.files import write_json
 from tiling.wording import pluralize
 from wsi_pipeline.contracts import FrocCurve
+from wsi_pipeline.csv_files import write_csv
 from wsi_pipeline.evaluation.bootstrap import Resamples
 from wsi_pipeline.evaluation.froc import (
     FrocEvents,
@@ -28,7 +29,7 @@ from wsi_pipeline.evaluation.intervals import (
 )
 from wsi_pipeline.evaluation.lesions import LesionReference
 from wsi_pipeline.evaluation.plots import draw_froc
-from wsi_pipeline.evaluation.tables import Cell, write_rows
+from wsi_pipeline.evaluation.tables import Cell
 
 LESION_COLUMNS = (
     "slide_id",
@@ -191,7 +192,7 @@ def write_band(path: Path, curve: FrocCurve) -> None:
     """Write the band: ``avg_fps,low,high``; a header alone where there is none."""
     band = curve.band or {"avg_fps": [], "low": [], "high": []}
     rows = zip(band["avg_fps"], band["low"], band["high"], strict=True)
-    write_rows(path, ("avg_fps", "low", "high"), rows)
+    write_csv(path, ("avg_fps", "low", "high"), rows)
 
 
 def describe_reference(hits: Sequence[SlideHits]) -> list[str]:
@@ -247,12 +248,12 @@ def write_curve(path: Path, curve: FrocCurve) -> None:
         curve.thresholds.tolist(), curve.avg_fps.tolist(), curve.sensitivity.tolist(), strict=True
     )
     rows = ([number_or_none(value) for value in point] for point in points)
-    write_rows(path, ("threshold", "avg_fps", "sensitivity"), rows)
+    write_csv(path, ("threshold", "avg_fps", "sensitivity"), rows)
 
 
 def write_lesions(path: Path, lesions: Sequence[LesionRow]) -> None:
     """Write one row for each lesion that counts, ITC left out."""
-    write_rows(path, LESION_COLUMNS, [_lesion_cells(row) for row in lesions])
+    write_csv(path, LESION_COLUMNS, [_lesion_cells(row) for row in lesions])
 
 
 def _lesion_cells(row: LesionRow) -> list[Cell]:

@@ -32,14 +32,14 @@ class EvaluationSlide:
 
     @property
     def truth(self) -> int | None:
-        """Slide label, told or by the annotation; None where there is neither."""
+        """Slide label, from the manifest or the annotation; None if there is neither."""
         if self.label is not None or self.annotation is None:
             return self.label
         return int(bool(self.annotation.lesions))
 
     @property
     def trained_on(self) -> Mapping[str, Any] | None:
-        """What the model that gave the scores was trained on; None where they do not say."""
+        """Slides and patients the model was trained on; None if not recorded."""
         return self.scores.attributes.get("trained_on")
 
     def labelled(self) -> tuple[NDArray[np.int8], NDArray[np.float64]]:

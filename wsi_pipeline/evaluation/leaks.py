@@ -65,7 +65,7 @@ def refuse_leaks(slides: Iterable[Seen], *, evaluated: str = "test") -> list[str
     if unknown:
         return [
             f"{pluralize(len(unknown), 'score file')} without the slides that the model was "
-            f"trained on, so leaks could not be looked for: {name_some(unknown, _SHOWN)}"
+            f"trained on, so leaks could not be checked: {name_some(unknown, _SHOWN)}"
         ]
     return []
 

@@ -1,7 +1,7 @@
 """Lesions of a slide, as CAMELYON16 counts them: a label image on a coarse grid.
 
 From the reference, sampled at a downsample: grow by 37.5 µm, so that annotations closer than about
-75 µm merge; fill holes; label with 8-connectivity; tell isolated tumour cells (ITC) by the major
+75 µm merge; fill holes; label with 8-connectivity; find isolated tumour cells (ITC) by the major
 axis of the label. Pure: nothing here opens a file.
 
 The published method runs a distance transform over the whole slide. Growth, holes and labels only
@@ -28,8 +28,8 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from skimage.measure import regionprops
 
+from tiling.annotation.raster import Box, rasterise
 from wsi_pipeline.errors import EvaluationError, ExtentError
-from wsi_pipeline.evaluation.raster import Box, rasterise
 
 MERGE_UM = 75.0  # annotations closer than this are one lesion (CAMELYON16)
 ITC_UM = 200.0 + 75.0  # shorter labels are ITC: 200 µm, and the growth on both sides (CAMELYON16)
@@ -40,7 +40,7 @@ CAMELYON16_MPP = 0.243  # µm per level-0 px that CAMELYON16 reckons with on eve
 # downsample 32, more than any slide has. Labelling them takes about 1.2 GB.
 MAX_GRID_PX = 2**26
 
-_BLOCK_PX = 64  # side of the blocks in which tumour is looked for on a mask
+_BLOCK_PX = 64  # side of the blocks in which tumour is located on a mask
 _EIGHT = np.ones((3, 3), dtype=bool)
 
 
@@ -210,7 +210,7 @@ def no_lesions(
 
 
 def growth_radius(*, downsample: float, mpp: float) -> float:
-    """Tell how near a pixel must be to tumour to belong to it, in grid pixels (strictly less).
+    """Distance to tumour below which a pixel belongs to it, in grid pixels (strictly less).
 
     Examples
     --------
@@ -387,7 +387,7 @@ def _measure(labels: NDArray[np.int32], box: Box, window: int) -> Iterator[_Labe
 
 
 def _renumber(windows: list[LesionWindow], found: list[_Label]) -> None:
-    """Give each label its place in `found`, in place."""
+    """Return each label its place in `found`, in place."""
     n_labels = np.bincount([label.window for label in found], minlength=len(windows))
     new = [np.zeros(1 + n, np.int32) for n in n_labels]
     for number, label in enumerate(found, start=1):

@@ -18,13 +18,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import shapely
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
-from wsi_pipeline.contracts import Heatmap
+from tiling.annotation.raster import draw_area
+from wsi_pipeline.contracts import Heatmap, Rule
 from wsi_pipeline.errors import EvaluationError
-from wsi_pipeline.evaluation.raster import Box, rasterise
 
 THRESHOLD = 0.5  # a pixel from here up is called tumour (PatchNet paper 2, appendix E)
 
@@ -36,7 +35,7 @@ class ImageLocalisation:
     n_pixels: int
     n_tumour: int  # pixels of the mask
     n_unscored: int
-    exact_match: float  # share of pixels called as the mask says
+    exact_match: float  # share of pixels that agree with the mask
     recall: float | None  # share of the mask's pixels called tumour; None: the mask is empty
     roc_auc: float | None  # of the pixels; None: the mask is empty or full
 
@@ -83,9 +82,9 @@ def localise(
     """
     if heatmap.shape != mask.shape or not mask.size:
         raise EvaluationError(
-            f"a heatmap of {heatmap.shape} cannot be laid on a mask of {mask.shape} pixels"
+            f"heatmap shape {heatmap.shape} does not match mask shape {mask.shape}"
         )
-    called = heatmap >= threshold  # NaN compares false
+    called = Rule(threshold).decide(heatmap)
     n_tumour = int(np.count_nonzero(mask))
     n_found = int(np.count_nonzero(called & mask))
     return ImageLocalisation(
@@ -129,7 +128,7 @@ def _mean(values: list[float]) -> float | None:
 
 
 def draw_mask(tumour: Any, heatmap: Heatmap) -> NDArray[np.bool_]:
-    """Draw an annotation on a heatmap's grid: True where a pixel's centre is tumour.
+    """Draw an annotation on a heatmap's grid; see `tiling.annotation.raster.draw_area`.
 
     Parameters
     ----------
@@ -139,13 +138,5 @@ def draw_mask(tumour: Any, heatmap: Heatmap) -> NDArray[np.bool_]:
     Returns
     -------
     mask : (H, W) bool
-        A polygon smaller than a pixel still gets one.
     """
-    height, width = heatmap.values.shape
-    polygons = shapely.get_parts(tumour)
-    polygons = polygons[~shapely.is_empty(polygons)]
-    if not polygons.size:
-        return np.zeros((height, width), dtype=bool)
-    # In units of heatmap pixels, which need not be square at level 0.
-    scaled = shapely.transform(polygons, lambda points: points / np.array(heatmap.pixel_l0))
-    return rasterise(scaled, box=Box(0, 0, height, width), downsample=1)
+    return draw_area(tumour, shape=heatmap.values.shape, pixel_l0=heatmap.pixel_l0)

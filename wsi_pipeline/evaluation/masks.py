@@ -26,7 +26,7 @@ from tiling.readers.mask_picture import MaskLevel, MaskPicture, open_mask
 from wsi_pipeline.errors import EvaluationError
 from wsi_pipeline.evaluation.lesions import CAMELYON16_MPP, DOWNSAMPLE
 
-_BAND_PX = 1 << 20  # pixels looked at in one go
+_BAND_PX = 1 << 20  # pixels processed at a time
 MAX_PIXELS = 1 << 27  # larger levels are sampled; a CAMELYON16 mask at level 5 has 2e7
 SAME_DOWNSAMPLE = 0.01  # relative; a resolution is rounded
 ONE_LEVEL = 1.5  # times the slide's µm per pixel; below, a pyramid begins at the slide's level 0
@@ -127,8 +127,8 @@ def _list_levels(
     is_stated = downsample is not None and _nearest(scaled, downsample) is None
     if is_stated and _nearest(levels, downsample or 0) is not None:
         note = (
-            f"{path.name}: at downsample {downsample:g} as stated by --mask-downsample, not as its "
-            "own resolution says"
+            f"{path.name}: at downsample {downsample:g} as set by --mask-downsample, which differs "
+            "from its own resolution"
         )
         return levels, (note,)
     return scaled, notes

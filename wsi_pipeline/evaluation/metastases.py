@@ -1,6 +1,6 @@
 """Macro- and micrometastases apart, by the size that the annotation gives them.
 
-No annotation format here says what a pathologist called a metastasis, so it is derived: the
+Annotation formats do not record the type of a metastasis, so it is derived from the
 longest diameter of the largest annotated lesion of a slide, as outlined (no growth, no merging).
 """
 
@@ -65,7 +65,7 @@ def longest_diameter(lesion: Any, *, mpp: tuple[float, float]) -> float:
 
 
 def classify_metastasis(diameter_um: float) -> MetastasisKind:
-    """Tell the kind by the diameter.
+    """Classify a metastasis by its diameter.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""Pictures of the figures, PNG: drawn from the same numbers as the tables beside them."""
+"""Plots of the metrics as PNG, from the same numbers as the tables."""
 
 import warnings
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,8 @@ from tiling.files import write_aside
 from tiling.wording import format_number, format_percent
 from wsi_pipeline.contracts import FrocCurve
 from wsi_pipeline.evaluation.froc import rate_name, read_sensitivity
-from wsi_pipeline.evaluation.patch import Confusion, RankingCurves
+from wsi_pipeline.evaluation.metrics import Confusion
+from wsi_pipeline.evaluation.ranking import RankingCurves
 
 _RATES_FROM, _RATES_TO = 0.125, 16.0  # the part of the FROC curve that the score looks at
 _DEFINITION_TITLES = {"camelyon16": "CAMELYON16 lesions", "patch": "patches (lecture)"}
@@ -69,7 +70,7 @@ def _draw_froc_curve(axes: Axes, curve: FrocCurve) -> None:
     x = np.geomspace(_RATES_FROM, _RATES_TO, 500)
     y = read_sensitivity(curve.avg_fps, curve.sensitivity, x.tolist(), at_rate=curve.at_rate)
     (line,) = axes.plot(x, y, label=name)
-    # Marks stand out over the frame; rates beyond it would tear the picture apart.
+    # Markers are not clipped at the frame; rates beyond it would enlarge the picture.
     at = [
         (float(rate), value)
         for rate, value in curve.sensitivity_at.items()
@@ -83,7 +84,7 @@ def _draw_froc_curve(axes: Axes, curve: FrocCurve) -> None:
 
 
 def draw_confusion(
-    path: Path, confusion: Confusion, *, threshold: float, title: str | None = None
+    path: Path, confusion: Confusion[int], *, threshold: float, title: str | None = None
 ) -> None:
     """Draw a confusion matrix as the lecture does: rows true, columns predicted, positive first."""
     figure = Figure(figsize=(4.2, 3.8), layout="constrained")

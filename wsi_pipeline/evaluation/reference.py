@@ -4,10 +4,11 @@ import gzip
 import zlib
 from pathlib import Path
 
-from tiling.annotations import read_annotation
+from tiling.annotation.reading import read_annotation
 from tiling.contracts import Annotation, Unclassified
 from tiling.errors import AnnotationError
 from tiling.files import read_bytes
+from tiling.readers.mask_picture import SUFFIXES
 from wsi_pipeline.errors import EvaluationError, ExtentError
 from wsi_pipeline.evaluation.lesions import (
     CAMELYON16_MPP,
@@ -18,9 +19,6 @@ from wsi_pipeline.evaluation.lesions import (
     no_lesions,
 )
 from wsi_pipeline.evaluation.masks import read_mask
-
-POLYGON_SUFFIXES = (".xml", ".geojson", ".json", ".xml.gz", ".geojson.gz", ".json.gz")
-MASK_SUFFIXES = (".tif", ".tiff", ".png")
 
 
 def read_reference(
@@ -64,7 +62,7 @@ def read_reference(
     downsample = DOWNSAMPLE if mask_downsample is None else mask_downsample
     if path is None or _is_empty(path):
         return no_lesions(mpp=slide_mpp, downsample=downsample), ()
-    if path.suffix.lower() in MASK_SUFFIXES:
+    if path.suffix.lower() in SUFFIXES:
         mask = read_mask(
             path, downsample=mask_downsample, mpp=mpp, tumour_value=tumour_value, label=label
         )

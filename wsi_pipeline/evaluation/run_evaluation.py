@@ -1,12 +1,12 @@
 """What the stage ``evaluate`` does for one model: all slides' scores and reference -> figures.
 
 Only the test split is scored (every labelled slide, where there are no splits); the validation
-split does nothing but choose the slide threshold. Every number written can be computed again from
-the tables beside it.
+split is used only to choose the slide threshold. Every number can be recomputed from the tables.
 """
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,37 +15,43 @@ from numpy.typing import NDArray
 
 from tiling.files import write_json
 from tiling.wording import pluralize
+from wsi_pipeline.config.settings import EvaluateConfig, EvaluatedSplit
+from wsi_pipeline.contracts import DEFINITIONS, Rule
+from wsi_pipeline.csv_files import write_csv
 from wsi_pipeline.errors import EvaluationError
 from wsi_pipeline.evaluation.bands import roc_band
-from wsi_pipeline.evaluation.bootstrap import Resamples, weighted_ratio
+from wsi_pipeline.evaluation.bootstrap import Resamples
 from wsi_pipeline.evaluation.cases import ERROR_COLUMNS, SlideCases, choose_errors, count_errors
 from wsi_pipeline.evaluation.crops import ReadPatch, write_crops
 from wsi_pipeline.evaluation.detections import write_detections
 from wsi_pipeline.evaluation.figures import Figures, add_ranking, add_threshold_figures
 from wsi_pipeline.evaluation.froc import froc_to_json
 from wsi_pipeline.evaluation.inputs import EvaluationSlide
-from wsi_pipeline.evaluation.intervals import find_shortage, percentile_interval, share_interval
+from wsi_pipeline.evaluation.intervals import find_shortage, percentile_interval
 from wsi_pipeline.evaluation.leaks import Seen, refuse_leaks
-from wsi_pipeline.evaluation.patch import (
+from wsi_pipeline.evaluation.metrics import (
+    PATCH,
+    SLIDE,
     Confusion,
-    RankingCurves,
-    confusion_figures,
+    add_up,
     count_confusion,
-    patch_auc_interval,
-    ranking_curves,
     ranking_figures,
+    rankings_of,
+    shares_of,
+    stack,
 )
 from wsi_pipeline.evaluation.plots import (
     draw_confusion,
     draw_precision_recall,
     draw_roc,
 )
-from wsi_pipeline.evaluation.run_froc import (
-    DEFINITIONS,
-    count_froc,
-    draw_patients,
-    write_frocs,
+from wsi_pipeline.evaluation.ranking import (
+    RankingCurves,
+    pair_counts,
+    patch_kinds,
+    ranking_curves,
 )
+from wsi_pipeline.evaluation.run_froc import count_froc, draw_patients, write_frocs
 from wsi_pipeline.evaluation.sections import (
     calibration_section,
     flatten_undefined,
@@ -55,9 +61,8 @@ from wsi_pipeline.evaluation.sections import (
     write_cohort,
 )
 from wsi_pipeline.evaluation.slide import SlideThreshold, aggregate_scores, freeze_threshold
-from wsi_pipeline.evaluation.sweep import SWEEP_COLUMNS, sweep_rows, sweep_thresholds
-from wsi_pipeline.evaluation.tables import Cell, write_rows
-from wsi_pipeline.settings import EvaluateConfig, EvaluatedSplit
+from wsi_pipeline.evaluation.sweep import sweep_columns, sweep_rows, sweep_thresholds
+from wsi_pipeline.evaluation.tables import Cell
 
 log = logging.getLogger(__name__)
 
@@ -152,7 +157,6 @@ def evaluate_run(
     ]
     _write_ranking(out, curves, _roc_bands(test, slide_scores, resamples))
     write_frocs(out, frocs, settings.froc_definition)
-    draw_confusion(out / "confusion.png", _confusion(test, settings), threshold=settings.threshold)
     write_json(out / "metrics.json", metrics)
     return metrics
 
@@ -205,7 +209,7 @@ def _choice_notes(
     if settings.split in ("val", "all") and settings.slide_threshold is None:
         notes.append(
             "the slide threshold and the temperature are chosen on slides that are evaluated here, "
-            "so what depends on them is too hopeful"
+            "so metrics that depend on them are too optimistic"
         )
     unknown = [s.slide_id for s in slides if s.truth is None and s.split in ("test", None)]
     if unknown:
@@ -214,7 +218,7 @@ def _choice_notes(
             + ", ".join(unknown)
         )
     if not any(slide.split for slide in slides):
-        notes.append("no slide has a split: all of them are evaluated, none chooses a threshold")
+        notes.append("no slide has a split: all of them are evaluated, and no threshold is chosen")
     n_unreadable = sum(int(np.isnan(s.scores.scores).sum()) for s in test)
     if n_unreadable:
         notes.append(f"{pluralize(n_unreadable, 'unreadable patch')} without a score left out")
@@ -246,12 +250,12 @@ def _pool(slides: Sequence[EvaluationSlide]) -> tuple[NDArray[np.int8], NDArray[
     return labels, np.concatenate([np.zeros(0), *(score for _, score in parts)])
 
 
-def _slide_confusion(slide: EvaluationSlide, settings: EvaluateConfig) -> Confusion:
-    return count_confusion(slide.patch_labels, slide.scores.scores, threshold=settings.threshold)
-
-
-def _confusion(test: Sequence[EvaluationSlide], settings: EvaluateConfig) -> Confusion:
-    return sum((_slide_confusion(s, settings) for s in test), start=Confusion(0, 0, 0, 0))
+def _count_patches(
+    test: Sequence[EvaluationSlide], settings: EvaluateConfig
+) -> list[Confusion[int]]:
+    """Count the decisions on each slide's patches."""
+    rule = Rule(settings.threshold)
+    return [count_confusion(s.patch_labels, s.scores.scores, rule) for s in test]
 
 
 def _patch_section(
@@ -260,35 +264,29 @@ def _patch_section(
     counted = [slide.labelled() for slide in test]
     labels = np.concatenate([label for label, _ in counted])
     scores = np.concatenate([score for _, score in counted])
-    by_slide = [_slide_confusion(slide, settings) for slide in test]
-    confusion = _confusion(test, settings)
+    rows = stack(_count_patches(test, settings))
+    total = add_up(rows)
     section = Figures(
         {
             "n": int(labels.size),
             "n_ignored": sum(int((s.patch_labels < 0).sum()) for s in test),
             "n_unreadable": sum(int(np.isnan(s.scores.scores).sum()) for s in test),
-            "tp": confusion.tp,
-            "fp": confusion.fp,
-            "fn": confusion.fn,
-            "tn": confusion.tn,
+            **asdict(total),
         }
     )
-    section.add(*confusion_figures(confusion))
-    section.add(*ranking_figures(labels, scores, what="patches"))
+    shares = shares_of("patch")
+    for share in shares:
+        section.add_share(share, total, PATCH)
+    section.add(*ranking_figures(PATCH, labels, scores))
     if resamples is not None:
-        tp, fp, fn, tn = (
-            np.array([getattr(c, name) for c in by_slide]) for name in ("tp", "fp", "fn", "tn")
-        )
-        for name, part, whole in (
-            ("accuracy", tp + tn, tp + fp + fn + tn),
-            ("precision", tp, tp + fp),
-            ("recall", tp, tp + fn),
-        ):
-            section.add_interval(name, share_interval(part, whole, resamples))
-        f1 = weighted_ratio(2 * tp, 2 * tp + fp + fn, resamples.weights)  # no share of any patches
-        section.add_interval("f1", percentile_interval(f1, resamples))
-        interval = patch_auc_interval([a for a, _ in counted], [b for _, b in counted], resamples)
-        section.add_interval("roc_auc", interval)
+        for share in shares:
+            section.add_interval(share.name, share.interval(rows, resamples))
+        pairs = pair_counts([a for a, _ in counted], [b for _, b in counted])
+        for ranking in rankings_of("patch"):
+            if ranking.replicate_pooled is not None:
+                values = ranking.replicate_pooled(pairs, resamples.weights)
+                interval = percentile_interval(values, resamples, kinds=patch_kinds(pairs))
+                section.add_interval(ranking.name, interval)
     return section, ranking_curves(labels, scores)
 
 
@@ -337,8 +335,8 @@ def _slide_section(
         }
     )
     drawn = None if resamples is None else resamples.take(scored)
-    add_ranking(section, labels, scores, drawn, what="slides")
-    add_threshold_figures(section, labels, scores, threshold, drawn, what="slide")
+    add_ranking(section, SLIDE, labels, scores, drawn)
+    add_threshold_figures(section, SLIDE, labels, scores, threshold, drawn)
     section.values["bootstrap"] = settings.bootstrap
     section.values["bootstrap_unit"] = "patient"
     return section, ranking_curves(labels, scores)
@@ -369,7 +367,7 @@ def _write_errors(
     cases = choose_errors(slides, threshold=settings.threshold)
     n_false, n_missed = count_errors(slides, threshold=settings.threshold)
     crops = {} if read_patch is None else write_crops(out / "errors", cases, read_patch, notes)
-    write_rows(
+    write_csv(
         out / "errors.csv",
         ERROR_COLUMNS,
         [
@@ -398,8 +396,9 @@ def _write_tables(
     threshold: SlideThreshold | None,
     settings: EvaluateConfig,
 ) -> None:
-    confusions = {s.slide_id: _slide_confusion(s, settings) for s in test}
-    write_rows(
+    counted = _count_patches(test, settings)
+    confusions = {s.slide_id: c for s, c in zip(test, counted, strict=True)}
+    write_csv(
         out / "slides.csv",
         SLIDE_COLUMNS,
         [
@@ -407,13 +406,13 @@ def _write_tables(
             for s in test
         ],
     )
-    write_rows(
+    write_csv(
         out / "validation.csv",
         ("slide_id", "label", "score"),
         [(s.slide_id, s.truth, slide_scores[s.slide_id]) for s in val],
     )
-    write_rows(out / "patches.csv", PATCH_COLUMNS, (row for s in test for row in _patch_cells(s)))
-    write_rows(
+    write_csv(out / "patches.csv", PATCH_COLUMNS, (row for s in test for row in _patch_cells(s)))
+    write_csv(
         out / "validation_patches.csv",
         PATCH_COLUMNS,
         (row for s in val for row in _patch_cells(s)),
@@ -421,13 +420,14 @@ def _write_tables(
     _write_detections(out / "detections", test)
     labels, scores = _pool(test)
     thresholds = sweep_thresholds(labels, scores, including=[settings.threshold])
-    write_rows(out / "sweep.csv", SWEEP_COLUMNS, sweep_rows(labels, scores, thresholds))
-    confusions["all"] = _confusion(test, settings)
-    write_rows(
+    write_csv(out / "sweep.csv", sweep_columns(), sweep_rows(labels, scores, thresholds))
+    confusions["all"] = total = add_up(stack(counted))
+    write_csv(
         out / "confusion.csv",
         ("slide_id", "true", "predicted_positive", "predicted_negative"),
         [row for slide_id, c in confusions.items() for row in _confusion_cells(slide_id, c)],
     )
+    draw_confusion(out / "confusion.png", total, threshold=settings.threshold)
 
 
 def _write_detections(folder: Path, test: Sequence[EvaluationSlide]) -> None:
@@ -437,10 +437,13 @@ def _write_detections(folder: Path, test: Sequence[EvaluationSlide]) -> None:
 
 
 def _slide_cells(
-    slide: EvaluationSlide, score: float | None, threshold: SlideThreshold | None, c: Confusion
+    slide: EvaluationSlide,
+    score: float | None,
+    threshold: SlideThreshold | None,
+    c: Confusion[int],
 ) -> list[Cell]:
     known = score is not None and threshold is not None
-    predicted = int(score >= threshold.value) if known else None  # type: ignore[operator,union-attr]
+    predicted = int(threshold.decide(score)) if known else None  # type: ignore[union-attr, arg-type]
     return [slide.slide_id, slide.truth, score, predicted, c.tp, c.fp, c.fn, c.tn]
 
 
@@ -457,8 +460,8 @@ def _patch_cells(slide: EvaluationSlide) -> list[list[Cell]]:
     ]
 
 
-def _confusion_cells(slide_id: str, confusion: Confusion) -> list[list[Cell]]:
-    """Lay a matrix out as the lecture does: rows true, columns predicted, positive first."""
+def _confusion_cells(slide_id: str, confusion: Confusion[int]) -> list[list[Cell]]:
+    """Format a confusion matrix like the lecture: rows true, columns predicted, positive first."""
     return [
         [slide_id, "positive", confusion.tp, confusion.fn],
         [slide_id, "negative", confusion.fp, confusion.tn],
@@ -497,9 +500,9 @@ def _write_ranking(
     for name, curve, _ in curves:
         roc += _curve_cells(name, curve.roc)
         precision_recall += _curve_cells(name, curve.precision_recall)
-    write_rows(out / "roc.csv", ("of", "threshold", "fpr", "tpr"), roc)
-    write_rows(out / "pr.csv", ("of", "threshold", "recall", "precision"), precision_recall)
-    write_rows(
+    write_csv(out / "roc.csv", ("of", "threshold", "fpr", "tpr"), roc)
+    write_csv(out / "pr.csv", ("of", "threshold", "recall", "precision"), precision_recall)
+    write_csv(
         out / "roc_band.csv",
         ("of", "fpr", "low", "high"),
         ([name, *point] for name, band in bands.items() for point in band.tolist()),

@@ -9,12 +9,13 @@ import numpy as np
 
 from tiling.files import write_json
 from tiling.wording import pluralize
-from wsi_pipeline.contracts import FrocCurve
+from wsi_pipeline.config.settings import EvaluateConfig
+from wsi_pipeline.contracts import DEFINITIONS, Definition, FrocCurve
+from wsi_pipeline.csv_files import write_csv
 from wsi_pipeline.errors import EvaluationError, ExtentError
 from wsi_pipeline.evaluation.bootstrap import Resamples, draw_resamples
 from wsi_pipeline.evaluation.detections import describe_outside, find_outside
 from wsi_pipeline.evaluation.froc import (
-    Definition,
     SlideHits,
     build_froc,
     collect_events,
@@ -35,13 +36,11 @@ from wsi_pipeline.evaluation.froc_results import (
 from wsi_pipeline.evaluation.inputs import EvaluationSlide
 from wsi_pipeline.evaluation.lesions import LesionReference, label_polygons, no_lesions
 from wsi_pipeline.evaluation.plots import draw_froc
-from wsi_pipeline.evaluation.tables import Cell, write_rows
-from wsi_pipeline.settings import EvaluateConfig
+from wsi_pipeline.evaluation.tables import Cell
 
 log = logging.getLogger(__name__)
 
 DETECTION_COLUMNS = ("slide_id", "prob", "x", "y", "outcome", "lesion")
-DEFINITIONS: tuple[Definition, ...] = ("camelyon16", "patch")
 
 
 @dataclass(frozen=True)
@@ -72,7 +71,7 @@ def count_froc(
     settings: EvaluateConfig,
     notes: list[str],
 ) -> RunFroc:
-    """Count one definition's FROC on a run's slides; what is left out is said in `notes`."""
+    """Compute the FROC of a run by one definition; skipped slides are listed in `notes`."""
     # A tumour slide of which only the label is known has lesions that were not counted.
     known = [s for s in test if s.truth == 0 or s.lesion_ids]
     if len(known) < len(test) and definition == DEFINITIONS[0]:
@@ -177,6 +176,6 @@ def write_frocs(
     write_curve(out / "froc.csv", chosen.curve)
     write_band(out / "froc_band.csv", chosen.curve)
     write_lesions(out / "lesions.csv", chosen.lesions)
-    write_rows(out / "detections.csv", DETECTION_COLUMNS, frocs["camelyon16"].detections)
+    write_csv(out / "detections.csv", DETECTION_COLUMNS, frocs["camelyon16"].detections)
     draw_froc(out / "froc.png", [froc.curve for froc in frocs.values()])
     write_json(out / "froc.json", froc_to_json(chosen.curve))

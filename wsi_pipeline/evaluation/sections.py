@@ -1,7 +1,7 @@
 """The parts of ``metrics.json`` besides patches, slides and FROC, and the tables behind them."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from tiling.wording import name_some, pluralize
 from wsi_pipeline.contracts import SPLITS
-from wsi_pipeline.evaluation.bootstrap import Resamples, weighted_roc_auc
+from wsi_pipeline.csv_files import write_csv
+from wsi_pipeline.evaluation.bootstrap import Resamples
 from wsi_pipeline.evaluation.calibration import (
     N_BINS,
     apply_temperature,
@@ -18,18 +19,23 @@ from wsi_pipeline.evaluation.calibration import (
     fit_temperature,
     reliability_curve,
 )
-from wsi_pipeline.evaluation.figures import Figures, add_ranking, add_threshold_figures
+from wsi_pipeline.evaluation.figures import (
+    Figures,
+    add_decisions,
+    add_ranking,
+    add_ranking_intervals,
+    add_threshold_figures,
+)
 from wsi_pipeline.evaluation.inputs import EvaluationSlide
-from wsi_pipeline.evaluation.intervals import Undefined, percentile_interval, share_interval
 from wsi_pipeline.evaluation.localisation import (
     THRESHOLD,
     ImageLocalisation,
     average_localisation,
 )
 from wsi_pipeline.evaluation.metastases import KINDS, SOURCE, largest_metastasis
-from wsi_pipeline.evaluation.patch import ranking_figures
+from wsi_pipeline.evaluation.metrics import PATIENT, SLIDE, ranking_figures
 from wsi_pipeline.evaluation.slide import SlideThreshold
-from wsi_pipeline.evaluation.tables import Cell, write_rows
+from wsi_pipeline.evaluation.tables import Cell
 
 CALIBRATION_COLUMNS = (
     "bin_low", "bin_high", "n", "mean_score", "positive_share",
@@ -78,7 +84,7 @@ def calibration_section(test: Labelled, val: Labelled, out: Path) -> Figures:
     edges = np.linspace(0, 1, N_BINS + 1).tolist()
     before = _reliability_cells(labels, scores)
     after = _reliability_cells(labels, scaled)
-    write_rows(
+    write_csv(
         out / "calibration.csv",
         CALIBRATION_COLUMNS,
         [[*ends, *b, *a] for *ends, b, a in zip(edges[:-1], edges[1:], before, after, strict=True)],
@@ -135,9 +141,8 @@ def localisation_section(
     }
     write_localisation(out / "localisation.csv", "slide_id", known)
     notes += describe_elsewhere("outlined slide", elsewhere)
-    section = average_section(known, skipped=len(test) - len(known), reasons=reasons)
-    section.values["elsewhere"] = {split: len(ids) for split, ids in elsewhere.items()}
-    return section
+    skipped = len(test) - len(known)
+    return average_section(known, skipped=skipped, reasons=reasons, elsewhere=elsewhere)
 
 
 def describe_elsewhere(what: str, elsewhere: Mapping[str, Sequence[str]]) -> list[str]:
@@ -154,7 +159,11 @@ def describe_elsewhere(what: str, elsewhere: Mapping[str, Sequence[str]]) -> lis
 
 
 def average_section(
-    known: Mapping[str, ImageLocalisation], *, skipped: int, reasons: Mapping[str, str]
+    known: Mapping[str, ImageLocalisation],
+    *,
+    skipped: int,
+    reasons: Mapping[str, str],
+    elsewhere: Mapping[str, Sequence[str]],
 ) -> Figures:
     """Average figures of heatmaps against masks; `reasons` of those that nothing defines."""
     mean = average_localisation(known.values())
@@ -170,6 +179,7 @@ def average_section(
             "average_roc_auc": mean.roc_auc,
             "roc_auc_n": mean.n - mean.roc_auc_skipped,
             "roc_auc_skipped": mean.roc_auc_skipped,
+            "elsewhere": {split: len(ids) for split, ids in elsewhere.items()},
         }
     )
     section.undefined |= {k: r for k, r in reasons.items() if section.values[k] is None}
@@ -178,7 +188,7 @@ def average_section(
 
 def write_localisation(path: Path, id_name: str, known: Mapping[str, ImageLocalisation]) -> None:
     """Write each heatmap's figures, one row by its id."""
-    write_rows(
+    write_csv(
         path,
         (id_name, *LOCALISATION_COLUMNS),
         [
@@ -223,7 +233,7 @@ def write_cohort(
                 largest.kind if largest else None,
             ]
         )
-    write_rows(out / "cohort.csv", COHORT_COLUMNS, rows)
+    write_csv(out / "cohort.csv", COHORT_COLUMNS, rows)
     return kinds
 
 
@@ -253,44 +263,21 @@ def metastasis_section(
         chosen = of_kind | (scored & (truth == 0))
         part = Figures({"n": int(of_kind.sum())})
         labels = truth[chosen].astype(np.int64)
-        auc, reasons = ranking_figures(labels, scores[chosen], what=f"{kind} and normal slides")
-        part.values["roc_auc"] = auc["roc_auc"]
-        if auc["roc_auc"] is None:
-            part.undefined["roc_auc"] = reasons["roc_auc"] if of_kind.any() else f"no {kind} slide"
+        both = f"{kind} and normal slides"
+        level = replace(SLIDE, section="metastasis", units=both, positive=f"{kind} slide")
+        values, reasons = ranking_figures(level, labels, scores[chosen])
+        if not of_kind.any():
+            reasons = dict.fromkeys(reasons, f"no {kind} slide")
+        part.add(values, reasons)
         drawn = None if resamples is None else resamples.take(chosen)
-        _add_kind_figures(part, labels, scores[chosen], threshold, drawn, what=f"{kind} slide")
+        if drawn is not None:
+            needed = {f"{kind} slides": labels == 1, "normal slides": labels == 0}
+            add_ranking_intervals(part, level, labels, scores[chosen], drawn, needed)
+        decided = (labels, scores[chosen], threshold, drawn)
+        add_decisions(part, level, *decided, no_rule="there is no slide threshold")
         section.values[kind] = part.values
         section.undefined |= {f"{kind}.{name}": why for name, why in part.undefined.items()}
     return section
-
-
-def _add_kind_figures(
-    part: Figures,
-    labels: NDArray[np.int64],
-    scores: NDArray[np.float64],
-    threshold: SlideThreshold | None,
-    resamples: Resamples | None,
-    *,
-    what: str,
-) -> None:
-    if resamples is not None:
-        kinds = {f"{what}s": labels == 1, "normal slides": labels == 0}
-        part.add_interval(
-            "roc_auc",
-            Undefined(part.undefined["roc_auc"])
-            if part.values["roc_auc"] is None
-            else percentile_interval(
-                weighted_roc_auc(labels, scores, resamples.weights), resamples, kinds=kinds
-            ),
-        )
-    if threshold is None:
-        part.add({"sensitivity": None}, {"sensitivity": "there is no slide threshold"})
-        return
-    positive = (labels == 1).astype(np.int64)
-    found = positive * (scores >= threshold.value)
-    part.add_share("sensitivity", int(found.sum()), int(positive.sum()), f"no {what}")
-    if resamples is not None:
-        part.add_interval("sensitivity", share_interval(found, positive, resamples))
 
 
 # ------------------------------------------------------------ patients
@@ -321,7 +308,7 @@ def patient_section(
         Of the test slides, drawn by patient: all slides of one have the same weight.
     """
     patients = _group(test, slide_scores)
-    write_rows(
+    write_csv(
         out / "patients.csv",
         PATIENT_COLUMNS,
         [
@@ -329,7 +316,7 @@ def patient_section(
                 p.name,
                 p.label,
                 p.score,
-                None if p.score is None or threshold is None else int(p.score >= threshold.value),
+                None if p.score is None or threshold is None else int(threshold.decide(p.score)),
                 ";".join(test[i].slide_id for i in p.slides),
             )
             for p in patients
@@ -347,8 +334,8 @@ def patient_section(
             "n_unscored": len(patients) - len(known),
         }
     )
-    add_ranking(section, labels, scores, drawn, what="patients")
-    add_threshold_figures(section, labels, scores, threshold, drawn, what="patient")
+    add_ranking(section, PATIENT, labels, scores, drawn)
+    add_threshold_figures(section, PATIENT, labels, scores, threshold, drawn)
     return section
 
 

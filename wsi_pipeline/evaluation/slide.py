@@ -15,16 +15,15 @@ Unreadable patches (NaN) count in none.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tiling.wording import pluralize
+from wsi_pipeline.config.settings import Aggregator
+from wsi_pipeline.contracts import Rule
 from wsi_pipeline.errors import EvaluationError
-
-Aggregator = Literal["max", "mean", "top_k", "mean_pool_max", "span"]
-AGGREGATORS: tuple[Aggregator, ...] = get_args(Aggregator)
 
 
 def aggregate_scores(
@@ -55,8 +54,9 @@ def aggregate_scores(
     """
     known = ~np.isnan(scores)
     values = scores[known].astype(np.float64)
-    if how not in AGGREGATORS:
-        raise EvaluationError(f"unknown aggregator '{how}'; one of {', '.join(AGGREGATORS)}")
+    if how not in get_args(Aggregator):
+        known = ", ".join(get_args(Aggregator))
+        raise EvaluationError(f"unknown aggregator '{how}'; one of {known}")
     if top_k < 1:
         raise EvaluationError(f"top_k must be at least 1, got {top_k}")
     if not values.size:
@@ -115,11 +115,10 @@ def _grid_index(position: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 @dataclass(frozen=True)
-class SlideThreshold:
+class SlideThreshold(Rule):
     """A threshold on slide scores and where it comes from."""
 
-    value: float  # a slide is predicted positive iff its score >= value
-    source: str  # a sentence
+    source: str = ""  # a sentence
 
 
 def choose_threshold(
@@ -166,16 +165,16 @@ def freeze_threshold(
     fixed: float | None,
     fallback: float | None,
 ) -> SlideThreshold | None:
-    """Decide on the threshold before the test slides are looked at.
+    """Choose the threshold without the test slides.
 
     Parameters
     ----------
     labels, scores : (S,)
         Of the validation slides.
     fixed : float, optional
-        What the settings say; wins.
+        Threshold in the settings; takes precedence.
     fallback : float, optional
-        Taken where the validation slides cannot choose.
+        Used if the validation slides do not determine a threshold.
 
     Returns
     -------
@@ -183,14 +182,14 @@ def freeze_threshold(
         None if nothing gives one.
     """
     if fixed is not None:
-        return SlideThreshold(fixed, "given in the settings")
+        return SlideThreshold(fixed, source="given in the settings")
     chosen = choose_threshold(labels, scores)
     if chosen is not None:
-        return SlideThreshold(
-            chosen,
-            f"largest sensitivity + specificity on {pluralize(len(labels), 'validation slide')}",
-        )
+        slides = pluralize(len(labels), "validation slide")
+        source = f"largest sensitivity + specificity on {slides}"
+        return SlideThreshold(chosen, source=source)
     if fallback is None or not math.isfinite(fallback):
         return None
     few = pluralize(len(labels), "validation slide")
-    return SlideThreshold(fallback, f"the patches' threshold, since {few} cannot choose one")
+    source = f"the patches' threshold, since {few} cannot choose one"
+    return SlideThreshold(fallback, source=source)

@@ -7,20 +7,17 @@ holds is tried first, then the name without the endings that files of slides and
 have. Nothing else is guessed.
 """
 
+import functools
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import PurePosixPath
 
-from tiling.slide_files import SLIDE_SUFFIXES
+from tiling.listing.slide_files import slide_suffixes
 from wsi_pipeline.errors import EvaluationError
 
 # ``_mask`` and ``_evaluation_mask`` (CAMELYON16, CAMELYON17, ASAP), in any case.
 _MASK_ENDING = re.compile(r"[_.\- ](evaluation[_.\- ])?masks?$", re.IGNORECASE)
-_SLIDE_ENDING = re.compile(
-    rf"({'|'.join(map(re.escape, sorted(SLIDE_SUFFIXES)))}|\.ome)$",
-    re.IGNORECASE,
-)
 
 
 def fold_name(name: str) -> str:
@@ -51,13 +48,19 @@ def list_ids(name: str, *, is_reference: bool = False) -> list[str]:
     >>> list_ids("Test_001_Mask", is_reference=True)
     ['Test_001_Mask', 'Test_001']
     """
+    slide_ending = _slide_ending(slide_suffixes())
     ids = [PurePosixPath(name.replace("\\", "/")).name.strip() or name]
-    endings = (_SLIDE_ENDING, _MASK_ENDING) if is_reference else (_SLIDE_ENDING,)
+    endings = (slide_ending, _MASK_ENDING) if is_reference else (slide_ending,)
     while True:
         shorter = next((s for e in endings if (s := e.sub("", ids[-1])) != ids[-1]), "")
         if not shorter:
             return ids
         ids.append(shorter)
+
+
+@functools.cache
+def _slide_ending(suffixes: frozenset[str]) -> re.Pattern[str]:
+    return re.compile(rf"({'|'.join(map(re.escape, sorted(suffixes)))}|\.ome)$", re.IGNORECASE)
 
 
 class SlideIndex:

@@ -6,13 +6,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from wsi_pipeline.evaluation.metrics import Confusion, shares_of
 from wsi_pipeline.evaluation.tables import Cell
 
-SWEEP_COLUMNS = (
-    "threshold", "tp", "fp", "fn", "tn",
-    "accuracy", "precision", "recall", "specificity", "f1", "youden_j",
-)  # fmt: skip
 MAX_ROWS = 1000
+
+
+def sweep_columns() -> list[str]:
+    """Name the columns of `sweep_rows`."""
+    shares = [share.name for share in shares_of("sweep")]
+    return ["threshold", "tp", "fp", "fn", "tn", *shares, "youden_j"]
 
 
 def sweep_thresholds(
@@ -28,7 +31,7 @@ def sweep_thresholds(
     ----------
     labels, scores : (N,)
     including : sequence of float
-        Thresholds that are looked at whatever the scores are.
+        Thresholds that are always included.
 
     Returns
     -------
@@ -71,7 +74,7 @@ def sweep_rows(
 
     Returns
     -------
-    rows : K lists of `SWEEP_COLUMNS`
+    rows : K lists of `sweep_columns`
         None where a share is undefined.
 
     Examples
@@ -83,28 +86,13 @@ def sweep_rows(
     above = [count_from(values[labels == kind], thresholds) for kind in (1, 0)]
     n_positive, n_negative = (int(np.count_nonzero(labels == kind)) for kind in (1, 0))
     return [
-        _row(t, tp, fp, n_positive - tp, n_negative - fp)
+        _row(t, Confusion(tp, fp, n_positive - tp, n_negative - fp))
         for t, tp, fp in zip(thresholds.tolist(), *(part.tolist() for part in above), strict=True)
     ]
 
 
-def _row(threshold: float, tp: int, fp: int, fn: int, tn: int) -> list[Cell]:
-    recall, specificity = _share(tp, tp + fn), _share(tn, tn + fp)
-    both = recall is not None and specificity is not None
-    return [
-        threshold,
-        tp,
-        fp,
-        fn,
-        tn,
-        _share(tp + tn, tp + fp + fn + tn),
-        _share(tp, tp + fp),
-        recall,
-        specificity,
-        _share(2 * tp, 2 * tp + fp + fn),
-        recall + specificity - 1 if both else None,  # type: ignore[operator]
-    ]
-
-
-def _share(part: int, whole: int) -> float | None:
-    return part / whole if whole else None
+def _row(threshold: float, c: Confusion[int]) -> list[Cell]:
+    shares = {share.name: share.compute(c) for share in shares_of("sweep")}
+    recall, specificity = shares["recall"], shares["specificity"]
+    youden_j = None if recall is None or specificity is None else recall + specificity - 1
+    return [threshold, c.tp, c.fp, c.fn, c.tn, *shares.values(), youden_j]

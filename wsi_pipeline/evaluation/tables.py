@@ -4,10 +4,10 @@ The format itself is that of all CSVs here (`wsi_pipeline.csv_files`).
 """
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from wsi_pipeline.csv_files import iterate_csv, write_csv
+from wsi_pipeline.csv_files import iterate_csv
 from wsi_pipeline.errors import EvaluationError
 
 _FAR = 2**53  # beyond it float64 does not know whole numbers; no slide reaches so far
@@ -32,11 +32,6 @@ def read_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
         fields = [field.strip() for field in row]
         if any(fields):
             yield line, fields
-
-
-def write_rows(path: Path, header: Sequence[str], rows: Iterable[Sequence[Cell]]) -> None:
-    """Write a CSV file, whole or not at all; None becomes an empty field."""
-    write_csv(path, header, rows)
 
 
 def parse_number(text: str) -> float | None:

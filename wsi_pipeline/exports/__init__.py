@@ -1,7 +1,8 @@
 """Scores and heatmaps in other tools' formats, one file per format.
 
 A format is a module here, named as in `FORMATS` (``ome-zarr``: ``ome_zarr.py``), with a function
-``write`` of the type `Writer`. To add one: write that file and add a line to `FORMATS`.
+``write`` of the type `Writer`; one that has a meaning for single images, too, has ``write_image``
+of the type `ImageWriter`. To add one: write that file and add a line to `FORMATS`.
 """
 
 from importlib import import_module
@@ -10,11 +11,11 @@ from typing import TYPE_CHECKING, cast
 from wsi_pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
-    from wsi_pipeline.exports.base import Writer
+    from wsi_pipeline.exports.base import ImageWriter, Writer
 
-__all__ = ["COORDS_ONLY", "FORMATS", "check_format", "load_format"]
+__all__ = ["COORDS_ONLY", "FORMATS", "check_format", "load_format", "load_image_format"]
 
-# What each format is; the modules are loaded by whoever writes, since some are heavy.
+# Description of each format. Modules are loaded on use, since some are heavy.
 FORMATS = {
     "qupath": "GeoJSON of tiles or merged regions, for QuPath",
     "wsinfer": "CSV of WSInfer: minx,miny,width,height,prob_<class>",
@@ -26,17 +27,17 @@ FORMATS = {
     "ome-zarr": "OME-Zarr 0.5 of the heatmap",
 }
 
-# Where patches lie, whatever was made of them: written from the patch stores, for no model.
+# Coordinates of the patches: written from the patch stores, without a model.
 COORDS_ONLY = ("trident", "clam-coords", "wsinfer-coords")
 
 
 def check_format(name: str) -> None:
-    """Refuse a format that nobody has written.
+    """Refuse an unknown format.
 
     Raises
     ------
     ConfigError
-        Naming those there are.
+        With the known formats.
     """
     if name not in FORMATS:
         raise ConfigError(f"no format is called '{name}'; known: {', '.join(FORMATS)}")
@@ -47,3 +48,25 @@ def load_format(name: str) -> "Writer":
     check_format(name)
     module = import_module(f"{__name__}.{name.replace('-', '_')}")
     return cast("Writer", module.write)
+
+
+def load_image_format(name: str) -> "ImageWriter":
+    """Load the function that writes a single image in a format.
+
+    Raises
+    ------
+    ConfigError
+        If the format has no meaning for single images.
+    """
+    check_format(name)
+
+    def find(other: str) -> "ImageWriter | None":
+        module = import_module(f"{__name__}.{other.replace('-', '_')}")
+        return cast("ImageWriter | None", getattr(module, "write_image", None))
+
+    if writer := find(name):
+        return writer
+    raise ConfigError(
+        f"{name} ({FORMATS[name]}) holds places in a slide, and single images have none; for them "
+        f"there are {', '.join(other for other in FORMATS if find(other))}"
+    )

@@ -1,4 +1,4 @@
-"""What every format is written from."""
+"""Input of all export formats."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,37 +9,105 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tiling.contracts import SlideInfo, TileGeometry
+from wsi_pipeline.config.settings import ExportConfig
 from wsi_pipeline.contracts import Heatmap, Scores
-from wsi_pipeline.heatmaps.rasters import build_heatmap
-from wsi_pipeline.settings import ExportConfig
+from wsi_pipeline.heatmaps.rasters import rasterise_scores
 
 
-@dataclass(frozen=True)
-class ExportSlide:
-    """What is known of one slide, by one model."""
+class Scored:
+    """Rectangles with scores: the patches of a slide, or a whole image."""
 
-    info: SlideInfo
-    geometry: TileGeometry
     model: str  # name of the model's folder; empty: coordinates alone
     scores: Scores  # of coordinates alone: all NaN
+
+    @property
+    def slide_id(self) -> str:
+        """Of the slide, or image."""
+        raise NotImplementedError
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height), level-0 px."""
+        raise NotImplementedError
+
+    @property
+    def bounds(self) -> tuple[int, int, int, int] | None:
+        """(x, y, width, height) of the scanned part, level-0 px, where the file has it."""
+        return None
+
+    @property
+    def patch_l0(self) -> tuple[int, int]:
+        """(width, height) of a patch, level-0 px."""
+        raise NotImplementedError
 
     @property
     def scored(self) -> NDArray[np.bool_]:
         """(N,) patches that have a score; the others could not be read."""
         return ~np.isnan(self.scores.scores)
 
+    def describe_unscored(self) -> str:
+        """Describe how many patches have no score; empty if all have one."""
+        lost = int((~self.scored).sum())
+        return f"; skipped {lost} without a score" if lost else ""
+
+
+@dataclass(frozen=True)
+class ExportImage(Scored):
+    """What is known of a single image, by one model; it is its only patch."""
+
+    image_id: str
+    width: int  # px
+    height: int
+    model: str
+    scores: Scores  # one, of the corner (0, 0)
+
+    @property
+    def slide_id(self) -> str:
+        """Of the image."""
+        return self.image_id
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height), px."""
+        return self.width, self.height
+
+    @property
+    def patch_l0(self) -> tuple[int, int]:
+        """The whole image."""
+        return self.size
+
+
+@dataclass(frozen=True)
+class ExportSlide(Scored):
+    """What is known of one slide, by one model."""
+
+    info: SlideInfo
+    geometry: TileGeometry
+    model: str
+    scores: Scores
+
+    @property
+    def slide_id(self) -> str:
+        """Of the slide."""
+        return self.info.slide_id
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height), level-0 px."""
+        return self.info.size
+
+    @property
+    def bounds(self) -> tuple[int, int, int, int] | None:
+        """(x, y, width, height) of the scanned part, level-0 px, where the file has it."""
+        return self.info.bounds
+
     @property
     def patch_l0(self) -> tuple[int, int]:
         """(width, height) of a patch, level-0 px."""
         return self.geometry.patch_l0, self.geometry.patch_l0_y
 
-    def describe_unscored(self) -> str:
-        """Say how many patches have no score; nothing where all have one."""
-        lost = int((~self.scored).sum())
-        return f", {lost} without a score left out" if lost else ""
-
     def describe_square(self) -> str:
-        """Describe what other tools round, as they know squares only; empty for square patches."""
+        """Describe the rounding for tools that support only squares; empty for square patches."""
         width, height = self.patch_l0
         if width == height:
             return ""
@@ -53,16 +121,16 @@ def leave_unscored(coords: NDArray[np.int64]) -> Scores:
 
 @dataclass(frozen=True)
 class ExportJob:
-    """A slide, how it is written, and its heatmap for those formats that ask for it."""
+    """A slide, the settings of its export, and its heatmap for the formats that need it."""
 
     slide: ExportSlide
-    settings: ExportConfig  # what it left to the run is filled in
+    settings: ExportConfig  # with values of the run filled in
 
     @cached_property
     def heatmap(self) -> Heatmap:
-        """The scores laid over the slide, as the stage ``heatmap`` lays them."""
+        """Heatmap of the slide, as the stage ``heatmap`` builds it."""
         geometry = self.slide.geometry
-        return build_heatmap(
+        return rasterise_scores(
             self.slide.scores.coords,
             self.slide.scores.scores,
             slide_size=self.slide.info.size,
@@ -72,5 +140,7 @@ class ExportJob:
         )
 
 
-# Writes one slide into a folder; gives back the files or folders made, and a line on them.
+# Writes one slide into a folder; returns the files or folders written, and a summary.
 Writer = Callable[[ExportJob, Path], tuple[list[Path], str]]
+# Writes one image into a folder; gives back the files made.
+ImageWriter = Callable[[ExportImage, ExportConfig, Path], list[Path]]

@@ -1,16 +1,16 @@
-"""Detections as CAMELYON16 exchanges them: ``prob,x,y``, level-0 px, one CSV per slide.
+"""Detections in CAMELYON16's format: ``prob,x,y``, level-0 px, one CSV per slide.
 
-They are taken from the heatmap by non-maximum suppression, as the evaluation takes its own; a slide
-without any gets a CSV without rows.
+They are found in the heatmap by non-maximum suppression, as in the evaluation. A slide without
+detections gets a CSV without rows.
 """
 
 from pathlib import Path
 
 from tiling.wording import pluralize
+from wsi_pipeline.config.settings import EvaluateConfig
 from wsi_pipeline.evaluation.detections import write_detections
 from wsi_pipeline.exports.base import ExportJob
 from wsi_pipeline.heatmaps.nms import detect, radius_in_px
-from wsi_pipeline.settings import EvaluateConfig
 
 
 def write(job: ExportJob, folder: Path) -> tuple[list[Path], str]:

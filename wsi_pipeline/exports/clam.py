@@ -1,7 +1,7 @@
-"""CLAM's HDF5 of one slide: ``coords`` with their attributes, and scores beside them.
+"""CLAM's HDF5 of one slide: ``coords`` with their attributes, and scores.
 
-CLAM keeps what it draws heatmaps from as ``attention_scores`` (N, 1) beside ``coords`` (N, 2); the
-scores stand there. Patches without score are left out, since CLAM ranks all it finds.
+CLAM draws heatmaps from ``attention_scores`` (N, 1) and ``coords`` (N, 2); the scores are stored
+under that name. Patches without a score are skipped, since CLAM ranks all patches.
 """
 
 from pathlib import Path
@@ -9,7 +9,7 @@ from pathlib import Path
 from tiling.wording import pluralize
 from wsi_pipeline.exports.base import ExportJob
 from wsi_pipeline.exports.hdf5 import write_hdf5
-from wsi_pipeline.scores import clam_attributes
+from wsi_pipeline.inference.scores import clam_attributes
 
 
 def write(job: ExportJob, folder: Path) -> tuple[list[Path], str]:
@@ -24,5 +24,5 @@ def write(job: ExportJob, folder: Path) -> tuple[list[Path], str]:
         },
         coords_attributes=clam_attributes(slide.info, slide.geometry),
     )
-    said = f"{pluralize(int(slide.scored.sum()), 'patch')}{slide.describe_unscored()}"
-    return [path], said + slide.describe_square()
+    summary = f"{pluralize(int(slide.scored.sum()), 'patch')}{slide.describe_unscored()}"
+    return [path], summary + slide.describe_square()

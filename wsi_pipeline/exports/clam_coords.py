@@ -1,11 +1,11 @@
-"""CLAM's coordinates of one slide, as its ``patches/`` folder has them: ``coords``, no scores."""
+"""CLAM's coordinates of one slide, as in its ``patches/`` folder: ``coords``, no scores."""
 
 from pathlib import Path
 
 from tiling.wording import pluralize
 from wsi_pipeline.exports.base import ExportJob
 from wsi_pipeline.exports.hdf5 import write_hdf5
-from wsi_pipeline.scores import clam_attributes
+from wsi_pipeline.inference.scores import clam_attributes
 
 
 def write(job: ExportJob, folder: Path) -> tuple[list[Path], str]:

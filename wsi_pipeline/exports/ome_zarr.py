@@ -1,7 +1,7 @@
 """The heatmap as OME-Zarr 0.5: a Zarr v3 group of a pyramid of float32 values, NaN not scored.
 
 Positions are those of pixel centres, in µm, and the origin is the centre of the slide's level-0
-pixel (0, 0); so each level has a translation beside its scale, and lies over the slide.
+pixel (0, 0); so each level has a scale and a translation that align it with the slide.
 
 References
 ----------
@@ -47,7 +47,7 @@ def _write_group(path: Path, levels: list[NDArray[np.float32]], attributes: dict
             dtype="float32",
             chunks=(_CHUNK_PX, _CHUNK_PX),
             fill_value=np.nan,
-            # Of Zarr's specification, so that all read it; gzip would write the time of day.
+            # In Zarr's specification, so every reader has it; gzip would write the time of day.
             compressors=BloscCodec(cname="zstd", clevel=5, shuffle="shuffle"),
             dimension_names=("y", "x"),
         )
@@ -57,7 +57,7 @@ def _write_group(path: Path, levels: list[NDArray[np.float32]], attributes: dict
 def describe_pyramid(
     heatmap: Heatmap, n_levels: int, *, mpp: tuple[float, float], name: str
 ) -> dict[str, Any]:
-    """Say what the levels are, in OME-Zarr's words.
+    """Describe the levels in OME-Zarr's metadata.
 
     Parameters
     ----------

@@ -8,12 +8,12 @@ import shapely
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from wsi_pipeline.contracts import Heatmap
+from wsi_pipeline.contracts import Heatmap, Rule
 
 
 @dataclass(frozen=True)
 class Region:
-    """Pixels that hang together by their edges."""
+    """Pixels connected by their edges."""
 
     outline: Any  # shapely Polygon, level-0 px, within the slide
     highest: float  # score
@@ -26,9 +26,9 @@ def find_regions(heatmap: Heatmap, threshold: float) -> list[Region]:
     Returns
     -------
     regions : list of Region
-        By their first pixel, row by row. Pixels that touch at a corner only are apart.
+        In the order of their first pixel. Pixels that touch only at a corner are not connected.
     """
-    hot = heatmap.values >= threshold  # NaN compares false
+    hot = Rule(threshold).decide(heatmap.values)
     labels, n = ndimage.label(hot)
     if n == 0:
         return []

@@ -1,9 +1,9 @@
 """TRIDENT's coordinates of one slide: ``<slide_id>_patches.h5``, all patches, without scores.
 
 TRIDENT reads a square of ``patch_size_level0`` level-0 px and scales it by the ratio of its two
-magnifications. These are names for resolutions here: the ratio is exact, and the level-0 one is
-what the scanner says or, where it says nothing, 10 / mpp (0.25 µm/px is called 40). TRIDENT knows
-squares only; ``patch_l0`` keeps both sides.
+magnifications. Here these are names of resolutions: the ratio is exact, and the magnification of
+level 0 is the scanner's or, if it is not recorded, 10 / mpp (40 for 0.25 µm/px). TRIDENT supports
+only squares; ``patch_l0`` stores both sides.
 """
 
 from pathlib import Path
@@ -14,7 +14,7 @@ import numpy as np
 from tiling.wording import pluralize
 from wsi_pipeline.exports.base import ExportJob, ExportSlide
 from wsi_pipeline.exports.hdf5 import write_hdf5
-from wsi_pipeline.scores import exact_attributes
+from wsi_pipeline.inference.scores import exact_attributes
 
 
 def write(job: ExportJob, folder: Path) -> tuple[list[Path], str]:
@@ -27,7 +27,7 @@ def write(job: ExportJob, folder: Path) -> tuple[list[Path], str]:
 
 
 def describe_patches(slide: ExportSlide) -> dict[str, Any]:
-    """Describe in TRIDENT's terms how large the patches are, and both sides exactly."""
+    """Describe the size of the patches in TRIDENT's terms, and exactly."""
     geometry, info = slide.geometry, slide.info
     level0 = info.objective_power or round(10 / info.mpp[0])  # a name; see above
     ratio = geometry.patch_l0 / geometry.patch_px

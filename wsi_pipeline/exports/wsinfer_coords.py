@@ -1,7 +1,7 @@
-"""WSInfer's coordinates of one slide, as its ``patches/`` folder has them: ``coords``, no scores.
+"""WSInfer's coordinates of one slide, as in its ``patches/`` folder: ``coords``, no scores.
 
-WSInfer reads squares of ``patch_size`` level-0 px and takes them as of ``patch_spacing_um_px``;
-``patch_l0`` keeps both sides.
+WSInfer reads squares of ``patch_size`` level-0 px at ``patch_spacing_um_px``; ``patch_l0`` stores
+both sides.
 """
 
 from pathlib import Path
@@ -9,7 +9,7 @@ from pathlib import Path
 from tiling.wording import pluralize
 from wsi_pipeline.exports.base import ExportJob
 from wsi_pipeline.exports.hdf5 import write_hdf5
-from wsi_pipeline.scores import exact_attributes
+from wsi_pipeline.inference.scores import exact_attributes
 
 
 def write(job: ExportJob, folder: Path) -> tuple[list[Path], str]:

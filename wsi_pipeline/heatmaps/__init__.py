@@ -1,1 +1,1 @@
-"""Scores laid over slides: rasters, files, pictures, detections; PatchNet's own maps."""
+"""Heatmaps of slides: rasters, files, pictures, detections, and PatchNet's own maps."""

@@ -1,8 +1,8 @@
 """PatchNet's own map of a whole slide: Q of the patch around every step-th pixel.
 
-The slide is seen at the resolution the model was trained at, as one image with zeros beyond it, and
-is mapped window by window; windows read what lies around them, so the map is the one that the
-whole image at once would give. Only where there is tissue.
+The slide is treated as one image at the resolution of the training, with zeros beyond it, and is
+mapped window by window. Windows overlap by the patch radius, so the map equals that of the whole
+image. Only tissue is mapped.
 
 References
 ----------
@@ -11,7 +11,6 @@ References
 
 import logging
 from collections import OrderedDict
-from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import product
 
@@ -21,28 +20,27 @@ from numpy.typing import NDArray
 from scipy.ndimage import maximum_filter
 from torch import Tensor
 
-from tiling.contracts import Slide, TileGeometry
+from tiling.contracts import OnProgress, Slide, TileGeometry
 from tiling.errors import SlideError
 from tiling.resample import nearest_finer_level, read_resampled
 from wsi_pipeline.contracts import Heatmap
 from wsi_pipeline.errors import HeatmapError
-from wsi_pipeline.heatmaps.rasters import build_heatmap
+from wsi_pipeline.heatmaps.rasters import rasterise_scores
 from wsi_pipeline.models import PatchClassifier
 from wsi_pipeline.models.patchnet import PatchNet
 
 log = logging.getLogger(__name__)
 
-OnProgress = Callable[[int, int], None]
 
-WINDOW_PX = 256  # side of a window, px at the target resolution; what is around it is read twice
+WINDOW_PX = 256  # side of a window, px at the target resolution; its surroundings are read twice
 CHUNK_PX = 512  # side of what is read from the slide at once
-LOST_PX = 32  # at most: side of the parts in which what cannot be decoded is looked for
+LOST_PX = 32  # largest side of the parts in which undecodable pixels are located
 CHUNKS_KEPT = 64  # 64 MiB: two rows of a wide slide's windows seldom need more
 
 
 @dataclass(frozen=True)
 class DenseMap:
-    """What `map_slide` gives."""
+    """Result of `map_slide`."""
 
     heatmap: Heatmap  # Q; NaN where there is no tissue, or pixels could not be decoded
     n_mapped: int  # patches evaluated
@@ -50,12 +48,12 @@ class DenseMap:
 
 
 def check_mappable(model: PatchClassifier) -> PatchNet:
-    """Refuse models that have no such map.
+    """Refuse models that have no dense map.
 
     Raises
     ------
     HeatmapError
-        If it is no PatchNet, or sees an image as a whole before it looks at patches.
+        If it is not a PatchNet, or its preprocessing depends on the whole image.
     """
     if not isinstance(model, PatchNet):
         raise HeatmapError(
@@ -85,15 +83,15 @@ def map_slide(
     device: torch.device,
     on_progress: OnProgress | None = None,
 ) -> DenseMap:
-    """Map a slide where its tiles lie.
+    """Map a slide where it has tiles.
 
     Parameters
     ----------
     model : PatchNet
-        As `check_mappable` gives it; moved to the device.
+        As returned by `check_mappable`; moved to the device.
     slide : open slide
     coords : (N, 2), level-0 px
-        Top-left corners of the tiles; between them nothing is mapped.
+        Top-left corners of the tiles; the rest of the slide is not mapped.
     geometry : TileGeometry
         Of the tiles.
     step_px : int
@@ -185,13 +183,13 @@ def _frame_of_tiles(
     geometry: TileGeometry,
     lattice: _Lattice,
 ) -> Heatmap:
-    """Lay out the heatmap: a number where tiles lie, NaN elsewhere."""
+    """Create the heatmap: 0 on tiles, NaN elsewhere."""
     patch = (geometry.patch_l0, geometry.patch_l0_y)
     x, y = (
         min(max(1, round(lattice.step * scale)), side)
         for scale, side in zip(lattice.scale, patch, strict=True)
     )
-    return build_heatmap(
+    return rasterise_scores(
         coords,
         np.ones(len(coords), np.float32),
         slide_size=size,
@@ -211,7 +209,7 @@ class _Window:
     columns: NDArray[np.int64]
 
     def place(self, step: int, lattice: _Lattice) -> dict[str, int]:
-        """Give top, left, height and width, px of the image: to its last patch that is shown."""
+        """Return top, left, height and width, px of the image: to its last patch that is shown."""
         return {
             "top": lattice.position(self.corner[0]),
             "left": lattice.position(self.corner[1]),
@@ -221,7 +219,7 @@ class _Window:
 
 
 def _windows(lattice: _Lattice, frame: Heatmap, side: int) -> list[_Window]:
-    """Cut the lattice into windows, and keep those of which something is to be shown."""
+    """Cut the lattice into windows, and keep those that contain pixels to show."""
     n_rows, n_columns = lattice.shape
     rows, columns = lattice.nearest((frame.values.shape[0], frame.values.shape[1]), frame.pixel_l0)
     windows = []
@@ -259,7 +257,7 @@ class _SlidePixels:
         self._has_lost = False
 
     def read(self, top: int, left: int, height: int, width: int) -> Tensor:
-        """Give a window: (3, height, width) on the device."""
+        """Return a window: (3, height, width) on the device."""
         rows = slice(max(top, 0), min(top + height, self._height))
         columns = slice(max(left, 0), min(left + width, self._width))
         window = torch.zeros((3, height, width), device=self._device)
@@ -321,7 +319,7 @@ class _SlidePixels:
         return chunk
 
     def _fill(self, chunk: NDArray[np.uint8], x: int, y: int) -> None:
-        """Read a chunk, or a part of it; what cannot be decoded is looked for in quarters."""
+        """Read a chunk, or a part of it; undecodable pixels are located by quartering."""
         height, width = chunk.shape[:2]
         try:
             chunk[..., :3] = read_resampled(

@@ -1,7 +1,7 @@
-"""Heatmaps on disk: OME-TIFF of float32 values, as QuPath, napari and Fiji read it.
+"""Heatmaps on disk: OME-TIFF of float32 values, readable by QuPath, napari and Fiji.
 
-The file holds values, not colours; NaN is a pixel that was not scored. It is a pyramid (SubIFDs)
-of deflate tiles, and its physical pixel size makes it lie over the slide. Equal heatmaps give equal
+The file stores values, not colours; NaN is a pixel that was not scored. It is a pyramid (SubIFDs)
+of deflate tiles, and its physical pixel size aligns it with the slide. Equal heatmaps give equal
 bytes: no date, path, random id or software version is written.
 """
 
@@ -26,7 +26,7 @@ _BIG_BYTES = 2**31  # above, a file may outgrow classic TIFF's 4 GiB of offsets
 
 
 def write_heatmap(path: Path, heatmap: Heatmap, *, mpp: tuple[float, float], name: str) -> None:
-    """Write a heatmap as pyramidal OME-TIFF, whole or not at all.
+    """Write a heatmap as pyramidal OME-TIFF atomically.
 
     Parameters
     ----------
@@ -146,7 +146,7 @@ def read_heatmap(path: Path) -> Heatmap:
     Raises
     ------
     HeatmapError
-        If the file is missing, damaged or not one of ours.
+        If the file is missing, damaged or not written by this program.
     """
     try:
         with tifffile.TiffFile(path) as tiff:
@@ -164,7 +164,8 @@ def read_heatmap(path: Path) -> Heatmap:
         RuntimeError,
     ) as error:
         raise HeatmapError(
-            f"{path.name}: not a heatmap of wsi-pipeline, or damaged ({error}); make it again"
+            f"{path.name}: not a heatmap of wsi-pipeline, or damaged ({error}); rebuild it with "
+            "wsi-pipeline heatmap"
         ) from error
     return Heatmap(
         values=values,

@@ -2,10 +2,12 @@
 
 import numpy as np
 
-from wsi_pipeline.contracts import Detections, Heatmap
+from wsi_pipeline.config.settings import EvaluateConfig
+from wsi_pipeline.contracts import Detections, Heatmap, Rule
 from wsi_pipeline.errors import HeatmapError
 
 THRESHOLD = 0.5  # only scores above it are detections (CAMELYON16 baseline)
+RADIUS_UM = EvaluateConfig.detection_radius_um  # by default, a detection clears this far
 
 
 def radius_in_px(radius_um: float, heatmap: Heatmap, mpp: tuple[float, float]) -> tuple[int, int]:
@@ -30,7 +32,11 @@ def radius_in_px(radius_um: float, heatmap: Heatmap, mpp: tuple[float, float]) -
 
 
 def detect(
-    heatmap: Heatmap, *, threshold: float = THRESHOLD, radius_px: int | tuple[int, int]
+    heatmap: Heatmap,
+    *,
+    threshold: float = THRESHOLD,
+    radius_um: float | None = None,
+    radius_px: int | tuple[int, int] | None = None,
 ) -> Detections:
     """Take the highest score, clear the square around it, and repeat.
 
@@ -43,18 +49,22 @@ def detect(
         NaN is never detected.
     threshold : float
         Only scores strictly above it count.
-    radius_px : heatmap px, or (x, y) heatmap px
-        Half the side of the square that a detection clears; at least 1.
+    radius_um : µm, optional
+        Half the side of the square that a detection clears, rounded to heatmap pixels, at least
+        one; default: 75. The heatmap must have its `mpp`.
+    radius_px : heatmap px, or (x, y) heatmap px, optional
+        The same in pixels, at least 1, in place of `radius_um`.
 
     Returns
     -------
     detections : Detections
-        In descending score; at the centres of heatmap pixels, level-0 px, inside the slide.
+        ``x``, ``y`` (N,) int64 and ``scores`` (N,) float64, in descending score; at the centres of
+        heatmap pixels, level-0 px, inside the slide.
 
     Raises
     ------
     HeatmapError
-        If the radius is less than one heatmap pixel.
+        If the radius is not positive, given twice, or in µm for a heatmap without `mpp`.
 
     Examples
     --------
@@ -63,11 +73,9 @@ def detect(
     >>> found.x.tolist(), found.y.tolist(), found.scores.round(2).tolist()
     ([5, 35], [5, 5], [0.9, 0.7])
     """
-    reach_x, reach_y = (radius_px, radius_px) if isinstance(radius_px, int) else radius_px
-    if min(reach_x, reach_y) < 1:
-        raise HeatmapError(f"radius_px must be at least one heatmap pixel, got {radius_px}")
+    reach_x, reach_y = _choose_reach(heatmap, radius_um, radius_px)
     values = heatmap.values
-    rows, columns = np.nonzero(values > threshold)  # NaN compares false; row by row
+    rows, columns = np.nonzero(Rule(threshold, strict=True).decide(values))  # row by row
     order = np.argsort(-values[rows, columns], kind="stable")  # ties stay row by row
     free = np.ones(values.shape, bool)
     kept: list[tuple[int, int]] = []
@@ -85,3 +93,27 @@ def detect(
         y=np.minimum(at[:, 0] * pixel_y + pixel_y // 2, height - 1),
         scores=values[at[:, 0], at[:, 1]].astype(np.float64),
     )
+
+
+def _choose_reach(
+    heatmap: Heatmap, radius_um: float | None, radius_px: int | tuple[int, int] | None
+) -> tuple[int, int]:
+    if radius_px is None:
+        radius_um = RADIUS_UM if radius_um is None else radius_um
+        if not 0 < radius_um < float("inf"):
+            raise HeatmapError(f"radius_um must be positive, got {radius_um}")
+        if heatmap.mpp is None:
+            raise HeatmapError(
+                "the heatmap has no resolution (mpp), so a radius in µm cannot be used; give "
+                "radius_px, in heatmap pixels"
+            )
+        return radius_in_px(radius_um, heatmap, heatmap.mpp)
+    if radius_um is not None:
+        raise HeatmapError(
+            f"give radius_um or radius_px, not both; got radius_um={radius_um} and "
+            f"radius_px={radius_px}"
+        )
+    x, y = (radius_px, radius_px) if isinstance(radius_px, int) else radius_px
+    if min(x, y) < 1:
+        raise HeatmapError(f"radius_px must be at least one heatmap pixel, got {radius_px}")
+    return x, y

@@ -1,4 +1,4 @@
-"""Pictures of heatmaps: the slide, and the scores laid over it in a fixed colour scale."""
+"""Pictures of heatmaps: the slide, and the slide with its scores in a fixed colour scale."""
 
 import warnings
 from collections.abc import Sequence
@@ -68,7 +68,7 @@ def _pixels_under(n_thumbnail: int, slide: int, pixel_l0: int) -> NDArray[np.int
 
 
 def _colour_map() -> Colormap:
-    return matplotlib.colormaps["RdYlBu_r"]  # blue to red; told apart by the colour-blind
+    return matplotlib.colormaps["RdYlBu_r"]  # blue to red; suitable for colour-blind readers
 
 
 def draw_overlay(
@@ -80,14 +80,14 @@ def draw_overlay(
     mpp: tuple[float, float] | None = None,
     outlines: Sequence[NDArray[np.float64]] = (),
 ) -> None:
-    """Draw the slide and, beside it, the heatmap over the slide, as PNG.
+    """Draw the slide and, next to it, the slide with its heatmap, as PNG.
 
-    The colour scale is 0 to 1 whatever the scores, so that pictures can be compared.
+    The colour scale is always 0 to 1, so that pictures can be compared.
 
     Parameters
     ----------
     path : Path
-        Written whole or not at all; equal input gives equal bytes.
+        Written atomically; equal input gives equal bytes.
     heatmap : Heatmap
     thumbnail : (h, w, 3) uint8
         RGB of the whole slide.
@@ -100,7 +100,7 @@ def draw_overlay(
     overlay = compose_overlay(thumbnail, heatmap)
     width, height = heatmap.slide_size
     tall = 1.0 if mpp is None else mpp[1] / mpp[0]  # of a level-0 px
-    figure, (left, right) = _lay_out((width, height * tall))
+    figure, (left, right) = _arrange((width, height * tall))
     figure.suptitle(title.replace("$", r"\$"), fontsize=11)
     _draw_slide(left, thumbnail, heatmap.slide_size, outlines)
     _draw_slide(right, overlay, heatmap.slide_size, outlines)
@@ -119,7 +119,7 @@ def draw_overlay(
         figure.savefig(scratch, format="png", dpi=_DPI, metadata={"Software": None})
 
 
-def _lay_out(slide_size: tuple[float, float]) -> tuple[Figure, tuple[Axes, Axes]]:
+def _arrange(slide_size: tuple[float, float]) -> tuple[Figure, tuple[Axes, Axes]]:
     """Two pictures, side by side if the slide is upright, one above the other if it is wide."""
     width, height = slide_size
     stacked = width > 1.6 * height

@@ -1,9 +1,8 @@
-"""Scores laid out as a picture of the slide.
+"""Rasterisation of patch scores into an image of the slide.
 
-Pure: nothing here opens a file. A heatmap pixel stands for a rectangle of ``pixel_l0`` level-0
-pixels, the first one at the slide's corner. A patch covers the heatmap pixels whose centre it
-contains; on the grid that `tiling.grid` lays, patches cover whole pixels and the rule is exact to
-the level-0 pixel.
+Pure: nothing here opens a file. A heatmap pixel covers a rectangle of ``pixel_l0`` level-0 pixels,
+the first one at the slide's corner. A patch covers the heatmap pixels whose centre it contains; on
+the grid of `tiling.grid`, patches cover whole pixels and the rule is exact to the level-0 pixel.
 
 The cost is linear: a patch adds to the four corners of its rectangle, and two running sums turn
 corners into areas, so a patch costs the same however many heatmap pixels it covers.
@@ -16,18 +15,18 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import maximum_filter1d
 
+from wsi_pipeline.config.settings import Overlap
 from wsi_pipeline.contracts import Heatmap
 from wsi_pipeline.errors import HeatmapError
-from wsi_pipeline.settings import Overlap
 
 MAX_PIXELS_PER_STRIDE = 4  # a pixel finer than a quarter of the stride shows nothing more
 _BAND_PX = 1 << 19  # heatmap pixels summed at a time: two float64 bands of this size are 8 MiB
-_PART = 1 << 14  # patches laid at a time
+_PART = 1 << 14  # patches rasterised at a time
 
 
 @dataclass(frozen=True)
 class _Raster:
-    """A grid of cells laid from the slide's corner."""
+    """A grid of cells, starting at the slide's corner."""
 
     cell_l0: tuple[int, int]  # (x, y) level-0 px
     shape: tuple[int, int]  # (H, W) cells
@@ -38,11 +37,11 @@ def choose_pixel(
     stride_l0: tuple[int, int],
     coords: NDArray[np.int64] | None = None,
 ) -> tuple[int, int]:
-    """Choose how many level-0 px a heatmap pixel stands for.
+    """Choose the size of a heatmap pixel in level-0 px.
 
-    The largest pixel of which patch, stride and all corners are whole multiples, so that patches
-    cover whole pixels; where that would be finer than a quarter of the stride, along x or along y,
-    a quarter of the stride along both, so that pixels are about as wide as they are high.
+    The largest pixel such that patch, stride and all corners are multiples of it, so that patches
+    cover whole pixels. If that is finer than a quarter of the stride, along x or along y: a quarter
+    of the stride along both axes, so that pixels are about square.
 
     Parameters
     ----------
@@ -69,7 +68,7 @@ def choose_pixel(
     return x, y
 
 
-def build_heatmap(
+def rasterise_scores(
     coords: NDArray[np.int64],
     scores: NDArray[np.float32],
     *,
@@ -79,22 +78,22 @@ def build_heatmap(
     overlap: Overlap = "mean",
     pixel_l0: tuple[int, int] | None = None,
 ) -> Heatmap:
-    """Lay patch scores over the slide.
+    """Rasterise patch scores into a heatmap of the slide.
 
     Parameters
     ----------
     coords : (N, 2), level-0 px
         Top-left corners (x, y) of the patches; any integers, in any order.
     scores : (N,) in [0, 1]
-        Higher is more suspicious; NaN (unreadable) is laid nowhere.
+        Higher is more suspicious; NaN (unreadable) is ignored.
     slide_size : (width, height), level-0 px
     patch_l0, stride_l0 : (x, y), level-0 px
         Size of a patch, and the step between patches.
     overlap : {"mean", "max", "centre"}
-        What a pixel shows where several patches cover it: the mean, the maximum, or the mean with
-        weights that fall linearly, along x and along y, from a patch's centre to its edge.
+        Value of a pixel that several patches cover: the mean, the maximum, or the mean with weights
+        that fall linearly, along x and along y, from a patch's centre to its edge.
     pixel_l0 : (x, y), level-0 px, optional
-        What a heatmap pixel stands for; by default `choose_pixel` says.
+        Size of a heatmap pixel; default: `choose_pixel`.
 
     Returns
     -------
@@ -104,7 +103,7 @@ def build_heatmap(
     Raises
     ------
     HeatmapError
-        If shapes, lengths or scores are not as above, or a patch lies wholly outside the slide.
+        If shapes, lengths or scores are not as above, or a patch lies outside the slide.
     """
     _check_shapes(coords, scores)
     pixel = choose_pixel(patch_l0, stride_l0, coords) if pixel_l0 is None else pixel_l0
@@ -118,7 +117,7 @@ def build_heatmap(
         raster = _Raster(pixel, shape)
     else:
         raster = _coarsest_raster(coords, patch_l0, stride_l0, pixel, slide_size)
-    values = _LAY[overlap](coords, scores, patch_l0, raster)
+    values = _RASTERISE[overlap](coords, scores, patch_l0, raster)
     # A mean lies between its values: this undoes the last bit of rounding in the running sums.
     np.clip(values, scores.min(), scores.max(), out=values)
     fine = (raster.cell_l0[1] // pixel[1], raster.cell_l0[0] // pixel[0])
@@ -220,14 +219,14 @@ def _unbounded_pixel(start: NDArray[np.int64], pixel: int) -> NDArray[np.int64]:
     return -((pixel - 2 * start) // (2 * pixel))
 
 
-def _lay_mean(
+def _rasterise_mean(
     coords: NDArray[np.int64],
     scores: NDArray[np.float32],
     patch_l0: tuple[int, int],
     raster: _Raster,
 ) -> NDArray[np.float32]:
     if raster.cell_l0 == patch_l0 and coords.min() >= 0:
-        single = _lay_single_cells(coords, scores, raster)
+        single = _rasterise_single_cells(coords, scores, raster)
         if single is not None:
             return single
     values = np.empty(raster.shape, np.float32)
@@ -239,7 +238,7 @@ def _lay_mean(
     return values
 
 
-def _lay_single_cells(
+def _rasterise_single_cells(
     coords: NDArray[np.int64], scores: NDArray[np.float32], raster: _Raster
 ) -> NDArray[np.float32] | None:
     """Average where a patch is one cell, each adding to one number; None if one is not."""
@@ -362,7 +361,7 @@ def _cover(coords: NDArray[np.int64], patch_l0: tuple[int, int], raster: _Raster
     )
 
 
-def _lay_max(
+def _rasterise_max(
     coords: NDArray[np.int64],
     scores: NDArray[np.float32],
     patch_l0: tuple[int, int],
@@ -371,7 +370,7 @@ def _lay_max(
     """Show the highest score over each pixel.
 
     Patches of one size cover at most two counts of pixels along an axis (more at the slide's
-    edges). Those of one footprint are laid by their corner and spread by a running maximum.
+    edges). Those of one footprint are placed by their corner and spread by a running maximum.
     """
     rectangles = _cover(coords, patch_l0, raster)
     width = raster.shape[1]
@@ -403,7 +402,7 @@ def _spread_maximum(values: NDArray[np.float32], size: int, axis: int) -> NDArra
     return spread
 
 
-def _lay_centre(
+def _rasterise_centre(
     coords: NDArray[np.int64],
     scores: NDArray[np.float32],
     patch_l0: tuple[int, int],
@@ -411,8 +410,8 @@ def _lay_centre(
 ) -> NDArray[np.float32]:
     """Average with weights that fall from a patch's centre to its edge.
 
-    Patches of one footprint are laid by their corner and spread by a separable kernel, in bands of
-    rows.
+    Patches of one footprint are placed by their corner and spread by a separable kernel, in bands
+    of rows.
     """
     order = np.argsort(coords[:, 1], kind="stable")
     coords, scores = coords[order], scores[order]
@@ -465,7 +464,7 @@ def _spread_sum(
     return spread
 
 
-_LAY = {"mean": _lay_mean, "max": _lay_max, "centre": _lay_centre}
+_RASTERISE = {"mean": _rasterise_mean, "max": _rasterise_max, "centre": _rasterise_centre}
 
 
 def _repeat(

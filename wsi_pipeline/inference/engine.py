@@ -1,4 +1,4 @@
-"""One slide's patches -> scores.
+"""Patches of one slide, or images of a folder -> scores.
 
 Reading, moving and computing overlap: background threads read ahead, and on a GPU the next batch
 is copied and queued while the one before computes. A patch that cannot be read gets NaN, never a
@@ -9,33 +9,43 @@ that is killed and started again gives the same bits as one that was not.
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from tiling.contracts import OnProgress, PatchKind
 from tiling.threads import map_in_threads
 from tiling.wording import pluralize
-from wsi_pipeline.checkpoint import CheckpointMeta
-from wsi_pipeline.data import CLASS_NAMES, Batch, Patches, read_batch, same_patches
+from wsi_pipeline.cohort.data import Batch, Patches, read_batch
+from wsi_pipeline.cohort.image_folder import UNNAMED
+from wsi_pipeline.config.settings import Compiler
+from wsi_pipeline.contracts import Rule
 from wsi_pipeline.devices import Precision
 from wsi_pipeline.errors import ConfigError, InferenceError
-from wsi_pipeline.inference.forward import Forward, Pending, automatic_batch_size, check_compiler
+from wsi_pipeline.inference.forward import (
+    Forward,
+    Output,
+    Pending,
+    automatic_batch_size,
+    check_compiler,
+)
 from wsi_pipeline.inference.journal import Journal
 from wsi_pipeline.inference.precision import N_COMPARED, PrecisionCheck, compare_with_fp32
-from wsi_pipeline.settings import Compiler
+from wsi_pipeline.models.checkpoint import CheckpointMeta
+from wsi_pipeline.run.parts import share_of
+from wsi_pipeline.run.shards import Shard
 
 log = logging.getLogger(__name__)
 
-Progress = Callable[[int, int, dict[str, Any]], None]
 
-STARVED = 0.2  # share of the time spent waiting for pixels from which a cure is named
+SLIDE_RULE = Rule(0.5)
+STARVED = 0.2  # share of the time spent waiting for pixels above which a remedy is suggested
 IN_FLIGHT = 2  # batches queued on the device; a third would only hold memory
 
 
@@ -66,19 +76,19 @@ class PredictSummary:
             parts.append(f"{self.n_unreadable} unreadable")
         if self.n_resumed:
             parts.append(f"{self.n_resumed} of them done before")
-        said = (
+        text = (
             f"{', '.join(parts)}; waited {self.seconds_read_wait:.1f} s for pixels, transfer "
             f"{self.seconds_transfer:.1f} s, model {self.seconds_model:.1f} s in batches of "
             f"{min(self.batch_size, self.n_patches)}"
         )
         if self.precision_check:
-            said += f"; {self.precision_check}"
+            text += f"; {self.precision_check}"
         if self.starved:
-            said += (
+            text += (
                 "; the device waits for pixels: raise predict.readers, use a faster disk, or tile "
-                "with tile.store=patches where they come from the slide"
+                "with tile.store=patches if pixels are read from the slide"
             )
-        return said
+        return text
 
 
 def predict_store(
@@ -91,12 +101,14 @@ def predict_store(
     compiler: Compiler = "none",
     batch_size: int | None = None,
     readers: int = 2,
-    threshold: float = 0.5,
+    output: Output = "scores",
+    rule: Rule = SLIDE_RULE,
     tolerance: float = 0.02,
     max_unreadable: float = 1.0,
+    part: Shard | None = None,
     journal: Path | None = None,
     key: str = "",
-    on_progress: Progress | None = None,
+    on_progress: OnProgress | None = None,
 ) -> tuple[NDArray[np.float32], PredictSummary]:
     """Score every patch of a slide.
 
@@ -105,7 +117,7 @@ def predict_store(
     model : PatchClassifier, or any network from (B, 3, H, W) to (B,) logits
         Moved to `device`, put into evaluation mode and channels-last layout.
     meta : CheckpointMeta
-        Says what patches the model was trained on.
+        Metadata with the size and resolution of the patches of the training.
     store : patch store of one slide
         With pixels, or with coordinates alone: then they are read from the slide.
     device, precision
@@ -117,21 +129,27 @@ def predict_store(
         suffice; the scores do not depend on it beyond floating-point error.
     readers : int
         Threads that read ahead.
-    threshold, tolerance : float
-        For the comparison of a faster precision with fp32: decisions are taken at `threshold`, and
-        a difference of scores above `tolerance` is warned of.
+    output : {"scores", "logits"}
+        What is given of each patch.
+    rule : Rule
+        For the comparison of a faster precision with fp32: by which decisions are taken.
+    tolerance : float
+        A larger difference of scores is warned of.
+    part : Shard, optional
+        Score only this part of the readable patches, whole batches of them, so that all parts
+        together have the scores that one call gives. The others get NaN.
     journal : Path, optional
-        File that keeps the batches done, so that a killed prediction goes on inside the slide.
+        File with the finished batches, so that an interrupted prediction continues in the slide.
         The caller removes it when the scores are safe.
     key : str
         Of all settings and inputs; a journal with another key is not used.
     on_progress : function, optional
-        Called with patches done, patches to do, and a dict of the slide's id.
+        Called with patches done and patches to do.
 
     Returns
     -------
-    scores : (N,) float32 in [0, 1]
-        In the order of the store; NaN where a patch is unreadable.
+    scores : (N,) float32
+        In [0, 1], or logits; in the order of the store, NaN where a patch is unreadable.
     summary : PredictSummary
 
     Raises
@@ -145,15 +163,17 @@ def predict_store(
     if batch_size is not None and batch_size < 1:
         raise ConfigError(f"predict: batch_size must be at least 1, got {batch_size}")
     check_compiler(compiler)
-    check_patches(meta, store)
-    slide_id = store.info.slide_id
+    if doubt := check_kind(meta, store):
+        log.warning("%s", doubt)
+    slide_id = store.slide_id
     rows = np.flatnonzero(~store.unreadable).astype(np.int64)
     forward = Forward(
         model,
         device=device,
         precision=precision,
         compiler=compiler,
-        limit=batch_size or automatic_batch_size(store.geometry.patch_px, device),
+        limit=batch_size or automatic_batch_size(store.kind.shape[0], device),
+        output=output,
     )
     exact = precision == "fp32" and compiler == "none"
     first = _read_first(store, rows, most=1 if exact else N_COMPARED)
@@ -161,15 +181,15 @@ def predict_store(
         forward.fit(first, slide_id)
     check = None
     if not exact and len(first):
-        check = compare_with_fp32(
-            forward, first, slide_id=slide_id, threshold=threshold, tolerance=tolerance
-        )
+        check = compare_with_fp32(forward, first, slide_id=slide_id, rule=rule, tolerance=tolerance)
         if not check.within:
             log.warning(
                 "%s: %s, above the tolerance of %g; use --set predict.precision=fp32",
                 slide_id, check, tolerance,
             )  # fmt: skip
     forward.seconds_transfer = forward.seconds_model = 0.0
+    n_unreadable = len(store) - len(rows)
+    rows = _share(rows, batch_size or forward.limit, part)
     found, resumed, waited = score_rows(
         forward,
         store,
@@ -180,21 +200,22 @@ def predict_store(
     )
     scores = np.full(len(store), np.nan, np.float32)
     scores[rows] = found
-    unread = np.isnan(scores)
-    if len(rows) and unread.all():
+    lost = np.isnan(found)
+    n_unreadable += int(lost.sum())
+    if len(rows) and lost.all():
         raise InferenceError(
             f"{slide_id}: none of its {pluralize(len(rows), 'patch')} could be read; "
             "check the slide file, then tile and predict again"
         )
-    if unread.sum() > max_unreadable * len(scores):
+    if n_unreadable > max_unreadable * len(scores):
         raise InferenceError(
-            f"{slide_id}: {unread.sum()} of {pluralize(len(scores), 'patch')} cannot be decoded, "
+            f"{slide_id}: {n_unreadable} of {pluralize(len(scores), 'patch')} cannot be decoded, "
             f"more than tile.max_unreadable={max_unreadable:g} allows; copy the "
             "slide again from its source"
         )
     summary = PredictSummary(
         n_patches=len(scores),
-        n_unreadable=int(unread.sum()),
+        n_unreadable=n_unreadable,
         n_resumed=resumed,
         batch_size=forward.limit,
         seconds_read_wait=waited,
@@ -204,6 +225,14 @@ def predict_store(
     )
     log.info("%s: %s", slide_id, summary)
     return scores, summary
+
+
+def _share(rows: NDArray[np.int64], size: int, part: Shard | None) -> NDArray[np.int64]:
+    """Choose a part's rows: consecutive batches of `size`, as equal as can be."""
+    if part is None:
+        return rows
+    batches = share_of(range(0, len(rows), size), part)
+    return rows[batches[0] : batches[-1] + size] if batches else rows[:0]
 
 
 def _read_first(store: Patches, rows: NDArray[np.int64], *, most: int) -> Tensor:
@@ -224,10 +253,10 @@ def score_rows(
     *,
     readers: int,
     journal: Journal,
-    on_progress: Progress | None,
+    on_progress: OnProgress | None,
 ) -> tuple[NDArray[np.float32], int, float]:
     """Score rows of a store in batches; give scores, how many were done before, seconds waited."""
-    slide_id = store.info.slide_id
+    slide_id = store.slide_id
     size = forward.limit
     pinned = forward.device.type == "cuda"
     with journal:
@@ -250,7 +279,7 @@ def score_rows(
             parts.append(part)
             done += len(part)
             if on_progress:
-                on_progress(done, len(rows), {"slide_id": slide_id})
+                on_progress(done, len(rows))
 
         for loaded in clock:
             pending = forward.launch(loaded.pixels) if loaded.readable.any() else None
@@ -280,35 +309,54 @@ class _Waiting:
             yield batch
 
 
-def check_patches(meta: CheckpointMeta, store: Patches) -> None:
+def check_kind(meta: CheckpointMeta, store: Patches) -> str:
     """Refuse patches of another size, resolution or meaning than the model was trained on.
+
+    Returns
+    -------
+    doubt : str
+        What is worth a warning: other names of classes than in training. Empty: nothing.
 
     Raises
     ------
     InferenceError
-        Saying both sides' values and what to do.
+        With the values of both sides and what to do.
     """
-    geometry = store.geometry
-    shape = (geometry.patch_px, geometry.patch_px, 3)
-    if meta.image_shape is not None and tuple(meta.image_shape) != shape:
-        own, wanted = (" x ".join(map(str, s)) for s in (shape, meta.image_shape))
+    own, kind, name = meta.kind, store.kind, store.slide_id
+    if not own.has_pixels_like(kind):
         raise InferenceError(
-            f"{store.info.slide_id}: its patches are {own}, but the checkpoint of {meta.model} "
-            f"was trained on single images of {wanted}; give a checkpoint trained on patches"
+            f"{name}: these are {kind}, but the checkpoint of {meta.model} was trained on {own}; "
+            f"{_remedy(own, kind)}"
         )
-    if tuple(meta.class_names) == CLASS_NAMES[::-1]:
+    first, second = own.class_names
+    if kind.class_names in (own.class_names, UNNAMED):
+        return ""
+    here = f"{kind.class_names[0]} (0) and {kind.class_names[1]} (1)"
+    if kind.class_names == (second, first):
+        again = "tile" if kind.single else "train"
+        wanted = own if kind.single else kind
         raise InferenceError(
-            f"the checkpoint of {meta.model} scores {meta.class_names[1]} (1), not "
-            f"{CLASS_NAMES[1]}: its classes stand in the other order; train again with "
-            f"images.classes: [{', '.join(CLASS_NAMES)}]"
+            f"{name}: the classes are {here}, but those of the checkpoint of {meta.model} are "
+            f"{first} (0) and {second} (1); {again} again with images.classes: "
+            f"[{', '.join(wanted.class_names)}]"
         )
-    if same_patches(geometry.patch_px, geometry.target_mpp, meta.patch_px, meta.target_mpp):
-        return
-    cure = "give a checkpoint trained on such patches"
-    if meta.target_mpp > 0:  # 0: of images whose resolution nobody knew
-        cure = f"tile with patch_px={meta.patch_px} and target_mpp={meta.target_mpp:g}, or {cure}"
-    raise InferenceError(
-        f"{store.info.slide_id}: its patches are {geometry.patch_px} px at {geometry.target_mpp:g} "
-        f"µm/px, but the checkpoint of {meta.model} was trained on {meta.patch_px} px at "
-        f"{meta.target_mpp:g} µm/px; {cure}"
+    return (
+        f"{name}: the classes are {here}, those of the checkpoint of {meta.model} are {first} (0) "
+        f"and {second} (1); make sure that these mean the same"
+    )
+
+
+def _remedy(own: PatchKind, kind: PatchKind) -> str:
+    """Say how to make patches that a checkpoint can score."""
+    if kind.single:
+        return (
+            "tile with images.size, images.channels and images.mpp to match, or give another "
+            "checkpoint"
+        )
+    side = own.shape[0]
+    if own.shape != (side, side, 3) or own.mpp <= 0:  # slides are not cut so
+        return "give a checkpoint trained on such patches"
+    return (
+        f"tile with patch_px={side} and target_mpp={own.mpp:g}, or give a checkpoint trained on "
+        "such patches"
     )

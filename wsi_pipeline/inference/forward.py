@@ -9,7 +9,7 @@ import logging
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tiling.wording import pluralize
-from wsi_pipeline.data import to_unit_range
+from wsi_pipeline.cohort.data import to_unit_range
+from wsi_pipeline.config.settings import Compiler
 from wsi_pipeline.devices import Precision, compute_in, exact_fp32, place_model
 from wsi_pipeline.errors import ConfigError, InferenceError
-from wsi_pipeline.settings import Compiler
 
 log = logging.getLogger(__name__)
 
@@ -28,10 +28,16 @@ log = logging.getLogger(__name__)
 CPU_BATCH_PIXELS = 2**20  # four patches of 512 px
 GPU_BATCH_PIXELS = 2**24  # 64 patches of 512 px
 MAX_BATCH = 1024
+Output = Literal["scores", "logits"]
 # As many patches as keep the largest layer's input and output within this. Constants of the
 # device, not what happens to be free, so that a run repeated gives the same bits.
 CPU_LAYER_BYTES = 2**29  # VGG16: four patches of 512 px
 GPU_LAYER_SHARE = 1 / 8  # of the device's memory
+
+
+def batch_pixels(device: torch.device) -> int:
+    """Return how many pixels keep a device busy."""
+    return GPU_BATCH_PIXELS if device.type == "cuda" else CPU_BATCH_PIXELS
 
 
 def automatic_batch_size(patch_px: int, device: torch.device) -> int:
@@ -42,8 +48,7 @@ def automatic_batch_size(patch_px: int, device: torch.device) -> int:
     >>> automatic_batch_size(512, torch.device("cpu"))
     4
     """
-    pixels = GPU_BATCH_PIXELS if device.type == "cuda" else CPU_BATCH_PIXELS
-    return min(max(1, pixels // patch_px**2), MAX_BATCH)
+    return min(max(1, batch_pixels(device) // patch_px**2), MAX_BATCH)
 
 
 @dataclass
@@ -51,7 +56,7 @@ class Pending:
     """A batch on its way through the model."""
 
     pixels: Tensor  # (B, P, P, 3) uint8 on the host, kept in case memory does not suffice
-    scores: Tensor | None  # (B,) float32 on the device; None: to be computed in parts
+    outputs: Tensor | None  # (B,) float32 on the device; None: to be computed in parts
     events: tuple[Any, Any, Any] | None  # CUDA: before the copy, after it, after the model
 
 
@@ -69,6 +74,8 @@ class Forward:
         ``inductor``: `torch.compile`; batches are padded to one size, so that it compiles once.
     limit : int
         Patches at once.
+    output : {"scores", "logits"}
+        What is given of each patch; the score is the sigmoid of the logit.
 
     Attributes
     ----------
@@ -86,7 +93,9 @@ class Forward:
         precision: Precision,
         compiler: Compiler = "none",
         limit: int,
+        output: Output = "scores",
     ) -> None:
+        self.output = output
         self._plain = place_model(model, device).eval()
         self._model: Any = torch.compile(self._plain) if compiler == "inductor" else self._plain
         self._padded = compiler == "inductor"
@@ -98,7 +107,7 @@ class Forward:
         self.seconds_model = 0.0
 
     def fit(self, pixels: Tensor, slide_id: str) -> None:
-        """Pass one patch through, and from its largest layer tell how many to compute at once.
+        """Choose the batch size from the largest layer of one patch.
 
         Raises
         ------
@@ -124,10 +133,10 @@ class Forward:
             started = time.perf_counter()
             x = to_unit_range(self._pad(pixels), self.device)
             moved = time.perf_counter()
-            scores = self._scores(x)[: len(pixels)]
+            outputs = self._pass(x)[: len(pixels)]
             self.seconds_transfer += moved - started
             self.seconds_model += time.perf_counter() - moved
-            return Pending(pixels, scores, None)
+            return Pending(pixels, outputs, None)
         except RuntimeError as error:
             if not _is_out_of_memory(error):
                 raise
@@ -144,37 +153,36 @@ class Forward:
             copied.record()
         main.wait_event(copied)
         moved.record_stream(main)
-        scores = self._scores(to_unit_range(moved, self.device))[: len(pixels)]
+        outputs = self._pass(to_unit_range(moved, self.device))[: len(pixels)]
         after.record(main)
-        return Pending(pixels, scores, (before, copied, after))
+        return Pending(pixels, outputs, (before, copied, after))
 
     def collect(self, pending: Pending, slide_id: str) -> NDArray[np.float32]:
-        """Fetch a batch's scores, (B,) float32 in [0, 1]; in smaller parts where memory was short.
+        """Fetch a batch's outputs, (B,) float32; in smaller parts where memory was short.
 
         Raises
         ------
         InferenceError
-            If not even one patch fits into memory, or a score is no finite number.
+            If not even one patch fits into memory, or an output is no finite number.
         """
-        if pending.scores is None:
+        if pending.outputs is None:
             return self._in_parts(pending.pixels, slide_id)
-        scores: NDArray[np.float32] = pending.scores.cpu().numpy()
+        outputs: NDArray[np.float32] = pending.outputs.cpu().numpy()
         if pending.events is not None:
             before, copied, after = pending.events
             self.seconds_transfer += before.elapsed_time(copied) / 1e3
             self.seconds_model += copied.elapsed_time(after) / 1e3
-        return _checked(scores, slide_id, self._precision)
+        return _checked(outputs, slide_id, self._precision)
 
     def score(self, pixels: Tensor, slide_id: str) -> NDArray[np.float32]:
         """Score a batch at once."""
         return self.collect(self.launch(pixels), slide_id)
 
     def score_exactly(self, pixels: Tensor, slide_id: str) -> NDArray[np.float32]:
-        """Score in fp32 without a compiler, one patch at a time: what the others are held to."""
+        """Score in fp32 without a compiler, one patch at a time, as the reference."""
         with self._inference("fp32"):
             parts = [
-                self._plain(to_unit_range(one[None], self.device)).float().sigmoid()
-                for one in pixels
+                self._finish(self._plain(to_unit_range(one[None], self.device))) for one in pixels
             ]
         return _checked(torch.cat(parts).cpu().numpy(), slide_id, "fp32")
 
@@ -193,10 +201,12 @@ class Forward:
         ]
         return np.concatenate(parts)
 
-    def _scores(self, x: Tensor) -> Tensor:
+    def _pass(self, x: Tensor) -> Tensor:
         with self._inference(self._precision):
-            logits: Tensor = self._model(x)
-            return logits.float().sigmoid()
+            return self._finish(self._model(x))
+
+    def _finish(self, logits: Tensor) -> Tensor:
+        return logits.float().sigmoid() if self.output == "scores" else logits.float()
 
     @contextlib.contextmanager
     def _inference(self, precision: Precision) -> Iterator[None]:
@@ -224,13 +234,13 @@ def _checked(
     if n_bad:
         raise InferenceError(
             f"{slide_id}: the model returned no finite score for {n_bad} of "
-            f"{pluralize(len(scores), 'patch')} in {precision}; {cure_no_score(precision)}"
+            f"{pluralize(len(scores), 'patch')} in {precision}; {suggest_no_score(precision)}"
         )
     return scores
 
 
-def cure_no_score(precision: Precision) -> str:
-    """Say what helps where a model gives no finite score."""
+def suggest_no_score(precision: Precision) -> str:
+    """Suggest a remedy for a model that gives no finite score."""
     if precision != "fp32":
         return "use --set predict.precision=fp32, or train again"
     return (
@@ -240,12 +250,12 @@ def cure_no_score(precision: Precision) -> str:
 
 
 def check_compiler(compiler: Compiler) -> None:
-    """Say at once where `torch.compile` cannot work.
+    """Raise an error if `torch.compile` cannot work.
 
     Raises
     ------
     ConfigError
-        Naming what is missing.
+        With what is missing.
     """
     if compiler == "none" or torch.cuda.is_available():
         return

@@ -38,7 +38,7 @@ class Journal:
     path : Path
         Of the file; None: nothing is kept.
     key : str
-        Of the settings and inputs. A journal of another key is begun anew.
+        Of the settings and inputs. A journal with another key is started again.
 
     Attributes
     ----------

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tiling.wording import pluralize
+from wsi_pipeline.contracts import Rule
 from wsi_pipeline.inference.forward import Forward
 
 # Patches compared per slide: on the CPU fp32 takes about three times as long as bf16, so this costs
@@ -22,7 +23,7 @@ class PrecisionCheck:
     n_patches: int
     largest_difference: float  # of scores
     n_flipped: int  # decisions at the threshold that differ
-    threshold: float  # a patch is positive iff its score >= threshold
+    threshold: float  # that scores are compared with
     tolerance: float
 
     @property
@@ -31,7 +32,7 @@ class PrecisionCheck:
         return self.largest_difference <= self.tolerance
 
     def as_plain(self) -> dict[str, Any]:
-        """Give what the score file keeps."""
+        """Return what the score file keeps."""
         return asdict(self)
 
     def __str__(self) -> str:
@@ -42,7 +43,7 @@ class PrecisionCheck:
 
 
 def compare_with_fp32(
-    forward: Forward, pixels: Tensor, *, slide_id: str, threshold: float, tolerance: float
+    forward: Forward, pixels: Tensor, *, slide_id: str, rule: Rule, tolerance: float
 ) -> PrecisionCheck:
     """Score patches both ways.
 
@@ -53,21 +54,26 @@ def compare_with_fp32(
     pixels : (B, P, P, 3) uint8
         The slide's first readable patches.
     slide_id : str
-    threshold : float
-        At which a decision is taken.
+    rule : Rule
+        By which a decision is taken.
     tolerance : float
         Largest difference of scores that is not remarked on.
     """
-    fast = forward.score(pixels, slide_id)
-    exact = forward.score_exactly(pixels, slide_id)
+    fast: NDArray[np.floating[Any]] = forward.score(pixels, slide_id)
+    exact: NDArray[np.floating[Any]] = forward.score_exactly(pixels, slide_id)
+    if forward.output == "logits":
+        fast, exact = sigmoid(fast), sigmoid(exact)
     return PrecisionCheck(
         n_patches=len(pixels),
-        largest_difference=_largest(np.abs(fast - exact)),
-        n_flipped=int(((fast >= threshold) != (exact >= threshold)).sum()),
-        threshold=threshold,
+        largest_difference=float(np.abs(fast - exact).max(initial=0)),
+        n_flipped=int((rule.decide(fast) != rule.decide(exact)).sum()),
+        threshold=rule.threshold,
         tolerance=tolerance,
     )
 
 
-def _largest(values: NDArray[np.float32]) -> float:
-    return float(values.max()) if len(values) else 0.0
+def sigmoid(logits: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+    """Turn logits into scores without overflow."""
+    exact = np.asarray(logits, np.float64)
+    small = np.exp(-np.abs(exact))
+    return np.asarray(np.where(exact >= 0, 1 / (1 + small), small / (1 + small)))

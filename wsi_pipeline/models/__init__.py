@@ -6,13 +6,13 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
+from wsi_pipeline.config.settings import PreprocessConfig
 from wsi_pipeline.errors import ModelError
 from wsi_pipeline.models.base import PatchClassifier
 from wsi_pipeline.models.cam import CAM
 from wsi_pipeline.models.patchnet import PatchNet, PrecisionPatchNet
+from wsi_pipeline.models.preprocess import Preprocess
 from wsi_pipeline.models.vgg import VGG11, VGG16, VGG19, VGG11Pooled
-from wsi_pipeline.preprocess import Preprocess
-from wsi_pipeline.settings import PreprocessConfig
 
 __all__ = ["MODELS", "PatchClassifier", "build_model"]
 
@@ -37,14 +37,14 @@ def build_model(
     name : str
         In `MODELS`.
     preprocess : mapping, optional
-        Fields of `PreprocessConfig`: what is done to images before the network.
+        Fields of `PreprocessConfig`, applied to images before the network.
     **options
-        Of that model.
+        Options of that model.
 
     Raises
     ------
     ModelError
-        If there is no such model, or it has no such option, or not with such a value.
+        If the model or an option is unknown, or the value of an option is invalid.
     """
     if name not in MODELS:
         raise ModelError(f"no model is called {name!r}; known: {', '.join(sorted(MODELS))}")

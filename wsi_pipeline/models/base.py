@@ -1,4 +1,4 @@
-"""What every patch classifier is."""
+"""Base class of all patch classifiers."""
 
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar
@@ -6,23 +6,23 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from wsi_pipeline.preprocess import Preprocess
+from wsi_pipeline.models.preprocess import Preprocess
 
 
 class PatchClassifier(nn.Module, ABC):
-    """A network that says how suspicious a patch is.
+    """A network that scores patches.
 
-    A model takes plain images and does its own normalisation, so that whoever calls it need not
-    know what it was trained with.
+    A model takes plain images and does its own normalisation, so that callers need not know the
+    preprocessing it was trained with.
 
     Attributes
     ----------
     options : dict
-        What ``build_model(name, **options)`` needs to build the same network; JSON can hold it.
+        Arguments of ``build_model(name, **options)`` for the same network, as JSON values.
     preprocess : Preprocess, optional
-        What is done to images before the network's own normalisation; part of `options`.
+        Applied to images before the network's own normalisation; part of `options`.
     threshold, strict
-        Its rule on single images: class 1 iff score >= threshold, or > where strict.
+        Decision rule on single images: class 1 iff score >= threshold, or > if strict.
     """
 
     options: dict[str, Any]
@@ -45,11 +45,11 @@ class PatchClassifier(nn.Module, ABC):
         """
 
     def prepare(self, x: Tensor) -> Tensor:
-        """Bring images to what the network was made for: (B, C, H, W) -> (B, C, h, w)."""
+        """Prepare images for the network: (B, C, H, W) -> (B, C, h, w)."""
         return x if self.preprocess is None else self.preprocess(x)
 
     def loss(self, x: Tensor, y: Tensor) -> Tensor:
-        """Give the mean cross-entropy of a batch.
+        """Return the mean cross-entropy of a batch.
 
         Parameters
         ----------
@@ -63,6 +63,6 @@ class PatchClassifier(nn.Module, ABC):
         return F.binary_cross_entropy_with_logits(self(x), y.to(x.dtype))
 
     def score(self, x: Tensor) -> Tensor:
-        """Give F(I) in [0, 1] for each image, shape (B,)."""
+        """Return F(I) in [0, 1] for each image, shape (B,)."""
         logits: Tensor = self(x)
         return logits.float().sigmoid()

@@ -4,14 +4,13 @@ References
 ----------
 .. [1] Zhou, Khosla, Lapedriza, Oliva, Torralba, "Learning Deep Features for Discriminative
    Localization", CVPR 2016.
-.. [2] PatchNet paper 2, appendix C: a VGG-19 with only three pooling layers. Which three it does
-   not say; the first are kept here, so that blocks 4 and 5 work at an eighth of the resolution
+.. [2] PatchNet paper 2, appendix C: a VGG-19 with only three pooling layers. Which three is not
+   specified; the first are kept here, so that blocks 4 and 5 work at an eighth of the resolution
    (docs/models.md).
 """
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from wsi_pipeline.models.vgg import VGGFeatures, make_output
 
@@ -30,14 +29,14 @@ class CAM(VGGFeatures):
         self.output = make_output(self.channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Give the logits of images: (B, 3, H, W) float in [0, 1], at least 8 px -> (B,)."""
+        """Return the logits of images: (B, 3, H, W) float in [0, 1], at least 8 px -> (B,)."""
         maps = self.feature_maps(x)
         with torch.autocast(x.device.type, enabled=False):
             logits: Tensor = self.output(maps.to(self.output.weight.dtype).mean(dim=(2, 3)))
         return logits.squeeze(-1)
 
     def class_map(self, x: Tensor) -> Tensor:
-        """Give sum_f w_f F_f, whose mean plus the bias is the logit ([1], eq. 2).
+        """Return sum_f w_f F_f, whose mean plus the bias is the logit ([1], eq. 2).
 
         Parameters
         ----------
@@ -49,10 +48,3 @@ class CAM(VGGFeatures):
             At the resolution of the last convolution; positive values speak for class 1.
         """
         return torch.einsum("bfhw,f->bhw", self.feature_maps(x), self.output.weight[0])
-
-    @torch.no_grad()
-    def activation_map(self, x: Tensor) -> Tensor:
-        """Give the class map at the images' own size: (B, 3, H, W) -> (B, H, W), bilinear."""
-        size = self.prepare(x).shape[-2:]
-        maps = self.class_map(x)[:, None]
-        return F.interpolate(maps, size=size, mode="bilinear", align_corners=False)[:, 0]

@@ -1,4 +1,4 @@
-"""What PatchNet's loss converges to on two kinds of patches (paper 1, 3.3 and appendix A).
+"""Optimum of PatchNet's loss on two kinds of patches (paper 1, 3.3 and appendix A).
 
 Class 0 has only patches P0; class 1 has `a` of them and `b` patches P1. With p0 and p1 the subnet's
 probabilities of the two kinds, the loss of one image of each class is
@@ -17,7 +17,7 @@ from wsi_pipeline.errors import ModelError
 
 
 def toy_optimum(a: float, b: float, *, p1: float = 1.0) -> float:
-    """Give the p0 of least loss: (a - b p1) / (2a), not below 0.
+    """Return the p0 of least loss: (a - b p1) / (2a), not below 0.
 
     Parameters
     ----------
@@ -39,11 +39,11 @@ def toy_optimum(a: float, b: float, *, p1: float = 1.0) -> float:
 
 
 def toy_loss(p0: float, p1: float, *, a: float, b: float) -> float:
-    """Give L(p0, p1), the cross-entropy of one image of each class."""
+    """Return L(p0, p1), the cross-entropy of one image of each class."""
     return -math.log1p(-p0) - math.log((a * p0 + b * p1) / (a + b))
 
 
 def toy_gradient(p0: float, p1: float, *, a: float, b: float) -> tuple[float, float]:
-    """Give dL/dp0 and dL/dp1."""
+    """Return dL/dp0 and dL/dp1."""
     mixed = a * p0 + b * p1
     return 1 / (1 - p0) - a / mixed, -b / mixed

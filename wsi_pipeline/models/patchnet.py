@@ -1,7 +1,7 @@
 """PatchNet: a small network on small patches, averaged over the image.
 
-It sees one small patch at a time and the image's probability is the mean of the patches'. So the
-map of patch probabilities *is* the explanation: nothing is attributed after the fact.
+It sees one small patch at a time, and the probability of the image is the mean of the patches'
+probabilities. The map of these *is* the explanation: nothing is attributed after the fact.
 
 References
 ----------
@@ -22,7 +22,7 @@ from wsi_pipeline.errors import ModelError
 from wsi_pipeline.models.base import PatchClassifier
 from wsi_pipeline.models.dense import DenseEngine
 from wsi_pipeline.models.dense.schemes import Products
-from wsi_pipeline.preprocess import min_max
+from wsi_pipeline.models.preprocess import min_max
 
 Grid = Literal["ceil", "floor", "center"]
 Normalise = Literal["unit", "minmax"]
@@ -74,13 +74,13 @@ class Subnet(nn.Module):
         self.output = nn.Linear(filters, 1)
 
     def filter_outputs(self, patches: Tensor) -> Tensor:
-        """Give the tanh of each filter's linear model: (N, c, m, m) -> (N, filters) in [-1, 1]."""
+        """Compute the tanh of the linear models: (N, c, m, m) -> (N, filters) in [-1, 1]."""
         maps = self.convolutions(patches)
         linear = torch.einsum("nfhw,fhw->nf", maps, self.readout_weight)
         return torch.tanh(linear + self.readout_bias)
 
     def combine_filters(self, tanh: Tensor) -> Tensor:
-        """Give Q from the filters' maps: (filters, H, W) -> (H, W) in (0, 1)."""
+        """Return Q from the filters' maps: (filters, H, W) -> (H, W) in (0, 1)."""
         probability: Tensor = self.output(tanh.movedim(0, -1)).squeeze(-1).sigmoid()
         return probability
 
@@ -90,7 +90,7 @@ class Subnet(nn.Module):
         return DenseEngine(convolutions, self.readout_weight, self.readout_bias, products=products)
 
     def forward(self, patches: Tensor) -> Tensor:
-        """Give the logit of Q for each patch: (N, c, m, m) -> (N,)."""
+        """Return the logit of Q for each patch: (N, c, m, m) -> (N,)."""
         tanh = self.filter_outputs(patches)
         with torch.autocast(patches.device.type, enabled=False):
             # In half precision the last sum would leave a few hundred distinct scores.
@@ -112,7 +112,7 @@ class PatchNet(PatchClassifier):
     grid : {"ceil", "floor", "center"}
         What becomes of a remainder: ``ceil`` pads zeros below and to the right until every pixel
         is covered, the only reading that gives the 0.333 of paper 1, appendix A; ``floor``
-        drops it; ``center`` lays one patch around each stride-th pixel, padded on all sides.
+        drops it; ``center`` places one patch around each stride-th pixel, padded on all sides.
     region : int, optional
         Only patches of the central square of this side (paper 2, appendix F).
     normalise : {"unit", "minmax"}
@@ -170,7 +170,7 @@ class PatchNet(PatchClassifier):
         }
 
     def forward(self, x: Tensor) -> Tensor:
-        """Give log P - log(1 - P) of each image, whose sigmoid is P = mean Q.
+        """Return log P - log(1 - P) of each image, whose sigmoid is P = mean Q.
 
         Parameters
         ----------
@@ -184,24 +184,24 @@ class PatchNet(PatchClassifier):
         return log_p - log_not_p
 
     def patch_logits(self, x: Tensor) -> Tensor:
-        """Give the logit of Q for each patch of each image: (B, c, H, W) -> (B, l)."""
+        """Return the logit of Q for each patch of each image: (B, c, H, W) -> (B, l)."""
         patches = self.cut(self.prepare(x))  # (B, l, c, m, m)
         parts = patches.flatten(0, 1).split(self.patches_at_once(x.device))
         logits = torch.cat([self.subnet(part) for part in parts])
         return logits.view(patches.shape[:2])
 
     def patches_at_once(self, device: torch.device) -> int:
-        """Give how many patches to compute at once on a device."""
+        """Return how many patches to compute at once on a device."""
         values = CPU_LAYER_VALUES if device.type == "cpu" else GPU_LAYER_VALUES
         return max(1, values // self.subnet.readout_weight.numel())
 
     def predict(self, x: Tensor) -> Tensor:
-        """Say class 1 iff P > 1/2, strictly (paper 1: threshold .5 + eps): (B,) bool."""
+        """Predict class 1 iff P > 1/2, strictly (paper 1: threshold .5 + eps): (B,) bool."""
         logits: Tensor = self(x)
         return logits > 0
 
     def prepare(self, x: Tensor) -> Tensor:
-        """Bring images to what the subnet was trained on; of the same shape, but for a crop."""
+        """Prepare images as for training; the shape changes only by a crop."""
         channels = self.options["channels"]
         if x.shape[1] != channels:
             raise ModelError(
@@ -278,7 +278,7 @@ class PatchNet(PatchClassifier):
 
 
 class PrecisionPatchNet(PatchNet):
-    """PatchNet whose class-0 loss punishes each suspicious patch by itself (paper 1, 3.5).
+    """PatchNet whose class-0 loss penalises each suspicious patch by itself (paper 1, 3.5).
 
     Equation (2) as printed lacks a minus sign: it would be least where every Q is 1. The loss of
     a class-0 image is -(1/l) sum log(1 - Q_i), at least the plain one (Jensen), with equality iff
@@ -286,7 +286,7 @@ class PrecisionPatchNet(PatchNet):
     """
 
     def loss(self, x: Tensor, y: Tensor) -> Tensor:
-        """Give the mean loss of a batch: scalar."""
+        """Return the mean loss of a batch: scalar."""
         logits = self.patch_logits(x)
         log_p, _ = log_mean_probability(logits)
         negative = F.softplus(logits).mean(dim=1)
@@ -294,7 +294,7 @@ class PrecisionPatchNet(PatchNet):
 
 
 def log_mean_probability(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Give log P and log(1 - P) of P = mean sigmoid(z_j), finite for any logits.
+    """Return log P and log(1 - P) of P = mean sigmoid(z_j), finite for any logits.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Weights to start from: a VGG's state dict in torchvision's layout, as others save it.
+"""Initial weights: a VGG's state dict in torchvision's layout.
 
 Files are read without running code (``weights_only=True``, or safetensors). A state dict may be
 stored in a training's checkpoint (under ``state_dict``, ``model``, ...), and its names may have a
@@ -18,7 +18,7 @@ from wsi_pipeline.errors import ModelError
 
 log = logging.getLogger(__name__)
 
-# Under which a checkpoint holds the weights; the first that is there is taken.
+# Keys of the weights in a checkpoint; the first that exists is used.
 CONTAINERS = ("state_dict", "model_state_dict", "model")
 _FIRST = "features.0.weight"  # the layer of each VGG by which a prefix is found
 
@@ -39,7 +39,7 @@ def load_imagenet_weights(model: nn.Module, path: Path) -> None:
     Raises
     ------
     ModelError
-        Naming the file, and the layer that is missing, of another shape, or not finite, or the
+        With the file, and the layer that is missing, of another shape, or not finite, or the
         layers that the model does not have.
     """
     stored = _read_tensors(path)
@@ -51,12 +51,12 @@ def load_imagenet_weights(model: nn.Module, path: Path) -> None:
 
 
 def check_weights_file(path: Path) -> None:
-    """Refuse weights to start from that are not there.
+    """Refuse initial weights whose file does not exist.
 
     Raises
     ------
     ModelError
-        Naming the file and where it is set.
+        With the file and the setting.
     """
     if not path.is_file():
         raise ModelError(
@@ -75,7 +75,7 @@ def _is_pretrained(name: str, model: nn.Module) -> bool:
 
 
 def _read_tensors(path: Path) -> dict[str, Any]:
-    """Read the state dict of a file, wherever in it that is."""
+    """Read the state dict of a file, at the top level or under one of `CONTAINERS`."""
     import safetensors
     import safetensors.torch
 

@@ -78,7 +78,7 @@ class VGGFeatures(PatchClassifier):
         self.register_buffer("std", torch.tensor(IMAGENET_STD).view(3, 1, 1), persistent=False)
 
     def feature_maps(self, x: Tensor) -> Tensor:
-        """Give the last maps of images: (B, 3 or 1, H, W) in [0, 1] -> (B, channels, h, w)."""
+        """Return the last maps of images: (B, 3 or 1, H, W) in [0, 1] -> (B, channels, h, w)."""
         x = self.prepare(x)
         least = 2**self.poolings
         if min(x.shape[-2:]) < least:
@@ -103,7 +103,7 @@ class VGG(VGGFeatures):
         self.output = make_output(self.channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Give the logits of images.
+        """Return the logits of images.
 
         Parameters
         ----------
@@ -169,7 +169,7 @@ class VGG11(VGGFeatures):
                 nn.init.zeros_(layer.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Give the logits of images: (B, 3, H, W) float in [0, 1] -> (B,)."""
+        """Return the logits of images: (B, 3, H, W) float in [0, 1] -> (B,)."""
         maps = self.feature_maps(x)
         if maps.shape[-2:] != (TOP_SIDE, TOP_SIDE):
             maps = F.adaptive_avg_pool2d(maps, TOP_SIDE)
@@ -204,7 +204,7 @@ def make_features(
     width : float
         Factor on the channels.
     poolings : int
-        The first so many poolings are kept; a place holder stands for each other one.
+        Number of poolings that are kept, from the first; the others become placeholders.
 
     Returns
     -------

@@ -1,44 +1,48 @@
 """The ``plan`` command: what a run would do, found by the code that does it; nothing is written.
 
 Patches, labels, files and bytes of the patch stores are counted as tiling counts them. Times come
-from a short probe of this machine, and what the models will say is not known yet, so score files
-and heatmaps are estimates.
+from a short probe of this machine, and scores are not known yet, so score files and heatmaps are
+estimates.
 """
 
-import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tiling.contracts import TileConfig
 from tiling.errors import ExpectedError, SlideError
 from tiling.wording import pluralize
-from wsi_pipeline.cluster import Shard, select_shard
-from wsi_pipeline.config import Config, anchor_paths
-from wsi_pipeline.contracts import SlideEntry, Split
-from wsi_pipeline.errors import ConfigError, PipelineError, StageError
-from wsi_pipeline.label_audit import Audited, audit_slide
-from wsi_pipeline.planning.around import NOTHING, Footprint, plan_around
-from wsi_pipeline.planning.lookers import look_at_each
-from wsi_pipeline.progress import StageProgress
-from wsi_pipeline.runfolder import RunFolder, State, Unit, unit_state
-from wsi_pipeline.settings import TrainConfig
-from wsi_pipeline.slide_contents import TileInputs, old_tile_fingerprint, tile_inputs
-from wsi_pipeline.splits import advise_missing_split
-from wsi_pipeline.stages import list_entries, slide_bytes
+from wsi_pipeline.cohort.splits import advise_missing_split
+from wsi_pipeline.config.reading import Config, anchor_paths
+from wsi_pipeline.contracts import SlideEntry
+from wsi_pipeline.errors import StageError
+from wsi_pipeline.layout import RunFolder, Unit
+from wsi_pipeline.planning.extra_files import plan_extra_files
+from wsi_pipeline.planning.figures import (
+    RunPlan,
+    SlidePlan,
+    find_problems,
+    free_bytes,
+    to_predict,
+)
+from wsi_pipeline.planning.images import plan_images
+from wsi_pipeline.planning.models import plan_models
+from wsi_pipeline.run.process_pool import map_in_processes
+from wsi_pipeline.run.progress import StageProgress
+from wsi_pipeline.run.shards import Shard, select_shard
+from wsi_pipeline.run.slide_contents import TileInputs, old_tile_fingerprint, tile_inputs
+from wsi_pipeline.run.state import State, unit_state
+from wsi_pipeline.stages.inputs import slide_bytes
+from wsi_pipeline.stages.label_audit import Audited, audit_slide
+from wsi_pipeline.stages.tile import list_entries
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from tiling.build import TilePlan
     from tiling.contracts import Slide
-    from wsi_pipeline.models import PatchClassifier
+    from tiling.tile_plan import TilePlan
 
 PROBE_PATCHES, PROBE_S = 8, 1.0  # per slide: read so many patches, no longer than that
-MODEL_PROBE_S = 5.0  # per model
-BACKWARD = 3  # a training step costs about three forward passes (forward, and two products back)
 # From the files of the demo: the frame of a score file and of a heatmap; the largest overlay.
 SCORES_BYTES, BYTES_PER_SCORE, HEATMAP_BYTES, OVERLAY_BYTES = 9_000, 20, 2_300, 2_000_000
 PYRAMID = 4 / 3  # a pyramid's levels together, of its first
@@ -51,123 +55,6 @@ class PlanTask:
     entry: SlideEntry
     config: TileConfig
     run: Path | None
-
-
-@dataclass(frozen=True)
-class SlidePlan:
-    """What would become of one slide."""
-
-    slide_id: str
-    split: str | None = None
-    state: State = "missing"
-    problem: str = ""  # why it would fail; empty if it would not
-    patches: int = 0
-    positive: int = 0
-    negative: int = 0
-    ignored: int = 0
-    unlabelled: int = 0
-    bytes: int = 0  # patch store and picture
-    files: int = 0
-    heatmap_bytes: int = 0  # at most, of one model's values
-    seconds: float = 0.0  # to tile it; 0 where it is finished
-    unreadable_probes: int = 0
-    notes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class ModelPlan:
-    """What a model would cost."""
-
-    name: str
-    seconds_per_patch: float | None  # a forward pass here; None: could not be probed
-    train_patches: int  # at most, over all epochs
-    predict_patches: int
-    problem: str = ""
-
-    @property
-    def train_seconds(self) -> float | None:
-        """At most: training may stop early."""
-        each = self.seconds_per_patch
-        return None if each is None else BACKWARD * each * self.train_patches
-
-    @property
-    def predict_seconds(self) -> float | None:
-        """For all slides."""
-        return (
-            None
-            if self.seconds_per_patch is None
-            else (self.seconds_per_patch * self.predict_patches)
-        )
-
-
-@dataclass(frozen=True)
-class RunPlan:
-    """What a whole run would do."""
-
-    slides: tuple[SlidePlan, ...]
-    around: Footprint = NOTHING  # what tile writes besides: the label audit, run.json, ...
-    models: tuple[ModelPlan, ...] = ()
-    estimates: dict[str, tuple[int, int]] = field(default_factory=dict)  # stage -> files, bytes
-    free_bytes: int | None = None
-    problems: tuple[str, ...] = ()  # of the run as a whole
-    shard_bytes: tuple[int, ...] = ()  # of slide files in each shard
-    workers: int = 1
-
-    @property
-    def new(self) -> list[SlidePlan]:
-        """Slides that would be tiled."""
-        return [s for s in self.slides if not s.problem and s.state != "finished"]
-
-    @property
-    def need_bytes(self) -> int:
-        """Room that would be taken, estimates included."""
-        return self.new_bytes + sum(size for _, size in self.estimates.values())
-
-    @property
-    def new_bytes(self) -> int:
-        """Bytes that `tile` would write."""
-        return sum(s.bytes for s in self.new) + self.around.bytes
-
-    @property
-    def new_files(self) -> int:
-        """Files that `tile` would write."""
-        return sum(s.files for s in self.new) + self.around.files
-
-    @property
-    def exit_code(self) -> int:
-        """0 all would work, 3 some would fail, 1 nothing could be done."""
-        failing = sum(bool(s.problem) for s in self.slides)
-        if failing == len(self.slides):
-            return 1
-        return 3 if failing or self.problems or any(m.problem for m in self.models) else 0
-
-    def as_plain(self) -> dict[str, Any]:
-        """As JSON holds it."""
-        return {
-            "slides": [asdict(s) for s in self.slides],
-            "totals": {
-                "slides": len(self.slides),
-                "failing": sum(bool(s.problem) for s in self.slides),
-                "patches": sum(s.patches for s in self.slides),
-                "files": sum(s.files for s in self.slides) + self.around.files,
-                "bytes": sum(s.bytes for s in self.slides) + self.around.bytes,
-                "new_files": self.new_files,
-                "new_bytes": self.new_bytes,
-                "seconds": sum(s.seconds for s in self.new) / self.workers,
-            },
-            "estimates": {
-                stage: {"files": files, "bytes": size}
-                for stage, (files, size) in self.estimates.items()
-            },
-            "models": [
-                asdict(m) | {"train_seconds": m.train_seconds, "predict_seconds": m.predict_seconds}
-                for m in self.models
-            ],
-            "need_bytes": self.need_bytes,
-            "free_bytes": self.free_bytes,
-            "problems": list(self.problems),
-            "shard_bytes": list(self.shard_bytes),
-        }
 
 
 # --- one slide -------------------------------------------------------------------------------
@@ -186,9 +73,9 @@ def plan_slide(task: PlanTask) -> tuple[SlidePlan, Audited | None]:
 
 
 def _plan_slide(task: PlanTask) -> tuple[SlidePlan, Audited]:
-    from tiling.build import check_has_tiles, plan_tiles
     from tiling.footprint import picture_footprint, store_footprint
     from tiling.slide import open_slide
+    from tiling.tile_plan import check_has_tiles, plan_tiles
 
     entry, started = task.entry, time.monotonic()
     known = tile_inputs(entry, task.config)
@@ -234,7 +121,7 @@ def _plan_slide(task: PlanTask) -> tuple[SlidePlan, Audited]:
 def _look_up(task: PlanTask, known: TileInputs) -> tuple[State, str]:
     """Look up what there is of a slide's store; the slide is read only where that decides."""
     from tiling.build import tile_fingerprint
-    from tiling.content import UNREAD, digest_content, find_digest
+    from tiling.listing.content import UNREAD, digest_content, find_digest
 
     entry, run = task.entry, None if task.run is None else RunFolder(task.run)
     unit = Unit("tile", entry.slide_id)
@@ -307,20 +194,35 @@ def plan_run(
         If not even the list of slides can be made.
     """
     if config.images is not None:
-        raise ConfigError("images: plan is for slides; a folder of images is tiled at once")
+        return plan_images(config, device=device, shard=shard, quiet=quiet)
     entries = list_entries(config)
     weights = {entry.slide_id: slide_bytes(entry) for entry in entries}
     chosen = select_shard(weights, shard)
     mine = [entry for entry in entries if entry.slide_id in chosen]
     slides, audited = _plan_slides(mine, config, workers=workers, quiet=quiet)
-    models = _plan_models(slides, config, device) if shard is None else []
+    side = config.tile.patch_px
+    n_trained = sum(s.positive + s.negative for s in slides if s.split == "train")
+    models = (
+        []
+        if shard
+        else plan_models(slides, config, device, shape=(side, side, 3), n_trained=n_trained)
+    )
     return RunPlan(
         slides=tuple(slides),
-        around=plan_around(slides, audited, config, entries, workers=workers),
+        extra=plan_extra_files(slides, audited, config, entries, workers=workers),
         models=tuple(models),
         estimates=_estimate(slides, config),
-        free_bytes=_free_bytes(config.out),
-        problems=tuple(_find_problems(slides, entries, config)) if shard is None else (),
+        free_bytes=free_bytes(config.out),
+        problems=()
+        if shard
+        else tuple(
+            find_problems(
+                slides,
+                config,
+                of="slide",
+                advise=lambda split: advise_missing_split(entries, split, made=config.splits),
+            )
+        ),
         shard_bytes=_shard_bytes(weights, shard),
         workers=max(1, min(workers, len(mine))),
     )
@@ -341,7 +243,7 @@ def _plan_slides(
     plans: dict[int, SlidePlan] = {}
     audited: dict[int, Audited] = {}
     with StageProgress("plan", len(tasks), quiet=quiet) as progress:
-        for number, found in look_at_each(plan_slide, tasks, workers=workers):
+        for number, found in map_in_processes(plan_slide, tasks, workers=workers):
             entry = entries[number]
             if isinstance(found, StageError):
                 problem = f"{entry.path.name}: {found}"
@@ -353,25 +255,9 @@ def _plan_slides(
     return [plans[number] for number in sorted(plans)], [audited[n] for n in sorted(audited)]
 
 
-def _free_bytes(run: Path | None) -> int | None:
-    if run is None:
-        return None
-    folder = next(parent for parent in (run.absolute(), *run.absolute().parents) if parent.exists())
-    return shutil.disk_usage(folder).free
-
-
-def _to_predict(slides: Sequence[SlidePlan], config: Config) -> list[SlidePlan]:
-    wanted = config.predict.splits
-    return [
-        s
-        for s in slides
-        if not s.problem and (wanted is None or s.split is None or s.split in wanted)
-    ]
-
-
 def _estimate(slides: Sequence[SlidePlan], config: Config) -> dict[str, tuple[int, int]]:
-    """Tell files and bytes of what the models will leave: estimates, their scores are unknown."""
-    scored = _to_predict(slides, config)
+    """Estimate files and bytes of the models' outputs, whose scores are unknown."""
+    scored = to_predict(slides, config)
     n_models = len(config.train)
     n_files = n_models * len(scored)
     found = {}
@@ -382,87 +268,3 @@ def _estimate(slides: Sequence[SlidePlan], config: Config) -> dict[str, tuple[in
         values = n_models * sum(s.heatmap_bytes for s in scored)
         found["heatmap"] = (2 * n_files, values + n_files * OVERLAY_BYTES)
     return found
-
-
-def _find_problems(
-    slides: Sequence[SlidePlan], entries: Sequence[SlideEntry], config: Config
-) -> list[str]:
-    if "train" not in config.stages:
-        return []
-    if not config.train:
-        return ["train: the config names no model under train; name one, or leave train out"]
-    found = []
-    validated = any(settings.monitor != "none" for settings in config.train.values())
-    needed: list[Split] = ["train", "val"] if validated else ["train"]
-    for split in needed:
-        inside = [s for s in slides if s.split == split and not s.problem]
-        if not inside and any(s.split == split for s in slides):
-            found.append(f"train: no readable slide in split {split}")
-            continue
-        if not inside:
-            advice = advise_missing_split(entries, split, made=config.splits)
-            found.append(f"train: no slide in split {split}: {advice}")
-            continue
-        counts = {
-            "positive": sum(s.positive for s in inside),
-            "negative": sum(s.negative for s in inside),
-        }
-        missing = [kind for kind, count in counts.items() if not count]
-        found += [
-            f"train: split {split} has no {kind} patch in its "
-            f"{pluralize(len(inside), 'slide')}; check labels, annotations and tile.label_rule"
-            for kind in missing
-        ]
-    return found
-
-
-# --- models ----------------------------------------------------------------------------------
-
-
-def _plan_models(slides: Sequence[SlidePlan], config: Config, device: str) -> list[ModelPlan]:
-    n_predicted = sum(s.patches for s in _to_predict(slides, config))
-    stages = set(config.stages)
-    if not stages & {"train", "predict"} or not n_predicted:
-        return []
-    found = []
-    for name, settings in config.train.items():
-        steps = settings.max_epochs * settings.steps_per_epoch * settings.batch_size
-        n_trained = steps if "train" in stages else 0
-        try:
-            each, problem = _time_model(settings, config.tile.patch_px, device), ""
-        except (PipelineError, RuntimeError) as error:
-            each, problem = None, str(error)
-        n_scored = n_predicted if "predict" in stages else 0
-        found.append(ModelPlan(name, each, n_trained, n_scored, problem))
-    return found
-
-
-def _time_model(settings: TrainConfig, patch_px: int, device: str) -> float:
-    """Time a model's forward pass on noise: seconds per patch."""
-    import torch
-
-    from wsi_pipeline.config import as_plain
-    from wsi_pipeline.devices import resolve_device
-    from wsi_pipeline.models import build_model
-
-    place = resolve_device(device)
-    model = build_model(
-        settings.model.name,
-        preprocess=as_plain(settings.model.preprocess),
-        **settings.model.options,
-    )
-    model = model.to(place).eval()
-    n_patches = 8 if place.type == "cuda" else 1
-    batch = torch.rand(n_patches, 3, patch_px, patch_px, device=place)
-    with torch.inference_mode():
-        # The first pass also sets up the kernels; it counts only where there is time for no other.
-        times = [_time_pass(model, batch)]
-        while len(times) < 6 and sum(times) + times[-1] < MODEL_PROBE_S:
-            times.append(_time_pass(model, batch))
-    return min(times) / n_patches
-
-
-def _time_pass(model: "PatchClassifier", batch: "Tensor") -> float:
-    started = time.monotonic()
-    float(model.score(batch).sum())  # waits for the device
-    return time.monotonic() - started

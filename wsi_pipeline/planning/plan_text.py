@@ -1,7 +1,7 @@
 """A plan in words, for the terminal."""
 
 from tiling.wording import format_duration, pluralize
-from wsi_pipeline.planning.plan import ModelPlan, RunPlan, SlidePlan
+from wsi_pipeline.planning.figures import ModelPlan, RunPlan, SlidePlan
 
 STATE = {
     "missing": "new",
@@ -12,43 +12,46 @@ STATE = {
 
 
 def describe(plan: RunPlan) -> list[str]:
-    """Lay out one line per slide, then the totals, the models, and what would go wrong."""
+    """Format one line per slide, then the totals, the models, and the failures."""
     rows: list[tuple[str, ...]] = [
-        ("slide", "patches", "pos.", "neg.", "ign.", "unl.", "size", "files", "time", "")
+        (plan.of, "patches", "pos.", "neg.", "ign.", "unl.", "size", "files", "time", "")
     ]
-    rows += [_slide_row(s) for s in plan.slides]
+    # Of thousands of images, those to look at.
+    shown = [s for s in plan.slides if plan.of == "slide" or s.problem]
+    rows += [_slide_row(s) for s in shown]
     widths = [max(len(row[column]) for row in rows) for column in range(9)]
     table = []
     for row in rows:
         cells = [row[0].ljust(widths[0])]
         cells += [text.rjust(w) for text, w in zip(row[1:9], widths[1:], strict=True)]
         table.append("  ".join([*cells, row[9]]).rstrip())
-    return [*table, "", *summarise(plan)]
+    return [*(table if shown else []), *([""] if shown else []), *summarise(plan)]
 
 
 def _slide_row(s: SlidePlan) -> tuple[str, ...]:
     if s.problem:
         return (s.slide_id, *[""] * 8, f"WOULD FAIL: {s.problem}")
-    said = [STATE[s.state], *s.notes]
+    notes = [STATE[s.state], *s.notes]
     if s.unreadable_probes:
-        said.append(f"{pluralize(s.unreadable_probes, 'sampled patch')} cannot be decoded")
+        notes.append(f"{pluralize(s.unreadable_probes, 'sampled patch')} cannot be decoded")
     counts = [str(n) for n in (s.patches, s.positive, s.negative, s.ignored, s.unlabelled)]
     size, seconds = size_text(s.bytes), format_duration(s.seconds)
-    return (s.slide_id, *counts, size, str(s.files), seconds, "; ".join(said))
+    return (s.slide_id, *counts, size, str(s.files), seconds, "; ".join(notes))
 
 
 def summarise(plan: RunPlan) -> list[str]:
-    """Give the totals and what would go wrong."""
+    """Return the totals and what would go wrong."""
     failing = [s for s in plan.slides if s.problem]
     by_state = {
         state: [s for s in plan.slides if not s.problem and s.state == state] for state in STATE
     }
     damaged = f"{len(by_state['damaged'])} damaged, " if by_state["damaged"] else ""
+    what = "patch" if plan.of == "slide" else plan.of
     lines = [
-        f"{pluralize(len(plan.slides), 'slide')}: {len(by_state['missing'])} new, "
+        f"{pluralize(len(plan.slides), plan.of)}: {len(by_state['missing'])} new, "
         f"{len(by_state['stale'])} out of date, {damaged}{len(by_state['finished'])} finished, "
         f"{len(failing)} would fail",
-        f"tile: {pluralize(sum(s.patches for s in plan.new), 'patch')}, "
+        f"tile: {pluralize(sum(s.patches for s in plan.new), what)}, "
         f"{size_text(plan.new_bytes)} in {pluralize(plan.new_files, 'file')}, about "
         f"{format_duration(sum(s.seconds for s in plan.new) / plan.workers)} with "
         f"{pluralize(plan.workers, 'worker')}",
@@ -57,7 +60,7 @@ def summarise(plan: RunPlan) -> list[str]:
         f"{stage}: about {size_text(size)} in {pluralize(files, 'file')} (an estimate)"
         for stage, (files, size) in plan.estimates.items()
     ]
-    lines += [_model_line(model) for model in plan.models]
+    lines += [_model_line(model, what) for model in plan.models]
     if plan.shard_bytes:
         low, high = size_text(min(plan.shard_bytes)), size_text(max(plan.shard_bytes))
         lines.append(f"shards: {len(plan.shard_bytes)}, each with {low} to {high} of slide files")
@@ -76,16 +79,16 @@ def _room_line(need: int, free: int) -> str:
     return f"disk space: {size_text(need)} needed, {size_text(free)} free"
 
 
-def _model_line(model: ModelPlan) -> str:
+def _model_line(model: ModelPlan, what: str) -> str:
     if model.problem:
         return f"{model.name}: WOULD FAIL: {model.problem}"
     parts = []
     if model.train_patches:
         took = format_duration(model.train_seconds or 0)
-        parts.append(f"train on at most {pluralize(model.train_patches, 'patch')}, {took}")
+        parts.append(f"train on at most {pluralize(model.train_patches, what)}, {took}")
     if model.predict_patches:
         took = format_duration(model.predict_seconds or 0)
-        parts.append(f"predict {pluralize(model.predict_patches, 'patch')}, about {took}")
+        parts.append(f"predict {pluralize(model.predict_patches, what)}, about {took}")
     return f"{model.name}: {'; '.join(parts)} (timed on this machine)"
 
 

@@ -1,6 +1,6 @@
-"""The ``slides`` command: looks at each slide, and writes a manifest to edit.
+"""The ``slides`` command: checks at each slide, and writes a manifest to edit.
 
-What a manifest says already is kept; what it does not say is proposed where the files tell it.
+Values of a manifest are kept; missing ones are proposed from the files if possible.
 Nothing that could identify a patient is written: no date, no label image, no folder of this
 machine.
 """
@@ -16,26 +16,25 @@ from tiling.contracts import Slide, Unclassified
 from tiling.errors import AnnotationError, SlideError, TilingError
 from tiling.readers.common import is_square
 from tiling.wording import pluralize
-from wsi_pipeline.config import anchor_paths
+from wsi_pipeline.cohort.listing import list_input
+from wsi_pipeline.cohort.manifest import COLUMNS, manifest_row
+from wsi_pipeline.config.reading import anchor_paths
 from wsi_pipeline.contracts import SlideEntry
 from wsi_pipeline.csv_files import as_mapping, iterate_csv, write_csv
 from wsi_pipeline.errors import ManifestError, StageError
-from wsi_pipeline.listing import list_input
-from wsi_pipeline.manifest import COLUMNS, manifest_row
 from wsi_pipeline.names import find_name_problem, name_key, printable, propose_name
-from wsi_pipeline.planning.lookers import look_at_each
-from wsi_pipeline.progress import StageProgress
+from wsi_pipeline.run.process_pool import map_in_processes
+from wsi_pipeline.run.progress import StageProgress
 
 FACTS = (
     "readable", "problem", "notes", "vendor", "width", "height", "levels", "downsamples", "mpp_x",
     "mpp_y", "objective_power", "bounds", "probe", "bytes", "duplicate_of",
 )  # fmt: skip
-ANNOTATION_SUFFIXES = (".xml", ".geojson", ".json", ".xml.gz", ".geojson.gz", ".json.gz")
 PROBE_PX = 64  # side of a probed region, px at its level
 
 
 @dataclass(frozen=True)
-class Look:
+class SlideCheck:
     """What was seen of one slide."""
 
     problem: str = ""  # why it cannot be opened or described; empty if it can
@@ -43,7 +42,7 @@ class Look:
     vendor: str = ""
     size: tuple[int, int] | None = None  # (width, height), level-0 px
     level_downsamples: tuple[float, ...] = ()
-    mpp: tuple[float, float] | None = None  # (x, y) the file says, µm per level-0 px
+    mpp: tuple[float, float] | None = None  # (x, y) from the file, µm per level-0 px
     objective_power: float | None = None
     bounds: tuple[int, int, int, int] | None = None  # x, y, width, height, level-0 px
     n_probed: int = 0  # regions read
@@ -54,22 +53,22 @@ class Look:
 
 @dataclass(frozen=True)
 class Triage:
-    """All slides of a data set, looked at."""
+    """Checks of all slides of a data set."""
 
     entries: tuple[SlideEntry, ...]
-    looks: tuple[Look, ...]
+    checks: tuple[SlideCheck, ...]
     duplicate_of: tuple[str, ...]  # slide id; empty: of none
-    listed: tuple[str, ...] = ()  # notes on the listing: what was passed over
+    listed: tuple[str, ...] = ()  # notes on the listing: skipped files
 
     @property
     def n_readable(self) -> int:
         """Slides that can be opened and of which not every probe failed."""
-        return sum(not look.problem for look in self.looks)
+        return sum(not look.problem for look in self.checks)
 
     @property
     def exit_code(self) -> int:
         """0 all readable, 3 some not, 1 none."""
-        if self.n_readable == len(self.looks):
+        if self.n_readable == len(self.checks):
             return 0
         return 3 if self.n_readable else 1
 
@@ -78,24 +77,26 @@ class Triage:
 
 
 @dataclass(frozen=True)
-class LookTask:
+class CheckTask:
     """One slide to look at."""
 
     entry: SlideEntry
-    propose: bool  # look for an annotation beside the slide
+    propose: bool  # look for an annotation in the slide's folder
 
 
-def look(task: LookTask) -> Look:
+def check_slide(task: CheckTask) -> SlideCheck:
     """Look at one slide; what is wrong with it is part of the answer."""
     try:
-        return _look(task)
+        return _check(task)
     except (TilingError, OSError) as error:
-        return Look(problem=_without_folder(str(error), task.entry.path), n_bytes=_size(task))
+        return SlideCheck(problem=_without_folder(str(error), task.entry.path), n_bytes=_size(task))
     except Exception as error:  # a reader's bug must not lose the other slides
-        return Look(problem=f"unexpected {type(error).__name__} in reading it", n_bytes=_size(task))
+        return SlideCheck(
+            problem=f"unexpected {type(error).__name__} in reading it", n_bytes=_size(task)
+        )
 
 
-def _size(task: LookTask) -> int:
+def _size(task: CheckTask) -> int:
     return task.entry.path.stat().st_size if task.entry.path.is_file() else 0
 
 
@@ -103,7 +104,7 @@ def _without_folder(text: str, path: Path) -> str:
     return text.replace(f" in {path.parent}", "").replace(f"{path.parent}/", "")
 
 
-def _look(task: LookTask) -> Look:
+def _check(task: CheckTask) -> SlideCheck:
     from tiling.slide import note_slide, open_slide
 
     entry = task.entry
@@ -118,7 +119,7 @@ def _look(task: LookTask) -> Look:
             notes += ("x and y resolution differ; an mpp here would be used for both",)
         notes += note_slide(slide, mpp=entry.mpp)
         all_failed = len(failures) == n_probed
-        return Look(
+        return SlideCheck(
             problem=f"none of {n_probed} sampled regions can be decoded: {failures[0]}"
             if all_failed
             else "",
@@ -137,7 +138,7 @@ def _look(task: LookTask) -> Look:
 
 
 def _probe(slide: Slide) -> tuple[list[str], int]:
-    """Read a small region in each corner and the centre of each level; say where it fails."""
+    """Read a small region in each corner and the centre of each level; list failures."""
     x0, y0, width, height = slide.bounds or (0, 0, *slide.size)
     failures: list[str] = []
     places = [*product((0.0, 1.0), (0.0, 1.0)), (0.5, 0.5)]
@@ -154,13 +155,15 @@ def _probe(slide: Slide) -> tuple[list[str], int]:
     return failures, len(slide.level_downsamples) * len(places)
 
 
-def _find_annotation(task: LookTask, slide: Slide) -> tuple[Path | None, tuple[str, ...]]:
-    """Check the annotation that is named, or one beside the slide that bears its name."""
+def _find_annotation(task: CheckTask, slide: Slide) -> tuple[Path | None, tuple[str, ...]]:
+    """Check the annotation in the manifest, or one with the slide's name in its folder."""
+    from tiling.annotation.formats import SUFFIXES
+
     path = task.entry.path
-    beside = [path.with_name(path.stem + suffix) for suffix in ANNOTATION_SUFFIXES]
+    candidates = [path.with_name(path.stem + suffix) for suffix in SUFFIXES]
     found = [task.entry.annotation] if task.entry.annotation else []
     if task.propose and not found:
-        found = [candidate for candidate in beside if candidate.is_file()]
+        found = [candidate for candidate in candidates if candidate.is_file()]
     notes: tuple[str, ...] = ()
     for candidate in found:
         try:
@@ -179,7 +182,7 @@ def _check_annotation(
     path: Path, slide: Slide, unclassified: Unclassified = "auto"
 ) -> tuple[str, ...]:
     """Check that an annotation is on the slide, in either frame; returns notes about it."""
-    from tiling.annotations import check_annotation_fits, read_annotation
+    from tiling.annotation.reading import check_annotation_fits, read_annotation
 
     annotation = read_annotation(path, unclassified=unclassified)
     try:
@@ -211,21 +214,21 @@ def triage(path: Path, *, workers: int, quiet: bool = False) -> Triage:
     listing = list_input(path)
     entries = listing.entries
     propose = path.suffix.lower() != ".csv"
-    tasks = [LookTask(entry, propose) for entry in anchor_paths(entries, Path.cwd())]
-    looks: list[Look] = [Look()] * len(tasks)
+    tasks = [CheckTask(entry, propose) for entry in anchor_paths(entries, Path.cwd())]
+    checks: list[SlideCheck] = [SlideCheck()] * len(tasks)
     with StageProgress("slides", len(tasks), quiet=quiet) as progress:
-        for number, found in look_at_each(look, tasks, workers=workers):
-            seen = Look(problem=str(found)) if isinstance(found, StageError) else found
-            looks[number] = seen
+        for number, found in map_in_processes(check_slide, tasks, workers=workers):
+            seen = SlideCheck(problem=str(found)) if isinstance(found, StageError) else found
+            checks[number] = seen
             progress.end(printable(entries[number].path.name), seen.problem or "checked")
     named = _propose_ids(entries)
-    looks = [
+    checks = [
         replace(seen, notes=seen.notes + _renamed(before, after))
-        for seen, before, after in zip(looks, entries, named, strict=True)
+        for seen, before, after in zip(checks, entries, named, strict=True)
     ]
     same = ["" if first is None else named[first].slide_id for first in listing.same_as]
-    filled = [_fill(entry, seen) for entry, seen in zip(named, looks, strict=True)]
-    return Triage(tuple(filled), tuple(looks), tuple(same), listing.notes)
+    filled = [_fill(entry, seen) for entry, seen in zip(named, checks, strict=True)]
+    return Triage(tuple(filled), tuple(checks), tuple(same), listing.notes)
 
 
 def _propose_ids(entries: Sequence[SlideEntry]) -> list[SlideEntry]:
@@ -275,18 +278,18 @@ def _renamed(before: SlideEntry, after: SlideEntry) -> tuple[str, ...]:
     return (f"several slides have the id '{before.slide_id}': this id is a proposal",)
 
 
-def _fill(entry: SlideEntry, seen: Look) -> SlideEntry:
-    """Write down what the file says where the manifest is silent."""
+def _fill(entry: SlideEntry, seen: SlideCheck) -> SlideEntry:
+    """Fill in values of the file that the manifest lacks."""
     square = seen.mpp is not None and seen.mpp[0] == seen.mpp[1]  # else each axis keeps its own
     mpp = seen.mpp[0] if entry.mpp is None and seen.mpp and square else entry.mpp
     return replace(entry, mpp=mpp, annotation=entry.annotation or seen.annotation)
 
 
-# --- what is written and said ----------------------------------------------------------------
+# --- output ----------------------------------------------------------------------------------
 
 
 def check_target(path: Path, *, overwrite: bool) -> None:
-    """Refuse to write over a manifest that somebody may have edited.
+    """Refuse to overwrite a manifest that may have been edited.
 
     Raises
     ------
@@ -307,13 +310,13 @@ def write_triage(path: Path, found: Triage, *, source: Path) -> None:
     Parameters
     ----------
     source : Path
-        What was looked at; columns of a manifest that are not ours are kept.
+        The input; additional columns of a manifest are kept.
     """
     own = _own_columns(source)
     names = list(own[0]) if own else []
     rows = []
     for number, entry in enumerate(found.entries):
-        facts = _facts(found.looks[number], found.duplicate_of[number])
+        facts = _facts(found.checks[number], found.duplicate_of[number])
         rest = own[number].values() if own else ()
         rows.append([*manifest_row(entry, path.parent), *facts, *rest])
     write_csv(path, [*COLUMNS, *FACTS, *names], rows, undecodable="surrogateescape")
@@ -328,7 +331,7 @@ def _own_columns(source: Path) -> list[dict[str, str]]:
     return [{k: v for k, v in row.items() if k not in (*COLUMNS, *FACTS)} for row in filled]
 
 
-def _facts(seen: Look, duplicate_of: str) -> list[object]:
+def _facts(seen: SlideCheck, duplicate_of: str) -> list[object]:
     width, height = seen.size or ("", "")
     mpp_x, mpp_y = seen.mpp or ("", "")
     n_good = seen.n_probed - seen.n_unreadable
@@ -352,16 +355,16 @@ def _facts(seen: Look, duplicate_of: str) -> list[object]:
 
 
 def describe(found: Triage) -> list[str]:
-    """Lay out one line per slide, and what to do about the whole."""
+    """Format one line per slide, and a summary."""
     rows = [("slide", "size, px", "levels", "mpp", "vendor", "")]
-    for entry, seen, same in zip(found.entries, found.looks, found.duplicate_of, strict=True):
+    for entry, seen, same in zip(found.entries, found.checks, found.duplicate_of, strict=True):
         size = f"{seen.size[0]} x {seen.size[1]}" if seen.size else ""
         mpp = f"{entry.mpp:.4g}" if entry.mpp else _format_mpp(seen.mpp)
-        said = [f"NOT READABLE: {seen.problem}"] if seen.problem else list(seen.notes)
-        said += [f"same content as {same}"] if same else []
+        notes = [f"NOT READABLE: {seen.problem}"] if seen.problem else list(seen.notes)
+        notes += [f"same content as {same}"] if same else []
         missing = "" if seen.problem else "none"
         levels = str(len(seen.level_downsamples) or "")
-        rows.append((entry.slide_id, size, levels, mpp or missing, seen.vendor, "; ".join(said)))
+        rows.append((entry.slide_id, size, levels, mpp or missing, seen.vendor, "; ".join(notes)))
     widths = [max(len(row[column]) for row in rows) for column in range(5)]
     lines = [
         "  ".join([*(text.ljust(w) for text, w in zip(row, widths, strict=False)), row[5]]).rstrip()
@@ -379,14 +382,14 @@ def _format_mpp(mpp: tuple[float, float] | None) -> str:
 def _summary(found: Triage) -> str:
     without = sum(
         not seen.problem and entry.mpp is None and seen.mpp is None
-        for entry, seen in zip(found.entries, found.looks, strict=True)
+        for entry, seen in zip(found.entries, found.checks, strict=True)
     )
     n_same = sum(bool(same) for same in found.duplicate_of)
-    damaged = sum(bool(seen.n_unreadable) and not seen.problem for seen in found.looks)
+    damaged = sum(bool(seen.n_unreadable) and not seen.problem for seen in found.checks)
     annotated = sum(entry.annotation is not None for entry in found.entries)
     parts = [
-        f"{pluralize(len(found.looks), 'slide')}: {found.n_readable} readable",
-        f"{len(found.looks) - found.n_readable} unreadable",
+        f"{pluralize(len(found.checks), 'slide')}: {found.n_readable} readable",
+        f"{len(found.checks) - found.n_readable} unreadable",
         f"{damaged} with unreadable regions",
         f"{without} without mpp",
         pluralize(n_same, "duplicate"),

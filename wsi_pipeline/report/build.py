@@ -6,20 +6,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from tiling.files import write_text
 from tiling.wording import format_number, pluralize
-from wsi_pipeline.contracts import SPLITS
+from wsi_pipeline.config.settings import Context
+from wsi_pipeline.contracts import DEFINITIONS, SPLITS, Rule
 from wsi_pipeline.errors import ReportError
+from wsi_pipeline.evaluation.metrics import titles_of
+from wsi_pipeline.layout import RunFolder
 from wsi_pipeline.report import curves
 from wsi_pipeline.report.figures import write_figures
-from wsi_pipeline.report.gather import (
-    DEFINITIONS,
-    CohortSlide,
-    ModelFiles,
-    Row,
-    RunFiles,
-    gather_run,
-)
+from wsi_pipeline.report.gather import CohortSlide, ModelFiles, Row, RunFiles, gather_run
 from wsi_pipeline.report.labels import read_label_audit
 from wsi_pipeline.report.page import (
     Figure,
@@ -29,8 +27,6 @@ from wsi_pipeline.report.page import (
     render_page,
 )
 from wsi_pipeline.report.pictures import embed_picture
-from wsi_pipeline.runfolder import RunFolder
-from wsi_pipeline.settings import Context
 
 Confusion = Mapping[str, int]
 
@@ -139,9 +135,9 @@ def render_report(run: RunFiles, *, context: Sequence[Context] = ()) -> str:
         "headlines": {model.name: read_headlines(model) for model in evaluated},
         "thresholds": {model.name: _read_thresholds(model) for model in evaluated},
         "confusions": {model.name: _read_confusion(model) for model in evaluated},
-        "patch_figures": compare_figures(evaluated, "patch", PATCH_FIGURES),
-        "slide_figures": compare_figures(evaluated, "slide", SLIDE_FIGURES),
-        "patient_figures": compare_figures(evaluated, "patient", PATIENT_FIGURES),
+        "patch_figures": compare_figures(evaluated, "patch", titles_of("patch")),
+        "slide_figures": compare_figures(evaluated, "slide", titles_of("slide")),
+        "patient_figures": compare_figures(evaluated, "patient", titles_of("patient")),
         "context": context,
         "kind_figures": compare_kinds(evaluated) if "camelyon16" in context else [],
         "calibration_figures": compare_figures(evaluated, "calibration", CALIBRATION_FIGURES),
@@ -173,30 +169,8 @@ def render_report(run: RunFiles, *, context: Sequence[Context] = ()) -> str:
 
 # --- what the sections show ------------------------------------------------------------------
 
-HEADLINES = (
-    "ROC AUC of patches",
-    "ROC AUC of slides",
-    "FROC score, CAMELYON16",
-    "FROC score, patches",
-)
-PATCH_FIGURES = {
-    "roc_auc": "ROC AUC",
-    "average_precision": "average precision",
-    "accuracy": "accuracy",
-    "precision": "precision",
-    "recall": "recall (sensitivity)",
-    "f1": "F1",
-}
-SLIDE_FIGURES = {
-    "roc_auc": "ROC AUC",
-    "average_precision": "average precision",
-    "accuracy": "accuracy",
-    "sensitivity": "sensitivity",
-    "specificity": "specificity",
-}
-
-
-PATIENT_FIGURES = SLIDE_FIGURES
+FROC_TITLES = {"camelyon16": "FROC score, CAMELYON16", "patch": "FROC score, patches"}
+HEADLINES = ("ROC AUC of patches", "ROC AUC of slides", *FROC_TITLES.values())
 CALIBRATION_FIGURES = {
     "ece": "expected calibration error",
     "ece_calibrated": "the same, with temperature",
@@ -219,7 +193,7 @@ METASTASIS_KINDS = {
 
 
 def read_headlines(model: ModelFiles) -> list[Figure]:
-    """Give the figures a model is first asked for, in the order of `HEADLINES`."""
+    """Return the figures a model is first asked for, in the order of `HEADLINES`."""
     auc = [_read_metric(model, section, "roc_auc") for section in ("patch", "slide")]
     return auc + [_read_froc_score(model, name) for name in DEFINITIONS]
 
@@ -256,12 +230,12 @@ def _count(name: str, slides: list[CohortSlide]) -> CohortLine:
 
 
 def _read_thresholds(model: ModelFiles) -> dict[str, float | None]:
-    slide = _section(model, "slide")
+    slide = find_section(model, "slide")
     return {"patch": (model.metrics or {}).get("threshold"), "slide": slide.get("threshold")}
 
 
 def _read_confusion(model: ModelFiles) -> Confusion | None:
-    patch = _section(model, "patch")
+    patch = find_section(model, "patch")
     if any(not isinstance(patch.get(cell), int) for cell in _CELLS):
         return None
     return {cell: patch[cell] for cell in _CELLS}
@@ -270,25 +244,25 @@ def _read_confusion(model: ModelFiles) -> Confusion | None:
 def compare_figures(
     models: Sequence[ModelFiles], section: str, names: Mapping[str, str]
 ) -> list[tuple[str, list[Figure]]]:
-    """Give one line per figure that some model has: its name, and the figure of each model."""
+    """Return one line per figure that some model has: its name, and the figure of each model."""
     lines = []
     for key, name in names.items():
-        if any(key in _section(model, section) for model in models):
+        if any(key in find_section(model, section) for model in models):
             lines.append((name, [_read_metric(model, section, key) for model in models]))
     return lines
 
 
 def compare_kinds(models: Sequence[ModelFiles]) -> list[tuple[str, list[Figure]]]:
-    """Give the lines about slides with metastases of each kind, that kind against the normal."""
+    """Return the lines about slides with metastases of each kind, that kind against the normal."""
     lines = []
     for kind, name in METASTASIS_KINDS.items():
-        if any(_section(model, f"metastasis.{kind}").get("n") for model in models):
-            names = {"roc_auc": f"{name}: ROC AUC", "sensitivity": f"{name}: sensitivity"}
-            lines += compare_figures(models, f"metastasis.{kind}", names)
+        if any(find_section(model, f"metastasis.{kind}").get("n") for model in models):
+            titles = {key: f"{name}: {title}" for key, title in titles_of("metastasis").items()}
+            lines += compare_figures(models, f"metastasis.{kind}", titles)
     return lines
 
 
-def _section(model: ModelFiles, section: str) -> Mapping[str, Any]:
+def find_section(model: ModelFiles, section: str) -> Mapping[str, Any]:
     """Find a section of ``metrics.json`` by its path; empty where there is none."""
     found: Any = model.metrics or {}
     for name in section.split("."):
@@ -299,13 +273,13 @@ def _section(model: ModelFiles, section: str) -> Mapping[str, Any]:
 
 def _read_metric(model: ModelFiles, section: str, key: str) -> Figure:
     undefined = (model.metrics or {}).get("undefined") or {}
-    prefix = f"{section}."  # reasons stand at the top of metrics.json, by place
+    prefix = f"{section}."  # reasons are at the top level of metrics.json, by place
     reasons = {k.removeprefix(prefix): why for k, why in undefined.items() if k.startswith(prefix)}
-    return read_figure(_section(model, section), key, reasons)
+    return read_figure(find_section(model, section), key, reasons)
 
 
 def read_froc_table(models: Sequence[ModelFiles], definition: str) -> list[dict[str, Any]]:
-    """Give one line per model: what was counted, the sensitivities, the score, the lesions."""
+    """Return one line per model: what was counted, the sensitivities, the score, the lesions."""
     return [
         _read_froc_line(model, definition, model.froc[definition])
         for model in models
@@ -334,7 +308,8 @@ def _count_found(model: ModelFiles, definition: str) -> str:
     threshold = _read_thresholds(model)["patch"]
     if threshold is None:
         return of_all
-    found = sum(float(lesion.get("best_score") or "nan") >= threshold for lesion in lesions)
+    best = np.array([lesion.get("best_score") or "nan" for lesion in lesions], np.float64)
+    found = int(np.count_nonzero(Rule(threshold).decide(best)))
     return f"{found} of {of_all} found at the patch threshold, {format_number(threshold, 2)}"
 
 
@@ -356,14 +331,14 @@ def _slide_rows(model: ModelFiles, cohort: Sequence[CohortSlide]) -> list[Row]:
 
 
 def _other_row(slide: CohortSlide | None, scored: Row | None, threshold: float | None) -> Row:
-    """Give what is known of a slide that is not evaluated: its label, score and call."""
+    """Return what is known of a slide that is not evaluated: its label, score and call."""
     row = {}
     if slide is not None and slide.label is not None:
         row["label"] = str(slide.label)
     if scored is not None and scored.get("score"):
         row["score"] = scored["score"]
         if threshold is not None:
-            row["predicted"] = str(int(float(scored["score"]) >= threshold))
+            row["predicted"] = str(int(Rule(threshold).decide(float(scored["score"]))))
     return row
 
 
@@ -372,7 +347,7 @@ def _embed_overlays(model: ModelFiles) -> dict[str, str]:
 
 
 def _embed_crops(model: ModelFiles) -> list[tuple[str, Row]]:
-    """Give the patches a model got most wrong: picture (or none), and the row of ``errors.csv``."""
+    """Return the worst errors of a model: picture (or none), and the row of ``errors.csv``."""
     return [
         (embed_picture(crop.picture, longest_px=_CROP_PX) if crop.picture else "", crop.row)
         for crop in model.errors

@@ -138,8 +138,8 @@ def _draw_frame(x: Axis, y: Axis) -> list[str]:
         parts.append(f'<text x="{_x(at)}" y="{float(bottom) + 16:.1f}" class="mid">{tick:g}</text>')
     for tick, at in zip(y.ticks, y.place(np.array(y.ticks)), strict=True):
         parts.append(f'<path class="grid" d="M{left} {_y(at)}H{right}"/>')
-        beside = f'x="{float(left) - 7:.1f}" y="{float(_y(at)) + 4:.1f}"'
-        parts.append(f'<text {beside} class="end">{tick:g}</text>')
+        position = f'x="{float(left) - 7:.1f}" y="{float(_y(at)) + 4:.1f}"'
+        parts.append(f'<text {position} class="end">{tick:g}</text>')
     parts.append(f'<path class="axis" d="M{left} {top}V{bottom}H{right}"/>')
     parts.append(
         f'<text x="{_x(0.5)}" y="{_HEIGHT - 10}" class="mid label">{escape(x.label)}</text>'

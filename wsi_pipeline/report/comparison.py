@@ -7,41 +7,38 @@ from pathlib import Path
 from typing import Any
 
 from tiling.files import write_text
+from wsi_pipeline.cohort.manifest import read_run_manifest
+from wsi_pipeline.contracts import DEFINITIONS
 from wsi_pipeline.errors import ReportError
-from wsi_pipeline.evaluation.compare import compare_models
+from wsi_pipeline.evaluation.compare import Evaluated, compare_models
+from wsi_pipeline.evaluation.compare_images import read_evaluated_images
+from wsi_pipeline.evaluation.compare_slides import read_evaluated_slides
+from wsi_pipeline.evaluation.image_evaluation import summarise
+from wsi_pipeline.evaluation.metrics import IMAGE, PATCH, SLIDE, compared_titles, titles_of
+from wsi_pipeline.layout import RunFolder
 from wsi_pipeline.report import curves
 from wsi_pipeline.report.build import (
+    FROC_TITLES,
     HEADLINES,
-    PATCH_FIGURES,
     RATES,
-    SLIDE_FIGURES,
     compare_figures,
     read_froc_table,
     read_headlines,
 )
 from wsi_pipeline.report.charts import Chart
 from wsi_pipeline.report.figures import write_chart
-from wsi_pipeline.report.gather import DEFINITIONS, ModelFiles, read_evaluated_models
-from wsi_pipeline.report.image_comparison import build_image_comparison
-from wsi_pipeline.report.page import read_difference, render_page
-from wsi_pipeline.runfolder import RunFolder
-
-PAIRED_FIGURES = {
-    "patch.roc_auc": "ROC AUC of patches",
-    "slide.roc_auc": "ROC AUC of slides",
-    "slide.average_precision": "average precision of slides",
-    "froc_camelyon16.score": "FROC score, CAMELYON16",
-    "froc_patch.score": "FROC score, patches",
-}
+from wsi_pipeline.report.gather import ModelFiles, read_model
+from wsi_pipeline.report.page import read_difference, read_figure, render_page
 
 
 @dataclass(frozen=True)
 class Contestant:
     """A model of a run."""
 
-    run: str
-    folder: Path  # evaluation/<model>
-    model: ModelFiles  # under the name that is shown
+    run_name: str
+    run: RunFolder
+    model: str
+    name: str  # as it is shown
 
 
 def build_comparison(
@@ -52,14 +49,12 @@ def build_comparison(
     replicates: int = 1000,
     seed: int = 0,
 ) -> Path:
-    """Write ``compare.html``, ``comparison.json``, and the curves for papers under ``figures/``.
-
-    Of runs on image folders the page and the JSON file: `image_comparison`.
+    """Write ``compare.html``, ``comparison.json``, and of slides the curves under ``figures/``.
 
     Parameters
     ----------
     runs : sequence of Path
-        Run folders that are evaluated.
+        Run folders that are evaluated, all on slides or all on folders of images.
     out : Path
         Folder for the page.
     models : sequence of str
@@ -75,37 +70,25 @@ def build_comparison(
     Raises
     ------
     EvaluationError
-        If two models share no slide, or were evaluated against different references.
+        If two models share no slide or image, or were evaluated against different references.
     ReportError
         If there are not two models to compare, a named one is not there, or a file is broken.
     StageError
         If one of `runs` is no run folder.
     """
     of_images = [RunFolder(run).images.is_file() for run in runs]
-    if any(of_images):
-        if not all(of_images):
-            raise ReportError("runs on slides and on images cannot be compared; name one kind")
-        named = list(zip(_name_runs(runs), runs, strict=True))
-        return build_image_comparison(named, out, models=models, replicates=replicates, seed=seed)
+    if any(of_images) and not all(of_images):
+        raise ReportError("runs on slides and on images cannot be compared; name one kind")
     chosen = _choose(runs, models)
-    shown = [contestant.model for contestant in chosen]
-    charts = {name: chart for name, chart in _draw(shown).items() if chart is not None}
-    for name, chart in charts.items():
-        write_chart(out / "figures" / name, chart)
-    pairs = _compare_pairs(chosen, out, replicates=replicates, seed=seed)
-    values: dict[str, Any] = {
+    evaluated, values = _show_images(chosen) if any(of_images) else _show_slides(chosen, out)
+    pairs = compare_models(evaluated, out=out / "comparison.json", replicates=replicates, seed=seed)
+    names = combinations([contestant.name for contestant in chosen], 2)
+    values |= {
         "contestants": chosen,
-        "shown": shown,
-        "headlines": list(
-            zip(HEADLINES, zip(*map(read_headlines, shown), strict=True), strict=True)
-        ),
-        "slide_figures": compare_figures(shown, "slide", SLIDE_FIGURES),
-        "patch_figures": compare_figures(shown, "patch", PATCH_FIGURES),
-        "froc_tables": {name: read_froc_table(shown, name) for name in DEFINITIONS},
-        "charts": charts,
-        "rates": RATES,
-        "pairs": pairs,
-        "differing": _find_differing(shown),
+        "pairs": [
+            {**pair, "names": both, "lines": _pair_lines(pair)}
+            for both, pair in zip(names, pairs, strict=True)
+        ],
     }
     page = out / "compare.html"
     write_text(page, render_page("compare.html.j2", values))
@@ -115,26 +98,36 @@ def build_comparison(
 def _choose(runs: Sequence[Path], models: Sequence[str]) -> list[Contestant]:
     names = _name_runs(runs)
     found = [
-        Contestant(name, run / "evaluation" / model.name, model)
-        for name, run in zip(names, runs, strict=True)
-        for model in read_evaluated_models(run)
+        Contestant(name, run, model, model if len(runs) == 1 else f"{name}: {model}")
+        for name, run in zip(names, map(RunFolder, runs), strict=True)
+        for model in _list_evaluated(run)
     ]
-    known = {contestant.model.name for contestant in found}
+    known = {contestant.model for contestant in found}
     unknown = [name for name in models if name not in known]
     if unknown:
         raise ReportError(
             f"no evaluated model {', '.join(unknown)} in {', '.join(names)}; "
             f"there is {', '.join(sorted(known)) or 'none'}"
         )
-    chosen = [c for c in found if not models or c.model.name in models]
+    chosen = [c for c in found if not models or c.model in models]
     if len(chosen) < 2:
         raise ReportError(
             f"{len(chosen)} evaluated model in {', '.join(names)}: nothing to compare; evaluate "
             "another one, or name another run folder"
         )
-    if len(set(names)) == 1:
-        return chosen
-    return [replace(c, model=replace(c.model, name=f"{c.run}: {c.model.name}")) for c in chosen]
+    return chosen
+
+
+def _list_evaluated(run: RunFolder) -> list[str]:
+    if not run.images.is_file():
+        read_run_manifest(run)
+    found = run.models_with("evaluation")
+    names = [name for name in found if (run.evaluation(name) / "metrics.json").is_file()]
+    if not names:
+        raise ReportError(
+            f"{run.path}: no model is evaluated; run: wsi-pipeline evaluate {run.path}"
+        )
+    return names
 
 
 def _name_runs(runs: Sequence[Path]) -> list[str]:
@@ -149,31 +142,84 @@ def _name_runs(runs: Sequence[Path]) -> list[str]:
     ]
 
 
-def _compare_pairs(
-    chosen: Sequence[Contestant], out: Path, *, replicates: int, seed: int
-) -> list[dict[str, Any]]:
-    """Compare each pair on the same resampled patients; writes ``comparison.json``."""
-    found = compare_models(
-        [contestant.folder for contestant in chosen],
-        out=out / "comparison.json",
-        replicates=replicates,
-        seed=seed,
-    )
-    names = [contestant.model.name for contestant in chosen]
+def _pair_lines(pair: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return one line per figure: its name, both values, their difference and the p-values."""
+    titles = {f"froc_{name}.score": title for name, title in FROC_TITLES.items()}
+    for level, prefix in ((PATCH, "patch."), (SLIDE, "slide."), (IMAGE, "")):
+        titles |= {prefix + name: title for name, title in compared_titles(level).items()}
     return [
-        {**pair, "names": both, "lines": _pair_lines(pair)}
-        for both, pair in zip(combinations(names, 2), found, strict=True)
+        {"name": titles[key], **figure, "difference": read_difference(pair, key)}
+        for key, figure in pair["figures"].items()
     ]
 
 
-def _pair_lines(pair: dict[str, Any]) -> list[dict[str, Any]]:
-    """Give one line per figure: its name, both values, their difference and the p-values."""
-    lines = []
-    for key, name in PAIRED_FIGURES.items():
-        figure = pair["figures"].get(key)
-        if figure is not None:
-            lines.append({"name": name, **figure, "difference": read_difference(pair, key)})
-    return lines
+# ------------------------------------------------------------ images
+
+
+def _show_images(chosen: Sequence[Contestant]) -> tuple[list[Evaluated], dict[str, Any]]:
+    """Read models of runs on images, and what the page shows of them."""
+    models = [
+        read_evaluated_images(c.run.evaluation(c.model), c.run.path / "scores" / c.model, c.name)
+        for c in chosen
+    ]
+    figures = [summarise(list(model.images.values()), model.rule) for model in models]
+    titles = titles_of("image") | {"loss": "cross-entropy"}
+    return list(models), {
+        "unit": "image",
+        "n_units": len(models[0].images),
+        "differing": _find_differing(chosen, [set(model.images) for model in models]),
+        "headlines": [
+            (title, [read_figure(f.values, key, f.undefined) for f in figures])
+            for key, title in titles.items()
+        ],
+        "charts": None,
+        "facts": [
+            {
+                "run folder": contestant.run_name,
+                "split": model.split,
+                "class 1 if": str(model.rule),
+                "images": str(len(model.images)),
+            }
+            for contestant, model in zip(chosen, models, strict=True)
+        ],
+    }
+
+
+def _find_differing(chosen: Sequence[Contestant], units: Sequence[set[Any]]) -> list[str]:
+    """Name the models that were evaluated on other slides or images than the first one."""
+    return [c.name for c, own in zip(chosen, units, strict=True) if own != units[0]]
+
+
+# ------------------------------------------------------------ slides
+
+
+def _show_slides(chosen: Sequence[Contestant], out: Path) -> tuple[list[Evaluated], dict[str, Any]]:
+    """Read models of runs on slides, and what the page shows of them; writes the curves."""
+    shown = [replace(read_model(c.run, c.model, ()), name=c.name) for c in chosen]
+    charts = {name: chart for name, chart in _draw(shown).items() if chart is not None}
+    for name, chart in charts.items():
+        write_chart(out / "figures" / name, chart)
+    units = [{(row["slide_id"], row.get("label")) for row in model.slides} for model in shown]
+    headlines = zip(HEADLINES, zip(*map(read_headlines, shown), strict=True), strict=True)
+    models = [read_evaluated_slides(c.run.evaluation(c.model)) for c in chosen]
+    return list(models), {
+        "unit": "slide",
+        "n_units": len(shown[0].slides),
+        "differing": _find_differing(chosen, units),
+        "headlines": list(headlines),
+        "slide_figures": compare_figures(shown, "slide", titles_of("slide")),
+        "patch_figures": compare_figures(shown, "patch", titles_of("patch")),
+        "froc_tables": {name: read_froc_table(shown, name) for name in DEFINITIONS},
+        "charts": charts,
+        "rates": RATES,
+        "facts": [
+            {
+                "run folder": contestant.run_name,
+                "checkpoint, SHA-256": model.checkpoint_digest or "not in the run folder",
+            }
+            for contestant, model in zip(chosen, shown, strict=True)
+        ],
+    }
 
 
 def _draw(models: Sequence[ModelFiles]) -> dict[str, Chart | None]:
@@ -184,9 +230,3 @@ def _draw(models: Sequence[ModelFiles]) -> dict[str, Chart | None]:
         "reliability": curves.chart_reliability(models),
         **{f"froc_{name}": curves.chart_froc(models, name) for name in DEFINITIONS},
     }
-
-
-def _find_differing(models: Sequence[ModelFiles]) -> list[str]:
-    """Name the models that were evaluated on other slides than the first one."""
-    slides = [{(row["slide_id"], row.get("label")) for row in model.slides} for model in models]
-    return [m.name for m, own in zip(models, slides, strict=True) if own != slides[0]]

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from wsi_pipeline.evaluation.froc import AtRate, read_sensitivity
-from wsi_pipeline.evaluation.patch import ranking_curves
+from wsi_pipeline.contracts import AtRate
+from wsi_pipeline.evaluation.froc import read_sensitivity
+from wsi_pipeline.evaluation.ranking import ranking_curves
 from wsi_pipeline.report.charts import (
     Axis,
     Chart,
@@ -98,7 +99,7 @@ def _slide_labels_and_scores(model: ModelFiles) -> tuple[NDArray[np.int64], NDAr
 
 
 def chart_froc(models: Sequence[ModelFiles], definition: str) -> Chart | None:
-    """FROC curves by one definition, read between points as their results say."""
+    """FROC curves by one definition, interpolated as in their results."""
     series = []
     for colour, model in enumerate(models):
         result = model.froc.get(definition)
@@ -113,7 +114,7 @@ def chart_froc(models: Sequence[ModelFiles], definition: str) -> Chart | None:
 
 
 def _band(result: dict[str, Any]) -> Band | None:
-    """Give the band along the curve; else through the intervals at the rates, if there are any."""
+    """Return the band of the curve, or one through the intervals at the rates, if any."""
     known = result.get("band")
     if known:
         return Band(*(np.array(known[name], np.float64) for name in ("avg_fps", "low", "high")))

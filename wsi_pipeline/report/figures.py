@@ -5,14 +5,15 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from wsi_pipeline.evaluation.patch import Confusion
+from wsi_pipeline.csv_files import write_csv
+from wsi_pipeline.evaluation.metrics import Confusion
 from wsi_pipeline.evaluation.plots import draw_confusion, save_figure
-from wsi_pipeline.evaluation.tables import Cell, write_rows
+from wsi_pipeline.evaluation.tables import Cell
 from wsi_pipeline.report import curves
 from wsi_pipeline.report.charts import Chart, Series
 from wsi_pipeline.report.gather import ModelFiles
 
-# Told apart by colour-blind readers (Okabe and Ito), and on white paper.
+# Distinguishable for colour-blind readers (Okabe and Ito), and on white paper.
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#7a5c00", "#4a4f5c")
 
 
@@ -42,7 +43,7 @@ def write_figures(folder: Path, model: ModelFiles) -> list[Path]:
 
 
 def paper_charts(model: ModelFiles) -> Mapping[str, Chart]:
-    """Give the charts of one model, by the name of their files."""
+    """Return the charts of one model, by the name of their files."""
     found = {
         "roc_slides": curves.chart_slide_roc([model]),
         "roc_patches": curves.chart_patch_roc([model]),
@@ -62,7 +63,7 @@ def write_chart(stem: Path, chart: Chart) -> list[Path]:
     for path in paths[:2]:
         save_figure(path, _draw(chart))
     rows = [row for line in chart.series for row in _rows(line)]
-    write_rows(paths[2], ("series", "part", chart.x.label, chart.y.label, "low", "high"), rows)
+    write_csv(paths[2], ("series", "part", chart.x.label, chart.y.label, "low", "high"), rows)
     return paths
 
 
@@ -114,7 +115,7 @@ def _literal(name: str) -> str:
     return f" {text}" if text.startswith("_") else text
 
 
-def _write_confusion(stem: Path, confusion: Confusion, threshold: float) -> list[Path]:
+def _write_confusion(stem: Path, confusion: Confusion[int], threshold: float) -> list[Path]:
     paths = [stem.with_suffix(f".{kind}") for kind in ("svg", "png", "csv")]
     for path in paths[:2]:
         draw_confusion(path, confusion, threshold=threshold)
@@ -122,5 +123,5 @@ def _write_confusion(stem: Path, confusion: Confusion, threshold: float) -> list
         ("positive", confusion.tp, confusion.fn),
         ("negative", confusion.fp, confusion.tn),
     )
-    write_rows(paths[2], ("true", "predicted_positive", "predicted_negative"), rows)
+    write_csv(paths[2], ("true", "predicted_positive", "predicted_negative"), rows)
     return paths

@@ -7,7 +7,7 @@ from tiling.files import write_text
 from wsi_pipeline.errors import ReportError
 from wsi_pipeline.report import curves
 from wsi_pipeline.report.figures import write_chart
-from wsi_pipeline.report.gather import ModelFiles, empty_model, read_json, read_rows
+from wsi_pipeline.report.gather import ModelFiles, read_json, read_rows
 from wsi_pipeline.report.page import read_score_figure, read_sensitivity_figure, render_page
 
 
@@ -62,7 +62,7 @@ def build_froc_page(folder: Path) -> Path:
 
 def _as_model(folder: Path, result: dict[str, Any]) -> ModelFiles:
     definition = str(result["definition"])
-    return empty_model(
+    return ModelFiles(
         "detections" if definition == "camelyon16" else "patches",
         froc={definition: result},
         lesions={definition: read_rows(folder / "lesions.csv")},

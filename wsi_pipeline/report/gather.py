@@ -1,13 +1,13 @@
 """What a run folder holds, read into plain values for the report.
 
-Only files of the run folder are read. A part that is not there is empty, and the
-report says which stage would make it; a part that is there but broken is an error that names it.
+Only files of the run folder are read. A missing part is empty, and the report names the stage that
+creates it; a damaged part is an error with its file.
 """
 
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 from tiling.errors import StoreError
 from tiling.files import digest_file, read_json_object
 from tiling.store import PatchStore
-from wsi_pipeline.contracts import SlideEntry
+from wsi_pipeline.cohort.manifest import read_run_manifest
+from wsi_pipeline.contracts import DEFINITIONS, SlideEntry
 from wsi_pipeline.csv_files import iterate_csv, read_csv
 from wsi_pipeline.errors import ReportError
-from wsi_pipeline.runfolder import RunFolder
+from wsi_pipeline.layout import RunFolder
 
 Row = dict[str, str]
-DEFINITIONS = ("camelyon16", "patch")  # of the FROC curve, in the order shown
 
 
 @dataclass(frozen=True)
@@ -72,23 +72,23 @@ class ErrorCrop:
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """All that the run folder holds of one model."""
+    """What the run folder holds of one model; empty where it holds nothing."""
 
     name: str
-    metrics: dict[str, Any] | None  # metrics.json
-    slides: list[Row]  # evaluation/<model>/slides.csv
-    validation: list[Row]  # evaluation/<model>/validation.csv
-    patches: PatchTable | None  # evaluation/<model>/patches.csv
-    froc: dict[str, dict[str, Any]]  # by definition
-    lesions: dict[str, list[Row]]  # by definition
-    history: list[Row]  # models/<model>/history.csv
-    checkpoint: dict[str, Any] | None  # models/<model>/config.json
-    checkpoint_digest: str | None
-    overlays: dict[str, Path]  # by slide_id
-    roc_bands: dict[str, Band]  # by what the curve is over: patches, slides
-    calibration: list[Row]  # evaluation/<model>/calibration.csv
-    sweep: list[Row]  # evaluation/<model>/sweep.csv
-    errors: list[ErrorCrop]  # evaluation/<model>/errors.csv, errors/
+    metrics: dict[str, Any] | None = None  # metrics.json
+    slides: list[Row] = field(default_factory=list)  # evaluation/<model>/slides.csv
+    validation: list[Row] = field(default_factory=list)  # evaluation/<model>/validation.csv
+    patches: PatchTable | None = None  # evaluation/<model>/patches.csv
+    froc: dict[str, dict[str, Any]] = field(default_factory=dict)  # by definition
+    lesions: dict[str, list[Row]] = field(default_factory=dict)  # by definition
+    history: list[Row] = field(default_factory=list)  # models/<model>/history.csv
+    checkpoint: dict[str, Any] | None = None  # models/<model>/config.json
+    checkpoint_digest: str | None = None
+    overlays: dict[str, Path] = field(default_factory=dict)  # by slide_id
+    roc_bands: dict[str, Band] = field(default_factory=dict)  # of patches, of slides
+    calibration: list[Row] = field(default_factory=list)  # evaluation/<model>/calibration.csv
+    sweep: list[Row] = field(default_factory=list)  # evaluation/<model>/sweep.csv
+    errors: list[ErrorCrop] = field(default_factory=list)  # evaluation/<model>/errors.csv, errors/
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def gather_run(folder: Path, *, models: Sequence[str] = ()) -> RunFiles:
         If this is no run folder.
     """
     run = RunFolder(folder)
-    entries = run.read_manifest()
+    entries = read_run_manifest(run)
     names = _known_models(run)
     unknown = [name for name in models if name not in names]
     if unknown:
@@ -134,28 +134,10 @@ def gather_run(folder: Path, *, models: Sequence[str] = ()) -> RunFiles:
         cohort=[_read_cohort_slide(run, entry) for entry in entries],
         failures=read_rows(run.failures),
         settings=without_folders(read_json(run.path / "run.json") or {}),
-        models=[_read_model(run, name, entries) for name in models or names],
+        models=[read_model(run, name, entries) for name in models or names],
         label_audit=run.label_audit,
         audited=read_rows(run.label_audit / "slides.csv"),
     )
-
-
-def read_evaluated_models(folder: Path) -> list[ModelFiles]:
-    """Read the models of a run folder that have figures.
-
-    Raises
-    ------
-    ReportError
-        If there is none, or a file is broken.
-    StageError
-        If this is no run folder.
-    """
-    run = RunFolder(folder)
-    run.read_manifest()
-    names = [n for n in _known_models(run) if (run.evaluation(n) / "metrics.json").is_file()]
-    if not names:
-        raise ReportError(f"{folder}: no model is evaluated; run: wsi-pipeline evaluate {folder}")
-    return [_read_model(run, name, ()) for name in names]
 
 
 def _known_models(run: RunFolder) -> list[str]:
@@ -190,7 +172,14 @@ def _read_cohort_slide(run: RunFolder, entry: SlideEntry) -> CohortSlide:
         return untiled  # unfinished or damaged: the tile stage names it and builds it again
 
 
-def _read_model(run: RunFolder, name: str, entries: Sequence[SlideEntry]) -> ModelFiles:
+def read_model(run: RunFolder, name: str, entries: Sequence[SlideEntry]) -> ModelFiles:
+    """Read what a run holds of one model; overlays of the slides in `entries`.
+
+    Raises
+    ------
+    ReportError
+        If a file is broken.
+    """
     evaluation, checkpoint = run.evaluation(name), run.checkpoint(name)
     metrics = read_json(evaluation / "metrics.json")
     overlays = {entry.slide_id: run.overlay(name, entry.slide_id) for entry in entries}
@@ -210,32 +199,6 @@ def _read_model(run: RunFolder, name: str, entries: Sequence[SlideEntry]) -> Mod
         calibration=read_rows(evaluation / "calibration.csv"),
         sweep=read_rows(evaluation / "sweep.csv"),
         errors=_read_errors(evaluation),
-    )
-
-
-def empty_model(
-    name: str,
-    *,
-    froc: dict[str, dict[str, Any]],
-    lesions: dict[str, list[Row]],
-) -> ModelFiles:
-    """Describe a model of which only a FROC is known."""
-    return ModelFiles(
-        name=name,
-        metrics=None,
-        slides=[],
-        validation=[],
-        patches=None,
-        froc=froc,
-        lesions=lesions,
-        history=[],
-        checkpoint=None,
-        checkpoint_digest=None,
-        overlays={},
-        roc_bands={},
-        calibration=[],
-        sweep=[],
-        errors=[],
     )
 
 

@@ -6,14 +6,16 @@ from pathlib import Path
 from typing import Any
 
 from tiling.files import write_text
+from wsi_pipeline.cohort.image_folder import read_images
 from wsi_pipeline.contracts import SPLITS
 from wsi_pipeline.errors import ReportError
-from wsi_pipeline.images.folder import read_images
+from wsi_pipeline.evaluation.metrics import titles_of
+from wsi_pipeline.layout import RunFolder
+from wsi_pipeline.report.build import LOCALISATION_FIGURES, compare_figures, find_section
 from wsi_pipeline.report.curves import epoch_seconds
-from wsi_pipeline.report.gather import read_json, read_rows, without_folders
+from wsi_pipeline.report.gather import ModelFiles, read_json, read_rows, without_folders
 from wsi_pipeline.report.page import render_page
 from wsi_pipeline.report.pictures import embed_picture
-from wsi_pipeline.runfolder import RunFolder
 
 _PICTURES = {
     "curves.png": ("models", "Loss and ROC AUC during training."),
@@ -42,13 +44,21 @@ def build_image_report(path: Path, *, models: Sequence[str]) -> Path:
         split = counts[e.split or "(none)"]
         name = e.class_name or "(unknown)"
         split[name] = split.get(name, 0) + 1
+    found = [_read_model(run, name) for name in models]
+    evaluated = [ModelFiles(m["name"], metrics=m["metrics"]) for m in found if m["metrics"]]
+    located = [m for m in evaluated if find_section(m, "localisation").get("n")]
     values = {
         "name": path.resolve().name,
         "n_images": len(entries),
         "n_patients": len({e.patient for e in entries}),
         "classes": sorted({name for split in counts.values() for name in split}),
         "counts": counts,
-        "models": [_read_model(run, name) for name in models],
+        "titles": {"loss": "loss", **titles_of("image")},
+        "models": found,
+        "evaluated": evaluated,
+        "figures": compare_figures(evaluated, "patch", titles_of("image")),
+        "located": located,
+        "localisation_figures": compare_figures(located, "localisation", LOCALISATION_FIGURES),
         "settings": json.dumps(
             without_folders(read_json(run.path / "run.json") or {}), indent=2, sort_keys=True
         ),
@@ -66,7 +76,6 @@ def _read_model(run: RunFolder, name: str) -> dict[str, Any]:
         picture = run.path / folder / name / file
         if picture.is_file():
             pictures.append((embed_picture(picture, longest_px=1600), caption))
-    located = (metrics or {}).get("localisation") or {}
     history = read_rows(run.model(name) / "history.csv")
     checkpoint = read_json(run.model(name) / "config.json") or {}
     return {
@@ -75,6 +84,5 @@ def _read_model(run: RunFolder, name: str) -> dict[str, Any]:
         "kept_epoch": checkpoint.get("epoch"),
         "epoch_seconds": epoch_seconds(history),
         "metrics": metrics,
-        "localisation": located if located.get("n") else None,
         "pictures": pictures,
     }

@@ -32,7 +32,7 @@ def render_page(template: str, values: Mapping[str, Any]) -> str:
     Parameters
     ----------
     template : str
-        Name of a file beside this one.
+        Name of a file in the folder of this module.
     values : mapping
         What the template shows; strings in it are escaped.
     """
@@ -159,7 +159,7 @@ def read_difference(pair: Mapping[str, Any], key: str) -> Figure:
 
 
 def lesion_columns(lesions: Sequence[Mapping[str, str]]) -> list[str]:
-    """Choose the columns of a lesion list that say anything."""
+    """Choose the columns of a lesion list that are not empty."""
     names = list(lesions[0]) if lesions else []
     return [name for name in names if any(lesion[name] for lesion in lesions)]
 

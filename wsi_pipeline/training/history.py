@@ -1,6 +1,6 @@
-"""What happened in each epoch, and what follows from it: the best epoch, and when to stop.
+"""History of a training, the best epoch, and the stopping rule.
 
-Both are functions of the history alone, so a training that was killed decides as it would have.
+Both are functions of the history alone, so a resumed training makes the same decisions.
 """
 
 from collections.abc import Sequence
@@ -8,8 +8,8 @@ from dataclasses import astuple, dataclass, field, fields
 from pathlib import Path
 
 from tiling.wording import format_number, format_percent, pluralize
+from wsi_pipeline.config.settings import Monitor
 from wsi_pipeline.csv_files import write_csv
-from wsi_pipeline.settings import Monitor
 
 
 @dataclass(frozen=True)
@@ -27,11 +27,11 @@ class EpochRecord:
 
 
 def best_epoch(history: Sequence[EpochRecord], monitor: Monitor) -> int:
-    """Give the epoch whose weights are kept; 0 without any.
+    """Return the epoch whose weights are kept; 0 without any.
 
-    The highest ROC AUC or the lowest loss. Of epochs with the same ROC AUC (1.0 comes early on easy
-    data) the one with the lowest loss, whose scores are further apart; of equals the first. Without
-    validation the last.
+    The epoch with the highest ROC AUC or the lowest loss. Among epochs with the same ROC AUC (1.0
+    is reached early on easy data), the one with the lowest loss; among equals, the first. Without
+    validation, the last.
 
     Examples
     --------
@@ -49,7 +49,7 @@ def best_epoch(history: Sequence[EpochRecord], monitor: Monitor) -> int:
 
 
 def figure(record: EpochRecord, monitor: Monitor) -> float:
-    """Give a validation figure as one that is better the higher it is; 0 without validation."""
+    """Return the monitored metric such that higher is better; 0 without validation."""
     value = record.val_roc_auc if monitor == "roc_auc" else record.val_loss
     if value is None or monitor == "none":
         return 0.0
@@ -57,7 +57,7 @@ def figure(record: EpochRecord, monitor: Monitor) -> float:
 
 
 def epochs_without_improvement(history: Sequence[EpochRecord], monitor: Monitor) -> int:
-    """Count the epochs since the monitored figure was last strictly better than ever before.
+    """Count the epochs since the monitored metric last improved strictly.
 
     Examples
     --------
@@ -77,12 +77,12 @@ def stop_reason(
     max_epochs: int,
     train_accuracy: float | None = None,
 ) -> str | None:
-    """Tell why training ends here, in words; None if it goes on.
+    """Describe why training ends here; None if it continues.
 
     Parameters
     ----------
     patience : epochs
-        So many epochs in a row that are not strictly better than the best before them.
+        Number of consecutive epochs without a strict improvement.
     train_accuracy : share, optional
         Training ends at this accuracy on the training patches (PatchNet paper 2: 100 %).
     """
@@ -105,7 +105,7 @@ def write_history(path: Path, history: Sequence[EpochRecord]) -> None:
 
 
 def describe_validation(record: EpochRecord) -> str:
-    """Say an epoch's validation figures in words."""
+    """Describe the validation metrics of an epoch."""
     if record.val_loss is None or record.val_roc_auc is None:
         return "no validation"
     loss, auc = format_number(record.val_loss, 4), format_number(record.val_roc_auc, 4)

@@ -1,24 +1,24 @@
 """Training: patch stores in, a checkpoint and its history out.
 
-Three-step draws, read ahead by background threads; after each epoch the validation loss E steers
-the learning rate and the monitored figure decides when to stop. The best epoch's weights are
-kept. On one device the same settings give the same weights, killed and resumed or not.
+Patches are sampled in three steps and read ahead by background threads. After each epoch, the
+validation loss E controls the learning rate and the monitored metric decides when to stop. The
+best epoch's weights are kept. On one device the same settings give the same weights, also after an
+interruption.
 
 References
 ----------
 .. [1] Lecture on cancer detection in whole-slide images, "Training VGG16 on WSI" and "Training
    data three step sampling": when the rate halves, when training stops, what is drawn.
-.. [2] PatchNet papers 1 and 2 (see `wsi_pipeline.models.patchnet`): what they change of it stands
-   in `wsi_pipeline.settings.RECIPES`.
+.. [2] PatchNet papers 1 and 2 (see `wsi_pipeline.models.patchnet`): their settings are in
+   `wsi_pipeline.config.settings.RECIPES`.
 """
 
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -27,13 +27,11 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor
 from torch.nn import functional as F
 
+from tiling.contracts import CLASS_NAMES, OnProgress, StrPath
 from tiling.files import digest_json, remove_leftovers
 from tiling.threads import map_in_threads
 from tiling.wording import pluralize
-from wsi_pipeline.augment import Augment
-from wsi_pipeline.config import as_plain, check_section
-from wsi_pipeline.data import (
-    CLASS_NAMES,
+from wsi_pipeline.cohort.data import (
     Batch,
     Patches,
     check_stores,
@@ -42,11 +40,13 @@ from wsi_pipeline.data import (
     to_unit_range,
     usable_labels,
 )
-from wsi_pipeline.devices import compute_in, reproducible, resolve_precision
+from wsi_pipeline.config.reading import as_plain, check_section
+from wsi_pipeline.config.settings import TrainConfig, result_settings
+from wsi_pipeline.contracts import Rule
+from wsi_pipeline.devices import compute_in, reproducible, resolve_device, resolve_precision
 from wsi_pipeline.errors import TrainingError
-from wsi_pipeline.sampling import ShuffledSampler, ThreeStepSampler
-from wsi_pipeline.settings import TrainConfig, result_settings
 from wsi_pipeline.training import processes
+from wsi_pipeline.training.augment import Augment
 from wsi_pipeline.training.history import (
     EpochRecord,
     best_epoch,
@@ -73,11 +73,11 @@ from wsi_pipeline.training.resume import (
     restore_optimizer,
     write_resume,
 )
+from wsi_pipeline.training.sampling import ShuffledSampler, ThreeStepSampler
 from wsi_pipeline.training.summary import TrainSummary
 
 log = logging.getLogger(__name__)
 
-Progress = Callable[[int, int, dict[str, Any]], None]
 
 RESUME_FILE = "resume.safetensors"
 
@@ -86,43 +86,58 @@ def train_model(
     config: TrainConfig,
     *,
     train: Sequence[Patches],
-    val: Sequence[Patches],
-    patients: Mapping[str, str],
-    out: Path,
-    device: torch.device,
-    fingerprint: str,
+    val: Sequence[Patches] = (),
+    patients: Mapping[str, str] | None = None,
+    out: StrPath,
+    device: str | torch.device = "auto",
+    fingerprint: str = "",
     readers: int = 2,
-    on_progress: Progress | None = None,
+    on_progress: OnProgress | None = None,
 ) -> TrainSummary:
-    """Train a model, or go on with a training of the same settings that was interrupted.
+    """Train a model, or continue an interrupted training of the same settings.
 
     Parameters
     ----------
     config : TrainConfig
+        `train_config` creates one from a model's recipe.
     train, val : patch stores
-        Of one patch size and resolution. Patches of label -1 and unreadable ones are left out.
-    patients : patient by slide_id
-        Kept in the checkpoint, so that no one tests the model on them unawares.
-    out : Path
+        All of one patch size and resolution. Patches of label -1 and unreadable ones are skipped.
+        `val` may be empty if ``config.monitor`` is ``none``.
+    patients : patient by slide_id, optional
+        Stored in the checkpoint, so that later stages do not test the model on them. Default: each
+        slide is its own patient.
+    out : str or path
+        Folder, created if missing.
         Gets ``checkpoint.safetensors`` (last), ``config.json``, ``history.csv``, ``draws.csv`` and
         ``curves.png``; meanwhile ``resume.safetensors``.
-    device : torch.device
+    device : str or torch.device
+        ``auto`` (the first CUDA device, or the CPU), ``cpu``, ``cuda`` or ``cuda:N``.
     fingerprint : str
-        Of the settings and inputs: an interrupted training of another one is not resumed.
+        Of other inputs than settings and stores; an interrupted training with another fingerprint
+        is not resumed.
     readers : int
-        Threads that read batches ahead; they do not change the result.
+        Threads that read batches ahead; does not affect the result.
     on_progress : function, optional
-        Called after each batch with batches done, batches at most, and a dict of epoch and loss.
+        Called after each batch with batches done and batches at most.
+
+    Returns
+    -------
+    summary : TrainSummary
+        ``checkpoint`` is the path of the checkpoint, which `predict` and `load_checkpoint` take.
 
     Raises
     ------
     ConfigError
-        If a setting is out of its range.
+        If a setting is out of its range, or the device is not available.
     TrainingError
-        If a split lacks a class, patches do not fit together, a patient is in both splits, or the
-        loss stops being a number. ``val`` is not looked at where nothing is monitored.
+        If a split lacks a class, stores differ in patch size or resolution, a patient is in both
+        splits, or the loss becomes NaN or infinite. ``val`` is ignored if nothing is monitored.
     """
     started = time.perf_counter()
+    out = Path(out)
+    if patients is None:
+        patients = {store.slide_id: store.slide_id for store in (*train, *val)}
+    device = resolve_device(device) if isinstance(device, str) else device
     check_section("train", config)
     resolve_precision(config.precision, device)
     val = () if config.monitor == "none" else val
@@ -134,9 +149,9 @@ def train_model(
         training = _Training(config, train, val, device=device, readers=readers)
         key = _resume_key(config, train, val, fingerprint)
         resumed_from = training.restore(read_resume(out / RESUME_FILE, key=key))
-        processes.wait_for_all()  # nobody writes before everybody has read
+        processes.wait_for_all()  # no process writes before all have read
         if resumed_from:
-            log.info("%s: going on after epoch %d", config.model.name, resumed_from)
+            log.info("%s: resuming after epoch %d", config.model.name, resumed_from)
         elif writes:
             (out / CHECKPOINT_FILE).unlink(missing_ok=True)  # of other settings or inputs
         while (stopped := training.stop_reason()) is None:
@@ -200,7 +215,7 @@ class _Rows:
 
 
 class _Training:
-    """A model, its optimiser, its draws and its history, as they stand after some epochs."""
+    """State of a training: model, optimiser, sampler and history."""
 
     def __init__(
         self,
@@ -253,7 +268,7 @@ class _Training:
         return self.history[best_epoch(self.history, self._config.monitor) - 1]
 
     def stop_reason(self) -> str | None:
-        """Why training ends here; None if it goes on."""
+        """Why training ends here; None if it continues."""
         config = self._config
         return stop_reason(
             self.history,
@@ -264,7 +279,7 @@ class _Training:
         )
 
     def state(self) -> ResumeState:
-        """All that a later process needs to go on from here."""
+        """State from which another process can continue."""
         return ResumeState(
             history=self.history,
             sampler=self._sampler.state(),
@@ -276,7 +291,7 @@ class _Training:
         )
 
     def restore(self, state: ResumeState | None) -> int:
-        """Go on from an earlier state; returns how many epochs are done already."""
+        """Continue from an earlier state; return the number of completed epochs."""
         if state is None:
             return 0
         self.model.load_state_dict(state.weights)
@@ -291,8 +306,8 @@ class _Training:
             self._adapt_rate(record)
         return len(self.history)
 
-    def run_epoch(self, on_progress: Progress | None) -> None:
-        """Train one epoch, validate, and note what came out."""
+    def run_epoch(self, on_progress: OnProgress | None) -> None:
+        """Train one epoch, validate, and record the result."""
         epoch = len(self.history) + 1
         lr = float(self._optimizer.param_groups[0]["lr"])
         started = time.perf_counter()
@@ -322,9 +337,9 @@ class _Training:
         if self._scheduler is not None and record.val_loss is not None:
             self._scheduler.step(record.val_loss)
 
-    def _train_once(self, epoch: int, on_progress: Progress | None) -> float:
+    def _train_once(self, epoch: int, on_progress: OnProgress | None) -> float:
         config = self._config
-        # Seeded by the epoch, not by what came before: an epoch done again is the same epoch.
+        # Seeded by the epoch alone, so that a repeated epoch is the same.
         seed = epoch_seed(self._seed, epoch)
         torch.manual_seed(seed + processes.rank())
         augment = Augment(config.augment, seed=seed, crop=config.model.preprocess.crop)
@@ -347,8 +362,7 @@ class _Training:
             if on_progress:
                 steps = len(rows)
                 done = (epoch - 1) * steps + step + 1
-                info = {"epoch": epoch, "loss": losses[-1] if losses else None}
-                on_progress(done, config.max_epochs * steps, info)
+                on_progress(done, config.max_epochs * steps)
         if not losses:
             raise TrainingError(
                 f"{config.model.name}: none of the {pluralize(len(label), 'patch')} drawn in epoch "
@@ -365,7 +379,7 @@ class _Training:
         augment: Augment,
         epoch: int,
     ) -> float | None:
-        """Descend once on a batch, in parts; None where none of it could be read.
+        """Take one optimiser step on a batch, in parts; None if no patch could be read.
 
         The gradient is that of the mean loss over the patches of all processes and parts.
         """
@@ -392,7 +406,7 @@ class _Training:
         return value
 
     def validate(self, epoch: int) -> tuple[float, float]:
-        """Give the validation loss E (mean cross-entropy) and the ROC AUC."""
+        """Return the validation loss E (mean cross-entropy) and the ROC AUC."""
         logits, label = self._logits(self._chosen, epoch)
         if len(np.unique(label)) < len(CLASS_NAMES):
             raise TrainingError(
@@ -405,15 +419,15 @@ class _Training:
         return loss, float(roc_auc_score(label, logits))
 
     def _accuracy(self, chosen: "_Rows", epoch: int) -> float:
-        """Share of patches decided rightly, by the model's own rule."""
+        """Share of patches classified correctly, by the model's own rule."""
         logits, label = self._logits(chosen, epoch)
         scores = torch.from_numpy(logits).sigmoid().numpy()
-        rule = np.greater if self.model.strict else np.greater_equal
-        return float((rule(scores, self.model.threshold) == (label == 1)).mean())
+        rule = Rule(self.model.threshold, self.model.strict)
+        return float((rule.decide(scores) == (label == 1)).mean())
 
     @torch.no_grad()
     def _logits(self, chosen: "_Rows", epoch: int) -> tuple[NDArray[np.float64], NDArray[np.int8]]:
-        """Pass patches through the model, unchanged; those that cannot be read are left out."""
+        """Compute the logits of patches without augmentation; unreadable ones are skipped."""
         n, size = len(chosen.label), self._config.batch_size
         own = np.arange(n)[processes.own_share(n)]
         rows = [own[start : start + size] for start in range(0, len(own), size)]
@@ -466,12 +480,12 @@ class _Training:
 
 
 def epoch_seed(seed: int, epoch: int) -> int:
-    """Give an epoch its own seed."""
+    """Return an epoch its own seed."""
     return int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0])
 
 
 def _resume_key(
     config: TrainConfig, train: Sequence[Patches], val: Sequence[Patches], fingerprint: str
 ) -> str:
-    stores = [[(s.info.slide_id, s.fingerprint) for s in split] for split in (train, val)]
+    stores = [[(s.slide_id, s.fingerprint) for s in split] for split in (train, val)]
     return digest_json([as_plain(result_settings(config)), stores, fingerprint])

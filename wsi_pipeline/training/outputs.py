@@ -1,4 +1,4 @@
-"""What a finished training leaves: checkpoint, settings, history, ledger of the draws, picture."""
+"""Outputs of a training: checkpoint, settings, history, record of draws, training curves."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -8,12 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tiling.files import write_json
-from wsi_pipeline.checkpoint import CheckpointMeta, save_checkpoint
-from wsi_pipeline.config import as_plain
+from wsi_pipeline.cohort.data import Patches
+from wsi_pipeline.config.reading import as_plain
+from wsi_pipeline.config.settings import TrainConfig
 from wsi_pipeline.csv_files import write_csv
-from wsi_pipeline.data import CLASS_NAMES, Patches
 from wsi_pipeline.models import PatchClassifier
-from wsi_pipeline.settings import TrainConfig
+from wsi_pipeline.models.checkpoint import CheckpointMeta, save_checkpoint
 from wsi_pipeline.training.curves import draw_curves
 from wsi_pipeline.training.history import EpochRecord, write_history
 from wsi_pipeline.training.resume import Tensors
@@ -33,16 +33,17 @@ def describe_training(
     patients: Mapping[str, str],
     fingerprint: str,
 ) -> CheckpointMeta:
-    """Say what a checkpoint is, what it was trained with and on whom."""
-    ids = [tuple(s.info.slide_id for s in split) for split in (train, val)]
+    """Compose the metadata of a checkpoint."""
+    ids = [tuple(s.slide_id for s in split) for split in (train, val)]
     groups = [tuple(sorted({patients[i] for i in split})) for split in ids]
+    kind = train[0].kind
     return CheckpointMeta(
         model=config.model.name,
         options=options,
-        patch_px=train[0].geometry.patch_px,
-        target_mpp=train[0].geometry.target_mpp,
-        class_names=getattr(train[0], "class_names", CLASS_NAMES),
-        image_shape=getattr(train[0], "image_shape", None),
+        patch_px=kind.shape[0],
+        target_mpp=kind.mpp,
+        class_names=kind.class_names,
+        image_shape=kind.shape if kind.single else None,
         training=as_plain(config),
         fingerprint=fingerprint,
         versions=versions(),
@@ -69,7 +70,7 @@ def write_outputs(
     history: Sequence[EpochRecord],
     best: EpochRecord,
 ) -> None:
-    """Write all that a training leaves; the checkpoint last, as the mark of a finished one."""
+    """Write all outputs of a training; the checkpoint last, to mark it as finished."""
     write_history(out / "history.csv", history)
     write_json(out / "config.json", dataclasses.asdict(meta))
     draw_curves(out / "curves.png", history, title=config.model.name, best=best.epoch)
@@ -89,7 +90,7 @@ def write_ledger(
         In the order of `drawn`.
     patients : patient by slide_id
     """
-    ids = [store.info.slide_id for store in stores]
+    ids = [store.slide_id for store in stores]
     rows = (
         (slide_id, patients[slide_id], label, n)
         for slide_id, counts in zip(ids, drawn.tolist(), strict=True)

@@ -1,8 +1,8 @@
-"""Several processes that train one model, one per GPU, and what they say to each other.
+"""Training of one model in several processes, one per GPU.
 
-Every process draws the same batches and takes its share of each; losses and gradients are averaged
-by the number of patches, so k processes do what one does with the same batch, to rounding. The
-first process alone writes.
+Every process draws the same batches and computes its share of each. Losses and gradients are
+averaged by the number of patches, so k processes give the same result as one, up to rounding. Only
+the first process writes files.
 """
 
 import contextlib
@@ -25,24 +25,24 @@ import torch.multiprocessing as mp
 from numpy.typing import NDArray
 from torch import nn
 
+from tiling.contracts import OnProgress
 from wsi_pipeline.devices import check_one_each, resolve_device
 from wsi_pipeline.errors import PipelineError, TrainingError
 
 log = logging.getLogger(__name__)
 
-Progress = Callable[[int, int], None]
 Result = TypeVar("Result")
 _POLL_S = 0.2
 _LAST_WORDS_S = 2.0  # from when a process loses the others until the one that died is known
 
 
 def rank() -> int:
-    """Number of this process among those that train together; 0 where it trains alone."""
+    """Number of this process in its group; 0 if it trains alone."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def n_processes() -> int:
-    """How many processes train together."""
+    """Number of processes in the group."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
@@ -53,13 +53,13 @@ def own_share(n: int) -> slice:
 
 
 def wait_for_all() -> None:
-    """Go on when every process is here."""
+    """Wait until all processes have reached this point."""
     if dist.is_initialized():
         dist.barrier()
 
 
 def sum_over_all(value: float, device: torch.device) -> float:
-    """Add a number up over the processes."""
+    """Sum a number over the processes."""
     if not dist.is_initialized():
         return value
     total = torch.tensor([value], dtype=torch.float64, device=device)
@@ -100,11 +100,11 @@ def in_processes(
     *arguments: Any,
     processes: int,
     device: str,
-    on_progress: Progress,
+    on_progress: OnProgress,
 ) -> Result:
     """Call ``work(*arguments, on_progress)`` in several processes that form a group; one: here.
 
-    They end when this process does, however it ends.
+    They end when this process ends, for any reason.
 
     Parameters
     ----------
@@ -116,7 +116,7 @@ def in_processes(
     device : str
         As `resolve_device` takes it; GPUs go round.
     on_progress : function
-        Called here with what the first process tells.
+        Called in this process with the progress of the first one.
 
     Raises
     ------
@@ -125,20 +125,20 @@ def in_processes(
     ConfigError
         If the processes would share a GPU.
     TrainingError
-        If a process died without a word.
+        If a process died without reporting an error.
     """
     if processes == 1:
         return work(*arguments, on_progress)
     check_one_each(device, processes)
     context = mp.get_context("spawn")
     # Without a lock: a process killed while it held one would hang this one.
-    told, answers = context.RawArray("q", 2), context.SimpleQueue()
+    progress, answers = context.RawArray("q", 2), context.SimpleQueue()
     with tempfile.TemporaryDirectory() as folder:
         meeting = (Path(folder) / "meeting").as_uri()
         members = [
             context.Process(
                 target=_member,
-                args=(number, processes, device, meeting, work, arguments, told, answers),
+                args=(number, processes, device, meeting, work, arguments, progress, answers),
             )
             for number in range(processes)
         ]
@@ -146,7 +146,7 @@ def in_processes(
             with _children_allowed():
                 for member in members:
                     member.start()
-            result: Result = _wait(members, told, answers, on_progress)
+            result: Result = _wait(members, progress, answers, on_progress)
         finally:
             _end([member for member in members if member.pid is not None])
     return result
@@ -154,7 +154,8 @@ def in_processes(
 
 @contextlib.contextmanager
 def _children_allowed() -> Iterator[None]:
-    # Dask's workers are daemons, which may start no process, lest it outlive them: ours cannot.
+    # Dask's workers are daemons, which may not start processes that could outlive them. Ours end
+    # with their parent.
     here = multiprocessing.current_process()
     daemon = here.daemon
     if daemon:
@@ -177,29 +178,29 @@ def _end(members: Sequence[Any]) -> None:
             member.join()
 
 
-def _wait(members: Sequence[Any], told: Any, answers: Any, on_progress: Progress) -> Any:
-    said = (0, 0)
+def _wait(members: Sequence[Any], progress: Any, answers: Any, on_progress: OnProgress) -> Any:
+    reported = (0, 0)
     while answers.empty():
-        # Looked at before the answers: what a process says, it says before it ends.
+        # Checked before the answers: a process sends its answer before it ends.
         died = _died(members)
         if died is not None and answers.empty():
-            raise _without_a_word(died)
+            raise _died_silently(died)
         time.sleep(_POLL_S)
-        if tuple(told) != said:
-            said = (told[0], told[1])
-            on_progress(*said)
+        if tuple(progress) != reported:
+            reported = (progress[0], progress[1])
+            on_progress(*reported)
     kind, value = answers.get()
     if kind == "done":
         return value
-    if not isinstance(value, PipelineError):  # perhaps only that another one is gone
+    if not isinstance(value, PipelineError):  # perhaps only the loss of another process
         died = _died(members, patience_s=_LAST_WORDS_S)
         if died is not None:
-            raise _without_a_word(died) from value
+            raise _died_silently(died) from value
     raise value
 
 
 def _died(members: Sequence[Any], *, patience_s: float = 0.0) -> int | None:
-    """Give the exit code of a process that ended by itself; None if none does within this time."""
+    """Return the exit code of a process that ended by itself; None if none does in time."""
     until = time.monotonic() + patience_s
     while True:
         codes = [member.exitcode for member in members if member.exitcode not in (None, 0)]
@@ -208,15 +209,15 @@ def _died(members: Sequence[Any], *, patience_s: float = 0.0) -> int | None:
         time.sleep(0.05)
 
 
-def _without_a_word(exit_code: int) -> TrainingError:
+def _died_silently(exit_code: int) -> TrainingError:
     if exit_code < 0:
         return TrainingError(
             f"a training process was killed (signal {-exit_code}); often too little memory: lower "
             "batch_size or processes"
         )
     return TrainingError(
-        f"a training process ended without a word (exit code {exit_code}); what it wrote last "
-        "stands above, or in the worker's log"
+        f"a training process ended without an error message (exit code {exit_code}); see its last "
+        "output above, or in the worker's log"
     )
 
 
@@ -227,21 +228,21 @@ def _member(
     meeting: str,
     work: Callable[..., Any],
     arguments: tuple[Any, ...],
-    told: Any,
+    progress: Any,
     answers: Any,
 ) -> None:
-    """Be one of the processes."""
+    """Entry point of a training process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all; the first process ends us
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
-    def tell(done: int, total: int) -> None:
+    def report(done: int, total: int) -> None:
         if number == 0:
-            told[:] = (done, total)
+            progress[:] = (done, total)
 
     torch.set_num_threads(max(1, torch.get_num_threads() // count))
     try:
         with _group(number, count, meeting, resolve_device(device, worker=number)):
-            result = work(*arguments, tell)
+            result = work(*arguments, report)
         if number == 0:
             answers.put(("done", result))
     except Exception as error:
@@ -249,7 +250,7 @@ def _member(
 
 
 def _end_with_parent() -> None:
-    """Wait for the process that started this one to end, killed or not, and end too."""
+    """End this process when its parent ends, killed or not."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         multiprocessing.connection.wait([parent.sentinel])
@@ -275,7 +276,7 @@ def _group(number: int, count: int, meeting: str, device: torch.device) -> Itera
 
 
 def _sendable(error: Exception) -> Exception:
-    """Errors of the pipeline go as they are; others as their text, for not all can be sent."""
+    """Convert other errors than those of the pipeline to text, since not all can be pickled."""
     if type(error).__module__.split(".")[0] in {"tiling", "wsi_pipeline", "builtins"}:
         return error
     return RuntimeError(f"{type(error).__name__}: {error}")

@@ -1,29 +1,29 @@
-"""What a training is made of, from its settings: the model, the optimiser, the learning rate.
+"""Model, optimiser and learning-rate schedule of a training, from its settings.
 
 References
 ----------
 .. [1] Lecture on cancer detection in whole-slide images, "Training VGG16 on WSI": the network and
-   its optimiser; docs/train.md says what stands for what.
+   its optimiser; docs/train.md maps its names to torch's.
 """
 
 import dataclasses
 
 import torch
 
+from wsi_pipeline.config.settings import TrainConfig
 from wsi_pipeline.devices import place_model
 from wsi_pipeline.errors import ModelError
 from wsi_pipeline.models import PatchClassifier, build_model
 from wsi_pipeline.models.pretrained import load_imagenet_weights
-from wsi_pipeline.settings import TrainConfig
 
 
 def build_classifier(config: TrainConfig, device: torch.device) -> PatchClassifier:
-    """Build the model to train, in the layout that convolutions like.
+    """Build the model to train, in the channels-last layout.
 
     Raises
     ------
     ModelError
-        If there is no such model or option, or the weights to start from do not fit.
+        If the model or an option is unknown, or the initial weights do not fit.
     """
     name, weights = config.model.name, config.model.weights
     preprocess = dataclasses.asdict(config.model.preprocess)
@@ -62,8 +62,8 @@ def build_scheduler(
 ) -> torch.optim.lr_scheduler.ReduceLROnPlateau | None:
     """Halve the learning rate after `lr_halve_after` epochs in a row without a lower E, if at all.
 
-    Torch reduces when bad epochs exceed its patience, hence one less; any lower E counts as lower,
-    hence the threshold of 0.
+    Torch reduces the rate when bad epochs exceed its patience, so the patience is one less. Any
+    lower E counts as lower, so the threshold is 0.
     """
     if config.lr_halve_after is None:
         return None

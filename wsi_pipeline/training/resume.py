@@ -1,7 +1,7 @@
-"""What a training needs to go on after a kill, in one file that is safe to load.
+"""State of an unfinished training, in one file that is safe to load.
 
-Tensors as safetensors, numbers as JSON in its header; one file, so one rename makes it whole.
-It is written after each epoch: an epoch that was cut short is done again from its start.
+Tensors are stored as safetensors, numbers as JSON in its header. It is a single file, so that it is
+replaced atomically. It is written after each epoch; an interrupted epoch is repeated.
 """
 
 import dataclasses
@@ -15,8 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from wsi_pipeline.checkpoint import read_header, read_tensors, write_tensors
 from wsi_pipeline.errors import CheckpointError
+from wsi_pipeline.models.checkpoint import read_header, read_tensors, write_tensors
 from wsi_pipeline.training.history import EpochRecord
 
 log = logging.getLogger(__name__)
@@ -28,7 +28,7 @@ Tensors = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class ResumeState:
-    """A training at the end of an epoch. What follows from the history is not kept twice."""
+    """State of a training at the end of an epoch, without what follows from the history."""
 
     history: list[EpochRecord]
     sampler: dict[str, Any]  # state of the sampler
@@ -40,7 +40,7 @@ class ResumeState:
 
 
 def write_resume(path: Path, state: ResumeState, *, key: str) -> None:
-    """Keep a state, whole or not at all; `key` says of which settings and inputs."""
+    """Write a state atomically; `key` identifies settings and inputs."""
     header = {
         "schema": SCHEMA,
         "key": key,
@@ -58,14 +58,14 @@ def write_resume(path: Path, state: ResumeState, *, key: str) -> None:
 
 
 def read_resume(path: Path, *, key: str) -> ResumeState | None:
-    """Give the state to go on from; None, and a line in the log, if there is none that fits."""
+    """Return the state to continue from; None, with a log message, if there is none that fits."""
     if not path.exists():
         return None
     try:
         header = read_header(path)
         if header.get("schema") != SCHEMA or header.get("key") != key:
             log.warning(
-                "%s: made with other settings or inputs; left aside, training starts over", path
+                "%s: made with other settings or inputs; ignored, training starts over", path
             )
             return None
         tensors, header = read_tensors(path)
@@ -92,7 +92,7 @@ def _from_parts(header: dict[str, Any], tensors: Tensors) -> ResumeState:
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> Tensors:
-    """Name what an optimizer has gathered, e.g. ``3.square_avg``."""
+    """Name the state tensors of an optimizer, e.g. ``3.square_avg``."""
     state: dict[int, dict[str, Any]] = optimizer.state_dict()["state"]
     return {
         f"{index}.{name}": torch.as_tensor(value)
@@ -103,10 +103,10 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> Tensors:
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Tensors) -> None:
-    """Give a fresh optimizer what `optimizer_tensors` named.
+    """Restore the state of an optimizer from `optimizer_tensors`.
 
-    Each tensor takes the memory layout of its parameter, as if it had been gathered here: another
-    layout would add up in another order.
+    Each tensor gets the memory layout of its parameter, as in an uninterrupted training: another
+    layout would change the order of summation.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}

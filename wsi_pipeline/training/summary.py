@@ -1,4 +1,4 @@
-"""How a training went, in a line."""
+"""Summary of a training."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +11,7 @@ STARVED = 0.2  # share of the time spent waiting for patches from which a remedy
 
 @dataclass(frozen=True)
 class TrainSummary:
-    """How a training went."""
+    """Summary of a training."""
 
     checkpoint: Path
     epochs: int  # done in all
@@ -23,19 +23,19 @@ class TrainSummary:
 
     @property
     def starved(self) -> bool:
-        """Whether the device waited for patches for a good part of the time."""
+        """Whether the device waited for patches for a large part of the time."""
         return self.seconds_waited > max(STARVED * self.seconds, 1.0)
 
     def __str__(self) -> str:
         again = f" (resumed after {self.resumed_from})" if self.resumed_from else ""
-        said = (
+        text = (
             f"{pluralize(self.epochs, 'epoch')}{again} in {format_duration(self.seconds)}, "
             f"{self.stopped}; kept epoch {self.best.epoch}: {describe_validation(self.best)}; "
             f"waited {format_duration(self.seconds_waited)} for patches"
         )
         if self.starved:
-            said += (
-                ": the device starves; raise train.<model>.readers, use a faster disk, or tile "
-                "with tile.store=patches where they come from the slides"
+            text += (
+                ": the device is starved of data; raise train.<model>.readers, use a faster disk, "
+                "or tile with tile.store=patches if patches are read from the slides"
             )
-        return said
+        return text

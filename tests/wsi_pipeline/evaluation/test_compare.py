@@ -7,16 +7,21 @@ import numpy as np
 import pytest
 
 from tests.wsi_pipeline.evaluation.test_run_evaluation import cohort, guessing
+from wsi_pipeline.config.settings import EvaluateConfig
 from wsi_pipeline.errors import EvaluationError
-from wsi_pipeline.evaluation.compare import compare_evaluations, compare_models
+from wsi_pipeline.evaluation.compare import compare_models, compare_pair
+from wsi_pipeline.evaluation.compare_slides import read_evaluated_slides
 from wsi_pipeline.evaluation.run_evaluation import evaluate_run
-from wsi_pipeline.settings import EvaluateConfig
 
 SETTINGS = EvaluateConfig(bootstrap=0)
 FIGURES = {
     "patch.roc_auc", "slide.roc_auc", "slide.average_precision",
     "froc_camelyon16.score", "froc_patch.score",
 }  # fmt: skip
+
+
+def compare_evaluations(a, b, **settings):
+    return compare_pair(read_evaluated_slides(a), read_evaluated_slides(b), **settings)
 
 
 @pytest.fixture(scope="module")
@@ -77,8 +82,8 @@ def test_turning_the_pair_around_turns_the_sign(models):
 def test_a_single_patient_has_neither_interval_nor_p_value(tmp_path):
     """Resampling one patient gives that patient every time: [d, d], p = 2 / (B + 1)."""
     for name, slides in (("a", cohort(6, patient="p")), ("b", guessing(cohort(6, patient="p")))):
-        told = [replace(s, scores=replace(s.scores, attributes={})) for s in slides]
-        evaluate_run(told, settings=SETTINGS, out=tmp_path / name, model=name)
+        given = [replace(s, scores=replace(s.scores, attributes={})) for s in slides]
+        evaluate_run(given, settings=SETTINGS, out=tmp_path / name, model=name)
     result = compare_evaluations(tmp_path / "a", tmp_path / "b", replicates=20)
     assert result["n_patients"] == 1
     for figure in result["figures"].values():
@@ -126,8 +131,8 @@ def test_contradictions_and_missing_tables_are_errors(models, tmp_path):
 
 def test_all_pairs_are_written(models, tmp_path):
     folder, _ = models
-    folders = [folder / "good", folder / "guess", folder / "good"]
-    pairs = compare_models(folders, out=tmp_path / "comparison.json", replicates=10)
+    compared = [read_evaluated_slides(folder / name) for name in ("good", "guess", "good")]
+    pairs = compare_models(compared, out=tmp_path / "comparison.json", replicates=10)
     assert [(p["first"], p["second"]) for p in pairs] == [
         ("good", "guess"), ("good", "good"), ("guess", "good"),
     ]  # fmt: skip

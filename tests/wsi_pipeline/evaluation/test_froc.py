@@ -23,7 +23,7 @@ from wsi_pipeline.evaluation.froc import (
 )
 from wsi_pipeline.evaluation.lesions import label_mask, no_lesions
 
-# Few values, so that there are ties, and two that only float64 tells apart.
+# Few values, so that there are ties, and two that only float64 distinguishes.
 scores = st.sampled_from([0.0, 0.1, 0.1 + 1e-12, 0.25, 0.5, 0.7, 0.9, 1.0])
 
 
@@ -81,7 +81,7 @@ def test_a_perfect_detector_with_all_scores_one_gets_one():
 
 
 def test_scores_that_float32_would_split_stay_tied():
-    """Hits in float32 beside false positives in float64 make points that no threshold has."""
+    """Hits in float32 and false positives in float64 make points that no threshold has."""
     p = 0.1  # float32(0.1) != 0.1
     hits = [SlideHits(np.array([p]), np.array([p]), False)]
     curve = build_froc(collect_events(hits, definition="camelyon16"))
@@ -281,7 +281,7 @@ def test_a_replicate_is_the_curve_of_its_slides(hits, seed, denominator, at_rate
 
 
 def test_replicates_read_far_events_only_if_they_need_them():
-    """More false positives than are looked at first, on one slide that some replicates lack."""
+    """More false positives than are counted first, on one slide that some replicates lack."""
     random = np.random.default_rng(0)
     hits = [SlideHits(random.random(9000), np.array([0.3]), False)]
     hits += [SlideHits(random.random(3) * 0.1, random.random(2) * 0.1, False) for _ in range(3)]

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import tifffile
 
-from tiling.annotations import write_asap_xml
-from wsi_pipeline.cli import main
+from tiling.annotation.formats.asap_xml import write_asap_xml
+from wsi_pipeline.cli.app import main
 from wsi_pipeline.errors import EvaluationError
 from wsi_pipeline.evaluation.froc_files import FrocOptions, run_froc
 
@@ -52,7 +52,7 @@ def options(tmp_path):
 
 def run(options):
     lines = []
-    run_froc(options, say=lines.append)
+    run_froc(options, print_line=lines.append)
     return json.loads((options.out / "froc.json").read_text()), lines
 
 
@@ -233,7 +233,7 @@ def test_without_a_list_slides_are_the_union_of_both_folders(options):
     assert (result["n_slides"], result["n_normal"]) == (2, 1)
 
 
-def test_a_reference_that_is_not_listed_is_left_out_and_said(options):
+def test_a_reference_that_is_not_listed_is_left_out_and_noted(options):
     write_xml(options.reference / "t1.xml", (3200, 3200, 3200))
     write_xml(options.reference / "Test_114.xml", (3200, 3200, 3200))
     write_text(options.out.parent / "s.csv", "slide_id,label\nt1,1\n")
@@ -407,7 +407,7 @@ def test_0_1_and_0_255_masks_lose_no_lesion_in_silence(options, value, asked):
             run(asking)
 
 
-def test_the_default_mpp_is_camelyon16s_and_it_is_said(options):
+def test_the_default_mpp_is_camelyon16s_and_noted(options):
     mask_file(options, "t1", lesion_mask())
     _, lines = run(replace(options, mask_downsample=32))
     assert any("0.243" in line for line in lines)

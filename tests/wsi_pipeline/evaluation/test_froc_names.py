@@ -78,7 +78,7 @@ def draw(options, detections, references, slides=None):
 
 def run(options):
     lines = []
-    run_froc(options, say=lines.append)
+    run_froc(options, print_line=lines.append)
     return json.loads((options.out / "froc.json").read_text()), "\n".join(lines)
 
 
@@ -111,7 +111,7 @@ def test_camelyons_own_names_are_one_slide(options, annotated):
 
 @pytest.mark.parametrize("name", ["a.png", "A_Mask.PNG", "a.tif.png"])
 def test_png_masks_are_masks(options, monkeypatch, name):
-    """They were passed over; how their pixels are read is `read_mask`'s."""
+    """They were ignored; how their pixels are read is `read_mask`'s."""
     options = draw(options, {"a.csv": TUMOUR, "b.csv": NORMAL}, [])
     write(options.reference / name, b"\x89PNG\r\n\x1a\n")
 
@@ -240,7 +240,7 @@ def test_no_slide_is_counted_twice(options, detections, references, slides, mess
 
 
 def test_other_files_are_named(options):
-    """They were passed over without a word."""
+    """They were ignored silently."""
     options = draw(options, {"a.csv": TUMOUR, "b.csv": NORMAL}, ["a.json"])
     for name in (".DS_Store", "Thumbs.db", "README.md", "old/a.csv", "b_overlay.jpg"):
         write(options.detections / name, "x")
@@ -363,7 +363,7 @@ def test_a_table_with_a_slide_that_is_not_listed_is_refused(options):
 
 
 def test_a_table_of_all_slides_in_a_folder_is_not_one_slides(options):
-    """Its column of slides was passed over: all slides' detections on one."""
+    """Its column of slides was ignored: all slides' detections on one."""
     options = draw(options, {"a.csv": TABLE}, ["a.json"])
     with pytest.raises(EvaluationError, match=r"line 3: a detection of slide 'b' in the file of"):
         run(options)
@@ -374,7 +374,7 @@ def test_a_table_of_all_slides_in_a_folder_is_not_one_slides(options):
 # ------------------------------------------------------------ positions between pixels
 
 
-def test_positions_are_rounded_to_the_pixel_and_it_is_said_once(options):
+def test_positions_are_rounded_to_the_pixel_and_reported_once(options):
     """With ``x 1503.6`` the file was refused."""
     near = "0.9,991.6,1500\n0.8,991.4,1500\n0.7,90.0,90\n"  # the lesion begins at 32 x 31 - 0.5
     options = draw(options, {"a.csv": near, "b.csv": "0.1,3.5,3.25\n"}, ["a_mask.tif"])

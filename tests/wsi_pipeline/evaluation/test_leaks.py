@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from tiling.contracts import SlideInfo, TileGeometry
-from wsi_pipeline.checkpoint import CheckpointMeta
 from wsi_pipeline.errors import EvaluationError
 from wsi_pipeline.evaluation.leaks import Seen, refuse_leaks
-from wsi_pipeline.scores import make_scores, read_scores, write_scores
+from wsi_pipeline.inference.scores import make_scores, read_scores, write_scores
+from wsi_pipeline.models.checkpoint import CheckpointMeta
 
 META = CheckpointMeta(
     model="vgg16",
@@ -68,7 +68,7 @@ def test_many_patients_are_counted_and_some_named():
         refuse_leaks(seen)
 
 
-def test_what_is_not_known_is_said():
+def test_what_is_not_known_is_reported():
     (note,) = refuse_leaks([Seen("s1", "p", None), Seen("s2", "q", {})])
     assert "1 score file without the slides" in note
     assert note.endswith(": s1")

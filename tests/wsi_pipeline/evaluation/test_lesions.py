@@ -2,7 +2,6 @@
 
 import json
 import tracemalloc
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy import ndimage
 
-from tiling.annotations import read_annotation
+from tests.helpers.real_data import real_data
+from tiling.annotation.reading import read_annotation
 from wsi_pipeline.errors import EvaluationError, ExtentError
 from wsi_pipeline.evaluation.lesions import (
     fill_holes,
@@ -21,8 +21,6 @@ from wsi_pipeline.evaluation.lesions import (
     label_polygons,
     no_lesions,
 )
-
-DATA = Path(__file__).parents[3] / "../shared/data/annotations/camelyon16"
 
 
 def whole_image(reference, shape):
@@ -111,7 +109,7 @@ def test_lesions_that_touch_at_a_corner_are_one():
     assert label_mask(mask, downsample=100, mpp=1).is_itc.size == 1
 
 
-def test_itc_are_told_by_the_major_axis_strictly_below_275_um():
+def test_itc_are_found_by_the_major_axis_strictly_below_275_um():
     # Pixels of 25 µm; growth of 1.5 px. A grown line of n pixels is n + 2 long, 3 wide.
     for n in range(5, 12):
         mask = np.zeros((9, 30), bool)
@@ -259,9 +257,7 @@ def test_a_scale_that_is_none_is_refused(downsample, mpp):
 
 @pytest.mark.parametrize("name", ["Tumor_001", "Tumor_003", "Tumor_064", "Tumor_011"])
 def test_real_polygons_give_the_published_answer(name, oracle):
-    path = DATA / f"{name}.json"
-    if not path.is_file():
-        pytest.skip(f"{path.name} is not there: shared data is absent")
+    path = real_data(f"annotations/camelyon16/{name}.json")
     tumour = read_annotation(path).tumour
     found = label_polygons(tumour, mpp=0.243)
     shape = tuple(int(v / 32) + 8 for v in (tumour.bounds[3], tumour.bounds[1 + 1]))

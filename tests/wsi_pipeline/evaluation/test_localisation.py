@@ -71,7 +71,7 @@ def test_what_was_not_scored_is_not_called_tumour():
 
 
 def test_a_mask_of_another_shape_is_refused():
-    with pytest.raises(EvaluationError, match=r"\(2, 2\) cannot be laid on .*\(8, 10\)"):
+    with pytest.raises(EvaluationError, match=r"\(2, 2\) does not match .*\(8, 10\)"):
         localise(np.zeros((2, 2)), MASK)
 
 

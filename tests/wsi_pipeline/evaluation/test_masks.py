@@ -70,7 +70,7 @@ def test_a_level_rounded_down_is_extended_to_the_slides_last_pixel(tmp_path):
 
 
 def test_levels_filled_up_to_whole_tiles_lie_at_powers_of_two(tmp_path):
-    """CAMELYON16's do: their sizes alone say 28 and 29.2 where 32 is meant, or no level at all."""
+    """CAMELYON16's do: their sizes alone give 28 and 29.2 instead of 32, or no level at all."""
     mask = np.zeros((1792, 1680), np.uint8)
     mask[900:1400, 800:1500] = 1
     with tifffile.TiffWriter(tmp_path / "a.tif") as file:
@@ -98,7 +98,7 @@ def test_one_level_lies_at_the_downsample_that_is_given(tmp_path, mask):
     assert found.size == (1650 * 32, 1270 * 32)
 
 
-def test_one_level_without_resolution_is_level_0_and_it_is_said(tmp_path, mask):
+def test_one_level_without_resolution_is_level_0_and_noted(tmp_path, mask):
     tifffile.imwrite(tmp_path / "a.tif", mask)
     found = read_mask(tmp_path / "a.tif")
     assert found.downsample == 1
@@ -142,7 +142,7 @@ def test_a_stack_of_images_is_refused(tmp_path, mask):
         read_mask(tmp_path / "a.tif")
 
 
-def test_dots_per_inch_of_a_drawing_program_say_nothing(tmp_path, mask):
+def test_dots_per_inch_of_a_drawing_program_are_ignored(tmp_path, mask):
     tifffile.imwrite(tmp_path / "a.tif", mask, resolution=(72, 72), resolutionunit="INCH")
     assert read_mask(tmp_path / "a.tif").downsample == 1
 
@@ -181,7 +181,7 @@ def test_the_downsample_of_such_a_pyramid_may_be_stated(tmp_path, mask):
     assert np.array_equal(found.tumour, copies[4] != 0)
     stated = read_mask(tmp_path / "a.tif", mpp=0.243, downsample=1)
     assert (stated.downsample, stated.size) == (1, (1650, 1270))
-    assert "not as its own resolution says" in stated.notes[0]
+    assert "which differs from its own resolution" in stated.notes[0]
 
 
 @pytest.mark.parametrize("mpp", [0.3, 0.4, None])
@@ -234,7 +234,7 @@ def test_one_of_several_values_may_be_tumour(tmp_path, mask):
 
 
 def test_a_normal_slide_needs_no_tumour_value(tmp_path, mask):
-    """Masks of tissue 1 and tumour 2: a slide told normal has only tissue."""
+    """Masks of tissue 1 and tumour 2: a slide listed as normal has only tissue."""
     tifffile.imwrite(tmp_path / "a.tif", mask)
     assert not read_mask(tmp_path / "a.tif", downsample=32, tumour_value=2, label=0).tumour.any()
     tifffile.imwrite(tmp_path / "b.tif", mask * 0)

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.quick_pictures import quick_pictures
+from tests.helpers.quick_pictures import quick_pictures
 from wsi_pipeline.contracts import FrocCurve
 from wsi_pipeline.evaluation import plots
-from wsi_pipeline.evaluation.patch import Confusion, ranking_curves
+from wsi_pipeline.evaluation.metrics import Confusion
+from wsi_pipeline.evaluation.ranking import ranking_curves
 
 pytestmark = pytest.mark.real_pictures
 

@@ -1,4 +1,4 @@
-"""The evaluate stage: every number in metrics.json computed again from the tables beside it."""
+"""The evaluate stage: every number in metrics.json recomputed from the tables."""
 
 import csv
 import json
@@ -11,13 +11,13 @@ import shapely
 from sklearn.metrics import average_precision_score, confusion_matrix, roc_auc_score
 
 from tiling.contracts import Annotation
+from wsi_pipeline.config.settings import EvaluateConfig
 from wsi_pipeline.contracts import Detections, Heatmap, Scores
 from wsi_pipeline.errors import EvaluationError
 from wsi_pipeline.evaluation.calibration import apply_temperature
 from wsi_pipeline.evaluation.inputs import EvaluationSlide
 from wsi_pipeline.evaluation.localisation import draw_mask, localise
 from wsi_pipeline.evaluation.run_evaluation import evaluate_run
-from wsi_pipeline.settings import EvaluateConfig
 
 SETTINGS = EvaluateConfig(bootstrap=60)
 CONTRACT_FILES = {
@@ -122,7 +122,7 @@ def test_metrics_have_the_shape_of_the_contract(evaluated):
     assert metrics["froc"]["definition"] == "camelyon16"
     assert metrics["froc_patch"]["definition"] == "patch"
     # The largest lesion of each tumour slide is a micrometastasis: nothing is known of the others.
-    # The slides are told apart without an error, so resampling them shows nothing.
+    # The slides are separated perfectly, so resampling them has no variance.
     others = {name for name in metrics["undefined"] if name.split(".")[1] not in ("macro", "itc")}
     assert {metrics["undefined"][name] for name in others} == {
         "all 60 resampled sets give the same value",
@@ -171,7 +171,7 @@ def test_slide_figures_are_computed_again_from_the_tables(evaluated):
         assert int(row["tp"]) == sum(r["label"] == "1" and float(r["score"]) >= 0.75 for r in known)
 
 
-def test_confusion_is_laid_out_as_in_the_lecture(evaluated):
+def test_confusion_has_the_layout_of_the_lecture(evaluated):
     out, metrics = evaluated
     rows = read_csv(out / "confusion.csv")
     last = {r["true"]: r for r in rows if r["slide_id"] == "all"}
@@ -274,7 +274,7 @@ def test_the_split_that_is_asked_for_is_evaluated(tmp_path, split, first, noted)
     assert metrics["evaluated"] == split
     assert metrics["slide"]["n"] == metrics["localisation"]["n"] == len(rows)
     assert "4 validation slides" in metrics["slide"]["threshold_source"]
-    kinds = ("evaluate.split)", "too hopeful", "no test: the model was trained on 2 patients")
+    kinds = ("evaluate.split)", "too optimistic", "no test: the model was trained on 2 patients")
     known = [note for note in metrics["notes"] if any(kind in note for kind in kinds)]
     assert len(known) == noted
     assert ("no test" in " ".join(known)) == (split in ("train", "all"))
@@ -342,7 +342,7 @@ def test_a_slide_without_any_score_is_counted_apart(tmp_path):
     assert (row["score"], row["predicted"]) == ("", "")
 
 
-def test_a_tumour_slide_known_by_label_only_is_left_out_of_froc_and_said(tmp_path):
+def test_a_tumour_slide_known_by_label_only_is_left_out_of_froc_and_noted(tmp_path):
     slides = cohort(4)
     slides[1] = replace(
         slides[1], annotation=None, lesion_ids=[], lesion_pairs=np.zeros((0, 2), np.int64)
@@ -562,8 +562,8 @@ def test_bands_hold_the_curves_where_the_slides_are_alike(evaluated):
 
 
 def seen(slides, **lists):
-    told = {**TRAINED_ON, **lists}
-    return [replace(s, scores=replace(s.scores, attributes={"trained_on": told})) for s in slides]
+    given = {**TRAINED_ON, **lists}
+    return [replace(s, scores=replace(s.scores, attributes={"trained_on": given})) for s in slides]
 
 
 @pytest.mark.parametrize("split", ["test", None])
@@ -582,10 +582,10 @@ def test_a_patient_that_the_model_has_seen_is_refused(tmp_path, split, lists, me
     assert not list(tmp_path.iterdir())
 
 
-def test_scores_that_do_not_say_what_their_model_has_seen_are_noted(tmp_path):
+def test_scores_without_the_slides_of_the_training_are_noted(tmp_path):
     slides = [replace(s, scores=replace(s.scores, attributes={})) for s in cohort(4)]
     metrics = evaluate_run(slides, settings=SETTINGS, out=tmp_path, model="m")
-    assert any("leaks could not be looked for" in note for note in metrics["notes"])
+    assert any("leaks could not be checked" in note for note in metrics["notes"])
 
 
 def test_validation_slides_that_were_trained_on_are_noted(tmp_path):

@@ -126,9 +126,9 @@ def test_the_size_of_a_class_does_not_weigh():
 def test_what_cannot_choose_chooses_nothing(labels, scores):
     assert choose_threshold(labels, scores) is None
     assert freeze_threshold(labels, scores, fixed=None, fallback=None) is None
-    assert freeze_threshold(labels, scores, fixed=None, fallback=0.75).value == 0.75
+    assert freeze_threshold(labels, scores, fixed=None, fallback=0.75).threshold == 0.75
 
 
 def test_settings_win_over_validation():
-    assert freeze_threshold([0, 1], [0.1, 0.9], fixed=0.3, fallback=0.75).value == 0.3
-    assert freeze_threshold([0, 1], [0.1, 0.9], fixed=None, fallback=0.75).value == 0.5
+    assert freeze_threshold([0, 1], [0.1, 0.9], fixed=0.3, fallback=0.75).threshold == 0.3
+    assert freeze_threshold([0, 1], [0.1, 0.9], fixed=None, fallback=0.75).threshold == 0.5

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wsi_pipeline.evaluation.sweep import SWEEP_COLUMNS, sweep_rows, sweep_thresholds
+from wsi_pipeline.evaluation.sweep import sweep_columns, sweep_rows, sweep_thresholds
 
 
 @settings(max_examples=50)
@@ -16,7 +16,7 @@ def test_every_row_is_what_counting_gives(patches):
     thresholds = sweep_thresholds(labels, scores, including=[0.75])
     assert thresholds.tolist() == sorted({*scores.tolist(), 0.75}, reverse=True)
     for row in sweep_rows(labels, scores, thresholds):
-        named = dict(zip(SWEEP_COLUMNS, row, strict=True))
+        named = dict(zip(sweep_columns(), row, strict=True))
         called = [(label, s >= named["threshold"]) for label, s in zip(labels, scores, strict=True)]
         tp, fp = called.count((1, True)), called.count((0, True))
         fn, tn = called.count((1, False)), called.count((0, False))

@@ -11,8 +11,8 @@ import openslide
 import pytest
 import tifffile
 
-from tests.tiling.slides import halve, tissue
-from tests.wsi_pipeline.exports.conftest import make_job
+from tests.helpers.odd_slide import make_job
+from tests.helpers.slides import halve, tissue
 from tiling.build import tile_slide
 from tiling.contracts import TileConfig, TissueConfig
 from tiling.store import PatchStore
@@ -20,7 +20,7 @@ from wsi_pipeline.contracts import Scores
 from wsi_pipeline.exports import load_format
 from wsi_pipeline.exports.base import ExportSlide
 from wsi_pipeline.heatmaps.files import write_heatmap
-from wsi_pipeline.scores import clam_attributes
+from wsi_pipeline.inference.scores import clam_attributes
 
 MPP = 0.5
 OFFSET, SCANNED, SIZE = (301, 157), (420, 340), (811, 599)  # (x, y) and (width, height), px

@@ -1,4 +1,4 @@
-"""The command on a whole run: its figures can be had again from the files; it resumes, it fails."""
+"""The command on a whole run: metrics are recomputed from the files; resuming and failures."""
 
 import csv
 import json
@@ -12,21 +12,22 @@ import pytest
 import tifffile
 import zarr
 
-from tests.quick_pictures import quick_pictures
-from tests.wsi_pipeline.tiny_cohort import TUMOUR, draw_cohort
+from tests.helpers.quick_pictures import quick_pictures
+from tests.helpers.tiny_cohort import TUMOUR, draw_cohort
 from tiling.files import digest_file
-from wsi_pipeline.cli import main
+from wsi_pipeline.cli.app import main
 from wsi_pipeline.contracts import Heatmap
 from wsi_pipeline.evaluation.detections import write_detections
 from wsi_pipeline.exports import COORDS_ONLY, FORMATS
 from wsi_pipeline.heatmaps.files import read_heatmap
 from wsi_pipeline.heatmaps.nms import detect, radius_in_px
-from wsi_pipeline.marks import read_mark, write_mark
-from wsi_pipeline.runfolder import RunFolder, Unit, clear_mark, record_failure
-from wsi_pipeline.scores import read_scores, write_scores
+from wsi_pipeline.inference.scores import read_scores, write_scores
+from wsi_pipeline.layout import RunFolder, Unit
+from wsi_pipeline.run.marks import read_mark, write_mark
+from wsi_pipeline.run.state import clear_mark, record_failure
 
 MPP = 3.0  # by the manifest: the tumour of 140 px is no isolated cell
-# Overlapping patches, laid by their maximum, and detections that are not the default ones.
+# Overlapping patches, combined by their maximum, and detections that are not the default ones.
 CONFIG = """
 input: {data}/manifest.csv
 out: {run}
@@ -100,7 +101,7 @@ def export(run: Path, name: str, *more: str) -> int:
     return main(["export", str(run), "--format", name, "--quiet", *more])
 
 
-# ------------------------------------------------------------ figures had again
+# ------------------------------------------------------------ metrics recomputed
 
 
 def count_froc(folder: Path, detections: Path, out: Path) -> dict:
@@ -153,7 +154,7 @@ def test_froc_of_the_exported_detections_is_the_runs_own(scored_run, tmp_path):
 
 @pytest.mark.parametrize("kind", ["ome-tiff", "ome-zarr"])
 def test_froc_of_the_heatmap_file_is_the_runs_own(scored_run, tmp_path, kind):
-    """Whoever has the heatmap alone, in either format, can count the figure of the report."""
+    """The metric of the report can be computed from the heatmap alone, in either format."""
     run = scored_run / "run"
     assert export(run, "ome-zarr", "--out", str(tmp_path / "zarr")) == 0
     for slide_id in ("s4", "s5"):
@@ -245,8 +246,8 @@ def test_every_format_that_is_named_is_written(run, capsys):
     """Of two, only the last was written."""
     formats = ["--format", "qupath", "--format", "wsinfer-coords", "--format", "qupath"]
     assert main(["export", str(run), *formats, "--model", "patchnet"]) == 0
-    said = capsys.readouterr().out.splitlines()
-    assert [line for line in said if "done" in line] == [
+    printed = capsys.readouterr().out.splitlines()
+    assert [line for line in printed if "done" in line] == [
         "export qupath: 4 done",
         "export wsinfer-coords: 6 done",
     ]
@@ -291,7 +292,7 @@ def test_a_changed_setting_is_named_stale(run, capsys):
 
 
 def test_a_file_of_another_compression_does_not_stay_beside_the_new_one(run):
-    """It looked as finished as the new one, and no command told them apart."""
+    """It looked as finished as the new one, and no command distinguished them."""
     folder = run / "exports/qupath/patchnet"
     assert export(run, "qupath") == 0
     plain = [path.name for path in sorted(folder.iterdir())]
@@ -346,7 +347,7 @@ def test_a_slide_that_fails_is_recorded_and_the_others_are_written(run, capsys):
 
 
 def test_slides_whose_prediction_failed_are_named(run, capsys):
-    """They were passed over in silence."""
+    """They were ignored silently."""
     unit, folder = Unit("predict", "s4", "patchnet"), RunFolder(run)
     clear_mark(folder, unit)
     record_failure(folder, unit, "StoreError", "has changed")
@@ -388,7 +389,7 @@ def test_files_outside_of_a_linked_run_folder_are_known_again(run, tmp_path, cap
         assert expected in capsys.readouterr().out
 
 
-def test_what_cannot_be_is_said(run, tmp_path, capsys):
+def test_what_cannot_be_is_reported(run, tmp_path, capsys):
     assert main(["export", str(run), "--format", "qupth"]) == 2
     assert "known: qupath" in capsys.readouterr().err.replace("\n", " ").replace("│ ", "")
     for words, message in (
@@ -440,14 +441,16 @@ def test_run_exports_what_the_config_names(run, capsys):
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "printed"),
     [
         (["stages=[tile, export]"], "export has nothing to do; set export.formats"),
         (["export.formats=[qupth]"], "no format is called 'qupth'"),
     ],
 )
-def test_an_export_that_cannot_be_is_said_before_anything_is_done(run, capsys, settings, said):
+def test_an_export_that_cannot_be_is_reported_before_anything_is_done(
+    run, capsys, settings, printed
+):
     before = (run / "run.json").read_bytes()
     assert run_with(run, *settings) == 1
-    assert said in capsys.readouterr().err
+    assert printed in capsys.readouterr().err
     assert (run / "run.json").read_bytes() == before

@@ -1,4 +1,4 @@
-"""Each format, read back by somebody else's reader."""
+"""Each format, read back by another reader."""
 
 import csv
 import gzip
@@ -17,11 +17,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from shapely.geometry import box, shape
 
-from tests.tiling.slides import tissue, write_slide
-from tests.wsi_pipeline.exports.conftest import BOUNDS, SIZE, make_job, make_slide
+from tests.helpers.odd_slide import BOUNDS, SIZE, make_job, make_slide
+from tests.helpers.slides import tissue, write_slide
 from tiling.build import tile_slide
 from tiling.contracts import TileConfig, TissueConfig
-from tiling.formats.coords_hdf5 import read_coords
+from tiling.coords_hdf5 import read_coords
 from tiling.geometry import resolve_geometry
 from tiling.store import PatchStore
 from tiling.wording import pluralize
@@ -30,7 +30,7 @@ from wsi_pipeline.errors import ConfigError
 from wsi_pipeline.evaluation.detections import read_detection_file
 from wsi_pipeline.exports import COORDS_ONLY, FORMATS, check_format, load_format
 from wsi_pipeline.exports.base import ExportSlide, leave_unscored
-from wsi_pipeline.scores import clam_attributes
+from wsi_pipeline.inference.scores import clam_attributes
 
 formats = pytest.mark.parametrize("name", FORMATS)
 
@@ -99,7 +99,7 @@ def test_qupath_tiles_are_the_scored_patches(slide, tmp_path):
 
     scored = ~np.isnan(slide.scores.scores)
     assert len(features) == scored.sum()
-    assert f"{(~scored).sum()} without a score left out" in line
+    assert f"{(~scored).sum()} without a score" in line
     for feature, (x, y), score in zip(
         features, slide.scores.coords[scored], slide.scores.scores[scored], strict=True
     ):
@@ -149,7 +149,7 @@ def test_qupath_gets_no_object_beside_the_scanned_part(tmp_path):
     tiles = sum(f["properties"]["objectType"] == "tile" for f in features)
     n_scored = int(slide.scored.sum())
     assert f"{tiles} tiles" in line
-    assert f"{n_scored - tiles} beside the scanned part left out" in line
+    assert f"{n_scored - tiles} outside the scanned part skipped" in line
 
 
 def test_qupath_origin_of_a_slide_without_bounds_is_its_corner(tmp_path):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.tiling.slides import break_file_tile, halve, tissue, write_slide
+from tests.helpers.slides import break_file_tile, halve, tissue, write_slide
 from tiling.contracts import TileConfig
 from tiling.geometry import resolve_geometry
 from tiling.resample import nearest_finer_level, read_resampled

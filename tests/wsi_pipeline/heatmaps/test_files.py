@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from wsi_pipeline.contracts import Heatmap
 from wsi_pipeline.errors import HeatmapError
 from wsi_pipeline.heatmaps.files import build_pyramid, read_heatmap, write_heatmap
-from wsi_pipeline.heatmaps.rasters import build_heatmap
+from wsi_pipeline.heatmaps.rasters import rasterise_scores
 
 
 def make_heatmap(height=600, width=900, seed=0):
@@ -136,14 +136,14 @@ def lay_hot_patch(slide, *, patch_um=128.0, steps=1, overlap="mean"):
     hot = len(coords) * 2 // 3
     scores[hot] = 1.0
     scores[0] = np.nan
-    heatmap = build_heatmap(
+    heatmap = rasterise_scores(
         coords, scores, slide_size=size, patch_l0=patch, stride_l0=stride, overlap=overlap
     )
     return heatmap, (coords[hot], coords[hot] + patch)
 
 
 def read_as_a_viewer(path):
-    """Values and the pixel's size in µm (x, y), from what the OME-TIFF itself says."""
+    """Values and the pixel's size in µm (x, y), from the OME-TIFF itself."""
     with tifffile.TiffFile(path) as tiff:
         pixels = tifffile.xml2dict(tiff.ome_metadata)["OME"]["Image"]["Pixels"]
         values = tiff.series[0].asarray()
@@ -156,7 +156,7 @@ def read_as_a_viewer(path):
 @pytest.mark.parametrize("steps", STEPS.values(), ids=STEPS)
 @pytest.mark.parametrize("slide", SLIDES.values(), ids=SLIDES)
 def test_the_hottest_pixel_lies_over_the_hottest_patch(tmp_path, slide, steps, overlap):
-    """By the file's own physical size and origin, as QuPath and napari lay it over the slide."""
+    """By the file's own physical size and origin, as QuPath and napari align it with the slide."""
     mpp, path = slide[1], tmp_path / "a.ome.tif"
     heatmap, (top_left, bottom_right) = lay_hot_patch(slide, steps=steps, overlap=overlap)
     write_heatmap(path, heatmap, mpp=mpp, name="a")

@@ -1,4 +1,4 @@
-"""Detections beside the definition, read literally."""
+"""Detections compared with the definition, read literally."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from wsi_pipeline.heatmaps.nms import detect, radius_in_px
 
 
 def brute_force(values, threshold, radius):
-    """Search the highest score anew for each detection."""
+    """Search the highest score again for each detection."""
     left = values.copy()
     found = []
     while True:
@@ -62,6 +62,12 @@ def test_cleared_square_reaches_one_further_up_and_left():
 def test_score_at_the_threshold_is_no_detection():
     values = np.array([[0.5, np.nan]], np.float32)
     assert len(detect(Heatmap(values, (1, 1), (2, 1)), threshold=0.5, radius_px=1).x) == 0
+
+
+def test_scores_are_compared_as_they_are_written():
+    """Float32 0.3 is 0.300000012, above a threshold of 0.3; it was not detected."""
+    values = np.array([[0.3]], np.float32)
+    assert len(detect(Heatmap(values, (1, 1), (1, 1)), threshold=0.3, radius_px=1).x) == 1
 
 
 def test_detection_in_the_last_partial_pixel_stays_inside_the_slide():

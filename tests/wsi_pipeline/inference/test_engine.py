@@ -10,9 +10,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from wsi_pipeline.checkpoint import CheckpointMeta
 from wsi_pipeline.errors import InferenceError
 from wsi_pipeline.inference import automatic_batch_size, predict_store
+from wsi_pipeline.models.checkpoint import CheckpointMeta
+from wsi_pipeline.run.shards import Shard
 
 CPU = torch.device("cpu")
 META = CheckpointMeta(model="mean", options={}, patch_px=15, target_mpp=0.5)
@@ -99,7 +100,7 @@ def test_a_slide_of_which_too_little_can_be_read_fails_as_in_tiling(fake_store):
     assert predict(store, max_unreadable=0.75)[1].n_unreadable == 3
 
 
-def test_batches_are_said_no_larger_than_the_slide(fake_store):
+def test_reported_batches_are_no_larger_than_the_slide(fake_store):
     few, none = (predict(fake_store("s", labels))[1] for labels in ([0, 1, 0], []))
     assert few.batch_size > 3
     assert "in batches of 3" in str(few)
@@ -155,37 +156,43 @@ def test_an_error_of_the_model_is_not_taken_for_lack_of_memory(fake_store):
     ("precision", "cure"),
     [("bf16", r"use --set predict\.precision=fp32"), ("fp32", "use another checkpoint")],
 )
-def test_a_score_that_is_no_number_is_an_error_with_a_cure_that_is_not_in_force(
+def test_a_score_that_is_no_number_is_an_error_with_a_remedy_that_is_not_in_force(
     fake_store, precision, cure
 ):
     """And not an unreadable patch."""
     model = MeanModel()
     model.weight.data.fill_(np.nan)
 
-    said = f"no finite score for 2 of 2 patches in {precision}; .*{cure}"
-    with pytest.raises(InferenceError, match=said):
+    message = f"no finite score for 2 of 2 patches in {precision}; .*{cure}"
+    with pytest.raises(InferenceError, match=message):
         predict(fake_store("a", [0, 1]), model, precision=precision)
 
 
 @pytest.mark.parametrize("other", [{"patch_px": 17}, {"target_mpp": 0.25}], ids=["size", "mpp"])
 def test_patches_unlike_those_of_training_are_refused(fake_store, other):
-    with pytest.raises(InferenceError, match=r"trained on 15 px at 0.5 µm/px; tile with"):
+    with pytest.raises(InferenceError, match=r"on patches of 15 px at 0.5 µm/px; tile with"):
         predict(fake_store("a", [0, 1], **other))
 
 
 @pytest.mark.parametrize(
-    ("other", "said"),
+    ("other", "message"),
     [
-        ({"image_shape": (15, 15, 1)}, r"patches are 15 x 15 x 3, .* single images of 15 x 15 x 1"),
-        ({"image_shape": (15, 20, 3)}, r"single images of 15 x 20 x 3"),
-        ({"image_shape": (15, 15, 3), "target_mpp": 0.0}, r"trained on 15 px at 0 µm/px; give"),
-        ({"class_names": ("tumour", "normal")}, r"scores normal \(1\), not tumour"),
+        (
+            {"image_shape": (15, 15, 1)},
+            r"patches of 15 px .* images of 15 x 15 x 1 at 0.5",
+        ),
+        ({"image_shape": (15, 20, 3)}, r"images of 15 x 20 x 3"),
+        (
+            {"image_shape": (15, 15, 3), "target_mpp": 0.0},
+            r"15 x 15 x 3 of unknown .*; give",
+        ),
+        ({"class_names": ("tumour", "normal")}, r"are tumour \(0\) and normal \(1\); train again"),
     ],
     ids=["channels", "sides", "no-resolution", "order-of-classes"],
 )
-def test_a_checkpoint_that_wants_something_else_is_refused(fake_store, other, said):
+def test_a_checkpoint_that_wants_something_else_is_refused(fake_store, other, message):
     meta = replace(META, **other)
-    with pytest.raises(InferenceError, match=said):
+    with pytest.raises(InferenceError, match=message):
         predict_store(MeanModel(), meta, fake_store("a", [0, 1]), device=CPU)
 
 
@@ -212,10 +219,10 @@ def test_progress_ends_at_all_readable_patches(fake_store):
     predict(
         fake_store("a", [0] * 7, unreadable=[0]),
         batch_size=4,
-        on_progress=lambda done, total, info: seen.append((done, total, info["slide_id"])),
+        on_progress=lambda done, total: seen.append((done, total)),
     )
 
-    assert seen == [(4, 6, "a"), (6, 6, "a")]
+    assert seen == [(4, 6), (6, 6)]
 
 
 def test_prediction_leaves_dropout_off(fake_store):
@@ -248,7 +255,7 @@ def test_a_model_with_large_layers_is_computed_in_smaller_batches(fake_store, mo
 
 def test_a_tiny_difference_of_resolution_is_rounding(fake_store):
     store = fake_store("a", [0, 1])
-    store.geometry = replace(store.geometry, target_mpp=0.50001)
+    store.kind = replace(store.kind, mpp=0.50001)
 
     assert len(predict(store)[0]) == 2
 
@@ -257,7 +264,7 @@ def test_a_tiny_difference_of_resolution_is_rounding(fake_store):
 
 
 class Killed(BaseException):
-    """Stands for the end of the process."""
+    """Simulates the end of the process."""
 
 
 @pytest.mark.parametrize("batches_done", [0, 1, 3, 6])
@@ -269,7 +276,7 @@ def test_a_killed_prediction_goes_on_inside_the_slide_with_the_same_bits(
     model = nn.Sequential(nn.Conv2d(3, 8, 15), nn.Flatten(), nn.Linear(8, 1), nn.Flatten(0))
     whole, _ = predict(store, model, batch_size=3)
 
-    def killed(done, total, _):
+    def killed(done, total):
         if done >= 3 * batches_done + 1:
             raise Killed
 
@@ -297,6 +304,19 @@ def test_a_journal_of_other_settings_is_not_used(fake_store, tmp_path):
     _, again = predict(store, MeanModel(), batch_size=2, journal=journal, key="two")
 
     assert (other.n_resumed, sizes.n_resumed, again.n_resumed) == (0, 0, 8)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 9])
+def test_parts_have_the_bits_of_the_whole_and_share_no_patch(fake_store, count):
+    store = fake_store("a", [0, 1] * 10, unreadable=[3], broken=[7])
+    model = nn.Sequential(nn.Conv2d(3, 8, 15), nn.Flatten(), nn.Linear(8, 1), nn.Flatten(0))
+    whole, _ = predict(store, model, batch_size=3, output="logits")
+    parts = [
+        predict(store, model, batch_size=3, output="logits", part=Shard(index, count))[0]
+        for index in range(count)
+    ]
+    assert (np.sum([~np.isnan(part) for part in parts], axis=0) == ~np.isnan(whole)).all()
+    assert np.fmax.reduce(parts).tobytes() == whole.tobytes()
 
 
 # ---------------------------------------------------------------- precision
@@ -343,7 +363,7 @@ def test_batches_fit_the_layers_though_the_first_patch_cannot_be_read(fake_store
     assert broken.batch_size == whole.batch_size < 8
 
 
-def test_a_difference_above_the_tolerance_is_said(fake_store, caplog):
+def test_a_difference_above_the_tolerance_is_reported(fake_store, caplog):
     store = fake_store("a", [0, 1] * 4)
     torch.manual_seed(0)  # else some weights saturate every score
     model = nn.Sequential(nn.Conv2d(3, 1, 15), nn.Flatten(0))
@@ -360,7 +380,7 @@ def test_a_difference_above_the_tolerance_is_said(fake_store, caplog):
 # ---------------------------------------------------------------- where the time goes
 
 
-def test_a_starved_device_is_told_with_a_cure(fake_store):
+def test_a_starved_device_is_reported_with_a_remedy(fake_store):
     _, summary = predict(fake_store("a", [0, 1]))
 
     assert "waited 0.0 s for pixels, transfer 0.0 s, model 0.0 s in batches of" in str(summary)

@@ -73,7 +73,7 @@ def test_two_processes_that_score_one_slide_share_a_journal_without_a_lock(tmp_p
 
 
 def test_records_of_another_key_are_not_believed(tmp_path):
-    """A process of other settings began the file anew; the first one still appended to it."""
+    """A process of other settings restarted the file; the first one still appended to it."""
     with Journal(tmp_path / "j", key="k") as first, Journal(tmp_path / "j", key="other") as second:
         first.append(np.array([0.5], np.float32))
         second.append(np.array([0.25], np.float32))

@@ -3,7 +3,6 @@
 import pytest
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from wsi_pipeline.errors import ModelError
 from wsi_pipeline.models.cam import CAM
@@ -56,14 +55,6 @@ def test_grad_cam_at_its_last_layer_is_the_class_map_over_the_positions(model):
     alpha = gradient.mean((2, 3), keepdim=True)
     grad_cam = (alpha * maps).sum(1)
     torch.testing.assert_close(grad_cam * 4 * 6, model.class_map(x), atol=1e-5, rtol=1e-5)
-
-
-def test_the_activation_map_is_the_class_map_stretched_over_the_image(model):
-    x = torch.rand(1, 3, 40, 52)
-    expected = F.interpolate(
-        model.class_map(x)[None], size=(40, 52), mode="bilinear", align_corners=False
-    )[0]
-    torch.testing.assert_close(model.activation_map(x), expected)
 
 
 def test_too_small_an_image_is_refused(model):

@@ -86,7 +86,7 @@ def test_patches_are_cut_where_the_definition_says():
     ("grid", "white", "mixed", "black"),
     [("floor", 9, 7, 33), ("ceil", 9, 7, 48), ("center", 9, 16, 39)],
 )
-def test_only_the_grid_tells_the_papers_toy_image_apart(grid, white, mixed, black):
+def test_the_grid_determines_the_patches_of_the_papers_toy_image(grid, white, mixed, black):
     """The counts of docs/convergence.md: a 64 px white square in a 128 px image, m = s = 17."""
     image = torch.zeros(1, 3, 128, 128)
     image[..., :64, :64] = 1
@@ -211,7 +211,7 @@ def test_precision_loss_is_larger_unless_all_patches_agree():
 
 
 def test_precision_loss_falls_where_a_normal_patch_looks_less_suspicious():
-    """The sign of paper 1, eq. (2), mended: d loss / d z_i = Q_i / l > 0 on class-0 images."""
+    """The sign of paper 1, eq. (2), corrected: d loss / d z_i = Q_i / l > 0 on class-0 images."""
     z = torch.randn(1, 6, dtype=torch.double, requires_grad=True)
     net = PrecisionPatchNet(m=3, filters=1, depth=1)
     net.patch_logits = lambda x: z
@@ -234,7 +234,7 @@ def test_region_keeps_the_central_square():
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"m": 4}, "odd"),
         ({"m": 1}, "at least 3"),
@@ -246,13 +246,13 @@ def test_region_keeps_the_central_square():
         ({"strides": 2}, "did you mean 'stride'"),
     ],
 )
-def test_a_wrong_option_is_refused(options, said):
-    with pytest.raises(ModelError, match=said):
+def test_a_wrong_option_is_refused(options, message):
+    with pytest.raises(ModelError, match=message):
         build_model("patchnet", **options)
 
 
 @pytest.mark.parametrize(("channels", "given"), [(1, 3), (3, 1)])
-def test_images_of_other_channels_are_refused_with_a_cure(channels, given):
+def test_images_of_other_channels_are_refused_with_a_remedy(channels, given):
     """It was torch's sentence about groups and weights."""
     net = PatchNet(m=5, filters=1, depth=1, channels=channels)
     with pytest.raises(ModelError, match=f"channels={given}, or images.channels={channels}"):

@@ -47,7 +47,7 @@ def reached(net, images):
 
 
 @pytest.mark.parametrize(("r", "target"), [(1, 7 / 15), (2, 1 / 3), (3, 0.0)])
-def test_a_trained_net_tells_black_patches_as_the_analysis_predicts(r, target):
+def test_a_trained_net_scores_black_patches_as_the_analysis_predicts(r, target):
     images = toy_images(20, 5 * r)
     a, b = 16 - r * r, r * r
     net = PatchNet(m=5, stride=5, filters=16)

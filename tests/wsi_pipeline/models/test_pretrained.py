@@ -8,7 +8,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from tests.tiling.slides import SHARED
+from tests.helpers.real_data import real_data
 from wsi_pipeline.errors import ModelError
 from wsi_pipeline.models.cam import CAM
 from wsi_pipeline.models.pretrained import load_imagenet_weights
@@ -149,8 +149,8 @@ def refusal(model, path):
 def test_weights_that_are_not_finite_are_reported_as_that(tmp_path, value, name):
     tensors = {k: v.clone() for k, v in features_of(VGG16(width=WIDTH)).items()}
     tensors[name].view(-1)[1] = value
-    said = refusal(VGG16(width=WIDTH), save(tmp_path / "a.pth", {"state_dict": tensors}))
-    assert f"a.pth: layer '{name}' holds NaN or infinity (1 of {tensors[name].numel()}" in said
+    message = refusal(VGG16(width=WIDTH), save(tmp_path / "a.pth", {"state_dict": tensors}))
+    assert f"a.pth: layer '{name}' holds NaN or infinity (1 of {tensors[name].numel()}" in message
 
 
 def test_a_value_that_only_the_file_can_hold_is_not_finite_here(tmp_path):
@@ -163,27 +163,31 @@ def test_wrong_shapes_are_named_with_both(tmp_path):
     tensors = features_of(VGG16(width=WIDTH))
     tensors["features.5.weight"] = torch.zeros(8, 4, 5, 5)
     path = save(tmp_path / "a.pth", {"model": {f"module.{k}": v for k, v in tensors.items()}})
-    said = refusal(VGG16(width=WIDTH), path)
-    assert "layer 'features.5.weight' is (8, 4, 5, 5), the model's is (8, 4, 3, 3)" in said
+    message = refusal(VGG16(width=WIDTH), path)
+    assert "layer 'features.5.weight' is (8, 4, 5, 5), the model's is (8, 4, 3, 3)" in message
 
 
 def test_layers_that_are_missing_are_named_with_what_the_file_has(tmp_path):
     tensors = features_of(VGG16(width=WIDTH))
     tensors["features.5.kernel"] = tensors.pop("features.5.weight")
-    said = refusal(VGG16(width=WIDTH), save(tmp_path / "a.pth", tensors))
-    assert "no layer 'features.5.weight'; the file has 'features.5.kernel'" in said
-    said = refusal(VGG16(width=WIDTH), save(tmp_path / "b.pth", {"conv1.weight": torch.zeros(1)}))
-    assert re.search(r"no layer 'features\.0\.weight', .* and 21 more; the file has 'conv1", said)
+    message = refusal(VGG16(width=WIDTH), save(tmp_path / "a.pth", tensors))
+    assert "no layer 'features.5.weight'; the file has 'features.5.kernel'" in message
+    message = refusal(
+        VGG16(width=WIDTH), save(tmp_path / "b.pth", {"conv1.weight": torch.zeros(1)})
+    )
+    assert re.search(
+        r"no layer 'features\.0\.weight', .* and 21 more; the file has 'conv1", message
+    )
 
 
 def test_weights_of_a_deeper_vgg_are_not_cut_off_silently(tmp_path):
     """Every layer of the model is in the file, but the file is of another network."""
     tensors = features_of(VGG16(width=WIDTH))
     tensors["features.30.weight"] = torch.zeros(32, 32, 3, 3)
-    said = refusal(VGG16(width=WIDTH), save(tmp_path / "a.pth", tensors))
-    assert "the model has no layer 'features.30.weight'" in said
-    said = refusal(CAM(width=WIDTH), save(tmp_path / "b.pth", features_of(VGG16(width=WIDTH))))
-    assert "no layer 'features.16.weight'" in said
+    message = refusal(VGG16(width=WIDTH), save(tmp_path / "a.pth", tensors))
+    assert "the model has no layer 'features.30.weight'" in message
+    message = refusal(CAM(width=WIDTH), save(tmp_path / "b.pth", features_of(VGG16(width=WIDTH))))
+    assert "no layer 'features.16.weight'" in message
 
 
 def test_layers_that_are_not_used_are_named(tmp_path, caplog):
@@ -200,12 +204,12 @@ def test_layers_that_are_not_used_are_named(tmp_path, caplog):
 def test_two_networks_in_one_file_are_not_chosen_between(tmp_path):
     tensors = features_of(VGG16(width=WIDTH))
     both = {f"{who}.{k}": v for k, v in tensors.items() for who in ("student", "teacher")}
-    said = refusal(VGG16(width=WIDTH), save(tmp_path / "a.pth", both))
-    assert "weights of several networks, under 'student.', 'teacher.'" in said
+    message = refusal(VGG16(width=WIDTH), save(tmp_path / "a.pth", both))
+    assert "weights of several networks, under 'student.', 'teacher.'" in message
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         ({"state_dict": {}}, "its keys are 'state_dict'"),
         ({"epoch": 3}, "its keys are 'epoch'"),
@@ -215,22 +219,20 @@ def test_two_networks_in_one_file_are_not_chosen_between(tmp_path):
         ({f"features.{i}.weight": i for i in range(30)}, "no state dict of plain tensors"),
     ],
 )
-def test_other_contents_are_described(tmp_path, content, said):
-    assert re.search(said, refusal(VGG16(width=WIDTH), save(tmp_path / "a.pth", content)))
+def test_other_contents_are_described(tmp_path, content, message):
+    assert re.search(message, refusal(VGG16(width=WIDTH), save(tmp_path / "a.pth", content)))
 
 
 def test_quantised_weights_are_refused(tmp_path):
     tensors = features_of(VGG16(width=WIDTH))
     tensors["features.2.weight"] = (tensors["features.2.weight"] * 100).to(torch.int8)
-    said = refusal(VGG16(width=WIDTH), save(tmp_path / "a.pth", tensors))
-    assert "layer 'features.2.weight' is torch.int8" in said
+    message = refusal(VGG16(width=WIDTH), save(tmp_path / "a.pth", tensors))
+    assert "layer 'features.2.weight' is torch.int8" in message
 
 
 def test_the_real_imagenet_weights_load_and_see_edges(tmp_path):
     """float16 in the file; a wrapped copy gives the same network."""
-    path = SHARED / "vgg16_imagenet/vgg16_imagenet_features.safetensors"
-    if not path.is_file():
-        pytest.skip("the ImageNet weights are not beside the project")
+    path = real_data("vgg16_imagenet/vgg16_imagenet_features.safetensors")
     plain, wrapped = VGG16(), VGG16()
     load_imagenet_weights(plain, path)
     stored = safetensors.torch.load_file(path)

@@ -7,12 +7,12 @@ import pytest
 import yaml
 import zarr
 
-from tests.tiling.slides import halve, tissue, write_slide
-from tiling.annotations import write_asap_xml
-from wsi_pipeline.cli import main
+from tests.helpers.real_data import real_data
+from tests.helpers.slides import halve, tissue, write_slide
+from tiling.annotation.formats.asap_xml import write_asap_xml
+from wsi_pipeline.cli.app import main
 from wsi_pipeline.planning.plan_text import size_text
 
-SHARED = Path(__file__).parents[3] / "../shared/data/slides"
 TILE = {"target_mpp": 0.5, "patch_px": 32, "tissue": {"mpp": 2.0, "min_object_um2": 100.0}}
 
 
@@ -94,9 +94,8 @@ def test_the_label_audit_is_counted_with_its_pictures(tmp_path, capsys, store):
     assert found["totals"]["new_files"] == 3  # the failing slide is tried again
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason="needs ../shared/data")
 def test_real_slides_take_what_was_planned(tmp_path, capsys):
-    config = write_config(tmp_path, SHARED, tile={"patch_px": 256})
+    config = write_config(tmp_path, real_data("slides"), tile={"patch_px": 256})
     check_against_tile(config, tmp_path / "run", capsys)
 
 
@@ -108,7 +107,7 @@ def test_plan_writes_nothing(tmp_path, capsys):
     assert "2 slides: 2 new" in capsys.readouterr().out
 
 
-def test_finished_and_stale_slides_are_told(tmp_path, capsys):
+def test_finished_and_stale_slides_are_reported(tmp_path, capsys):
     config = write_config(tmp_path, make_slides(tmp_path / "data"))
     assert main(["run", str(config), "--quiet"]) == 0
     assert [s["state"] for s in plan(config, capsys)[1]["slides"]] == ["finished"] * 2

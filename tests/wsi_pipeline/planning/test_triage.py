@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.tiling.slides import break_file_tile, halve, tissue, write_slide, write_svs
-from wsi_pipeline.cli import main
+from tests.helpers.slides import break_file_tile, halve, tissue, write_slide, write_svs
+from wsi_pipeline.cli.app import main
+from wsi_pipeline.cohort.listing import read_input
 from wsi_pipeline.errors import StageError
-from wsi_pipeline.listing import read_input
-from wsi_pipeline.planning.lookers import look_at_each
+from wsi_pipeline.run.process_pool import map_in_processes
 
 OUTLINE = '{"positive": [{"name": "a", "vertices": [[90, 90], [200, 90], [200, 200]]}]}'
 
@@ -92,8 +92,8 @@ def test_what_a_manifest_says_is_kept(folder, tmp_path):
     )
     _, rows = look(source, source, "--overwrite")
     row = rows["without.tif"]
-    said = [row[k] for k in ("slide_id", "patient", "label", "split", "mpp", "stain")]
-    assert said == ["x", "p", "1", "val", "0.3", "IHC"]
+    message = [row[k] for k in ("slide_id", "patient", "label", "split", "mpp", "stain")]
+    assert message == ["x", "p", "1", "val", "0.3", "IHC"]
 
 
 def test_broken_slides_stay_with_their_problem(folder, tmp_path):
@@ -107,7 +107,7 @@ def test_broken_slides_stay_with_their_problem(folder, tmp_path):
     assert look(tmp_path / "only", tmp_path / "n.csv")[0] == 1
 
 
-def test_unreadable_regions_are_told(folder, tmp_path):
+def test_unreadable_regions_are_reported(folder, tmp_path):
     break_file_tile(folder / "a.svs", 0)
     _, rows = look(folder, tmp_path / "m.csv")
     assert rows["a.svs"]["probe"] == "9 of 10 read"
@@ -159,7 +159,7 @@ def test_nothing_identifying_is_written(folder, tmp_path):
     assert "secret" not in text
 
 
-def test_a_missing_slide_tells_no_folder(tmp_path):
+def test_a_missing_slide_shows_no_folder(tmp_path):
     (tmp_path / "m.csv").write_text("slide\ngone.svs\n")
     code, rows = look(tmp_path / "m.csv", tmp_path / "n.csv")
     assert code == 1
@@ -175,6 +175,6 @@ def test_without_csv_nothing_is_written(folder, capsys):
 
 def test_a_slide_that_kills_its_process_is_named_and_the_others_go_on():
     items = ["3", "2 + 2", "__import__('os')._exit(139)", "5", "6"]
-    found = dict(look_at_each(eval, items, workers=2))
+    found = dict(map_in_processes(eval, items, workers=2))
     assert isinstance(found.pop(2), StageError)
     assert found == {0: 3, 1: 4, 3: 5, 4: 6}

@@ -1,60 +1,18 @@
 """The report of a small run: whole, self-contained, escaped, and every number as in the files."""
 
-import base64
 import csv
-import hashlib
-import html.parser
-import importlib.util
 import json
-import re
 import shutil
-import subprocess
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
+from tests.helpers import fake_run
+from tests.helpers.html_pages import CHROMIUM, Page, check_policy, open_in_browser
 from wsi_pipeline.errors import ReportError, StageError
 from wsi_pipeline.report import build
 from wsi_pipeline.report.build import LECTURE_CONFUSION, build_report, render_report
 from wsi_pipeline.report.gather import gather_run
-
-_spec = importlib.util.spec_from_file_location("fake_run", Path(__file__).with_name("fake_run.py"))
-fake_run = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(fake_run)
-
-VOID = {"meta", "link", "img", "br", "path", "circle"}
-
-
-class Page(html.parser.HTMLParser):
-    """Reads a page: tags balanced, attributes, text, the numbers shown."""
-
-    def __init__(self, text):
-        super().__init__(convert_charrefs=True)
-        self.open, self.attributes, self.words, self.numbers = [], [], [], []
-        self.feed(text)
-        self.close()
-
-    def handle_starttag(self, tag, attrs):
-        self.attributes += [(tag, *pair) for pair in attrs]
-        if tag == "data":
-            self.numbers.append(json.loads(dict(attrs)["value"]))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.attributes += [(tag, *pair) for pair in attrs]
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        if self.open and self.open[-1] not in ("script", "style"):
-            self.words.append(data)
-
-    @property
-    def text(self):
-        return " ".join(" ".join(self.words).split())
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +50,7 @@ def test_every_metric_is_shown_in_full(run, page, model):
         del metrics[froc]["curve"]  # drawn, not printed
 
     shown = set(page.numbers)
-    # The threshold stands in a sentence of its own.
+    # The threshold is in a separate sentence.
     assert [n for n in numbers_in(metrics) if n not in shown and n != metrics["threshold"]] == []
     assert "Positive if the score is at least 0.75." in page.text
 
@@ -107,7 +65,7 @@ def test_every_slide_is_shown_with_its_counts(run, page):
 
 
 def test_others_results_are_shown_only_where_asked_for(run, page):
-    """The lecture's confusion matrix and metastases stood in everybody's report."""
+    """The lecture's confusion matrix and metastases were in every report."""
     assert not set(LECTURE_CONFUSION.values()) & set(page.numbers)
     assert "metastas" not in page.text
     assert "CAMELYON16 test set" not in page.text
@@ -225,7 +183,7 @@ def test_only_the_models_asked_for_are_shown(run, tmp_path):
         build_report(copy, models=["resnet"])
 
 
-def test_missing_parts_say_which_stage_makes_them(tmp_path):
+def test_missing_parts_name_the_stage_that_makes_them(tmp_path):
     run = fake_run.make_run(tmp_path / "half", models=())
     page = Page(build_report(run).read_text(encoding="utf-8"))
 
@@ -310,65 +268,9 @@ def test_folder_that_is_no_run_is_refused(tmp_path):
         build_report(tmp_path)
 
 
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-
-
-def hash_of(script):
-    """The source of an inline script in a content security policy."""
-    return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
-
-
-def policy_of(page):
-    """The directives of a page's content security policy."""
-    [value] = [v for tag, name, v in page.attributes if tag == "meta" and "default-src" in v]
-    return {name: set(sources) for name, *sources in map(str.split, value.split(";"))}
-
-
 def test_the_policy_names_the_only_script_and_style_by_their_hashes(text):
     """With 'unsafe-inline', a name that found its way into the markup could have run."""
-    page = Page(text)
-    policy = policy_of(page)
-    for tag, directive in (("script", "script-src"), ("style", "style-src")):
-        [content] = re.findall(rf"<{tag}>(.*?)</{tag}>", text, flags=re.DOTALL)
-        assert policy[directive] == {hash_of(content)}
-    assert policy["default-src"] == {"'none'"}
-    assert policy["img-src"] == {"data:"}
-    names = {name for _, name, _ in page.attributes}
-    assert not {name for name in names if name == "style" or name.startswith("on")}
-
-
-def open_in_browser(text, folder):
-    """Open a page, click every column of every table twice and every picture; read it back."""
-    probe = """
-      for (const button of document.querySelectorAll("th button")) {
-        button.click();
-        button.click();
-      }
-      document.querySelectorAll("img.slide").forEach((picture) => picture.click());
-      document.title = "probe " + document.querySelectorAll("[aria-sort=descending]").length;
-    """
-    assert "script-src 'sha256-" in html.unescape(text)
-    allowed = f"script-src {hash_of(probe)} "  # beside the page's own, which is named by its hash
-    text = text.replace("script-src ", allowed)
-    probed = folder / "probed.html"
-    probed.write_text(text.replace("</body>", f"<script>{probe}</script></body>"), encoding="utf-8")
-    return subprocess.run(
-        [
-            CHROMIUM,
-            "--headless",
-            "--no-sandbox",
-            "--disable-gpu",
-            "--disable-background-networking",
-            f"--user-data-dir={folder / 'profile'}",
-            "--enable-logging=stderr",
-            "--dump-dom",
-            probed.as_uri(),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
-    )
+    check_policy(text)
 
 
 @pytest.mark.slow

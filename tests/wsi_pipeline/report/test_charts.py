@@ -95,4 +95,4 @@ def test_band_is_closed_around_the_known_ends():
     points = np.array(re.findall(r"([\d.]+) ([\d.]+)", band.get("d")), float)
     assert band.get("d").endswith("Z")
     assert len(points) == 4  # two known places, once along the top and once back below
-    assert points[0, 1] < points[3, 1]  # up is small: high stands above low
+    assert points[0, 1] < points[3, 1]  # y decreases upwards: high is above low

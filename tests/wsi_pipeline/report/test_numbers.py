@@ -5,7 +5,6 @@ of the resampled patients, which is chance and not arithmetic.
 """
 
 import csv
-import importlib.util
 import json
 from pathlib import Path
 
@@ -23,8 +22,11 @@ from sklearn.metrics import (
     roc_auc_score,
 )
 
+from tests.helpers import fake_run
+from tests.helpers.html_pages import Page
 from tiling.contracts import Annotation
 from tiling.store import PatchStore
+from wsi_pipeline.config.settings import EvaluateConfig
 from wsi_pipeline.contracts import Detections, Heatmap, Scores
 from wsi_pipeline.evaluation.bootstrap import draw_resamples
 from wsi_pipeline.evaluation.inputs import EvaluationSlide
@@ -32,17 +34,6 @@ from wsi_pipeline.evaluation.localisation import draw_mask, localise
 from wsi_pipeline.evaluation.run_evaluation import evaluate_run
 from wsi_pipeline.report.build import LECTURE_CONFUSION, build_report, render_report
 from wsi_pipeline.report.gather import gather_run
-from wsi_pipeline.settings import EvaluateConfig
-
-
-def load(name):
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-fake_run, test_build = load("fake_run"), load("test_build")
 
 MODEL, REPLICATES, SEED, RATES = "patchnet", 40, 3, (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 SLIDES = [(f"tr_{i}", f"p{i}", i % 2, "train") for i in range(2)]
@@ -89,8 +80,7 @@ def make_slide(run, slide_id, patient, label, split, rng):
 
 def make_run(folder, seed):
     """Make a small run folder whose evaluation is real."""
-    fake_run.SLIDES = SLIDES
-    fake_run.make_run(folder, models=(MODEL,), pictures=False)
+    fake_run.make_run(folder, models=(MODEL,), pictures=False, slides=SLIDES)
     for old in (folder / "evaluation" / MODEL).iterdir():
         old.unlink()
     rng = np.random.default_rng(seed)
@@ -473,7 +463,7 @@ def leaves(value, path=""):
 
 
 def stated(metrics, section):
-    """A section of metrics.json; of a FROC what is no curve, and its intervals beside."""
+    """A section of metrics.json; for a FROC all but the curve, and its intervals."""
     found = dict(metrics[section])
     if section.startswith("froc"):
         found |= {"sensitivity_at_ci95": found.pop("bootstrap")["sensitivity_at_ci95"]}
@@ -489,17 +479,17 @@ def stated(metrics, section):
     ],
 )  # fmt: skip
 def test_every_figure_is_computed_again(metrics, again, section):
-    told, found = leaves(stated(metrics, section)), leaves(again[section])
-    assert told.keys() - {".n_itc"} == found.keys()
+    given, found = leaves(stated(metrics, section)), leaves(again[section])
+    assert given.keys() - {".n_itc"} == found.keys()
     loose = {".temperature", ".ece_calibrated", ".brier_calibrated", ".nll_calibrated"}
     for path, value in found.items():
-        assert told[path] == pytest.approx(value, rel=1e-5 if path in loose else 1e-9, abs=1e-9), (
+        assert given[path] == pytest.approx(value, rel=1e-5 if path in loose else 1e-9, abs=1e-9), (
             path
         )
 
 
 def test_the_report_shows_these_numbers_and_no_others(run, tables, again):
-    page = test_build.Page(render_report(gather_run(run), context=("lecture", "camelyon16")))
+    page = Page(render_report(gather_run(run), context=("lecture", "camelyon16")))
     shown = np.array(page.numbers, float)
     found = [v for section in again.values() for v in leaves(section).values()]
     # Each kind of figure has its place on the page; settings and the draw's size are no figures.

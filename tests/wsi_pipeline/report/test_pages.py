@@ -1,16 +1,17 @@
-"""The pages beside the report: a FROC of plain files, models side by side, figures for papers."""
+"""Other pages than the report: a FROC of plain files, models side by side, figures for papers."""
 
 import csv
-import importlib.util
 import json
 import shutil
-from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from tiling.annotations import write_asap_xml
-from wsi_pipeline.cli import main
+from tests.helpers import fake_run
+from tests.helpers.html_pages import CHROMIUM, Page, check_policy, open_in_browser
+from tests.wsi_pipeline.report import test_numbers
+from tiling.annotation.formats.asap_xml import write_asap_xml
+from wsi_pipeline.cli.app import main
 from wsi_pipeline.errors import ReportError, StageError
 from wsi_pipeline.report.build import build_report
 from wsi_pipeline.report.comparison import build_comparison
@@ -19,15 +20,6 @@ from wsi_pipeline.report.froc_page import build_froc_page
 pytestmark = pytest.mark.real_pictures
 
 
-def load(name):
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-fake_run, test_build = load("fake_run"), load("test_build")
-Page = test_build.Page
 STRANGE = "<b>&"
 
 
@@ -207,7 +199,7 @@ def test_a_section_that_only_one_model_has_is_shown(run):
 @pytest.fixture(scope="module")
 def real():
     """The module that evaluates a small run."""
-    return load("test_numbers")
+    return test_numbers
 
 
 @pytest.fixture(scope="module")
@@ -277,8 +269,8 @@ def test_comparison_needs_two_evaluated_models(runs, tmp_path):
 
 
 def test_compare_command_says_where_the_page_is(runs, tmp_path, capsys):
-    told = ["compare", *map(str, runs), "--out", str(tmp_path), "--bootstrap", "20"]
-    assert main(told) == 0
+    given = ["compare", *map(str, runs), "--out", str(tmp_path), "--bootstrap", "20"]
+    assert main(given) == 0
     assert capsys.readouterr().out.strip() == str(tmp_path / "compare.html")
     assert main(["compare", str(runs[0]), "--out", str(tmp_path)]) == 1
     assert "ReportError: 1 evaluated model" in capsys.readouterr().err
@@ -290,15 +282,15 @@ def test_compare_command_says_where_the_page_is(runs, tmp_path, capsys):
 @pytest.mark.parametrize(("page", "fixture"), [("froc", "froc"), ("compare", "compared")])
 def test_every_page_names_its_script_by_hash(request, page, fixture):
     text = (request.getfixturevalue(fixture) / f"{page}.html").read_text(encoding="utf-8")
-    test_build.test_the_policy_names_the_only_script_and_style_by_their_hashes(text)
+    check_policy(text)
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(test_build.CHROMIUM is None, reason="needs chromium")
+@pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
 @pytest.mark.parametrize(("page", "n_tables"), [("froc", 2), ("compare", 0)])
 def test_pages_open_in_a_browser_without_an_error(request, page, n_tables, tmp_path):
     folder = request.getfixturevalue({"froc": "froc", "compare": "compared"}[page])
     text = (folder / f"{page}.html").read_text(encoding="utf-8")
-    done = test_build.open_in_browser(text, tmp_path)
+    done = open_in_browser(text, tmp_path)
     assert "CONSOLE" not in done.stderr
     assert f"<title>probe {n_tables}</title>" in done.stdout

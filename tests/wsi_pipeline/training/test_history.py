@@ -91,5 +91,5 @@ def test_training_may_end_by_the_accuracy_on_its_own_patches():
 
     assert stop_reason(history, **limits) is None
     assert stop_reason(history[:1], **limits, train_accuracy=1.0) is None
-    said = stop_reason(history, **limits, train_accuracy=1.0)
-    assert said == "100 % of the training patches are classified correctly"
+    message = stop_reason(history, **limits, train_accuracy=1.0)
+    assert message == "100 % of the training patches are classified correctly"

@@ -18,12 +18,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from wsi_pipeline.checkpoint import load_checkpoint, read_tensors, write_tensors
-from wsi_pipeline.data import to_unit_range
+from wsi_pipeline.cohort.data import to_unit_range
+from wsi_pipeline.config.settings import AugmentConfig, ModelConfig, TrainConfig
 from wsi_pipeline.errors import ConfigError, ModelError, TrainingError
 from wsi_pipeline.inference import predict_store
 from wsi_pipeline.models import MODELS, PatchClassifier, build_model
-from wsi_pipeline.settings import AugmentConfig, ModelConfig, TrainConfig
+from wsi_pipeline.models.checkpoint import load_checkpoint, read_tensors, write_tensors
 from wsi_pipeline.training import loop, outputs, train_model
 from wsi_pipeline.training.recipe import build_classifier, build_optimizer, build_scheduler
 from wsi_pipeline.training.resume import optimizer_tensors, restore_optimizer
@@ -79,7 +79,7 @@ class Killed(BaseException):
 def kill_after(batches: int):
     seen = []
 
-    def on_progress(done, total, info):
+    def on_progress(done, total):
         seen.append(done)
         if len(seen) == batches:
             raise Killed
@@ -254,7 +254,7 @@ def test_the_kept_weights_are_those_of_the_best_epoch(fake_store, tmp_path):
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 
-def test_the_history_tells_the_truth_about_the_kept_weights(fake_store, tmp_path):
+def test_the_history_matches_the_kept_weights(fake_store, tmp_path):
     """Loss and ROC AUC of the best epoch, recomputed from the checkpoint's own scores."""
     summary = train(fake_store, tmp_path)
     model, meta = load_checkpoint(summary.checkpoint)
@@ -447,11 +447,11 @@ def test_resuming_goes_on_where_the_last_epoch_ended(fake_store, tmp_path, caplo
         summary = train(fake_store, tmp_path)
 
     assert summary.resumed_from == 2
-    assert "going on after epoch 2" in caplog.text
+    assert "resuming after epoch 2" in caplog.text
 
 
 def test_a_starved_training_may_go_on_with_more_readers(fake_store, tmp_path):
-    """They do not change the result; yet training started over, just when told to raise them."""
+    """They do not change the result; yet training started over, as the advice was to raise them."""
     with pytest.raises(Killed):
         train(fake_store, tmp_path, on_progress=kill_after(8))
     assert train(fake_store, tmp_path, replace(TINY, readers=4)).resumed_from == 2
@@ -462,7 +462,7 @@ def test_a_starved_training_may_go_on_with_more_readers(fake_store, tmp_path):
     [(TINY, "other"), (replace(TINY, lr=2e-4), "f")],
     ids=["other-inputs", "other-settings"],
 )
-def test_a_state_of_other_settings_is_left_aside_and_said(
+def test_a_state_of_other_settings_is_ignored_and_noted(
     fake_store, tmp_path, caplog, config, fingerprint
 ):
     with pytest.raises(Killed):
@@ -474,7 +474,7 @@ def test_a_state_of_other_settings_is_left_aside_and_said(
     assert "other settings or inputs" in caplog.text
 
 
-def test_a_damaged_state_is_left_aside_and_said(fake_store, tmp_path, caplog, undisturbed):
+def test_a_damaged_state_is_ignored_and_noted(fake_store, tmp_path, caplog, undisturbed):
     out = tmp_path / "killed"
     with pytest.raises(Killed):
         train(fake_store, out, on_progress=kill_after(8))
@@ -487,7 +487,7 @@ def test_a_damaged_state_is_left_aside_and_said(fake_store, tmp_path, caplog, un
     assert contents(out) == undisturbed
 
 
-def test_an_old_checkpoint_does_not_stand_beside_a_new_history(fake_store, tmp_path):
+def test_an_old_checkpoint_is_not_kept_next_to_a_new_history(fake_store, tmp_path):
     train(fake_store, tmp_path)
     with pytest.raises(Killed):
         train(fake_store, tmp_path, replace(TINY, seed=1), on_progress=kill_after(4))
@@ -502,7 +502,7 @@ import torch
 spec = importlib.util.spec_from_file_location("support", sys.argv[1])
 support = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(support)
-from wsi_pipeline.settings import ModelConfig, TrainConfig
+from wsi_pipeline.config.settings import ModelConfig, TrainConfig
 from wsi_pipeline.training import train_model
 torch.set_num_threads(1)
 train_model(
@@ -651,7 +651,7 @@ def test_a_patch_that_turns_out_unreadable_is_left_out_of_its_batch(fake_store, 
 # ------------------------------------------------------------------ bad input
 
 
-def test_a_loss_that_is_no_number_stops_with_a_cure(fake_store, tmp_path):
+def test_a_loss_that_is_no_number_stops_with_a_remedy(fake_store, tmp_path):
     with pytest.raises(TrainingError, match=r"patchnet: .*diverged; lower its learning rate"):
         train(fake_store, tmp_path, replace(TINY, lr=1e30, optimizer="adam"))
     assert not (tmp_path / "checkpoint.safetensors").exists()
@@ -840,11 +840,11 @@ def test_strict_determinism_changes_no_result(fake_store, tmp_path, undisturbed)
     assert not torch.are_deterministic_algorithms_enabled()
 
 
-def test_a_starved_device_is_told_with_a_cure(fake_store, tmp_path):
+def test_a_starved_device_is_reported_with_a_remedy(fake_store, tmp_path):
     summary = train(fake_store, tmp_path)
 
     assert "s for patches" in str(summary)
     starved = replace(summary, seconds=100.0, seconds_waited=40.0)
     assert starved.starved
-    assert "the device starves; raise train.<model>.readers" in str(starved)
+    assert "the device is starved of data; raise train.<model>.readers" in str(starved)
     assert not replace(summary, seconds=100.0, seconds_waited=10.0).starved

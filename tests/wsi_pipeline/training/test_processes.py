@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import safetensors.torch
 
-from tests.wsi_pipeline.tiny_cohort import draw_cohort, write_config
-from wsi_pipeline.cli import main
+from tests.helpers.tiny_cohort import draw_cohort, write_config
+from wsi_pipeline.cli.app import main
 from wsi_pipeline.errors import TrainingError
 from wsi_pipeline.training import processes
 
@@ -81,7 +81,7 @@ def test_more_processes_than_patches_of_a_batch_do_no_harm(tiled):
     )
 
 
-def test_what_goes_wrong_in_a_process_is_said_here(tiled, capsys):
+def test_what_goes_wrong_in_a_process_is_reported_here(tiled, capsys):
     settings = ("train.patchnet.processes=2", "train.patchnet.model.options.depth=0")
 
     assert train(tiled, *settings) == 1
@@ -143,22 +143,22 @@ def test_processes_end_when_the_one_that_started_them_ends(tmp_path, how):
         start_new_session=True,
     )
     until = time.monotonic() + 120
-    while len(told := [tmp_path / name for name in "01" if (tmp_path / name).exists()]) < 2:
+    while len(recorded := [tmp_path / name for name in "01" if (tmp_path / name).exists()]) < 2:
         assert time.monotonic() < until
         time.sleep(0.1)
     time.sleep(0.2)
-    pids = [int(path.read_text()) for path in told]
+    pids = [int(path.read_text()) for path in recorded]
     if how == signal.SIGINT:  # Ctrl-C reaches the whole group
         os.killpg(parent.pid, how)
     else:
         parent.send_signal(how)
-    _, said = parent.communicate(timeout=60)
+    _, message = parent.communicate(timeout=60)
     until = time.monotonic() + 20
     while any(is_there(pid) for pid in pids):
         assert time.monotonic() < until, "processes were left behind"
         time.sleep(0.1)
     if how == signal.SIGINT:
-        assert said.count(b"Traceback") == 1  # the parent's alone
+        assert message.count(b"Traceback") == 1  # the parent's alone
 
 
 @pytest.mark.slow
@@ -170,7 +170,7 @@ def test_two_processes_killed_and_resumed_give_what_undisturbed_ones_do(tiled):
     (model / "checkpoint.safetensors").unlink()
 
     settings = [part for setting in epochs for part in ("--set", setting)]
-    call = "import sys; from wsi_pipeline.cli import main; sys.exit(main(sys.argv[1:]))"
+    call = "import sys; from wsi_pipeline.cli.app import main; sys.exit(main(sys.argv[1:]))"
     command = [sys.executable, "-c", call, "train", str(tiled / "run"), "--config",
                str(tiled / "config.yaml"), *settings]  # fmt: skip
     killed = subprocess.Popen(command)

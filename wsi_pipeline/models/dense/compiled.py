@@ -1,10 +1,10 @@
-"""All patches of a block on a CPU, compiled by numba; `regions` says the same in plain torch.
+"""All patches of a block on a CPU, compiled by numba; `regions` is the same in plain torch.
 
-There, every step between two matrix products (to put products together, to add what is shared, to
-cut at zero, to make values ready for the next products) reads and writes all values of the block.
-Here they are one pass over the values of one patch, or of one place of an edge, in registers and
-the innermost cache; and some patches at a time go through all layers, so that between layers, too,
-they stay in a near cache. First all that patches share, the interior and the edges; then corners.
+In `regions`, every step between two matrix products (combine products, add shared values, apply
+the ReLU, transform values for the next products) reads and writes all values of the block. Here
+they are one pass over the values of one patch, or of one position of an edge, in registers and the
+innermost cache. A few patches at a time go through all layers, so that they also stay in cache
+between layers. The shared values (interior and edges) are computed first, then the corners.
 """
 
 from typing import Any

@@ -89,9 +89,9 @@ def between_size(plan: Plan) -> int:
 def _corner_writer(plan: Plan, k: int) -> Any:
     """Write what happens to one patch between the products of layer k and those of the next.
 
-    Columns of products are put together; then, row by row, rows of products are, shared parts and
-    bias are added, negative values cut, and the row is made ready for the next products or read
-    out by the linear models; then columns are made ready.
+    Columns of products are combined. Then, row by row: rows of products are combined, shared parts
+    and bias are added, the ReLU is applied, and the row is transformed for the next products or
+    read out by the linear models. Then columns are transformed.
     """
     c, lanes = plan.filters, plan.lanes
     before, after = plan.products[k - 1], plan.products[k]

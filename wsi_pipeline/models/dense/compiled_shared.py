@@ -169,7 +169,7 @@ def _write_accumulate(to: Lanes, arrays: list[Value], at: list[Value]) -> None:
 
 
 def _edge_taps_writer(plan: Plan, k: int) -> Any:
-    """Put the products at one place of an edge together; the taps along it are kept apart."""
+    """Combine the products at one position of an edge; the taps along it stay separate."""
     c, count, outputs = plan.filters, plan.products[k - 1], plan.outputs[k - 1]
     assert outputs is not None
 

@@ -29,7 +29,7 @@ def count_block_products(weights: DenseWeights, h: int, w: int) -> int:
 def cheaper_by_patches(
     weights: DenseWeights, h: int, w: int, patches: int, *, compiled: bool = False
 ) -> bool:
-    """Say whether this many patches one by one cost less than all h x w by regions."""
+    """Whether this many patches cost less one by one than all h x w by regions."""
     one_by_one = patches * count_patch_products(weights)
     # Where layers are left to compute patch by patch, nothing is compiled.
     efficiency = COMPILED_EFFICIENCY if compiled and not weights.tail else EFFICIENCY

@@ -83,7 +83,7 @@ class DenseEngine:
 
     @torch.no_grad()
     def map_padded(self, pixels: Tensor) -> Tensor:
-        """Evaluate every patch that lies wholly inside some pixels.
+        """Evaluate every patch inside an array of pixels.
 
         Parameters
         ----------
@@ -93,16 +93,16 @@ class DenseEngine:
         Returns
         -------
         tanh : (filters, H, W) in [-1, 1]
-            What each filter says of the patch with its top-left corner there.
+            Output of each filter for the patch with its top-left corner there.
         """
         return self.map_lattice(pixels, stride=1)
 
     @torch.no_grad()
     def map_lattice(self, pixels: Tensor, *, stride: int) -> Tensor:
-        """Evaluate every `stride`-th patch, each way, that lies wholly inside some pixels.
+        """Evaluate every `stride`-th patch along each axis inside an array of pixels.
 
-        Block by block the cheaper way is taken: all patches by regions, or the lattice's patches
-        one by one. Patches that are equal are evaluated once where that is cheaper still.
+        Each block is computed in the cheaper way: all patches by regions, or the lattice's patches
+        one by one. Equal patches are evaluated once where that is cheaper still.
 
         Parameters
         ----------
@@ -248,7 +248,7 @@ class DenseEngine:
         return self._compiled
 
     def _use_compiled(self, pixels: Tensor, patches: int) -> bool:
-        """Say whether to use compiled code for a map of this many patches."""
+        """Whether to use compiled code for a map of this many patches."""
         possible = pixels.device.type == "cpu" and pixels.dtype in (torch.float32, torch.float64)
         if self.compiled is not None:
             return self.compiled and possible

@@ -45,11 +45,11 @@ class Lanes:
         return first
 
     def multiply_add(self, total: Value, first: Value, second: Value) -> Value:
-        """Give total + first * second."""
+        """Return total + first * second."""
         return self.add(total, self.builder.fmul(first, second, flags=_FLAGS))
 
     def rectify(self, value: Value) -> Value:
-        """Give max(value, 0); NaN stays NaN."""
+        """Return max(value, 0); NaN stays NaN."""
         zero = ir.Constant(self.vector, None)
         return self.builder.select(self.builder.fcmp_ordered("<", value, zero), zero, value)
 

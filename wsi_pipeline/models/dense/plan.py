@@ -34,7 +34,7 @@ class Plan:
 
     @classmethod
     def of(cls, weights: DenseWeights) -> "Plan":
-        """Give the plan of a network."""
+        """Return the plan of a network."""
         schemes = [layer.scheme for layer in weights.split]
         return cls(
             m=weights.m,
@@ -70,7 +70,7 @@ class Plan:
         return lanes
 
     def following(self, k: int) -> Matrix | None:
-        """Give the matrix that makes values of layer k ready for the next one's products."""
+        """Return the matrix that makes values of layer k ready for the next one's products."""
         return self.inputs[k] if k < self.layers else None
 
 

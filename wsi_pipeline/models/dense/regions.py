@@ -44,7 +44,7 @@ class Border:
 
     @classmethod
     def of(cls, side: str, m: int, k: int) -> "Border":
-        """Give it for layer k of patches of side m."""
+        """Return it for layer k of patches of side m."""
         return cls(m - 2 * k + 1, m - 2 * k, 0) if side in FAR else cls(0, 1, 2)
 
 
@@ -104,7 +104,7 @@ class TorchCorners:
         }
 
     def read_out(self) -> Tensor:
-        """Give the corners' part of the linear models: (h, w, filters)."""
+        """Return the corners' part of the linear models: (h, w, filters)."""
         total = self.weights.readout.new_zeros(*self.size, self.weights.filters)
         for (vertical, horizontal), chunks in self.values.items():
             weight = self.weights.readout
@@ -200,7 +200,7 @@ def multiply_edge(
 
 
 def _next_edge(shared: Shared, side: str, border: Border, lines: int, k: int) -> Tensor:
-    """Give an edge's sums after layer k, without bias: (k, lines, along, C)."""
+    """Return an edge's sums after layer k, without bias: (k, lines, along, C)."""
     across = shared.across_rows if side in ("top", "bottom") else shared.across_columns
     near, inner = (across[at : at + lines] for at in (border.near, border.inner))
     if k == 1:
@@ -223,7 +223,7 @@ def _next_corner(
     layer: LayerWeights,
     patches: tuple[int, int, int],
 ) -> Tensor:
-    """Give a corner's values after this layer for some rows of patches: (k, k, rows, w, C)."""
+    """Return a corner's values after this layer for some rows of patches: (k, k, rows, w, C)."""
     top, rows, w = patches
     y, x = borders
     if corner is None:

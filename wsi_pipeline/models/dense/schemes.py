@@ -27,9 +27,9 @@ from torch import Tensor
 
 Products = Literal["toom-cook", "direct"]
 
-# Points at which polynomials are evaluated, beside infinity. Small numbers keep rounding small:
-# values grow with the points' powers. Of six values, where most is lost, i and -i take the place of
-# two real points: a product more, and a third of the error (docs/dense_patchnet.md).
+# Points at which polynomials are evaluated, in addition to infinity. Small numbers keep rounding
+# errors small, since values grow with the points' powers. For six values, which lose most, i and -i
+# replace two real points: one product more, a third of the error (docs/dense_patchnet.md).
 POINTS = {
     2: ("0", "1", "-1"),
     3: ("0", "1", "-1", "-1/2"),
@@ -102,7 +102,7 @@ def _scheme(inputs: Rows, taps: Rows, coefficients: Rows) -> Scheme:
 
 
 def choose_scheme(n: int, products: Products) -> Scheme:
-    """Give the scheme for n border values of the layer before."""
+    """Return the scheme for n border values of the layer before."""
     return direct(n) if products == "direct" else toom_cook(n)
 
 

@@ -14,7 +14,7 @@ class Scratch:
         self._held: dict[Hashable, Tensor] = {}
 
     def take(self, name: Hashable, like: Tensor, *shape: int) -> Tensor:
-        """Give an uninitialised tensor of this shape, of the dtype and device of `like`."""
+        """Return an uninitialised tensor of this shape, of the dtype and device of `like`."""
         size = prod(shape)
         held = self._held.get(name)
         if held is None or held.numel() < size:

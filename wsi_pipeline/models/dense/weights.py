@@ -1,4 +1,4 @@
-"""A subnet's weights, laid out and transformed for the dense map; made once per map."""
+"""A subnet's weights, rearranged and transformed for the dense map; computed once per map."""
 
 from dataclasses import dataclass
 from itertools import product
@@ -46,7 +46,7 @@ class DenseWeights:
 def transform_weights(
     convolutions: list[nn.Conv2d], readout: Tensor, readout_bias: Tensor, products: Products
 ) -> DenseWeights:
-    """Lay out a subnet's weights.
+    """Rearrange and transform a subnet's weights.
 
     Parameters
     ----------

@@ -21,7 +21,7 @@ PRODUCTS = ["toom-cook", "direct"]
 
 
 def random_subnet(m, *, channels=3, filters=8, depth=7, dtype=torch.double, seed=0, bias=0.1):
-    """Non-zero biases: without them, wrong borders go unseen."""
+    """Non-zero biases: without them, wrong borders are not noticed."""
     torch.manual_seed(seed)
     net = Subnet(m, channels=channels, filters=filters, depth=depth)
     for name, parameter in net.named_parameters():
@@ -36,7 +36,7 @@ def engine_of(net, **options):
 
 
 def patch_by_patch(net, image):
-    """Cut, evaluate, lay out: (c, H, W) -> (filters, H, W)."""
+    """Cut, evaluate, arrange: (c, H, W) -> (filters, H, W)."""
     m, (height, width) = net.m, image.shape[1:]
     padded = F.pad(image, (m // 2,) * 4)
     patches = torch.stack(
@@ -126,7 +126,7 @@ def test_windows_of_an_image_join_without_a_seam():
     torch.testing.assert_close(made, engine.map_image(image), rtol=0, atol=1e-13)
 
 
-def test_a_reader_that_gives_too_little_is_told():
+def test_a_reader_that_gives_too_little_is_reported():
     engine = engine_of(random_subnet(5, filters=2, depth=1))
     with pytest.raises(ModelError, match=r"12 x 12 px was asked .* 3 x 3 px came"):
         engine.map_region(
@@ -248,7 +248,7 @@ def test_compiled_maps_keep_nan():
     torch.testing.assert_close(made, expected, rtol=0, atol=1e-12, equal_nan=True)
 
 
-def test_a_step_of_nothing_is_told():
+def test_a_step_of_nothing_is_reported():
     engine = engine_of(random_subnet(5, filters=2, depth=1))
     with pytest.raises(ModelError, match="stride=0"):
         engine.map_lattice(torch.rand(3, 9, 9, dtype=torch.double), stride=0)

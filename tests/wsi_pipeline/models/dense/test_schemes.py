@@ -1,4 +1,4 @@
-"""Schemes against the sum they stand for."""
+"""Schemes compared with the sum they compute."""
 
 import pytest
 import torch

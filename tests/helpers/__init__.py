@@ -1,0 +1,1 @@
+"""What tests of both packages share: slides, cohorts and runs to test on."""

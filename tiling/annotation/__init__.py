@@ -1,0 +1,1 @@
+"""Annotations: formats, polygons, labels of patches."""

@@ -1,1 +1,0 @@
-"""One module per format of annotation file; each parses into a `drawing.Drawing`."""

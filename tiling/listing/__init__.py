@@ -1,0 +1,1 @@
+"""Which files of a folder are slides, and which of them hold the same content."""

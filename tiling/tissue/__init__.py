@@ -1,0 +1,1 @@
+"""From a thumbnail to a mask of the tissue."""

@@ -1,0 +1,1 @@
+"""Classic texture features and classifiers, for comparison."""

@@ -1,0 +1,126 @@
+"""The program: its commands, in the order of its help, and how errors end it.
+
+Heavy packages (torch, dask, zarr) are imported by the command that needs them, so that ``--help``
+is fast.
+"""
+
+import io
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, NoReturn
+
+import typer
+from typer.core import TyperGroup
+
+from tiling.errors import ExpectedError
+from wsi_pipeline import __version__
+from wsi_pipeline.cli import stages
+from wsi_pipeline.cli.baselines import baselines
+from wsi_pipeline.cli.doctor import doctor
+from wsi_pipeline.cli.froc import froc
+from wsi_pipeline.cli.interrupt import describe_interrupt
+from wsi_pipeline.cli.options import EXIT_NOTHING_DONE
+from wsi_pipeline.cli.planning import plan, slides
+from wsi_pipeline.cli.runs import collect, compare, demo, run
+from wsi_pipeline.config.stages import STAGES
+from wsi_pipeline.run.interrupts import EXIT_INTERRUPTED, end_now, watch_signals
+
+
+class Program(TyperGroup):
+    """All commands. Errors are turned into a message and an exit code here, and only here."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the command line, and keep it for the message of an interrupt."""
+        ctx.meta["words"] = list(args)
+        return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command and convert its errors."""
+        try:
+            return super().invoke(ctx)
+        except ExpectedError as error:
+            print(f"{type(error).__name__}: {error}", file=sys.stderr)
+            raise typer.Exit(EXIT_NOTHING_DONE) from error
+        except OSError as error:
+            where = f"{error.filename}: " if error.filename else ""
+            print(f"{where}{error.strerror or error}", file=sys.stderr)
+            raise typer.Exit(EXIT_NOTHING_DONE) from error
+        except KeyboardInterrupt as error:
+            message = describe_interrupt(ctx.invoked_subcommand, ctx.meta["words"])
+            print(message, file=sys.stderr)
+            raise typer.Exit(EXIT_INTERRUPTED) from error
+
+
+app = typer.Typer(
+    cls=Program,
+    name="wsi-pipeline",
+    help="Whole-slide images in, heatmaps and a FROC report out.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+# Stages whose commands have options of their own.
+WITH_OPTIONS: dict[str, Callable[..., None]] = {
+    "tile": stages.tile,
+    "train": stages.train,
+    "predict": stages.predict,
+    "explain": stages.explain,
+    "export": stages.export,
+}
+BEFORE_A_RUN: tuple[Callable[..., None], ...] = (slides, plan)
+FURTHER: tuple[Callable[..., None], ...] = (run, demo, froc, compare, baselines, collect, doctor)
+
+for command in BEFORE_A_RUN:
+    app.command()(command)
+for stage in STAGES:
+    app.command(stage.name, help=stage.summary)(
+        WITH_OPTIONS.get(stage.name) or stages.make_command(stage.name)
+    )
+for command in FURTHER:
+    app.command()(command)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"wsi-pipeline {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _program(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Show the version and exit."
+        ),
+    ] = False,
+) -> None:
+    pass
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the program; returns its exit code."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    stop_watching = watch_signals()
+    for stream in (sys.stdout, sys.stderr):  # names that the terminal cannot show are escaped
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        app(args=list(argv) if argv is not None else None, prog_name="wsi-pipeline")
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else EXIT_NOTHING_DONE
+    finally:
+        stop_watching()
+    return 0
+
+
+def entry() -> NoReturn:
+    """Run the program as the console script does."""
+    code = main()
+    if code == EXIT_INTERRUPTED:
+        end_now()
+    sys.exit(code)

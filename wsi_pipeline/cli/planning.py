@@ -1,0 +1,94 @@
+"""Commands before a run: ``slides`` and ``plan``."""
+
+import json
+from dataclasses import replace
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from wsi_pipeline.cli.options import (
+    DeviceOption,
+    QuietOption,
+    SetOption,
+    ShardOption,
+    make_options,
+)
+
+CheckWorkersOption = Annotated[
+    int | None,
+    typer.Option(
+        "--workers",
+        min=1,
+        help="Slides processed at a time. Default: the number of cores, at most 8.",
+    ),
+]
+
+
+def slides(
+    input: Annotated[Path, typer.Argument(metavar="INPUT", help="Slide, folder or manifest.")],
+    csv: Annotated[
+        Path | None, typer.Option("--csv", metavar="FILE", help="Write a manifest to edit.")
+    ] = None,
+    workers: CheckWorkersOption = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Overwrite an existing --csv file.")
+    ] = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Check each slide (readable, size, resolution, duplicates); write a manifest to edit."""
+    from wsi_pipeline.planning.triage import check_target, describe, triage, write_triage
+    from wsi_pipeline.run.process_pool import default_workers
+
+    if csv is not None:
+        check_target(csv, overwrite=overwrite)
+    found = triage(input, workers=workers or default_workers(), quiet=quiet)
+    lines = describe(found)
+    print("\n".join(lines[-1:] if quiet else lines))
+    if csv is not None:
+        write_triage(csv, found, source=input)
+        print(f"written: {csv}; edit it and use it as INPUT")
+    elif not quiet:
+        print("nothing written; use --csv FILE to write a manifest to edit")
+    raise typer.Exit(found.exit_code)
+
+
+class PlanFormat(StrEnum):
+    """Output format of a plan."""
+
+    table = "table"
+    json = "json"
+
+
+def plan(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file.")],
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="RUN", help="Run folder, overrides the config's."),
+    ] = None,
+    set_: SetOption = None,
+    workers: CheckWorkersOption = None,
+    device: DeviceOption = "auto",
+    shard: ShardOption = None,
+    format_: Annotated[
+        PlanFormat, typer.Option("--format", help="Format of the output.")
+    ] = PlanFormat.table,
+    quiet: QuietOption = False,
+) -> None:
+    """Preview a run on slides or images: what it does, what fails, disk space and time it needs."""
+    from wsi_pipeline.config.reading import read_config
+    from wsi_pipeline.planning.plan import plan_run
+    from wsi_pipeline.planning.plan_text import describe, summarise
+    from wsi_pipeline.run.process_pool import default_workers
+
+    settings = read_config(config, set_ or ())
+    settings = replace(settings, out=out) if out else settings
+    n_workers = workers or default_workers()
+    part = make_options(n_workers, device, shard, None, False, quiet).shard
+    found = plan_run(settings, workers=n_workers, device=device, shard=part, quiet=quiet)
+    if format_ is PlanFormat.json:
+        print(json.dumps(found.as_plain(), indent=2, allow_nan=False))
+    else:
+        print("\n".join(summarise(found) if quiet else describe(found)))
+    raise typer.Exit(found.exit_code)

@@ -1,0 +1,109 @@
+"""Commands of whole runs: ``run``, ``demo``, ``collect`` and ``compare``."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+
+from wsi_pipeline.cli.options import (
+    DaskOption,
+    DeviceOption,
+    ModelOption,
+    OverwriteOption,
+    QuietOption,
+    RunArgument,
+    SetOption,
+    ShardOption,
+    WorkersOption,
+    finish,
+    make_options,
+)
+
+if TYPE_CHECKING:
+    from wsi_pipeline.config.reading import Config
+    from wsi_pipeline.run.runner import Options
+
+
+def run(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file.")],
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="RUN", help="Run folder, overrides the config's."),
+    ] = None,
+    set_: SetOption = None,
+    workers: WorkersOption = 1,
+    device: DeviceOption = "auto",
+    shard: ShardOption = None,
+    dask: DaskOption = None,
+    overwrite: OverwriteOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Run all stages listed in a config, in order; finished outputs are kept."""
+    from wsi_pipeline.config.reading import read_config
+
+    options = make_options(workers, device, shard, dask, overwrite, quiet)
+    settings = read_config(config, set_ or ())
+    _run(replace(settings, out=out) if out else settings, options)
+
+
+def _run(settings: "Config", options: "Options") -> NoReturn:
+    from wsi_pipeline.errors import ConfigError
+    from wsi_pipeline.layout import RunFolder
+    from wsi_pipeline.stages.whole_run import run_stages
+
+    if settings.out is None:
+        raise ConfigError("no run folder; set out in the config, or use --out RUN")
+    folder = RunFolder(settings.out)
+    results = run_stages(folder, settings, options)
+    reported = any(result.stage == "report" and not result.failed for result in results)
+    last_line = str(folder.report) if reported else ""
+    finish(results, settings.out, last_line, quiet=options.quiet)
+
+
+def demo(
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Output folder.")] = Path(
+        "demo"
+    ),
+    quiet: QuietOption = False,
+) -> None:
+    """Draw a small cohort with known tumours and run every stage on it, up to the report."""
+    from wsi_pipeline.config.reading import read_config
+    from wsi_pipeline.demo.cohort import prepare_demo
+    from wsi_pipeline.run.runner import Options
+
+    settings = read_config(prepare_demo(out))
+    _run(settings, Options(quiet=quiet))
+
+
+def collect(
+    run: RunArgument,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Also read all pixels and verify their checksums.")
+    ] = False,
+) -> None:
+    """Merge the failures of a job array and list the slides missing from each stage."""
+    from wsi_pipeline.layout import RunFolder
+    from wsi_pipeline.stages import collect as collect_stage
+
+    summary = collect_stage.collect(RunFolder(run), verify=verify)
+    print("\n".join(summary.lines))
+    raise typer.Exit(3 if summary.missing or summary.failed else 0)
+
+
+def compare(
+    runs: Annotated[
+        list[Path],
+        typer.Argument(metavar="RUN...", help="Evaluated run folders.", show_default=False),
+    ],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Output folder.")],
+    model: ModelOption = None,
+    bootstrap: Annotated[
+        int, typer.Option("--bootstrap", min=1, help="Bootstrap resamples for paired differences.")
+    ] = 1000,
+    seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
+) -> None:
+    """Compare several models or runs in one HTML report."""
+    from wsi_pipeline.report.comparison import build_comparison
+
+    print(build_comparison(runs, out, models=model or (), replicates=bootstrap, seed=seed))

@@ -1,0 +1,291 @@
+"""Commands of the stages."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+
+from wsi_pipeline.cli.options import (
+    ConfigOption,
+    DaskOption,
+    DeviceOption,
+    FileOption,
+    ModelOption,
+    OverwriteOption,
+    QuietOption,
+    RunArgument,
+    SetOption,
+    ShardOption,
+    WorkersOption,
+    finish,
+    make_options,
+    read_settings,
+)
+from wsi_pipeline.errors import ConfigError
+from wsi_pipeline.explain import METHODS, check_method
+from wsi_pipeline.exports import FORMATS, check_format
+
+if TYPE_CHECKING:
+    from wsi_pipeline.run.runner import Options, StageResult
+
+
+def tile(
+    input: Annotated[Path, typer.Argument(metavar="INPUT", help="Slide, folder or manifest.")],
+    out: Annotated[Path, typer.Option("--out", metavar="RUN", help="Run folder.")],
+    config: FileOption = None,
+    set_: SetOption = None,
+    workers: WorkersOption = 1,
+    device: DeviceOption = "auto",
+    shard: ShardOption = None,
+    dask: DaskOption = None,
+    overwrite: OverwriteOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Run the stage with the options given."""
+    from wsi_pipeline.config.reading import read_config
+    from wsi_pipeline.layout import RunFolder
+    from wsi_pipeline.stages import tile as tile_stage
+
+    # Tiling starts a run, so recorded settings are not read.
+    settings = replace(read_config(config, set_ or (), section="tile"), input=input, out=out)
+    options = make_options(workers, device, shard, dask, overwrite, quiet)
+    finish([tile_stage.tile(RunFolder(out), settings, options)], out, quiet=quiet)
+
+
+def _stage_command(
+    section: str,
+    run: Path,
+    config: Path | None,
+    set_: list[str] | None,
+    options: "Options",
+    stage: Callable[..., "StageResult"],
+    **chosen: Sequence[str] | Sequence[Path],
+) -> NoReturn:
+    from wsi_pipeline.layout import RunFolder
+
+    models = [str(name) for name in chosen["models"]] if section == "train" else []
+    settings = read_settings(run, config, set_, section=section, models=models, quiet=options.quiet)
+    result = stage(RunFolder(run), replace(settings, out=run), options, **chosen)
+    finish([result], run, quiet=options.quiet)
+
+
+def make_command(name: str) -> Callable[..., None]:
+    """Make the command of a stage that processes all models of a run, or those given."""
+
+    def command(
+        run: RunArgument,
+        model: ModelOption = None,
+        config: ConfigOption = None,
+        set_: SetOption = None,
+        workers: WorkersOption = 1,
+        device: DeviceOption = "auto",
+        shard: ShardOption = None,
+        dask: DaskOption = None,
+        overwrite: OverwriteOption = False,
+        quiet: QuietOption = False,
+    ) -> None:
+        from wsi_pipeline.stages import load_stage
+
+        options = make_options(workers, device, shard, dask, overwrite, quiet)
+        _stage_command(name, run, config, set_, options, load_stage(name), models=model or ())
+
+    return command
+
+
+def train(
+    run: RunArgument,
+    model: ModelOption = None,
+    weights: Annotated[
+        Path | None,
+        typer.Option(
+            "--weights",
+            help="Initial weights: a state dict in torchvision's layout (.pth, .pt, .safetensors); "
+            "for VGG and CAM models.",
+        ),
+    ] = None,
+    config: ConfigOption = None,
+    set_: SetOption = None,
+    workers: WorkersOption = 1,
+    device: DeviceOption = "auto",
+    shard: ShardOption = None,
+    dask: DaskOption = None,
+    overwrite: OverwriteOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Run the stage with the options given."""
+    from wsi_pipeline.stages import train as train_stage
+
+    chosen = [f"model.weights={json.dumps(str(weights))}"] if weights else []
+    options = make_options(workers, device, shard, dask, overwrite, quiet)
+    _stage_command(
+        "train",
+        run,
+        config,
+        [*(set_ or ()), *chosen],
+        options,
+        train_stage.train,
+        models=model or (),
+    )
+
+
+def predict(
+    run: RunArgument,
+    checkpoint: Annotated[
+        list[Path] | None,
+        typer.Option("--checkpoint", help="Checkpoint file; repeatable. Default: the run's own."),
+    ] = None,
+    slides: Annotated[
+        Path | None,
+        typer.Option(
+            "--slides",
+            metavar="INPUT",
+            help="Slide, folder or manifest to score directly from the files, storing no pixels.",
+        ),
+    ] = None,
+    config: ConfigOption = None,
+    set_: SetOption = None,
+    workers: WorkersOption = 1,
+    device: DeviceOption = "auto",
+    shard: ShardOption = None,
+    dask: DaskOption = None,
+    overwrite: OverwriteOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Run the stage with the options given."""
+    from wsi_pipeline.layout import RunFolder
+    from wsi_pipeline.stages import predict as predict_stage
+
+    options = make_options(workers, device, shard, dask, overwrite, quiet)
+    settings = read_settings(run, config, set_, section="predict", quiet=quiet)
+    settings = replace(settings, out=run)
+    folder, files = RunFolder(run), checkpoint or []
+    results = []
+    if slides:
+        results.append(predict_stage.cut_for(folder, settings, options, slides, checkpoints=files))
+    results.append(predict_stage.predict(folder, settings, options, checkpoints=files))
+    finish(results, run, quiet=quiet)
+
+
+def _check_formats(names: list[str]) -> list[str]:
+    try:
+        for name in names:
+            check_format(name)
+    except ConfigError as error:
+        raise typer.BadParameter(str(error)) from error
+    return names
+
+
+def export(
+    run: RunArgument,
+    formats: Annotated[
+        list[str],
+        typer.Option(
+            "--format",
+            metavar="F",
+            callback=_check_formats,
+            help="Repeatable. "
+            + "; ".join(f"{name}: {what}" for name, what in FORMATS.items())
+            + ".",
+        ),
+    ],
+    model: ModelOption = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            metavar="DIR",
+            help="Output folder; several formats get one subfolder each. Default: "
+            "RUN/exports/F/<model>.",
+        ),
+    ] = None,
+    config: ConfigOption = None,
+    set_: SetOption = None,
+    workers: WorkersOption = 1,
+    device: DeviceOption = "auto",
+    shard: ShardOption = None,
+    dask: DaskOption = None,
+    overwrite: OverwriteOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Run the stage with the options given."""
+    from wsi_pipeline.layout import RunFolder
+    from wsi_pipeline.stages.export import export_formats
+
+    options = make_options(workers, device, shard, dask, overwrite, quiet)
+    settings = read_settings(run, config, set_, section="export", quiet=quiet)
+    results = export_formats(
+        RunFolder(run), settings, options, names=formats, models=model or (), out=out
+    )
+    finish(results, run, quiet=quiet)
+
+
+def _check_methods(names: list[str]) -> list[str]:
+    try:
+        for name in names:
+            if name != "all":
+                check_method(name)
+    except ConfigError as error:
+        raise typer.BadParameter(str(error)) from error
+    return names
+
+
+def explain(
+    run: RunArgument,
+    methods: Annotated[
+        list[str],
+        typer.Option(
+            "--method",
+            metavar="M",
+            callback=_check_methods,
+            help="Repeatable; all: every one. "
+            + "; ".join(f"{name}: {what}" for name, what in METHODS.items())
+            + ".",
+        ),
+    ],
+    model: ModelOption = None,
+    patches: Annotated[
+        Path | None,
+        typer.Option(
+            "--patches",
+            metavar="FILE.csv",
+            help="What to explain: columns slide_id,x,y (level-0 px), or image_id. Default: the "
+            "best hits and the worst errors of the evaluated split.",
+        ),
+    ] = None,
+    top: Annotated[
+        int | None, typer.Option("--top", min=0, metavar="N", help="So many of the best hits.")
+    ] = None,
+    errors: Annotated[
+        int | None,
+        typer.Option("--errors", min=0, metavar="N", help="So many of the worst errors."),
+    ] = None,
+    layer: Annotated[
+        str | None,
+        typer.Option(
+            "--layer", metavar="NAME", help="Layer of grad_cam and feature_maps, e.g. features.28."
+        ),
+    ] = None,
+    config: ConfigOption = None,
+    set_: SetOption = None,
+    workers: WorkersOption = 1,
+    device: DeviceOption = "auto",
+    shard: ShardOption = None,
+    dask: DaskOption = None,
+    overwrite: OverwriteOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Run the stage with the options given."""
+    from wsi_pipeline.layout import RunFolder
+    from wsi_pipeline.stages.explain import explain_by_methods
+
+    given = {"top": top, "errors": errors, "layer": layer}
+    short = [f"{key}={json.dumps(value)}" for key, value in given.items() if value is not None]
+    options = make_options(workers, device, shard, dask, overwrite, quiet)
+    settings = read_settings(run, config, [*(set_ or ()), *short], section="explain", quiet=quiet)
+    results = explain_by_methods(
+        RunFolder(run), settings, options, names=methods, models=model or (), patches=patches
+    )
+    finish(results, run, quiet=quiet)

@@ -1,0 +1,1 @@
+"""What the data set is: slides or single images, their splits and pixels."""

@@ -1,0 +1,342 @@
+"""Settings of the stages: frozen dataclasses with defaults, units and sources.
+
+This module imports no heavy package, so the command line can use it without torch. The type of a
+field includes its range, which `wsi_pipeline.config.reading` checks. The defaults of `TrainConfig`
+are the lecture's recipe for VGG16; `RECIPES` holds the values of the other models' papers, and a
+config overrides both.
+"""
+
+import re
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from wsi_pipeline.contracts import AtRate, Definition, Split
+
+Optimizer = Literal["rmsprop", "adam"]
+Monitor = Literal["roc_auc", "loss", "none"]
+Sampling = Literal["balanced", "shuffle"]
+EvaluatedSplit = Literal["test", "val", "train", "all"]
+Compiler = Literal["none", "inductor"]
+Overlap = Literal["mean", "max", "centre"]
+Context = Literal["lecture", "camelyon16"]  # published results that a report can show
+
+# Ranges.
+Count = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Score = Share  # output of a model, and thresholds for it
+Aggregator = Literal["max", "mean", "top_k", "mean_pool_max", "span"]  # patches' scores -> slide's
+Forgetting = Annotated[float, Field(ge=0, lt=1)]  # at 1 a running average never changes
+
+DEVICE_NAME = re.compile(r"auto|cpu|cuda(?::(\d+))?")  # what --device takes
+
+
+@dataclass(frozen=True)
+class ImagesConfig:
+    """A folder of single images in place of slides: ``input`` is that folder."""
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
+
+    # Folders of class 0 and class 1. None: the two there are, in alphabetical order.
+    classes: tuple[str, str] | None = None
+    channels: Literal[1, 3] = 3
+    size: tuple[Count, Count] | None = None  # (height, width), px; None: as they are, all alike
+    # How an image gets that size. pad: zeros around the centre (PatchNet papers: nuclei, 128).
+    fit: Literal["resize", "pad", "crop"] = "resize"
+    table: Path | None = None  # CSV: file[,class][,patient][,split][,mask]; None: the folder itself
+    # Regular expression: what it finds in a file's name (its first group) is the patient.
+    patient_pattern: str | None = None
+    mpp: Positive | None = None  # µm per px; None: unknown
+    # Train on equally many of each class: true leaves out some of the larger one (PatchNet paper
+    # 2), upsample repeats the smaller one (PatchNet paper 1).
+    equal_classes: bool | Literal["upsample"] = False
+
+
+@dataclass(frozen=True)
+class PreprocessConfig:
+    """Preprocessing of every image, in this order; stored in the checkpoint."""
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
+
+    crop: tuple[Count, Count] | None = None  # (height, width) px of the centre; random in training
+    gamma: Positive | None = None  # PatchNet paper 2: 2.2
+    # encode: x^(1/gamma), as ports of the paper's source have it; decode: x^gamma, linear light
+    gamma_mode: Literal["encode", "decode"] = "encode"
+    colour_constancy: bool = False  # PatchNet paper 2; shades of grey
+    minkowski: Annotated[float, Field(ge=1)] = (
+        6.0  # order of the mean that estimates the light (Finlayson, Trezzi 2004)
+    )
+    minmax: bool = False  # stretch each image to [0, 1] over all channels (PatchNet paper 1)
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Choice of a model."""
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012  read by pydantic on the class
+
+    name: str  # in the registry of models
+    options: dict[str, Any] = field(default_factory=dict)  # of that model, e.g. m, stride
+    weights: Path | None = None  # ImageNet state dict in torchvision's layout (.pth, .safetensors)
+    preprocess: PreprocessConfig = field(default_factory=PreprocessConfig)
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """Random changes of a training patch. Lecture: flips and random colour perturbations."""
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
+
+    flips: bool = True  # horizontal and vertical, each with probability 1/2 (lecture)
+    rotate_180: bool = False  # half a turn, with probability 1/2 (PatchNet paper 2)
+    zoom: Annotated[float, Field(ge=1)] = (
+        1.0  # enlarge by a factor in [1, zoom], keep the centre (PatchNet paper 2: 1.2)
+    )
+    # The lecture names no sizes; these are ours, applied to every patch.
+    brightness: Share = 0.2  # factor in [1 - b, 1 + b]
+    contrast: Share = 0.2
+    saturation: Share = 0.2
+    hue: Annotated[float, Field(ge=0, le=0.5)] = 0.05  # turn of the colour circle, [-h, h]
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How a model is trained. Defaults: the lecture's VGG16."""
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
+
+    model: ModelConfig
+    optimizer: Optimizer = "rmsprop"  # lecture
+    lr: Positive = 5e-5  # lecture: initial learning rate
+    rho: Forgetting = 0.9  # RMSprop's forgetting, lecture's rho, torch's alpha
+    momentum: Forgetting = 0.9  # lecture's alpha
+    eps: Positive = 1e-8  # inside the optimiser's denominator
+    batch_size: Count = 32  # patches; not given in the lecture
+    # What an epoch is made of. balanced: draws with replacement, first a class, then a slide (of
+    # images, a patient), then a patch (lecture); shuffle: one pass over all patches, each once, in
+    # random order. None: shuffle for the models of the PatchNet papers on single images, else
+    # balanced.
+    sampling: Sampling | None = None
+    steps_per_epoch: Count = 1000  # batches of balanced draws; not given in the lecture
+    max_epochs: Count = 100
+    lr_halve_after: Count | None = 3  # epochs without lower validation loss (lecture); None: never
+    # Lecture: stop by ROC AUC on validation data. "none" needs no validation data: max_epochs are
+    # trained, with the learning rate as it is, and the last weights are kept.
+    monitor: Monitor = "roc_auc"
+    patience: Count = 5  # epochs without a better monitored metric (lecture)
+    # PatchNet paper 2: training ends when this share of the training patches is classified
+    # correctly (1.0); None: not checked.
+    stop_at_train_accuracy: Annotated[float, Field(gt=0, le=1)] | None = None
+    # at most so many, half of each class; None: all labelled
+    val_patches: Annotated[int, Field(ge=2)] | None = None
+    precision: Literal["fp32", "bf16", "fp16"] = (
+        "fp32"  # of forward and backward passes; weights stay fp32
+    )
+    accumulate: Count = 1  # parts that a batch is computed in, one after the other
+    processes: Count = 1  # that share each batch, one per GPU
+    readers: Count = 2  # threads of each process that read batches ahead
+    # repeatable: the same bits on one device; strict: nondeterministic operations raise an error
+    determinism: Literal["repeatable", "strict"] = "repeatable"
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    seed: Seed | None = None  # None: that of the whole config
+
+
+# Values of each model's own source, in the structure of a config.
+_PATCHNET: dict[str, Any] = {
+    "optimizer": "adam",  # PatchNet paper 2: Adam, 1e-4, batches of 4 images
+    "lr": 1e-4,
+    "batch_size": 4,
+    "lr_halve_after": None,
+    "monitor": "loss",  # papers 1 and 2: patience on the validation loss
+    "patience": 1000,  # epochs, paper 2
+    "max_epochs": 2000,
+    "augment": {"brightness": 0.0, "contrast": 0.0, "saturation": 0.0, "hue": 0.0},
+}
+_PRECISION = _PATCHNET | {
+    "lr": 5e-5,  # paper 1, section 4
+    "batch_size": 16,  # paper 1: "8 or 16", not which where
+    "patience": 2000,  # epochs, paper 1
+    "max_epochs": 10_000,  # room for that patience
+}
+_WHOLE_IMAGE = _PATCHNET | {"batch_size": 64}  # paper 2: CAM and VGG-11 as PatchNet, but for this
+RECIPES: dict[str, dict[str, Any]] = {
+    "patchnet": _PATCHNET,
+    "precision_patchnet": _PRECISION,
+    "cam": _WHOLE_IMAGE,
+    "vgg11": _WHOLE_IMAGE,
+}
+
+
+def result_settings(config: TrainConfig) -> dict[str, Any]:
+    """Return the settings that a training's result depends on, for fingerprints.
+
+    Settings that do not affect the result have their default. `sampling` is newer than existing
+    run folders, so it is left out where it equals the earlier behaviour.
+    """
+    values = {f.name: getattr(config, f.name) for f in fields(config)}
+    values["readers"] = TrainConfig.readers
+    del values["steps_per_epoch" if config.sampling == "shuffle" else "sampling"]
+    return values
+
+
+def fill_in_sampling(config: TrainConfig, *, images: bool) -> TrainConfig:
+    """Choose the sampling of an epoch if the settings do not.
+
+    PatchNet papers 1 and 2 count epochs over all training images.
+
+    Examples
+    --------
+    >>> config = TrainConfig(model=ModelConfig(name="patchnet"))
+    >>> [fill_in_sampling(config, images=images).sampling for images in (True, False)]
+    ['shuffle', 'balanced']
+    """
+    if config.sampling is not None:
+        return config
+    return replace(
+        config, sampling="shuffle" if images and config.model.name in RECIPES else "balanced"
+    )
+
+
+def with_recipe(values: dict[str, Any]) -> dict[str, Any]:
+    """Merge a config's training settings into the recipe of its model; the config overrides.
+
+    Examples
+    --------
+    >>> with_recipe({"model": {"name": "patchnet"}, "lr": 1e-3})["lr"]
+    0.001
+    >>> with_recipe({"model": {"name": "patchnet"}})["optimizer"]
+    'adam'
+    """
+    model = values.get("model")
+    name = model.get("name") if isinstance(model, dict) else None
+    recipe = RECIPES.get(str(name), {})
+    merged = {**recipe, **values}
+    if isinstance(values.get("augment"), dict):
+        merged["augment"] = {**recipe.get("augment", {}), **values["augment"]}
+    return merged
+
+
+@dataclass(frozen=True)
+class PredictConfig:
+    """How patches are scored."""
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
+
+    batch_size: Count | None = None  # patches; None: by the device and the patch size
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto: fp32 on the CPU
+    # Largest difference from the fp32 scores, on the first patches of a slide, without a warning.
+    tolerance: Annotated[float, Field(ge=0)] = 0.02
+    compiler: Compiler = "none"  # inductor: torch.compile
+    readers: Count | None = None  # threads that read ahead; None: the cores of this worker
+    splits: tuple[Split, ...] | None = None  # None: all slides; slides without a split always
+
+
+@dataclass(frozen=True)
+class HeatmapConfig:
+    """How scores become a heatmap."""
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
+
+    overlap: Overlap = "mean"  # where patches overlap; centre: weighted by nearness to a centre
+    thumbnail_px: Count = 1200  # longer side of the overlay's thumbnail
+    # PatchNet: also the map of its own Q, every so many px at target_mpp; None: not made
+    dense_step_px: Count | None = None
+    # Image folders: number of images of each class that get maps; None: all.
+    maps_per_class: Annotated[int, Field(ge=0)] | None = 4
+    # Of an image folder: how they are explained (docs/explain.md); None: the model's own map
+    method: str | None = None
+
+
+def slide_heatmap_settings(config: HeatmapConfig) -> dict[str, Any]:
+    """Give the settings of a slide's heatmap for fingerprints.
+
+    `method` came later than run folders that exist, and concerns images alone.
+    """
+    return {f.name: getattr(config, f.name) for f in fields(config) if f.name != "method"}
+
+
+@dataclass(frozen=True)
+class ExplainConfig:
+    """Which patches or images are explained, and how."""
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
+
+    methods: tuple[str, ...] = ()  # used by `run`; the command explain names its own
+    top: Annotated[int, Field(ge=0)] = 4  # highest scores that are no errors
+    errors: Annotated[int, Field(ge=0)] = 4  # errors furthest from their label
+    layer: str | None = None  # of methods that look at one; None: their own default
+    target: Literal[0, 1] | None = None  # class that is explained; None: 1, or the method's own
+    seed: Seed = 0
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """How scores are compared with the reference."""
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
+
+    # Split that is evaluated; in an image folder, its images get maps. None: test; all if there are
+    # no splits; for images, val if test is empty.
+    split: EvaluatedSplit | None = None
+    threshold: Score = 0.75  # a patch is positive iff F(I) >= threshold (lecture)
+    image_threshold: Score | None = None  # of an image folder; None: the model's own rule, 0.5
+    aggregator: Aggregator = "max"  # lecture: max
+    top_k: Count = 10  # patches, for the aggregator top_k
+    slide_threshold: Score | None = None  # None: chosen on val
+    froc_definition: Definition = "camelyon16"  # the one in froc.json
+    rates: tuple[float, ...] = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)  # FPs per slide (CAMELYON16)
+    at_rate: AtRate = "linear"
+    reference_downsample: Positive = 32.0  # of the lesion image (CAMELYON16: level 5)
+    detection_threshold: Score = 0.5  # heatmap values above it are detections (CAMELYON16)
+    detection_radius_um: Positive = 75.0  # a detection clears this far; lesions nearer are one
+    bootstrap: Annotated[int, Field(ge=0)] = (
+        1000  # resampled sets of patients for each interval; 0: no intervals
+    )
+    stratified: bool = False  # resample patients with and without tumour separately
+    seed: Seed = 0
+
+
+def evaluation_settings(config: EvaluateConfig) -> dict[str, Any]:
+    """Return the settings of an evaluation for fingerprints.
+
+    `split` is newer than existing run folders, so it is left out where it is not set.
+    """
+    values = {f.name: getattr(config, f.name) for f in fields(config)}
+    if config.split is None:
+        del values["split"]
+    return values
+
+
+@dataclass(frozen=True)
+class ReportConfig:
+    """What the report shows in addition to the run's own results."""
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
+
+    # Published results, for comparison. lecture: confusion matrix of its VGG16, prostate;
+    # camelyon16: results on its test set, and this run's by size of the metastasis, lymph nodes
+    context: tuple[Context, ...] = ()
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """How scores and heatmaps are written for other tools."""
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
+
+    formats: tuple[str, ...] = ()  # that `run` writes; the command export names its own
+    splits: tuple[Split, ...] | None = None  # None: all scored slides
+    # QuPath: origin of its coordinates, the slide's corner or that of openslide.bounds
+    origin: Literal["level0", "bounds"] = "level0"
+    qupath: Literal["tiles", "regions", "both"] = "tiles"
+    thresholds: tuple[Score, ...] = (0.5, 0.75, 0.9)  # of QuPath's regions: score >= threshold
+    compression: Literal["none", "gzip"] = "none"  # of GeoJSON
+    class_name: str = "tumour"  # WSInfer's prob_<class>; class of QuPath's regions
+    # None: as in the run's heatmaps (for detections: as in its evaluation)
+    overlap: Overlap | None = None
+    detection_threshold: Score | None = None  # None: as in the run's evaluation
+    detection_radius_um: Positive | None = None  # None: as in the run's evaluation

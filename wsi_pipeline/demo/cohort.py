@@ -1,0 +1,29 @@
+"""The demo: the drawn cohort, and the config that runs every stage on it."""
+
+from importlib.resources import files
+from os import cpu_count
+from pathlib import Path
+
+from tiling.files import write_text
+from wsi_pipeline.demo.synthetic import draw_cohort
+
+
+def prepare_demo(out: Path) -> Path:
+    """Draw the cohort and write its config.
+
+    Parameters
+    ----------
+    out : Path
+        Becomes the run folder; gets ``cohort/`` and ``demo.yaml``, an example config for
+        ``wsi-pipeline run`` that users can edit.
+
+    Returns
+    -------
+    config : Path
+    """
+    draw_cohort(out / "cohort", workers=cpu_count() or 1)
+    config = out / "demo.yaml"
+    if not config.exists():
+        text = files("wsi_pipeline.demo").joinpath("demo.yaml").read_text(encoding="utf-8")
+        write_text(config, text)
+    return config

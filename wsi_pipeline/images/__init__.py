@@ -1,1 +1,0 @@
-"""Folders of single images, the PatchNet papers' kind of data set, in place of slides."""

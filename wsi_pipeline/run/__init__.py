@@ -1,0 +1,1 @@
+"""How any stage is run: state, marks, runner, cluster, progress."""

@@ -1,0 +1,178 @@
+"""Mapping of work over slides: in this process, on Dask, or on Slurm.
+
+Dask can be a ``LocalCluster``, any scheduler, or Slurm through dask-jobqueue.
+"""
+
+import logging
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from typing import Any, TypeVar
+
+from wsi_pipeline.errors import ConfigError, StageError
+
+log = logging.getLogger(__name__)
+
+Task = TypeVar("Task")
+Result = TypeVar("Result")
+
+
+def map_tasks(
+    work: Callable[[Task], Result],
+    tasks: Sequence[Task],
+    *,
+    workers: int = 1,
+    dask: str | None = None,
+    cluster_options: Mapping[str, Any] | None = None,
+) -> Iterator[tuple[int, Result | StageError]]:
+    """Run `work` on every task; yield each task's number and result as it ends.
+
+    Parameters
+    ----------
+    work : callable
+        Importable by name; must catch its own errors.
+    workers : int
+        Processes on this machine, or of the cluster that `dask` starts; at most one per task.
+    dask : str, optional
+        ``local``, ``slurm``, or a scheduler's address (``tcp://...``).
+    cluster_options : mapping, optional
+        Arguments of dask-jobqueue's ``SLURMCluster``: cores, memory, walltime, ...
+
+    Yields
+    ------
+    number, result
+        A `StageError` in place of a result if a worker was lost, for example out of memory.
+    """
+    if not tasks:
+        return
+    workers = min(workers, len(tasks))
+    if dask is None and workers <= 1:
+        for number, task in enumerate(tasks):
+            yield number, work(task)
+        return
+    with _dask_client(dask or "local", workers, dict(cluster_options or {})) as client:
+        yield from _map_on_client(client, work, tasks)
+
+
+def worker_number() -> int | None:
+    """Number of this process among the workers of a local cluster; None if it is not one.
+
+    Workers of a batch system are not numbered: each job sees the GPUs assigned to it.
+    """
+    from distributed import get_worker
+
+    try:
+        name = get_worker().name
+    except ValueError:  # no worker
+        return None
+    return name if isinstance(name, int) else None
+
+
+def _map_on_client(
+    client: Any, work: Callable[[Task], Result], tasks: Sequence[Task]
+) -> Iterator[tuple[int, Result | StageError]]:
+    from distributed import as_completed
+
+    # A task that ends with an error is retried once; one whose worker dies, three times (Dask's
+    # distributed.scheduler.allowed-failures). Then its slide has failed.
+    futures = client.map(work, tasks, pure=False, retries=1)
+    number_by_key = {future.key: number for number, future in enumerate(futures)}
+    for future in as_completed(futures):
+        number = number_by_key[future.key]
+        try:
+            yield number, future.result()
+        except Exception as error:
+            log.debug("task %d was lost", number, exc_info=error)
+            yield (
+                number,
+                StageError(
+                    f"its worker was lost ({type(error).__name__}); often too little memory: "
+                    "lower --workers"
+                ),
+            )
+        future.release()
+
+
+@contextmanager
+def _dask_client(dask: str, workers: int, options: dict[str, Any]) -> Iterator[Any]:
+    with _environment_kept():
+        yield from _open_client(dask, workers, options)
+
+
+@contextmanager
+def _environment_kept() -> Iterator[None]:
+    """Undo changes of this process's environment by Dask's nannies.
+
+    They set OMP_NUM_THREADS=1 for their workers, and every library imported here afterwards would
+    compute on one thread.
+    """
+    before = dict(os.environ)
+    try:
+        yield
+    finally:
+        for name in set(os.environ) - set(before):
+            del os.environ[name]
+        os.environ.update(before)
+
+
+def _open_client(dask: str, workers: int, options: dict[str, Any]) -> Iterator[Any]:
+    from distributed import Client, LocalCluster
+
+    logging.getLogger("distributed").setLevel(logging.ERROR)  # it reports every connection
+    if dask == "local":
+        cluster = LocalCluster(
+            n_workers=workers,
+            threads_per_worker=1,
+            host="127.0.0.1",
+            dashboard_address="127.0.0.1:0",  # any free port, this machine only
+            silence_logs=logging.ERROR,
+        )
+    elif dask == "slurm":
+        cluster = _slurm_cluster(workers, options)
+    else:
+        with closing(_connect(dask)) as client:
+            yield client
+        return
+    with cluster, Client(cluster) as client:
+        try:
+            yield client
+        except BaseException:
+            _kill_workers(cluster)
+            raise
+
+
+def _kill_workers(cluster: Any) -> None:
+    """Kill the workers on this machine: closing a cluster waits for running tasks."""
+    for nanny in getattr(cluster, "workers", {}).values():
+        nanny.auto_restart = False
+    for process in multiprocessing.active_children():
+        process.kill()
+
+
+def _connect(address: str) -> Any:
+    from distributed import Client
+
+    try:
+        return Client(address, timeout=10)
+    except (OSError, ValueError, TimeoutError) as error:
+        raise StageError(
+            f"--dask {address}: cannot connect to a Dask scheduler ({error}); "
+            "use tcp://HOST:PORT, local or slurm"
+        ) from error
+
+
+def _slurm_cluster(workers: int, options: dict[str, Any]) -> Any:
+    from dask_jobqueue.slurm import SLURMCluster
+
+    # Workers on other nodes must reach the scheduler; the dashboard stays local.
+    options.setdefault("scheduler_options", {"dashboard_address": "127.0.0.1:0"})
+    try:
+        cluster = SLURMCluster(**options)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"--dask slurm: {error}; set it in the config under cluster "
+            "(cores, memory, walltime, queue, account, ...)"
+        ) from error
+    cluster.scale(jobs=workers)
+    return cluster

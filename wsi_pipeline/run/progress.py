@@ -1,0 +1,127 @@
+"""Progress on standard error: a moving bar on a terminal, plain lines elsewhere."""
+
+import sys
+import time
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+from tiling.wording import format_duration, format_rate
+
+# Without a terminal (a cluster's log file), a long slide prints a line this often.
+PLAIN_INTERVAL_S = 20.0
+LEAST_LEFT_S = 10.0  # shorter remaining times are not shown
+
+
+class _SpeedColumn(ProgressColumn):
+    """Patches or steps per second of the current slide or model."""
+
+    def render(self, task: Task) -> Text:
+        is_inner = task.id > 0  # the first task counts slides
+        return Text(format_rate(task.speed) if is_inner and task.speed else "")
+
+
+class StageProgress:
+    """Shows the progress of a stage: slides done, position inside a slide, speed and time left."""
+
+    def __init__(self, stage: str, n_units: int, *, quiet: bool = False) -> None:
+        self._stage = stage
+        self._n_units = n_units
+        self._quiet = quiet
+        self._done = 0
+        self._name = ""
+        self._first_begun: float | None = None
+        self._begun: set[str] = set()
+        self._n_worked = 0  # processed units, without those that were kept
+        self._last_line = time.monotonic()
+        self._started = time.monotonic()
+        self._console = Console(file=sys.stderr, highlight=False, soft_wrap=True, emoji=False)
+        self._bars: Progress | None = None
+
+    def __enter__(self) -> Self:
+        if self._console.is_terminal and not self._quiet:
+            self._bars = Progress(
+                TextColumn("{task.description}", markup=False),
+                BarColumn(),
+                MofNCompleteColumn(),
+                _SpeedColumn(),
+                TimeRemainingColumn(),
+                console=self._console,
+                transient=True,
+            )
+            self._bars.start()
+            self._outer = self._bars.add_task(self._stage, total=self._n_units)
+            self._inner = self._bars.add_task("", total=None, visible=False)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._bars:
+            self._bars.stop()
+
+    def begin(self, name: str) -> None:
+        """Show the slide or model that is next."""
+        self._name = name
+        self._started = self._last_line = time.monotonic()
+        self._first_begun = self._first_begun or self._started
+        self._begun.add(name)
+        if self._bars:
+            self._bars.reset(self._inner, description=f"  {name}", visible=True, total=None)
+
+    def begin_all(self, names: Sequence[str]) -> None:
+        """Register the slides or models that several workers are going to process."""
+        self._first_begun = self._first_begun or time.monotonic()
+        self._begun.update(names)
+
+    def inside(self, done: int, total: int) -> None:
+        """Show the progress of the current slide or model."""
+        if self._quiet:
+            return
+        if self._bars:
+            self._bars.update(self._inner, completed=done, total=total)
+        elif time.monotonic() - self._last_line > PLAIN_INTERVAL_S and done:
+            self._last_line = time.monotonic()
+            rate = done / (self._last_line - self._started)
+            left = f", about {format_duration((total - done) / rate)} left" if done < total else ""
+            self.line(f"{self._name}: {done} of {total}, {format_rate(rate)}{left}")
+
+    def end(self, name: str, line: str, *, failed: bool = False) -> None:
+        """Show the outcome of a slide or model; failures are shown even if quiet."""
+        self._done += 1
+        if self._bars:
+            self._bars.update(self._outer, completed=self._done)
+        if failed or not self._quiet:
+            self._write(f"[{self._done}/{self._n_units}] {name}: {line}{self._time_left(name)}")
+
+    def _time_left(self, name: str) -> str:
+        """Estimate the time left from the units that were processed, without those kept."""
+        if name not in self._begun or self._first_begun is None:
+            return ""
+        self._n_worked += 1
+        elapsed = time.monotonic() - self._first_begun
+        left = elapsed / self._n_worked * (self._n_units - self._done)
+        return f" (about {format_duration(left)} left)" if left >= LEAST_LEFT_S else ""
+
+    def line(self, text: str) -> None:
+        """Write one line, unless quiet."""
+        if not self._quiet:
+            self._write(text)
+
+    def _write(self, text: str) -> None:
+        self._console.print(f"{self._stage}: {text}", markup=False)

@@ -1,0 +1,324 @@
+"""Process the units of a stage: keep finished ones, record failures, continue with the rest."""
+
+import errno
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from tiling.files import json_text, read_json_object, remove_leftovers_below, update_text
+from tiling.wording import name_some
+from wsi_pipeline.config.reading import Config, as_plain, digest_settings
+from wsi_pipeline.config.stages import STAGES
+from wsi_pipeline.errors import StageError
+from wsi_pipeline.layout import RunFolder
+from wsi_pipeline.run.cluster import map_tasks
+from wsi_pipeline.run.progress import StageProgress
+from wsi_pipeline.run.shards import Shard, select_shard
+from wsi_pipeline.run.state import (
+    Examined,
+    check_each_once,
+    clear_mark,
+    examine_unit,
+    forget_shards,
+    mark_shard,
+    record_splits,
+    write_failures,
+)
+from wsi_pipeline.run.tasks import Job, Outcome, Task, fail, perform
+from wsi_pipeline.versions import versions
+
+log = logging.getLogger(__name__)
+
+READ_ONLY = {errno.EROFS, errno.EACCES, errno.EPERM}  # errors of writing to a read-only folder
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to run stages; does not affect their results."""
+
+    workers: int = 1  # slides at a time
+    device: str = "auto"
+    shard: Shard | None = None
+    dask: str | None = None
+    overwrite: bool = False  # rebuild finished units
+    quiet: bool = False
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """What a stage did."""
+
+    stage: str
+    done: tuple[str, ...]
+    kept: tuple[str, ...]
+    failed: tuple[str, ...]
+    notes: tuple[str, ...] = ()  # lines printed after it
+
+    @property
+    def exit_code(self) -> int:
+        """0 all done, 3 some failed, 1 nothing could be done."""
+        if not self.failed:
+            return 0
+        return 3 if self.done or self.kept else 1
+
+    def __str__(self) -> str:
+        parts = [f"{len(self.done)} done"]
+        parts += [f"{len(self.kept)} kept from before"] if self.kept else []
+        parts += [f"{len(self.failed)} failed ({', '.join(self.failed)})"] if self.failed else []
+        return "\n".join((f"{self.stage}: " + ", ".join(parts), *self.notes))
+
+
+def run_stage(
+    stage: str, run: RunFolder, tasks: Sequence[Task], config: Config, options: Options
+) -> StageResult:
+    """Process the units that are not finished; record failures.
+
+    If everything is finished, the run folder may be read-only.
+
+    Raises
+    ------
+    StageError
+        If the stage has no units, or the run folder cannot be written to.
+    """
+    if not tasks:
+        raise StageError(f"{run.path}: nothing to {stage}")
+    groups = {(task.unit.variant, task.unit.model) for task in tasks}
+    chosen = select_shard({task.unit.name: task.weight for task in tasks}, options.shard)
+    tasks = [task for task in tasks if task.unit.name in chosen]
+    before = _text_to_restore(run)
+    with StageProgress(stage, len(tasks), quiet=options.quiet) as progress:
+        with check_each_once():
+            kept, jobs, failed = _sort_out(run, tasks, options, progress)
+        with _writing(run, stage, jobs):
+            _begin(stage, run, config, options, groups)
+        done, still, lost = _process_jobs(run, jobs, config, options, progress)
+    result = StageResult(stage, tuple(done), tuple(kept + still), tuple(failed + lost))
+    with _writing(run, stage, jobs):
+        write_failures(run)
+        if options.shard:
+            _mark_shard(run, stage, config, options.shard, ended=True)
+        else:
+            forget_shards(run, stage)
+        if result.exit_code == 1 and not options.shard and before is not None:
+            update_text(run.path / "run.json", before)  # every unit failed with these settings
+    return result
+
+
+@contextmanager
+def _writing(run: RunFolder, stage: str, jobs: Sequence[Job]) -> Iterator[None]:
+    """Ignore a read-only run folder if there is nothing to do; else raise a clear error."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in READ_ONLY:
+            raise
+        certain = [job.task.unit.title for job in jobs if job.fingerprint or job.overwrite]
+        if certain:
+            names = name_some(certain)
+            raise StageError(
+                f"{run.path}: cannot be written to ({error.strerror}), but {stage} has to "
+                f"process {names}; copy the run folder, or make it writable"
+            ) from error
+        log.debug("%s: nothing recorded, %s", run.path, error)
+
+
+def _begin(
+    stage: str,
+    run: RunFolder,
+    config: Config,
+    options: Options,
+    groups: Iterable[tuple[str, str]],
+) -> None:
+    """Record the settings of the stage that is about to run."""
+    if options.shard:
+        _mark_shard(run, stage, config, options.shard, ended=False)
+    else:  # other tasks of an array may be at work in this run folder
+        remove_leftovers_below(run.path)
+    _write_run_json(stage, run, config)
+    section: Any = getattr(config, stage, None)
+    if hasattr(section, "splits"):
+        for variant, model in groups:
+            record_splits(run, stage, variant, model, section.splits)
+
+
+def _mark_shard(run: RunFolder, stage: str, config: Config, shard: Shard, *, ended: bool) -> None:
+    settings = digest_settings(getattr(config, stage, None), config.seed)
+    mark_shard(run, stage, shard.index, shard.count, settings=settings, ended=ended)
+
+
+def _sort_out(
+    run: RunFolder, tasks: Sequence[Task], options: Options, progress: StageProgress
+) -> tuple[list[str], list[Job], list[str]]:
+    """Separate finished units, units to process, and units whose inputs cannot be examined."""
+    kept: list[str] = []
+    jobs: list[Job] = []
+    failed: list[str] = []
+    for task in tasks:
+        name = task.unit.title
+        try:
+            fingerprint = task.fingerprint(run)
+            found = Examined("missing")
+            if fingerprint:
+                found = examine_unit(
+                    run,
+                    task.unit,
+                    fingerprint,
+                    earlier_fingerprint=partial(task.earlier_fingerprint, run),
+                )
+        except Exception as error:  # one bad input must not stop the others
+            outcome = fail(run, task.unit, error)
+            if options.overwrite:  # the earlier output is not wanted
+                with suppress(OSError):
+                    clear_mark(run, task.unit)
+            progress.end(name, outcome.line, failed=True)
+            failed.append(name)
+            continue
+        if found.state == "finished" and not options.overwrite:
+            with suppress(OSError):  # it may have failed since, for example on a damaged input
+                task.unit.mark(run, "failed").unlink(missing_ok=True)
+            kept.append(name)
+            progress.end(name, "finished before, kept")
+            continue
+        if found.state == "stale":
+            progress.line(f"{name}: out of date (settings or inputs changed); rebuilding")
+        if found.problems:
+            progress.line(f"{name}: {'; '.join(found.problems)}; rebuilding")
+        jobs.append(Job(run, task, fingerprint, Path.cwd(), options.overwrite))
+    return kept, jobs, failed
+
+
+def _process_jobs(
+    run: RunFolder,
+    jobs: Sequence[Job],
+    config: Config,
+    options: Options,
+    progress: StageProgress,
+) -> tuple[list[str], list[str], list[str]]:
+    done: list[str] = []
+    kept: list[str] = []
+    failed: list[str] = []
+    in_process = options.dask is None and (options.workers == 1 or len(jobs) <= 1)
+    work = partial(_perform_here, progress=progress) if in_process else perform
+    if not in_process:
+        progress.begin_all([job.task.unit.title for job in jobs])
+    results = map_tasks(
+        work, jobs, workers=options.workers, dask=options.dask, cluster_options=config.cluster
+    )
+    for number, result in results:
+        unit = jobs[number].task.unit
+        outcome = result if isinstance(result, Outcome) else fail(run, unit, result)
+        progress.end(unit.title, outcome.line, failed=not outcome.ok)
+        (kept if outcome.kept else done if outcome.ok else failed).append(unit.title)
+    return done, kept, failed
+
+
+def _perform_here(job: Job, *, progress: StageProgress) -> Outcome:
+    progress.begin(job.task.unit.title)
+    return perform(job, on_progress=progress.inside)
+
+
+def _write_run_json(stage: str, run: RunFolder, config: Config) -> None:
+    """Record the settings and versions of each stage."""
+    stages = read_run_json(run)
+    stages.pop(stage, None)  # the stage that ran last is the last in the file
+    stages[stage] = {"config": as_plain(config), "versions": versions()}
+    update_text(run.path / "run.json", json_text({"seed": config.seed, "stages": stages}))
+
+
+def read_run_json(run: RunFolder) -> dict[str, Any]:
+    """Read like `read_stages`; a damaged file is treated as missing, with a warning."""
+    try:
+        return read_stages(run)
+    except StageError as error:
+        log.warning("%s", error)
+        return {}
+
+
+def read_stages(run: RunFolder) -> dict[str, Any]:
+    """Read the recorded settings of each stage; empty before the first stage.
+
+    Raises
+    ------
+    StageError
+        If ``run.json`` is damaged.
+    """
+    path = run.path / "run.json"
+    try:
+        stages = read_json_object(path).get("stages", {})
+        if not isinstance(stages, dict) or not all(map(_is_stage, stages.values())):
+            raise ValueError("its stages are not settings by stage")
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise StageError(f"{path}: cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        raise StageError(
+            f"{path}: damaged ({error}), so the settings of this run cannot be recalled; give them "
+            "with --config FILE"
+        ) from error
+    return stages
+
+
+def _is_stage(value: Any) -> bool:
+    config = value.get("config") if isinstance(value, dict) else None
+    return isinstance(config, dict) and all(
+        isinstance(config.get(stage.name, {}), dict | None) for stage in STAGES
+    )
+
+
+def _text_to_restore(run: RunFolder) -> str | None:
+    """Read ``run.json`` as it is; None where it is damaged."""
+    try:
+        read_stages(run)
+        return (run.path / "run.json").read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return "{}\n"
+    except StageError:
+        return None
+
+
+_PER_COMMAND = ("input", "out", "stages")  # never recalled
+
+
+def recall_settings(run: RunFolder, stage: str) -> dict[str, Any]:
+    """Recall the settings of a run, so that they need not be given to each stage.
+
+    Each section of the config is the one of the last run of its own stage (``heatmap`` for
+    heatmaps, also those made by ``evaluate``). If that stage never ran, and for settings of no
+    stage, it is the one of the last run of `stage`, or else the latest of all.
+
+    Returns
+    -------
+    recalled : dict
+        A config as plain values, for `config.reading.read_config`, with paths reduced to file
+        names. Empty before the first stage.
+
+    Raises
+    ------
+    StageError
+        If ``run.json`` is damaged.
+    """
+    recorded = read_stages(run).items()  # a damaged file raises an error
+    if not recorded and (run.path / ".state").is_dir():
+        log.warning(
+            "%s is missing; using default settings (--config FILE sets others)",
+            run.path / "run.json",
+        )
+    owners = {section: stage.name for stage in STAGES for section in stage.sections}
+    # The settings of one export do not apply to the next, for another tool.
+    not_recalled = {stage.name for stage in STAGES if stage.variants}
+    configs = {name: done.get("config", {}) for name, done in recorded if name not in not_recalled}
+    if not configs:
+        return {}
+    latest = configs.get(stage) or list(configs.values())[-1]
+    recalled = {}
+    for name in dict.fromkeys(key for config in (*configs.values(), latest) for key in config):
+        own = configs.get(owners.get(name, name), {})
+        source = own if name in own else latest
+        if name in source and name not in _PER_COMMAND:
+            recalled[name] = source[name]
+    return recalled

@@ -1,0 +1,173 @@
+"""Units of work and their execution in a worker.
+
+A stage creates a `Task` for each of its units. A `Job` is a task as sent to a worker, which imports
+what it needs, catches every error, and returns the outcome.
+"""
+
+import contextlib
+import errno
+import logging
+import re
+import traceback
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from tiling.contracts import OnProgress
+from tiling.errors import ExpectedError
+from tiling.files import write_text
+from wsi_pipeline.config.reading import anchor_paths
+from wsi_pipeline.layout import RunFolder, Unit
+from wsi_pipeline.names import fit_file_name, printable
+from wsi_pipeline.run.state import (
+    Examined,
+    clear_mark,
+    examine_unit,
+    mark_finished,
+    record_damage,
+    record_failure,
+)
+
+log = logging.getLogger(__name__)
+
+Done = tuple[list[Path], str]  # files made, and a line on what was done
+
+
+class Task:
+    """Work of a stage on one unit: a frozen dataclass with everything the work needs.
+
+    Tasks are sent to workers, so their fields must be picklable, and paths must be fields of the
+    task or of dataclasses, lists and mappings in them.
+    """
+
+    @property
+    def unit(self) -> Unit:
+        """Unit that this task processes."""
+        raise NotImplementedError
+
+    @property
+    def weight(self) -> int:
+        """Amount of work, to balance shards."""
+        return 1
+
+    def fingerprint(self, run: RunFolder) -> str:
+        """Hash the settings and inputs of the output.
+
+        May raise like the work itself. Empty: the worker computes `full_fingerprint`.
+        """
+        raise NotImplementedError
+
+    def full_fingerprint(self, run: RunFolder) -> str:
+        """Compute the fingerprint in the worker, reading large files if necessary."""
+        return self.fingerprint(run)
+
+    def earlier_fingerprint(self, run: RunFolder) -> str | None:
+        """Fingerprint as computed by earlier versions; None if unchanged."""
+        return None
+
+    def __call__(self, job: "Job", on_progress: OnProgress) -> Done:
+        """Do the work.
+
+        Returns
+        -------
+        files : list of Path
+            Files that were written.
+        line : str
+            Summary of the work.
+        """
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Job:
+    """A task with its run folder, as a worker gets it."""
+
+    run: RunFolder
+    task: Task
+    fingerprint: str  # empty: the worker computes it
+    folder: Path  # working folder of the command, where relative paths start
+    overwrite: bool = False  # process it even if it is finished
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Outcome of a unit."""
+
+    ok: bool
+    line: str
+    kept: bool = False  # was finished before
+
+
+def perform(job: Job, *, on_progress: OnProgress | None = None) -> Outcome:
+    """Process a unit; mark it finished, or record its failure. Only interrupts propagate."""
+    job = anchor_paths(job, job.folder)
+    run, unit = job.run, job.task.unit
+    found = Examined("missing")
+    try:
+        if not job.fingerprint:
+            job, found = _examine(job)
+        if found.state == "finished" and not job.overwrite:
+            return Outcome(True, "finished before, kept", kept=True)
+        clear_mark(run, unit)
+        files, line = job.task(job, on_progress or _silent)
+        mark_finished(run, unit, job.fingerprint, files)
+    except Exception as error:
+        return fail(run, unit, error, folder=job.folder)
+    reasons = "out of date" if found.state == "stale" else "; ".join(found.problems)
+    return Outcome(True, f"{reasons}, rebuilt: {line}" if reasons else line)
+
+
+def _examine(job: Job) -> tuple[Job, Examined]:
+    """Compute the fingerprint and state of a unit for which the command could not."""
+    run, unit = job.run, job.task.unit
+    try:
+        fingerprint = job.task.full_fingerprint(run)
+    except Exception:
+        if job.overwrite:  # the earlier output is not wanted
+            clear_mark(run, unit)
+        raise
+    found = examine_unit(run, unit, fingerprint)
+    if found.state == "finished":
+        with contextlib.suppress(OSError):  # it may have failed since
+            unit.mark(run, "failed").unlink(missing_ok=True)
+    return replace(job, fingerprint=fingerprint), found
+
+
+def _silent(done: int, total: int) -> None:
+    return None
+
+
+def fail(run: RunFolder, unit: Unit, error: Exception, *, folder: Path | None = None) -> Outcome:
+    """Record a failure: a sentence in ``failures.csv``, the traceback under ``logs/``.
+
+    Paths in `folder` are written as they were given, relative to it.
+    """
+    message = _sentence(unit, error)
+    if isinstance(error, ExpectedError) and error.damaged is not None:
+        record_damage(run, error.damaged, unit.stage, message)
+    if folder is not None and folder.name:
+        message = re.sub(rf"(?<![\w./-]){re.escape(str(folder))}/", "", message)
+    message = "\n".join(map(printable, message.split("\n")))  # it may contain any file name
+    trace = "".join(traceback.format_exception(error))
+    try:
+        record_failure(run, unit, type(error).__name__, message)
+        stage = "-".join(filter(None, (unit.stage, unit.variant)))
+        log_name = fit_file_name((stage, unit.model or "slide", unit.name), ".log")
+        write_text(run.logs / log_name, trace)
+    except OSError as second:  # for example a full disk
+        log.warning("%s: the failure could not be recorded (%s)", unit.name, second)
+    return Outcome(False, f"FAILED: {message}")
+
+
+def _sentence(unit: Unit, error: Exception) -> str:
+    if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
+        return (
+            f"{unit.name}: no space left on the device while {unit.stage} was writing; free some "
+            "and run the same command again: finished slides are kept"
+        )
+    if isinstance(error, MemoryError):
+        return f"{unit.name}: not enough memory in {unit.stage}; lower --workers or the batch size"
+    if isinstance(error, ExpectedError):
+        return str(error)
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return f"{unit.name}: {error.filename}: {error.strerror} (in {unit.stage})"
+    return f"{unit.name}: unexpected {type(error).__name__} in {unit.stage}: {error}"

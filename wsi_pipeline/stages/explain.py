@@ -1,0 +1,447 @@
+"""The stage ``explain``: patches or images -> maps of where a model looks, by several methods."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tiling.contracts import OnProgress
+from tiling.files import digest_file, write_json
+from tiling.wording import name_some, pluralize
+from wsi_pipeline.cohort.kinds import ImageCohort, SlideCohort, cohort_of
+from wsi_pipeline.cohort.slides import digest_store, open_store
+from wsi_pipeline.config.reading import Config, as_plain, digest_settings
+from wsi_pipeline.config.settings import ExplainConfig
+from wsi_pipeline.contracts import SlideEntry
+from wsi_pipeline.csv_files import read_csv
+from wsi_pipeline.errors import ConfigError, StageError
+from wsi_pipeline.explain import METHODS, check_method
+from wsi_pipeline.layout import RunFolder, Unit
+from wsi_pipeline.run.runner import Options, StageResult, run_stage
+from wsi_pipeline.run.tasks import Done, Job, Task
+from wsi_pipeline.stages.inputs import choose_scored_models, digest_scores, scored
+from wsi_pipeline.stages.predict import load_model
+
+if TYPE_CHECKING:
+    from wsi_pipeline.explain.base import Settings
+
+EXPLAIN_SCHEMA = "wsi-pipeline/explain/1"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is explained: one patch of a slide, or one image."""
+
+    row: int  # of the slide's patch store, or of the run's images
+    name: str  # the first part of its files' names
+    label: int  # 1, 0, or -1: unknown
+    score: float
+    entry: SlideEntry | None = None  # the slide; None: an image
+
+
+@dataclass(frozen=True)
+class _Pixels:
+    """A subject, read."""
+
+    values: NDArray[np.uint8]  # (H, W, C)
+    um_per_px: float | None = None
+    box_l0: tuple[int, int, int, int] | None = None  # x, y, width, height, level-0 px
+
+
+@dataclass(frozen=True)
+class ExplainSubjects(Task):
+    """Explain some patches or images of one model by one method."""
+
+    model: str
+    method: str
+    checkpoint: Path
+    subjects: tuple[Subject, ...]
+    inputs: tuple[str, ...]  # digests of what is explained
+    config: ExplainConfig
+    device: str
+
+    @property
+    def unit(self) -> Unit:
+        """The model, by the method."""
+        return Unit("explain", model=self.model, variant=self.method)
+
+    def fingerprint(self, run: RunFolder) -> str:
+        """Hash what is explained, the checkpoint and the settings."""
+        how = [
+            self.config.target,
+            self.config.seed,
+            as_plain(_settings_of(self.method, self.config)),
+        ]
+        chosen = [(one.name, one.row) for one in self.subjects]
+        digests = [digest_file(self.checkpoint), *self.inputs]
+        return digest_settings(EXPLAIN_SCHEMA, digests, chosen, how)
+
+    def __call__(self, job: Job, on_progress: OnProgress) -> Done:
+        """Write each map as values, picture and overlay, and ``explain.json``."""
+        from wsi_pipeline.devices import resolve_device
+        from wsi_pipeline.explain import load_method
+        from wsi_pipeline.explain.files import as_grey, stretch, write_png, write_values
+        from wsi_pipeline.explain.pictures import draw_overlay, find_limits
+        from wsi_pipeline.models.checkpoint import digest
+
+        found = digest(self.checkpoint)
+        network, _ = load_model(self.checkpoint, found)
+        network = network.to(resolve_device(self.device))
+        method, settings = load_method(self.method), _settings_of(self.method, self.config)
+        folder = job.run.path / "explanations" / self.model / self.method
+        folder.mkdir(parents=True, exist_ok=True)
+        how: dict[str, Any] = {"seed": self.config.seed, "config": settings}
+        files, maps, pictures = [], [], []
+        for number, one in enumerate(self.subjects):
+            pixels = _read(job.run, one)
+            (made,) = method.explain(network, pixels.values[None], target=self.config.target, **how)
+            shown = _crop(pixels, made.values.shape)
+            values, grey = folder / f"{one.name}.tif", folder / f"{one.name}.png"
+            write_values(values, made.values, place=_describe_place(shown))
+            write_png(grey, as_grey(made.values if method.is_probability else stretch(made.values)))
+            files += [values, grey]
+            if made.details is not None:
+                files += made.details.write(folder, one.name)
+            maps.append(made.values)
+            pictures.append(shown)
+            on_progress(number + 1, len(self.subjects))
+        limits = (0.0, 1.0) if method.is_probability else find_limits(maps, signed=method.low < 0)
+        for one, shown, values_of in zip(self.subjects, pictures, maps, strict=True):
+            files.append(folder / f"{one.name}_overlay.png")
+            draw_overlay(
+                files[-1],
+                shown.values,
+                values_of,
+                limits=limits,
+                title=f"{one.name}, {self.model}, {self.method}",
+                um_per_px=shown.um_per_px,
+            )
+        files.append(folder / "explain.json")
+        write_json(files[-1], self._describe(found, settings))
+        return files, f"{pluralize(len(self.subjects), 'map')}"
+
+    def _describe(self, checkpoint: str, settings: "Settings") -> dict[str, Any]:
+        return {
+            "schema": EXPLAIN_SCHEMA,
+            "model": self.model,
+            "checkpoint": checkpoint,
+            "method": self.method,
+            "settings": as_plain(settings),
+            "target": self.config.target,
+            "seed": self.config.seed,
+            "explained": [
+                {"name": one.name, "label": one.label, "score": _finite(one.score)}
+                for one in self.subjects
+            ],
+        }
+
+
+def _finite(score: float) -> float | None:
+    return score if np.isfinite(score) else None
+
+
+def _settings_of(name: str, config: ExplainConfig) -> "Settings":
+    """Return a method's settings, with the layer where it has one."""
+    from wsi_pipeline.explain import load_method
+
+    kind = load_method(name).settings
+    has_layer = "layer" in {field.name for field in fields(kind)}
+    return kind(**({"layer": config.layer} if has_layer else {}))
+
+
+def _read(run: RunFolder, one: Subject) -> _Pixels:
+    """Read the pixels of a patch or an image."""
+    if one.entry is None:
+        return _Pixels(np.array(ImageCohort(run).array().pixels[one.row]))
+    with open_store(run, one.entry) as store:
+        pixels, unreadable = store.read_flagged(np.array([one.row]))
+        if unreadable[0]:
+            raise StageError(f"{one.entry.slide_id}: the patch {one.name} cannot be read")
+        geometry = store.geometry
+        x, y = (int(v) for v in store.coords[one.row])
+        box = (x, y, geometry.patch_l0, geometry.patch_l0_y)
+        return _Pixels(np.asarray(pixels[0]), geometry.target_mpp, box)
+
+
+def _crop(pixels: _Pixels, shape: tuple[int, ...]) -> _Pixels:
+    """Cut out the centre that a model sees, with its place."""
+    height, width = pixels.values.shape[:2]
+    top, left = (height - shape[0]) // 2, (width - shape[1]) // 2
+    cut = pixels.values[top : top + shape[0], left : left + shape[1]]
+    if pixels.box_l0 is None:
+        return replace(pixels, values=cut)
+    x, y, wide, high = pixels.box_l0
+    across, down = wide / width, high / height  # level-0 px per px
+    box = (x + left * across, y + top * down, shape[1] * across, shape[0] * down)
+    return replace(pixels, values=cut, box_l0=tuple(round(v) for v in box))
+
+
+def _describe_place(pixels: _Pixels) -> dict[str, Any] | None:
+    if pixels.box_l0 is None or pixels.um_per_px is None:
+        return None
+    names = ("x_l0", "y_l0", "width_l0", "height_l0")
+    return {**dict(zip(names, pixels.box_l0, strict=True)), "um_per_px": pixels.um_per_px}
+
+
+# ------------------------------------------------------------ which are explained
+
+
+def choose_extremes(
+    scores: NDArray[np.floating[Any]],
+    labels: NDArray[np.integer[Any]],
+    *,
+    top: int,
+    errors: int,
+    threshold: float,
+) -> list[int]:
+    """Choose the best hits and the worst errors.
+
+    Parameters
+    ----------
+    scores : (N,)
+        NaN: not scored.
+    labels : (N,) 1, 0, or -1: unknown
+    top, errors : int
+        How many: the highest scores that are not errors, then the errors furthest from their label.
+    threshold : float
+        Scores from here up are positive.
+
+    Returns
+    -------
+    rows : list of int
+        Without repetition.
+
+    Examples
+    --------
+    >>> choose_extremes(np.array([0.9, 0.8, 0.1, 0.2]), np.array([1, 0, 1, 0]), top=1, errors=1,
+    ...     threshold=0.5)
+    [0, 2]
+    """
+    known = ~np.isnan(scores)
+    wrong = known & (labels >= 0) & ((scores >= threshold) != (labels == 1))
+    hits = np.flatnonzero(known & ~wrong)
+    hits = hits[np.argsort(-scores[hits], kind="stable")][:top]
+    misses = np.flatnonzero(wrong)
+    misses = misses[np.argsort(-np.abs(scores - labels)[misses], kind="stable")][:errors]
+    return [int(row) for row in (*hits, *misses)]
+
+
+@dataclass(frozen=True)
+class _Candidates:
+    """All that could be explained of one model."""
+
+    subjects: list[Subject]
+    places: list[tuple[str, ...]]  # what a CSV names each by
+    inputs: tuple[str, ...]
+
+
+def _list_patches(cohort: SlideCohort, config: Config, model: str) -> _Candidates:
+    from wsi_pipeline.inference.scores import read_scores
+
+    run, by_id = cohort.run, {e.slide_id: e for e in cohort.entries}
+    ready = [by_id[slide_id] for slide_id in scored(run, model, by_id)]
+    subjects: list[Subject] = []
+    places: list[tuple[str, ...]] = []
+    inputs: list[str] = []
+    for entry in _evaluated(ready, config):
+        scores = read_scores(run.scores(model, entry.slide_id))
+        with open_store(run, entry) as store:
+            labels = np.asarray(store.label)
+            if not np.array_equal(store.coords, scores.coords):
+                raise StageError(f"{entry.slide_id}: its scores are of other patches; run predict")
+        for row, ((x, y), score) in enumerate(zip(scores.coords, scores.scores, strict=True)):
+            name = f"{entry.slide_id}_x{x}_y{y}"
+            subjects.append(Subject(row, name, int(labels[row]), float(score), entry))
+            places.append((entry.slide_id, str(x), str(y)))
+        inputs += [digest_scores(run, model, entry.slide_id), digest_store(run, entry)]
+    return _Candidates(subjects, places, tuple(inputs))
+
+
+def _list_images(cohort: ImageCohort, config: Config, model: str) -> _Candidates:
+    from wsi_pipeline.inference.image_scores import read_scores
+
+    folder = cohort.run.path / "scores" / model
+    images, _ = read_scores(folder)
+    rows = {entry.image_id: row for row, entry in enumerate(cohort.entries)}
+    chosen = _evaluated(images, config)
+    subjects = [Subject(rows[i.image_id], i.image_id, i.label, i.score) for i in chosen]
+    inputs = (cohort.prepared().digest(), digest_file(folder / "images.csv"))
+    return _Candidates(subjects, [(i.image_id,) for i in chosen], inputs)
+
+
+def _evaluated(entries: Sequence[Any], config: Config) -> list[Any]:
+    """Choose those of the split that is evaluated: test, else val, else all."""
+    splits = {e.split for e in entries}
+    name = config.evaluate.split or next((s for s in ("test", "val") if s in splits), "all")
+    return [e for e in entries if name in (e.split, "all")]
+
+
+def _choose(
+    run: RunFolder, candidates: _Candidates, config: Config, named: Sequence[tuple[str, ...]] | None
+) -> tuple[Subject, ...]:
+    if named is not None:
+        rows = {place: number for number, place in enumerate(candidates.places)}
+        missing = [" ".join(place) for place in named if place not in rows]
+        if missing:
+            raise StageError(
+                f"{run.path}: not among the scored patches or images of the evaluated split: "
+                f"{name_some(missing)}; use ids and level-0 coordinates as in the scores"
+            )
+        return tuple(candidates.subjects[rows[place]] for place in named)
+    if not candidates.subjects:
+        return ()
+    scores = np.array([one.score for one in candidates.subjects], np.float64)
+    labels = np.array([one.label for one in candidates.subjects], np.int64)
+    how = config.explain
+    threshold = config.evaluate.threshold if candidates.subjects[0].entry else 0.5
+    rows_chosen = choose_extremes(
+        scores, labels, top=how.top, errors=how.errors, threshold=threshold
+    )
+    return tuple(candidates.subjects[row] for row in rows_chosen)
+
+
+def read_places(path: Path, *, of_images: bool) -> list[tuple[str, ...]]:
+    """Read a CSV of what to explain: ``slide_id,x,y`` (level-0 px), or ``image_id``.
+
+    Raises
+    ------
+    ConfigError
+        If a column is missing, or there are no rows.
+    """
+    columns = ("image_id",) if of_images else ("slide_id", "x", "y")
+    rows = read_csv(path, error=ConfigError)
+    if not rows or not set(columns) <= set(rows[0]):
+        raise ConfigError(f"{path}: needs rows with the columns {', '.join(columns)}")
+    return [tuple(row[column] for column in columns) for row in rows]
+
+
+# ------------------------------------------------------------ the stage
+
+
+def explain(
+    run: RunFolder,
+    config: Config,
+    options: Options,
+    *,
+    name: str,
+    models: Sequence[str] = (),
+) -> StageResult:
+    """Scores and checkpoints -> maps of some patches or images by one method."""
+    (result,) = explain_by_methods(run, config, options, names=[name], models=models)
+    return result
+
+
+def explain_by_methods(
+    run: RunFolder,
+    config: Config,
+    options: Options,
+    *,
+    names: Sequence[str],
+    models: Sequence[str] = (),
+    patches: Path | None = None,
+) -> list[StageResult]:
+    """Explain by several methods, one after the other, and draw all side by side.
+
+    Parameters
+    ----------
+    run : RunFolder
+    config : Config
+        `explain` has how many, and of which layer.
+    options : Options
+    names : sequence of str
+        In `wsi_pipeline.explain.METHODS`; ``all`` stands for every one.
+    models : sequence of str
+        Default: all that have scores.
+    patches : Path, optional
+        CSV of what to explain, see `read_places`. Default: best hits and worst errors.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such method, or the CSV has not the columns.
+    StageError
+        If there are no scores, or none of what the CSV names.
+    """
+    methods = list(METHODS) if "all" in names else list(dict.fromkeys(names))
+    for name in methods:
+        check_method(name)
+    cohort = cohort_of(run)
+    named = None if patches is None else read_places(patches, of_images=cohort.of_images)
+    found = {
+        model: _list_images(cohort, config, model)
+        if isinstance(cohort, ImageCohort)
+        else _list_patches(cohort, config, model)
+        for model in choose_scored_models(run, models)
+    }
+    chosen = {model: _choose(run, of, config, named) for model, of in found.items()}
+    results = []
+    for name in methods:
+        reasons = {model: _why_not(run, model, name, chosen[model]) for model in found}
+        notes = tuple(f"no {name} of {model}: {why}" for model, why in reasons.items() if why)
+        tasks = [
+            ExplainSubjects(
+                model,
+                name,
+                run.checkpoint(model),
+                chosen[model],
+                found[model].inputs,
+                config.explain,
+                options.device,
+            )
+            for model, why in reasons.items()
+            if not why
+        ]
+        result = StageResult("explain", (), (), ())
+        if tasks:
+            result = run_stage("explain", run, tasks, config, options)
+        results.append(replace(result, stage=f"explain {name}", notes=notes))
+    for model, subjects in chosen.items():
+        _draw_sheet(run, model, subjects)
+    return results
+
+
+def _why_not(run: RunFolder, model: str, name: str, subjects: Sequence[Subject]) -> str:
+    """Say why a model is not explained by a method; empty: it is."""
+    from wsi_pipeline.explain import load_method
+    from wsi_pipeline.models import MODELS
+    from wsi_pipeline.models.checkpoint import read_meta
+
+    checkpoint = run.checkpoint(model)
+    if not subjects:
+        return "nothing is scored in the evaluated split"
+    if not checkpoint.is_file():
+        return f"its checkpoint is not in the run; copy it to models/{model}/{checkpoint.name}"
+    architecture = read_meta(checkpoint).model
+    explains = load_method(name).explains(MODELS[architecture])
+    return "" if explains else f"the method does not explain the architecture {architecture}"
+
+
+def _draw_sheet(run: RunFolder, model: str, subjects: Sequence[Subject]) -> None:
+    """Draw the maps of all methods that explained these patches or images, side by side."""
+    from PIL import Image
+
+    from wsi_pipeline.explain.pictures import draw_sheet
+
+    def read_grey(path: Path) -> NDArray[np.uint8] | None:
+        if not path.is_file():
+            return None
+        with Image.open(path) as file:
+            return np.asarray(file)
+
+    folder = run.path / "explanations" / model
+    columns = [
+        (name, [read_grey(folder / name / f"{one.name}.png") for one in subjects])
+        for name in METHODS
+        if Unit("explain", model=model, variant=name).is_marked(run)
+    ]
+    if columns and subjects:
+        rows = [(_title(one), _read(run, one).values) for one in subjects]
+        draw_sheet(folder / "sheet.png", rows, columns)
+
+
+def _title(one: Subject) -> str:
+    label = "unknown" if one.label < 0 else str(one.label)
+    return f"{one.name}: class {label}, score {one.score:.3f}"

@@ -1,0 +1,389 @@
+"""The stage ``predict``: patch stores, or images -> scores, by each checkpoint."""
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tiling.contracts import OnProgress
+from tiling.files import (
+    digest_file,
+)
+from tiling.wording import name_some, pluralize
+from wsi_pipeline.cohort.image_folder import ALL, ImageEntry
+from wsi_pipeline.cohort.kinds import ImageCohort, cohort_of, warn_of_unused
+from wsi_pipeline.cohort.slides import digest_store, open_store
+from wsi_pipeline.config.reading import Config, digest_settings
+from wsi_pipeline.config.settings import (
+    PredictConfig,
+)
+from wsi_pipeline.contracts import Rule, SlideEntry
+from wsi_pipeline.errors import (
+    CheckpointError,
+    ConfigError,
+    StageError,
+)
+from wsi_pipeline.layout import RunFolder, Unit
+from wsi_pipeline.names import check_model_name
+from wsi_pipeline.run.parts import (
+    part_path,
+    read_parts,
+    remove_parts,
+    run_in_parts,
+    unit_of_part,
+    write_part,
+)
+from wsi_pipeline.run.runner import Options, StageResult, read_run_json, run_stage
+from wsi_pipeline.run.shards import Shard
+from wsi_pipeline.run.state import clear_mark, mark_finished
+from wsi_pipeline.run.tasks import Done, Job, Task
+from wsi_pipeline.stages.inputs import (
+    check_device,
+    check_model_names,
+    slide_bytes,
+    threads_per_slide,
+)
+from wsi_pipeline.stages.tile import tile
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class PredictSlide(Task):
+    """Score the patches of one slide with one checkpoint."""
+
+    entry: SlideEntry
+    model: str
+    checkpoint: Path
+    digest: str  # of the checkpoint's bytes
+    config: PredictConfig
+    device: str
+    threads: int
+
+    @property
+    def unit(self) -> Unit:
+        """The slide, by the model."""
+        return Unit("predict", self.entry.slide_id, self.model)
+
+    @property
+    def weight(self) -> int:
+        """Size of the slide's file."""
+        return slide_bytes(self.entry)
+
+    def fingerprint(self, run: RunFolder) -> str:
+        """Hash store, checkpoint and what changes a score: batches and threads change none."""
+        how = (self.config.precision, self.config.compiler, self.config.tolerance)
+        return digest_settings(digest_store(run, self.entry), self.digest, *how)
+
+    def __call__(self, job: Job, on_progress: OnProgress) -> Done:
+        """Write the score file."""
+        from wsi_pipeline.devices import resolve_device, resolve_precision
+        from wsi_pipeline.inference import predict_store
+        from wsi_pipeline.inference.scores import make_scores, write_scores
+        from wsi_pipeline.run.cluster import worker_number
+
+        entry, config = self.entry, self.config
+        device = resolve_device(self.device, worker=worker_number())
+        precision = resolve_precision(config.precision, device)
+        model, meta = load_model(self.checkpoint, self.digest)
+        journal = job.run.journal(self.model, entry.slide_id)
+        with open_store(job.run, entry) as store:
+            scores, summary = predict_store(
+                model,
+                meta,
+                store,
+                device=device,
+                precision=precision,
+                compiler=config.compiler,
+                batch_size=config.batch_size,
+                readers=config.readers or max(2, self.threads),
+                tolerance=config.tolerance,
+                max_unreadable=store.tiling["max_unreadable"],
+                journal=journal,
+                key=f"{job.fingerprint} {device.type} {precision}",
+                on_progress=on_progress,
+            )
+            path = job.run.scores(self.model, entry.slide_id)
+            check = summary.precision_check
+            write_scores(
+                path,
+                make_scores(
+                    store,
+                    scores,
+                    meta,
+                    self.digest,
+                    precision=precision,
+                    precision_check=check.as_plain() if check else None,
+                    fingerprint=job.fingerprint,
+                ),
+            )
+        journal.unlink(missing_ok=True)
+        return [path], str(summary)
+
+
+@lru_cache(maxsize=1)
+def load_model(checkpoint: Path, digest: str) -> tuple[Any, Any]:
+    """Load the checkpoint whose bytes have this digest: a worker may outlive the file it read.
+
+    Kept between the slides of one process; a process works on one model at a time.
+    """
+    from wsi_pipeline.models import checkpoint as checkpoints
+
+    model, meta = checkpoints.load_checkpoint(checkpoint)
+    found = checkpoints.digest(checkpoint)
+    if found != digest:
+        raise CheckpointError(
+            f"{checkpoint}: another file than when this command began (SHA-256 {found[:12]}..., "
+            f"then {digest[:12]}...); let what writes it end, then run the same command again"
+        )
+    return model, meta
+
+
+@dataclass(frozen=True)
+class PredictImages(Task):
+    """Score the images of a folder with one checkpoint; or the part of one task of a job array."""
+
+    model: str
+    cohort: ImageCohort
+    checkpoint: Path
+    config: PredictConfig
+    device: str
+    part: Shard | None = None
+
+    @property
+    def unit(self) -> Unit:
+        """All images, by the model; or a part of them."""
+        return unit_of_part(Unit("predict", ALL, self.model), self.part)
+
+    def fingerprint(self, run: RunFolder) -> str:
+        """Hash images, checkpoint and what changes a score; of a part what decides on it, too."""
+        return digest_settings(
+            self.cohort.digest(),
+            digest_file(self.checkpoint),
+            self.config.precision,
+            self.config.splits,
+            self.config.tolerance,
+            *([self.part, self.config.batch_size] if self.part else []),
+        )
+
+    def __call__(self, job: Job, on_progress: OnProgress) -> Done:
+        """Write the table of scores, or what is needed of a part to write it."""
+        from wsi_pipeline.cohort.image_store import ImageGroup
+        from wsi_pipeline.devices import resolve_device, resolve_precision
+        from wsi_pipeline.inference import predict_store
+        from wsi_pipeline.inference.forward import batch_pixels
+        from wsi_pipeline.inference.scores import TRAINED_ON
+
+        run, config, images = job.run, self.config, self.cohort.array()
+        digest = digest_file(self.checkpoint)
+        network, meta = load_model(self.checkpoint, digest)
+        rows, chosen = self._choose()
+        device = resolve_device(self.device)
+        precision = resolve_precision(config.precision, device)
+        rule = Rule(network.threshold, network.strict)
+        height, width, _ = images.kind.shape
+        batch_size = config.batch_size or max(1, batch_pixels(device) // (height * width))
+        labels = np.array([e.label for e in chosen], np.int8)
+        journal = run.journal(self.model, self.unit.slide_id)
+        logits, summary = predict_store(
+            network,
+            meta,
+            ImageGroup(images, ALL, rows, labels),
+            device=device,
+            precision=precision,
+            batch_size=batch_size,
+            readers=config.readers or 1,  # from one array in memory or cache: more gain nothing
+            output="logits",
+            rule=rule,
+            tolerance=config.tolerance,
+            part=self.part,
+            journal=journal,
+            key=f"{job.fingerprint} {device.type} {precision}",
+            on_progress=on_progress,
+        )
+        check = summary.precision_check
+        about = {
+            "model": meta.model,
+            "checkpoint": digest,
+            "precision": precision,
+            "precision_check": check.as_plain() if check else None,
+            "fingerprint": replace(self, part=None).fingerprint(run),
+            "classes": list(meta.class_names),
+            TRAINED_ON: meta.provenance(),
+            "threshold": rule.threshold,
+            "strict": rule.strict,
+        }
+        n = summary.n_unreadable
+        line = pluralize(len(rows), "image") + (f", {n} unreadable" if n else "")
+        if self.part is None:
+            files = _write_table(run, self.model, chosen, logits, about)
+        else:
+            files = [part_path(run, replace(self, part=None).unit, self.part)]
+            common = about | {"batch_size": batch_size, "data": self.cohort.digest()}
+            write_part(files[0], self.part.count, common, {"logits": logits, "rows": rows})
+            line = f"a part of {line}"
+        journal.unlink(missing_ok=True)
+        return files, line
+
+    def _choose(self) -> tuple[NDArray[np.int64], list[ImageEntry]]:
+        """Choose the images of the splits that are to be scored: rows of the array, entries."""
+        splits = self.config.splits
+        chosen = [
+            (row, e)
+            for row, e in enumerate(self.cohort.entries)
+            if splits is None or e.split in (*splits, None)
+        ]
+        if not chosen:
+            raise StageError(
+                f"{self.cohort.run.path}: no image in split {' or '.join(splits or ())}"
+            )
+        return np.array([row for row, _ in chosen], np.int64), [e for _, e in chosen]
+
+
+def _write_table(
+    run: RunFolder,
+    model: str,
+    entries: Sequence[ImageEntry],
+    logits: NDArray[np.float32],
+    about: Mapping[str, Any],
+) -> list[Path]:
+    from wsi_pipeline.inference.image_scores import write_scores
+
+    return write_scores(run.path / "scores" / model, entries, logits, about)
+
+
+def merge_images(run: RunFolder, model: str) -> bool:
+    """Write the table of scores from the parts of a job array, if they are all there."""
+    unit = Unit("predict", ALL, model)
+    parts, cohort = read_parts(run, unit), ImageCohort(run)
+    if not parts or not cohort.is_still(parts[0].about["data"]):
+        return False
+    entries = cohort.entries
+    about = {k: v for k, v in parts[0].about.items() if k not in ("batch_size", "data")}
+    logits = np.fmax.reduce([part.arrays["logits"] for part in parts])  # NaN: of another part
+    chosen = [entries[row] for row in parts[0].arrays["rows"]]
+    clear_mark(run, unit)
+    files = _write_table(run, model, chosen, logits, about)
+    mark_finished(run, unit, about["fingerprint"], files)
+    remove_parts(run, unit)
+    return True
+
+
+def predict(
+    run: RunFolder, config: Config, options: Options, *, checkpoints: Sequence[Path] = ()
+) -> StageResult:
+    """Patch stores, or single images -> scores, by each checkpoint."""
+    from wsi_pipeline.models.checkpoint import read_meta
+
+    check_device(options, config.predict.precision)
+    found = list(checkpoints) or [run.checkpoint(m) for m in run.models_with("models")]
+    by_name = _by_model(found)
+    check_model_names(run, by_name)
+    cohort, splits = cohort_of(run), config.predict.splits
+    cohort = cohort.prepared(None if splits is None else (*splits, None))
+    if not found:
+        raise StageError(f"{run.path}: no checkpoint; train a model or use --checkpoint FILE")
+    for checkpoint in by_name.values():
+        read_meta(checkpoint)  # invalid checkpoints are reported before any slide is processed
+    if isinstance(cohort, ImageCohort):
+        return _predict_images(cohort, config, options, checkpoints=by_name)
+    entries = cohort.entries
+    threads = threads_per_slide(options, len(entries))
+    tasks = [
+        PredictSlide(e, model, path, digest, config.predict, options.device, threads)
+        for model, path in by_name.items()
+        for digest in [digest_file(path)]
+        for e in entries
+    ]
+    return run_stage("predict", run, tasks, config, options)
+
+
+def _predict_images(
+    cohort: ImageCohort, config: Config, options: Options, *, checkpoints: Mapping[str, Path]
+) -> StageResult:
+    """Images -> scores, by each checkpoint (by the model's name), all of them or in parts."""
+    warn_of_unused(config, "predict")
+    tasks = [
+        PredictImages(model, cohort, path, config.predict, options.device)
+        for model, path in checkpoints.items()
+    ]
+    return run_in_parts("predict", cohort.run, tasks, config, options, merge=merge_images)
+
+
+def cut_for(
+    run: RunFolder, config: Config, options: Options, slides: Path, *, checkpoints: Sequence[Path]
+) -> StageResult:
+    """Slides -> where their patches lie, as the checkpoints need them; no pixels are stored.
+
+    Raises
+    ------
+    ConfigError
+        If there is no checkpoint, they need different patches, or only a shard is asked for.
+    StageError
+        If the run holds patches with pixels, which this would replace.
+    """
+    from wsi_pipeline.models.checkpoint import read_meta
+
+    check_device(options, config.predict.precision)  # before any time is spent
+    _by_model(checkpoints)
+    needs = {(m.patch_px, m.target_mpp) for m in map(read_meta, checkpoints)}
+    if len(needs) != 1:
+        raise ConfigError(
+            "--slides needs a --checkpoint, which determines the patches to cut"
+            if not needs
+            else f"--slides: the checkpoints need different patches ({name_some(_sizes(needs))}); "
+            "predict with one at a time, each into a RUN of its own"
+        )
+    if options.shard:
+        raise ConfigError(
+            "--slides cannot be combined with --shard; in a job array run tile first "
+            "(--set tile.store=coords), then predict"
+        )
+    before = read_run_json(run).get("tile", {}).get("config", {}).get("tile", {})
+    if before.get("store") == "patches" and any(run.tiles.glob("*.zarr")):
+        raise StageError(
+            f"{run.path} already contains patches written by tile; omit --slides to score "
+            "those, or use another RUN"
+        )
+    [(patch_px, target_mpp)] = needs
+    cut = replace(config.tile, patch_px=patch_px, target_mpp=target_mpp, store="coords")
+    return tile(run, replace(config, input=slides, tile=cut), options, fixed=True)
+
+
+def _sizes(needs: Iterable[tuple[int, float]]) -> list[str]:
+    return [f"{px} px at {mpp:g} µm/px" for px, mpp in sorted(needs)]
+
+
+def _by_model(checkpoints: Iterable[Path]) -> dict[str, Path]:
+    """Sort checkpoints by the models' names; two with one name would overwrite each other."""
+    found: dict[str, Path] = {}
+    for path in checkpoints:
+        remedy = "rename the file (a checkpoint.safetensors: its folder), which names its scores"
+        check_model_name(model_name(path), f"--checkpoint {path}: the model's name", remedy=remedy)
+        other = found.setdefault(model_name(path), path)
+        if other.resolve() != path.resolve():
+            raise ConfigError(
+                f"--checkpoint: {other} and {path} both are the model '{model_name(path)}'; rename "
+                "one of the files (a checkpoint.safetensors: its folder), which names its scores"
+            )
+    return found
+
+
+def model_name(checkpoint: Path) -> str:
+    """Name a model by the folder that train made for it, or by the file where it was renamed.
+
+    Examples
+    --------
+    >>> model_name(Path("run/models/vgg16/checkpoint.safetensors"))
+    'vgg16'
+    >>> model_name(Path("lymph_node_v2.safetensors"))
+    'lymph_node_v2'
+    """
+    if checkpoint.name == "checkpoint.safetensors" and checkpoint.resolve().parent.name:
+        return checkpoint.resolve().parent.name
+    return checkpoint.stem

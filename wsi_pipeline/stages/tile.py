@@ -1,0 +1,269 @@
+"""The stage ``tile``: slides -> patch stores; a folder of images -> one array."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from os import cpu_count
+from pathlib import Path
+from typing import Any
+
+from tiling.contracts import OnProgress, TileConfig
+from tiling.errors import GridError, PatchSizeError
+from tiling.geometry import check_tile_config
+from tiling.wording import pluralize
+from wsi_pipeline.cohort.image_folder import (
+    ALL,
+    ImageEntry,
+    as_slides,
+    list_images,
+    split_images,
+    write_images,
+)
+from wsi_pipeline.cohort.image_folder import describe_copies as describe_image_copies
+from wsi_pipeline.cohort.kinds import warn_of_unused
+from wsi_pipeline.cohort.listing import check_copies, describe_copies, read_input
+from wsi_pipeline.cohort.manifest import with_splits, write_manifest
+from wsi_pipeline.cohort.splits import assign_splits
+from wsi_pipeline.config.reading import Config
+from wsi_pipeline.config.settings import (
+    ImagesConfig,
+)
+from wsi_pipeline.config.stages import STAGES
+from wsi_pipeline.contracts import SlideEntry
+from wsi_pipeline.errors import (
+    ConfigError,
+)
+from wsi_pipeline.layout import RunFolder, Unit
+from wsi_pipeline.run.runner import Options, StageResult, run_stage
+from wsi_pipeline.run.slide_contents import (
+    compute_tile_fingerprint,
+    find_tile_fingerprint,
+    tile_inputs,
+)
+from wsi_pipeline.run.state import (
+    forget_failures,
+    iterate_failures,
+    record_failure,
+    write_failures,
+)
+from wsi_pipeline.run.tasks import Done, Job, Task
+from wsi_pipeline.stages.inputs import (
+    slide_bytes,
+    threads_per_slide,
+)
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TileSlide(Task):
+    """Cut one slide into patches."""
+
+    entry: SlideEntry
+    config: TileConfig
+    threads: int
+    fixed: bool  # a checkpoint decides on size and resolution
+
+    @property
+    def unit(self) -> Unit:
+        """The slide."""
+        return Unit("tile", self.entry.slide_id)
+
+    @property
+    def weight(self) -> int:
+        """Size of the slide's file."""
+        return slide_bytes(self.entry)
+
+    def fingerprint(self, run: RunFolder) -> str:
+        """Hash slide, annotation and settings; empty where the slide has to be read for it."""
+        return find_tile_fingerprint(run, self.entry, self.config)
+
+    def full_fingerprint(self, run: RunFolder) -> str:
+        """Hash the same; reads the slide unless the digest of its files is known."""
+        return compute_tile_fingerprint(run, self.entry, self.config)
+
+    def __call__(self, job: Job, on_progress: OnProgress) -> Done:
+        """Write the patch store and its picture."""
+        from tiling.build import tile_slide
+
+        entry = self.entry
+        store, picture = job.run.store(entry.slide_id), job.run.qc(entry.slide_id)
+        try:
+            summary = tile_slide(
+                entry.path,
+                store,
+                **tile_inputs(entry, self.config),
+                qc_path=picture,
+                content_cache=job.run.content(entry.slide_id),
+                threads=self.threads,
+                on_progress=on_progress,
+            )
+        except PatchSizeError as error:
+            if not self.fixed:
+                raise
+            raise GridError(f"{error.fact}; {error.remedy_if_fixed}") from error
+        return [store, picture], str(summary)
+
+
+@dataclass(frozen=True)
+class PrepareImages(Task):
+    """Put the images of a folder into one array."""
+
+    folder: Path
+    entries: Sequence[ImageEntry]
+    classes: Sequence[str]
+    config: ImagesConfig
+    threads: int
+
+    @property
+    def unit(self) -> Unit:
+        """All images."""
+        return Unit("tile", ALL)
+
+    def fingerprint(self, run: RunFolder) -> str:
+        """Hash files, table and settings."""
+        from wsi_pipeline.cohort.image_store import images_fingerprint
+
+        return images_fingerprint(self.folder, self.entries, self.config)
+
+    def __call__(self, job: Job, on_progress: OnProgress) -> Done:
+        """Write the array and what it holds."""
+        from wsi_pipeline.cohort.image_store import prepare_images
+
+        run = job.run
+        problems = prepare_images(
+            self.folder,
+            self.entries,
+            self.classes,
+            self.config,
+            out=run.tiles,
+            fingerprint=job.fingerprint,
+            threads=self.threads,
+            on_progress=on_progress,
+        )
+        for image_id, problem in problems.items():
+            record_failure(run, Unit("tile", image_id), "ManifestError", problem)
+        lost = f", {len(problems)} unreadable" if problems else ""
+        files = [run.tiles / "images.npy", run.tiles / "images.json"]
+        files += [path for path in [run.tiles / "masks.npy"] if path.is_file()]
+        return (
+            files,
+            f"{pluralize(len(self.entries), 'image')}{lost}, "
+            f"{files[0].stat().st_size / 2**20:.1f} MiB",
+        )
+
+
+def list_entries(config: Config) -> list[SlideEntry]:
+    """List the data set that a config names, each slide in its split."""
+    if config.input is None:
+        raise ConfigError("no input; give a slide, a folder or a manifest")
+    check_tile_config(config.tile)  # reported once, before any slide is processed
+    listing = read_input(config.input)
+    entries = list(listing.entries)
+    if config.splits:
+        entries = with_splits(
+            entries,
+            assign_splits(
+                entries,
+                val_fraction=config.splits.val_fraction,
+                test_fraction=config.splits.test_fraction,
+                seed=config.seed,
+                folds=config.splits.folds,
+                fold=config.splits.fold,
+            ),
+        )
+        check_copies(listing, entries)
+    check_map_names(config, entries)
+    for note in (*listing.notes, *describe_copies(listing)):
+        log.warning("%s", note)
+    return entries
+
+
+def check_map_names(config: Config, entries: Sequence[SlideEntry]) -> None:
+    """Refuse slides one of which has the name of the other's map by PatchNet."""
+    ids = {e.slide_id for e in entries}
+    twice = sorted(s for s in ids if f"{s}.patchnet" in ids)
+    if twice and config.heatmap.dense_step_px is not None:
+        raise ConfigError(
+            f"heatmap.dense_step_px: PatchNet's map of the slide '{twice[0]}' and the heatmap "
+            f"of the slide '{twice[0]}.patchnet' would be one file; give one of them another id in "
+            "the manifest's slide_id column, or set heatmap.dense_step_px=null"
+        )
+
+
+def tile(run: RunFolder, config: Config, options: Options, *, fixed: bool = False) -> StageResult:
+    """Slides -> patch stores; a folder of images -> one array.
+
+    `fixed`: a checkpoint decides on size and resolution of the patches, so no message advises
+    to change them.
+    """
+    if config.images is not None:
+        return _tile_images(run, config, options)
+    if run.images.is_file():
+        raise ConfigError(f"{run.path}: is a run on images; use another run folder for slides")
+    entries = list_entries(config)
+    run.path.mkdir(parents=True, exist_ok=True)
+    write_manifest(run.manifest, entries)
+    forget_failures(
+        run, [s.name for s in STAGES if s.is_shardable], listed=[e.slide_id for e in entries]
+    )
+    threads = threads_per_slide(options, len(entries))
+    tasks = [TileSlide(e, e.tile_config(config.tile), threads, fixed) for e in entries]
+    result = run_stage("tile", run, tasks, config, options)
+    if options.shard:  # the others are at work: collect makes the audit
+        return result
+    from wsi_pipeline.stages.label_audit import update_audit
+
+    summary = update_audit(run, overwrite=options.overwrite)
+    return replace(result, notes=(summary,) if summary else ())
+
+
+def _tile_images(run: RunFolder, config: Config, options: Options) -> StageResult:
+    """Image files -> one array."""
+    if run.manifest.is_file():
+        raise ConfigError(f"{run.path}: is a run on slides; use another run folder for images")
+    warn_of_unused(config, "tile")
+    task = prepare_task(config)
+    entries = task.entries
+    run.path.mkdir(parents=True, exist_ok=True)
+    write_images(run.images, entries)
+    forget_failures(run, ("tile",), listed=[e.image_id for e in entries])
+    before = list(iterate_failures(run))
+    result = run_stage("tile", run, [task], config, options)
+    if result.done:  # what failed in an earlier run may be readable now
+        _forget_mended(run, before)
+    ids = {e.image_id for e in entries}
+    lost = [row["slide_id"] for row in iterate_failures(run) if row["slide_id"] in ids]
+    write_failures(run)
+    return replace(result, failed=(*result.failed, *lost))
+
+
+def prepare_task(config: Config) -> PrepareImages:
+    """List the images that a config names, each in its split, and what is to be done to them."""
+    if config.input is None or config.images is None:
+        raise ConfigError("no input; give a folder of images")
+    entries, classes = list_images(config.input, config.images)
+    if config.splits:
+        found = assign_splits(
+            as_slides(config.input, entries),
+            val_fraction=config.splits.val_fraction,
+            test_fraction=config.splits.test_fraction,
+            seed=config.seed,
+            folds=config.splits.folds,
+            fold=config.splits.fold,
+        )
+        entries = split_images(entries, found)
+    if copies := describe_image_copies(config.input, entries):
+        log.warning("%s", copies)
+    threads = max(1, cpu_count() or 1)
+    return PrepareImages(config.input, entries, classes, config.images, threads)
+
+
+def _forget_mended(run: RunFolder, before: Sequence[Mapping[str, Any]]) -> None:
+    from wsi_pipeline.cohort.image_store import read_about
+
+    about = read_about(run.tiles)
+    lost = {*about["unreadable"], *about["unreadable_masks"]}
+    for row in before:
+        if row["stage"] == "tile" and row["slide_id"] not in lost:
+            Unit("tile", row["slide_id"]).mark(run, "failed").unlink(missing_ok=True)

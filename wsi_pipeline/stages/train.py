@@ -1,0 +1,137 @@
+"""The stage ``train``: patch stores, or single images -> checkpoints."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from tiling.contracts import OnProgress
+from tiling.files import digest_file
+from wsi_pipeline.cohort.kinds import Cohort, cohort_of
+from wsi_pipeline.config.reading import Config, digest_settings
+from wsi_pipeline.config.settings import TrainConfig, fill_in_sampling, result_settings
+from wsi_pipeline.contracts import Split
+from wsi_pipeline.errors import ConfigError
+from wsi_pipeline.layout import RunFolder, Unit
+from wsi_pipeline.run.runner import Options, StageResult, run_stage
+from wsi_pipeline.run.tasks import Done, Job, Task
+from wsi_pipeline.stages.inputs import check_device, check_model_names
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TrainModel(Task):
+    """Train one model."""
+
+    model: str
+    cohort: Cohort  # what is tiled of the splits train and val
+    config: TrainConfig
+    device: str
+
+    @property
+    def unit(self) -> Unit:
+        """The model."""
+        return Unit("train", model=self.model)
+
+    def fingerprint(self, run: RunFolder) -> str:
+        """Hash patches or images, splits, settings and weights to start from."""
+        weights = self.config.model.weights
+        return digest_settings(
+            self.cohort.digest(),
+            result_settings(self.config),
+            digest_file(weights) if weights else None,
+        )
+
+    def __call__(self, job: Job, on_progress: OnProgress) -> Done:
+        """Write the checkpoint and the history; in several processes where that is asked for."""
+        from wsi_pipeline.training.processes import in_processes
+
+        return in_processes(
+            self._train,
+            job,
+            processes=self.config.processes,
+            device=self.device,
+            on_progress=on_progress,
+        )
+
+    def _train(self, job: Job, on_progress: OnProgress) -> Done:
+        """Train in one of the processes."""
+        from wsi_pipeline.devices import resolve_device
+        from wsi_pipeline.training import train_model
+        from wsi_pipeline.training.outputs import OUTPUTS
+        from wsi_pipeline.training.processes import rank
+
+        folder, config, cohort = job.run.model(self.model), self.config, self.cohort
+        seed = config.seed or 0
+        with cohort.open("train", seed=seed) as train, cohort.open("val", seed=seed) as val:
+            summary = train_model(
+                config,
+                train=train,
+                val=val,
+                patients=cohort.patients(),
+                out=folder,
+                device=resolve_device(self.device, worker=rank()),
+                readers=config.readers,
+                fingerprint=job.fingerprint,
+                on_progress=on_progress,
+            )
+        return [folder / name for name in OUTPUTS], str(summary)
+
+
+def train(
+    run: RunFolder, config: Config, options: Options, *, models: Sequence[str] = ()
+) -> StageResult:
+    """Patch stores, or single images -> checkpoints."""
+    cohort = cohort_of(run)
+    chosen = {
+        name: fill_in_sampling(settings, images=cohort.of_images)
+        for name, settings in models_to_train(config, models).items()
+    }
+    check_model_names(run, chosen)
+    needed: list[Split] = ["train"]
+    needed += ["val"] if any(s.monitor != "none" for s in chosen.values()) else []
+    cohort.check_splits(needed, config.splits)
+    prepared = cohort.prepared(("train", "val"))
+    check_device(options, *(settings.precision for settings in chosen.values()))
+    for name, settings in chosen.items():
+        steps = settings.steps_per_epoch
+        if settings.sampling == "shuffle" and steps != TrainConfig.steps_per_epoch:
+            log.warning(
+                "no effect: train.%s.steps_per_epoch=%d, since each epoch passes over all patches "
+                "or images once (sampling: shuffle); set sampling: balanced for draws",
+                name,
+                steps,
+            )
+    tasks = [TrainModel(name, prepared, how, options.device) for name, how in chosen.items()]
+    return run_stage("train", run, tasks, config, options)
+
+
+def models_to_train(config: Config, names: Sequence[str]) -> dict[str, TrainConfig]:
+    """Choose the models named, or all of the config, with their settings.
+
+    Raises
+    ------
+    ConfigError, ModelError
+        If there is none, or no architecture or file of weights of that name.
+    """
+    from wsi_pipeline.models import MODELS
+    from wsi_pipeline.models.pretrained import check_weights_file
+
+    if not names and not config.train:
+        raise ConfigError(
+            f"no model named; use --model NAME, one of {', '.join(sorted(MODELS))}, "
+            "or name models in the config under train"
+        )
+    chosen = {
+        name: replace(config.train[name], seed=config.seed)
+        if config.train[name].seed is None
+        else config.train[name]
+        for name in names or config.train
+    }
+    for settings in chosen.values():
+        if settings.model.name not in MODELS:
+            known = ", ".join(sorted(MODELS))
+            raise ConfigError(f"no model is called '{settings.model.name}'; known: {known}")
+        if settings.model.weights:
+            check_weights_file(settings.model.weights)
+    return chosen

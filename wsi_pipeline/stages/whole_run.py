@@ -1,0 +1,93 @@
+"""The command ``run``: every stage that a config names, in order."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from wsi_pipeline.config.reading import Config
+from wsi_pipeline.config.stages import STAGES
+from wsi_pipeline.errors import ConfigError
+from wsi_pipeline.explain import check_method
+from wsi_pipeline.exports import check_format, load_image_format
+from wsi_pipeline.layout import RunFolder
+from wsi_pipeline.run.runner import Options, StageResult
+from wsi_pipeline.stages import inputs as inputs_stage
+from wsi_pipeline.stages import load_stage
+from wsi_pipeline.stages import train as train_stage
+
+
+def run_stages(run: RunFolder, config: Config, options: Options) -> list[StageResult]:
+    """Run the stages that a config names, in order; stop where nothing could be done.
+
+    Raises
+    ------
+    ConfigError
+        If one shard of a job array is asked to do what needs all of them, an export of nothing, or
+        a model or precision that cannot be.
+    """
+    _check(config, options)
+    results: list[StageResult] = []
+    for result in _run(run, config, options):
+        results.append(result)
+        if result.exit_code == 1:
+            break
+    return results
+
+
+def _check(config: Config, options: Options) -> None:
+    shared = [stage.name for stage in STAGES if stage.is_shardable]
+    if config.images:  # one task puts them all into one array
+        shared.remove("tile")
+    whole = [name for name in config.stages if name not in shared]
+    if options.shard and whole:
+        raise ConfigError(
+            f"--shard: {', '.join(whole)} need all {'images' if config.images else 'slides'}; run "
+            f"the array with --set stages=[{shared[0]}] (or {', '.join(shared[1:])}), then "
+            "collect, then the others once"
+        )
+    _check_computing(config, options)
+    _check_split(config)
+    check = load_image_format if config.images else check_format
+    for name in config.export.formats:
+        check(name)
+    for name in config.explain.methods:
+        check_method(name)
+    if "export" not in config.stages:
+        return
+    if config.stages != Config().stages and not config.export.formats:
+        raise ConfigError(
+            "stages: export has nothing to do; set export.formats, e.g. [qupath], or leave it out"
+        )
+
+
+def _check_computing(config: Config, options: Options) -> None:
+    """Refuse at once what a later stage would refuse after the hours of those before it."""
+    trained = train_stage.models_to_train(config, ()) if "train" in config.stages else {}
+    precisions: list[str] = [settings.precision for settings in trained.values()]
+    if "predict" in config.stages:
+        precisions.append(config.predict.precision)
+    if precisions:
+        inputs_stage.check_device(options, *precisions)
+
+
+def _check_split(config: Config) -> None:
+    """Refuse to evaluate a split that predict is not to score."""
+    split, scored = config.evaluate.split, config.predict.splits
+    both = {"predict", "evaluate"} <= set(config.stages)
+    if both and scored is not None and split not in (None, "all", *scored):
+        raise ConfigError(
+            f"evaluate.split is {split}, but predict.splits is [{', '.join(scored)}]; add {split} "
+            "to predict.splits, or evaluate another split"
+        )
+
+
+def _run(run: RunFolder, config: Config, options: Options) -> Iterator[StageResult]:
+    for stage in STAGES:
+        if stage.name not in config.stages:
+            continue
+        work = load_stage(stage.name)
+        if not stage.variants:
+            yield work(run, config, options)
+            continue
+        for name in getattr(getattr(config, stage.name), stage.variants):
+            done = work(run, config, options, name=name)
+            yield replace(done, stage=f"{stage.name} {name}")

@@ -1,0 +1,210 @@
+"""Random crops, zooms, turns, flips and colour perturbations of a batch, on its device, seeded.
+
+References
+----------
+.. [1] Lecture on cancer detection in whole-slide images, "Dataset augmentation": random vertical
+   and horizontal flips, random colour perturbations. It names no sizes; `AugmentConfig` does.
+.. [2] PatchNet paper 1, 4.1: random crops of textures.
+.. [3] PatchNet paper 2, section 3: rotations by 180 degrees, zoom-ins up to 120 %.
+"""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from wsi_pipeline.config.settings import AugmentConfig
+from wsi_pipeline.errors import ConfigError, ModelError
+
+# ITU-R BT.601 luma, the grey that saturation and contrast turn towards.
+_LUMA = (0.299, 0.587, 0.114)
+
+# Index of each augmentation among a sample's random numbers. Indices are fixed, so that enabling
+# one augmentation does not affect the others.
+_DECIDES = ("hue", "saturation", "brightness", "contrast", "flip_x", "flip_y", "turn", "zoom",
+            "top", "left")  # fmt: skip
+_NUMBERS = 16  # per sample; a multiple of the four words that a step of Philox's counter gives
+
+
+class Augment:
+    """Random augmentation of each patch of a batch.
+
+    The changes of sample i depend on the seed and on i alone, not on the batches, the number of
+    processes, or the device.
+
+    Parameters
+    ----------
+    config : AugmentConfig
+    seed : int
+        At least 0, below 2^128.
+    crop : (height, width), px, optional
+        Size of a random crop; it replaces the model's own central crop.
+
+    Raises
+    ------
+    ConfigError
+        If a setting is out of its range.
+    """
+
+    def __init__(
+        self, config: AugmentConfig, *, seed: int, crop: tuple[int, int] | None = None
+    ) -> None:
+        if not config.zoom >= 1:
+            raise ConfigError(f"augment: zoom must be at least 1, got {config.zoom}")
+        self._config = config
+        self._seed = seed
+        self._crop = crop
+        self._n_seen = 0
+
+    def __call__(self, x: Tensor, samples: NDArray[np.int64] | None = None) -> Tensor:
+        """Change a batch.
+
+        Parameters
+        ----------
+        x : (B, C, H, W) float in [0, 1]
+            With one channel, hue and saturation have nothing to change.
+        samples : (B,), optional
+            Number of each sample. Default: counted from call to call.
+
+        Returns
+        -------
+        x : (B, C, H, W) float in [0, 1]
+            A new tensor, of the crop's size; the order is crop, zoom, hue, saturation, brightness,
+            contrast, flips, half turns.
+        """
+        if samples is None:
+            samples = self._n_seen + np.arange(len(x))
+            self._n_seen += len(x)
+        if not len(x):
+            return x
+        drawn = torch.from_numpy(draw_numbers(self._seed, samples)).to(x.device)
+        number = {name: drawn[:, place] for place, name in enumerate(_DECIDES)}
+        config = self._config
+        if self._crop is not None:
+            x = crop_at(x, self._crop, number["top"], number["left"])
+        if config.zoom > 1:
+            x = zoom_in(x, 1 + (config.zoom - 1) * number["zoom"])
+        x = self._perturb(x, {name: _column(values, x) for name, values in number.items()})
+        if config.flips:
+            x = _flip_some(x, _coin(number["flip_x"]), dims=(3,))
+            x = _flip_some(x, _coin(number["flip_y"]), dims=(2,))
+        return _flip_some(x, _coin(number["turn"]), dims=(2, 3)) if config.rotate_180 else x
+
+    def _perturb(self, x: Tensor, number: dict[str, Tensor]) -> Tensor:
+        """Change the colours, or the greys of a single channel."""
+        config = self._config
+        spread = {name: 2 * values - 1 for name, values in number.items()}  # in [-1, 1)
+        if config.hue and x.shape[1] > 1:
+            x = turn_hue(x, config.hue * spread["hue"])
+        if config.saturation and x.shape[1] > 1:
+            x = _blend(_grey(x), x, 1 + config.saturation * spread["saturation"])
+        if config.brightness:
+            x = (x * (1 + config.brightness * spread["brightness"])).clamp(0, 1)
+        if config.contrast:
+            mean = _grey(x).mean(dim=(2, 3), keepdim=True)
+            x = _blend(mean, x, 1 + config.contrast * spread["contrast"])
+        return x
+
+
+def draw_numbers(seed: int, samples: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return each sample its own random numbers: (B,) -> (B, 16) in [0, 1)."""
+    first, last = int(samples.min()), int(samples.max())
+    generator = np.random.Philox(key=seed)
+    generator.advance(first * _NUMBERS // 4)
+    words = generator.random_raw((last - first + 1) * _NUMBERS)
+    numbers = (words >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    return np.asarray(numbers.reshape(-1, _NUMBERS)[samples - first])
+
+
+def crop_at(x: Tensor, size: tuple[int, int], top: Tensor, left: Tensor) -> Tensor:
+    """Crop each image at its own position.
+
+    Parameters
+    ----------
+    x : (B, C, H, W)
+    size : (height, width), px
+    top, left : (B,) in [0, 1)
+        Position as a share of the possible offsets, which are equally likely.
+    """
+    height, width = size
+    room_y, room_x = x.shape[-2] - height, x.shape[-1] - width
+    if min(room_y, room_x) < 0:
+        raise ModelError(
+            f"an image of {x.shape[-1]} x {x.shape[-2]} px is smaller than the crop of {width} x "
+            f"{height} px; set a smaller crop, or a larger size of images"
+        )
+    offsets = [(share * (room + 1)).long() for share, room in ((top, room_y), (left, room_x))]
+    rows = offsets[0][:, None] + torch.arange(height, device=x.device)  # (B, height)
+    columns = offsets[1][:, None] + torch.arange(width, device=x.device)
+    image = torch.arange(len(x), device=x.device)[:, None, None]
+    found = x.permute(0, 2, 3, 1)[image, rows[:, :, None], columns[:, None, :]]
+    return found.permute(0, 3, 1, 2)
+
+
+def zoom_in(x: Tensor, factor: Tensor) -> Tensor:
+    """Enlarge each image about its centre and keep its size: what leaves the frame is cut off.
+
+    Parameters
+    ----------
+    x : (B, C, H, W)
+    factor : (B,), at least 1
+        Bilinear in between.
+    """
+    theta = torch.zeros(len(x), 2, 3, dtype=x.dtype, device=x.device)
+    theta[:, 0, 0] = theta[:, 1, 1] = (1 / factor).to(x.dtype)
+    grid = F.affine_grid(theta, list(x.shape), align_corners=False)
+    return F.grid_sample(x, grid, mode="bilinear", padding_mode="border", align_corners=False)
+
+
+def _column(values: Tensor, x: Tensor) -> Tensor:
+    return values.to(x.dtype)[:, None, None, None]
+
+
+def _coin(values: Tensor) -> Tensor:
+    return (values < 0.5)[:, None, None, None]
+
+
+def _grey(x: Tensor) -> Tensor:
+    if x.shape[1] != len(_LUMA):
+        return x.mean(dim=1, keepdim=True)
+    weights = torch.tensor(_LUMA, dtype=x.dtype, device=x.device)[None, :, None, None]
+    return (x * weights).sum(dim=1, keepdim=True)
+
+
+def _blend(towards: Tensor, x: Tensor, factor: Tensor) -> Tensor:
+    """Go from `towards` (factor 0) through `x` (factor 1) and beyond."""
+    return (towards + (x - towards) * factor).clamp(0, 1)
+
+
+def _flip_some(x: Tensor, flipped: Tensor, *, dims: tuple[int, ...]) -> Tensor:
+    return torch.where(flipped, x.flip(dims), x)
+
+
+def turn_hue(x: Tensor, turn: Tensor) -> Tensor:
+    """Turn each patch's colours around the grey axis.
+
+    A rotation of RGB space around (1, 1, 1), clipped to [0, 1]: the hue circle without the
+    corners of HSV, and linear, so it is one small matrix product per patch. Greys stay as they are.
+
+    Parameters
+    ----------
+    x : (B, 3, H, W) float in [0, 1]
+    turn : (B, 1, 1, 1)
+        In full turns: 1/3 turns red to green.
+    """
+    angle = turn.flatten() * (2 * torch.pi)
+    cosine, sine = angle.cos(), angle.sin()
+    # Rodrigues' formula for the axis (1, 1, 1) / sqrt 3; rows are the new R, G, B.
+    same = (1 + 2 * cosine) / 3
+    back = (1 - cosine) / 3 - sine / 3**0.5
+    forth = (1 - cosine) / 3 + sine / 3**0.5
+    matrix = torch.stack(
+        [
+            torch.stack([same, back, forth], dim=1),
+            torch.stack([forth, same, back], dim=1),
+            torch.stack([back, forth, same], dim=1),
+        ],
+        dim=1,
+    )
+    return torch.einsum("bij,bjhw->bihw", matrix, x).clamp(0, 1)
