@@ -244,7 +244,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/froc.json")
     args = parser.parse_args()
-    default = ROOT / "../shared/data/annotations/camelyon16"
+    default = Path(os.environ.get("WSI_PIPELINE_DATA", "data")) / "annotations/camelyon16"
     folder = args.annotations or (default if default.is_dir() else None)
     result = {
         "source": "CAMELYON16" if folder else "drawn",

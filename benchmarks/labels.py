@@ -8,6 +8,7 @@ again by itself, from the whole outline, by shapely alone.
 """
 
 import argparse
+import os
 import time
 from pathlib import Path
 
@@ -41,7 +42,7 @@ def check(annotation: Annotation, squares: np.ndarray, found: PatchLabels) -> fl
 def main() -> None:
     """Label every file, check it, print the figures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    default = ROOT.parent / "shared/data/annotations/camelyon16"
+    default = Path(os.environ.get("WSI_PIPELINE_DATA", "data")) / "annotations/camelyon16"
     parser.add_argument("--annotations", type=Path, default=default, metavar="DIR")
     folder = parser.parse_args().annotations
     paths = sorted(folder.glob("*.json"))

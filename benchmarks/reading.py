@@ -27,7 +27,7 @@ SIDE, TILE, PATCH = 20_000, 240, 512
 ACROSS = 36  # patches per row at stride 512; rows are as many as 900 patches need
 N_PATCHES = 900
 TARGETS = {512: (4.5, 4.0), 256: (14.0, 7.0)}  # patches, whole process
-SOURCE = Path(__file__).parents[1] / "../shared/data/slides/CMU-1-Small-Region.svs"
+SOURCE = Path(os.environ.get("WSI_PIPELINE_DATA", "data")) / "slides/CMU-1-Small-Region.svs"
 RESULT = Path(__file__).parent / "results" / "reading.json"
 
 

@@ -3,9 +3,10 @@
 Each picture shows the thumbnail of a slide and, next to it, its mask: excluded parts are darkened,
 the tissue's edge is green. `tissue-drawn.jpg` shows the tests' drawn slides.
 
-    python docs/make_tissue_figures.py
+    WSI_PIPELINE_DATA=DIR python docs/make_tissue_figures.py
 """
 
+import os
 import sys
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from tiling.overview import read_overview  # noqa: E402
 from tiling.slide import open_slide  # noqa: E402
 from tiling.tissue.mask import segment_tissue  # noqa: E402
 
-SLIDES = ROOT / "../shared/data/slides"
+SLIDES = Path(os.environ.get("WSI_PIPELINE_DATA", "data")) / "slides"
 IMAGES = ROOT / "docs/images"
 SIDE_PX = 1000  # of the longer side of a picture
 QUALITIES = (88, 80, 70, 60)  # of JPEG; the best that keeps a picture below MAX_BYTES

@@ -154,6 +154,7 @@ def run(tree: Path, *arguments: str) -> str:
     return done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_a_stage_takes_a_file_and_a_line(tree, tmp_path):
     add(
         tree,
@@ -173,6 +174,7 @@ def test_a_stage_takes_a_file_and_a_line(tree, tmp_path):
     assert "count: 1 done" in run(tree, "count", folder)
 
 
+@pytest.mark.slow
 def test_a_model_and_a_format_take_a_file_and_a_line_each(tree, tmp_path):
     add(
         tree,
@@ -272,6 +274,7 @@ def test_the_docs_have_to_list_a_metric():
         test_docs.test_the_table_of_metrics_is_the_list()
 
 
+@pytest.mark.slow
 def test_an_explanation_takes_a_file_and_a_line(tree, tmp_path):
     add(
         tree,
@@ -380,6 +383,7 @@ def test_added(tmp_path):
 """
 
 
+@pytest.mark.slow
 def test_a_reader_and_an_annotation_format_take_a_file_and_a_line_each(tmp_path):
     ignored = shutil.ignore_patterns("__pycache__", "wsi_pipeline.egg-info")
     for name in ("tiling", "wsi_pipeline", "tests", "docs"):

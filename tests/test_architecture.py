@@ -1,12 +1,13 @@
 """The direction of imports (docs/architecture.md), read off the source, inside functions too.
 
-The two packages offer names of rooms above them, lazily: of their ``__init__`` files, the imports
-for type checkers do not count. In turn, what a module imports through such a name counts as an
-import from where the name is defined.
+The two packages offer names of rooms above them, lazily, by a table of strings. What a module
+imports through such a name counts as an import from where the name is defined.
 """
 
 import ast
+import re
 from collections.abc import Mapping
+from graphlib import TopologicalSorter
 from importlib import import_module
 from pathlib import Path
 
@@ -118,6 +119,30 @@ def test_every_room_is_on_a_floor():
 
 def test_imports_point_down():
     assert not find_upward(IMPORTS)
+
+
+def modules_imported(name: str) -> set[str]:
+    """List the modules of both packages that a module imports, other than itself."""
+    found = set()
+    for imported in IMPORTS[name]:
+        while imported and imported not in SOURCES:
+            imported = imported.rpartition(".")[0]
+        found.add(imported)
+    return found - {"", name, *PACKAGES}
+
+
+def test_no_modules_import_each_other():
+    TopologicalSorter({name: modules_imported(name) for name in SOURCES}).prepare()
+
+
+def test_the_page_on_the_architecture_names_every_folder_and_module_at_the_root():
+    page = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+    tree = page.split("```")[1]
+    for package in PACKAGES:
+        described = re.split(r"^(?=\w)", tree.partition(f"{package}/")[2], flags=re.MULTILINE)[0]
+        names = {path.name for path in (ROOT / package).glob("*.py")}
+        names |= {f"{path.parent.name}/" for path in (ROOT / package).glob("*/__init__.py")}
+        assert not {name for name in names if f" {name} " not in described.replace("\n", " ")}
 
 
 @pytest.mark.parametrize(

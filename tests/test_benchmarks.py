@@ -41,6 +41,7 @@ def run_gpu(out: Path, *arguments: str) -> tuple[int, dict, str]:
     return done.returncode, json.loads((out / "gpu.json").read_text()), done.stdout
 
 
+@pytest.mark.slow
 def test_the_gpu_check_runs_on_a_cpu_in_reduced_form(tmp_path):
     code, found, printed = run_gpu(
         tmp_path, "--device", "cpu", "--quick", "--parts", "packages,dense,memory"
@@ -66,6 +67,7 @@ def test_every_part_of_the_gpu_check_runs_on_a_cpu(tmp_path):
     assert found["parts"]["predict"]["share"] > 0
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
 def test_a_part_of_the_gpu_check_that_fails_does_not_stop_the_others(tmp_path):
     code, found, printed = run_gpu(tmp_path, "--parts", "packages,dense")

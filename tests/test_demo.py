@@ -11,6 +11,7 @@ from sklearn.metrics import roc_auc_score
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.timeout(1800)
 def test_the_demo_learns_and_ends_with_its_report(tmp_path):
     """Test patch ROC AUC of at least 0.95 by one of its models, computed again from the table."""

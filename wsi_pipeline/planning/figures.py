@@ -10,7 +10,6 @@ from tiling.contracts import Footprint
 from tiling.wording import pluralize
 from wsi_pipeline.config.reading import Config
 from wsi_pipeline.contracts import Split
-from wsi_pipeline.planning.extra_files import NOTHING
 from wsi_pipeline.run.state import State
 
 BACKWARD = 3  # a training step costs about three forward passes (forward, and two products back)
@@ -68,7 +67,8 @@ class RunPlan:
     """What a whole run would do."""
 
     slides: tuple[SlidePlan, ...]
-    extra: Footprint = NOTHING  # what tile writes besides: the label audit, run.json, ...
+    # What tile writes besides: the label audit, run.json, ...
+    extra: Footprint = field(default_factory=lambda: Footprint(0, 0))
     models: tuple[ModelPlan, ...] = ()
     estimates: dict[str, tuple[int, int]] = field(default_factory=dict)  # stage -> files, bytes
     free_bytes: int | None = None

@@ -79,6 +79,7 @@ def test_several_shards_are_counted(tmp_path, capsys, monkeypatch):
     assert len(shards) > 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("store", ["patches", "coords"])
 def test_the_label_audit_is_counted_with_its_pictures(tmp_path, capsys, store):
     data = make_slides(tmp_path / "data")

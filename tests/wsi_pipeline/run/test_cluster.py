@@ -218,6 +218,7 @@ def test_tasks_run_here_in_order():
     assert list(map_tasks(double, [1, 2, 3])) == [(0, 2), (1, 4), (2, 6)]
 
 
+@pytest.mark.slow
 def test_a_scheduler_that_is_not_there_is_named():
     with pytest.raises(StageError, match=r"tcp://127\.0\.0\.1:9"):
         list(map_tasks(double, [1, 2], dask="tcp://127.0.0.1:9"))

@@ -282,6 +282,7 @@ def test_damaged_scores_of_a_test_slide_stop_the_evaluation(copy, capsys):
     capsys.readouterr()
 
 
+@pytest.mark.slow
 def test_scores_that_were_edited_are_used_by_later_stages_and_restored_by_predict(
     copy, capsys, caplog
 ):

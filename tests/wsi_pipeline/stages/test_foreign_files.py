@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+import pytest
+
 from tests.helpers.tiny_cohort import again, contents
 from wsi_pipeline.cli.app import main
 
@@ -36,6 +38,7 @@ def test_files_that_no_mark_names_stay(copy, capsys):
     assert contents(copy / "run") == before
 
 
+@pytest.mark.slow
 def test_files_of_others_are_not_taken_for_ours_by_a_mark(copy, capsys):
     """They would be removed as those of earlier settings."""
     mine = put(copy / "run")

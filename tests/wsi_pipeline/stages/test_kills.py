@@ -83,6 +83,7 @@ def test_tiling_killed_at_many_moments_gives_the_same_bytes(cohort, run, seed):
     assert contents(run) == undisturbed
 
 
+@pytest.mark.slow
 def test_two_processes_on_the_same_slides_do_no_harm(cohort, run):
     slides, undisturbed, _ = cohort
     command = tile_command(slides, run)
@@ -94,6 +95,7 @@ def test_two_processes_on_the_same_slides_do_no_harm(cohort, run):
     assert contents(run) == undisturbed
 
 
+@pytest.mark.slow
 def test_a_finished_slide_stays_readable_while_another_process_rebuilds_it(cohort, run):
     """With --overwrite the old store is there until the new one is."""
     slides, undisturbed, _ = cohort

@@ -53,6 +53,7 @@ def test_the_library_takes_the_locks_away(noflock):
     assert "Operation not supported" in done.stderr
 
 
+@pytest.mark.slow
 def test_every_stage_that_reads_or_writes_scores_works(copy, noflock):
     """Every slide failed, and sound files were called damaged: delete them and predict again.
 

@@ -81,6 +81,7 @@ def test_more_processes_than_patches_of_a_batch_do_no_harm(tiled):
     )
 
 
+@pytest.mark.slow
 def test_what_goes_wrong_in_a_process_is_reported_here(tiled, capsys):
     settings = ("train.patchnet.processes=2", "train.patchnet.model.options.depth=0")
 
@@ -105,6 +106,7 @@ def tell_who_is_there(folder: Path, tell) -> str:
     return "not reached"
 
 
+@pytest.mark.slow
 def test_a_process_that_dies_in_the_middle_is_named_as_dead(monkeypatch):
     """Not by what the others noticed of it: a connection closed by its peer."""
     monkeypatch.syspath_prepend(Path(__file__).parents[3])
