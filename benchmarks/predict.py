@@ -40,7 +40,7 @@ from tiling.files import write_json
 from tiling.store import PatchStore
 from tiling.threads import map_in_threads
 from wsi_pipeline.cohort.data import read_batch, to_unit_range
-from wsi_pipeline.devices import compute_in, place_model, resolve_device, resolve_precision
+from wsi_pipeline.config.devices import compute_in, place_model, resolve_device, resolve_precision
 from wsi_pipeline.inference import automatic_batch_size
 from wsi_pipeline.inference.engine import score_rows
 from wsi_pipeline.inference.forward import Forward

@@ -158,7 +158,7 @@ def predict(report):
     from tiling.contracts import TileConfig, TissueConfig
     from tiling.store import PatchStore
     from wsi_pipeline.cli.app import main as command
-    from wsi_pipeline.devices import compute_in, place_model
+    from wsi_pipeline.config.devices import compute_in, place_model
     from wsi_pipeline.inference import predict_store
     from wsi_pipeline.models import build_model
     from wsi_pipeline.models.checkpoint import CheckpointMeta, save_checkpoint

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from wsi_pipeline.cohort.data import read_batch
-from wsi_pipeline.devices import exact_fp32, resolve_device, resolve_precision
+from wsi_pipeline.config.devices import exact_fp32, resolve_device, resolve_precision
 from wsi_pipeline.inference import predict_store
 from wsi_pipeline.inference.forward import Forward
 from wsi_pipeline.models import build_model

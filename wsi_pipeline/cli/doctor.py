@@ -11,7 +11,7 @@ from pathlib import Path
 import typer
 
 from wsi_pipeline.cli.options import EXIT_NOTHING_DONE
-from wsi_pipeline.versions import versions
+from wsi_pipeline.config.versions import versions
 
 
 @dataclass(frozen=True)

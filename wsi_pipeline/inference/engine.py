@@ -24,9 +24,9 @@ from tiling.threads import map_in_threads
 from tiling.wording import pluralize
 from wsi_pipeline.cohort.data import Batch, Patches, read_batch
 from wsi_pipeline.cohort.image_folder import UNNAMED
+from wsi_pipeline.config.devices import Precision
 from wsi_pipeline.config.settings import Compiler
 from wsi_pipeline.contracts import Rule
-from wsi_pipeline.devices import Precision
 from wsi_pipeline.errors import ConfigError, InferenceError
 from wsi_pipeline.inference.forward import (
     Forward,

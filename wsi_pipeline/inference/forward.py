@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from tiling.wording import pluralize
 from wsi_pipeline.cohort.data import to_unit_range
+from wsi_pipeline.config.devices import Precision, compute_in, exact_fp32, place_model
 from wsi_pipeline.config.settings import Compiler
-from wsi_pipeline.devices import Precision, compute_in, exact_fp32, place_model
 from wsi_pipeline.errors import ConfigError, InferenceError
 
 log = logging.getLogger(__name__)

@@ -12,10 +12,10 @@ from tiling.build import tile_slide
 from tiling.contracts import OnProgress, StrPath, TileConfig
 from tiling.errors import GridError, PatchSizeError
 from tiling.store import PatchStore
+from wsi_pipeline.config.devices import resolve_device, resolve_precision
 from wsi_pipeline.config.reading import digest_settings
 from wsi_pipeline.config.settings import PredictConfig
 from wsi_pipeline.contracts import Scores
-from wsi_pipeline.devices import resolve_device, resolve_precision
 from wsi_pipeline.errors import ConfigError, InferenceError
 from wsi_pipeline.inference.engine import predict_store
 from wsi_pipeline.inference.scores import make_scores

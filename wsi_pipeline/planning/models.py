@@ -60,8 +60,8 @@ def _time_model(settings: TrainConfig, shape: tuple[int, int, int], device: str)
     """Time a model's forward pass on noise: seconds per patch."""
     import torch
 
+    from wsi_pipeline.config.devices import resolve_device
     from wsi_pipeline.config.reading import as_plain
-    from wsi_pipeline.devices import resolve_device
     from wsi_pipeline.models import build_model
 
     place = resolve_device(device)

@@ -13,6 +13,7 @@ from tiling.files import json_text, read_json_object, remove_leftovers_below, up
 from tiling.wording import name_some
 from wsi_pipeline.config.reading import Config, as_plain, digest_settings
 from wsi_pipeline.config.stages import STAGES
+from wsi_pipeline.config.versions import versions
 from wsi_pipeline.errors import StageError
 from wsi_pipeline.layout import RunFolder
 from wsi_pipeline.run.cluster import map_tasks
@@ -29,7 +30,6 @@ from wsi_pipeline.run.state import (
     write_failures,
 )
 from wsi_pipeline.run.tasks import Job, Outcome, Task, fail, perform
-from wsi_pipeline.versions import versions
 
 log = logging.getLogger(__name__)
 

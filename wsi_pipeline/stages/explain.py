@@ -81,7 +81,7 @@ class ExplainSubjects(Task):
 
     def __call__(self, job: Job, on_progress: OnProgress) -> Done:
         """Write each map as values, picture and overlay, and ``explain.json``."""
-        from wsi_pipeline.devices import resolve_device
+        from wsi_pipeline.config.devices import resolve_device
         from wsi_pipeline.explain import load_method
         from wsi_pipeline.explain.files import as_grey, stretch, write_png, write_values
         from wsi_pipeline.explain.pictures import draw_overlay, find_limits

@@ -114,7 +114,7 @@ class BuildHeatmap(Task):
     ) -> "DenseMap":
         """Map PatchNet around every pixel of the patches."""
         from tiling.slide import open_slide
-        from wsi_pipeline.devices import resolve_device
+        from wsi_pipeline.config.devices import resolve_device
         from wsi_pipeline.heatmaps.dense_maps import check_mappable, map_slide
         from wsi_pipeline.models.checkpoint import digest
         from wsi_pipeline.run.cluster import worker_number
@@ -210,7 +210,7 @@ class MapImages(Task):
 
     def __call__(self, job: Job, on_progress: OnProgress) -> Done:
         """Write the maps of each image and an overview."""
-        from wsi_pipeline.devices import resolve_device
+        from wsi_pipeline.config.devices import resolve_device
         from wsi_pipeline.explain import load_method
         from wsi_pipeline.explain.image_maps import MAPS_SCHEMA, write_image_map
         from wsi_pipeline.models.checkpoint import digest, load_checkpoint

@@ -44,7 +44,7 @@ def check_device(options: Options, *precisions: str) -> None:
 
     Workers on other machines check their own devices.
     """
-    from wsi_pipeline.devices import resolve_device, resolve_precision
+    from wsi_pipeline.config.devices import resolve_device, resolve_precision
 
     if options.dask is None:
         device = resolve_device(options.device)

@@ -82,7 +82,7 @@ class PredictSlide(Task):
 
     def __call__(self, job: Job, on_progress: OnProgress) -> Done:
         """Write the score file."""
-        from wsi_pipeline.devices import resolve_device, resolve_precision
+        from wsi_pipeline.config.devices import resolve_device, resolve_precision
         from wsi_pipeline.inference import predict_store
         from wsi_pipeline.inference.scores import make_scores, write_scores
         from wsi_pipeline.run.cluster import worker_number
@@ -174,7 +174,7 @@ class PredictImages(Task):
     def __call__(self, job: Job, on_progress: OnProgress) -> Done:
         """Write the table of scores, or what is needed of a part to write it."""
         from wsi_pipeline.cohort.image_store import ImageGroup
-        from wsi_pipeline.devices import resolve_device, resolve_precision
+        from wsi_pipeline.config.devices import resolve_device, resolve_precision
         from wsi_pipeline.inference import predict_store
         from wsi_pipeline.inference.forward import batch_pixels
         from wsi_pipeline.inference.scores import TRAINED_ON

@@ -56,7 +56,7 @@ class TrainModel(Task):
 
     def _train(self, job: Job, on_progress: OnProgress) -> Done:
         """Train in one of the processes."""
-        from wsi_pipeline.devices import resolve_device
+        from wsi_pipeline.config.devices import resolve_device
         from wsi_pipeline.training import train_model
         from wsi_pipeline.training.outputs import OUTPUTS
         from wsi_pipeline.training.processes import rank

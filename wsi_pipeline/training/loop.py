@@ -40,10 +40,10 @@ from wsi_pipeline.cohort.data import (
     to_unit_range,
     usable_labels,
 )
+from wsi_pipeline.config.devices import compute_in, reproducible, resolve_device, resolve_precision
 from wsi_pipeline.config.reading import as_plain, check_section
 from wsi_pipeline.config.settings import TrainConfig, result_settings
 from wsi_pipeline.contracts import Rule
-from wsi_pipeline.devices import compute_in, reproducible, resolve_device, resolve_precision
 from wsi_pipeline.errors import TrainingError
 from wsi_pipeline.training import processes
 from wsi_pipeline.training.augment import Augment

@@ -11,13 +11,13 @@ from tiling.files import write_json
 from wsi_pipeline.cohort.data import Patches
 from wsi_pipeline.config.reading import as_plain
 from wsi_pipeline.config.settings import TrainConfig
+from wsi_pipeline.config.versions import versions
 from wsi_pipeline.csv_files import write_csv
 from wsi_pipeline.models import PatchClassifier
 from wsi_pipeline.models.checkpoint import CheckpointMeta, save_checkpoint
 from wsi_pipeline.training.curves import draw_curves
 from wsi_pipeline.training.history import EpochRecord, write_history
 from wsi_pipeline.training.resume import Tensors
-from wsi_pipeline.versions import versions
 
 CHECKPOINT_FILE = "checkpoint.safetensors"
 OUTPUTS = (CHECKPOINT_FILE, "config.json", "history.csv", "draws.csv", "curves.png")

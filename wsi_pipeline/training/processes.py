@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from tiling.contracts import OnProgress
-from wsi_pipeline.devices import check_one_each, resolve_device
+from wsi_pipeline.config.devices import check_one_each, resolve_device
 from wsi_pipeline.errors import PipelineError, TrainingError
 
 log = logging.getLogger(__name__)

@@ -10,8 +10,8 @@ import dataclasses
 
 import torch
 
+from wsi_pipeline.config.devices import place_model
 from wsi_pipeline.config.settings import TrainConfig
-from wsi_pipeline.devices import place_model
 from wsi_pipeline.errors import ModelError
 from wsi_pipeline.models import PatchClassifier, build_model
 from wsi_pipeline.models.pretrained import load_imagenet_weights

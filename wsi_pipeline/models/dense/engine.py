@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from wsi_pipeline.devices import exact_fp32
+from wsi_pipeline.config.devices import exact_fp32
 from wsi_pipeline.errors import ModelError
 from wsi_pipeline.models.dense.costs import cheaper_by_patches
 from wsi_pipeline.models.dense.regions import TorchCorners, assemble, compute_regions, read_out

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from wsi_pipeline.devices import (
+from wsi_pipeline.config.devices import (
     check_one_each,
     compute_in,
     reproducible,
