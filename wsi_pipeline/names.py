@@ -257,3 +257,15 @@ def shorten(text: str, most: int = 80) -> str:
     """Show a name in a message: on one line, truncated if it is very long."""
     shown = printable(text)
     return shown if len(shown) <= most else f"{shown[: most - 3]}..."
+
+
+def check_listed(name: str, listed: Iterable[str], kind: str) -> None:
+    """Refuse what is not in a list, for example of formats.
+
+    Raises
+    ------
+    ConfigError
+        Naming those that are.
+    """
+    if name not in listed:
+        raise ConfigError(f"no {kind} is called '{name}'; known: {', '.join(listed)}")

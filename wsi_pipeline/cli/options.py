@@ -1,9 +1,11 @@
 """Options shared by several commands, and the end of a stage's command."""
 
+import functools
+import inspect
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -44,8 +46,45 @@ ModelOption = Annotated[
 ]
 
 
+def with_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options that all stages share to a command, which takes them as one `options`."""
+    own, shared = inspect.signature(command), inspect.signature(make_options).parameters
+    parameters = [p for p in own.parameters.values() if p.name != "options"]
+    parameters += shared.values()
+
+    @functools.wraps(command)
+    def with_one(**values: Any) -> None:
+        options = make_options(**{name: values.pop(name) for name in shared})
+        command(**values, options=options)
+
+    with_one.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]  # for typer
+    with_one.__annotations__ = {p.name: p.annotation for p in parameters}
+    return with_one
+
+
+def check_each(check: Callable[[str], None]) -> Callable[[list[str]], list[str]]:
+    """Make the callback of a repeatable option whose values are checked by their own module."""
+
+    def callback(names: list[str]) -> list[str]:
+        from wsi_pipeline.errors import ConfigError
+
+        try:
+            for name in names:
+                check(name)
+        except ConfigError as error:
+            raise typer.BadParameter(str(error)) from error
+        return names
+
+    return callback
+
+
 def make_options(
-    workers: int, device: str, shard: str | None, dask: str | None, overwrite: bool, quiet: bool
+    workers: WorkersOption = 1,
+    device: DeviceOption = "auto",
+    shard: ShardOption = None,
+    dask: DaskOption = None,
+    overwrite: OverwriteOption = False,
+    quiet: QuietOption = False,
 ) -> "Options":
     """Collect the options common to all stages."""
     from wsi_pipeline.config.settings import DEVICE_NAME

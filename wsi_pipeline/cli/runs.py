@@ -7,17 +7,12 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from wsi_pipeline.cli.options import (
-    DaskOption,
-    DeviceOption,
     ModelOption,
-    OverwriteOption,
     QuietOption,
     RunArgument,
     SetOption,
-    ShardOption,
-    WorkersOption,
     finish,
-    make_options,
+    with_options,
 )
 
 if TYPE_CHECKING:
@@ -25,24 +20,19 @@ if TYPE_CHECKING:
     from wsi_pipeline.run.runner import Options
 
 
+@with_options
 def run(
     config: Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file.")],
+    options: "Options",
     out: Annotated[
         Path | None,
         typer.Option("--out", metavar="RUN", help="Run folder, overrides the config's."),
     ] = None,
     set_: SetOption = None,
-    workers: WorkersOption = 1,
-    device: DeviceOption = "auto",
-    shard: ShardOption = None,
-    dask: DaskOption = None,
-    overwrite: OverwriteOption = False,
-    quiet: QuietOption = False,
 ) -> None:
     """Run all stages listed in a config, in order; finished outputs are kept."""
     from wsi_pipeline.config.reading import read_config
 
-    options = make_options(workers, device, shard, dask, overwrite, quiet)
     settings = read_config(config, set_ or ())
     _run(replace(settings, out=out) if out else settings, options)
 

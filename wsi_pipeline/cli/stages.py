@@ -10,21 +10,15 @@ import typer
 
 from wsi_pipeline.cli.options import (
     ConfigOption,
-    DaskOption,
-    DeviceOption,
     FileOption,
     ModelOption,
-    OverwriteOption,
-    QuietOption,
     RunArgument,
     SetOption,
-    ShardOption,
-    WorkersOption,
+    check_each,
     finish,
-    make_options,
     read_settings,
+    with_options,
 )
-from wsi_pipeline.errors import ConfigError
 from wsi_pipeline.explain import METHODS, check_method
 from wsi_pipeline.exports import FORMATS, check_format
 
@@ -32,17 +26,13 @@ if TYPE_CHECKING:
     from wsi_pipeline.run.runner import Options, StageResult
 
 
+@with_options
 def tile(
     input: Annotated[Path, typer.Argument(metavar="INPUT", help="Slide, folder or manifest.")],
     out: Annotated[Path, typer.Option("--out", metavar="RUN", help="Run folder.")],
+    options: "Options",
     config: FileOption = None,
     set_: SetOption = None,
-    workers: WorkersOption = 1,
-    device: DeviceOption = "auto",
-    shard: ShardOption = None,
-    dask: DaskOption = None,
-    overwrite: OverwriteOption = False,
-    quiet: QuietOption = False,
 ) -> None:
     """Run the stage with the options given."""
     from wsi_pipeline.config.reading import read_config
@@ -51,8 +41,7 @@ def tile(
 
     # Tiling starts a run, so recorded settings are not read.
     settings = replace(read_config(config, set_ or (), section="tile"), input=input, out=out)
-    options = make_options(workers, device, shard, dask, overwrite, quiet)
-    finish([tile_stage.tile(RunFolder(out), settings, options)], out, quiet=quiet)
+    finish([tile_stage.tile(RunFolder(out), settings, options)], out, quiet=options.quiet)
 
 
 def _stage_command(
@@ -75,28 +64,25 @@ def _stage_command(
 def make_command(name: str) -> Callable[..., None]:
     """Make the command of a stage that processes all models of a run, or those given."""
 
+    @with_options
     def command(
         run: RunArgument,
+        options: "Options",
         model: ModelOption = None,
         config: ConfigOption = None,
         set_: SetOption = None,
-        workers: WorkersOption = 1,
-        device: DeviceOption = "auto",
-        shard: ShardOption = None,
-        dask: DaskOption = None,
-        overwrite: OverwriteOption = False,
-        quiet: QuietOption = False,
     ) -> None:
         from wsi_pipeline.stages import load_stage
 
-        options = make_options(workers, device, shard, dask, overwrite, quiet)
         _stage_command(name, run, config, set_, options, load_stage(name), models=model or ())
 
     return command
 
 
+@with_options
 def train(
     run: RunArgument,
+    options: "Options",
     model: ModelOption = None,
     weights: Annotated[
         Path | None,
@@ -108,18 +94,11 @@ def train(
     ] = None,
     config: ConfigOption = None,
     set_: SetOption = None,
-    workers: WorkersOption = 1,
-    device: DeviceOption = "auto",
-    shard: ShardOption = None,
-    dask: DaskOption = None,
-    overwrite: OverwriteOption = False,
-    quiet: QuietOption = False,
 ) -> None:
     """Run the stage with the options given."""
     from wsi_pipeline.stages import train as train_stage
 
     chosen = [f"model.weights={json.dumps(str(weights))}"] if weights else []
-    options = make_options(workers, device, shard, dask, overwrite, quiet)
     _stage_command(
         "train",
         run,
@@ -131,8 +110,10 @@ def train(
     )
 
 
+@with_options
 def predict(
     run: RunArgument,
+    options: "Options",
     checkpoint: Annotated[
         list[Path] | None,
         typer.Option("--checkpoint", help="Checkpoint file; repeatable. Default: the run's own."),
@@ -147,45 +128,31 @@ def predict(
     ] = None,
     config: ConfigOption = None,
     set_: SetOption = None,
-    workers: WorkersOption = 1,
-    device: DeviceOption = "auto",
-    shard: ShardOption = None,
-    dask: DaskOption = None,
-    overwrite: OverwriteOption = False,
-    quiet: QuietOption = False,
 ) -> None:
     """Run the stage with the options given."""
     from wsi_pipeline.layout import RunFolder
     from wsi_pipeline.stages import predict as predict_stage
 
-    options = make_options(workers, device, shard, dask, overwrite, quiet)
-    settings = read_settings(run, config, set_, section="predict", quiet=quiet)
+    settings = read_settings(run, config, set_, section="predict", quiet=options.quiet)
     settings = replace(settings, out=run)
     folder, files = RunFolder(run), checkpoint or []
     results = []
     if slides:
         results.append(predict_stage.cut_for(folder, settings, options, slides, checkpoints=files))
     results.append(predict_stage.predict(folder, settings, options, checkpoints=files))
-    finish(results, run, quiet=quiet)
+    finish(results, run, quiet=options.quiet)
 
 
-def _check_formats(names: list[str]) -> list[str]:
-    try:
-        for name in names:
-            check_format(name)
-    except ConfigError as error:
-        raise typer.BadParameter(str(error)) from error
-    return names
-
-
+@with_options
 def export(
     run: RunArgument,
+    options: "Options",
     formats: Annotated[
         list[str],
         typer.Option(
             "--format",
             metavar="F",
-            callback=_check_formats,
+            callback=check_each(check_format),
             help="Repeatable. "
             + "; ".join(f"{name}: {what}" for name, what in FORMATS.items())
             + ".",
@@ -203,43 +170,33 @@ def export(
     ] = None,
     config: ConfigOption = None,
     set_: SetOption = None,
-    workers: WorkersOption = 1,
-    device: DeviceOption = "auto",
-    shard: ShardOption = None,
-    dask: DaskOption = None,
-    overwrite: OverwriteOption = False,
-    quiet: QuietOption = False,
 ) -> None:
     """Run the stage with the options given."""
     from wsi_pipeline.layout import RunFolder
     from wsi_pipeline.stages.export import export_formats
 
-    options = make_options(workers, device, shard, dask, overwrite, quiet)
-    settings = read_settings(run, config, set_, section="export", quiet=quiet)
+    settings = read_settings(run, config, set_, section="export", quiet=options.quiet)
     results = export_formats(
         RunFolder(run), settings, options, names=formats, models=model or (), out=out
     )
-    finish(results, run, quiet=quiet)
+    finish(results, run, quiet=options.quiet)
 
 
-def _check_methods(names: list[str]) -> list[str]:
-    try:
-        for name in names:
-            if name != "all":
-                check_method(name)
-    except ConfigError as error:
-        raise typer.BadParameter(str(error)) from error
-    return names
+def _check_method(name: str) -> None:
+    if name != "all":
+        check_method(name)
 
 
+@with_options
 def explain(
     run: RunArgument,
+    options: "Options",
     methods: Annotated[
         list[str],
         typer.Option(
             "--method",
             metavar="M",
-            callback=_check_methods,
+            callback=check_each(_check_method),
             help="Repeatable; all: every one. "
             + "; ".join(f"{name}: {what}" for name, what in METHODS.items())
             + ".",
@@ -270,12 +227,6 @@ def explain(
     ] = None,
     config: ConfigOption = None,
     set_: SetOption = None,
-    workers: WorkersOption = 1,
-    device: DeviceOption = "auto",
-    shard: ShardOption = None,
-    dask: DaskOption = None,
-    overwrite: OverwriteOption = False,
-    quiet: QuietOption = False,
 ) -> None:
     """Run the stage with the options given."""
     from wsi_pipeline.layout import RunFolder
@@ -283,9 +234,10 @@ def explain(
 
     given = {"top": top, "errors": errors, "layer": layer}
     short = [f"{key}={json.dumps(value)}" for key, value in given.items() if value is not None]
-    options = make_options(workers, device, shard, dask, overwrite, quiet)
-    settings = read_settings(run, config, [*(set_ or ()), *short], section="explain", quiet=quiet)
+    settings = read_settings(
+        run, config, [*(set_ or ()), *short], section="explain", quiet=options.quiet
+    )
     results = explain_by_methods(
         RunFolder(run), settings, options, names=methods, models=model or (), patches=patches
     )
-    finish(results, run, quiet=quiet)
+    finish(results, run, quiet=options.quiet)

@@ -8,7 +8,7 @@ misleads.
 from importlib import import_module
 from typing import TYPE_CHECKING, cast
 
-from wsi_pipeline.errors import ConfigError
+from wsi_pipeline.names import check_listed
 
 if TYPE_CHECKING:
     from wsi_pipeline.explain.base import Method
@@ -41,8 +41,7 @@ def check_method(name: str) -> None:
     ConfigError
         Naming those that are.
     """
-    if name not in METHODS:
-        raise ConfigError(f"no explanation method is called '{name}'; known: {', '.join(METHODS)}")
+    check_listed(name, METHODS, "explanation method")
 
 
 def load_method(name: str) -> "Method":

@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, cast
 
 from wsi_pipeline.errors import ConfigError
+from wsi_pipeline.names import check_listed
 
 if TYPE_CHECKING:
     from wsi_pipeline.exports.base import ImageWriter, Writer
@@ -39,8 +40,7 @@ def check_format(name: str) -> None:
     ConfigError
         With the known formats.
     """
-    if name not in FORMATS:
-        raise ConfigError(f"no format is called '{name}'; known: {', '.join(FORMATS)}")
+    check_listed(name, FORMATS, "format")
 
 
 def load_format(name: str) -> "Writer":
