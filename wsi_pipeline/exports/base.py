@@ -1,5 +1,6 @@
 """Input of all export formats."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,21 +15,21 @@ from wsi_pipeline.contracts import Heatmap, Scores
 from wsi_pipeline.heatmaps.rasters import rasterise_scores
 
 
-class Scored:
+class Scored(ABC):
     """Rectangles with scores: the patches of a slide, or a whole image."""
 
     model: str  # name of the model's folder; empty: coordinates alone
     scores: Scores  # of coordinates alone: all NaN
 
     @property
+    @abstractmethod
     def slide_id(self) -> str:
         """Of the slide, or image."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def size(self) -> tuple[int, int]:
         """(width, height), level-0 px."""
-        raise NotImplementedError
 
     @property
     def bounds(self) -> tuple[int, int, int, int] | None:
@@ -36,9 +37,9 @@ class Scored:
         return None
 
     @property
+    @abstractmethod
     def patch_l0(self) -> tuple[int, int]:
         """(width, height) of a patch, level-0 px."""
-        raise NotImplementedError
 
     @property
     def scored(self) -> NDArray[np.bool_]:

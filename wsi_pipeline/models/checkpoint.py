@@ -197,7 +197,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """
     header = read_header(path)
     try:
-        tensors = safetensors.torch.load(read_bytes(path))
+        tensors = safetensors.torch.load(read_bytes(path))  # data only: it holds no code
     except OSError as error:
         raise _unreadable(path, error) from error
     except safetensors.SafetensorError as error:

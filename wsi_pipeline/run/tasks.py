@@ -9,6 +9,7 @@ import errno
 import logging
 import re
 import traceback
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -32,7 +33,7 @@ log = logging.getLogger(__name__)
 Done = tuple[list[Path], str]  # files made, and a line on what was done
 
 
-class Task:
+class Task(ABC):
     """Work of a stage on one unit: a frozen dataclass with everything the work needs.
 
     Tasks are sent to workers, so their fields must be picklable, and paths must be fields of the
@@ -40,21 +41,21 @@ class Task:
     """
 
     @property
+    @abstractmethod
     def unit(self) -> Unit:
         """Unit that this task processes."""
-        raise NotImplementedError
 
     @property
     def weight(self) -> int:
         """Amount of work, to balance shards."""
         return 1
 
+    @abstractmethod
     def fingerprint(self, run: RunFolder) -> str:
         """Hash the settings and inputs of the output.
 
         May raise like the work itself. Empty: the worker computes `full_fingerprint`.
         """
-        raise NotImplementedError
 
     def full_fingerprint(self, run: RunFolder) -> str:
         """Compute the fingerprint in the worker, reading large files if necessary."""
@@ -64,6 +65,7 @@ class Task:
         """Fingerprint as computed by earlier versions; None if unchanged."""
         return None
 
+    @abstractmethod
     def __call__(self, job: "Job", on_progress: OnProgress) -> Done:
         """Do the work.
 
@@ -74,7 +76,6 @@ class Task:
         line : str
             Summary of the work.
         """
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)
