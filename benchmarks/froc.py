@@ -36,7 +36,7 @@ sys.path.insert(0, str(ROOT))
 
 from tiling.annotation.reading import read_annotation  # noqa: E402
 from tiling.files import write_json  # noqa: E402
-from wsi_pipeline.evaluation.bootstrap import draw_weights  # noqa: E402
+from wsi_pipeline.evaluation.bootstrap import draw_resamples  # noqa: E402
 from wsi_pipeline.evaluation.froc import (  # noqa: E402
     RATES,
     SlideHits,
@@ -224,11 +224,11 @@ def bench_curve(repeats: int) -> dict[str, object]:
 
     assert np.allclose(ours(), theirs(), rtol=0, atol=1e-15)
     events = collect_events(hits, definition="camelyon16")
-    times = []
+    times, slides = [], [str(number) for number in range(len(hits))]
     for seed in range(repeats):
         start = time.perf_counter()
-        weights = draw_weights(len(hits), n_replicates=1000, seed=seed)
-        replicate_sensitivities(events, weights, rates=RATES)
+        resamples = draw_resamples(slides, n_replicates=1000, seed=seed, unit="slide")
+        replicate_sensitivities(events, resamples.weights, rates=RATES)
         times.append(time.perf_counter() - start)
     return {
         "curve": measure(ours, theirs, repeats),

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 PACKAGES = ("tiling", "wsi_pipeline")
-STAGES = ("tile", "train", "predict", "heatmap", "evaluate", "export", "report")
+STAGES = ("tile", "train", "predict", "heatmap", "explain", "evaluate", "export", "report")
 Arrows = dict[str, set[str]]  # room -> rooms it imports from
 
 

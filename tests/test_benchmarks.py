@@ -1,9 +1,11 @@
 """`make bench` runs every script without an argument; where data are absent, one is skipped."""
 
+import ast
 import importlib
 import json
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -29,6 +31,21 @@ def test_labels_know_where_the_annotations_lie():
     done = run_labels("--help")
     assert done.returncode == 0, done.stderr
     assert "--annotations DIR" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "script", sorted((ROOT / "benchmarks").rglob("*.py")), ids=lambda p: p.stem
+)
+def test_what_a_benchmark_imports_from_the_project_is_there(script):
+    """`froc.py` imported a function that had been merged into another, and ended at once."""
+    for node in ast.walk(ast.parse(script.read_text(encoding="utf-8"))):
+        package = node.module.split(".")[0] if isinstance(node, ast.ImportFrom) else ""
+        if package in ("tiling", "wsi_pipeline"):
+            module = importlib.import_module(node.module)
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}" if hasattr(module, "__path__") else ""
+                found = hasattr(module, alias.name) or (inner and find_spec(inner))
+                assert found, f"{script.name}: {node.module} has no {alias.name}"
 
 
 def run_gpu(out: Path, *arguments: str) -> tuple[int, dict, str]:

@@ -5,6 +5,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
+from tiling.contracts import SAME_MPP
 from tiling.errors import SlideError
 
 # A glass slide is 75 mm long: at 50 µm per pixel it is 1500 px. Coarser figures in a file are a
@@ -15,7 +16,6 @@ MICRONS_PER_INCH = 25_400.0
 # Resolutions that programs write for screens and printers, dots per inch.
 PRINTER_DPI = (72, 96, 100, 120, 144, 150, 180, 200, 240, 300, 350, 360, 400, 600, 1200, 2400, 4800)
 SAME_DPI = 0.005  # relative; dots per centimetre are rounded
-SAME_MPP = 0.001  # relative; x and y that differ by less are one resolution, rounded
 USUAL_MPP = 10.0  # µm per px times the objective power: 20x is about 0.5, 40x about 0.25
 FAR_FROM_USUAL = 1.6  # scanners lie within 0.7 and 1.1 of the usual
 

@@ -306,7 +306,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="folder for the cohort")
     parser.add_argument("--seed", type=int, default=0, help="the same seed, the same bytes")
     args = parser.parse_args(argv)
-    sys.stdout.write(f"{compose_cohort(args.patches, args.out, seed=args.seed)}\n")
+    try:
+        manifest = compose_cohort(args.patches, args.out, seed=args.seed)
+    except ManifestError as error:
+        parser.error(str(error))
+    sys.stdout.write(f"{manifest}\n")
     return 0
 
 

@@ -119,7 +119,7 @@ def evaluate_images(
         "undefined": {**flatten_undefined(undefined), "froc": _NO_SLIDES},
         "notes": notes + doubts,
     }
-    _write_tables(out, images, chosen, by_split, rule)
+    _write_tables(out, images, chosen, by_split, rule, section.values)
     write_localisation(out / "localisation.csv", "image_id", located)
     write_json(out / "metrics.json", metrics)
     return metrics
@@ -227,6 +227,7 @@ def _write_tables(
     chosen: Sequence[ScoredImage],
     by_split: dict[Any, list[ScoredImage]],
     rule: Rule,
+    figures: Mapping[str, Any],
 ) -> None:
     decided = rule.decide(np.array([i.score for i in images]))
     write_csv(
@@ -246,16 +247,15 @@ def _write_tables(
     )
     labels, scores = labels_and_scores([i for i in chosen if not np.isnan(i.score)])
     curves = ranking_curves(labels, scores)
-    figures, _ = ranking_figures(IMAGE, labels, scores)
     points = curves.roc.tolist() if curves else []
     write_csv(
         out / "roc.csv",
         ("threshold", "fpr", "tpr"),
         ([t if np.isfinite(t) else None, x, y] for t, x, y in points),
     )
-    drawn: Any = [("images", curves, figures)] if curves else []
-    draw_roc(out / "roc.png", [(n, c, f["roc_auc"]) for n, c, f in drawn], bands={})
-    draw_precision_recall(out / "pr.png", [(n, c, f["average_precision"]) for n, c, f in drawn])
+    drawn = [] if curves is None else [("images", curves)]
+    draw_roc(out / "roc.png", [(*one, figures["roc_auc"]) for one in drawn], bands={})
+    draw_precision_recall(out / "pr.png", [(*one, figures["average_precision"]) for one in drawn])
     draw_confusion(
         out / "confusion.png",
         count_confusion(*labels_and_scores(chosen), rule),

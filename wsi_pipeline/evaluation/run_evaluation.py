@@ -442,8 +442,7 @@ def _slide_cells(
     threshold: SlideThreshold | None,
     c: Confusion[int],
 ) -> list[Cell]:
-    known = score is not None and threshold is not None
-    predicted = int(threshold.decide(score)) if known else None  # type: ignore[union-attr, arg-type]
+    predicted = None if score is None or threshold is None else int(threshold.decide(score))
     return [slide.slide_id, slide.truth, score, predicted, c.tp, c.fp, c.fn, c.tn]
 
 

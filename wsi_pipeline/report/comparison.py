@@ -25,9 +25,8 @@ from wsi_pipeline.report.build import (
     read_froc_table,
     read_headlines,
 )
-from wsi_pipeline.report.charts import Chart
 from wsi_pipeline.report.figures import write_chart
-from wsi_pipeline.report.gather import ModelFiles, read_model
+from wsi_pipeline.report.gather import read_model
 from wsi_pipeline.report.page import read_difference, read_figure, render_page
 
 
@@ -196,7 +195,7 @@ def _find_differing(chosen: Sequence[Contestant], units: Sequence[set[Any]]) -> 
 def _show_slides(chosen: Sequence[Contestant], out: Path) -> tuple[list[Evaluated], dict[str, Any]]:
     """Read models of runs on slides, and what the page shows of them; writes the curves."""
     shown = [replace(read_model(c.run, c.model, ()), name=c.name) for c in chosen]
-    charts = {name: chart for name, chart in _draw(shown).items() if chart is not None}
+    charts = curves.chart_models(shown)
     for name, chart in charts.items():
         write_chart(out / "figures" / name, chart)
     units = [{(row["slide_id"], row.get("label")) for row in model.slides} for model in shown]
@@ -219,14 +218,4 @@ def _show_slides(chosen: Sequence[Contestant], out: Path) -> tuple[list[Evaluate
             }
             for contestant, model in zip(chosen, shown, strict=True)
         ],
-    }
-
-
-def _draw(models: Sequence[ModelFiles]) -> dict[str, Chart | None]:
-    return {
-        "roc_slides": curves.chart_slide_roc(models),
-        "roc_patches": curves.chart_patch_roc(models),
-        "pr_patches": curves.chart_precision_recall(models),
-        "reliability": curves.chart_reliability(models),
-        **{f"froc_{name}": curves.chart_froc(models, name) for name in DEFINITIONS},
     }

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from wsi_pipeline.contracts import AtRate
+from wsi_pipeline.contracts import DEFINITIONS, AtRate
 from wsi_pipeline.evaluation.froc import read_sensitivity
 from wsi_pipeline.evaluation.ranking import ranking_curves
 from wsi_pipeline.report.charts import (
@@ -30,6 +30,18 @@ _FROC_RATES = Axis(
 
 
 _SWEPT = {"precision": "precision", "recall": "recall", "f1": "F1", "specificity": "specificity"}
+
+
+def chart_models(models: Sequence[ModelFiles]) -> dict[str, Chart]:
+    """Draw the curves of models together, those that their files allow, by the name for a file."""
+    found = {
+        "roc_slides": chart_slide_roc(models),
+        "roc_patches": chart_patch_roc(models),
+        "pr_patches": chart_precision_recall(models),
+        **{f"froc_{name}": chart_froc(models, name) for name in DEFINITIONS},
+        "reliability": chart_reliability(models),
+    }
+    return {name: chart for name, chart in found.items() if chart is not None}
 
 
 def chart_patch_roc(models: Sequence[ModelFiles]) -> Chart | None:

@@ -44,17 +44,13 @@ def write_figures(folder: Path, model: ModelFiles) -> list[Path]:
 
 def paper_charts(model: ModelFiles) -> Mapping[str, Chart]:
     """Return the charts of one model, by the name of their files."""
-    found = {
-        "roc_slides": curves.chart_slide_roc([model]),
-        "roc_patches": curves.chart_patch_roc([model]),
-        "pr_patches": curves.chart_precision_recall([model]),
-        "froc_camelyon16": curves.chart_froc([model], "camelyon16"),
-        "froc_patch": curves.chart_froc([model], "patch"),
-        "reliability": curves.chart_reliability([model]),
-        "sweep": curves.chart_sweep(model),
-        **dict(zip(("training_loss", "training_auc"), curves.chart_history(model), strict=False)),
+    history = zip(("training_loss", "training_auc"), curves.chart_history(model), strict=False)
+    sweep = curves.chart_sweep(model)
+    return {
+        **curves.chart_models([model]),
+        **({} if sweep is None else {"sweep": sweep}),
+        **dict(history),
     }
-    return {name: chart for name, chart in found.items() if chart is not None}
 
 
 def write_chart(stem: Path, chart: Chart) -> list[Path]:

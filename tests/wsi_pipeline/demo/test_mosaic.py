@@ -223,6 +223,14 @@ def test_the_command_prints_the_manifest(tmp_path, capsys):
     assert capsys.readouterr().out == f"{tmp_path / 'out' / 'manifest.csv'}\n"
 
 
+def test_a_folder_without_patches_is_a_wrong_usage_not_a_traceback(tmp_path, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["--patches", str(tmp_path), "--out", str(tmp_path / "out")])
+
+    assert ended.value.code == 2
+    assert f"{tmp_path}: no patches; it must hold tumor/*.png" in capsys.readouterr().err
+
+
 def test_real_patches_make_a_cohort_with_the_patient_of_both_classes_left_out(tmp_path):
     folder = real_data("patches/camelyon16")
     found = find_patches(folder)

@@ -2,14 +2,19 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from xml.etree.ElementTree import Element, ElementTree, SubElement, indent
+from xml.etree.ElementTree import (  # a type and the writer; defusedxml parses
+    Element,
+    ElementTree,
+    SubElement,
+    indent,
+)
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from tiling.annotation.formats.base import AnnotationFormat
 from tiling.annotation.formats.drawing import Drawing, Meaning, check_vertices, meaning_of_name
-from tiling.annotation.formats.xml import XML_SUFFIXES, parse_xml, read_decimal, rectangle
+from tiling.annotation.formats.xml import XML_SUFFIXES, parse_xml, read_decimal, read_outline
 from tiling.errors import AnnotationError
 from tiling.files import write_aside
 
@@ -59,12 +64,7 @@ def _vertices(annotation: Element, name: str, kind: str) -> list[tuple[float, fl
     elements = list(annotation.iter("Coordinate"))
     if all(element.get("Order") is not None for element in elements):
         elements.sort(key=lambda element: read_decimal(element, "Order", name))
-    points = [
-        (read_decimal(element, "X", name), read_decimal(element, "Y", name)) for element in elements
-    ]
-    if kind == "rectangle" and len(points) == 2:
-        points = rectangle(*points)
-    return points
+    return read_outline(elements, name, kind)
 
 
 ASAP_XML = AnnotationFormat(

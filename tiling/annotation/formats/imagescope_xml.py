@@ -20,13 +20,13 @@ import math
 import re
 from collections.abc import Iterator
 from typing import Any
-from xml.etree.ElementTree import Element
+from xml.etree.ElementTree import Element  # the type only; defusedxml parses
 
 import shapely
 
 from tiling.annotation.formats.base import AnnotationFormat
 from tiling.annotation.formats.drawing import Drawing, Meaning, meaning_of_name
-from tiling.annotation.formats.xml import XML_SUFFIXES, parse_xml, read_decimal, rectangle
+from tiling.annotation.formats.xml import XML_SUFFIXES, parse_xml, read_outline
 
 KINDS = {
     "0": "polygon", "1": "rectangle", "2": "ellipse", "3": "arrow", "4": "ruler",
@@ -119,13 +119,8 @@ def _is_known(name: str, drawing: Drawing) -> bool:
 
 
 def _vertices(region: Element, name: str, kind: str) -> list[Point]:
-    points = [
-        (read_decimal(vertex, "X", name), read_decimal(vertex, "Y", name))
-        for vertex in region.iter()
-        if vertex.tag in ("Vertex", "V")
-    ]
-    if kind == "rectangle" and len(points) == 2:
-        return rectangle(points[0], points[1])
+    vertices = (vertex for vertex in region.iter() if vertex.tag in ("Vertex", "V"))
+    points = read_outline(vertices, name, kind)
     if kind == "ellipse" and 2 <= len(points) <= 4:  # corners, or ends of the axes
         return _ellipse(points)
     return points

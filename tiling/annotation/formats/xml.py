@@ -1,6 +1,7 @@
-"""What the XML formats share: a safely parsed root, and numbers in attributes."""
+"""What the XML formats share: a safely parsed root, numbers in attributes, outlines."""
 
-from xml.etree.ElementTree import Element, ParseError
+from collections.abc import Iterable
+from xml.etree.ElementTree import Element, ParseError  # a type and an error; defusedxml parses
 
 import defusedxml.ElementTree
 from defusedxml.common import DefusedXmlException
@@ -63,9 +64,18 @@ def read_decimal(element: Element, key: str, name: str) -> float:
         ) from error
 
 
-def rectangle(
-    corner: tuple[float, float], opposite: tuple[float, float]
-) -> list[tuple[float, float]]:
-    """List the corners of an upright rectangle between two opposite ones."""
-    (x0, y0), (x1, y1) = corner, opposite
-    return [(x0, y0), (x1, y0), (x1, y1), (x0, y1)]
+def read_outline(vertices: Iterable[Element], name: str, kind: str) -> list[tuple[float, float]]:
+    """Read the corners of an outline from the attributes X and Y of its vertices.
+
+    A rectangle may be given by two opposite corners: the result has all four.
+
+    Raises
+    ------
+    AnnotationError
+        If a vertex is not a position; `name` is that of the polygon.
+    """
+    points = [(read_decimal(v, "X", name), read_decimal(v, "Y", name)) for v in vertices]
+    if kind == "rectangle" and len(points) == 2:
+        (x0, y0), (x1, y1) = points
+        return [(x0, y0), (x1, y0), (x1, y1), (x0, y1)]
+    return points
