@@ -132,8 +132,8 @@ def run_in_parts(
             remove_parts(run, task.unit)
         return run_stage(stage, run, tasks, config, options)
     todo: list[Any] = [t for t in tasks if options.overwrite or not _is_finished(run, t)]
-    parts = [replace(t, part=Shard(k, shard.count)) for t in todo for k in range(shard.count)]
-    result = run_stage(stage, run, [*(t for t in tasks if t not in todo), *parts], config, options)
+    chosen = [*(t for t in tasks if t not in todo), *(replace(t, part=shard) for t in todo)]
+    result = run_stage(stage, run, chosen, config, options, of_shard=True)
     merged = [task.unit.title for task in todo if merge(run, task.unit.model)]
     return replace(result, notes=tuple(f"{title}: all parts put together" for title in merged))
 

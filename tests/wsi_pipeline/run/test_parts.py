@@ -1,0 +1,86 @@
+"""Units done in parts by the tasks of a job array: killed, requeued and simultaneous tasks."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+
+from wsi_pipeline.config.reading import Config
+from wsi_pipeline.layout import RunFolder, Unit
+from wsi_pipeline.run import parts
+from wsi_pipeline.run.parts import part_path, read_parts, remove_parts, run_in_parts, write_part
+from wsi_pipeline.run.runner import Options
+from wsi_pipeline.run.shards import Shard
+from wsi_pipeline.run.state import clear_mark, mark_finished
+from wsi_pipeline.run.tasks import Task
+
+
+@dataclass(frozen=True)
+class Squares(Task):
+    """Square the numbers 0 to 9."""
+
+    model: str
+    part: Shard | None = None
+
+    @property
+    def unit(self):
+        return parts.unit_of_part(Unit("predict", "images", self.model), self.part)
+
+    def fingerprint(self, run):
+        return f"squares {self.part}"
+
+    def __call__(self, job, on_progress):
+        numbers = np.array(parts.share_of(range(10), self.part))
+        path = part_path(job.run, replace(self, part=None).unit, self.part)
+        write_part(path, self.part.count, {}, {"squares": numbers**2})
+        return [path], ""
+
+
+def merge(run, model):
+    unit = Unit("predict", "images", model)
+    found = read_parts(run, unit)
+    if not found:
+        return False
+    path = run.path / f"{model}.txt"
+    path.write_text(" ".join(str(n) for part in found for n in part.arrays["squares"]))
+    clear_mark(run, unit)
+    mark_finished(run, unit, "squares None", [path])
+    remove_parts(run, unit)
+    return True
+
+
+def run_shard(run, shard, models=("a", "b")):
+    tasks = [Squares(model) for model in models]
+    options = Options(shard=shard, quiet=True)
+    return run_in_parts("predict", run, tasks, Config(), options, merge=merge)
+
+
+@pytest.fixture
+def run(tmp_path):
+    return RunFolder(tmp_path)
+
+
+SQUARES = "0 1 4 9 16 25 36 49 64 81"
+
+
+@pytest.mark.parametrize("killed", range(3))
+def test_a_killed_task_submitted_again_does_its_own_part(run, monkeypatch, killed):
+    """Though one of the models is finished by then, the part of the other is the same."""
+    call = Squares.__call__
+
+    def kill_at_b(task, job, on_progress):
+        if task.model == "b":
+            raise KeyboardInterrupt
+        return call(task, job, on_progress)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Squares, "__call__", kill_at_b)
+        with pytest.raises(KeyboardInterrupt):
+            run_shard(run, Shard(killed, 3))
+    for index in {0, 1, 2} - {killed}:
+        run_shard(run, Shard(index, 3))
+    assert (run.path / "a.txt").read_text() == SQUARES
+    assert not (run.path / "b.txt").exists()
+    result = run_shard(run, Shard(killed, 3))
+    assert result.notes == ("images by b: all parts put together",)
+    assert (run.path / "b.txt").read_text() == SQUARES
