@@ -19,7 +19,7 @@ from wsi_pipeline.config.reading import Config
 from wsi_pipeline.layout import RunFolder, Unit
 from wsi_pipeline.run.runner import Options, StageResult, run_stage
 from wsi_pipeline.run.shards import Shard
-from wsi_pipeline.run.state import unit_state
+from wsi_pipeline.run.state import clear_mark, mark_finished, sort_by_time, unit_state
 from wsi_pipeline.run.tasks import Task
 
 Item = TypeVar("Item")
@@ -30,7 +30,7 @@ class Part:
     """What one task found out."""
 
     count: int  # of the parts of the unit
-    about: dict[str, Any]  # what all parts have in common, as JSON holds it
+    about: dict[str, Any]  # common to all parts, JSON; `fingerprint` of the unit, `data`: digest
     arrays: dict[str, NDArray[Any]]
 
 
@@ -77,7 +77,7 @@ def read_parts(run: RunFolder, unit: Unit) -> list[Part]:
     The job array is that of the part that was written last.
     """
     folder = part_path(run, unit, Shard(0, 1)).parent
-    paths = sorted(folder.glob(f"{unit.slide_id}.*-of-*.npz"), key=lambda p: p.stat().st_mtime_ns)
+    paths = sort_by_time(folder.glob(f"{unit.slide_id}.*-of-*.npz"))
     found = {path.name: part for path in paths if (part := _read(path)) is not None}
     if not found:
         return []
@@ -99,8 +99,36 @@ def _read(path: Path) -> Part | None:
         return None
 
 
+def merge_parts(
+    run: RunFolder,
+    unit: Unit,
+    write: Callable[[list[Part]], list[Path]],
+    *,
+    is_current: Callable[[str], bool],
+) -> bool:
+    """Put the parts of a unit together and mark it finished, if they are all there.
+
+    Two tasks may do so at the same time: they write the same files, each as a whole.
+
+    Parameters
+    ----------
+    run, unit
+    write : function
+        Writes the files of the unit from its parts, in order.
+    is_current : function
+        Whether the digest in `about["data"]` is that of the present data set.
+    """
+    parts = read_parts(run, unit)
+    if not parts or not is_current(parts[0].about["data"]):
+        return False
+    clear_mark(run, unit)
+    mark_finished(run, unit, parts[0].about["fingerprint"], write(parts))
+    remove_parts(run, unit)
+    return True
+
+
 def remove_parts(run: RunFolder, unit: Unit) -> None:
-    """Remove the parts of a unit and their marks, once they are put together."""
+    """Remove the parts of a unit and their marks."""
     folder = part_path(run, unit, Shard(0, 1)).parent
     marks = unit.mark(run, "done").parent
     parts = folder.glob(f"{unit.slide_id}.*-of-*.npz")
