@@ -6,6 +6,7 @@ at all. They fit together if they say the same of how they were made.
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,7 +20,13 @@ from wsi_pipeline.config.reading import Config
 from wsi_pipeline.layout import RunFolder, Unit
 from wsi_pipeline.run.runner import Options, StageResult, run_stage
 from wsi_pipeline.run.shards import Shard
-from wsi_pipeline.run.state import clear_mark, mark_finished, sort_by_time, unit_state
+from wsi_pipeline.run.state import (
+    clear_mark,
+    list_earlier,
+    mark_finished,
+    sort_by_time,
+    unit_state,
+)
 from wsi_pipeline.run.tasks import Task
 
 Item = TypeVar("Item")
@@ -130,10 +137,12 @@ def merge_parts(
 def remove_parts(run: RunFolder, unit: Unit) -> None:
     """Remove the parts of a unit and their marks."""
     folder = part_path(run, unit, Shard(0, 1)).parent
-    marks = unit.mark(run, "done").parent
-    parts = folder.glob(f"{unit.slide_id}.*-of-*.npz")
-    for path in (*parts, *marks.glob(f"{unit.slide_id}.*-of-*.*.json")):
+    for path in (*folder.glob(f"{unit.slide_id}.*-of-*.npz"), *_marks_of_parts(run, unit)):
         path.unlink(missing_ok=True)
+
+
+def _marks_of_parts(run: RunFolder, unit: Unit) -> list[Path]:
+    return list(unit.mark(run, "done").parent.glob(f"{unit.slide_id}.*-of-*.*.json"))
 
 
 def run_in_parts(
@@ -156,8 +165,10 @@ def run_in_parts(
     """
     shard = options.shard
     if shard is None:
-        for task in tasks:  # left by an array that did not end
-            remove_parts(run, task.unit)
+        with suppress(OSError):  # read-only: run_stage raises the error if it has to write
+            for task in tasks:  # left by an array that did not end
+                list_earlier(run, task.unit, _marks_of_parts(run, task.unit))
+                remove_parts(run, task.unit)
         return run_stage(stage, run, tasks, config, options)
     todo: list[Any] = [t for t in tasks if options.overwrite or not _is_finished(run, t)]
     chosen = [*(t for t in tasks if t not in todo), *(replace(t, part=shard) for t in todo)]

@@ -132,11 +132,17 @@ def mark_finished(run: RunFolder, unit: Unit, fingerprint: str, files: Sequence[
 
 def clear_mark(run: RunFolder, unit: Unit) -> None:
     """Remove a unit's mark before its output is rebuilt; keep the list of its files."""
-    done, earlier = unit.mark(run, "done"), unit.mark(run, "earlier")
-    made = {*read_names(done), *read_names(earlier)}
+    done = unit.mark(run, "done")
+    list_earlier(run, unit, [done])
+    done.unlink(missing_ok=True)
+
+
+def list_earlier(run: RunFolder, unit: Unit, marks: Iterable[Path]) -> None:
+    """List the files of marks as earlier ones of a unit, which go unless it writes them again."""
+    earlier = unit.mark(run, "earlier")
+    made = {name for path in (*marks, earlier) for name in read_names(path)}
     if made:
         write_json(earlier, {"files": sorted(made)})
-    done.unlink(missing_ok=True)
 
 
 def _remove_earlier(run: RunFolder, unit: Unit, names: Sequence[str]) -> None:
