@@ -220,7 +220,7 @@ class MapImages(Task):
         network = network.to(resolve_device(self.device))
         every = choose_shown(entries, images.unreadable, self.most, split=self.split)
         rows = share_of(every, self.part)
-        folder = run.path / "heatmaps" / self.model
+        folder = run.image_maps(self.model)
         (folder / "maps.json").unlink(missing_ok=True)  # it speaks of maps that are about to go
         files: list[Path] = []
         shown = []
@@ -281,7 +281,7 @@ def merge_maps(run: RunFolder, model: str) -> bool:
         ]
         shown = [(by_id[i], *both) for i, both in zip(about["images"], drawn, strict=True)]
         files = [run.path / name for part in parts for name in part.arrays["files"].tolist()]
-        return files + _finish_maps(run.path / "heatmaps" / model, shown, about)
+        return files + _finish_maps(run.image_maps(model), shown, about)
 
     return merge_parts(run, Unit("heatmap", ALL, model), write, is_current=cohort.is_still)
 
@@ -387,7 +387,7 @@ def _why_no_maps(run: RunFolder, model: str, config: Config) -> str:
     method = _method_of(path, config)
     if not load_method(method).explains(MODELS[name]):
         return f"{method} does not explain the architecture {name}; set another heatmap.method"
-    _, about = read_scores(run.path / "scores" / model)
+    _, about = read_scores(run.image_scores(model))
     if about["checkpoint"] != digest_file(path):
         return f"its scores are by another checkpoint than models/{model}; run predict again"
     return ""

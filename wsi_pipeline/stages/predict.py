@@ -169,6 +169,7 @@ class PredictImages(Task):
         from wsi_pipeline.devices import resolve_device, resolve_precision
         from wsi_pipeline.inference import predict_store
         from wsi_pipeline.inference.forward import batch_pixels
+        from wsi_pipeline.inference.image_scores import write_scores
         from wsi_pipeline.inference.scores import TRAINED_ON
 
         run, config, images = job.run, self.config, self.cohort.array()
@@ -212,7 +213,7 @@ class PredictImages(Task):
         n = summary.n_unreadable
         line = pluralize(len(rows), "image") + (f", {n} unreadable" if n else "")
         if self.part is None:
-            files = _write_table(run, self.model, chosen, logits, about)
+            files = write_scores(run.image_scores(self.model), chosen, logits, about)
         else:
             files = [part_path(run, replace(self, part=None).unit, self.part)]
             common = about | {"batch_size": batch_size, "data": self.cohort.digest()}
@@ -236,20 +237,10 @@ class PredictImages(Task):
         return np.array([row for row, _ in chosen], np.int64), [e for _, e in chosen]
 
 
-def _write_table(
-    run: RunFolder,
-    model: str,
-    entries: Sequence[ImageEntry],
-    logits: NDArray[np.float32],
-    about: Mapping[str, Any],
-) -> list[Path]:
-    from wsi_pipeline.inference.image_scores import write_scores
-
-    return write_scores(run.path / "scores" / model, entries, logits, about)
-
-
 def merge_images(run: RunFolder, model: str) -> bool:
     """Write the table of scores from the parts of a job array, if they are all there."""
+    from wsi_pipeline.inference.image_scores import write_scores
+
     cohort = ImageCohort(run)
 
     def write(parts: list[Part]) -> list[Path]:
@@ -257,7 +248,7 @@ def merge_images(run: RunFolder, model: str) -> bool:
         logits = np.fmax.reduce([part.arrays["logits"] for part in parts])  # NaN: of another part
         entries = cohort.entries
         chosen = [entries[row] for row in parts[0].arrays["rows"]]
-        return _write_table(run, model, chosen, logits, about)
+        return write_scores(run.image_scores(model), chosen, logits, about)
 
     return merge_parts(run, Unit("predict", ALL, model), write, is_current=cohort.is_still)
 
