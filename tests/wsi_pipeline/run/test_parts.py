@@ -1,6 +1,9 @@
 """Units done in parts by the tasks of a job array: killed, requeued and simultaneous tasks."""
 
+import errno
+import os
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -91,3 +94,19 @@ def test_a_part_that_another_task_removes_meanwhile_is_no_error(run):
     assert run_shard(run, Shard(0, 2), ["a"]).notes == ()
     assert run_shard(run, Shard(1, 2), ["a"]).notes == ("images by a: all parts put together",)
     assert (run.path / "a.txt").read_text() == SQUARES
+
+
+def test_leftover_parts_of_a_finished_unit_may_be_read_only(run, monkeypatch):
+    for index in range(2):
+        run_shard(run, Shard(index, 2), ["a"])
+    left = part_path(run, Unit("predict", "images", "a"), Shard(0, 2))
+    write_part(left, 2, ABOUT, {})
+    unlink = Path.unlink
+
+    def refuse(path, missing_ok=False):
+        if path == left:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+        unlink(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    assert run_shard(run, None, ["a"]).kept == ("images by a",)
