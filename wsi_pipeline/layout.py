@@ -73,6 +73,10 @@ class RunFolder:
         """Score file of a slide."""
         return self.path / "scores" / model / f"{slide_id}.h5"
 
+    def image_scores(self, model: str) -> Path:
+        """Folder with the score table of single images."""
+        return self.path / "scores" / model
+
     def journal(self, model: str, slide_id: str) -> Path:
         """Scored batches of a slide whose prediction is unfinished."""
         return self.path / ".state" / "journals" / model / f"{slide_id}.scores"
@@ -80,6 +84,10 @@ class RunFolder:
     def heatmap(self, model: str, slide_id: str) -> Path:
         """Heatmap values of a slide."""
         return self.path / "heatmaps" / model / f"{slide_id}.ome.tif"
+
+    def image_maps(self, model: str) -> Path:
+        """Folder with the maps of single images."""
+        return self.path / "heatmaps" / model
 
     def overlay(self, model: str, slide_id: str) -> Path:
         """Picture of a slide's heatmap."""

@@ -6,6 +6,7 @@ at all. They fit together if they say the same of how they were made.
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,7 +20,13 @@ from wsi_pipeline.config.reading import Config
 from wsi_pipeline.layout import RunFolder, Unit
 from wsi_pipeline.run.runner import Options, StageResult, run_stage
 from wsi_pipeline.run.shards import Shard
-from wsi_pipeline.run.state import unit_state
+from wsi_pipeline.run.state import (
+    clear_mark,
+    list_earlier,
+    mark_finished,
+    sort_by_time,
+    unit_state,
+)
 from wsi_pipeline.run.tasks import Task
 
 Item = TypeVar("Item")
@@ -30,7 +37,7 @@ class Part:
     """What one task found out."""
 
     count: int  # of the parts of the unit
-    about: dict[str, Any]  # what all parts have in common, as JSON holds it
+    about: dict[str, Any]  # common to all parts, JSON; `fingerprint` of the unit, `data`: digest
     arrays: dict[str, NDArray[Any]]
 
 
@@ -77,7 +84,7 @@ def read_parts(run: RunFolder, unit: Unit) -> list[Part]:
     The job array is that of the part that was written last.
     """
     folder = part_path(run, unit, Shard(0, 1)).parent
-    paths = sorted(folder.glob(f"{unit.slide_id}.*-of-*.npz"), key=lambda p: p.stat().st_mtime_ns)
+    paths = sort_by_time(folder.glob(f"{unit.slide_id}.*-of-*.npz"))
     found = {path.name: part for path in paths if (part := _read(path)) is not None}
     if not found:
         return []
@@ -99,13 +106,43 @@ def _read(path: Path) -> Part | None:
         return None
 
 
+def merge_parts(
+    run: RunFolder,
+    unit: Unit,
+    write: Callable[[list[Part]], list[Path]],
+    *,
+    is_current: Callable[[str], bool],
+) -> bool:
+    """Put the parts of a unit together and mark it finished, if they are all there.
+
+    Two tasks may do so at the same time: they write the same files, each as a whole.
+
+    Parameters
+    ----------
+    run, unit
+    write : function
+        Writes the files of the unit from its parts, in order.
+    is_current : function
+        Whether the digest in `about["data"]` is that of the present data set.
+    """
+    parts = read_parts(run, unit)
+    if not parts or not is_current(parts[0].about["data"]):
+        return False
+    clear_mark(run, unit)
+    mark_finished(run, unit, parts[0].about["fingerprint"], write(parts))
+    remove_parts(run, unit)
+    return True
+
+
 def remove_parts(run: RunFolder, unit: Unit) -> None:
-    """Remove the parts of a unit and their marks, once they are put together."""
+    """Remove the parts of a unit and their marks."""
     folder = part_path(run, unit, Shard(0, 1)).parent
-    marks = unit.mark(run, "done").parent
-    parts = folder.glob(f"{unit.slide_id}.*-of-*.npz")
-    for path in (*parts, *marks.glob(f"{unit.slide_id}.*-of-*.*.json")):
+    for path in (*folder.glob(f"{unit.slide_id}.*-of-*.npz"), *_marks_of_parts(run, unit)):
         path.unlink(missing_ok=True)
+
+
+def _marks_of_parts(run: RunFolder, unit: Unit) -> list[Path]:
+    return list(unit.mark(run, "done").parent.glob(f"{unit.slide_id}.*-of-*.*.json"))
 
 
 def run_in_parts(
@@ -128,12 +165,14 @@ def run_in_parts(
     """
     shard = options.shard
     if shard is None:
-        for task in tasks:  # left by an array that did not end
-            remove_parts(run, task.unit)
+        with suppress(OSError):  # read-only: run_stage raises the error if it has to write
+            for task in tasks:  # left by an array that did not end
+                list_earlier(run, task.unit, _marks_of_parts(run, task.unit))
+                remove_parts(run, task.unit)
         return run_stage(stage, run, tasks, config, options)
     todo: list[Any] = [t for t in tasks if options.overwrite or not _is_finished(run, t)]
-    parts = [replace(t, part=Shard(k, shard.count)) for t in todo for k in range(shard.count)]
-    result = run_stage(stage, run, [*(t for t in tasks if t not in todo), *parts], config, options)
+    chosen = [*(t for t in tasks if t not in todo), *(replace(t, part=shard) for t in todo)]
+    result = run_stage(stage, run, chosen, config, options, of_shard=True)
     merged = [task.unit.title for task in todo if merge(run, task.unit.model)]
     return replace(result, notes=tuple(f"{title}: all parts put together" for title in merged))
 

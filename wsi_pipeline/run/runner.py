@@ -73,11 +73,26 @@ class StageResult:
 
 
 def run_stage(
-    stage: str, run: RunFolder, tasks: Sequence[Task], config: Config, options: Options
+    stage: str,
+    run: RunFolder,
+    tasks: Sequence[Task],
+    config: Config,
+    options: Options,
+    *,
+    of_shard: bool = False,
 ) -> StageResult:
     """Process the units that are not finished; record failures.
 
     If everything is finished, the run folder may be read-only.
+
+    Parameters
+    ----------
+    stage, run
+    tasks : sequence of Task
+        One per unit.
+    config, options
+    of_shard : bool
+        The tasks are those of `options.shard` alone; otherwise they are of all shards.
 
     Raises
     ------
@@ -87,8 +102,9 @@ def run_stage(
     if not tasks:
         raise StageError(f"{run.path}: nothing to {stage}")
     groups = {(task.unit.variant, task.unit.model) for task in tasks}
-    chosen = select_shard({task.unit.name: task.weight for task in tasks}, options.shard)
-    tasks = [task for task in tasks if task.unit.name in chosen]
+    if not of_shard:
+        chosen = select_shard({task.unit.name: task.weight for task in tasks}, options.shard)
+        tasks = [task for task in tasks if task.unit.name in chosen]
     before = _text_to_restore(run)
     with StageProgress(stage, len(tasks), quiet=options.quiet) as progress:
         with check_each_once():

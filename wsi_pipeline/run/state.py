@@ -7,8 +7,8 @@ job array share a run folder without locks.
 """
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -132,11 +132,17 @@ def mark_finished(run: RunFolder, unit: Unit, fingerprint: str, files: Sequence[
 
 def clear_mark(run: RunFolder, unit: Unit) -> None:
     """Remove a unit's mark before its output is rebuilt; keep the list of its files."""
-    done, earlier = unit.mark(run, "done"), unit.mark(run, "earlier")
-    made = {*read_names(done), *read_names(earlier)}
+    done = unit.mark(run, "done")
+    list_earlier(run, unit, [done])
+    done.unlink(missing_ok=True)
+
+
+def list_earlier(run: RunFolder, unit: Unit, marks: Iterable[Path]) -> None:
+    """List the files of marks as earlier ones of a unit, which go unless it writes them again."""
+    earlier = unit.mark(run, "earlier")
+    made = {name for path in (*marks, earlier) for name in read_names(path)}
     if made:
         write_json(earlier, {"files": sorted(made)})
-    done.unlink(missing_ok=True)
 
 
 def _remove_earlier(run: RunFolder, unit: Unit, names: Sequence[str]) -> None:
@@ -264,16 +270,22 @@ def forget_shards(run: RunFolder, stage: str) -> None:
         path.unlink(missing_ok=True)
 
 
+def sort_by_time(paths: Iterable[Path]) -> list[Path]:
+    """Sort files by modification time, oldest first; files removed by another task are left out."""
+    times = []
+    for path in paths:
+        with suppress(FileNotFoundError):
+            times.append((path.stat().st_mtime_ns, path))
+    return [path for _, path in sorted(times)]
+
+
 def missing_shards(run: RunFolder, stage: str) -> tuple[int, list[int]]:
     """Return the size of the latest job array of a stage and its tasks that never ended.
 
     The latest array is that of the last recorded task; tasks of another size or of other settings
     belong to an earlier array.
     """
-    paths = sorted(
-        _shards_folder(run, stage).glob("*-of-*.json"),
-        key=lambda path: (path.stat().st_mtime_ns, path.name),
-    )
+    paths = sort_by_time(_shards_folder(run, stage).glob("*-of-*.json"))
     shards = [shard for shard in map(_read_shard, paths) if shard is not None]
     if not shards:
         return 0, []

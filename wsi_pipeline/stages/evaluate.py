@@ -32,6 +32,7 @@ from wsi_pipeline.stages.inputs import (
     DigestScores,
     build_store_heatmap,
     choose_scored_models,
+    digest_image_scores,
     digest_scores,
     digest_scores_by_origin,
     scored,
@@ -165,15 +166,19 @@ def _localise(heatmap: Any, annotation: Any, label: int | None) -> Any:
 
 
 def _headline(metrics: Mapping[str, Any]) -> str:
-    figures = {
-        "patch ROC AUC": metrics["patch"]["roc_auc"],
-        "slide ROC AUC": metrics["slide"]["roc_auc"],
-        "FROC score": metrics["froc"]["score"],
-    }
-    parts = [
+    return _list_figures(
+        {
+            "patch ROC AUC": metrics["patch"]["roc_auc"],
+            "slide ROC AUC": metrics["slide"]["roc_auc"],
+            "FROC score": metrics["froc"]["score"],
+        }
+    )
+
+
+def _list_figures(figures: Mapping[str, float | None]) -> str:
+    return ", ".join(
         f"{name} {'undefined' if v is None else format_number(v)}" for name, v in figures.items()
-    ]
-    return ", ".join(parts)
+    )
 
 
 IMAGE_METRICS = "wsi-pipeline/image-metrics/3"  # what metrics.json holds
@@ -193,11 +198,9 @@ class EvaluateImages(Task):
 
     def fingerprint(self, run: RunFolder) -> str:
         """Hash scores, masks, maps and settings."""
-        require_sound(run, Unit("predict", ALL, self.model))
+        digests = digest_image_scores(run, self.model)
         require_sound(run, Unit("heatmap", ALL, self.model))  # compared with the masks
-        folder = run.path / "scores" / self.model
-        digests = [digest_file(folder / name) for name in ("images.csv", "images.json")]
-        compared = [run.tiles / "masks.npy", run.path / "heatmaps" / self.model / "maps.json"]
+        compared = [run.tiles / "masks.npy", run.image_maps(self.model) / "maps.json"]
         on_masks = [digest_file(path) for path in compared if path.is_file()]
         settings = {key: getattr(self.config, key) for key in USED["evaluate"]}
         return digest_settings(digests, settings, IMAGE_METRICS, on_masks)
@@ -210,7 +213,7 @@ class EvaluateImages(Task):
 
         run, config, model = job.run, self.config, self.model
         entries = read_images(run.images)
-        images, about = read_scores(run.path / "scores" / model)
+        images, about = read_scores(run.image_scores(model))
         out = run.evaluation(model)
         rule = rule_of(about, config.image_threshold)
         (out / "metrics.json").unlink(missing_ok=True)
@@ -224,17 +227,14 @@ class EvaluateImages(Task):
                 settings=config,
                 masks=read_masks(run.tiles, entries),
                 mask_splits={e.image_id: e.split for e in entries},
-                maps=run.path / "heatmaps" / model,
+                maps=run.image_maps(model),
             )
             files = move_into(scratch, out, last="metrics.json")
         figures = {"accuracy": "accuracy", "ROC AUC": "roc_auc", "loss": "loss"}
-        found = {name: metrics["patch"][key] for name, key in figures.items()}
-        parts = [
-            f"{name} {'undefined' if v is None else format_number(v)}" for name, v in found.items()
-        ]
+        line = _list_figures({name: metrics["patch"][key] for name, key in figures.items()})
         if n := metrics["localisation"]["n"]:
-            parts.append(f"maps compared with {pluralize(n, 'mask')}")
-        return files, f"{metrics['evaluated']}: " + ", ".join(parts)
+            line += f", maps compared with {pluralize(n, 'mask')}"
+        return files, f"{metrics['evaluated']}: {line}"
 
 
 def evaluate(

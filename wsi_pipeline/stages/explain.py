@@ -263,7 +263,7 @@ def _list_patches(cohort: SlideCohort, config: Config, model: str) -> _Candidate
 def _list_images(cohort: ImageCohort, config: Config, model: str) -> _Candidates:
     from wsi_pipeline.inference.image_scores import read_scores
 
-    folder = cohort.run.path / "scores" / model
+    folder = cohort.run.image_scores(model)
     images, _ = read_scores(folder)
     rows = {entry.image_id: row for row, entry in enumerate(cohort.entries)}
     chosen = _evaluated(images, config)

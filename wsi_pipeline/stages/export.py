@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from tiling.contracts import OnProgress
-from tiling.files import digest_file, remove_leftovers
+from tiling.files import remove_leftovers
 from tiling.wording import name_some, pluralize
 from wsi_pipeline.cohort.image_folder import ALL
-from wsi_pipeline.cohort.kinds import ImageCohort, cohort_of, require_sound
+from wsi_pipeline.cohort.kinds import ImageCohort, cohort_of
 from wsi_pipeline.cohort.slides import digest_store, open_store
 from wsi_pipeline.config.reading import Config, digest_settings
 from wsi_pipeline.config.settings import ExportConfig
@@ -24,6 +24,7 @@ from wsi_pipeline.run.tasks import Done, Job, Task
 from wsi_pipeline.stages.inputs import (
     DigestScores,
     choose_scored_models,
+    digest_image_scores,
     digest_scores,
     digest_scores_by_origin,
     name_unscored,
@@ -101,9 +102,7 @@ class ExportImages(Task):
 
     def fingerprint(self, run: RunFolder) -> str:
         """Hash images, scores and settings."""
-        require_sound(run, Unit("predict", ALL, self.model))
-        folder = run.path / "scores" / self.model
-        scores = [digest_file(folder / name) for name in ("images.csv", "images.json")]
+        scores = digest_image_scores(run, self.model)
         how = replace(self.config, formats=())
         return digest_settings(self.cohort.digest(), scores, how, _from_run(run, self.out))
 
@@ -120,7 +119,7 @@ class ExportImages(Task):
         config = self.config
         if config.class_name == ExportConfig.class_name:
             config = replace(config, class_name=kind.class_names[1])
-        scored, _ = read_scores(job.run.path / "scores" / self.model)
+        scored, _ = read_scores(job.run.image_scores(self.model))
         images = [i for i in scored if config.splits is None or i.split in config.splits]
         if not images:
             raise StageError("no image is in the splits named by export.splits; null takes all")

@@ -19,9 +19,9 @@ from wsi_pipeline.contracts import Scores, SlideEntry
 from wsi_pipeline.errors import HeatmapError, StageError
 from wsi_pipeline.layout import RunFolder, Unit
 from wsi_pipeline.run.parts import (
+    Part,
+    merge_parts,
     part_path,
-    read_parts,
-    remove_parts,
     run_in_parts,
     share_of,
     unit_of_part,
@@ -29,7 +29,6 @@ from wsi_pipeline.run.parts import (
 )
 from wsi_pipeline.run.runner import Options, StageResult, run_stage
 from wsi_pipeline.run.shards import Shard
-from wsi_pipeline.run.state import clear_mark, mark_finished
 from wsi_pipeline.run.tasks import Done, Job, Task
 from wsi_pipeline.stages.inputs import (
     build_store_heatmap,
@@ -221,7 +220,7 @@ class MapImages(Task):
         network = network.to(resolve_device(self.device))
         every = choose_shown(entries, images.unreadable, self.most, split=self.split)
         rows = share_of(every, self.part)
-        folder = run.path / "heatmaps" / self.model
+        folder = run.image_maps(self.model)
         (folder / "maps.json").unlink(missing_ok=True)  # it speaks of maps that are about to go
         files: list[Path] = []
         shown = []
@@ -270,24 +269,21 @@ def _finish_maps(folder: Path, shown: Sequence[Any], about: Mapping[str, Any]) -
 
 def merge_maps(run: RunFolder, model: str) -> bool:
     """Finish the maps that the tasks of a job array have drawn, if they are all there."""
-    unit = Unit("heatmap", ALL, model)
-    parts, cohort = read_parts(run, unit), ImageCohort(run)
-    if not parts or not cohort.is_still(parts[0].about["data"]):
-        return False
-    by_id = {e.image_id: e for e in cohort.entries}
-    about = {k: v for k, v in parts[0].about.items() if k not in ("fingerprint", "data")}
-    drawn = [
-        (part.arrays[f"picture_{n}"], part.arrays[f"map_{n}"])
-        for part in parts
-        for n in range((len(part.arrays) - 1) // 2)
-    ]
-    shown = [(by_id[i], *both) for i, both in zip(about["images"], drawn, strict=True)]
-    clear_mark(run, unit)
-    files = [run.path / name for part in parts for name in part.arrays["files"].tolist()]
-    files += _finish_maps(run.path / "heatmaps" / model, shown, about)
-    mark_finished(run, unit, parts[0].about["fingerprint"], files)
-    remove_parts(run, unit)
-    return True
+    cohort = ImageCohort(run)
+
+    def write(parts: list[Part]) -> list[Path]:
+        by_id = {e.image_id: e for e in cohort.entries}
+        about = {k: v for k, v in parts[0].about.items() if k not in ("fingerprint", "data")}
+        drawn = [
+            (part.arrays[f"picture_{n}"], part.arrays[f"map_{n}"])
+            for part in parts
+            for n in range((len(part.arrays) - 1) // 2)
+        ]
+        shown = [(by_id[i], *both) for i, both in zip(about["images"], drawn, strict=True)]
+        files = [run.path / name for part in parts for name in part.arrays["files"].tolist()]
+        return files + _finish_maps(run.image_maps(model), shown, about)
+
+    return merge_parts(run, Unit("heatmap", ALL, model), write, is_current=cohort.is_still)
 
 
 def _remove(files: Sequence[Path]) -> None:
@@ -391,7 +387,7 @@ def _why_no_maps(run: RunFolder, model: str, config: Config) -> str:
     method = _method_of(path, config)
     if not load_method(method).explains(MODELS[name]):
         return f"{method} does not explain the architecture {name}; set another heatmap.method"
-    _, about = read_scores(run.path / "scores" / model)
+    _, about = read_scores(run.image_scores(model))
     if about["checkpoint"] != digest_file(path):
         return f"its scores are by another checkpoint than models/{model}; run predict again"
     return ""

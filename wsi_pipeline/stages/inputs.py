@@ -6,18 +6,13 @@ from os import cpu_count
 from typing import TYPE_CHECKING
 
 from tiling.errors import of_damage
-from tiling.files import (
-    digest_file,
-)
+from tiling.files import digest_file
 from tiling.wording import name_some
-from wsi_pipeline.config.settings import (
-    HeatmapConfig,
-)
+from wsi_pipeline.cohort.image_folder import ALL
+from wsi_pipeline.cohort.kinds import require_sound
+from wsi_pipeline.config.settings import HeatmapConfig
 from wsi_pipeline.contracts import Heatmap, Scores, SlideEntry
-from wsi_pipeline.errors import (
-    ScoresError,
-    StageError,
-)
+from wsi_pipeline.errors import ScoresError, StageError
 from wsi_pipeline.layout import RunFolder, Unit
 from wsi_pipeline.names import check_twins
 from wsi_pipeline.run.marks import read_mark
@@ -144,6 +139,18 @@ def digest_scores(run: RunFolder, model: str, slide_id: str) -> str:
             raise of_damage(ScoresError(damage), path)
         log.warning("%s: not as predict wrote it, but consistent: used as an edited file", path)
     return found
+
+
+def digest_image_scores(run: RunFolder, model: str) -> list[str]:
+    """Hash the score table of single images.
+
+    Raises
+    ------
+    StageError
+        If it is not as predict wrote it.
+    """
+    require_sound(run, Unit("predict", ALL, model))
+    return [digest_file(run.image_scores(model) / name) for name in ("images.csv", "images.json")]
 
 
 def digest_scores_by_origin(run: RunFolder, model: str, slide_id: str) -> str:

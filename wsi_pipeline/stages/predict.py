@@ -11,36 +11,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tiling.contracts import OnProgress
-from tiling.files import (
-    digest_file,
-)
+from tiling.files import digest_file
 from tiling.wording import name_some, pluralize
 from wsi_pipeline.cohort.image_folder import ALL, ImageEntry
 from wsi_pipeline.cohort.kinds import ImageCohort, cohort_of, warn_of_unused
 from wsi_pipeline.cohort.slides import digest_store, open_store
 from wsi_pipeline.config.reading import Config, digest_settings
-from wsi_pipeline.config.settings import (
-    PredictConfig,
-)
+from wsi_pipeline.config.settings import PredictConfig
 from wsi_pipeline.contracts import Rule, SlideEntry
-from wsi_pipeline.errors import (
-    CheckpointError,
-    ConfigError,
-    StageError,
-)
+from wsi_pipeline.errors import CheckpointError, ConfigError, StageError
 from wsi_pipeline.layout import RunFolder, Unit
 from wsi_pipeline.names import check_model_name
 from wsi_pipeline.run.parts import (
+    Part,
+    merge_parts,
     part_path,
-    read_parts,
-    remove_parts,
     run_in_parts,
     unit_of_part,
     write_part,
 )
 from wsi_pipeline.run.runner import Options, StageResult, read_run_json, run_stage
 from wsi_pipeline.run.shards import Shard
-from wsi_pipeline.run.state import clear_mark, mark_finished
 from wsi_pipeline.run.tasks import Done, Job, Task
 from wsi_pipeline.stages.inputs import (
     check_device,
@@ -151,6 +142,7 @@ class PredictImages(Task):
     model: str
     cohort: ImageCohort
     checkpoint: Path
+    digest: str  # of the checkpoint's bytes
     config: PredictConfig
     device: str
     part: Shard | None = None
@@ -164,7 +156,7 @@ class PredictImages(Task):
         """Hash images, checkpoint and what changes a score; of a part what decides on it, too."""
         return digest_settings(
             self.cohort.digest(),
-            digest_file(self.checkpoint),
+            self.digest,
             self.config.precision,
             self.config.splits,
             self.config.tolerance,
@@ -177,11 +169,11 @@ class PredictImages(Task):
         from wsi_pipeline.config.devices import resolve_device, resolve_precision
         from wsi_pipeline.inference import predict_store
         from wsi_pipeline.inference.forward import batch_pixels
+        from wsi_pipeline.inference.image_scores import write_scores
         from wsi_pipeline.inference.scores import TRAINED_ON
 
         run, config, images = job.run, self.config, self.cohort.array()
-        digest = digest_file(self.checkpoint)
-        network, meta = load_model(self.checkpoint, digest)
+        network, meta = load_model(self.checkpoint, self.digest)
         rows, chosen = self._choose()
         device = resolve_device(self.device)
         precision = resolve_precision(config.precision, device)
@@ -209,7 +201,7 @@ class PredictImages(Task):
         check = summary.precision_check
         about = {
             "model": meta.model,
-            "checkpoint": digest,
+            "checkpoint": self.digest,
             "precision": precision,
             "precision_check": check.as_plain() if check else None,
             "fingerprint": replace(self, part=None).fingerprint(run),
@@ -221,7 +213,7 @@ class PredictImages(Task):
         n = summary.n_unreadable
         line = pluralize(len(rows), "image") + (f", {n} unreadable" if n else "")
         if self.part is None:
-            files = _write_table(run, self.model, chosen, logits, about)
+            files = write_scores(run.image_scores(self.model), chosen, logits, about)
         else:
             files = [part_path(run, replace(self, part=None).unit, self.part)]
             common = about | {"batch_size": batch_size, "data": self.cohort.digest()}
@@ -245,33 +237,20 @@ class PredictImages(Task):
         return np.array([row for row, _ in chosen], np.int64), [e for _, e in chosen]
 
 
-def _write_table(
-    run: RunFolder,
-    model: str,
-    entries: Sequence[ImageEntry],
-    logits: NDArray[np.float32],
-    about: Mapping[str, Any],
-) -> list[Path]:
-    from wsi_pipeline.inference.image_scores import write_scores
-
-    return write_scores(run.path / "scores" / model, entries, logits, about)
-
-
 def merge_images(run: RunFolder, model: str) -> bool:
     """Write the table of scores from the parts of a job array, if they are all there."""
-    unit = Unit("predict", ALL, model)
-    parts, cohort = read_parts(run, unit), ImageCohort(run)
-    if not parts or not cohort.is_still(parts[0].about["data"]):
-        return False
-    entries = cohort.entries
-    about = {k: v for k, v in parts[0].about.items() if k not in ("batch_size", "data")}
-    logits = np.fmax.reduce([part.arrays["logits"] for part in parts])  # NaN: of another part
-    chosen = [entries[row] for row in parts[0].arrays["rows"]]
-    clear_mark(run, unit)
-    files = _write_table(run, model, chosen, logits, about)
-    mark_finished(run, unit, about["fingerprint"], files)
-    remove_parts(run, unit)
-    return True
+    from wsi_pipeline.inference.image_scores import write_scores
+
+    cohort = ImageCohort(run)
+
+    def write(parts: list[Part]) -> list[Path]:
+        about = {k: v for k, v in parts[0].about.items() if k not in ("batch_size", "data")}
+        logits = np.fmax.reduce([part.arrays["logits"] for part in parts])  # NaN: of another part
+        entries = cohort.entries
+        chosen = [entries[row] for row in parts[0].arrays["rows"]]
+        return write_scores(run.image_scores(model), chosen, logits, about)
+
+    return merge_parts(run, Unit("predict", ALL, model), write, is_current=cohort.is_still)
 
 
 def predict(
@@ -309,7 +288,7 @@ def _predict_images(
     """Images -> scores, by each checkpoint (by the model's name), all of them or in parts."""
     warn_of_unused(config, "predict")
     tasks = [
-        PredictImages(model, cohort, path, config.predict, options.device)
+        PredictImages(model, cohort, path, digest_file(path), config.predict, options.device)
         for model, path in checkpoints.items()
     ]
     return run_in_parts("predict", cohort.run, tasks, config, options, merge=merge_images)

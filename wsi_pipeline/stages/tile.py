@@ -25,14 +25,10 @@ from wsi_pipeline.cohort.listing import check_copies, describe_copies, read_inpu
 from wsi_pipeline.cohort.manifest import with_splits, write_manifest
 from wsi_pipeline.cohort.splits import assign_splits
 from wsi_pipeline.config.reading import Config
-from wsi_pipeline.config.settings import (
-    ImagesConfig,
-)
+from wsi_pipeline.config.settings import ImagesConfig
 from wsi_pipeline.config.stages import STAGES
 from wsi_pipeline.contracts import SlideEntry
-from wsi_pipeline.errors import (
-    ConfigError,
-)
+from wsi_pipeline.errors import ConfigError
 from wsi_pipeline.layout import RunFolder, Unit
 from wsi_pipeline.run.runner import Options, StageResult, run_stage
 from wsi_pipeline.run.slide_contents import (
@@ -40,17 +36,9 @@ from wsi_pipeline.run.slide_contents import (
     find_tile_fingerprint,
     tile_inputs,
 )
-from wsi_pipeline.run.state import (
-    forget_failures,
-    iterate_failures,
-    record_failure,
-    write_failures,
-)
+from wsi_pipeline.run.state import forget_failures, iterate_failures, record_failure, write_failures
 from wsi_pipeline.run.tasks import Done, Job, Task
-from wsi_pipeline.stages.inputs import (
-    slide_bytes,
-    threads_per_slide,
-)
+from wsi_pipeline.stages.inputs import slide_bytes, threads_per_slide
 
 log = logging.getLogger(__name__)
 

@@ -213,6 +213,22 @@ def test_parts_of_other_settings_are_not_put_together(finished, tmp_path, capsys
     assert sum(row["score"] == "" for row in rows_of(table)) == 1
 
 
+def test_maps_of_an_array_that_did_not_end_go_with_it(finished, tmp_path):
+    """Its tasks drew more images than the one that finishes the work in one piece."""
+    root, _ = finished
+    run = tmp_path / "run"
+    shutil.copytree(root / "run", run)
+    maps = run / "heatmaps" / "cam"
+    before = sorted(path.name for path in maps.iterdir())
+    words = ["heatmap", str(run), "--quiet"]
+    more = ["--set", "heatmap.maps_per_class=3", "--shard", "0/2"]
+    assert cli.main([*words, *more]) == 0
+    assert len(list(maps.iterdir())) > len(before)
+    assert cli.main([*words, "--set", "heatmap.maps_per_class=1"]) == 0
+    assert sorted(path.name for path in maps.iterdir()) == before
+    assert not list(run.rglob("*-of-*.npz"))
+
+
 def test_images_of_another_shape_are_refused_by_name(finished, tmp_path, capsys):
     root, _ = finished
     make_folder(tmp_path / "other", n=2, height=20)
