@@ -12,7 +12,7 @@ import numpy as np
 import openslide
 from numpy.typing import NDArray
 
-from tiling.errors import SlideError, UnsupportedSlideError
+from tiling.errors import PassedOnError, SlideError, UnsupportedSlideError
 from tiling.readers.base import CACHE_BYTES, Reader
 from tiling.readers.common import composite_over_white, parse_number, positive_mpp
 from tiling.readers.tiff_structure import find_cut, is_tiff
@@ -35,6 +35,8 @@ class OpenSlideReader(Reader):
 
     Raises
     ------
+    PassedOnError
+        If OpenSlide refuses a TIFF that is not cut off.
     UnsupportedSlideError
         If OpenSlide knows the format but not this variant of it.
     SlideError
@@ -150,6 +152,8 @@ def _explain_refusal(path: Path, error: openslide.OpenSlideError) -> SlideError:
     cut = find_cut(path) if is_tiff(path) else None
     if cut:
         return SlideError(f"{path.name}: the file is cut off: {cut}; copy it again from its source")
+    if is_tiff(path):
+        return PassedOnError(f"{path.name}: OpenSlide cannot open it: {reason}")
     if UNSUPPORTED.search(reason):
         return UnsupportedSlideError(
             f"{path.name}: OpenSlide does not read this variant of the format: {reason}; "

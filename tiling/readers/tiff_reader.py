@@ -61,23 +61,22 @@ class TiffReader(Reader):
 
     @classmethod
     def accepts(cls, path: Path) -> bool:
-        """Whether a file is a TIFF of which OpenSlide shows nothing, less, or another image.
+        """Whether a file is a TIFF that OpenSlide does not know, or of which it shows less.
 
         OpenSlide takes OME-TIFF, and TIFF of several images, for plain TIFF of the first image: it
-        sees neither their resolution and pyramid nor which image is the slide. A file that is cut
-        off is read here only where OpenSlide does not know its format, or opens it.
+        sees neither their resolution and pyramid nor which image is the slide.
         """
         if not is_tiff(path):
             return False
         vendor = openslide.OpenSlide.detect_format(path)
-        if vendor is None:
-            return True
+        if vendor != PLAIN_TIFF_VENDOR:
+            return vendor is None
         try:
             with openslide.OpenSlide(path) as shown:
                 size, n_levels = shown.dimensions, shown.level_count
         except openslide.OpenSlideError:
-            return not _is_cut_off(path)
-        return vendor == PLAIN_TIFF_VENDOR and _shows_more(path, size, n_levels)
+            return False  # `RefusedTiffReader` reads it, or explains why not
+        return _shows_more(path, size, n_levels)
 
     def _open(self, path: Path, cache_bytes: int) -> None:
         name = path.name
@@ -158,14 +157,6 @@ class TiffReader(Reader):
     def close(self) -> None:
         """Release the file."""
         self._pixels.close()
-
-
-def _is_cut_off(path: Path) -> bool:
-    try:
-        with TiffReader(path) as slide:
-            return slide.n_beyond_end > 0
-    except SlideError:
-        return False  # opening it explains why
 
 
 def _shows_more(path: Path, size: tuple[int, int], n_levels: int) -> bool:
