@@ -1,24 +1,22 @@
 """Maps of single images as files, by whatever method."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
 
-from tiling.files import write_aside
 from wsi_pipeline.cohort.image_folder import ImageEntry
 from wsi_pipeline.explain import load_method
+from wsi_pipeline.explain.base import Explanation, Method
 from wsi_pipeline.explain.files import as_grey, stretch, write_png, write_values
+from wsi_pipeline.explain.pictures import draw_sheet
 from wsi_pipeline.models import PatchClassifier
 from wsi_pipeline.models.preprocess import crop_centre
 
 MAPS_SCHEMA = "wsi-pipeline/image-maps/2"
-_CELL_PX = 160  # longer side of a picture in the overview
-_GAP_PX = 8
-_TITLE_PX = 14
 
 
 def write_image_map(
@@ -45,41 +43,53 @@ def write_image_map(
     grey : (h, w) uint8
         The map as a picture, stretched unless it is a probability; white speaks for class 1.
     """
-    chosen, stem = load_method(method), f"{image_id}.{method}"
+    chosen = load_method(method)
     (found,) = chosen.explain(model, pixels[None])
-    values = found.values
-    grey = as_grey(values if chosen.is_probability else stretch(values))
-    files = [folder / f"{stem}.tif", folder / f"{stem}.png"]
-    write_values(files[0], values)
-    write_png(files[1], grey)
-    if found.details is not None:
-        files += found.details.write(folder, stem)
-    seen = crop_centre(torch.from_numpy(pixels).permute(2, 0, 1), values.shape)
+    files, grey = write_explanation(folder, f"{image_id}.{method}", chosen, found)
+    seen = crop_centre(torch.from_numpy(pixels).permute(2, 0, 1), grey.shape)
     return files, seen.permute(1, 2, 0).numpy(), grey
+
+
+def write_explanation(
+    folder: Path,
+    stem: str,
+    method: Method,
+    found: Explanation,
+    *,
+    place: Mapping[str, Any] | None = None,
+) -> tuple[list[Path], NDArray[np.uint8]]:
+    """Write a map as values and as a picture, and what else its method found.
+
+    Parameters
+    ----------
+    folder : Path
+    stem : str
+        The files' names begin with it.
+    method : Method
+    found : Explanation
+        By that method.
+    place : mapping, optional
+        As of `write_values`.
+
+    Returns
+    -------
+    files : list of Path
+    grey : (h, w) uint8
+        The picture: stretched, unless the map is a probability.
+    """
+    values, picture = folder / f"{stem}.tif", folder / f"{stem}.png"
+    grey = as_grey(found.values if method.is_probability else stretch(found.values))
+    write_values(values, found.values, place=place)
+    write_png(picture, grey)
+    more = found.details.write(folder, stem) if found.details is not None else []
+    return [values, picture, *more], grey
 
 
 def draw_overview(
     path: Path, shown: Sequence[tuple[ImageEntry, NDArray[np.uint8], NDArray[np.uint8]]]
 ) -> Path:
     """Draw images above their maps, one column each, with class and id as title."""
-    columns = []
-    for entry, picture, grey in shown:
-        scale = _CELL_PX / max(grey.shape)
-        size = (max(1, round(grey.shape[1] * scale)), max(1, round(grey.shape[0] * scale)))
-        both = [picture[..., 0] if picture.shape[2] == 1 else picture, grey]
-        columns.append(
-            (
-                f"{entry.class_name}: {entry.image_id}"[: _CELL_PX // 6],
-                [Image.fromarray(p).resize(size, Image.Resampling.NEAREST) for p in both],
-            )
-        )
-    side = _CELL_PX + _GAP_PX
-    sheet = Image.new("RGB", (max(1, len(columns)) * side, _TITLE_PX + 2 * side), "white")
-    draw = ImageDraw.Draw(sheet)
-    for number, (title, pair) in enumerate(columns):
-        draw.text((number * side, 0), title, fill="black")
-        for row, small in enumerate(pair):
-            sheet.paste(small.convert("RGB"), (number * side, _TITLE_PX + row * side))
-    with write_aside(path) as scratch:
-        sheet.save(scratch, format="PNG")
+    titles = [f"{entry.class_name}: {entry.image_id}" for entry, _, _ in shown]
+    images, maps = [picture for _, picture, _ in shown], [grey for _, _, grey in shown]
+    draw_sheet(path, [(titles, images), ((), maps)])
     return path

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -11,7 +12,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 from tiling.files import write_aside
 from wsi_pipeline.explain.files import write_png
@@ -20,7 +21,8 @@ OPACITY = 0.5  # of a map over its image
 _DPI = 110
 _CELL_PX = 160  # longer side of a picture on the sheet
 _GAP_PX = 8
-_TITLE_PX = 14
+_TITLE_PX = 18
+_FONT_PX = 12
 
 
 def find_limits(maps: Sequence[NDArray[np.float32]], *, signed: bool) -> tuple[float, float]:
@@ -61,7 +63,8 @@ def draw_overlay(
     um_per_px : float, optional
     """
     colours = matplotlib.colormaps["RdYlBu_r"]
-    figure = Figure(figsize=(5, 4.2), layout="constrained")
+    height = np.clip(4 * image.shape[0] / image.shape[1] + 0.3, 1.8, 8)  # inches, as the image's
+    figure = Figure(figsize=(5, height), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     axes.imshow(np.broadcast_to(image, (*image.shape[:2], 3)))
@@ -92,35 +95,50 @@ def choose_bar(width_um: float) -> float:
 
 
 def draw_sheet(
-    path: Path,
-    images: Sequence[tuple[str, NDArray[np.uint8]]],
-    maps: Sequence[tuple[str, Sequence[NDArray[np.uint8] | None]]],
+    path: Path, rows: Sequence[tuple[Sequence[str], Sequence[NDArray[np.uint8] | None]]]
 ) -> None:
-    """Draw images as rows and methods as columns; white speaks for the class that is explained.
+    """Draw pictures in rows, one below the other in each column.
 
     Parameters
     ----------
     path : Path
-    images : n of (title, (h, w, 3) or (h, w, 1))
-    maps : k of (method, n of (h, w) or None)
-        None: this method has no map of that image.
+    rows : n of (captions, pictures)
+        Captions stand above the pictures of their columns, shortened to fit; a single one has the
+        whole row. Pictures are (h, w), (h, w, 1) or (h, w, 3), enlarged or reduced to one longer
+        side; None: an empty place.
     """
-    side = _CELL_PX + _GAP_PX
-    size = ((1 + len(maps)) * side, _TITLE_PX + len(images) * (side + _TITLE_PX))
-    sheet = Image.new("RGB", size, "white")
+    side, font = _CELL_PX + _GAP_PX, ImageFont.load_default(_FONT_PX)
+    columns = max((max(len(captions), len(pictures)) for captions, pictures in rows), default=1)
+    cells = [[one if one is None else _fit(one) for one in pictures] for _, pictures in rows]
+    heights = [max((one.height for one in row if one is not None), default=0) for row in cells]
+    tops = np.cumsum([0, *(_TITLE_PX * bool(row[0]) for row in rows)])
+    tops += np.cumsum([_GAP_PX, *(height + _GAP_PX * (height > 0) for height in heights)])
+    sheet = Image.new("RGB", (max(1, columns) * side, int(tops[-1])), "white")
     draw = ImageDraw.Draw(sheet)
-    for column, (method, _) in enumerate(maps, start=1):
-        draw.text((column * side, 0), method, fill="black")
-    for row, (title, image) in enumerate(images):
-        top = _TITLE_PX + row * (side + _TITLE_PX)
-        draw.text((0, top), title, fill="black")
-        cells = [np.broadcast_to(image, (*image.shape[:2], 3)), *(of[row] for _, of in maps)]
-        for column, cell in enumerate(cells):
-            if cell is None:
-                continue
-            scale = _CELL_PX / max(cell.shape[:2])
-            wide, high = (max(1, round(n * scale)) for n in (cell.shape[1], cell.shape[0]))
-            small = Image.fromarray(np.ascontiguousarray(cell)).convert("RGB")
-            small = small.resize((wide, high), Image.Resampling.NEAREST)
-            sheet.paste(small, (column * side, top + _TITLE_PX))
+    for top, (captions, _), row in zip(tops.tolist(), rows, cells, strict=False):
+        room = (columns if len(captions) == 1 else 1) * side - _GAP_PX
+        for column, caption in enumerate(captions):
+            short = _shorten(caption, room, font)
+            draw.text((column * side + _GAP_PX // 2, top), short, fill="black", font=font)
+        for column, picture in enumerate(row):
+            if picture is not None:
+                below = top + _TITLE_PX * bool(captions)
+                sheet.paste(picture, (column * side + _GAP_PX // 2, below))
     write_png(path, np.asarray(sheet))
+
+
+def _fit(picture: NDArray[np.uint8]) -> Image.Image:
+    flat = picture[..., 0] if picture.ndim == 3 and picture.shape[2] == 1 else picture
+    scale = _CELL_PX / max(flat.shape[:2])
+    size = (max(1, round(flat.shape[1] * scale)), max(1, round(flat.shape[0] * scale)))
+    image = Image.fromarray(np.ascontiguousarray(flat)).convert("RGB")
+    return image.resize(size, Image.Resampling.NEAREST)
+
+
+def _shorten(text: str, room: int, font: Any) -> str:
+    """Cut the end of a text off that is wider than `room` px."""
+    if font.getlength(text) <= room:
+        return text
+    while text and font.getlength(f"{text}…") > room:
+        text = text[:-1]
+    return f"{text}…"

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tiling.contracts import OnProgress
-from tiling.files import digest_file, write_json
+from tiling.files import digest_file, move_into, scratch_folder, write_json
 from tiling.wording import name_some, pluralize
 from wsi_pipeline.cohort.kinds import ImageCohort, SlideCohort, cohort_of
 from wsi_pipeline.cohort.slides import digest_store, open_store
@@ -83,7 +83,7 @@ class ExplainSubjects(Task):
         """Write each map as values, picture and overlay, and ``explain.json``."""
         from wsi_pipeline.config.devices import resolve_device
         from wsi_pipeline.explain import load_method
-        from wsi_pipeline.explain.files import as_grey, stretch, write_png, write_values
+        from wsi_pipeline.explain.image_maps import write_explanation
         from wsi_pipeline.explain.pictures import draw_overlay, find_limits
         from wsi_pipeline.models.checkpoint import digest
 
@@ -91,37 +91,33 @@ class ExplainSubjects(Task):
         network, _ = load_model(self.checkpoint, found)
         network = network.to(resolve_device(self.device))
         method, settings = load_method(self.method), _settings_of(self.method, self.config)
-        folder = job.run.path / "explanations" / self.model / self.method
-        folder.mkdir(parents=True, exist_ok=True)
         how: dict[str, Any] = {"seed": self.config.seed, "config": settings}
-        files, maps, pictures = [], [], []
-        for number, one in enumerate(self.subjects):
-            pixels = _read(job.run, one)
-            (made,) = method.explain(network, pixels.values[None], target=self.config.target, **how)
-            shown = _crop(pixels, made.values.shape)
-            values, grey = folder / f"{one.name}.tif", folder / f"{one.name}.png"
-            write_values(values, made.values, place=_describe_place(shown))
-            write_png(grey, as_grey(made.values if method.is_probability else stretch(made.values)))
-            files += [values, grey]
-            if made.details is not None:
-                files += made.details.write(folder, one.name)
-            maps.append(made.values)
-            pictures.append(shown)
-            on_progress(number + 1, len(self.subjects))
-        limits = (0.0, 1.0) if method.is_probability else find_limits(maps, signed=method.low < 0)
-        for one, shown, values_of in zip(self.subjects, pictures, maps, strict=True):
-            files.append(folder / f"{one.name}_overlay.png")
-            draw_overlay(
-                files[-1],
-                shown.values,
-                values_of,
-                limits=limits,
-                title=f"{one.name}, {self.model}, {self.method}",
-                um_per_px=shown.um_per_px,
-            )
-        files.append(folder / "explain.json")
-        write_json(files[-1], self._describe(found, settings))
-        return files, f"{pluralize(len(self.subjects), 'map')}"
+        out = job.run.path / "explanations" / self.model / self.method
+        with scratch_folder(out) as scratch:  # all files of a method, or none
+            maps, pictures = [], []
+            for number, one in enumerate(self.subjects):
+                pixels = _read(job.run, one)
+                values = pixels.values[None]
+                (made,) = method.explain(network, values, target=self.config.target, **how)
+                pictures.append(_crop(pixels, made.values.shape))
+                place = _describe_place(pictures[-1])
+                write_explanation(scratch, one.name, method, made, place=place)
+                maps.append(made.values)
+                on_progress(number + 1, len(self.subjects))
+            signed = method.low < 0
+            limits = (0.0, 1.0) if method.is_probability else find_limits(maps, signed=signed)
+            for one, shown, values_of in zip(self.subjects, pictures, maps, strict=True):
+                draw_overlay(
+                    scratch / f"{one.name}_overlay.png",
+                    shown.values,
+                    values_of,
+                    limits=limits,
+                    title=f"{one.name}, {self.model}, {self.method}",
+                    um_per_px=shown.um_per_px,
+                )
+            write_json(scratch / "explain.json", self._describe(found, settings))
+            files = move_into(scratch, out, last="explain.json")
+        return files, f"{pluralize(len(self.subjects), 'map')} by {self.method}"
 
     def _describe(self, checkpoint: str, settings: "Settings") -> dict[str, Any]:
         return {
@@ -236,6 +232,7 @@ class _Candidates:
     subjects: list[Subject]
     places: list[tuple[str, ...]]  # what a CSV names each by
     inputs: tuple[str, ...]
+    checkpoints: set[str]  # digests of those that the scores are by
 
 
 def _list_patches(cohort: SlideCohort, config: Config, model: str) -> _Candidates:
@@ -246,6 +243,7 @@ def _list_patches(cohort: SlideCohort, config: Config, model: str) -> _Candidate
     subjects: list[Subject] = []
     places: list[tuple[str, ...]] = []
     inputs: list[str] = []
+    checkpoints: set[str] = set()
     for entry in _evaluated(ready, config):
         scores = read_scores(run.scores(model, entry.slide_id))
         with open_store(run, entry) as store:
@@ -257,19 +255,21 @@ def _list_patches(cohort: SlideCohort, config: Config, model: str) -> _Candidate
             subjects.append(Subject(row, name, int(labels[row]), float(score), entry))
             places.append((entry.slide_id, str(x), str(y)))
         inputs += [digest_scores(run, model, entry.slide_id), digest_store(run, entry)]
-    return _Candidates(subjects, places, tuple(inputs))
+        checkpoints.add(str(scores.attributes.get("checkpoint")))
+    return _Candidates(subjects, places, tuple(inputs), checkpoints)
 
 
 def _list_images(cohort: ImageCohort, config: Config, model: str) -> _Candidates:
     from wsi_pipeline.inference.image_scores import read_scores
 
     folder = cohort.run.image_scores(model)
-    images, _ = read_scores(folder)
+    images, about = read_scores(folder)
     rows = {entry.image_id: row for row, entry in enumerate(cohort.entries)}
     chosen = _evaluated(images, config)
     subjects = [Subject(rows[i.image_id], i.image_id, i.label, i.score) for i in chosen]
     inputs = (cohort.prepared().digest(), digest_file(folder / "images.csv"))
-    return _Candidates(subjects, [(i.image_id,) for i in chosen], inputs)
+    places: list[tuple[str, ...]] = [(i.image_id,) for i in chosen]
+    return _Candidates(subjects, places, inputs, {about["checkpoint"]})
 
 
 def _evaluated(entries: Sequence[Any], config: Config) -> list[Any]:
@@ -290,7 +290,7 @@ def _choose(
                 f"{run.path}: not among the scored patches or images of the evaluated split: "
                 f"{name_some(missing)}; use ids and level-0 coordinates as in the scores"
             )
-        return tuple(candidates.subjects[rows[place]] for place in named)
+        return tuple(candidates.subjects[rows[place]] for place in dict.fromkeys(named))
     if not candidates.subjects:
         return ()
     scores = np.array([one.score for one in candidates.subjects], np.float64)
@@ -314,7 +314,8 @@ def read_places(path: Path, *, of_images: bool) -> list[tuple[str, ...]]:
     columns = ("image_id",) if of_images else ("slide_id", "x", "y")
     rows = read_csv(path, error=ConfigError)
     if not rows or not set(columns) <= set(rows[0]):
-        raise ConfigError(f"{path}: needs rows with the columns {', '.join(columns)}")
+        got = f"the columns {', '.join(rows[0])}" if rows else "no rows"
+        raise ConfigError(f"{path}: needs rows with the columns {', '.join(columns)}, has {got}")
     return [tuple(row[column] for column in columns) for row in rows]
 
 
@@ -377,9 +378,10 @@ def explain_by_methods(
         for model in choose_scored_models(run, models)
     }
     chosen = {model: _choose(run, of, config, named) for model, of in found.items()}
+    lacking = {model: _find_lack(run, model, of, chosen[model]) for model, of in found.items()}
     results = []
     for name in methods:
-        reasons = {model: _why_not(run, model, name, chosen[model]) for model in found}
+        reasons = {model: lack or _why_not(run, model, name) for model, lack in lacking.items()}
         notes = tuple(f"no {name} of {model}: {why}" for model, why in reasons.items() if why)
         tasks = [
             ExplainSubjects(
@@ -403,18 +405,27 @@ def explain_by_methods(
     return results
 
 
-def _why_not(run: RunFolder, model: str, name: str, subjects: Sequence[Subject]) -> str:
-    """Say why a model is not explained by a method; empty: it is."""
-    from wsi_pipeline.explain import load_method
-    from wsi_pipeline.models import MODELS
-    from wsi_pipeline.models.checkpoint import read_meta
-
+def _find_lack(
+    run: RunFolder, model: str, candidates: _Candidates, subjects: Sequence[Subject]
+) -> str:
+    """Say why a model is not explained by any method; empty: it can be."""
     checkpoint = run.checkpoint(model)
     if not subjects:
         return "nothing is scored in the evaluated split"
     if not checkpoint.is_file():
         return f"its checkpoint is not in the run; copy it to models/{model}/{checkpoint.name}"
-    architecture = read_meta(checkpoint).model
+    if candidates.checkpoints != {digest_file(checkpoint)}:
+        return f"its scores are by another checkpoint than models/{model}; run predict again"
+    return ""
+
+
+def _why_not(run: RunFolder, model: str, name: str) -> str:
+    """Say why a model is not explained by a method; empty: it is."""
+    from wsi_pipeline.explain import load_method
+    from wsi_pipeline.models import MODELS
+    from wsi_pipeline.models.checkpoint import read_meta
+
+    architecture = read_meta(run.checkpoint(model)).model
     explains = load_method(name).explains(MODELS[architecture])
     return "" if explains else f"the method does not explain the architecture {architecture}"
 
@@ -432,14 +443,15 @@ def _draw_sheet(run: RunFolder, model: str, subjects: Sequence[Subject]) -> None
             return np.asarray(file)
 
     folder = run.path / "explanations" / model
-    columns = [
-        (name, [read_grey(folder / name / f"{one.name}.png") for one in subjects])
-        for name in METHODS
-        if Unit("explain", model=model, variant=name).is_marked(run)
-    ]
-    if columns and subjects:
-        rows = [(_title(one), _read(run, one).values) for one in subjects]
-        draw_sheet(folder / "sheet.png", rows, columns)
+    names = [n for n in METHODS if Unit("explain", model=model, variant=n).is_marked(run)]
+    rows: list[tuple[Sequence[str], Sequence[NDArray[np.uint8] | None]]] = [(["", *names], [])]
+    for one in subjects:
+        maps = [read_grey(folder / name / f"{one.name}.png") for name in names]
+        image, shapes = _read(run, one), [of.shape for of in maps if of is not None]
+        seen = _crop(image, shapes[0]) if shapes else image
+        rows.append(([_title(one)], [seen.values, *maps]))
+    if names and subjects:
+        draw_sheet(folder / "sheet.png", rows)
 
 
 def _title(one: Subject) -> str:

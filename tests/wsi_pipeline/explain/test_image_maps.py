@@ -11,6 +11,7 @@ from wsi_pipeline.cli import app as cli
 from wsi_pipeline.explain import METHODS, load_method
 from wsi_pipeline.explain import image_maps as maps
 from wsi_pipeline.explain.files import stretch
+from wsi_pipeline.explain.pictures import draw_sheet
 from wsi_pipeline.models.checkpoint import load_checkpoint
 
 
@@ -82,6 +83,22 @@ def test_an_interrupted_heatmap_leaves_no_maps(run, monkeypatch):
     assert files_of(run) == set()
 
 
+def test_an_interrupted_explanation_leaves_no_maps(run, monkeypatch):
+    write, calls = maps.write_explanation, []
+
+    def die(*arguments, **more):
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return write(*arguments, **more)
+
+    monkeypatch.setattr(maps, "write_explanation", die)
+    command = ["explain", str(run), "--method", "saliency", "--top", "9", "--errors", "9"]
+    assert cli.main(command) == 130
+    assert len(calls) == 2
+    assert [path for path in (run / "explanations").rglob("*") if path.is_file()] == []
+
+
 def test_models_without_maps_are_named_with_the_reason(run, tmp_path, capsys):
     heatmap = ["heatmap", str(run)]
     checkpoint = run / "models" / "vgg16" / "checkpoint.safetensors"
@@ -106,6 +123,9 @@ def test_models_without_maps_are_named_with_the_reason(run, tmp_path, capsys):
     out = message(capsys)
     assert "heatmap: 0 done\n" in out
     assert "no maps of vgg16: its scores are by another checkpoint than models/vgg16; run" in out
+    assert cli.main(["explain", str(run), "--method", "saliency", "--model", "vgg16"]) == 0
+    assert "no saliency of vgg16: its scores are by another checkpoint than" in message(capsys)
+    assert not (run / "explanations").exists()
 
 
 def message(capsys):
@@ -120,6 +140,8 @@ def test_a_map_of_small_values_is_stretched_and_a_constant_one_is_grey():
 
 
 def test_all_methods_explain_images_side_by_side(run, capsys):
+    train(run, "--set", "model.preprocess.crop=[32, 32]")
+    assert cli.main(["predict", str(run), "--quiet"]) == 0
     options = ["--method", "all", "--top", "1", "--errors", "1", "--set", "evaluate.split=all"]
     assert cli.main(["explain", str(run), *options]) == 0
     out = message(capsys)
@@ -133,4 +155,15 @@ def test_all_methods_explain_images_side_by_side(run, capsys):
         assert {path.stem for path in (folder / name).glob("*.tif")} == set(names)
     assert (folder / "lime" / f"{names[0]}.csv").is_file()
     sheet = np.asarray(Image.open(folder / "sheet.png"))
-    assert sheet.shape[1] == (1 + len(fitting)) * 168
+    # A line of captions, then for each image its caption and the square that the model sees
+    assert sheet.shape == (8 + 18 + len(names) * (18 + 160 + 8), (1 + len(fitting)) * 168, 3)
+
+
+def test_rows_of_a_sheet_are_as_high_as_their_pictures(tmp_path):
+    wide, square = np.full((8, 16), 90, np.uint8), np.full((4, 4, 3), 90, np.uint8)
+    rows = [(["", "m" * 99], []), (["one caption " * 9], [wide, wide]), ((), [square, None])]
+    draw_sheet(tmp_path / "sheet.png", rows)
+    sheet = np.asarray(Image.open(tmp_path / "sheet.png"))
+    assert sheet.shape == (8 + 18 + (18 + 80 + 8) + (160 + 8), 2 * 168, 3)
+    assert (sheet == 90).all(axis=2).sum() == 2 * 160 * 80 + 160 * 160  # nothing is covered
+    assert (sheet[:, -4:] == 255).all()  # and no caption leaves its place

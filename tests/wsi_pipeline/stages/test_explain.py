@@ -92,11 +92,12 @@ def test_patches_can_be_named_in_a_csv(copy, tmp_path, capsys):
     coords = read_scores(copy / "run/scores/patchnet/s4.h5").coords
     path = tmp_path / "mine.csv"
     with path.open("w", newline="") as file:
-        csv.writer(file).writerows([("slide_id", "x", "y"), ("s4", *coords[3])])
+        csv.writer(file).writerows([("slide_id", "x", "y"), *[("s4", *coords[3])] * 2])
     command = ["explain", str(copy / "run"), "--method", "patchnet", "--patches", str(path)]
     assert main(command) == 0
     x, y = coords[3]
     folder = copy / "run/explanations/patchnet/patchnet"
+    assert len(json.loads((folder / "explain.json").read_text())["explained"]) == 1  # named twice
     assert [p.name for p in folder.glob("*.tif")] == [f"s4_x{x}_y{y}.tif"]
     assert (folder / f"s4_x{x}_y{y}.npz").is_file()  # what else the method found
     path.write_text("slide_id,x,y\ns4,1,2\n")
@@ -104,7 +105,10 @@ def test_patches_can_be_named_in_a_csv(copy, tmp_path, capsys):
     assert "evaluated split: s4 1 2; use ids" in capsys.readouterr().err
     path.write_text("slide,x,y\ns4,1,2\n")
     assert main(command) == 1
-    assert "needs rows with the columns slide_id, x, y" in capsys.readouterr().err
+    assert (
+        "needs rows with the columns slide_id, x, y, has the columns slide, x, y"
+        in capsys.readouterr().err
+    )
 
 
 def test_run_explains_by_the_methods_of_its_config(copy, capsys):
