@@ -50,15 +50,16 @@ def _stage_command(
     config: Path | None,
     set_: list[str] | None,
     options: "Options",
-    stage: Callable[..., "StageResult"],
+    stage: Callable[..., "StageResult | list[StageResult]"],
     **chosen: Sequence[str] | Sequence[Path],
 ) -> NoReturn:
     from wsi_pipeline.layout import RunFolder
 
     models = [str(name) for name in chosen["models"]] if section == "train" else []
     settings = read_settings(run, config, set_, section=section, models=models, quiet=options.quiet)
-    result = stage(RunFolder(run), replace(settings, out=run), options, **chosen)
-    finish([result], run, quiet=options.quiet)
+    found = stage(RunFolder(run), replace(settings, out=run), options, **chosen)
+    results = found if isinstance(found, list) else [found]
+    finish(results, run, quiet=options.quiet)
 
 
 def make_command(name: str) -> Callable[..., None]:
@@ -173,10 +174,10 @@ def export(
 ) -> None:
     """Run the stage with the options given."""
     from wsi_pipeline.layout import RunFolder
-    from wsi_pipeline.stages.export import export_formats
+    from wsi_pipeline.stages import export as export_stage
 
     settings = read_settings(run, config, set_, section="export", quiet=options.quiet)
-    results = export_formats(
+    results = export_stage.export(
         RunFolder(run), settings, options, names=formats, models=model or (), out=out
     )
     finish(results, run, quiet=options.quiet)
@@ -230,14 +231,14 @@ def explain(
 ) -> None:
     """Run the stage with the options given."""
     from wsi_pipeline.layout import RunFolder
-    from wsi_pipeline.stages.explain import explain_by_methods
+    from wsi_pipeline.stages import explain as explain_stage
 
     given = {"top": top, "errors": errors, "layer": layer}
     short = [f"{key}={json.dumps(value)}" for key, value in given.items() if value is not None]
     settings = read_settings(
         run, config, [*(set_ or ()), *short], section="explain", quiet=options.quiet
     )
-    results = explain_by_methods(
+    results = explain_stage.explain(
         RunFolder(run), settings, options, names=methods, models=model or (), patches=patches
     )
     finish(results, run, quiet=options.quiet)

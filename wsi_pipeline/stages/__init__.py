@@ -13,8 +13,11 @@ class StageFunction(Protocol):
 
     def __call__(
         self, run: RunFolder, config: Config, options: Options, **how: object
-    ) -> StageResult:
-        """Do what is not finished; the keywords are the stage's own."""
+    ) -> StageResult | list[StageResult]:
+        """Do what is not finished; the keywords are the stage's own.
+
+        A stage with variants takes their ``names``, and gives a result for each.
+        """
 
 
 def load_stage(name: str) -> StageFunction:

@@ -1,6 +1,8 @@
 """The stage ``explain``: patches or images -> maps of where a model looks, by several methods."""
 
-from collections.abc import Sequence
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +17,7 @@ from wsi_pipeline.cohort.kinds import ImageCohort, SlideCohort, cohort_of
 from wsi_pipeline.cohort.slides import digest_store, open_store
 from wsi_pipeline.config.reading import Config, as_plain, digest_settings
 from wsi_pipeline.config.settings import ExplainConfig
-from wsi_pipeline.contracts import SlideEntry
+from wsi_pipeline.contracts import Rule, SlideEntry
 from wsi_pipeline.csv_files import read_csv
 from wsi_pipeline.errors import ConfigError, StageError
 from wsi_pipeline.explain import METHODS, check_method
@@ -27,6 +29,7 @@ from wsi_pipeline.stages.predict import load_model
 
 if TYPE_CHECKING:
     from wsi_pipeline.explain.base import Settings
+    from wsi_pipeline.inference.image_scores import ScoredImage
 
 EXPLAIN_SCHEMA = "wsi-pipeline/explain/1"
 
@@ -144,8 +147,13 @@ def _settings_of(name: str, config: ExplainConfig) -> "Settings":
     from wsi_pipeline.explain import load_method
 
     kind = load_method(name).settings
-    has_layer = "layer" in {field.name for field in fields(kind)}
-    return kind(**({"layer": config.layer} if has_layer else {}))
+    return kind(**({"layer": config.layer} if _has_layer(name) else {}))
+
+
+def _has_layer(name: str) -> bool:
+    from wsi_pipeline.explain import load_method
+
+    return "layer" in {field.name for field in fields(load_method(name).settings)}
 
 
 def _read(run: RunFolder, one: Subject) -> _Pixels:
@@ -191,7 +199,7 @@ def choose_extremes(
     *,
     top: int,
     errors: int,
-    threshold: float,
+    rule: Rule,
 ) -> list[int]:
     """Choose the best hits and the worst errors.
 
@@ -202,8 +210,8 @@ def choose_extremes(
     labels : (N,) 1, 0, or -1: unknown
     top, errors : int
         How many: the highest scores that are not errors, then the errors furthest from their label.
-    threshold : float
-        Scores from here up are positive.
+    rule : Rule
+        Which scores are positive.
 
     Returns
     -------
@@ -213,11 +221,11 @@ def choose_extremes(
     Examples
     --------
     >>> choose_extremes(np.array([0.9, 0.8, 0.1, 0.2]), np.array([1, 0, 1, 0]), top=1, errors=1,
-    ...     threshold=0.5)
+    ...     rule=Rule(0.5))
     [0, 2]
     """
     known = ~np.isnan(scores)
-    wrong = known & (labels >= 0) & ((scores >= threshold) != (labels == 1))
+    wrong = known & (labels >= 0) & (rule.decide(scores) != (labels == 1))
     hits = np.flatnonzero(known & ~wrong)
     hits = hits[np.argsort(-scores[hits], kind="stable")][:top]
     misses = np.flatnonzero(wrong)
@@ -225,14 +233,89 @@ def choose_extremes(
     return [int(row) for row in (*hits, *misses)]
 
 
+class _Part(ABC):
+    """Patches of one slide, or the images of a run, scored by one model."""
+
+    scores: NDArray[Any]  # (N,) floats; NaN: not scored
+    labels: NDArray[Any]  # (N,) integers: 1, 0, or -1: unknown
+
+    @abstractmethod
+    def subject(self, number: int) -> Subject:
+        """Describe one of them."""
+
+    @abstractmethod
+    def find(self, place: tuple[str, ...]) -> int | None:
+        """Find one by what a CSV names it by; None: it is not among them."""
+
+
+@dataclass(frozen=True)
+class _SlidePart(_Part):
+    entry: SlideEntry
+    coords: NDArray[np.int64]  # (N, 2) x, y, level-0 px
+    scores: NDArray[Any]
+    labels: NDArray[Any]
+
+    def subject(self, number: int) -> Subject:
+        x, y = self.coords[number]
+        name = f"{self.entry.slide_id}_x{x}_y{y}"
+        label, score = int(self.labels[number]), float(self.scores[number])
+        return Subject(number, name, label, score, self.entry)
+
+    def find(self, place: tuple[str, ...]) -> int | None:
+        slide_id, *corner = place
+        if slide_id != self.entry.slide_id or not all(re.fullmatch(r"-?\d+", v) for v in corner):
+            return None
+        rows = np.flatnonzero((self.coords == [int(v) for v in corner]).all(axis=1))
+        return int(rows[0]) if len(rows) else None
+
+
+@dataclass(frozen=True)
+class _ImagePart(_Part):
+    images: "Sequence[ScoredImage]"
+    rows: Mapping[str, int]  # of the run's images, by id
+    scores: NDArray[Any]
+    labels: NDArray[Any]
+
+    def subject(self, number: int) -> Subject:
+        image = self.images[number]
+        return Subject(self.rows[image.image_id], image.image_id, image.label, image.score)
+
+    def find(self, place: tuple[str, ...]) -> int | None:
+        ids = [image.image_id for image in self.images]
+        return ids.index(place[0]) if place[0] in ids else None
+
+
 @dataclass(frozen=True)
 class _Candidates:
     """All that could be explained of one model."""
 
-    subjects: list[Subject]
-    places: list[tuple[str, ...]]  # what a CSV names each by
+    parts: tuple[_Part, ...]
+    rule: Rule
     inputs: tuple[str, ...]
     checkpoints: set[str]  # digests of those that the scores are by
+
+    def name(self, place: tuple[str, ...]) -> Subject | None:
+        """Find what a row of a CSV names."""
+        for part in self.parts:
+            if (number := part.find(place)) is not None:
+                return part.subject(number)
+        return None
+
+    def extremes(self, config: ExplainConfig) -> tuple[Subject, ...]:
+        """Choose the best hits and the worst errors of all parts."""
+        if not self.parts:
+            return ()
+        scores = np.concatenate([part.scores for part in self.parts])
+        labels = np.concatenate([part.labels for part in self.parts])
+        chosen = choose_extremes(
+            scores, labels, top=config.top, errors=config.errors, rule=self.rule
+        )
+        starts = np.cumsum([0, *(len(part.scores) for part in self.parts)])
+        found = np.searchsorted(starts, chosen, side="right") - 1
+        return tuple(
+            self.parts[part].subject(row - int(starts[part]))
+            for row, part in zip(chosen, found.tolist(), strict=True)
+        )
 
 
 def _list_patches(cohort: SlideCohort, config: Config, model: str) -> _Candidates:
@@ -240,8 +323,7 @@ def _list_patches(cohort: SlideCohort, config: Config, model: str) -> _Candidate
 
     run, by_id = cohort.run, {e.slide_id: e for e in cohort.entries}
     ready = [by_id[slide_id] for slide_id in scored(run, model, by_id)]
-    subjects: list[Subject] = []
-    places: list[tuple[str, ...]] = []
+    parts: list[_Part] = []
     inputs: list[str] = []
     checkpoints: set[str] = set()
     for entry in _evaluated(ready, config):
@@ -250,26 +332,25 @@ def _list_patches(cohort: SlideCohort, config: Config, model: str) -> _Candidate
             labels = np.asarray(store.label)
             if not np.array_equal(store.coords, scores.coords):
                 raise StageError(f"{entry.slide_id}: its scores are of other patches; run predict")
-        for row, ((x, y), score) in enumerate(zip(scores.coords, scores.scores, strict=True)):
-            name = f"{entry.slide_id}_x{x}_y{y}"
-            subjects.append(Subject(row, name, int(labels[row]), float(score), entry))
-            places.append((entry.slide_id, str(x), str(y)))
+        parts.append(_SlidePart(entry, scores.coords, scores.scores, labels))
         inputs += [digest_scores(run, model, entry.slide_id), digest_store(run, entry)]
         checkpoints.add(str(scores.attributes.get("checkpoint")))
-    return _Candidates(subjects, places, tuple(inputs), checkpoints)
+    return _Candidates(tuple(parts), Rule(config.evaluate.threshold), tuple(inputs), checkpoints)
 
 
 def _list_images(cohort: ImageCohort, config: Config, model: str) -> _Candidates:
+    from wsi_pipeline.evaluation.image_evaluation import rule_of
     from wsi_pipeline.inference.image_scores import read_scores
 
     folder = cohort.run.image_scores(model)
     images, about = read_scores(folder)
     rows = {entry.image_id: row for row, entry in enumerate(cohort.entries)}
     chosen = _evaluated(images, config)
-    subjects = [Subject(rows[i.image_id], i.image_id, i.label, i.score) for i in chosen]
+    scores, labels = np.array([i.score for i in chosen]), np.array([i.label for i in chosen])
+    part = _ImagePart(chosen, rows, scores, labels)
     inputs = (cohort.prepared().digest(), digest_file(folder / "images.csv"))
-    places: list[tuple[str, ...]] = [(i.image_id,) for i in chosen]
-    return _Candidates(subjects, places, inputs, {about["checkpoint"]})
+    rule = rule_of(about, config.evaluate.image_threshold)
+    return _Candidates((part,), rule, inputs, {about["checkpoint"]})
 
 
 def _evaluated(entries: Sequence[Any], config: Config) -> list[Any]:
@@ -282,25 +363,15 @@ def _evaluated(entries: Sequence[Any], config: Config) -> list[Any]:
 def _choose(
     run: RunFolder, candidates: _Candidates, config: Config, named: Sequence[tuple[str, ...]] | None
 ) -> tuple[Subject, ...]:
-    if named is not None:
-        rows = {place: number for number, place in enumerate(candidates.places)}
-        missing = [" ".join(place) for place in named if place not in rows]
-        if missing:
-            raise StageError(
-                f"{run.path}: not among the scored patches or images of the evaluated split: "
-                f"{name_some(missing)}; use ids and level-0 coordinates as in the scores"
-            )
-        return tuple(candidates.subjects[rows[place]] for place in dict.fromkeys(named))
-    if not candidates.subjects:
-        return ()
-    scores = np.array([one.score for one in candidates.subjects], np.float64)
-    labels = np.array([one.label for one in candidates.subjects], np.int64)
-    how = config.explain
-    threshold = config.evaluate.threshold if candidates.subjects[0].entry else 0.5
-    rows_chosen = choose_extremes(
-        scores, labels, top=how.top, errors=how.errors, threshold=threshold
-    )
-    return tuple(candidates.subjects[row] for row in rows_chosen)
+    if named is None:
+        return candidates.extremes(config.explain)
+    found = {place: candidates.name(place) for place in dict.fromkeys(named)}
+    if missing := [" ".join(place) for place, subject in found.items() if subject is None]:
+        raise StageError(
+            f"{run.path}: not among the scored patches or images of the evaluated split: "
+            f"{name_some(missing)}; use ids and level-0 coordinates as in the scores"
+        )
+    return tuple(subject for subject in found.values() if subject is not None)
 
 
 def read_places(path: Path, *, of_images: bool) -> list[tuple[str, ...]]:
@@ -327,19 +398,6 @@ def explain(
     config: Config,
     options: Options,
     *,
-    name: str,
-    models: Sequence[str] = (),
-) -> StageResult:
-    """Scores and checkpoints -> maps of some patches or images by one method."""
-    (result,) = explain_by_methods(run, config, options, names=[name], models=models)
-    return result
-
-
-def explain_by_methods(
-    run: RunFolder,
-    config: Config,
-    options: Options,
-    *,
     names: Sequence[str],
     models: Sequence[str] = (),
     patches: Path | None = None,
@@ -362,13 +420,19 @@ def explain_by_methods(
     Raises
     ------
     ConfigError
-        If there is no such method, or the CSV has not the columns.
+        If there is no such method, none of them has a layer, or the CSV has not the columns.
     StageError
         If there are no scores, or none of what the CSV names.
     """
     methods = list(METHODS) if "all" in names else list(dict.fromkeys(names))
     for name in methods:
         check_method(name)
+    if config.explain.layer is not None and not any(map(_has_layer, methods)):
+        raise ConfigError(
+            f"explain.layer is {config.explain.layer}, but {', '.join(methods)} "
+            f"{'has' if len(methods) == 1 else 'have'} no layer; those with one: "
+            f"{', '.join(filter(_has_layer, METHODS))}"
+        )
     cohort = cohort_of(run)
     named = None if patches is None else read_places(patches, of_images=cohort.of_images)
     found = {

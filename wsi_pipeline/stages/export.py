@@ -135,37 +135,15 @@ class ExportImages(Task):
         return files, line
 
 
-def export(
+def _export_format(
     run: RunFolder,
     config: Config,
     options: Options,
     *,
     name: str,
-    models: Sequence[str] = (),
-    out: Path | None = None,
+    models: Sequence[str],
+    out: Path | None,
 ) -> StageResult:
-    """Scores (or, of `COORDS_ONLY`, patch stores alone) -> files of the format `name`.
-
-    Parameters
-    ----------
-    run : RunFolder
-    config : Config
-    options : Options
-    name : str
-        A format of `wsi_pipeline.exports.FORMATS`.
-    models : sequence of str
-        Default: all that have scores. None of `COORDS_ONLY`.
-    out : Path, optional
-        Folder for the files; of several models, each has its own in it. Default: in the run.
-
-    Raises
-    ------
-    ConfigError
-        If the format or a setting is unknown or senseless.
-    StageError
-        If there are no scores.
-    """
-    check_format(name)
     cohort = cohort_of(run)
     if isinstance(cohort, ImageCohort):
         _check_images(cohort, name)
@@ -191,7 +169,7 @@ def export(
     return replace(result, notes=name_unscored(run, [m for m in chosen if m], by_id))
 
 
-def export_formats(
+def export(
     run: RunFolder,
     config: Config,
     options: Options,
@@ -200,26 +178,41 @@ def export_formats(
     models: Sequence[str] = (),
     out: Path | None = None,
 ) -> list[StageResult]:
-    """Write several formats, one after the other; see `export`.
+    """Scores (or, of `COORDS_ONLY`, patch stores alone) -> files of formats, one after the other.
 
-    Of several, each has a folder of its own in `out`, and `models` are those of the formats that
-    hold scores.
+    Parameters
+    ----------
+    run : RunFolder
+    config : Config
+    options : Options
+    names : sequence of str
+        Formats of `wsi_pipeline.exports.FORMATS`.
+    models : sequence of str
+        Default: all that have scores. Of several formats, for those that hold scores.
+    out : Path, optional
+        Folder for the files; of several formats and models, each has its own in it. Default: in
+        the run.
+
+    Raises
+    ------
+    ConfigError
+        If a format or a setting is unknown or senseless.
+    StageError
+        If there are no scores.
     """
     names = list(dict.fromkeys(names))
     for name in names:
         check_format(name)
-    if len(names) == 1:
-        return [export(run, config, options, name=names[0], models=models, out=out)]
     of_scores = [name for name in names if name not in COORDS_ONLY] or names
     results = []
     for name in names:
-        result = export(
+        result = _export_format(
             run,
             config,
             options,
             name=name,
             models=models if name in of_scores else (),
-            out=None if out is None else out / name,
+            out=out / name if out is not None and len(names) > 1 else out,
         )
         results.append(replace(result, stage=f"export {name}"))
     return results

@@ -1,7 +1,6 @@
 """The command ``run``: every stage that a config names, in order."""
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 from wsi_pipeline.config.reading import Config
 from wsi_pipeline.config.stages import STAGES
@@ -84,10 +83,9 @@ def _run(run: RunFolder, config: Config, options: Options) -> Iterator[StageResu
     for stage in STAGES:
         if stage.name not in config.stages:
             continue
-        work = load_stage(stage.name)
-        if not stage.variants:
-            yield work(run, config, options)
+        variants = getattr(getattr(config, stage.name), stage.variants) if stage.variants else None
+        if variants == ():
             continue
-        for name in getattr(getattr(config, stage.name), stage.variants):
-            done = work(run, config, options, name=name)
-            yield replace(done, stage=f"{stage.name} {name}")
+        named = {} if variants is None else {"names": variants}
+        found = load_stage(stage.name)(run, config, options, **named)
+        yield from found if isinstance(found, list) else [found]

@@ -228,7 +228,7 @@ def files_of(folder: Path) -> dict[str, bytes]:
 def test_every_format_is_written_kept_and_mended(run, capsys, name):
     n = 6 if name in COORDS_ONLY else 4  # two slides are tiled and not scored
     assert export(run, name) == 0
-    assert f"export: {n} done" in capsys.readouterr().out
+    assert f"export {name}: {n} done" in capsys.readouterr().out
     folder = run / "exports" / name / ("" if name in COORDS_ONLY else "patchnet")
     before = files_of(folder)
     assert len(list(folder.iterdir())) == n
@@ -279,7 +279,7 @@ def test_formats_do_not_touch_each_other_nor_the_report(run, capsys):
     assert export(run, "wsinfer") == 0
     assert main(["report", str(run), "--quiet"]) == 0
     out = capsys.readouterr().out
-    assert "export: 0 done, 4 kept" in out
+    assert "export wsinfer: 0 done, 4 kept" in out
     assert "report: 0 done, 1 kept" in out
 
 
@@ -437,7 +437,7 @@ def test_run_exports_what_the_config_names(run, capsys):
     assert run_with(run, "stages=[export, report]", formats, "export.splits=[test]") == 0
     assert "export camelyon16: 0 done, 2 kept" in capsys.readouterr().out
     assert export(run, "camelyon16", "--set", "export.splits=[test]") == 0
-    assert "export: 0 done, 2 kept" in capsys.readouterr().out
+    assert "export camelyon16: 0 done, 2 kept" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from PIL import Image
 
 from tiling.store import PatchStore
 from wsi_pipeline.cli.app import main
+from wsi_pipeline.contracts import Rule
 from wsi_pipeline.explain import load_method
 from wsi_pipeline.inference.scores import read_scores
 from wsi_pipeline.models.checkpoint import load_checkpoint
@@ -123,7 +124,7 @@ def test_run_explains_by_the_methods_of_its_config(copy, capsys):
 def test_the_best_hits_and_the_worst_errors_are_chosen():
     scores = np.array([0.9, 0.7, 0.95, 0.1, 0.4, np.nan, 0.8])
     labels = np.array([1, 1, 0, 1, 0, 1, -1])
-    how = {"threshold": 0.5}
+    how = {"rule": Rule(0.5)}
     assert choose_extremes(scores, labels, top=2, errors=5, **how) == [0, 6, 2, 3]
     assert choose_extremes(scores, labels, top=0, errors=1, **how) == [2]
     assert choose_extremes(scores, labels, top=9, errors=0, **how) == [0, 6, 1, 4]
