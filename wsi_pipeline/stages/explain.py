@@ -24,34 +24,29 @@ from wsi_pipeline.explain import METHODS, check_method
 from wsi_pipeline.layout import RunFolder, Unit
 from wsi_pipeline.run.runner import Options, StageResult, run_stage
 from wsi_pipeline.run.tasks import Done, Job, Task
+from wsi_pipeline.stages.explained_masks import (
+    FILTERS,
+    JudgeFilters,
+    choose_masked,
+    trace_all,
+    write_table,
+)
 from wsi_pipeline.stages.inputs import choose_scored_models, digest_scores, scored
 from wsi_pipeline.stages.predict import load_model
+from wsi_pipeline.stages.subjects import (
+    Masks,
+    Subject,
+    crop_pixels,
+    describe_place,
+    find_crossed,
+    read_pixels,
+)
 
 if TYPE_CHECKING:
     from wsi_pipeline.explain.base import Settings
     from wsi_pipeline.inference.image_scores import ScoredImage
 
 EXPLAIN_SCHEMA = "wsi-pipeline/explain/1"
-
-
-@dataclass(frozen=True)
-class Subject:
-    """What is explained: one patch of a slide, or one image."""
-
-    row: int  # of the slide's patch store, or of the run's images
-    name: str  # the first part of its files' names
-    label: int  # 1, 0, or -1: unknown
-    score: float
-    entry: SlideEntry | None = None  # the slide; None: an image
-
-
-@dataclass(frozen=True)
-class _Pixels:
-    """A subject, read."""
-
-    values: NDArray[np.uint8]  # (H, W, C)
-    um_per_px: float | None = None
-    box_l0: tuple[int, int, int, int] | None = None  # x, y, width, height, level-0 px
 
 
 @dataclass(frozen=True)
@@ -99,11 +94,11 @@ class ExplainSubjects(Task):
         with scratch_folder(out) as scratch:  # all files of a method, or none
             maps, pictures = [], []
             for number, one in enumerate(self.subjects):
-                pixels = _read(job.run, one)
+                pixels = read_pixels(job.run, one)
                 values = pixels.values[None]
                 (made,) = method.explain(network, values, target=self.config.target, **how)
-                pictures.append(_crop(pixels, made.values.shape))
-                place = _describe_place(pictures[-1])
+                pictures.append(crop_pixels(pixels, made.values.shape))
+                place = describe_place(pictures[-1])
                 write_explanation(scratch, one.name, method, made, place=place)
                 maps.append(made.values)
                 on_progress(number + 1, len(self.subjects))
@@ -154,40 +149,6 @@ def _has_layer(name: str) -> bool:
     from wsi_pipeline.explain import load_method
 
     return "layer" in {field.name for field in fields(load_method(name).settings)}
-
-
-def _read(run: RunFolder, one: Subject) -> _Pixels:
-    """Read the pixels of a patch or an image."""
-    if one.entry is None:
-        return _Pixels(np.array(ImageCohort(run).array().pixels[one.row]))
-    with open_store(run, one.entry) as store:
-        pixels, unreadable = store.read_flagged(np.array([one.row]))
-        if unreadable[0]:
-            raise StageError(f"{one.entry.slide_id}: the patch {one.name} cannot be read")
-        geometry = store.geometry
-        x, y = (int(v) for v in store.coords[one.row])
-        box = (x, y, geometry.patch_l0, geometry.patch_l0_y)
-        return _Pixels(np.asarray(pixels[0]), geometry.target_mpp, box)
-
-
-def _crop(pixels: _Pixels, shape: tuple[int, ...]) -> _Pixels:
-    """Cut out the centre that a model sees, with its place."""
-    height, width = pixels.values.shape[:2]
-    top, left = (height - shape[0]) // 2, (width - shape[1]) // 2
-    cut = pixels.values[top : top + shape[0], left : left + shape[1]]
-    if pixels.box_l0 is None:
-        return replace(pixels, values=cut)
-    x, y, wide, high = pixels.box_l0
-    across, down = wide / width, high / height  # level-0 px per px
-    box = (x + left * across, y + top * down, shape[1] * across, shape[0] * down)
-    return replace(pixels, values=cut, box_l0=tuple(round(v) for v in box))
-
-
-def _describe_place(pixels: _Pixels) -> dict[str, Any] | None:
-    if pixels.box_l0 is None or pixels.um_per_px is None:
-        return None
-    names = ("x_l0", "y_l0", "width_l0", "height_l0")
-    return {**dict(zip(names, pixels.box_l0, strict=True)), "um_per_px": pixels.um_per_px}
 
 
 # ------------------------------------------------------------ which are explained
@@ -247,11 +208,16 @@ class _Part(ABC):
     def find(self, place: tuple[str, ...]) -> int | None:
         """Find one by what a CSV names it by; None: it is not among them."""
 
+    @abstractmethod
+    def list_masked(self, masks: Masks) -> Sequence[int]:
+        """List those that may have a mask with both object and background."""
+
 
 @dataclass(frozen=True)
 class _SlidePart(_Part):
     entry: SlideEntry
     coords: NDArray[np.int64]  # (N, 2) x, y, level-0 px
+    size_l0: tuple[int, int]  # (width, height) of each
     scores: NDArray[Any]
     labels: NDArray[Any]
 
@@ -268,6 +234,12 @@ class _SlidePart(_Part):
         rows = np.flatnonzero((self.coords == [int(v) for v in corner]).all(axis=1))
         return int(rows[0]) if len(rows) else None
 
+    def list_masked(self, masks: Masks) -> Sequence[int]:
+        outlines = masks.outlines_of(self.entry)
+        if outlines is None:
+            return []
+        return [int(n) for n in find_crossed(outlines, self.coords, self.size_l0)]
+
 
 @dataclass(frozen=True)
 class _ImagePart(_Part):
@@ -283,6 +255,9 @@ class _ImagePart(_Part):
     def find(self, place: tuple[str, ...]) -> int | None:
         ids = [image.image_id for image in self.images]
         return ids.index(place[0]) if place[0] in ids else None
+
+    def list_masked(self, masks: Masks) -> Sequence[int]:
+        return range(len(self.images))
 
 
 @dataclass(frozen=True)
@@ -301,6 +276,17 @@ class _Candidates:
                 return part.subject(number)
         return None
 
+    def masked(self, run: RunFolder, config: ExplainConfig) -> tuple[Subject, ...]:
+        """Draw some that have a mask."""
+        masks = Masks(run)
+        found = [
+            part.subject(number)
+            for part in self.parts
+            for number in part.list_masked(masks)
+            if np.isfinite(part.scores[number])
+        ]
+        return choose_masked(found, masks, config.masked, config.seed)
+
     def extremes(self, config: ExplainConfig) -> tuple[Subject, ...]:
         """Choose the best hits and the worst errors of all parts."""
         if not self.parts:
@@ -318,6 +304,12 @@ class _Candidates:
         )
 
 
+def _list_candidates(cohort: SlideCohort | ImageCohort, config: Config, model: str) -> _Candidates:
+    if isinstance(cohort, ImageCohort):
+        return _list_images(cohort, config, model)
+    return _list_patches(cohort, config, model)
+
+
 def _list_patches(cohort: SlideCohort, config: Config, model: str) -> _Candidates:
     from wsi_pipeline.inference.scores import read_scores
 
@@ -332,7 +324,8 @@ def _list_patches(cohort: SlideCohort, config: Config, model: str) -> _Candidate
             labels = np.asarray(store.label)
             if not np.array_equal(store.coords, scores.coords):
                 raise StageError(f"{entry.slide_id}: its scores are of other patches; run predict")
-        parts.append(_SlidePart(entry, scores.coords, scores.scores, labels))
+            size_l0 = (store.geometry.patch_l0, store.geometry.patch_l0_y)
+        parts.append(_SlidePart(entry, scores.coords, size_l0, scores.scores, labels))
         inputs += [digest_scores(run, model, entry.slide_id), digest_store(run, entry)]
         checkpoints.add(str(scores.attributes.get("checkpoint")))
     return _Candidates(tuple(parts), Rule(config.evaluate.threshold), tuple(inputs), checkpoints)
@@ -363,6 +356,8 @@ def _evaluated(entries: Sequence[Any], config: Config) -> list[Any]:
 def _choose(
     run: RunFolder, candidates: _Candidates, config: Config, named: Sequence[tuple[str, ...]] | None
 ) -> tuple[Subject, ...]:
+    if named is None and config.explain.masked:
+        return candidates.masked(run, config.explain)
     if named is None:
         return candidates.extremes(config.explain)
     found = {place: candidates.name(place) for place in dict.fromkeys(named)}
@@ -436,9 +431,7 @@ def explain(
     cohort = cohort_of(run)
     named = None if patches is None else read_places(patches, of_images=cohort.of_images)
     found = {
-        model: _list_images(cohort, config, model)
-        if isinstance(cohort, ImageCohort)
-        else _list_patches(cohort, config, model)
+        model: _list_candidates(cohort, config, model)
         for model in choose_scored_models(run, models)
     }
     chosen = {model: _choose(run, of, config, named) for model, of in found.items()}
@@ -464,9 +457,46 @@ def explain(
         if tasks:
             result = run_stage("explain", run, tasks, config, options)
         results.append(replace(result, stage=f"explain {name}", notes=notes))
+    ready = {model: chosen[model] for model, lack in lacking.items() if not lack}
+    results += trace_all(run, config, options, methods=methods, subjects=ready)
+    if config.explain.masked and "patchnet" in methods:
+        results += _judge_filters(run, config, options, found, ready)
+    if results and (config.explain.masked or named is not None):
+        lines = [line for model, of in ready.items() for line in write_table(run, model, of)]
+        results[-1] = replace(results[-1], notes=(*results[-1].notes, *lines))
     for model, subjects in chosen.items():
         _draw_sheet(run, model, subjects)
     return results
+
+
+def _judge_filters(
+    run: RunFolder,
+    config: Config,
+    options: Options,
+    found: Mapping[str, _Candidates],
+    ready: Mapping[str, tuple[Subject, ...]],
+) -> list[StageResult]:
+    """Choose each PatchNet's best filter on the split val, and measure it on these subjects."""
+    cohort = cohort_of(run)
+    on_val = replace(config, evaluate=replace(config.evaluate, split="val"))
+    tasks, notes = [], []
+    for model, subjects in ready.items():
+        if _why_not(run, model, "patchnet"):
+            continue
+        candidates = _list_candidates(cohort, on_val, model)
+        val = candidates.masked(run, config.explain)
+        if not val or {one.name for one in val} & {one.name for one in subjects}:
+            why = "it is the split that is evaluated" if val else "nothing scored in it has a mask"
+            notes.append(f"no filter of {model} is chosen on the split val: {why}")
+            continue
+        inputs = (*found[model].inputs, *candidates.inputs)
+        tasks.append(
+            JudgeFilters(model, run.checkpoint(model), val, subjects, inputs, options.device)
+        )
+    result = StageResult("explain", (), (), ())
+    if tasks:
+        result = run_stage("explain", run, tasks, config, options)
+    return [replace(result, stage=f"explain {FILTERS}", notes=tuple(notes))]
 
 
 def _find_lack(
@@ -511,8 +541,8 @@ def _draw_sheet(run: RunFolder, model: str, subjects: Sequence[Subject]) -> None
     rows: list[tuple[Sequence[str], Sequence[NDArray[np.uint8] | None]]] = [(["", *names], [])]
     for one in subjects:
         maps = [read_grey(folder / name / f"{one.name}.png") for name in names]
-        image, shapes = _read(run, one), [of.shape for of in maps if of is not None]
-        seen = _crop(image, shapes[0]) if shapes else image
+        image, shapes = read_pixels(run, one), [of.shape for of in maps if of is not None]
+        seen = crop_pixels(image, shapes[0]) if shapes else image
         rows.append(([_title(one)], [seen.values, *maps]))
     if names and subjects:
         draw_sheet(folder / "sheet.png", rows)
