@@ -2,7 +2,8 @@
 
 Each map is compared with the mask of its image as a heatmap is (`localise`): a map that is no
 probability is stretched to [0, 1] over its image before the threshold of 0.5, also one with signs,
-whose zero may then lie on either side; the ROC AUC is of the map as it is. Areas under the deletion
+whose zero may then lie on either side; the ROC AUC is of the map as it is. A constant map becomes
+0.5, which marks every pixel; such maps are counted. Areas under the deletion
 and insertion curves need no mask and are averaged over the same images.
 
 References
@@ -29,8 +30,8 @@ from wsi_pipeline.evaluation.localisation import (
 from wsi_pipeline.explain.patchnet import rescale_filters
 
 METHOD_COLUMNS = (
-    "method", "target", "n", "exact_match", "recall", "recall_n", "roc_auc", "roc_auc_n",
-    "deletion_auc", "insertion_auc", "curves_n",
+    "method", "target", "n", "constant_n", "exact_match", "recall", "recall_n", "roc_auc",
+    "roc_auc_n", "deletion_auc", "insertion_auc", "curves_n",
 )  # fmt: skip
 IMAGE_COLUMNS = (
     "method", "name", "n_pixels", "n_tumour", "exact_match", "recall", "roc_auc", "deletion_auc",
@@ -46,6 +47,7 @@ class MeasuredMap:
 
     name: str  # of the image
     on_mask: ImageLocalisation
+    is_constant: bool = False  # one value everywhere: it ranks nothing
     deletion_auc: float | None = None  # None: not traced
     insertion_auc: float | None = None
 
@@ -67,6 +69,7 @@ class MeasuredMethod:
             self.method,
             self.target,
             mean.n,
+            sum(one.is_constant for one in self.maps),
             mean.exact_match,
             mean.recall,
             mean.n - mean.recall_skipped,
@@ -89,7 +92,7 @@ def measure_constants(masks: Mapping[str, NDArray[np.bool_]]) -> list[MeasuredMe
         MeasuredMethod(
             name,
             tuple(
-                MeasuredMap(image, localise(np.full(mask.shape, value), mask))
+                MeasuredMap(image, localise(np.full(mask.shape, value), mask), is_constant=True)
                 for image, mask in masks.items()
             ),
         )

@@ -435,7 +435,11 @@ def explain(
         for model in choose_scored_models(run, models)
     }
     chosen = {model: _choose(run, of, config, named) for model, of in found.items()}
-    lacking = {model: _find_lack(run, model, of, chosen[model]) for model, of in found.items()}
+    by_mask = named is None and config.explain.masked > 0
+    lacking = {
+        model: _find_lack(run, model, of, chosen[model], by_mask=by_mask)
+        for model, of in found.items()
+    }
     results = []
     for name in methods:
         reasons = {model: lack or _why_not(run, model, name) for model, lack in lacking.items()}
@@ -461,7 +465,7 @@ def explain(
     results += trace_all(run, config, options, methods=methods, subjects=ready)
     if config.explain.masked and "patchnet" in methods:
         results += _judge_filters(run, config, options, found, ready)
-    if results and (config.explain.masked or named is not None):
+    if by_mask or named is not None:
         lines = [line for model, of in ready.items() for line in write_table(run, model, of)]
         results[-1] = replace(results[-1], notes=(*results[-1].notes, *lines))
     for model, subjects in chosen.items():
@@ -500,10 +504,17 @@ def _judge_filters(
 
 
 def _find_lack(
-    run: RunFolder, model: str, candidates: _Candidates, subjects: Sequence[Subject]
+    run: RunFolder,
+    model: str,
+    candidates: _Candidates,
+    subjects: Sequence[Subject],
+    *,
+    by_mask: bool,
 ) -> str:
     """Say why a model is not explained by any method; empty: it can be."""
     checkpoint = run.checkpoint(model)
+    if not subjects and by_mask:
+        return "nothing scored in the evaluated split has a mask with object and background"
     if not subjects:
         return "nothing is scored in the evaluated split"
     if not checkpoint.is_file():

@@ -298,6 +298,7 @@ def _measure(
     from wsi_pipeline.evaluation.explanations import MeasuredMap, MeasuredMethod
     from wsi_pipeline.evaluation.image_localisation import localise_image
     from wsi_pipeline.explain import load_method
+    from wsi_pipeline.explain.files import is_constant
 
     folder = _folder(run, model, method)
     if not Unit("explain", model=model, variant=method).is_marked(run):
@@ -316,9 +317,8 @@ def _measure(
         if traced and traced["map"] != digest_file(path):
             traced = {}  # of an earlier map
         on_mask = localise_image(values, mask, probability=probability)
-        maps.append(
-            MeasuredMap(name, on_mask, traced.get("deletion_auc"), traced.get("insertion_auc"))
-        )
+        areas_of = (traced.get("deletion_auc"), traced.get("insertion_auc"))
+        maps.append(MeasuredMap(name, on_mask, is_constant(values), *areas_of))
     return MeasuredMethod(method, tuple(maps), about["target"])
 
 
