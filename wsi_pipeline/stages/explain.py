@@ -27,8 +27,9 @@ from wsi_pipeline.run.tasks import Done, Job, Task
 from wsi_pipeline.stages.explained_masks import (
     FILTERS,
     JudgeFilters,
+    TraceCurves,
     choose_masked,
-    trace_all,
+    trace,
     write_table,
 )
 from wsi_pipeline.stages.inputs import choose_scored_models, digest_scores, scored
@@ -461,8 +462,21 @@ def explain(
         if tasks:
             result = run_stage("explain", run, tasks, config, options)
         results.append(replace(result, stage=f"explain {name}", notes=notes))
+        of_finished = [
+            TraceCurves(
+                task.model,
+                name,
+                task.checkpoint,
+                task.subjects,
+                config.explain.curve_steps,
+                config.explain.seed,
+                options.device,
+            )
+            for task in tasks
+            if task.model not in result.failed
+        ]
+        results += trace(run, config, options, of_finished)
     ready = {model: chosen[model] for model, lack in lacking.items() if not lack}
-    results += trace_all(run, config, options, methods=methods, subjects=ready)
     if config.explain.masked and "patchnet" in methods:
         results += _judge_filters(run, config, options, found, ready)
     if by_mask or named is not None:

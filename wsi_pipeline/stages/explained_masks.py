@@ -1,6 +1,6 @@
 """Explanations against masks: curves of each map, PatchNet's filters, one table of all methods."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -63,6 +63,8 @@ class TraceCurves(Task):
     def fingerprint(self, run: RunFolder) -> str:
         """Hash the maps, the checkpoint and the settings."""
         maps = _folder(run, self.model, self.method)
+        if not Unit("explain", model=self.model, variant=self.method).is_marked(run):
+            raise StageError(f"{self.model}: its maps by {self.method} are not finished")
         made = [digest_file(maps / f"{one.name}.tif") for one in self.subjects]
         about = [digest_file(maps / "explain.json"), digest_file(self.checkpoint)]
         chosen = [(one.name, one.row) for one in self.subjects]
@@ -117,34 +119,14 @@ def _choose_target(
     return 1 if rule.decide(np.array([one.score]))[0] else 0
 
 
-def trace_all(
-    run: RunFolder,
-    config: Config,
-    options: Options,
-    *,
-    methods: Sequence[str],
-    subjects: Mapping[str, tuple[Subject, ...]],
+def trace(
+    run: RunFolder, config: Config, options: Options, tasks: Sequence[TraceCurves]
 ) -> list[StageResult]:
-    """Trace the curves of all finished maps of these subjects, by model; none if not asked for."""
-    results = []
-    for method in methods if config.explain.curve_steps else ():
-        tasks = [
-            TraceCurves(
-                model,
-                method,
-                run.checkpoint(model),
-                of_model,
-                config.explain.curve_steps,
-                config.explain.seed,
-                options.device,
-            )
-            for model, of_model in subjects.items()
-            if Unit("explain", model=model, variant=method).is_marked(run)
-        ]
-        if tasks:
-            result = run_stage("explain", run, tasks, config, options)
-            results.append(replace(result, stage=f"explain {method} curves"))
-    return results
+    """Trace the curves of one method's maps, of all its models; none if not asked for."""
+    if not tasks or not config.explain.curve_steps:
+        return []
+    result = run_stage("explain", run, tasks, config, options)
+    return [replace(result, stage=f"explain {tasks[0].method} curves")]
 
 
 @dataclass(frozen=True)
