@@ -213,6 +213,14 @@ def explain(
             "best hits and the worst errors of the evaluated split.",
         ),
     ] = None,
+    images: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--images",
+            metavar="ID",
+            help="Image to explain, of a folder of images; repeatable.",
+        ),
+    ] = None,
     top: Annotated[
         int | None, typer.Option("--top", min=0, metavar="N", help="So many of the best hits.")
     ] = None,
@@ -239,6 +247,12 @@ def explain(
         run, config, [*(set_ or ()), *short], section="explain", quiet=options.quiet
     )
     results = explain_stage.explain(
-        RunFolder(run), settings, options, names=methods, models=model or (), patches=patches
+        RunFolder(run),
+        settings,
+        options,
+        names=methods,
+        models=model or (),
+        patches=patches,
+        images=images or (),
     )
     finish(results, run, quiet=options.quiet)

@@ -47,6 +47,7 @@ def test_maps_are_of_the_patches_they_name(explained):
             assert one["label"] == store.label[row]
         scores = read_scores(explained / f"scores/patchnet/{slide_id}.h5")
         assert one["score"] == scores.scores[row]
+        assert 1 / (1 + np.exp(-one["logit"])) == pytest.approx(one["score"], abs=1e-5)
         for method in ("saliency", "patchnet"):
             path = explained / f"explanations/patchnet/{method}/{one['name']}.tif"
             expected = load_method(method)(model, pixels)[0]
@@ -61,6 +62,19 @@ def test_maps_are_of_the_patches_they_name(explained):
             assert path.with_name(f"{one['name']}_overlay.png").is_file()
     sheet = np.asarray(Image.open(explained / "explanations/patchnet/sheet.png"))
     assert sheet.shape[1] == 3 * 168  # the patch, and two methods
+
+
+def test_the_report_shows_the_sheet(explained):
+    assert main(["report", str(explained), "--quiet"]) == 0
+    page = (explained / "report.html").read_text()
+    section = page.partition("<h2>Where the models look</h2>")[2].partition("</section>")[0]
+    assert section.count("<img") == 1
+    assert 'src="data:image/jpeg;base64,' in section
+
+
+def test_images_are_not_named_on_a_run_of_slides(explained, capsys):
+    assert main(["explain", str(explained), "--method", "saliency", "--images", "s4"]) == 1
+    assert "--images is for folders of images; use --patches" in capsys.readouterr().err
 
 
 def test_what_is_explained_is_kept_until_something_changes(explained, capsys):
@@ -103,7 +117,7 @@ def test_patches_can_be_named_in_a_csv(copy, tmp_path, capsys):
     assert (folder / f"s4_x{x}_y{y}.npz").is_file()  # what else the method found
     path.write_text("slide_id,x,y\ns4,1,2\n")
     assert main(command) == 1
-    assert "evaluated split: s4 1 2; use ids" in capsys.readouterr().err
+    assert "patches or images: s4 1 2; use ids" in capsys.readouterr().err
     path.write_text("slide,x,y\ns4,1,2\n")
     assert main(command) == 1
     assert (
