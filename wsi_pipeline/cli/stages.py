@@ -19,7 +19,7 @@ from wsi_pipeline.cli.options import (
     read_settings,
     with_options,
 )
-from wsi_pipeline.explain import METHODS, check_method
+from wsi_pipeline.explain import METHODS, list_methods
 from wsi_pipeline.exports import FORMATS, check_format
 
 if TYPE_CHECKING:
@@ -184,8 +184,7 @@ def export(
 
 
 def _check_method(name: str) -> None:
-    if name != "all":
-        check_method(name)
+    list_methods([name])
 
 
 @with_options

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from wsi_pipeline.explain.base import Method
     from wsi_pipeline.models import PatchClassifier
 
-__all__ = ["METHODS", "check_layer", "check_method", "choose_method", "load_method"]
+__all__ = ["METHODS", "check_layer", "check_method", "choose_method", "list_methods", "load_method"]
 
 # What each method's map is; the modules are imported when they are used. Those of single
 # architectures come first: a model's own map is by the first one that explains it.
@@ -35,6 +35,9 @@ METHODS = {
 }
 
 
+ALL = "all"  # stands for all methods
+
+
 def check_method(name: str) -> None:
     """Refuse a method that is not listed.
 
@@ -44,6 +47,21 @@ def check_method(name: str) -> None:
         Naming those that are.
     """
     check_listed(name, METHODS, "explanation method")
+
+
+def list_methods(names: Iterable[str]) -> list[str]:
+    """Return methods without repetition; `ALL` stands for every one.
+
+    Raises
+    ------
+    ConfigError
+        Naming those there are, if one is not listed.
+    """
+    chosen = list(dict.fromkeys(names))
+    for name in chosen:
+        if name != ALL:
+            check_method(name)
+    return list(METHODS) if ALL in chosen else chosen
 
 
 def load_method(name: str) -> "Method":

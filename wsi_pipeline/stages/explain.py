@@ -20,7 +20,7 @@ from wsi_pipeline.config.settings import ExplainConfig
 from wsi_pipeline.contracts import Rule, SlideEntry
 from wsi_pipeline.csv_files import read_csv
 from wsi_pipeline.errors import ConfigError, StageError
-from wsi_pipeline.explain import METHODS, check_layer, check_method
+from wsi_pipeline.explain import METHODS, check_layer, list_methods
 from wsi_pipeline.layout import RunFolder, Unit
 from wsi_pipeline.run.runner import Options, StageResult, run_stage
 from wsi_pipeline.run.tasks import Done, Job, Task
@@ -436,9 +436,7 @@ def explain(
     StageError
         If there are no scores, or none of what the CSV names.
     """
-    methods = list(METHODS) if "all" in names else list(dict.fromkeys(names))
-    for name in methods:
-        check_method(name)
+    methods = list_methods(names)
     check_layer("explain.layer", config.explain.layer, methods)
     cohort = cohort_of(run)
     if images and not cohort.of_images:

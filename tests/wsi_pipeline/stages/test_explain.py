@@ -11,7 +11,8 @@ from PIL import Image
 from tiling.store import PatchStore
 from wsi_pipeline.cli.app import main
 from wsi_pipeline.contracts import Rule
-from wsi_pipeline.explain import load_method
+from wsi_pipeline.errors import ConfigError
+from wsi_pipeline.explain import METHODS, list_methods, load_method
 from wsi_pipeline.inference.scores import read_scores
 from wsi_pipeline.models.checkpoint import load_checkpoint
 from wsi_pipeline.stages.explain import choose_extremes
@@ -142,3 +143,10 @@ def test_the_best_hits_and_the_worst_errors_are_chosen():
     assert choose_extremes(scores, labels, top=2, errors=5, **how) == [0, 6, 2, 3]
     assert choose_extremes(scores, labels, top=0, errors=1, **how) == [2]
     assert choose_extremes(scores, labels, top=9, errors=0, **how) == [0, 6, 1, 4]
+
+
+def test_all_stands_for_every_method():
+    assert list_methods(["saliency", "all"]) == list(METHODS)
+    assert list_methods(["lime", "saliency", "lime"]) == ["lime", "saliency"]
+    with pytest.raises(ConfigError, match="no explanation method is called 'al'"):
+        list_methods(["al"])
