@@ -8,7 +8,7 @@ pictures. PatchNet and CAM explain themselves and are timed on networks of their
 its own forward pass. Threads that wait for work must not spin, or a busy machine adds to their
 time: OMP_WAIT_POLICY=PASSIVE.
 
-    OMP_WAIT_POLICY=PASSIVE python benchmarks/explain.py --weights vgg16_imagenet_features.safetensors --patch tumor.png
+    OMP_WAIT_POLICY=PASSIVE python benchmarks/explain.py --weights vgg16.safetensors --patch it.png
 """
 
 import argparse

@@ -1,9 +1,7 @@
 """The stage ``explain``: patches or images -> maps of where a model looks, by several methods."""
 
-import re
-from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,40 +10,34 @@ from numpy.typing import NDArray
 
 from tiling.contracts import OnProgress
 from tiling.files import digest_file, move_into, scratch_folder, write_json
-from tiling.wording import name_some, pluralize
-from wsi_pipeline.cohort.kinds import ImageCohort, SlideCohort, cohort_of
-from wsi_pipeline.cohort.slides import digest_store, open_store
+from tiling.wording import pluralize
+from wsi_pipeline.cohort.kinds import cohort_of
 from wsi_pipeline.config.reading import Config, as_plain, digest_settings
 from wsi_pipeline.config.settings import ExplainConfig
-from wsi_pipeline.contracts import Rule, SlideEntry
-from wsi_pipeline.csv_files import read_csv
-from wsi_pipeline.errors import ConfigError, StageError
-from wsi_pipeline.explain import METHODS, check_method
+from wsi_pipeline.errors import ConfigError
+from wsi_pipeline.explain import METHODS, check_layer, list_methods
 from wsi_pipeline.layout import RunFolder, Unit
 from wsi_pipeline.run.runner import Options, StageResult, run_stage
 from wsi_pipeline.run.tasks import Done, Job, Task
+from wsi_pipeline.stages.candidates import (
+    Candidates,
+    choose_subjects,
+    list_candidates,
+    read_places,
+)
 from wsi_pipeline.stages.explained_masks import (
     FILTERS,
     JudgeFilters,
     TraceCurves,
-    choose_masked,
     trace,
     write_table,
 )
-from wsi_pipeline.stages.inputs import choose_scored_models, digest_scores, scored
+from wsi_pipeline.stages.inputs import choose_scored_models
 from wsi_pipeline.stages.predict import load_model
-from wsi_pipeline.stages.subjects import (
-    Masks,
-    Subject,
-    crop_pixels,
-    describe_place,
-    find_crossed,
-    read_pixels,
-)
+from wsi_pipeline.stages.subjects import Subject, crop_pixels, describe_place, read_pixels
 
 if TYPE_CHECKING:
-    from wsi_pipeline.explain.base import Settings
-    from wsi_pipeline.inference.image_scores import ScoredImage
+    from wsi_pipeline.explain.base import Method, Settings
 
 EXPLAIN_SCHEMA = "wsi-pipeline/explain/1"
 
@@ -72,7 +64,7 @@ class ExplainSubjects(Task):
         how = [
             self.config.target,
             self.config.seed,
-            as_plain(_settings_of(self.method, self.config)),
+            as_plain(_load(self.method, self.config)[1]),
         ]
         chosen = [(one.name, one.row) for one in self.subjects]
         digests = [digest_file(self.checkpoint), *self.inputs]
@@ -81,7 +73,7 @@ class ExplainSubjects(Task):
     def __call__(self, job: Job, on_progress: OnProgress) -> Done:
         """Write each map as values, picture and overlay, and ``explain.json``."""
         from wsi_pipeline.config.devices import resolve_device
-        from wsi_pipeline.explain import load_method
+        from wsi_pipeline.explain.base import logit_of
         from wsi_pipeline.explain.image_maps import write_explanation
         from wsi_pipeline.explain.pictures import draw_overlay, find_limits
         from wsi_pipeline.models.checkpoint import digest
@@ -89,11 +81,11 @@ class ExplainSubjects(Task):
         found = digest(self.checkpoint)
         network, _ = load_model(self.checkpoint, found)
         network = network.to(resolve_device(self.device))
-        method, settings = load_method(self.method), _settings_of(self.method, self.config)
+        method, settings = _load(self.method, self.config)
         how: dict[str, Any] = {"seed": self.config.seed, "config": settings}
-        out = job.run.path / "explanations" / self.model / self.method
+        out = job.run.explanations(self.model) / self.method
         with scratch_folder(out) as scratch:  # all files of a method, or none
-            maps, pictures = [], []
+            maps, pictures, logits = [], [], []
             for number, one in enumerate(self.subjects):
                 pixels = read_pixels(job.run, one)
                 values = pixels.values[None]
@@ -102,6 +94,7 @@ class ExplainSubjects(Task):
                 place = describe_place(pictures[-1])
                 write_explanation(scratch, one.name, method, made, place=place)
                 maps.append(made.values)
+                logits.append(logit_of(network, pixels.values))
                 on_progress(number + 1, len(self.subjects))
             signed = method.low < 0
             limits = (0.0, 1.0) if method.is_probability else find_limits(maps, signed=signed)
@@ -114,11 +107,13 @@ class ExplainSubjects(Task):
                     title=f"{one.name}, {self.model}, {self.method}",
                     um_per_px=shown.um_per_px,
                 )
-            write_json(scratch / "explain.json", self._describe(found, settings))
+            write_json(scratch / "explain.json", self._describe(found, settings, logits))
             files = move_into(scratch, out, last="explain.json")
         return files, f"{pluralize(len(self.subjects), 'map')} by {self.method}"
 
-    def _describe(self, checkpoint: str, settings: "Settings") -> dict[str, Any]:
+    def _describe(
+        self, checkpoint: str, settings: "Settings", logits: Sequence[float]
+    ) -> dict[str, Any]:
         return {
             "schema": EXPLAIN_SCHEMA,
             "model": self.model,
@@ -128,8 +123,13 @@ class ExplainSubjects(Task):
             "target": self.config.target,
             "seed": self.config.seed,
             "explained": [
-                {"name": one.name, "label": one.label, "score": _finite(one.score)}
-                for one in self.subjects
+                {
+                    "name": one.name,
+                    "label": one.label,
+                    "score": _finite(one.score),
+                    "logit": _finite(logit),
+                }
+                for one, logit in zip(self.subjects, logits, strict=True)
             ],
         }
 
@@ -138,252 +138,11 @@ def _finite(score: float) -> float | None:
     return score if np.isfinite(score) else None
 
 
-def _settings_of(name: str, config: ExplainConfig) -> "Settings":
-    """Return a method's settings, with the layer where it has one."""
+def _load(name: str, config: ExplainConfig) -> "tuple[Method, Settings]":
     from wsi_pipeline.explain import load_method
 
-    kind = load_method(name).settings
-    return kind(**({"layer": config.layer} if _has_layer(name) else {}))
-
-
-def _has_layer(name: str) -> bool:
-    from wsi_pipeline.explain import load_method
-
-    return "layer" in {field.name for field in fields(load_method(name).settings)}
-
-
-# ------------------------------------------------------------ which are explained
-
-
-def choose_extremes(
-    scores: NDArray[np.floating[Any]],
-    labels: NDArray[np.integer[Any]],
-    *,
-    top: int,
-    errors: int,
-    rule: Rule,
-) -> list[int]:
-    """Choose the best hits and the worst errors.
-
-    Parameters
-    ----------
-    scores : (N,)
-        NaN: not scored.
-    labels : (N,) 1, 0, or -1: unknown
-    top, errors : int
-        How many: the highest scores that are not errors, then the errors furthest from their label.
-    rule : Rule
-        Which scores are positive.
-
-    Returns
-    -------
-    rows : list of int
-        Without repetition.
-
-    Examples
-    --------
-    >>> choose_extremes(np.array([0.9, 0.8, 0.1, 0.2]), np.array([1, 0, 1, 0]), top=1, errors=1,
-    ...     rule=Rule(0.5))
-    [0, 2]
-    """
-    known = ~np.isnan(scores)
-    wrong = known & (labels >= 0) & (rule.decide(scores) != (labels == 1))
-    hits = np.flatnonzero(known & ~wrong)
-    hits = hits[np.argsort(-scores[hits], kind="stable")][:top]
-    misses = np.flatnonzero(wrong)
-    misses = misses[np.argsort(-np.abs(scores - labels)[misses], kind="stable")][:errors]
-    return [int(row) for row in (*hits, *misses)]
-
-
-class _Part(ABC):
-    """Patches of one slide, or the images of a run, scored by one model."""
-
-    scores: NDArray[Any]  # (N,) floats; NaN: not scored
-    labels: NDArray[Any]  # (N,) integers: 1, 0, or -1: unknown
-
-    @abstractmethod
-    def subject(self, number: int) -> Subject:
-        """Describe one of them."""
-
-    @abstractmethod
-    def find(self, place: tuple[str, ...]) -> int | None:
-        """Find one by what a CSV names it by; None: it is not among them."""
-
-    @abstractmethod
-    def list_masked(self, masks: Masks) -> Sequence[int]:
-        """List those that may have a mask with both object and background."""
-
-
-@dataclass(frozen=True)
-class _SlidePart(_Part):
-    entry: SlideEntry
-    coords: NDArray[np.int64]  # (N, 2) x, y, level-0 px
-    size_l0: tuple[int, int]  # (width, height) of each
-    scores: NDArray[Any]
-    labels: NDArray[Any]
-
-    def subject(self, number: int) -> Subject:
-        x, y = self.coords[number]
-        name = f"{self.entry.slide_id}_x{x}_y{y}"
-        label, score = int(self.labels[number]), float(self.scores[number])
-        return Subject(number, name, label, score, self.entry)
-
-    def find(self, place: tuple[str, ...]) -> int | None:
-        slide_id, *corner = place
-        if slide_id != self.entry.slide_id or not all(re.fullmatch(r"-?\d+", v) for v in corner):
-            return None
-        rows = np.flatnonzero((self.coords == [int(v) for v in corner]).all(axis=1))
-        return int(rows[0]) if len(rows) else None
-
-    def list_masked(self, masks: Masks) -> Sequence[int]:
-        outlines = masks.outlines_of(self.entry)
-        if outlines is None:
-            return []
-        return [int(n) for n in find_crossed(outlines, self.coords, self.size_l0)]
-
-
-@dataclass(frozen=True)
-class _ImagePart(_Part):
-    images: "Sequence[ScoredImage]"
-    rows: Mapping[str, int]  # of the run's images, by id
-    scores: NDArray[Any]
-    labels: NDArray[Any]
-
-    def subject(self, number: int) -> Subject:
-        image = self.images[number]
-        return Subject(self.rows[image.image_id], image.image_id, image.label, image.score)
-
-    def find(self, place: tuple[str, ...]) -> int | None:
-        ids = [image.image_id for image in self.images]
-        return ids.index(place[0]) if place[0] in ids else None
-
-    def list_masked(self, masks: Masks) -> Sequence[int]:
-        return range(len(self.images))
-
-
-@dataclass(frozen=True)
-class _Candidates:
-    """All that could be explained of one model."""
-
-    parts: tuple[_Part, ...]
-    rule: Rule
-    inputs: tuple[str, ...]
-    checkpoints: set[str]  # digests of those that the scores are by
-
-    def name(self, place: tuple[str, ...]) -> Subject | None:
-        """Find what a row of a CSV names."""
-        for part in self.parts:
-            if (number := part.find(place)) is not None:
-                return part.subject(number)
-        return None
-
-    def masked(self, run: RunFolder, config: ExplainConfig) -> tuple[Subject, ...]:
-        """Draw some that have a mask."""
-        masks = Masks(run)
-        found = [
-            part.subject(number)
-            for part in self.parts
-            for number in part.list_masked(masks)
-            if np.isfinite(part.scores[number])
-        ]
-        return choose_masked(found, masks, config.masked, config.seed)
-
-    def extremes(self, config: ExplainConfig) -> tuple[Subject, ...]:
-        """Choose the best hits and the worst errors of all parts."""
-        if not self.parts:
-            return ()
-        scores = np.concatenate([part.scores for part in self.parts])
-        labels = np.concatenate([part.labels for part in self.parts])
-        chosen = choose_extremes(
-            scores, labels, top=config.top, errors=config.errors, rule=self.rule
-        )
-        starts = np.cumsum([0, *(len(part.scores) for part in self.parts)])
-        found = np.searchsorted(starts, chosen, side="right") - 1
-        return tuple(
-            self.parts[part].subject(row - int(starts[part]))
-            for row, part in zip(chosen, found.tolist(), strict=True)
-        )
-
-
-def _list_candidates(cohort: SlideCohort | ImageCohort, config: Config, model: str) -> _Candidates:
-    if isinstance(cohort, ImageCohort):
-        return _list_images(cohort, config, model)
-    return _list_patches(cohort, config, model)
-
-
-def _list_patches(cohort: SlideCohort, config: Config, model: str) -> _Candidates:
-    from wsi_pipeline.inference.scores import read_scores
-
-    run, by_id = cohort.run, {e.slide_id: e for e in cohort.entries}
-    ready = [by_id[slide_id] for slide_id in scored(run, model, by_id)]
-    parts: list[_Part] = []
-    inputs: list[str] = []
-    checkpoints: set[str] = set()
-    for entry in _evaluated(ready, config):
-        scores = read_scores(run.scores(model, entry.slide_id))
-        with open_store(run, entry) as store:
-            labels = np.asarray(store.label)
-            if not np.array_equal(store.coords, scores.coords):
-                raise StageError(f"{entry.slide_id}: its scores are of other patches; run predict")
-            size_l0 = (store.geometry.patch_l0, store.geometry.patch_l0_y)
-        parts.append(_SlidePart(entry, scores.coords, size_l0, scores.scores, labels))
-        inputs += [digest_scores(run, model, entry.slide_id), digest_store(run, entry)]
-        checkpoints.add(str(scores.attributes.get("checkpoint")))
-    return _Candidates(tuple(parts), Rule(config.evaluate.threshold), tuple(inputs), checkpoints)
-
-
-def _list_images(cohort: ImageCohort, config: Config, model: str) -> _Candidates:
-    from wsi_pipeline.evaluation.image_evaluation import rule_of
-    from wsi_pipeline.inference.image_scores import read_scores
-
-    folder = cohort.run.image_scores(model)
-    images, about = read_scores(folder)
-    rows = {entry.image_id: row for row, entry in enumerate(cohort.entries)}
-    chosen = _evaluated(images, config)
-    scores, labels = np.array([i.score for i in chosen]), np.array([i.label for i in chosen])
-    part = _ImagePart(chosen, rows, scores, labels)
-    inputs = (cohort.prepared().digest(), digest_file(folder / "images.csv"))
-    rule = rule_of(about, config.evaluate.image_threshold)
-    return _Candidates((part,), rule, inputs, {about["checkpoint"]})
-
-
-def _evaluated(entries: Sequence[Any], config: Config) -> list[Any]:
-    """Choose those of the split that is evaluated: test, else val, else all."""
-    splits = {e.split for e in entries}
-    name = config.evaluate.split or next((s for s in ("test", "val") if s in splits), "all")
-    return [e for e in entries if name in (e.split, "all")]
-
-
-def _choose(
-    run: RunFolder, candidates: _Candidates, config: Config, named: Sequence[tuple[str, ...]] | None
-) -> tuple[Subject, ...]:
-    if named is None and config.explain.masked:
-        return candidates.masked(run, config.explain)
-    if named is None:
-        return candidates.extremes(config.explain)
-    found = {place: candidates.name(place) for place in dict.fromkeys(named)}
-    if missing := [" ".join(place) for place, subject in found.items() if subject is None]:
-        raise StageError(
-            f"{run.path}: not among the scored patches or images of the evaluated split: "
-            f"{name_some(missing)}; use ids and level-0 coordinates as in the scores"
-        )
-    return tuple(subject for subject in found.values() if subject is not None)
-
-
-def read_places(path: Path, *, of_images: bool) -> list[tuple[str, ...]]:
-    """Read a CSV of what to explain: ``slide_id,x,y`` (level-0 px), or ``image_id``.
-
-    Raises
-    ------
-    ConfigError
-        If a column is missing, or there are no rows.
-    """
-    columns = ("image_id",) if of_images else ("slide_id", "x", "y")
-    rows = read_csv(path, error=ConfigError)
-    if not rows or not set(columns) <= set(rows[0]):
-        got = f"the columns {', '.join(rows[0])}" if rows else "no rows"
-        raise ConfigError(f"{path}: needs rows with the columns {', '.join(columns)}, has {got}")
-    return [tuple(row[column] for column in columns) for row in rows]
+    method = load_method(name)
+    return method, method.choose_settings(config.layer)
 
 
 # ------------------------------------------------------------ the stage
@@ -397,6 +156,7 @@ def explain(
     names: Sequence[str],
     models: Sequence[str] = (),
     patches: Path | None = None,
+    images: Sequence[str] = (),
 ) -> list[StageResult]:
     """Explain by several methods, one after the other, and draw all side by side.
 
@@ -412,6 +172,8 @@ def explain(
         Default: all that have scores.
     patches : Path, optional
         CSV of what to explain, see `read_places`. Default: best hits and worst errors.
+    images : sequence of str
+        Ids of what to explain in a folder of images, in place of a CSV.
 
     Raises
     ------
@@ -420,22 +182,19 @@ def explain(
     StageError
         If there are no scores, or none of what the CSV names.
     """
-    methods = list(METHODS) if "all" in names else list(dict.fromkeys(names))
-    for name in methods:
-        check_method(name)
-    if config.explain.layer is not None and not any(map(_has_layer, methods)):
-        raise ConfigError(
-            f"explain.layer is {config.explain.layer}, but {', '.join(methods)} "
-            f"{'has' if len(methods) == 1 else 'have'} no layer; those with one: "
-            f"{', '.join(filter(_has_layer, METHODS))}"
-        )
+    methods = list_methods(names)
+    check_layer("explain.layer", config.explain.layer, methods)
     cohort = cohort_of(run)
+    if images and not cohort.of_images:
+        raise ConfigError(f"{run.path}: --images is for folders of images; use --patches of slides")
     named = None if patches is None else read_places(patches, of_images=cohort.of_images)
+    if images:
+        named = [*(named or ()), *((image_id,) for image_id in images)]
     found = {
-        model: _list_candidates(cohort, config, model)
+        model: list_candidates(cohort, config, model, named)
         for model in choose_scored_models(run, models)
     }
-    chosen = {model: _choose(run, of, config, named) for model, of in found.items()}
+    chosen = {model: choose_subjects(run, of, config, named) for model, of in found.items()}
     by_mask = named is None and config.explain.masked > 0
     lacking = {
         model: _find_lack(run, model, of, chosen[model], by_mask=by_mask)
@@ -477,7 +236,7 @@ def explain(
         ]
         results += trace(run, config, options, of_finished)
     ready = {model: chosen[model] for model, lack in lacking.items() if not lack}
-    if config.explain.masked and "patchnet" in methods:
+    if by_mask and "patchnet" in methods:
         results += _judge_filters(run, config, options, found, ready)
     if by_mask or named is not None:
         lines = [line for model, of in ready.items() for line in write_table(run, model, of)]
@@ -491,7 +250,7 @@ def _judge_filters(
     run: RunFolder,
     config: Config,
     options: Options,
-    found: Mapping[str, _Candidates],
+    found: Mapping[str, Candidates],
     ready: Mapping[str, tuple[Subject, ...]],
 ) -> list[StageResult]:
     """Choose each PatchNet's best filter on the split val, and measure it on these subjects."""
@@ -501,7 +260,7 @@ def _judge_filters(
     for model, subjects in ready.items():
         if _why_not(run, model, "patchnet"):
             continue
-        candidates = _list_candidates(cohort, on_val, model)
+        candidates = list_candidates(cohort, on_val, model)
         val = candidates.masked(run, config.explain)
         if not val or {one.name for one in val} & {one.name for one in subjects}:
             why = "it is the split that is evaluated" if val else "nothing scored in it has a mask"
@@ -520,7 +279,7 @@ def _judge_filters(
 def _find_lack(
     run: RunFolder,
     model: str,
-    candidates: _Candidates,
+    candidates: Candidates,
     subjects: Sequence[Subject],
     *,
     by_mask: bool,
@@ -561,7 +320,7 @@ def _draw_sheet(run: RunFolder, model: str, subjects: Sequence[Subject]) -> None
         with Image.open(path) as file:
             return np.asarray(file)
 
-    folder = run.path / "explanations" / model
+    folder = run.explanations(model)
     names = [n for n in METHODS if Unit("explain", model=model, variant=n).is_marked(run)]
     rows: list[tuple[Sequence[str], Sequence[NDArray[np.uint8] | None]]] = [(["", *names], [])]
     for one in subjects:

@@ -35,7 +35,7 @@ CURVE_COLUMNS = ("name", "share", "deletion", "insertion")
 
 
 def _folder(run: RunFolder, model: str, name: str) -> Path:
-    return run.path / "explanations" / model / name
+    return run.explanations(model) / name
 
 
 def curves_unit(model: str, method: str) -> Unit:
@@ -215,29 +215,6 @@ def digest_masks(run: RunFolder, subjects: Sequence[Subject]) -> list[str]:
     return [digest_file(path) for path in files]
 
 
-def choose_masked(
-    candidates: Sequence[Subject], masks: Masks, count: int, seed: int
-) -> tuple[Subject, ...]:
-    """Draw subjects whose mask has both object and background, and keep their order.
-
-    Parameters
-    ----------
-    candidates : sequence of Subject
-    masks : Masks
-    count : int
-        At most so many.
-    seed : int
-    """
-    chosen: list[int] = []
-    for number in np.random.default_rng(seed).permutation(len(candidates)).tolist():
-        if len(chosen) == count:
-            break
-        mask = masks.read(candidates[number])
-        if mask is not None and mask.any() and not mask.all():
-            chosen.append(number)
-    return tuple(candidates[number] for number in sorted(chosen))
-
-
 # ------------------------------------------------------------ the table
 
 
@@ -264,7 +241,7 @@ def write_table(run: RunFolder, model: str, subjects: Sequence[Subject]) -> tupl
     if (best := _measure_filter(run, model, known, checkpoint)) is not None:
         measured.append(best)
     measured += measure_constants(known)
-    path = write_methods(run.path / "explanations" / model, measured)
+    path = write_methods(run.explanations(model), measured)
     title = f"{model}: {pluralize(len(known), 'map')} of each method on masks, in {path}"
     return (title, *_print_rows(measured))
 

@@ -1,5 +1,6 @@
 """What is explained: patches of slides and single images, their pixels and their masks."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -148,3 +149,26 @@ def find_crossed(
     shapely.prepare(lines)
     boxes = shapely.box(*coords.T, *(coords + np.asarray(size)).T)
     return np.flatnonzero(shapely.intersects(lines, boxes))
+
+
+def choose_masked(
+    candidates: Sequence[Subject], masks: Masks, count: int, seed: int
+) -> tuple[Subject, ...]:
+    """Draw subjects whose mask has both object and background, and keep their order.
+
+    Parameters
+    ----------
+    candidates : sequence of Subject
+    masks : Masks
+    count : int
+        At most so many.
+    seed : int
+    """
+    chosen: list[int] = []
+    for number in np.random.default_rng(seed).permutation(len(candidates)).tolist():
+        if len(chosen) == count:
+            break
+        mask = masks.read(candidates[number])
+        if mask is not None and mask.any() and not mask.all():
+            chosen.append(number)
+    return tuple(candidates[number] for number in sorted(chosen))
