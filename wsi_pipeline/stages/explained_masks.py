@@ -260,12 +260,10 @@ def _measure(
     from wsi_pipeline.explain.files import is_constant
 
     folder = _folder(run, model, method)
-    if not Unit("explain", model=model, variant=method).is_marked(run):
+    about = _read_about(run, model, method, "explain.json")
+    if about is None or about["checkpoint"] != checkpoint:
         return None
-    about = read_json_object(folder / "explain.json")
     if not set(masks) <= {one["name"] for one in about["explained"]}:
-        return None
-    if about["checkpoint"] != checkpoint:
         return None
     probability = load_method(method).is_probability
     areas = _read_areas(run, model, method)
@@ -283,10 +281,19 @@ def _measure(
 
 def _read_areas(run: RunFolder, model: str, method: str) -> dict[str, Any]:
     """Read the areas under the curves of a method's maps, if they were traced, by name."""
-    unit = curves_unit(model, method)
-    if not unit.is_marked(run):
-        return {}
-    return dict(read_json_object(_folder(run, model, unit.variant) / "curves.json")["areas"])
+    about = _read_about(run, model, curves_unit(model, method).variant, "curves.json")
+    return {} if about is None else dict(about["areas"])
+
+
+def _read_about(run: RunFolder, model: str, name: str, file: str) -> dict[str, Any] | None:
+    """Read what a finished unit wrote last; None: it is not finished, or its files were removed."""
+    path = _folder(run, model, name) / file
+    if not Unit("explain", model=model, variant=name).is_marked(run) or not path.is_file():
+        return None
+    try:
+        return read_json_object(path)
+    except (OSError, ValueError) as error:
+        raise StageError(f"{path}: damaged ({error}); run explain again") from error
 
 
 def _measure_filter(
@@ -296,10 +303,8 @@ def _measure_filter(
     from wsi_pipeline.evaluation.explanations import MeasuredMap, MeasuredMethod
     from wsi_pipeline.evaluation.localisation import ImageLocalisation
 
-    if not Unit("explain", model=model, variant=FILTERS).is_marked(run):
-        return None
-    about = read_json_object(_folder(run, model, FILTERS) / "filters.json")
-    if about["checkpoint"] != checkpoint or about["chosen"] is None:
+    about = _read_about(run, model, FILTERS, "filters.json")
+    if about is None or about["checkpoint"] != checkpoint or about["chosen"] is None:
         return None
     if not set(masks) <= set(about["test"]):
         return None

@@ -14,8 +14,12 @@ from sklearn.metrics import roc_auc_score
 from tests.helpers.tiny_cohort import TUMOUR
 from tiling.store import PatchStore
 from wsi_pipeline.cli.app import main
+from wsi_pipeline.errors import StageError
 from wsi_pipeline.explain import load_method
+from wsi_pipeline.layout import RunFolder
 from wsi_pipeline.models.checkpoint import load_checkpoint
+from wsi_pipeline.stages.explained_masks import write_table
+from wsi_pipeline.stages.subjects import Subject, find_crossed
 
 METHODS = ["--method", "patchnet", "--method", "saliency", "--method", "unveiling"]
 PATCHNET = "{model: {options: {m: 5, stride: 4, filters: 4, depth: 2}}"
@@ -200,3 +204,35 @@ def test_patches_without_a_mask_are_not_measured(copy, capsys):
     assert main(["explain", str(copy / "run"), "--method", "saliency", "--masked", "3"]) == 0
     assert "has a mask with object and background" in capsys.readouterr().out
     assert not (copy / "run/explanations/patchnet/methods.csv").exists()
+
+
+def test_files_that_were_removed_or_damaged_are_not_measured(images, tmp_path):
+    run = shutil.copytree(images / "run", tmp_path / "run")
+    folder = run / "explanations/patchnet"
+    subjects = [Subject(row, str(row), 0, 0.5) for row in (5, 6, 9)]
+    shutil.rmtree(folder / "saliency")
+    shutil.rmtree(folder / "patchnet_curves")
+    write_table(RunFolder(run), "patchnet", subjects)
+    rows = {row["method"]: row for row in read(folder / "methods.csv")}
+    assert "saliency" not in rows
+    assert (rows["patchnet"]["curves_n"], rows["unveiling"]["curves_n"]) == ("0", "3")
+    (folder / "unveiling/explain.json").write_text("[1")
+    with pytest.raises(StageError, match=r"explain\.json: damaged .*; run explain again"):
+        write_table(RunFolder(run), "patchnet", subjects)
+    shutil.copy(images / "run/explanations/patchnet/unveiling/explain.json", folder / "unveiling")
+    (folder / "unveiling/6.tif").write_bytes(b"")
+    with pytest.raises(StageError, match=r"6\.tif: its map cannot be read"):
+        write_table(RunFolder(run), "patchnet", subjects)
+
+
+def test_patches_that_an_outline_crosses_are_found_wherever_they_lie():
+    ring = shapely.Point(50, 50).buffer(30).difference(shapely.Point(50, 50).buffer(12))
+    outlines = shapely.MultiPolygon([ring, shapely.box(90, 90, 92, 91)])
+    coords = np.stack(np.meshgrid(np.arange(0, 100, 9), np.arange(0, 100, 9)), -1).reshape(-1, 2)
+    boxes = shapely.box(*coords.T, *np.add(coords, (9, 7)).T)
+    share = shapely.area(shapely.intersection(boxes, outlines)) / 63
+    crossed = set(find_crossed(outlines, coords, (9, 7)).tolist())
+    assert crossed >= set(np.flatnonzero((share > 0) & (share < 1 - 1e-9)).tolist())
+    assert not crossed & set(np.flatnonzero(shapely.distance(boxes, outlines) > 0).tolist())
+    assert not crossed & set(np.flatnonzero(share > 1 - 1e-9).tolist())
+    assert len(find_crossed(shapely.MultiPolygon(), coords, (9, 7))) == 0
