@@ -221,7 +221,8 @@ def explain(
         if tasks:
             result = run_stage("explain", run, tasks, config, options)
         results.append(replace(result, stage=f"explain {name}", notes=notes))
-        of_finished = [
+        # Of all tasks: what a shard of a job array does follows from the list alone.
+        curves = [
             TraceCurves(
                 task.model,
                 name,
@@ -232,9 +233,8 @@ def explain(
                 options.device,
             )
             for task in tasks
-            if task.model not in result.failed
         ]
-        results += trace(run, config, options, of_finished)
+        results += trace(run, config, options, curves)
     ready = {model: chosen[model] for model, lack in lacking.items() if not lack}
     if by_mask and "patchnet" in methods:
         results += _judge_filters(run, config, options, found, ready)
