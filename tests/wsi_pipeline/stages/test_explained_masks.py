@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 
 import numpy as np
@@ -134,6 +135,22 @@ def test_the_filter_is_chosen_on_val_and_listed_with_its_figures_on_test(images)
     row = read(folder / "methods.csv")[3]
     assert row["method"] == f"patchnet filter {best} ({'+' if sign > 0 else '-'})"
     assert float(row["roc_auc"]) == pytest.approx(on_test, abs=1e-5)
+
+
+def test_the_report_shows_the_table(images, copy):
+    def shown(run):
+        assert main(["report", str(run), "--quiet"]) == 0
+        page = (run / "report.html").read_text().partition("on the masks of the ")[2]
+        rows = read(run / "explanations/patchnet/methods.csv")
+        for row in rows:
+            cells = re.search(rf"<td>{re.escape(row['method'])}</td>(.*?)</tr>", page, re.DOTALL)[1]
+            assert f'data-sort="{row["roc_auc"]}"' in cells
+        return page
+
+    assert "same 3 images" in shown(images / "run")
+    command = ["explain", str(copy / "run"), "--method", "saliency", "--masked", "2"]
+    assert main(command) == 0
+    assert "same 2 images" in shown(copy / "run")
 
 
 def test_what_is_measured_is_kept_and_of_other_maps_is_left_out(images, tmp_path, capsys):
