@@ -10,6 +10,7 @@ from wsi_pipeline.models.base import PatchClassifier
 OPTIONS = {
     "cam": {"width": 1 / 64},
     "patchnet": {"m": 5, "stride": 3, "filters": 4, "depth": 2},
+    "protopnet": {"base": "vgg11", "width": 1 / 16, "prototypes_per_class": 2, "depth": 8},
     "vgg11": {"width": 1 / 64},
     "vgg11_pooled": {"width": 1 / 64, "preprocess": {"gamma": 2.2, "crop": (32, 32)}},
     "vgg16": {"width": 1 / 32},
