@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from wsi_pipeline.errors import ModelError
+from wsi_pipeline.models.prototype_sources import PrototypeSources
 from wsi_pipeline.models.vgg import ReLU, VGGFeatures
 
 # [1], section 3 and its code use VGG-16, VGG-19, ResNets and DenseNets; our bodies are the VGGs.
@@ -54,6 +55,8 @@ class ProtoPNet(VGGFeatures):
     prototype_class : (P,) int64
     last : nn.Linear
         P -> 2, without bias.
+    sources : PrototypeSources
+        The parts of training images that the prototypes are; none before the first projection.
     """
 
     prototype_class: Tensor
@@ -89,6 +92,7 @@ class ProtoPNet(VGGFeatures):
         self.prototypes = nn.Parameter(torch.rand(sum(numbers), depth, 1, 1))  # [1]: U[0, 1)
         owners = [label for label, n in enumerate(numbers) for _ in range(n)]
         self.register_buffer("prototype_class", torch.tensor(owners, dtype=torch.int64))
+        self.sources = PrototypeSources()
         self.last = nn.Linear(sum(numbers), CLASSES, bias=False)
         with torch.no_grad():
             self.last.weight.copy_(self.first_weights())
@@ -160,7 +164,7 @@ class ProtoPNet(VGGFeatures):
         return difference(self.class_logits(x))
 
     def keep(self, kept: Tensor) -> None:
-        """Drop prototypes, with their weights; `options` then describe the smaller network.
+        """Drop prototypes, their weights and sources; `options` then describe the smaller network.
 
         Parameters
         ----------
@@ -176,6 +180,7 @@ class ProtoPNet(VGGFeatures):
         weight = self.last.weight.detach()[:, kept].clone()
         self.prototypes = nn.Parameter(self.prototypes.detach()[kept].clone())
         self.prototype_class = self.prototype_class[kept].clone()
+        self.sources.keep(kept)
         self.last = nn.Linear(weight.shape[1], CLASSES, bias=False).to(weight)
         with torch.no_grad():
             self.last.weight.copy_(weight)
