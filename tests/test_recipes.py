@@ -14,12 +14,16 @@ from wsi_pipeline.config.settings import (
     ImagesConfig,
     ModelConfig,
     PreprocessConfig,
+    ProtoPNetConfig,
     TrainConfig,
 )
 from wsi_pipeline.models import MODELS
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-PUBLISHED = ["mmci_prostate", *sorted(p.stem for p in CONFIGS.glob("patchnet_*.yaml"))]
+PUBLISHED = [
+    "mmci_prostate",
+    *sorted(p.stem for kind in ("patchnet", "protopnet") for p in CONFIGS.glob(f"{kind}_*.yaml")),
+]
 
 
 def recipe(name, model):
@@ -46,8 +50,11 @@ def test_a_published_recipe_leaves_no_key_of_its_training_unsaid(name):
     for train in message["train"].values():
         unused = {"rho", "momentum"} if train["optimizer"] == "adam" else set()
         unused |= {"steps_per_epoch"} if train["sampling"] == "shuffle" else set()
+        unused |= {"protopnet"} if train["model"]["name"] != "protopnet" else set()
         assert set(train) == keys_of(TrainConfig) - {"seed"} - unused  # the run's seed
         assert set(train["augment"]) == keys_of(AugmentConfig)
+        if "protopnet" in train:
+            assert set(train["protopnet"]) == keys_of(ProtoPNetConfig)
         model = train["model"]
         assert set(model) == keys_of(ModelConfig)
         assert set(model["preprocess"]) == keys_of(PreprocessConfig)
