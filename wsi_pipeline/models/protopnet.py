@@ -151,17 +151,21 @@ class ProtoPNet(VGGFeatures):
 
     def class_logits(self, x: Tensor) -> Tensor:
         """Return the logits of both classes: -> (B, 2)."""
-        return self.weigh(self.similarities(x))
+        similarities = self.similarities(x)
+        return self.weigh(similarities).to(similarities.dtype)
 
     def weigh(self, similarities: Tensor) -> Tensor:
-        """Add up similarities, (B, P), by the last layer's weights: -> (B, 2)."""
+        """Add up similarities, (B, P), by the last layer's weights: -> (B, 2) float64.
+
+        Logits of both classes may be in the hundreds and their difference small.
+        """
         with torch.autocast(similarities.device.type, enabled=False):
-            logits: Tensor = self.last(similarities)
-        return logits
+            return F.linear(similarities.double(), self.last.weight.double())
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the logit of class 1 minus that of class 0: (B, 3, H, W) in [0, 1] -> (B,)."""
-        return difference(self.class_logits(x))
+        similarities = self.similarities(x)
+        return difference(self.weigh(similarities)).to(similarities.dtype)
 
     def keep(self, kept: Tensor) -> None:
         """Drop prototypes, their weights and sources; `options` then describe the smaller network.

@@ -38,6 +38,11 @@ def draw_images(n=2, height=32, width=40, channels=3):
     return images
 
 
+def draw_images_for(name, n=2):
+    """Images on which a network's last maps are more than one position."""
+    return draw_images(n, *((64, 96) if name == "protopnet" else (32, 40)))
+
+
 class Linear(PatchClassifier):
     """<w, x> + 1/3 of images of one size."""
 
