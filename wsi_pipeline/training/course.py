@@ -45,6 +45,7 @@ class Course:
     """
 
     optimizer: torch.optim.Optimizer
+    model: PatchClassifier
 
     @classmethod
     def check(cls, config: TrainConfig) -> None:

@@ -64,7 +64,7 @@ class ProtoPNetCourse(Course):
                 f"{model.options['prototypes_per_class']}"
             )
         self.config = config
-        self._network = model
+        self.model = self._network = model
         self._own = config.protopnet or ProtoPNetConfig()
         self._is_warm: bool | None = None
         self.begin(1)

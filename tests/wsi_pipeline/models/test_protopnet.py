@@ -47,6 +47,9 @@ def test_the_published_network_has_ten_prototypes_of_128_numbers_for_each_class(
     assert (model.prototypes >= 0).all()
     assert (model.prototypes < 1).all()
     assert 0.45 < float(model.prototypes.detach().mean()) < 0.55
+    with torch.device("meta"):
+        published = build_model("protopnet")
+    assert sum(p.numel() for p in published.parameters()) == 14_799_464
     kinds = [type(layer).__name__ for layer in model.add_on]
     assert kinds == ["Conv2d", "ReLU", "Conv2d", "Sigmoid"]
     assert [layer.kernel_size for layer in model.add_on[::2]] == [(1, 1), (1, 1)]
