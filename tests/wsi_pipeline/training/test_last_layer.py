@@ -179,3 +179,30 @@ def test_what_cannot_be_fitted_is_refused(change, message):
     } | change
     with pytest.raises(TrainingError, match=message):
         fit_last_layer(**given_)
+
+
+def test_collinear_similarities_converge_in_few_steps():
+    """Of prototypes that are almost one another: 20,000 steps without a change of coordinates."""
+    random = np.random.default_rng(3)
+    labels = np.arange(24) % 2
+    shared = 2 + 0.5 * labels + 0.1 * random.normal(size=24)
+    similarities = shared[:, None] + 0.01 * random.normal(size=(24, 4))
+    labels[1] = 0
+    assert np.linalg.cond(similarities) > 100
+    starts = (as_published(), random.normal(0, 20, (2, 4)))
+    fits = [fit_last_layer(similarities, labels, CLASSES, start) for start in starts]
+    assert all(fit.converged for fit in fits)
+    assert np.abs(fits[0].weights).max() > 30
+    assert max(fit.steps for fit in fits) < 1000
+    assert fits[0].objective == pytest.approx(fits[1].objective, abs=1e-6)
+
+
+def test_prototypes_that_are_one_part_of_an_image_share_a_weight():
+    """Their similarities are equal, so that only the sum of their weights is determined."""
+    similarities, labels = draw()
+    twice = np.concatenate([similarities, similarities[:, :1]], axis=1)
+    classes = np.append(CLASSES, CLASSES[0])
+    fit = fit_last_layer(twice, labels, classes, as_published(classes))
+    once = fit_last_layer(similarities, labels, CLASSES, as_published())
+    assert fit.objective == pytest.approx(once.objective, abs=1e-6)
+    assert fit.weights[:, 0] == pytest.approx(fit.weights[:, 4], abs=1e-9)
