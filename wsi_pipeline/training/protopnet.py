@@ -52,7 +52,7 @@ class ProtoPNetCourse(Course):
         """Refuse settings that have no effect or contradict each other."""
         own = config.protopnet or ProtoPNetConfig()
         if problem := _find_problem(config, own):
-            raise ConfigError(f"train.{config.model.name}: {problem}")
+            raise ConfigError(f"{config.model.name}: {problem}")
 
     def __init__(self, config: TrainConfig, model: PatchClassifier) -> None:
         self.check(config)

@@ -11,6 +11,7 @@ from tests.helpers.tiny_cohort import draw_cohort
 from tests.wsi_pipeline.stages.test_image_run import make_folder
 from tiling.slide import open_slide
 from wsi_pipeline.cli.app import main
+from wsi_pipeline.cohort.image_folder import read_images
 from wsi_pipeline.models import build_model
 from wsi_pipeline.models.checkpoint import load_checkpoint
 
@@ -82,8 +83,10 @@ def test_on_images_prototypes_are_training_images_and_pruning_is_listed(tmp_path
     folder = tmp_path / "run" / "models" / "protopnet"
     model, meta = load_checkpoint(folder / "checkpoint.safetensors")
     assert (folder / "pruning.csv").read_text().startswith("prototype,label,nearest")
+    images = read_images(tmp_path / "run" / "images.csv")
     for number, row in enumerate(sources_of(folder)):
         assert row["source_id"] in meta.train_patients
+        assert images[row["row"]].image_id == row["source_id"]
         assert row["source_id"].startswith("rows" if row["class"] == 0 else "columns")
         assert row["box_l0"] is None
         with Image.open(data / f"{row['source_id'].replace('__', '/')}.png") as image:
