@@ -311,6 +311,15 @@ FAKES: dict[str, Fake] = {
         (*TILES, "input=configs/mosaic/cohort/manifest.csv"),
         of_slides("vgg16", "patchnet"),
     ),
+    "camelyon16_explained": Fake(
+        slides("mosaic/cohort", "train train train train test test"),
+        (
+            *TILES,
+            "input=configs/mosaic/cohort/manifest.csv",
+            "explain.methods=[saliency, grad_cam, patchnet]",
+        ),
+        of_slides("vgg16", "patchnet"),
+    ),
     "demo": Fake(
         slides("cohort", SPLIT),
         TILES,
@@ -389,7 +398,12 @@ def runs(tmp_path_factory) -> Runs:
     return Runs(tmp_path_factory.mktemp("configs"))
 
 
-SLOW = ("camelyon16", "camelyon16_mosaic", "demo")  # of slides; mmci_prostate is always run
+SLOW = (
+    "camelyon16",
+    "camelyon16_mosaic",
+    "camelyon16_explained",
+    "demo",
+)  # of slides; mmci_prostate is always run
 
 
 @pytest.mark.parametrize(

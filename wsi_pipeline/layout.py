@@ -93,13 +93,17 @@ class RunFolder:
         """Picture of a slide's heatmap."""
         return self.path / "heatmaps" / model / f"{slide_id}.png"
 
-    def dense_map(self, model: str, slide_id: str) -> Path:
-        """PatchNet's own map of a slide."""
-        return self.path / "heatmaps" / model / f"{slide_id}.patchnet.ome.tif"
+    def method_map(self, model: str, slide_id: str, name: str) -> Path:
+        """Map of a slide by an explanation method, or by one of its parts."""
+        return self.path / "heatmaps" / model / f"{slide_id}.{name}.ome.tif"
 
-    def dense_overlay(self, model: str, slide_id: str) -> Path:
-        """Picture of PatchNet's own map of a slide."""
-        return self.path / "heatmaps" / model / f"{slide_id}.patchnet.png"
+    def method_overlay(self, model: str, slide_id: str, name: str) -> Path:
+        """Picture of the map of a slide by an explanation method."""
+        return self.path / "heatmaps" / model / f"{slide_id}.{name}.png"
+
+    def explanations(self, model: str) -> Path:
+        """Folder of a model's explained patches or images."""
+        return self.path / "explanations" / model
 
     def figures(self, model: str) -> Path:
         """Figures for papers."""

@@ -19,7 +19,7 @@ from wsi_pipeline.cli.options import (
     read_settings,
     with_options,
 )
-from wsi_pipeline.explain import METHODS, check_method
+from wsi_pipeline.explain import METHODS, list_methods
 from wsi_pipeline.exports import FORMATS, check_format
 
 if TYPE_CHECKING:
@@ -184,8 +184,7 @@ def export(
 
 
 def _check_method(name: str) -> None:
-    if name != "all":
-        check_method(name)
+    list_methods([name])
 
 
 @with_options
@@ -211,6 +210,14 @@ def explain(
             metavar="FILE.csv",
             help="What to explain: columns slide_id,x,y (level-0 px), or image_id. Default: the "
             "best hits and the worst errors of the evaluated split.",
+        ),
+    ] = None,
+    images: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--images",
+            metavar="ID",
+            help="Image to explain, of a folder of images; repeatable.",
         ),
     ] = None,
     top: Annotated[
@@ -239,6 +246,12 @@ def explain(
         run, config, [*(set_ or ()), *short], section="explain", quiet=options.quiet
     )
     results = explain_stage.explain(
-        RunFolder(run), settings, options, names=methods, models=model or (), patches=patches
+        RunFolder(run),
+        settings,
+        options,
+        names=methods,
+        models=model or (),
+        patches=patches,
+        images=images or (),
     )
     finish(results, run, quiet=options.quiet)

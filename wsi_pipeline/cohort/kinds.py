@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 USED: dict[str, tuple[str, ...]] = {
     "tile": (),
     "predict": ("batch_size", "precision", "tolerance", "readers", "splits"),
-    "heatmap": ("maps_per_class", "method"),
+    "heatmap": ("maps_per_class", "method", "layer"),
     "evaluate": ("split", "image_threshold", "bootstrap", "stratified", "seed"),
     "report": (),
 }

@@ -286,20 +286,33 @@ class HeatmapConfig:
 
     overlap: Overlap = "mean"  # where patches overlap; centre: weighted by nearness to a centre
     thumbnail_px: Count = 1200  # longer side of the overlay's thumbnail
-    # PatchNet: also the map of its own Q, every so many px at target_mpp; None: not made
+    # Slides: step of the map by `method`, px at target_mpp; None: 16, VGG's stride before its last
+    # pooling. Set without `method`: as with `own`
     dense_step_px: Count | None = None
     # Image folders: number of images of each class that get maps; None: all.
     maps_per_class: Annotated[int, Field(ge=0)] | None = 4
-    # Of an image folder: how they are explained (docs/explain.md); None: the model's own map
+    # Explanation method (docs/explain.md) of the maps; own: the first that explains the model, of
+    # PatchNet and CAM their own maps. None: of images own; of slides no map but that of the scores
     method: str | None = None
+    layer: str | None = None  # of methods that look at one; None: their own default
+    filters: tuple[Annotated[int, Field(ge=0)], ...] = ()  # of PatchNet: map these of slides too
+
+
+OWN_METHOD = "own"  # stands for the first explanation method that explains a model
+
+
+def slide_map_method(config: HeatmapConfig) -> str | None:
+    """Return the method of slides' maps by the model itself; None: they have none."""
+    return config.method or (OWN_METHOD if config.dense_step_px is not None else None)
 
 
 def slide_heatmap_settings(config: HeatmapConfig) -> dict[str, Any]:
     """Give the settings of a slide's heatmap for fingerprints.
 
-    `method` came later than run folders that exist, and concerns images alone.
+    Those that came later than run folders that exist are left out at their defaults.
     """
-    return {f.name: getattr(config, f.name) for f in fields(config) if f.name != "method"}
+    found = {f.name: getattr(config, f.name) for f in fields(config)}
+    return {k: v for k, v in found.items() if v or k not in ("method", "layer", "filters")}
 
 
 @dataclass(frozen=True)

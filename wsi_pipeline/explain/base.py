@@ -3,7 +3,7 @@
 import contextlib
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -109,6 +109,15 @@ class Method:
     def explains(self, architecture: type[PatchClassifier]) -> bool:
         """Return whether the method explains an architecture."""
         return issubclass(architecture, self.models)
+
+    @property
+    def has_layer(self) -> bool:
+        """Whether it looks at one layer, which may be chosen."""
+        return "layer" in {field.name for field in fields(self.settings)}
+
+    def choose_settings(self, layer: str | None) -> Settings:
+        """Return the default settings, with a layer where the method has one."""
+        return self.settings(**({"layer": layer} if self.has_layer else {}))
 
     def __call__(
         self,
@@ -299,6 +308,13 @@ def score_copies(
         for first in range(0, count, step)
     ]
     return np.asarray(torch.cat(parts).double().cpu().numpy())
+
+
+def logit_of(model: PatchClassifier, pixels: NDArray[Any]) -> float:
+    """Return the logit y of class 1 of one image, (H, W, C) as `Method` takes them."""
+    weight = next(model.parameters())
+    with as_it_was(model, weight.device), torch.no_grad():
+        return float(model(crop_as(model, to_tensor(pixels, weight))))
 
 
 def require(is_right: bool, what: str) -> None:

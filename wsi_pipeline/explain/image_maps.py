@@ -20,7 +20,13 @@ MAPS_SCHEMA = "wsi-pipeline/image-maps/2"
 
 
 def write_image_map(
-    folder: Path, image_id: str, model: PatchClassifier, pixels: NDArray[np.uint8], method: str
+    folder: Path,
+    image_id: str,
+    model: PatchClassifier,
+    pixels: NDArray[np.uint8],
+    method: str,
+    *,
+    layer: str | None = None,
 ) -> tuple[list[Path], NDArray[np.uint8], NDArray[np.uint8]]:
     """Explain an image and write what was found.
 
@@ -33,6 +39,8 @@ def write_image_map(
     pixels : (H, W, C) uint8
     method : str
         In `METHODS`.
+    layer : str, optional
+        Of methods that look at one; None: their default.
 
     Returns
     -------
@@ -44,7 +52,7 @@ def write_image_map(
         The map as a picture, stretched unless it is a probability; white speaks for class 1.
     """
     chosen = load_method(method)
-    (found,) = chosen.explain(model, pixels[None])
+    (found,) = chosen.explain(model, pixels[None], config=chosen.choose_settings(layer))
     files, grey = write_explanation(folder, f"{image_id}.{method}", chosen, found)
     seen = crop_centre(torch.from_numpy(pixels).permute(2, 0, 1), grey.shape)
     return files, seen.permute(1, 2, 0).numpy(), grey

@@ -133,9 +133,9 @@ def _make_row(one: Resemblance) -> list[str | int | float | None]:
 
 
 def _describe(one: Resemblance) -> str:
+    source = f", from {one.source.source_id}" if one.source is not None else ""
     numbers = f"{one.similarity:.3f} x {one.weight:+.3f} = {one.contribution:+.3f}"
-    source = f"; {one.source.source_id}" if one.source is not None else ""
-    return f"prototype {one.prototype} (class {one.label}): {numbers}{source}"
+    return f"prototype {one.prototype} (class {one.label}{source}): {numbers}"
 
 
 @torch.no_grad()

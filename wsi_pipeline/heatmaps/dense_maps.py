@@ -11,7 +11,8 @@ References
 
 import logging
 from collections import OrderedDict
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import product
 
 import numpy as np
@@ -45,6 +46,7 @@ class DenseMap:
     heatmap: Heatmap  # Q; NaN where there is no tissue, or pixels could not be decoded
     n_mapped: int  # patches evaluated
     n_unreadable: int  # patches wanted with a pixel that could not be decoded, or one near it
+    filters: Mapping[int, Heatmap] = field(default_factory=dict)  # by number: tanh, in [-1, 1]
 
 
 def check_mappable(model: PatchClassifier) -> PatchNet:
@@ -57,8 +59,8 @@ def check_mappable(model: PatchClassifier) -> PatchNet:
     """
     if not isinstance(model, PatchNet):
         raise HeatmapError(
-            f"heatmap.dense_step_px is for PatchNet; {type(model).__name__} has no map of its own: "
-            "leave it out"
+            f"only PatchNet is mapped without seams, not {type(model).__name__}; choose another "
+            "heatmap.method"
         )
     config = None if model.preprocess is None else model.preprocess.config
     whole = model.normalise == "minmax" or (
@@ -81,6 +83,7 @@ def map_slide(
     geometry: TileGeometry,
     step_px: int,
     device: torch.device,
+    filters: Sequence[int] = (),
     on_progress: OnProgress | None = None,
 ) -> DenseMap:
     """Map a slide where it has tiles.
@@ -97,6 +100,8 @@ def map_slide(
     step_px : int
         Step between patches, px at the target resolution, at least 1.
     device : torch.device
+    filters : sequence of int
+        Numbers of filters whose maps are kept too.
     on_progress : function, optional
         Called with windows done, and windows in all.
 
@@ -109,12 +114,18 @@ def map_slide(
     Raises
     ------
     HeatmapError
-        If the step is less than 1.
+        If the step is less than 1, or there is no such filter.
     """
     if step_px < 1:
         raise HeatmapError(f"heatmap.dense_step_px must be at least 1, got {step_px}")
+    n_filters = len(model.subnet.readout_weight)
+    if unknown := [number for number in filters if number >= n_filters]:
+        raise HeatmapError(
+            f"heatmap.filters: no filter {unknown[0]}; the model has 0 to {n_filters - 1}"
+        )
     lattice = _Lattice.over(slide.size, geometry.scale, step_px)
     frame = _frame_of_tiles(coords, slide.size, geometry, lattice)
+    kept = {number: replace(frame, values=frame.values.copy()) for number in filters}
     source = _SlidePixels(slide, geometry.scale, lattice.image_px, model, device)
     engine = model.to(device).eval().subnet.dense_engine()
     windows = _windows(lattice, frame, max(1, WINDOW_PX // step_px))
@@ -133,10 +144,13 @@ def map_slide(
         wanted[window.rows[rows], window.columns[columns]] = True
         n_unreadable += int((wanted & np.isnan(q)).sum())
         n_mapped += int((wanted & ~np.isnan(q)).sum())
+        for filter_number, one in kept.items():
+            values = np.where(np.isnan(q), np.nan, tanh[filter_number].cpu().numpy())
+            one.values[window.shown] *= values[np.ix_(window.rows, window.columns)]
         shown *= q[np.ix_(window.rows, window.columns)]
         if on_progress:
             on_progress(number, len(windows))
-    return DenseMap(frame, n_mapped, n_unreadable)
+    return DenseMap(frame, n_mapped, n_unreadable, kept)
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,9 @@ _BAND_ROWS = 256  # of a level, made at a time: their sums take more room than t
 _BIG_BYTES = 2**31  # above, a file may outgrow classic TIFF's 4 GiB of offsets
 
 
-def write_heatmap(path: Path, heatmap: Heatmap, *, mpp: tuple[float, float], name: str) -> None:
+def write_heatmap(
+    path: Path, heatmap: Heatmap, *, mpp: tuple[float, float], name: str, channel: str = "score"
+) -> None:
     """Write a heatmap as pyramidal OME-TIFF atomically.
 
     Parameters
@@ -37,6 +39,8 @@ def write_heatmap(path: Path, heatmap: Heatmap, *, mpp: tuple[float, float], nam
         Resolution of the slide; the pixel of the file is ``pixel_l0 * mpp``.
     name : str
         Name of the image inside the file, for example the slide's id.
+    channel : str
+        What the values are.
 
     Raises
     ------
@@ -65,7 +69,7 @@ def write_heatmap(path: Path, heatmap: Heatmap, *, mpp: tuple[float, float], nam
                 resolutionunit="CENTIMETER",
                 subifds=len(levels) - 1 if index == 0 else None,
                 subfiletype=0 if index == 0 else 1,
-                description=_describe(heatmap, pixel_um, name) if index == 0 else None,
+                description=_describe(heatmap, pixel_um, name, channel) if index == 0 else None,
                 metadata=None,
                 software=False,
             )
@@ -111,7 +115,7 @@ def _average_blocks(values: NDArray[np.float32]) -> NDArray[np.float64]:
     return mean
 
 
-def _describe(heatmap: Heatmap, pixel_um: tuple[float, float], name: str) -> bytes:
+def _describe(heatmap: Heatmap, pixel_um: tuple[float, float], name: str, channel: str) -> bytes:
     """Write the OME-XML that goes into the file; ASCII, as TIFF wants it."""
     height, width = heatmap.values.shape
     facts = {
@@ -130,7 +134,8 @@ def _describe(heatmap: Heatmap, pixel_um: tuple[float, float], name: str) -> byt
         f'SizeX="{width}" SizeY="{height}" SizeC="1" SizeZ="1" SizeT="1" '
         f'PhysicalSizeX="{pixel_um[0]!r}" PhysicalSizeXUnit="µm" '
         f'PhysicalSizeY="{pixel_um[1]!r}" PhysicalSizeYUnit="µm">'
-        '<Channel ID="Channel:0:0" Name="score" SamplesPerPixel="1"><LightPath/></Channel>'
+        f'<Channel ID="Channel:0:0" Name={quoteattr(channel)} SamplesPerPixel="1"><LightPath/>'
+        "</Channel>"
         '<TiffData IFD="0" PlaneCount="1"/></Pixels>'
         '<AnnotationRef ID="Annotation:0"/></Image>'
         "<StructuredAnnotations>"

@@ -26,7 +26,9 @@ _LONG_SIDE_IN = 6.4  # long side of each picture, inches
 _SCALE_BARS_UM = (10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000)
 
 
-def compose_overlay(thumbnail: NDArray[np.uint8], heatmap: Heatmap) -> NDArray[np.uint8]:
+def compose_overlay(
+    thumbnail: NDArray[np.uint8], heatmap: Heatmap, *, limits: tuple[float, float] = (0, 1)
+) -> NDArray[np.uint8]:
     """Blend a heatmap into the thumbnail of its slide.
 
     Parameters
@@ -35,6 +37,8 @@ def compose_overlay(thumbnail: NDArray[np.uint8], heatmap: Heatmap) -> NDArray[n
         RGB of the whole slide, however small.
     heatmap : Heatmap
         The colour of a thumbnail pixel is that of the heatmap pixel under its centre.
+    limits : (low, high)
+        Of the colours.
 
     Returns
     -------
@@ -54,7 +58,7 @@ def compose_overlay(thumbnail: NDArray[np.uint8], heatmap: Heatmap) -> NDArray[n
     rows = _pixels_under(thumbnail.shape[0], heatmap.slide_size[1], heatmap.pixel_l0[1])
     values = heatmap.values[np.ix_(rows, columns)]
     scored = ~np.isnan(values)
-    colour = _colour_map()(values[scored])[:, :3] * 255
+    colour = _colour_map()(Normalize(*limits)(values[scored]))[:, :3] * 255
     overlay = thumbnail.copy()
     overlay[scored] = np.rint((1 - _OPACITY) * thumbnail[scored] + _OPACITY * colour)
     return overlay
@@ -79,10 +83,12 @@ def draw_overlay(
     title: str,
     mpp: tuple[float, float] | None = None,
     outlines: Sequence[NDArray[np.float64]] = (),
+    limits: tuple[float, float] = (0, 1),
+    label: str = "score",
 ) -> None:
     """Draw the slide and, next to it, the slide with its heatmap, as PNG.
 
-    The colour scale is always 0 to 1, so that pictures can be compared.
+    The colour scale of scores is always 0 to 1, so that pictures can be compared.
 
     Parameters
     ----------
@@ -96,8 +102,12 @@ def draw_overlay(
         Draws a scale bar, and the slide in its true proportions; without it pixels are square.
     outlines : sequence of (n, 2), level-0 px
         Rings of the reference annotation, drawn over both pictures.
+    limits : (low, high)
+        Of the colours.
+    label : str
+        What the values are.
     """
-    overlay = compose_overlay(thumbnail, heatmap)
+    overlay = compose_overlay(thumbnail, heatmap, limits=limits)
     width, height = heatmap.slide_size
     tall = 1.0 if mpp is None else mpp[1] / mpp[0]  # of a level-0 px
     figure, (left, right) = _arrange((width, height * tall))
@@ -110,9 +120,9 @@ def draw_overlay(
     right.set_aspect(tall)
     if mpp is not None:
         _draw_scale_bar(left, heatmap.slide_size, mpp)
-    scale = ScalarMappable(Normalize(0, 1), _colour_map())
+    scale = ScalarMappable(Normalize(*limits), _colour_map())
     bar = figure.colorbar(scale, ax=[left, right], alpha=_OPACITY, fraction=0.035, pad=0.015)
-    bar.set_label("score (uncoloured: not scored)", fontsize=8)
+    bar.set_label(f"{label} (uncoloured: not scored)", fontsize=8)
     bar.ax.tick_params(labelsize=8)
     with write_aside(path) as scratch, warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")  # of a name; it is drawn as a box

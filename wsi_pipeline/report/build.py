@@ -159,6 +159,12 @@ def render_report(run: RunFiles, *, context: Sequence[Context] = ()) -> str:
         "slide_rows": {model.name: _slide_rows(model, run.cohort) for model in run.models},
         "pictures": {model.name: _embed_overlays(model) for model in run.models},
         "crops": {model.name: _embed_crops(model) for model in run.models},
+        "explanations": {
+            model.name: embed_picture(model.explanations, longest_px=SHEET_PX)
+            for model in run.models
+            if model.explanations is not None
+        },
+        "explanations_caption": EXPLANATIONS_CAPTION,
         "published": PUBLISHED,
         "data_set": _DATA_SET,
         "settings": json.dumps(run.settings, indent=2, sort_keys=True, ensure_ascii=False),
@@ -185,6 +191,11 @@ LOCALISATION_FIGURES = {
     "average_recall": "average recall",
     "average_roc_auc": "average ROC AUC",
 }
+EXPLANATIONS_CAPTION = (
+    "Where the model looks, by each method that was run: best hits, then worst errors, unless "
+    "others were named. White is the highest value of each map."
+)
+SHEET_PX = 2200  # longer side of the sheet of explanations
 METASTASIS_KINDS = {
     "macro": "macrometastases",
     "micro": "micrometastases",

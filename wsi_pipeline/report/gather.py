@@ -89,6 +89,7 @@ class ModelFiles:
     calibration: list[Row] = field(default_factory=list)  # evaluation/<model>/calibration.csv
     sweep: list[Row] = field(default_factory=list)  # evaluation/<model>/sweep.csv
     errors: list[ErrorCrop] = field(default_factory=list)  # evaluation/<model>/errors.csv, errors/
+    explanations: Path | None = None  # explanations/<model>/sheet.png
 
 
 @dataclass(frozen=True)
@@ -183,6 +184,7 @@ def read_model(run: RunFolder, name: str, entries: Sequence[SlideEntry]) -> Mode
     evaluation, checkpoint = run.evaluation(name), run.checkpoint(name)
     metrics = read_json(evaluation / "metrics.json")
     overlays = {entry.slide_id: run.overlay(name, entry.slide_id) for entry in entries}
+    sheet = run.explanations(name) / "sheet.png"
     return ModelFiles(
         name=name,
         metrics=metrics,
@@ -199,6 +201,7 @@ def read_model(run: RunFolder, name: str, entries: Sequence[SlideEntry]) -> Mode
         calibration=read_rows(evaluation / "calibration.csv"),
         sweep=read_rows(evaluation / "sweep.csv"),
         errors=_read_errors(evaluation),
+        explanations=sheet if sheet.is_file() else None,
     )
 
 

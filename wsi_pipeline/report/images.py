@@ -11,7 +11,13 @@ from wsi_pipeline.contracts import SPLITS
 from wsi_pipeline.errors import ReportError
 from wsi_pipeline.evaluation.metrics import titles_of
 from wsi_pipeline.layout import RunFolder
-from wsi_pipeline.report.build import LOCALISATION_FIGURES, compare_figures, find_section
+from wsi_pipeline.report.build import (
+    EXPLANATIONS_CAPTION,
+    LOCALISATION_FIGURES,
+    SHEET_PX,
+    compare_figures,
+    find_section,
+)
 from wsi_pipeline.report.curves import epoch_seconds
 from wsi_pipeline.report.gather import ModelFiles, read_json, read_rows, without_folders
 from wsi_pipeline.report.page import render_page
@@ -23,6 +29,7 @@ _PICTURES = {
     "pr.png": ("evaluation", "Precision and recall over images."),
     "confusion.png": ("evaluation", "Predicted against true classes."),
     "overview.png": ("heatmaps", "Images and their maps: white indicates class 1."),
+    "sheet.png": ("explanations", EXPLANATIONS_CAPTION),
 }
 
 
@@ -75,7 +82,7 @@ def _read_model(run: RunFolder, name: str) -> dict[str, Any]:
     for file, (folder, caption) in _PICTURES.items():
         picture = run.path / folder / name / file
         if picture.is_file():
-            pictures.append((embed_picture(picture, longest_px=1600), caption))
+            pictures.append((embed_picture(picture, longest_px=SHEET_PX), caption))
     history = read_rows(run.model(name) / "history.csv")
     checkpoint = read_json(run.model(name) / "config.json") or {}
     return {

@@ -25,7 +25,7 @@ from wsi_pipeline.run.state import (
     record_damage,
     write_failures,
 )
-from wsi_pipeline.stages.heatmap import merge_maps
+from wsi_pipeline.stages.image_maps import merge_maps
 from wsi_pipeline.stages.predict import merge_images
 
 

@@ -3,7 +3,7 @@
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ from wsi_pipeline.config.settings import ExplainConfig
 from wsi_pipeline.contracts import Rule, SlideEntry
 from wsi_pipeline.csv_files import read_csv
 from wsi_pipeline.errors import ConfigError, StageError
-from wsi_pipeline.explain import METHODS, check_method
+from wsi_pipeline.explain import METHODS, check_layer, list_methods
 from wsi_pipeline.layout import RunFolder, Unit
 from wsi_pipeline.run.runner import Options, StageResult, run_stage
 from wsi_pipeline.run.tasks import Done, Job, Task
@@ -28,10 +28,12 @@ from wsi_pipeline.stages.inputs import choose_scored_models, digest_scores, scor
 from wsi_pipeline.stages.predict import load_model
 
 if TYPE_CHECKING:
-    from wsi_pipeline.explain.base import Settings
+    from wsi_pipeline.explain.base import Method, Settings
     from wsi_pipeline.inference.image_scores import ScoredImage
 
 EXPLAIN_SCHEMA = "wsi-pipeline/explain/1"
+
+Places = Sequence[tuple[str, ...]]  # of patches (slide_id, x, y), or of images (image_id,)
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ class ExplainSubjects(Task):
         how = [
             self.config.target,
             self.config.seed,
-            as_plain(_settings_of(self.method, self.config)),
+            as_plain(_load(self.method, self.config)[1]),
         ]
         chosen = [(one.name, one.row) for one in self.subjects]
         digests = [digest_file(self.checkpoint), *self.inputs]
@@ -85,7 +87,7 @@ class ExplainSubjects(Task):
     def __call__(self, job: Job, on_progress: OnProgress) -> Done:
         """Write each map as values, picture and overlay, and ``explain.json``."""
         from wsi_pipeline.config.devices import resolve_device
-        from wsi_pipeline.explain import load_method
+        from wsi_pipeline.explain.base import logit_of
         from wsi_pipeline.explain.image_maps import write_explanation
         from wsi_pipeline.explain.pictures import draw_overlay, find_limits
         from wsi_pipeline.models.checkpoint import digest
@@ -93,11 +95,11 @@ class ExplainSubjects(Task):
         found = digest(self.checkpoint)
         network, _ = load_model(self.checkpoint, found)
         network = network.to(resolve_device(self.device))
-        method, settings = load_method(self.method), _settings_of(self.method, self.config)
+        method, settings = _load(self.method, self.config)
         how: dict[str, Any] = {"seed": self.config.seed, "config": settings}
-        out = job.run.path / "explanations" / self.model / self.method
+        out = job.run.explanations(self.model) / self.method
         with scratch_folder(out) as scratch:  # all files of a method, or none
-            maps, pictures = [], []
+            maps, pictures, logits = [], [], []
             for number, one in enumerate(self.subjects):
                 pixels = _read(job.run, one)
                 values = pixels.values[None]
@@ -106,6 +108,7 @@ class ExplainSubjects(Task):
                 place = _describe_place(pictures[-1])
                 write_explanation(scratch, one.name, method, made, place=place)
                 maps.append(made.values)
+                logits.append(logit_of(network, pixels.values))
                 on_progress(number + 1, len(self.subjects))
             signed = method.low < 0
             limits = (0.0, 1.0) if method.is_probability else find_limits(maps, signed=signed)
@@ -118,11 +121,13 @@ class ExplainSubjects(Task):
                     title=f"{one.name}, {self.model}, {self.method}",
                     um_per_px=shown.um_per_px,
                 )
-            write_json(scratch / "explain.json", self._describe(found, settings))
+            write_json(scratch / "explain.json", self._describe(found, settings, logits))
             files = move_into(scratch, out, last="explain.json")
         return files, f"{pluralize(len(self.subjects), 'map')} by {self.method}"
 
-    def _describe(self, checkpoint: str, settings: "Settings") -> dict[str, Any]:
+    def _describe(
+        self, checkpoint: str, settings: "Settings", logits: Sequence[float]
+    ) -> dict[str, Any]:
         return {
             "schema": EXPLAIN_SCHEMA,
             "model": self.model,
@@ -132,8 +137,13 @@ class ExplainSubjects(Task):
             "target": self.config.target,
             "seed": self.config.seed,
             "explained": [
-                {"name": one.name, "label": one.label, "score": _finite(one.score)}
-                for one in self.subjects
+                {
+                    "name": one.name,
+                    "label": one.label,
+                    "score": _finite(one.score),
+                    "logit": _finite(logit),
+                }
+                for one, logit in zip(self.subjects, logits, strict=True)
             ],
         }
 
@@ -142,18 +152,11 @@ def _finite(score: float) -> float | None:
     return score if np.isfinite(score) else None
 
 
-def _settings_of(name: str, config: ExplainConfig) -> "Settings":
-    """Return a method's settings, with the layer where it has one."""
+def _load(name: str, config: ExplainConfig) -> "tuple[Method, Settings]":
     from wsi_pipeline.explain import load_method
 
-    kind = load_method(name).settings
-    return kind(**({"layer": config.layer} if _has_layer(name) else {}))
-
-
-def _has_layer(name: str) -> bool:
-    from wsi_pipeline.explain import load_method
-
-    return "layer" in {field.name for field in fields(load_method(name).settings)}
+    method = load_method(name)
+    return method, method.choose_settings(config.layer)
 
 
 def _read(run: RunFolder, one: Subject) -> _Pixels:
@@ -318,7 +321,9 @@ class _Candidates:
         )
 
 
-def _list_patches(cohort: SlideCohort, config: Config, model: str) -> _Candidates:
+def _list_patches(
+    cohort: SlideCohort, config: Config, model: str, named: Places | None
+) -> _Candidates:
     from wsi_pipeline.inference.scores import read_scores
 
     run, by_id = cohort.run, {e.slide_id: e for e in cohort.entries}
@@ -326,7 +331,9 @@ def _list_patches(cohort: SlideCohort, config: Config, model: str) -> _Candidate
     parts: list[_Part] = []
     inputs: list[str] = []
     checkpoints: set[str] = set()
-    for entry in _evaluated(ready, config):
+    slides = {place[0] for place in named or ()}
+    chosen = [e for e in ready if e.slide_id in slides] if slides else _evaluated(ready, config)
+    for entry in chosen:
         scores = read_scores(run.scores(model, entry.slide_id))
         with open_store(run, entry) as store:
             labels = np.asarray(store.label)
@@ -338,14 +345,16 @@ def _list_patches(cohort: SlideCohort, config: Config, model: str) -> _Candidate
     return _Candidates(tuple(parts), Rule(config.evaluate.threshold), tuple(inputs), checkpoints)
 
 
-def _list_images(cohort: ImageCohort, config: Config, model: str) -> _Candidates:
+def _list_images(
+    cohort: ImageCohort, config: Config, model: str, named: Places | None
+) -> _Candidates:
     from wsi_pipeline.evaluation.image_evaluation import rule_of
     from wsi_pipeline.inference.image_scores import read_scores
 
     folder = cohort.run.image_scores(model)
     images, about = read_scores(folder)
     rows = {entry.image_id: row for row, entry in enumerate(cohort.entries)}
-    chosen = _evaluated(images, config)
+    chosen = images if named else _evaluated(images, config)
     scores, labels = np.array([i.score for i in chosen]), np.array([i.label for i in chosen])
     part = _ImagePart(chosen, rows, scores, labels)
     inputs = (cohort.prepared().digest(), digest_file(folder / "images.csv"))
@@ -361,20 +370,20 @@ def _evaluated(entries: Sequence[Any], config: Config) -> list[Any]:
 
 
 def _choose(
-    run: RunFolder, candidates: _Candidates, config: Config, named: Sequence[tuple[str, ...]] | None
+    run: RunFolder, candidates: _Candidates, config: Config, named: Places | None
 ) -> tuple[Subject, ...]:
     if named is None:
         return candidates.extremes(config.explain)
     found = {place: candidates.name(place) for place in dict.fromkeys(named)}
     if missing := [" ".join(place) for place, subject in found.items() if subject is None]:
         raise StageError(
-            f"{run.path}: not among the scored patches or images of the evaluated split: "
-            f"{name_some(missing)}; use ids and level-0 coordinates as in the scores"
+            f"{run.path}: not among the scored patches or images: {name_some(missing)}; "
+            "use ids and level-0 coordinates as in the scores"
         )
     return tuple(subject for subject in found.values() if subject is not None)
 
 
-def read_places(path: Path, *, of_images: bool) -> list[tuple[str, ...]]:
+def read_places(path: Path, *, of_images: bool) -> Places:
     """Read a CSV of what to explain: ``slide_id,x,y`` (level-0 px), or ``image_id``.
 
     Raises
@@ -401,6 +410,7 @@ def explain(
     names: Sequence[str],
     models: Sequence[str] = (),
     patches: Path | None = None,
+    images: Sequence[str] = (),
 ) -> list[StageResult]:
     """Explain by several methods, one after the other, and draw all side by side.
 
@@ -416,6 +426,8 @@ def explain(
         Default: all that have scores.
     patches : Path, optional
         CSV of what to explain, see `read_places`. Default: best hits and worst errors.
+    images : sequence of str
+        Ids of what to explain in a folder of images, in place of a CSV.
 
     Raises
     ------
@@ -424,21 +436,18 @@ def explain(
     StageError
         If there are no scores, or none of what the CSV names.
     """
-    methods = list(METHODS) if "all" in names else list(dict.fromkeys(names))
-    for name in methods:
-        check_method(name)
-    if config.explain.layer is not None and not any(map(_has_layer, methods)):
-        raise ConfigError(
-            f"explain.layer is {config.explain.layer}, but {', '.join(methods)} "
-            f"{'has' if len(methods) == 1 else 'have'} no layer; those with one: "
-            f"{', '.join(filter(_has_layer, METHODS))}"
-        )
+    methods = list_methods(names)
+    check_layer("explain.layer", config.explain.layer, methods)
     cohort = cohort_of(run)
+    if images and not cohort.of_images:
+        raise ConfigError(f"{run.path}: --images is for folders of images; use --patches of slides")
     named = None if patches is None else read_places(patches, of_images=cohort.of_images)
+    if images:
+        named = [*(named or ()), *((image_id,) for image_id in images)]
     found = {
-        model: _list_images(cohort, config, model)
+        model: _list_images(cohort, config, model, named)
         if isinstance(cohort, ImageCohort)
-        else _list_patches(cohort, config, model)
+        else _list_patches(cohort, config, model, named)
         for model in choose_scored_models(run, models)
     }
     chosen = {model: _choose(run, of, config, named) for model, of in found.items()}
@@ -506,7 +515,7 @@ def _draw_sheet(run: RunFolder, model: str, subjects: Sequence[Subject]) -> None
         with Image.open(path) as file:
             return np.asarray(file)
 
-    folder = run.path / "explanations" / model
+    folder = run.explanations(model)
     names = [n for n in METHODS if Unit("explain", model=model, variant=n).is_marked(run)]
     rows: list[tuple[Sequence[str], Sequence[NDArray[np.uint8] | None]]] = [(["", *names], [])]
     for one in subjects:

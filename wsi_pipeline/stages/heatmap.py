@@ -1,35 +1,28 @@
 """The stage ``heatmap``: scores -> heatmaps; of images, maps of where a model looks."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tiling.contracts import OnProgress
-from tiling.files import digest_file, write_json
 from tiling.wording import format_number, pluralize
-from wsi_pipeline.cohort.image_folder import ALL, ImageEntry
-from wsi_pipeline.cohort.kinds import ImageCohort, cohort_of, warn_of_unused
+from wsi_pipeline.cohort.kinds import ImageCohort, cohort_of
 from wsi_pipeline.cohort.slides import open_store
 from wsi_pipeline.config.reading import Config, digest_settings
-from wsi_pipeline.config.settings import EvaluatedSplit, HeatmapConfig, slide_heatmap_settings
-from wsi_pipeline.contracts import Scores, SlideEntry
-from wsi_pipeline.errors import HeatmapError, StageError
-from wsi_pipeline.layout import RunFolder, Unit
-from wsi_pipeline.run.parts import (
-    Part,
-    merge_parts,
-    part_path,
-    run_in_parts,
-    share_of,
-    unit_of_part,
-    write_part,
+from wsi_pipeline.config.settings import (
+    OWN_METHOD,
+    HeatmapConfig,
+    slide_heatmap_settings,
+    slide_map_method,
 )
+from wsi_pipeline.contracts import Heatmap, Scores, SlideEntry
+from wsi_pipeline.errors import ConfigError, HeatmapError, StageError
+from wsi_pipeline.layout import RunFolder, Unit
 from wsi_pipeline.run.runner import Options, StageResult, run_stage
-from wsi_pipeline.run.shards import Shard
 from wsi_pipeline.run.tasks import Done, Job, Task
+from wsi_pipeline.stages.image_maps import map_images
 from wsi_pipeline.stages.inputs import (
     build_store_heatmap,
     choose_scored_models,
@@ -45,7 +38,9 @@ from wsi_pipeline.stages.tile import check_map_names
 
 if TYPE_CHECKING:
     from tiling.store import PatchStore
-    from wsi_pipeline.heatmaps.dense_maps import DenseMap
+    from wsi_pipeline.models import PatchClassifier
+
+MAP_STEP_PX = 16  # of a pixel of a model's own map: VGG's stride before its last pooling
 
 
 @dataclass(frozen=True)
@@ -56,6 +51,7 @@ class BuildHeatmap(Task):
     model: str
     config: HeatmapConfig
     device: str
+    method: str | None = None  # of a map by the model itself, next to that of the scores
 
     @property
     def unit(self) -> Unit:
@@ -70,15 +66,23 @@ class BuildHeatmap(Task):
     def fingerprint(self, run: RunFolder) -> str:
         """Hash scores and settings."""
         scores = digest_scores(run, self.model, self.entry.slide_id)
-        return digest_settings(scores, slide_heatmap_settings(self.config))
+        return digest_settings(scores, self._settings())
 
     def earlier_fingerprint(self, run: RunFolder) -> str:
         """Hash what the scores were made from, and the settings."""
         origin = digest_scores_by_origin(run, self.model, self.entry.slide_id)
-        return digest_settings(origin, slide_heatmap_settings(self.config))
+        return digest_settings(origin, self._settings())
+
+    def _settings(self) -> dict[str, Any]:
+        """Return what the files depend on; of PatchNet's own map, as before there were others."""
+        config = self.config
+        named = None if self.method == "patchnet" else self.method
+        if self.method is None:
+            config = replace(config, layer=None, filters=())
+        return slide_heatmap_settings(replace(config, method=named))
 
     def __call__(self, job: Job, on_progress: OnProgress) -> Done:
-        """Write the values and a picture; of PatchNet its own map too, where asked for."""
+        """Write the values and a picture; of the model's own map too, where asked for."""
         from wsi_pipeline.heatmaps.files import write_heatmap
         from wsi_pipeline.heatmaps.overlays import draw_overlay
         from wsi_pipeline.inference.scores import read_scores
@@ -96,25 +100,28 @@ class BuildHeatmap(Task):
             height, width = heatmap.values.shape
             files = [values, picture]
             line = f"{width} x {height} px, highest score {_hottest(scores.scores)}"
-            if config.dense_step_px is None:
+            if self.method is None:
                 return files, line
-            dense = self._map_densely(job, store, scores, on_progress)
-            values = job.run.dense_map(model, entry.slide_id)
-            picture = job.run.dense_overlay(model, entry.slide_id)
-            write_heatmap(values, dense.heatmap, mpp=store.info.mpp, name=entry.slide_id)
-            title = f"{entry.slide_id}, {model}, Q of each patch"
-            draw_overlay(picture, dense.heatmap, thumbnail, title=title, **about)
-        lost = f", {dense.n_unreadable} unreadable" if dense.n_unreadable else ""
-        line += f"; own map of {pluralize(dense.n_mapped, 'patch')}{lost}"
-        return [*files, values, picture], line
+            network = self._load_network(job, scores)
+            mapped = (self._map_densely if self.method == "patchnet" else self._map_patches)(
+                network, store, scores, on_progress
+            )
+            for made in mapped.maps:
+                values = job.run.method_map(model, entry.slide_id, made.name)
+                picture = job.run.method_overlay(model, entry.slide_id, made.name)
+                mpp, label = store.info.mpp, made.label
+                write_heatmap(values, made.heatmap, mpp=mpp, name=entry.slide_id, channel=label)
+                title = f"{entry.slide_id}, {model}, {label}"
+                about |= {"title": title, "limits": made.limits, "label": label}
+                draw_overlay(picture, made.heatmap, thumbnail, **about)
+                files += [values, picture]
+        lost = f", {mapped.n_unreadable} unreadable" if mapped.n_unreadable else ""
+        line += f"; {self.method} of {pluralize(mapped.n_mapped, 'patch')}{lost}"
+        return files, line
 
-    def _map_densely(
-        self, job: Job, store: "PatchStore", scores: Scores, on_progress: OnProgress
-    ) -> "DenseMap":
-        """Map PatchNet around every pixel of the patches."""
-        from tiling.slide import open_slide
+    def _load_network(self, job: Job, scores: Scores) -> "PatchClassifier":
+        """Load the model that the scores are by."""
         from wsi_pipeline.config.devices import resolve_device
-        from wsi_pipeline.heatmaps.dense_maps import check_mappable, map_slide
         from wsi_pipeline.models.checkpoint import digest
         from wsi_pipeline.run.cluster import worker_number
 
@@ -122,8 +129,8 @@ class BuildHeatmap(Task):
         checkpoint = job.run.checkpoint(self.model)
         if not checkpoint.is_file():
             raise HeatmapError(
-                f"{entry.slide_id}: the map of {self.model} itself (dense_step_px) needs its "
-                f"checkpoint in the run; copy the one that predict was given to {checkpoint}"
+                f"{entry.slide_id}: a map by {self.method} needs the checkpoint of {self.model} in "
+                f"the run; copy the one that predict was given to {checkpoint}"
             )
         found = digest(checkpoint)
         if found != scores.attributes.get("checkpoint"):
@@ -133,16 +140,99 @@ class BuildHeatmap(Task):
                 "run predict again"
             )
         model, _ = load_model(checkpoint, found)
-        with open_slide(entry.path) as slide:
-            return map_slide(
-                check_mappable(model),
+        placed: PatchClassifier = model.to(resolve_device(self.device, worker=worker_number()))
+        return placed
+
+    def _map_densely(
+        self,
+        network: "PatchClassifier",
+        store: "PatchStore",
+        scores: Scores,
+        on_progress: OnProgress,
+    ) -> "_Mapped":
+        """Map PatchNet around every so many pixels of the patches, without seams."""
+        from tiling.slide import open_slide
+        from wsi_pipeline.heatmaps.dense_maps import check_mappable, map_slide
+
+        with open_slide(self.entry.path) as slide:
+            found = map_slide(
+                check_mappable(network),
                 slide,
                 store.coords,
                 geometry=store.geometry,
-                step_px=self.config.dense_step_px or 1,
-                device=resolve_device(self.device, worker=worker_number()),
+                step_px=self.config.dense_step_px or MAP_STEP_PX,
+                device=next(network.parameters()).device,
+                filters=self.config.filters,
                 on_progress=on_progress,
             )
+        maps = [_SlideMap("patchnet", "Q of each patch", found.heatmap, (0, 1))]
+        maps += [
+            _SlideMap(f"patchnet.filter_{number}", f"filter {number}", heatmap, (-1, 1))
+            for number, heatmap in found.filters.items()
+        ]
+        return _Mapped(maps, found.n_mapped, found.n_unreadable)
+
+    def _map_patches(
+        self,
+        network: "PatchClassifier",
+        store: "PatchStore",
+        scores: Scores,
+        on_progress: OnProgress,
+    ) -> "_Mapped":
+        """Explain each scored patch, and stitch the maps."""
+        from wsi_pipeline.explain import load_method
+        from wsi_pipeline.explain.pictures import find_limits
+        from wsi_pipeline.heatmaps.stitched_maps import stitch_maps
+
+        method = load_method(self.method or "")
+        settings = method.choose_settings(self.config.layer)
+        rows = np.flatnonzero(np.isfinite(scores.scores))
+        unreadable = 0
+
+        def explain_each() -> Iterator[tuple[tuple[float, float], Any]]:
+            nonlocal unreadable
+            for number, row in enumerate(rows):
+                pixels, lost = store.read_flagged(rows[number : number + 1])
+                if lost[0]:
+                    unreadable += 1
+                    continue
+                (values,) = method(network, pixels, config=settings)
+                x, y = store.coords[row]
+                down = (pixels.shape[1] - len(values)) // 2  # of a model that crops
+                across = (pixels.shape[2] - values.shape[1]) // 2
+                yield (x + across * scale[0], y + down * scale[1]), values
+                on_progress(number + 1, len(rows))
+
+        scale = store.geometry.scale
+        heatmap = stitch_maps(
+            explain_each(),
+            slide_size=store.info.size,
+            scale=scale,
+            step_px=self.config.dense_step_px or MAP_STEP_PX,
+        )
+        known = heatmap.values[np.isfinite(heatmap.values)]
+        limits = (0.0, 1.0)
+        if not method.is_probability and known.size:
+            limits = find_limits([known], signed=method.low < 0)
+        name = self.method or ""
+        return _Mapped([_SlideMap(name, name, heatmap, limits)], len(rows) - unreadable, unreadable)
+
+
+@dataclass(frozen=True)
+class _SlideMap:
+    """One map of a slide by the model itself."""
+
+    name: str  # part of its files' names
+    label: str
+    heatmap: Heatmap
+    limits: tuple[float, float]  # of its picture's colours
+
+
+@dataclass(frozen=True)
+class _Mapped:
+    maps: "list[_SlideMap]"
+    n_mapped: int  # patches
+    n_unreadable: int
 
 
 def _hottest(scores: Any) -> str:
@@ -175,219 +265,64 @@ def _outlines(entry: SlideEntry, store: "PatchStore") -> list[Any]:
     return [np.asarray(ring.coords) for ring in rings]
 
 
-@dataclass(frozen=True)
-class MapImages(Task):
-    """Draw where one model looks in some images."""
-
-    model: str
-    cohort: ImageCohort
-    checkpoint: Path
-    method: str
-    most: int | None  # of each class
-    split: EvaluatedSplit | None
-    device: str
-    part: Shard | None = None  # of one task of a job array
-
-    @property
-    def unit(self) -> Unit:
-        """All images, by the model; or a part of them."""
-        return unit_of_part(Unit("heatmap", ALL, self.model), self.part)
-
-    def fingerprint(self, run: RunFolder) -> str:
-        """Hash images, checkpoint, and which images are shown."""
-        from wsi_pipeline.explain.image_maps import MAPS_SCHEMA
-
-        return digest_settings(
-            self.cohort.digest(),
-            digest_file(self.checkpoint),
-            self.most,
-            MAPS_SCHEMA,
-            self.method,
-            *([self.split] if self.split else []),
-            *([self.part] if self.part else []),
-        )
-
-    def __call__(self, job: Job, on_progress: OnProgress) -> Done:
-        """Write the maps of each image and an overview."""
-        from wsi_pipeline.config.devices import resolve_device
-        from wsi_pipeline.explain import load_method
-        from wsi_pipeline.explain.image_maps import MAPS_SCHEMA, write_image_map
-        from wsi_pipeline.models.checkpoint import digest, load_checkpoint
-
-        run = job.run
-        entries, images = self.cohort.entries, self.cohort.array()
-        network, _ = load_checkpoint(self.checkpoint)
-        network = network.to(resolve_device(self.device))
-        every = choose_shown(entries, images.unreadable, self.most, split=self.split)
-        rows = share_of(every, self.part)
-        folder = run.image_maps(self.model)
-        (folder / "maps.json").unlink(missing_ok=True)  # it speaks of maps that are about to go
-        files: list[Path] = []
-        shown = []
-        try:
-            for number, row in enumerate(rows):
-                pixels = np.array(images.pixels[row])
-                made, picture, grey = write_image_map(
-                    folder, entries[row].image_id, network, pixels, self.method
-                )
-                files += made
-                shown.append((entries[row], picture, grey))
-                on_progress(number + 1, len(rows))
-        except BaseException:  # no mark will list them
-            _remove(files)
-            raise
-        about = {
-            "schema": MAPS_SCHEMA,
-            "checkpoint": digest(self.checkpoint),
-            "method": self.method,
-            "probability": load_method(self.method).is_probability,
-            "images": [entries[row].image_id for row in every],
-        }
-        if self.part is None:
-            files += _finish_maps(folder, shown, about)
-        else:
-            whole = replace(self, part=None)
-            found = {"fingerprint": whole.fingerprint(run), "data": self.cohort.digest()}
-            arrays = {f"picture_{n}": picture for n, (_, picture, _) in enumerate(shown)}
-            arrays |= {f"map_{n}": grey for n, (_, _, grey) in enumerate(shown)}
-            names = [path.relative_to(run.path).as_posix() for path in files]
-            files.append(part_path(run, whole.unit, self.part))
-            write_part(
-                files[-1], self.part.count, about | found, arrays | {"files": np.array(names, "U")}
-            )
-        return files, f"maps of {pluralize(len(rows), 'image')}"
-
-
-def _finish_maps(folder: Path, shown: Sequence[Any], about: Mapping[str, Any]) -> list[Path]:
-    """Draw the overview of all maps and, last, write what they are."""
-    from wsi_pipeline.explain.image_maps import draw_overview
-
-    files = [draw_overview(folder / "overview.png", shown), folder / "maps.json"]
-    write_json(files[1], about)
-    return files
-
-
-def merge_maps(run: RunFolder, model: str) -> bool:
-    """Finish the maps that the tasks of a job array have drawn, if they are all there."""
-    cohort = ImageCohort(run)
-
-    def write(parts: list[Part]) -> list[Path]:
-        by_id = {e.image_id: e for e in cohort.entries}
-        about = {k: v for k, v in parts[0].about.items() if k not in ("fingerprint", "data")}
-        drawn = [
-            (part.arrays[f"picture_{n}"], part.arrays[f"map_{n}"])
-            for part in parts
-            for n in range((len(part.arrays) - 1) // 2)
-        ]
-        shown = [(by_id[i], *both) for i, both in zip(about["images"], drawn, strict=True)]
-        files = [run.path / name for part in parts for name in part.arrays["files"].tolist()]
-        return files + _finish_maps(run.image_maps(model), shown, about)
-
-    return merge_parts(run, Unit("heatmap", ALL, model), write, is_current=cohort.is_still)
-
-
-def _remove(files: Sequence[Path]) -> None:
-    for path in files:
-        path.unlink(missing_ok=True)
-
-
-def choose_shown(
-    entries: Sequence[ImageEntry],
-    unreadable: Any,
-    most: int | None,
-    *,
-    split: EvaluatedSplit | None = None,
-) -> list[int]:
-    """Choose the first `most` readable images of each class, of the split that is evaluated.
-
-    Not set: of the test split where there is one, else of val, else of all.
-    """
-    splits = {e.split for e in entries}
-    name = split or next((s for s in ("test", "val") if s in splits), "all")
-    rows = [
-        row for row, e in enumerate(entries) if name in (e.split, "all") and not unreadable[row]
-    ]
-    chosen: list[int] = []
-    for label in (0, 1, -1):
-        of_class = [row for row in rows if entries[row].label == label]
-        chosen += of_class if most is None else of_class[:most]
-    return chosen
-
-
 def heatmap(
     run: RunFolder, config: Config, options: Options, *, models: Sequence[str] = ()
 ) -> StageResult:
     """Scores -> heatmaps; of images, maps of those models that have any."""
     cohort = cohort_of(run)
+    _check_method(config)
     if isinstance(cohort, ImageCohort):
         named = choose_scored_models(run, models)
-        return _map_images(cohort.prepared(), config, options, models=named)
+        return map_images(cohort.prepared(), config, options, models=named)
     entries = cohort.entries
     check_map_names(config, entries)
     by_id = {e.slide_id: e for e in entries}
     chosen = choose_scored_models(run, models)
+    methods, notes = _choose_methods(run, chosen, config)
     tasks = [
-        BuildHeatmap(by_id[slide_id], model, config.heatmap, options.device)
+        BuildHeatmap(by_id[slide_id], model, config.heatmap, options.device, methods[model])
         for model in chosen
         for slide_id in scored(run, model, by_id)
     ]
     if not tasks:
         raise StageError(f"{run.path}: nothing to heatmap: {why_unscored(run, chosen, by_id)}")
     result = run_stage("heatmap", run, tasks, config, options)
-    return replace(result, notes=name_unscored(run, chosen, by_id))
+    return replace(result, notes=(*notes, *name_unscored(run, chosen, by_id)))
 
 
-def _map_images(
-    cohort: ImageCohort, config: Config, options: Options, *, models: Sequence[str]
-) -> StageResult:
-    """Checkpoints -> maps of some images, of the models that have any."""
-    from wsi_pipeline.explain import check_method
+def _check_method(config: Config) -> None:
+    """Refuse settings of a model's own map that would do nothing."""
+    from wsi_pipeline.explain import check_layer, check_method
 
-    warn_of_unused(config, "heatmap")
-    if config.heatmap.method is not None:
-        check_method(config.heatmap.method)
-    run = cohort.run
-    reasons = {model: _why_no_maps(run, model, config) for model in models}
-    notes = tuple(f"no maps of {model}: {reason}" for model, reason in reasons.items() if reason)
-    mapped = [model for model, reason in reasons.items() if not reason]
-    if not mapped:
-        return StageResult("heatmap", (), (), (), notes)
-    most, split = config.heatmap.maps_per_class, config.evaluate.split
-    tasks = [
-        MapImages(model, cohort, path, _method_of(path, config), most, split, options.device)
-        for model, path in ((model, run.checkpoint(model)) for model in mapped)
-    ]
-    result = run_in_parts("heatmap", run, tasks, config, options, merge=merge_maps)
-    return replace(result, notes=(*notes, *result.notes))
-
-
-def _method_of(checkpoint: Path, config: Config) -> str:
-    """Return the method that maps a model's images: the config's, else the architecture's own."""
-    from wsi_pipeline.explain import choose_method
-    from wsi_pipeline.models import MODELS
-    from wsi_pipeline.models.checkpoint import read_meta
-
-    return config.heatmap.method or choose_method(MODELS[read_meta(checkpoint).model])
-
-
-def _why_no_maps(run: RunFolder, model: str, config: Config) -> str:
-    """Describe why a model with scores gets no maps; empty if it does."""
-    from wsi_pipeline.explain import load_method
-    from wsi_pipeline.inference.image_scores import read_scores
-    from wsi_pipeline.models import MODELS
-    from wsi_pipeline.models.checkpoint import read_meta
-
-    path = run.checkpoint(model)
-    if not path.is_file():
-        return (
-            "its scores are by a checkpoint outside the run; copy that file to "
-            f"models/{model}/{path.name} and run heatmap again"
+    chosen = config.heatmap
+    own = chosen.method in (None, OWN_METHOD)
+    if chosen.method is not None and not own:
+        check_method(chosen.method)
+        check_layer("heatmap.layer", chosen.layer, [chosen.method])
+    if chosen.filters and slide_map_method(chosen) not in (OWN_METHOD, "patchnet"):
+        raise ConfigError(
+            f"heatmap.filters are PatchNet's; set heatmap.method=patchnet, not {chosen.method}"
         )
-    name = read_meta(path).model
-    method = _method_of(path, config)
-    if not load_method(method).explains(MODELS[name]):
-        return f"{method} does not explain the architecture {name}; set another heatmap.method"
-    _, about = read_scores(run.image_scores(model))
-    if about["checkpoint"] != digest_file(path):
-        return f"its scores are by another checkpoint than models/{model}; run predict again"
-    return ""
+
+
+def _choose_methods(
+    run: RunFolder, models: Sequence[str], config: Config
+) -> tuple[dict[str, str | None], list[str]]:
+    """Choose how each model's slides are mapped, and note which are not that should be."""
+    from wsi_pipeline.explain import choose_method, load_method
+    from wsi_pipeline.models import MODELS
+    from wsi_pipeline.models.checkpoint import read_meta
+
+    method = slide_map_method(config.heatmap)
+    chosen: dict[str, str | None] = dict.fromkeys(models, method)
+    notes = []
+    for model in models if method else ():
+        if (path := run.checkpoint(model)).is_file():  # else its tasks name what to do
+            name = read_meta(path).model
+            own = choose_method(MODELS[name]) if method == OWN_METHOD else method
+            if own and load_method(own).explains(MODELS[name]):
+                chosen[model] = own
+            else:
+                chosen[model] = None
+                notes.append(f"no {own} of {model}: it does not explain the architecture {name}")
+    return chosen, notes

@@ -25,7 +25,7 @@ from wsi_pipeline.cohort.listing import check_copies, describe_copies, read_inpu
 from wsi_pipeline.cohort.manifest import with_splits, write_manifest
 from wsi_pipeline.cohort.splits import assign_splits
 from wsi_pipeline.config.reading import Config
-from wsi_pipeline.config.settings import ImagesConfig
+from wsi_pipeline.config.settings import OWN_METHOD, ImagesConfig, slide_map_method
 from wsi_pipeline.config.stages import STAGES
 from wsi_pipeline.contracts import SlideEntry
 from wsi_pipeline.errors import ConfigError
@@ -168,14 +168,22 @@ def list_entries(config: Config) -> list[SlideEntry]:
 
 
 def check_map_names(config: Config, entries: Sequence[SlideEntry]) -> None:
-    """Refuse slides one of which has the name of the other's map by PatchNet."""
+    """Refuse slides one of which has the name of the other's map by the model itself."""
+    from wsi_pipeline.explain import METHODS
+
+    method = slide_map_method(config.heatmap)
+    if method is None:
+        return
     ids = {e.slide_id for e in entries}
-    twice = sorted(s for s in ids if f"{s}.patchnet" in ids)
-    if twice and config.heatmap.dense_step_px is not None:
+    names = list(METHODS) if method == OWN_METHOD else [method]
+    names += [f"patchnet.filter_{number}" for number in config.heatmap.filters]
+    twice = sorted((s, f"{s}.{name}") for s in ids for name in names if f"{s}.{name}" in ids)
+    if twice:
+        one, other = twice[0]
         raise ConfigError(
-            f"heatmap.dense_step_px: PatchNet's map of the slide '{twice[0]}' and the heatmap "
-            f"of the slide '{twice[0]}.patchnet' would be one file; give one of them another id in "
-            "the manifest's slide_id column, or set heatmap.dense_step_px=null"
+            f"heatmap.method: the model's own map of the slide '{one}' and the heatmap of the "
+            f"slide '{other}' would be one file; give one of them another id in the manifest's "
+            "slide_id column, or set heatmap.method=null and heatmap.dense_step_px=null"
         )
 
 

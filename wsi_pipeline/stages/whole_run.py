@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from wsi_pipeline.config.reading import Config
 from wsi_pipeline.config.stages import STAGES
 from wsi_pipeline.errors import ConfigError
-from wsi_pipeline.explain import check_method
+from wsi_pipeline.explain import list_methods
 from wsi_pipeline.exports import check_format, load_image_format
 from wsi_pipeline.layout import RunFolder
 from wsi_pipeline.run.runner import Options, StageResult
@@ -48,8 +48,7 @@ def _check(config: Config, options: Options) -> None:
     check = load_image_format if config.images else check_format
     for name in config.export.formats:
         check(name)
-    for name in config.explain.methods:
-        check_method(name)
+    list_methods(config.explain.methods)
     if "export" not in config.stages:
         return
     if config.stages != Config().stages and not config.export.formats:

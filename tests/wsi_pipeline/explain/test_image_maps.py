@@ -72,11 +72,11 @@ def test_maps_of_an_earlier_setting_do_not_stay(run):
 def test_an_interrupted_heatmap_leaves_no_maps(run, monkeypatch):
     write, calls = maps.write_image_map, []
 
-    def die(*arguments):
+    def die(*arguments, **more):
         calls.append(arguments)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return write(*arguments)
+        return write(*arguments, **more)
 
     monkeypatch.setattr(maps, "write_image_map", die)
     assert cli.main(["heatmap", str(run), "--quiet"]) == 130
@@ -157,6 +157,17 @@ def test_all_methods_explain_images_side_by_side(run, capsys):
     sheet = np.asarray(Image.open(folder / "sheet.png"))
     # A line of captions, then for each image its caption and the square that the model sees
     assert sheet.shape == (8 + 18 + len(names) * (18 + 160 + 8), (1 + len(fitting)) * 168, 3)
+    one = ["--method", "saliency", "--images", names[0]]
+    assert cli.main(["explain", str(run), *one]) == 0
+    assert [path.stem for path in (folder / "saliency").glob("*.tif")] == names[:1]
+
+
+def test_the_layer_of_a_map_is_chosen(run, capsys):
+    heatmap = ["heatmap", str(run), "--set", "layer=features.1", "--set"]
+    assert cli.main([*heatmap, "method=grad_cam"]) == 0
+    assert list((run / "heatmaps/vgg16").glob("*.grad_cam.tif"))
+    assert cli.main([*heatmap, "method=saliency"]) == 1
+    assert "heatmap.layer is features.1, but saliency has no layer" in capsys.readouterr().err
 
 
 def test_rows_of_a_sheet_are_as_high_as_their_pictures(tmp_path):

@@ -164,7 +164,7 @@ def test_a_broken_file_tile_loses_what_is_near_it_and_nothing_else(model, tmp_pa
 
 
 def test_other_models_and_whole_image_preparation_are_refused():
-    with pytest.raises(HeatmapError, match="is for PatchNet; VGG16"):
+    with pytest.raises(HeatmapError, match=r"only PatchNet .* not VGG16"):
         check_mappable(build_model("vgg16", width=0.1))
     for options in ({"normalise": "minmax"}, {"preprocess": {"colour_constancy": True}}):
         with pytest.raises(HeatmapError, match="as a whole"):

@@ -11,7 +11,8 @@ from PIL import Image
 from tiling.store import PatchStore
 from wsi_pipeline.cli.app import main
 from wsi_pipeline.contracts import Rule
-from wsi_pipeline.explain import load_method
+from wsi_pipeline.errors import ConfigError
+from wsi_pipeline.explain import METHODS, list_methods, load_method
 from wsi_pipeline.inference.scores import read_scores
 from wsi_pipeline.models.checkpoint import load_checkpoint
 from wsi_pipeline.stages.explain import choose_extremes
@@ -47,6 +48,7 @@ def test_maps_are_of_the_patches_they_name(explained):
             assert one["label"] == store.label[row]
         scores = read_scores(explained / f"scores/patchnet/{slide_id}.h5")
         assert one["score"] == scores.scores[row]
+        assert 1 / (1 + np.exp(-one["logit"])) == pytest.approx(one["score"], abs=1e-5)
         for method in ("saliency", "patchnet"):
             path = explained / f"explanations/patchnet/{method}/{one['name']}.tif"
             expected = load_method(method)(model, pixels)[0]
@@ -61,6 +63,19 @@ def test_maps_are_of_the_patches_they_name(explained):
             assert path.with_name(f"{one['name']}_overlay.png").is_file()
     sheet = np.asarray(Image.open(explained / "explanations/patchnet/sheet.png"))
     assert sheet.shape[1] == 3 * 168  # the patch, and two methods
+
+
+def test_the_report_shows_the_sheet(explained):
+    assert main(["report", str(explained), "--quiet"]) == 0
+    page = (explained / "report.html").read_text()
+    section = page.partition("<h2>Where the models look</h2>")[2].partition("</section>")[0]
+    assert section.count("<img") == 1
+    assert 'src="data:image/jpeg;base64,' in section
+
+
+def test_images_are_not_named_on_a_run_of_slides(explained, capsys):
+    assert main(["explain", str(explained), "--method", "saliency", "--images", "s4"]) == 1
+    assert "--images is for folders of images; use --patches" in capsys.readouterr().err
 
 
 def test_what_is_explained_is_kept_until_something_changes(explained, capsys):
@@ -103,7 +118,7 @@ def test_patches_can_be_named_in_a_csv(copy, tmp_path, capsys):
     assert (folder / f"s4_x{x}_y{y}.npz").is_file()  # what else the method found
     path.write_text("slide_id,x,y\ns4,1,2\n")
     assert main(command) == 1
-    assert "evaluated split: s4 1 2; use ids" in capsys.readouterr().err
+    assert "patches or images: s4 1 2; use ids" in capsys.readouterr().err
     path.write_text("slide,x,y\ns4,1,2\n")
     assert main(command) == 1
     assert (
@@ -128,3 +143,10 @@ def test_the_best_hits_and_the_worst_errors_are_chosen():
     assert choose_extremes(scores, labels, top=2, errors=5, **how) == [0, 6, 2, 3]
     assert choose_extremes(scores, labels, top=0, errors=1, **how) == [2]
     assert choose_extremes(scores, labels, top=9, errors=0, **how) == [0, 6, 1, 4]
+
+
+def test_all_stands_for_every_method():
+    assert list_methods(["saliency", "all"]) == list(METHODS)
+    assert list_methods(["lime", "saliency", "lime"]) == ["lime", "saliency"]
+    with pytest.raises(ConfigError, match="no explanation method is called 'al'"):
+        list_methods(["al"])
