@@ -110,6 +110,7 @@ class ProtoPNetCourse(Course):
         if not self.may_keep(epoch):
             return ""
         model, most = self._network, self._own.push_patches
+        log.info("%s: epoch %d: pushing prototypes", self.config.model.name, epoch)
         model.eval()
         with exact_fp32():
             moved = push_prototypes(model, read(most))
