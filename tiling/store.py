@@ -215,8 +215,15 @@ class PatchStore:
         return patches, self.unreadable[rows]
 
     def locate(self, row: int) -> PatchOrigin:
-        """Return where a patch is on its slide."""
-        x, y = self.coords[row].tolist()
+        """Return where a patch is on its slide.
+
+        Raises
+        ------
+        StoreError
+            If there is no such row.
+        """
+        (checked,) = self._check_rows([row])
+        x, y = self.coords[checked].tolist()
         return PatchOrigin(self.slide_id, row, (x, y), self.geometry.scale)
 
     def close(self) -> None:

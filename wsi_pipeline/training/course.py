@@ -57,8 +57,8 @@ class Course:
         """
         if config.protopnet is not None:
             raise ConfigError(
-                f"train.{config.model.name}.protopnet: settings of the model protopnet, not of "
-                f"{config.model.name}; leave them out, or set model.name: protopnet"
+                f"{config.model.name}: the settings under protopnet are of the model protopnet, "
+                f"not of {config.model.name}; leave them out, or set model.name: protopnet"
             )
 
     def __init__(self, config: TrainConfig, model: PatchClassifier) -> None:

@@ -109,7 +109,8 @@ def train_model(
     out : str or path
         Folder, created if missing.
         Gets ``checkpoint.safetensors`` (last), ``config.json``, ``history.csv``, ``draws.csv`` and
-        ``curves.png``; meanwhile ``resume.safetensors``.
+        ``curves.png``, of a ProtoPNet also ``prototypes.json`` and, if pruned, ``pruning.csv``;
+        meanwhile ``resume.safetensors``.
     device : str or torch.device
         ``auto`` (the first CUDA device, or the CPU), ``cpu``, ``cuda`` or ``cuda:N``.
     fingerprint : str

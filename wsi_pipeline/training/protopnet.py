@@ -52,7 +52,7 @@ class ProtoPNetCourse(Course):
         """Refuse settings that have no effect or contradict each other."""
         own = config.protopnet or ProtoPNetConfig()
         if problem := _find_problem(config, own):
-            raise ConfigError(f"train.{config.model.name}: {problem}")
+            raise ConfigError(f"{config.model.name}: {problem}")
 
     def __init__(self, config: TrainConfig, model: PatchClassifier) -> None:
         self.check(config)
@@ -110,6 +110,7 @@ class ProtoPNetCourse(Course):
         if not self.may_keep(epoch):
             return ""
         model, most = self._network, self._own.push_patches
+        log.info("%s: epoch %d: pushing prototypes", self.config.model.name, epoch)
         model.eval()
         with exact_fp32():
             moved = push_prototypes(model, read(most))

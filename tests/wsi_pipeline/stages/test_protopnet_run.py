@@ -1,5 +1,6 @@
 """ProtoPNet from slides, and from a folder of images, to the report."""
 
+import csv
 import json
 
 import numpy as np
@@ -11,6 +12,7 @@ from tests.helpers.tiny_cohort import draw_cohort
 from tests.wsi_pipeline.stages.test_image_run import make_folder
 from tiling.slide import open_slide
 from wsi_pipeline.cli.app import main
+from wsi_pipeline.cohort.image_folder import read_images
 from wsi_pipeline.models import build_model
 from wsi_pipeline.models.checkpoint import load_checkpoint
 
@@ -74,7 +76,7 @@ def test_on_images_prototypes_are_training_images_and_pruning_is_listed(tmp_path
         "input: data\nout: run\nimages: {classes: [rows, columns]}\n"
         "splits: {folds: 4, fold: 1}\n"
         "stages: [tile, train, predict, heatmap, explain, evaluate, report]\n"
-        "heatmap: {maps_per_class: 1}\nexplain: {methods: [saliency], top: 1, errors: 0}\n"
+        "heatmap: {maps_per_class: 1}\nexplain: {methods: [prototypes], top: 1, errors: 0}\n"
     )
     config = write_config(tmp_path, first, prune="true")
     assert main(["run", str(config), "--quiet"]) == 0
@@ -82,14 +84,27 @@ def test_on_images_prototypes_are_training_images_and_pruning_is_listed(tmp_path
     folder = tmp_path / "run" / "models" / "protopnet"
     model, meta = load_checkpoint(folder / "checkpoint.safetensors")
     assert (folder / "pruning.csv").read_text().startswith("prototype,label,nearest")
-    for number, row in enumerate(sources_of(folder)):
+    images = read_images(tmp_path / "run" / "images.csv")
+    images_of = sources_of(folder)
+    for number, row in enumerate(images_of):
         assert row["source_id"] in meta.train_patients
+        assert images[row["row"]].image_id == row["source_id"]
         assert row["source_id"].startswith("rows" if row["class"] == 0 else "columns")
         assert row["box_l0"] is None
         with Image.open(data / f"{row['source_id'].replace('__', '/')}.png") as image:
             assert np.array_equal(model.sources.pixels[number].numpy(), np.asarray(image))
     metrics = json.loads((tmp_path / "run/evaluation/protopnet/metrics.json").read_text())
     assert metrics["patch"]["n"] > 0
+
+    drawn = tmp_path / "run" / "explanations" / "protopnet" / "prototypes"
+    assert list(drawn.glob("*_prototypes.png"))
+    for table in drawn.glob("*.csv"):  # what prototypes add is the logit
+        rows = list(csv.DictReader(table.read_text().splitlines()))
+        about = json.loads(table.with_suffix(".json").read_text())
+        assert len(rows) == len(images_of)
+        assert sum(float(row["contribution"]) for row in rows) == pytest.approx(
+            about["logit"], abs=1e-5
+        )
 
     # The files are outputs of the stage: a change is noticed, and training repairs it.
     before = {p.name: p.read_bytes() for p in folder.iterdir() if p.suffix != ".csv"}
