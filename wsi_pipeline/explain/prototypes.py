@@ -20,7 +20,7 @@ from tiling.files import write_json
 from wsi_pipeline.csv_files import write_csv
 from wsi_pipeline.explain.base import Found, Method, Settings, Target, require
 from wsi_pipeline.explain.pictures import OPACITY, draw_sheet, find_limits
-from wsi_pipeline.models.protopnet import ProtoPNet
+from wsi_pipeline.models.protopnet import ProtoPNet, difference
 from wsi_pipeline.models.prototype_boxes import PERCENTILE, Box, find_box, upsample
 from wsi_pipeline.models.prototype_sources import PrototypeSource
 
@@ -149,8 +149,10 @@ def find_prototypes(
     would have if its similarities were those of this position alone. The logit itself takes each
     prototype's largest one, wherever it is.
     """
-    maps = model.similarity_maps(image)[0].double()  # (P, h', w')
     sign = 1 if target == 1 else -1
+    found = model.similarity_maps(image)  # (1, P, h', w')
+    logit = sign * float(difference(model.weigh(found.amax(dim=(2, 3)))))
+    maps = found[0].double()
     weights = sign * (model.last.weight[1].double() - model.last.weight[0].double())
     size = (image.shape[-2], image.shape[-1])
     stretched = upsample(maps, size)
@@ -174,7 +176,6 @@ def find_prototypes(
             zip(model.prototype_class.tolist(), similarities, weights.tolist(), strict=True)
         )
     )
-    logit = sign * float(model(image).double())
     shown = np.round(image[0].permute(1, 2, 0).double().cpu().numpy() * 255).astype(np.uint8)
     return Found(values, ThisLooksLikeThat(shown, target, logit, resemblances, config.shown))
 
