@@ -20,7 +20,7 @@ method = load_method("prototypes")
 
 
 def trained(dtype=torch.float32):
-    """A network whose prototypes are positions of two images, as after a projection."""
+    """A network whose prototypes are positions of two images, as after a push."""
     model, images = network("protopnet").to(dtype), draw_images(2, 96, 128)
     x = torch.from_numpy(images).permute(0, 3, 1, 2).to(dtype) / 255
     records = []
