@@ -194,7 +194,8 @@ def test_protopnet_recipes_have_the_papers_numbers(name):
     }
     assert train.model.weights.name == "vgg16.pth"
     assert (train.optimizer, train.lr, train.lr_halve_after) == ("adam", 1e-4, None)
-    assert dataclasses.replace(train.protopnet, prune=False) == ProtoPNetConfig()
+    own = dataclasses.replace(train.protopnet, prune=False, solver_steps=20_000)
+    assert own == ProtoPNetConfig()
     choose_course(train).check(train)
     if name == "protopnet_nuclei":
         assert (tuple(config.images.size), train.batch_size) == ((224, 224), 80)
