@@ -25,7 +25,6 @@ from wsi_pipeline.models.prototype_boxes import PERCENTILE, Box, find_box, upsam
 from wsi_pipeline.models.prototype_sources import PrototypeSource
 
 _FRAME = np.array([255, 220, 0], np.uint8)  # yellow: neither stain has it
-_HEADS = ("the image", "similarity", "prototype", "its source")
 
 
 @dataclass(frozen=True)
@@ -99,7 +98,8 @@ class ThisLooksLikeThat:
         title = f"logit of class {self.target}: {self.logit:.3f}"
         left = strongest[self.shown :]
         rows: list[tuple[list[str], list[NDArray[np.uint8] | None]]] = [([title], [])]
-        rows.append((list(_HEADS), []))
+        similarity = f"similarity {limits[0]:.2f} to {limits[1]:.2f}"
+        rows.append((["the image", similarity, "prototype", "its source"], []))
         for one in strongest[: self.shown]:
             crop = source = None
             if one.source is not None and one.source_image is not None:
