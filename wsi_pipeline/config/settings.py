@@ -325,6 +325,9 @@ class ExplainConfig:
     methods: tuple[str, ...] = ()  # used by `run`; the command explain names its own
     top: Annotated[int, Field(ge=0)] = 4  # highest scores that are no errors
     errors: Annotated[int, Field(ge=0)] = 4  # errors furthest from their label
+    # In place of these so many that have a mask, drawn at random, and a table of how maps lie on it
+    masked: Annotated[int, Field(ge=0)] = 0
+    curve_steps: Annotated[int, Field(ge=0)] = 0  # of deletion and insertion curves; 0: none
     layer: str | None = None  # of methods that look at one; None: their own default
     target: Literal[0, 1] | None = None  # class that is explained; None: 1, or the method's own
     seed: Seed = 0

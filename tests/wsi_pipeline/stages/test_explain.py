@@ -15,7 +15,7 @@ from wsi_pipeline.errors import ConfigError
 from wsi_pipeline.explain import METHODS, list_methods, load_method
 from wsi_pipeline.inference.scores import read_scores
 from wsi_pipeline.models.checkpoint import load_checkpoint
-from wsi_pipeline.stages.explain import choose_extremes
+from wsi_pipeline.stages.candidates import choose_extremes
 
 
 @pytest.fixture(scope="module")
