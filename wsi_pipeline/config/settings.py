@@ -292,7 +292,8 @@ class HeatmapConfig:
     # Image folders: number of images of each class that get maps; None: all.
     maps_per_class: Annotated[int, Field(ge=0)] | None = 4
     # Explanation method (docs/explain.md) of the maps; own: the first that explains the model, of
-    # PatchNet and CAM their own maps. None: of images own; of slides no map but that of the scores
+    # PatchNet, CAM and ProtoPNet their own maps. None: of images own; of slides no map but that of
+    # the scores
     method: str | None = None
     layer: str | None = None  # of methods that look at one; None: their own default
     filters: tuple[Annotated[int, Field(ge=0)], ...] = ()  # of PatchNet: map these of slides too

@@ -20,12 +20,11 @@ from tiling.files import write_json
 from wsi_pipeline.csv_files import write_csv
 from wsi_pipeline.explain.base import Found, Method, Settings, Target, require
 from wsi_pipeline.explain.pictures import OPACITY, draw_sheet, find_limits
-from wsi_pipeline.models.protopnet import ProtoPNet
+from wsi_pipeline.models.protopnet import ProtoPNet, difference
 from wsi_pipeline.models.prototype_boxes import PERCENTILE, Box, find_box, upsample
 from wsi_pipeline.models.prototype_sources import PrototypeSource
 
 _FRAME = np.array([255, 220, 0], np.uint8)  # yellow: neither stain has it
-_HEADS = ("the image", "similarity", "prototype", "its source")
 
 
 @dataclass(frozen=True)
@@ -99,7 +98,8 @@ class ThisLooksLikeThat:
         title = f"logit of class {self.target}: {self.logit:.3f}"
         left = strongest[self.shown :]
         rows: list[tuple[list[str], list[NDArray[np.uint8] | None]]] = [([title], [])]
-        rows.append((list(_HEADS), []))
+        similarity = f"similarity {limits[0]:.2f} to {limits[1]:.2f}"
+        rows.append((["the image", similarity, "prototype", "its source"], []))
         for one in strongest[: self.shown]:
             crop = source = None
             if one.source is not None and one.source_image is not None:
@@ -149,8 +149,10 @@ def find_prototypes(
     would have if its similarities were those of this position alone. The logit itself takes each
     prototype's largest one, wherever it is.
     """
-    maps = model.similarity_maps(image)[0].double()  # (P, h', w')
     sign = 1 if target == 1 else -1
+    found = model.similarity_maps(image)  # (1, P, h', w')
+    logit = sign * float(difference(model.weigh(found.amax(dim=(2, 3)))))
+    maps = found[0].double()
     weights = sign * (model.last.weight[1].double() - model.last.weight[0].double())
     size = (image.shape[-2], image.shape[-1])
     stretched = upsample(maps, size)
@@ -174,7 +176,6 @@ def find_prototypes(
             zip(model.prototype_class.tolist(), similarities, weights.tolist(), strict=True)
         )
     )
-    logit = sign * float(model(image).double())
     shown = np.round(image[0].permute(1, 2, 0).double().cpu().numpy() * 255).astype(np.uint8)
     return Found(values, ThisLooksLikeThat(shown, target, logit, resemblances, config.shown))
 

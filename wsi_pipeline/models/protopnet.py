@@ -56,7 +56,7 @@ class ProtoPNet(VGGFeatures):
     last : nn.Linear
         P -> 2, without bias.
     sources : PrototypeSources
-        The parts of training images that the prototypes are; none before the first projection.
+        The parts of training images that the prototypes are; none before the first push.
     """
 
     prototype_class: Tensor

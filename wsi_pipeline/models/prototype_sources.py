@@ -29,7 +29,7 @@ class PrototypeSource:
 
 
 class PrototypeSources(nn.Module):
-    """The sources of all prototypes, as buffers; none before the first projection.
+    """The sources of all prototypes, as buffers; none before the first push.
 
     Attributes
     ----------

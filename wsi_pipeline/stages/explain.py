@@ -18,6 +18,7 @@ from wsi_pipeline.errors import ConfigError
 from wsi_pipeline.explain import METHODS, check_layer, list_methods
 from wsi_pipeline.layout import RunFolder, Unit
 from wsi_pipeline.run.runner import Options, StageResult, run_stage
+from wsi_pipeline.run.shards import select_shard
 from wsi_pipeline.run.tasks import Done, Job, Task
 from wsi_pipeline.stages.candidates import (
     Candidates,
@@ -201,6 +202,8 @@ def explain(
         for model, of in found.items()
     }
     results = []
+    pairs = {f"{name} {model}": 1 for name in methods for model in found}
+    in_shard = select_shard(pairs, options.shard)
     for name in methods:
         reasons = {model: lack or _why_not(run, model, name) for model, lack in lacking.items()}
         notes = tuple(f"no {name} of {model}: {why}" for model, why in reasons.items() if why)
@@ -215,13 +218,12 @@ def explain(
                 options.device,
             )
             for model, why in reasons.items()
-            if not why
+            if not why and f"{name} {model}" in in_shard
         ]
         result = StageResult("explain", (), (), ())
         if tasks:
-            result = run_stage("explain", run, tasks, config, options)
+            result = run_stage("explain", run, tasks, config, options, of_shard=True)
         results.append(replace(result, stage=f"explain {name}", notes=notes))
-        # Of all tasks: what a shard of a job array does follows from the list alone.
         curves = [
             TraceCurves(
                 task.model,

@@ -122,10 +122,10 @@ def _choose_target(
 def trace(
     run: RunFolder, config: Config, options: Options, tasks: Sequence[TraceCurves]
 ) -> list[StageResult]:
-    """Trace the curves of one method's maps, of all its models; none if not asked for."""
+    """Trace the curves of one method's maps, of the models of a shard; none if not asked for."""
     if not tasks or not config.explain.curve_steps:
         return []
-    result = run_stage("explain", run, tasks, config, options)
+    result = run_stage("explain", run, tasks, config, options, of_shard=True)
     return [replace(result, stage=f"explain {tasks[0].method} curves")]
 
 

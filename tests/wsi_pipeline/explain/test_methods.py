@@ -113,7 +113,7 @@ def test_a_models_own_map_is_that_of_its_kind():
 
 
 def test_a_method_that_is_not_listed_is_refused_with_those_that_are():
-    with pytest.raises(ConfigError, match=r"called 'gradcam'; known: patchnet, cam, grad_cam"):
+    with pytest.raises(ConfigError, match=r"called 'gradcam'; known: patchnet, cam, prototypes"):
         load_method("gradcam")
     with pytest.raises(ModelError, match="explains CAM, not VGG16; take another"):
         load_method("cam")(network("vgg16"), draw_images())

@@ -30,7 +30,7 @@ def model():
     return made
 
 
-def test_there_are_none_before_the_first_projection(tmp_path):
+def test_there_are_none_before_the_first_push(tmp_path):
     made = build_model("protopnet", base="vgg11", width=1 / 64, depth=2, prototypes_per_class=2)
     assert made.sources.records == ()
     save_checkpoint(

@@ -145,6 +145,21 @@ def test_the_best_hits_and_the_worst_errors_are_chosen():
     assert choose_extremes(scores, labels, top=9, errors=0, **how) == [0, 6, 1, 4]
 
 
+def test_shards_divide_methods(copy, capsys):
+    """All methods of a model went to one task of a job array."""
+    methods = ["--method", "saliency", "--method", "patchnet", "--method", "guided_backprop"]
+    command = ["explain", str(copy / "run"), *methods, "--top", "1", "--errors", "0"]
+    done = []
+    for shard in ("0/2", "1/2"):
+        assert main([*command, "--shard", shard]) == 0
+        out = capsys.readouterr().out
+        done.append({line.split(":")[0] for line in out.splitlines() if ": 1 done" in line})
+    assert not done[0] & done[1]
+    assert sorted(map(len, done)) == [1, 2]
+    sheet = np.asarray(Image.open(copy / "run/explanations/patchnet/sheet.png"))
+    assert sheet.shape[1] == 4 * 168
+
+
 def test_all_stands_for_every_method():
     assert list_methods(["saliency", "all"]) == list(METHODS)
     assert list_methods(["lime", "saliency", "lime"]) == ["lime", "saliency"]
