@@ -4,9 +4,9 @@ VGG16 (its last maps' maximum, as on slides) on one real or drawn patch of 224 x
 time of two threads: the least of several calls of a method that takes seconds, one call of those
 that take minutes. The baseline, timed before and after each method, is one forward pass of the
 image by itself; methods that pass many copies do so in batches. Not counted: imports, reading, and
-pictures. PatchNet and CAM explain themselves and are timed on networks of their own, each against
-its own forward pass. Threads that wait for work must not spin, or a busy machine adds to their
-time: OMP_WAIT_POLICY=PASSIVE.
+pictures. PatchNet, CAM and ProtoPNet explain themselves and are timed on networks of their own,
+each against its own forward pass. Threads that wait for work must not spin, or a busy machine adds
+to their time: OMP_WAIT_POLICY=PASSIVE.
 
     OMP_WAIT_POLICY=PASSIVE python benchmarks/explain.py --weights vgg16.safetensors --patch it.png
 """
@@ -28,7 +28,11 @@ from wsi_pipeline.models.pretrained import load_imagenet_weights
 
 RESULT = Path(__file__).parent / "results" / "explain.json"
 SIDE = 224
-OWN = {"patchnet": ("patchnet", {"m": 17}), "cam": ("cam", {})}  # method -> model, options
+OWN = {  # method -> model, options
+    "patchnet": ("patchnet", {"m": 17}),
+    "cam": ("cam", {}),
+    "prototypes": ("protopnet", {}),
+}
 LONG = ("occlusion", "lime", "unveiling", "smoothgrad", "guided_smoothgrad", "curves")
 
 

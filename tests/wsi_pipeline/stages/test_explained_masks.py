@@ -176,6 +176,21 @@ def test_what_is_measured_is_kept_and_of_other_maps_is_left_out(images, tmp_path
     assert "occlusion" not in {row["method"] for row in table}
 
 
+def test_each_curve_is_traced_by_the_shard_that_makes_its_maps(images, tmp_path):
+    run = shutil.copytree(images / "run", tmp_path / "run")
+    shutil.rmtree(run / "explanations")
+    shutil.rmtree(run / ".state/explain")
+    command = ["explain", str(run), *METHODS[:4], "--masked", "1", "--curves", "1", "--quiet"]
+    for shard in ("0/3", "1/3", "2/3"):
+        assert main([*command, "--shard", shard]) == 0
+    assert main(["collect", str(run)]) == 0
+    folder = run / "explanations/patchnet"
+    assert {path.parent.name for path in folder.glob("*/curves.csv")} == {
+        "patchnet_curves", "saliency_curves",
+    }  # fmt: skip
+    assert (folder / "patchnet_filters/filters.csv").is_file()
+
+
 def test_where_val_is_evaluated_no_filter_is_chosen_on_it(images, tmp_path, capsys):
     run = shutil.copytree(images / "run", tmp_path / "run")
     more = ["--method", "patchnet", "--masked", "9", "--set", "evaluate.split=val"]
