@@ -17,7 +17,7 @@ from wsi_pipeline.config.settings import ExplainConfig
 from wsi_pipeline.errors import ConfigError
 from wsi_pipeline.explain import METHODS, check_layer, list_methods
 from wsi_pipeline.layout import RunFolder, Unit
-from wsi_pipeline.run.runner import Options, StageResult, run_stage
+from wsi_pipeline.run.runner import READ_ONLY, Options, StageResult, run_stage
 from wsi_pipeline.run.shards import select_shard
 from wsi_pipeline.run.tasks import Done, Job, Task
 from wsi_pipeline.stages.candidates import (
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from wsi_pipeline.explain.base import Method, Settings
 
 EXPLAIN_SCHEMA = "wsi-pipeline/explain/1"
+SHEET_ROWS = 16  # patches or images; more could not be read in the report
 
 
 @dataclass(frozen=True)
@@ -240,11 +241,15 @@ def explain(
     ready = {model: chosen[model] for model, lack in lacking.items() if not lack}
     if by_mask and "patchnet" in methods:
         results += _judge_filters(run, config, options, found, ready)
-    if by_mask or named is not None:
-        lines = [line for model, of in ready.items() for line in write_table(run, model, of)]
-        results[-1] = replace(results[-1], notes=(*results[-1].notes, *lines))
-    for model, subjects in chosen.items():
-        _draw_sheet(run, model, subjects)
+    try:
+        if by_mask or named is not None:
+            lines = [line for model, of in ready.items() for line in write_table(run, model, of)]
+            results[-1] = replace(results[-1], notes=(*results[-1].notes, *lines))
+        for model, subjects in chosen.items():
+            _draw_sheet(run, model, subjects)
+    except OSError as error:
+        if error.errno not in READ_ONLY or any(result.done for result in results):
+            raise  # else all is as it was, in a run folder that cannot be written to
     return results
 
 
@@ -325,7 +330,9 @@ def _draw_sheet(run: RunFolder, model: str, subjects: Sequence[Subject]) -> None
     folder = run.explanations(model)
     names = [n for n in METHODS if Unit("explain", model=model, variant=n).is_marked(run)]
     rows: list[tuple[Sequence[str], Sequence[NDArray[np.uint8] | None]]] = [(["", *names], [])]
-    for one in subjects:
+    if len(subjects) > SHEET_ROWS:
+        rows.append(([f"the first {SHEET_ROWS} of {len(subjects)}"], []))
+    for one in subjects[:SHEET_ROWS]:
         maps = [read_grey(folder / name / f"{one.name}.png") for name in names]
         image, shapes = read_pixels(run, one), [of.shape for of in maps if of is not None]
         seen = crop_pixels(image, shapes[0]) if shapes else image

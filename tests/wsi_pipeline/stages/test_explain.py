@@ -1,6 +1,7 @@
 """The stage explain: which patches, which files, and what is kept."""
 
 import csv
+import errno
 import json
 
 import numpy as np
@@ -12,9 +13,10 @@ from tiling.store import PatchStore
 from wsi_pipeline.cli.app import main
 from wsi_pipeline.contracts import Rule
 from wsi_pipeline.errors import ConfigError
-from wsi_pipeline.explain import METHODS, list_methods, load_method
+from wsi_pipeline.explain import METHODS, list_methods, load_method, pictures
 from wsi_pipeline.inference.scores import read_scores
 from wsi_pipeline.models.checkpoint import load_checkpoint
+from wsi_pipeline.stages import explain as explain_stage
 from wsi_pipeline.stages.candidates import choose_extremes
 
 
@@ -158,6 +160,26 @@ def test_shards_divide_methods(copy, capsys):
     assert sorted(map(len, done)) == [1, 2]
     sheet = np.asarray(Image.open(copy / "run/explanations/patchnet/sheet.png"))
     assert sheet.shape[1] == 4 * 168
+
+
+def test_a_finished_explanation_may_be_read_only(explained, monkeypatch, capsys):
+    command = ["explain", str(explained), "--method", "patchnet", "--top", "1", "--errors", "1"]
+    assert main(command) == 0
+
+    def refuse(*arguments):
+        raise PermissionError(errno.EACCES, "read-only")
+
+    monkeypatch.setattr(pictures, "write_png", refuse)
+    assert main(command) == 0
+    assert "explain patchnet: 0 done, 1 kept from before" in capsys.readouterr().out
+
+
+def test_a_sheet_of_many_is_cut(explained, monkeypatch):
+    monkeypatch.setattr(explain_stage, "SHEET_ROWS", 1)
+    command = ["explain", str(explained), "--method", "patchnet", "--top", "1", "--errors", "1"]
+    assert main(command) == 0
+    sheet = np.asarray(Image.open(explained / "explanations/patchnet/sheet.png"))
+    assert sheet.shape[0] == 8 + 18 + 18 + (18 + 160 + 8)
 
 
 def test_all_stands_for_every_method():
