@@ -110,6 +110,15 @@ class Slide(Protocol):
             If the file's pixels cannot be decoded there. The slide stays usable for other regions.
         """
 
+    def read_into(self, out: NDArray[np.uint8], location: tuple[int, int], level: int) -> None:
+        """Read pixels as `read_region` does, into the caller's memory.
+
+        Parameters
+        ----------
+        out : (height, width, 3) uint8
+            Filled; need not be contiguous.
+        """
+
     def read_level(
         self, corner: tuple[int, int], level: int, size: tuple[int, int]
     ) -> NDArray[np.uint8]:
