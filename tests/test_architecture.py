@@ -40,7 +40,7 @@ FLOORS = [
     {"tiling.annotation", "tiling.write_pixels"},
     {"tiling.same_content", "tiling.store"},
     {"tiling.slide", "tiling.blocks", "tiling.overview", "tiling.patches", "tiling.coords_hdf5"}
-    | {"tiling.store_files"},
+    | {"tiling.open_slides", "tiling.store_files"},
     {"tiling.listing"},
     {"tiling.dataset", "tiling.geometry", "tiling.grid", "tiling.hdf5", "tiling.polygons"}
     | {"tiling.qc"}

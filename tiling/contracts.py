@@ -6,7 +6,7 @@ arrays are (row, column). Lengths have their unit as suffix: `_l0` level-0 px, `
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol, Self
@@ -18,6 +18,7 @@ SCHEMA = "wsi-pipeline/patch-store/1"
 
 OnProgress = Callable[[int, int], None]  # called with what is done, and of how much
 StrPath = str | os.PathLike[str]  # a path, as the public functions take it
+PixelArrays = NDArray[np.uint8] | Sequence[NDArray[np.uint8]]  # n pictures of one shape
 
 LabelRule = Literal["inner", "centre", "fraction"]
 EdgeRule = Literal["drop", "pad"]
