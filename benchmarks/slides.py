@@ -30,11 +30,11 @@ def mirrored(source, x, y, width, height):
     return source[down[:, None], across]
 
 
-def tiles_of(source, side, downsample, tile, seed):
+def tiles_of(source, side, downsample, tile, seed, grain):
     """The tiles of one level, row by row; white beyond the slide."""
     rng = np.random.default_rng(seed)
     size = side // downsample
-    noise = rng.normal(0, GRAIN / downsample, (16, tile, tile, 3)).round().astype(np.int16)
+    noise = rng.normal(0, grain / downsample, (16, tile, tile, 3)).round().astype(np.int16)
     for y in range(0, size, tile):
         for x in range(0, size, tile):
             wide = mirrored(source, x * downsample, y * downsample, *2 * (tile * downsample,))
@@ -47,15 +47,15 @@ def tiles_of(source, side, downsample, tile, seed):
             yield pixels
 
 
-def make_slide(path, side, *, tile=240, mpp=0.5, seed=0):
-    """Write an Aperio-like SVS of `side` x `side` px."""
+def make_slide(path, side, *, tile=240, mpp=0.5, seed=0, grain=GRAIN):
+    """Write an Aperio-like SVS of `side` x `side` px; `grain`: deviation of the noise, levels."""
     source = read_source()
     with tifffile.TiffWriter(path, bigtiff=True) as tif:
         for level, downsample in enumerate((1, 4, 16)):
             size = side // downsample
             head = f"Aperio Image Library v11.2.1 \r\n{size}x{size} [0,0 {size}x{size}]"
             tif.write(
-                tiles_of(source, side, downsample, tile, seed + level),
+                tiles_of(source, side, downsample, tile, seed + level, grain),
                 shape=(size, size, 3),
                 dtype=np.uint8,
                 tile=(tile, tile),
