@@ -44,7 +44,7 @@ FLOORS = [
     {"tiling.listing"},
     {"tiling.dataset", "tiling.geometry", "tiling.grid", "tiling.hdf5", "tiling.polygons"}
     | {"tiling.qc"}
-    | {"tiling.readers", "tiling.resample", "tiling.shards"},
+    | {"tiling.readers", "tiling.resample", "tiling.shards", "tiling.zarr_arrays"},
     {"tiling.contracts", "tiling.errors", "tiling.files", "tiling.wording"},
     {"tiling.threads"},
     {"tiling"},

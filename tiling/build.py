@@ -201,7 +201,7 @@ def tile_slide(
                 write_qc(qc_path, draw_plan(slide, replace(plan, table=table)))
             if look_at_files(slide_path) != state:
                 _check_unchanged(slide_path, content, content_cache)
-            finish_store(scratch, store_attributes(plan, config, fingerprint, notes))
+            finish_store(scratch, store_attributes(plan, config, fingerprint, notes), table)
     return _summarise(table, notes, time.monotonic() - started)
 
 
