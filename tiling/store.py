@@ -259,9 +259,7 @@ class PatchStore:
         shape, kind = tuple(metadata["shape"]), metadata["data_type"]
         if shape != expected or kind != "uint8":
             raise StoreError(
-                damaged(
-                    self.path, f"patches are {kind} {shape} where uint8 {expected} is needed"
-                )
+                damaged(self.path, f"patches are {kind} {shape} where uint8 {expected} is needed")
             )
 
     def _check_rows(self, indices: ArrayLike) -> NDArray[np.int64]:

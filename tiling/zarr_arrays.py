@@ -1,9 +1,9 @@
 """Small Zarr arrays, written and read without zarr-python.
 
-Importing zarr-python takes longer than most commands' work on one slide. An array of one chunk is a
-file of metadata and a file of bytes [1]_; these are written here (codecs ``bytes``, ``gzip`` and
-``crc32c``), so that any program that reads Zarr 3 reads them. Arrays in another form, as earlier versions or other
-programs wrote them, are read by zarr-python.
+Importing zarr-python takes longer than most commands' work on one slide. An array of one chunk is
+a file of metadata and a file of bytes [1]_; these are written here (codecs ``bytes``, ``gzip`` and
+``crc32c``), so that any program that reads Zarr 3 reads them. Arrays in another form, as earlier
+versions or other programs wrote them, are read by zarr-python.
 
 References
 ----------

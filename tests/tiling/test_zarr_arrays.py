@@ -61,9 +61,7 @@ def test_metadata_of_patches_is_what_zarr_writes(tmp_path: Path):
         dimension_names=("patch", "y", "x", "channel"),
     )
     for name in ("zarr.json", "patches/zarr.json"):
-        ours, theirs = (
-            json.loads((tmp_path / of / name).read_text()) for of in ("ours", "theirs")
-        )
+        ours, theirs = (json.loads((tmp_path / of / name).read_text()) for of in ("ours", "theirs"))
         assert ours == theirs
 
 
