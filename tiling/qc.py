@@ -27,6 +27,7 @@ SMALL_TILE_PX = 5  # smaller tiles have no line around them: lines would be all 
 GRID_ALPHA = {1: 255, 0: 150, -1: 200}
 LEGEND_PX = 430  # of both columns
 OUTLINE_PX = 2
+LARGE_PX = 2**25  # averaged before Pillow gets it
 BAR_SHARE = 0.25  # of the picture's width, that the scale bar takes at most
 
 
@@ -100,13 +101,19 @@ def _picture_size(
 
 
 def _shrink(thumbnail: NDArray[np.uint8], size: tuple[int, int]) -> tuple[NDArray[np.uint8], int]:
-    """Average squares of pixels, of the side returned, while the picture stays larger than `size`.
+    """Average squares of pixels in a large picture, which stays larger than `size`.
 
     Pillow needs four bytes a pixel, and a large overview has a hundred million.
+
+    Returns
+    -------
+    picture : (h, w, 3) uint8
+    side : int
+        Of the squares.
     """
-    step = min(thumbnail.shape[1] // size[0], thumbnail.shape[0] // size[1])
-    if step < 2:
+    if thumbnail.shape[0] * thumbnail.shape[1] <= LARGE_PX:
         return thumbnail, 1
+    step = min(thumbnail.shape[1] // size[0], thumbnail.shape[0] // size[1])
     height, width = (-(-side // step) for side in thumbnail.shape[:2])
     small = np.empty((height, width, 3), np.uint8)
     for row in range(height):  # the last row and column average what there is

@@ -70,6 +70,13 @@ class TileSlide(Task):
         """Hash the same; reads the slide unless the digest of its files is known."""
         return compute_tile_fingerprint(run, self.entry, self.config)
 
+    def made_fingerprint(self, run: RunFolder) -> str:
+        """Return the fingerprint in the store, for which the slide was read."""
+        from tiling.store_files import stored_fingerprint
+
+        made = stored_fingerprint(run.store(self.entry.slide_id))
+        return self.full_fingerprint(run) if made is None else made
+
     def __call__(self, job: Job, on_progress: OnProgress) -> Done:
         """Write the patch store and its picture."""
         from tiling.build import tile_slide
