@@ -169,8 +169,10 @@ def tile_slide(
     config = TileConfig() if config is None else config
     state = look_at_files(slide_path)
     with (
-        # Reading every byte takes as long as finding the tissue, and neither needs the other.
-        in_background(partial(digest_content, slide_path, cache=content_cache)) as wait_for_content,
+        # Reading every byte takes as long as all other work if no pixels are stored.
+        in_background(
+            partial(_digest_if_still, slide_path, state, content_cache)
+        ) as wait_for_content,
         open_slide(slide_path, cache_bytes=CACHE_BYTES) as slide,
         naming_file(slide_path),
     ):
@@ -184,22 +186,9 @@ def tile_slide(
             mpp=mpp,
             threads=threads,
         )
-        content = wait_for_content()
-        if look_at_files(slide_path) != state:
-            raise _changed(slide_path)
-        plan = replace(plan, info=replace(plan.info, fingerprint=content))
         if qc_path is not None and not len(plan.table.coords):
             write_qc(qc_path, draw_plan(slide, plan))
         check_has_tiles(plan, config)
-        fingerprint = tile_fingerprint(
-            slide_path,
-            slide_id=slide_id,
-            config=config,
-            annotation_path=annotation_path,
-            slide_label=slide_label,
-            mpp=mpp,
-            content=content,
-        )
         with _full_disk_said(store_path), write_aside(store_path) as scratch:
             table = write_pixels(
                 scratch, slide, plan.table, plan.geometry, config, threads, on_progress
@@ -208,10 +197,29 @@ def tile_slide(
             write_table(scratch, table)
             if qc_path is not None:
                 write_qc(qc_path, draw_plan(slide, replace(plan, table=table)))
+            content = wait_for_content()
             if look_at_files(slide_path) != state:
                 _check_unchanged(slide_path, content, content_cache)
+            plan = replace(plan, info=replace(plan.info, fingerprint=content))
+            fingerprint = tile_fingerprint(
+                slide_path,
+                slide_id=slide_id,
+                config=config,
+                annotation_path=annotation_path,
+                slide_label=slide_label,
+                mpp=mpp,
+                content=content,
+            )
             finish_store(scratch, store_attributes(plan, config, fingerprint, notes), table)
     return _summarise(table, notes, time.monotonic() - started)
+
+
+def _digest_if_still(slide_path: Path, state: tuple[str, int], cache: Path | None) -> str:
+    """Hash a slide's files, which must be in a state until it is done."""
+    content = digest_content(slide_path, cache=cache)
+    if look_at_files(slide_path) != state:
+        raise _changed(slide_path)
+    return content
 
 
 def _check_unchanged(slide_path: Path, content: str, cache: Path | None) -> None:
