@@ -44,8 +44,8 @@ FLOORS = [
     {"tiling.listing"},
     {"tiling.dataset", "tiling.geometry", "tiling.grid", "tiling.hdf5", "tiling.polygons"}
     | {"tiling.qc"}
-    | {"tiling.readers", "tiling.resample", "tiling.shards"},
-    {"tiling.contracts", "tiling.errors", "tiling.files", "tiling.wording"},
+    | {"tiling.readers", "tiling.resample", "tiling.shards", "tiling.zarr_arrays"},
+    {"tiling.components", "tiling.contracts", "tiling.errors", "tiling.files", "tiling.wording"},
     {"tiling.threads"},
     {"tiling"},
     {"tiling.lazy"},

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, Self, SupportsIndex
 
 import numpy as np
-import zarr
 from numpy.typing import ArrayLike, NDArray
 
 from tiling.contracts import (
@@ -27,12 +26,14 @@ from tiling.contracts import (
 )
 from tiling.dataset import PatchDataset
 from tiling.errors import PatchIndexError, SlideError, StoreError, of_damage
+from tiling.files import read_json_object
 from tiling.listing.content import is_made_from
 from tiling.open_slides import ReopenedSlide
 from tiling.patches import read_patch
 from tiling.shards import RawShards
 from tiling.slide import open_slide
-from tiling.store_files import TileTable, damaged, find_array, read_attributes, read_table
+from tiling.store_files import TileTable, damaged, no_array, read_attributes, read_table
+from tiling.zarr_arrays import METADATA
 
 log = logging.getLogger(__name__)
 
@@ -283,15 +284,16 @@ class PatchStore:
     def _check_pixels(self) -> None:
         if self.tiling["store"] != "patches":
             return
-        array = find_array(zarr.open_group(self.path, mode="r"), self.path, "patches")
+        try:
+            metadata = read_json_object(self.path / "patches" / METADATA)
+        except FileNotFoundError as error:
+            raise no_array(self.path, "patches") from error
         side = self.geometry.patch_px
         expected = (len(self), side, side, 3)
-        if array.shape != expected or array.dtype != np.uint8:
+        shape, kind = tuple(metadata["shape"]), metadata["data_type"]
+        if shape != expected or kind != "uint8":
             raise StoreError(
-                damaged(
-                    self.path,
-                    f"patches are {array.dtype} {array.shape} where uint8 {expected} is needed",
-                )
+                damaged(self.path, f"patches are {kind} {shape} where uint8 {expected} is needed")
             )
 
     def _check_rows(self, indices: ArrayLike) -> NDArray[np.int64]:
@@ -342,7 +344,7 @@ class _StoredPatches:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._raw = RawShards.open(path / "patches")
-        self._array: Any = None if self._raw else zarr.open_group(path, mode="r")["patches"]
+        self._array: Any = None if self._raw else _open_by_zarr(path / "patches")
 
     def read_into(
         self,
@@ -363,6 +365,12 @@ class _StoredPatches:
 
     def close(self) -> None:
         """Nothing stays open between reads."""
+
+
+def _open_by_zarr(path: Path) -> Any:
+    import zarr
+
+    return zarr.open_array(path, mode="r", zarr_format=3)
 
 
 class _SlidePatches:

@@ -82,7 +82,7 @@ def write_store(path, slide_id, slide_label, coords, label):
         "slide_label": slide_label,
         "lesions": lesions,
     }
-    finish_store(path, attributes)
+    finish_store(path, attributes, table)
 
 
 def write_model(run, name, tiles, *, noise, rng, pictures, cohort):
