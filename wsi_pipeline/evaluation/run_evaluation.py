@@ -17,7 +17,7 @@ from tiling.files import write_json
 from tiling.wording import pluralize
 from wsi_pipeline.config.settings import EvaluateConfig, EvaluatedSplit
 from wsi_pipeline.contracts import DEFINITIONS, Rule
-from wsi_pipeline.csv_files import write_csv
+from wsi_pipeline.csv_files import write_csv, write_tables
 from wsi_pipeline.errors import EvaluationError
 from wsi_pipeline.evaluation.bands import roc_band
 from wsi_pipeline.evaluation.bootstrap import Resamples
@@ -411,12 +411,8 @@ def _write_tables(
         ("slide_id", "label", "score"),
         [(s.slide_id, s.truth, slide_scores[s.slide_id]) for s in val],
     )
-    write_csv(out / "patches.csv", PATCH_COLUMNS, (row for s in test for row in _patch_cells(s)))
-    write_csv(
-        out / "validation_patches.csv",
-        PATCH_COLUMNS,
-        (row for s in val for row in _patch_cells(s)),
-    )
+    write_tables(out / "patches.csv", PATCH_COLUMNS, map(_patch_columns, test))
+    write_tables(out / "validation_patches.csv", PATCH_COLUMNS, map(_patch_columns, val))
     _write_detections(out / "detections", test)
     labels, scores = _pool(test)
     thresholds = sweep_thresholds(labels, scores, including=[settings.threshold])
@@ -446,17 +442,16 @@ def _slide_cells(
     return [slide.slide_id, slide.truth, score, predicted, c.tp, c.fp, c.fn, c.tn]
 
 
-def _patch_cells(slide: EvaluationSlide) -> list[list[Cell]]:
-    lesions: list[list[str]] = [[] for _ in slide.patch_labels]
+def _patch_columns(slide: EvaluationSlide) -> list[Sequence[Any] | NDArray[Any]]:
+    """Return a slide's `PATCH_COLUMNS`."""
+    lesions = [""] * len(slide.patch_labels)
     for patch, lesion in slide.lesion_pairs.tolist():
-        lesions[patch].append(slide.lesion_ids[lesion])
-    scores = slide.scores.scores.astype(np.float64).tolist()
-    return [
-        [slide.slide_id, x, y, None if score != score else score, label, ";".join(ids)]
-        for (x, y), score, label, ids in zip(
-            slide.scores.coords.tolist(), scores, slide.patch_labels.tolist(), lesions, strict=True
-        )
-    ]
+        name = slide.lesion_ids[lesion]
+        lesions[patch] = f"{lesions[patch]};{name}" if lesions[patch] else name
+    x, y = slide.scores.coords.T
+    scores = slide.scores.scores.astype(np.float64)
+    names = [slide.slide_id] * len(lesions)
+    return [names, x, y, scores, slide.patch_labels, lesions]
 
 
 def _confusion_cells(slide_id: str, confusion: Confusion[int]) -> list[list[Cell]]:
