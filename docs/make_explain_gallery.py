@@ -35,7 +35,7 @@ def main() -> None:
     for model in ("vgg16", "patchnet"):
         explanations = out / "explanations" / model
         shrink(explanations / "sheet.png", f"explain_{model}.jpg")
-    strip = next((out / "explanations/vgg16/unveiling").glob("*_rounds.png"))
+    strip = next((out / "explanations/patchnet/unveiling").glob("*_rounds.png"))
     shrink(strip, "explain_unveiling.jpg")
     for model, method in (("vgg16", "grad_cam"), ("patchnet", "patchnet")):
         picture = next((out / "heatmaps" / model).glob(f"tumor_064*.{method}.png"))

@@ -230,17 +230,18 @@ def test_every_explanation_method_is_described_with_its_settings():
 
 
 def test_recipes_are_listed():
-    columns = (("patchnet",), ("precision_patchnet",), ("cam", "vgg11"))
+    tables = ((("patchnet",), ("precision_patchnet",), ("cam", "vgg11")), (("protopnet",),))
     section = read(ROOT / "docs" / "config.md").partition("### Recipes")[2].partition("\n## ")[0]
-    for number, models in enumerate(columns, start=1):
-        listed = {}
-        for line in section.splitlines():
-            cells = [cell.strip().strip("`") for cell in line.strip("|").split("|")]
-            if line.startswith("| `") and len(cells) == len(columns) + 2:
-                listed[cells[0]] = yaml.safe_load(cells[number])
-        for model in models:
-            assert listed == flatten(RECIPES[model]), model
-    assert {model for models in columns for model in models} == set(RECIPES)
+    for columns in tables:
+        for number, models in enumerate(columns, start=1):
+            listed = {}
+            for line in section.splitlines():
+                cells = [cell.strip().strip("`") for cell in line.strip("|").split("|")]
+                if line.startswith("| `") and len(cells) == len(columns) + 2:
+                    listed[cells[0]] = yaml.safe_load(cells[number])
+            for model in models:
+                assert listed == flatten(RECIPES[model]), model
+    assert {model for columns in tables for models in columns for model in models} == set(RECIPES)
 
 
 @pytest.mark.parametrize(("page", "known"), [("readers", READERS), ("labels", FORMATS)])

@@ -8,18 +8,23 @@ from pathlib import Path
 import pytest
 import yaml
 
-from wsi_pipeline.config.reading import read_config
+from wsi_pipeline.config.reading import read_config, train_config
 from wsi_pipeline.config.settings import (
     AugmentConfig,
     ImagesConfig,
     ModelConfig,
     PreprocessConfig,
+    ProtoPNetConfig,
     TrainConfig,
 )
 from wsi_pipeline.models import MODELS
+from wsi_pipeline.training.courses import choose_course
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-PUBLISHED = ["mmci_prostate", *sorted(p.stem for p in CONFIGS.glob("patchnet_*.yaml"))]
+PUBLISHED = [
+    "mmci_prostate",
+    *sorted(p.stem for kind in ("patchnet", "protopnet") for p in CONFIGS.glob(f"{kind}_*.yaml")),
+]
 
 
 def recipe(name, model):
@@ -46,8 +51,11 @@ def test_a_published_recipe_leaves_no_key_of_its_training_unsaid(name):
     for train in message["train"].values():
         unused = {"rho", "momentum"} if train["optimizer"] == "adam" else set()
         unused |= {"steps_per_epoch"} if train["sampling"] == "shuffle" else set()
+        unused |= {"protopnet"} if train["model"]["name"] != "protopnet" else set()
         assert set(train) == keys_of(TrainConfig) - {"seed"} - unused  # the run's seed
         assert set(train["augment"]) == keys_of(AugmentConfig)
+        if "protopnet" in train:
+            assert set(train["protopnet"]) == keys_of(ProtoPNetConfig)
         model = train["model"]
         assert set(model) == keys_of(ModelConfig)
         assert set(model["preprocess"]) == keys_of(PreprocessConfig)
@@ -173,6 +181,36 @@ def test_networks_of_one_table_are_trained_alike():
         )
         assert dataclasses.replace(vgg, model=cam.model) == cam
         assert vgg.model.preprocess == cam.model.preprocess
+
+
+@pytest.mark.parametrize("name", ["protopnet_nuclei", "protopnet_camelyon16_patches"])
+def test_protopnet_recipes_have_the_papers_numbers(name):
+    config, train = recipe(name, "protopnet")
+    assert train.model.options == {
+        "base": "vgg16",
+        "width": 1.0,
+        "prototypes_per_class": 10,
+        "depth": 128,
+    }
+    assert train.model.weights.name == "vgg16.pth"
+    assert (train.optimizer, train.lr, train.lr_halve_after) == ("adam", 1e-4, None)
+    own = dataclasses.replace(train.protopnet, prune=False, solver_steps=20_000)
+    assert own == ProtoPNetConfig()
+    choose_course(train).check(train)
+    if name == "protopnet_nuclei":
+        assert (tuple(config.images.size), train.batch_size) == ((224, 224), 80)
+
+
+def test_the_defaults_of_protopnet_are_the_papers():
+    own = ProtoPNetConfig()
+    assert (own.warm_epochs, own.lr_add_on, own.lr_prototypes) == (5, 3e-3, 3e-3)
+    assert (own.weight_decay, own.lr_step, own.lr_factor) == (1e-3, 5, 0.1)
+    assert (own.cluster, own.separation, own.l1) == (0.8, 0.08, 1e-4)
+    assert (own.push_from, own.push_every, own.push_patches) == (10, 10, None)
+    assert (own.prune, own.prune_nearest, own.prune_least) == (False, 6, 3)
+    recipe = train_config("protopnet")
+    assert recipe.protopnet == own
+    assert (recipe.optimizer, recipe.lr, recipe.batch_size) == ("adam", 1e-4, 80)
 
 
 def test_the_toy_recipe_is_appendix_a():

@@ -189,6 +189,12 @@ TILES = (
     "evaluate.reference_downsample=4",
     "evaluate.threshold=0.5",
 )
+# A push after the only epoch, and no file of weights.
+PUSHED = (
+    "train.protopnet.protopnet.push_from=1",
+    "train.protopnet.protopnet.solver_steps=50",
+    "train.protopnet.model.weights=null",
+)
 SPLIT = "train train val val test test"
 NETS = ("patchnet_11", "patchnet_17", "patchnet_31", "cam")
 OURS = ("patchnet_11", "patchnet_17", "patchnet_31", "vgg16", "cam")
@@ -270,6 +276,22 @@ FAKES: dict[str, Fake] = {
         folders("nuclei", "BJ NIH3T3", "train val", 1),
         (SIZE_32,),
         of_splits(["vgg11"], TRAIN_VAL, LOSS) + seconds("vgg11"),
+    ),
+    # ours, by ProtoPNet's recipe
+    "protopnet_nuclei": Fake(
+        folders("nuclei", "BJ NIH3T3", "train val", 1),
+        (SIZE_32, *PUSHED),
+        of_splits(["protopnet"], TRAIN_VAL, LOSS) + seconds("protopnet"),
+    ),
+    "protopnet_camelyon16_patches": Fake(
+        draw_camelyon_tables,
+        (
+            SIZE_32,
+            *PUSHED,
+            "images.table=configs/camelyon/without_tumor_001.csv",
+            "stages=[tile, train, predict, evaluate]",
+        ),
+        [("protopnet", "patch", name) for name in ("roc_auc", "accuracy")] + seconds("protopnet"),
     ),
     # the lecture's three attempts
     "mmci_prostate": Fake(

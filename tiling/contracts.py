@@ -219,6 +219,16 @@ class PatchKind:
 
 
 @dataclass(frozen=True)
+class PatchOrigin:
+    """Where a patch, or a single image, is from."""
+
+    source_id: str  # slide_id; of a single image, its image_id
+    row: int  # of the slide's store, or among the images of the run
+    corner: tuple[int, int] | None = None  # (x, y), top-left, level-0 px; None: a single image
+    scale: tuple[float, float] = (1.0, 1.0)  # (x, y) level-0 px per px of the patch
+
+
+@dataclass(frozen=True)
 class Annotation:
     """What a person drew, as shapely geometry in level-0 px.
 

@@ -15,7 +15,7 @@ import numpy as np
 import zarr
 from numpy.typing import ArrayLike, NDArray
 
-from tiling.contracts import PatchKind, Slide, SlideInfo, StrPath, TileGeometry
+from tiling.contracts import PatchKind, PatchOrigin, Slide, SlideInfo, StrPath, TileGeometry
 from tiling.dataset import PatchDataset
 from tiling.errors import PatchIndexError, SlideError, StoreError, of_damage
 from tiling.listing.content import is_made_from
@@ -213,6 +213,18 @@ class PatchStore:
         patches = np.empty((len(rows), side, side, 3), np.uint8)
         self._get_source().read_into(rows, patches, self.unreadable)
         return patches, self.unreadable[rows]
+
+    def locate(self, row: int) -> PatchOrigin:
+        """Return where a patch is on its slide.
+
+        Raises
+        ------
+        StoreError
+            If there is no such row.
+        """
+        (checked,) = self._check_rows([row])
+        x, y = self.coords[checked].tolist()
+        return PatchOrigin(self.slide_id, row, (x, y), self.geometry.scale)
 
     def close(self) -> None:
         """Release what reading opened; the store may be read again."""

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from wsi_pipeline.config.reading import train_config
 from wsi_pipeline.config.settings import AugmentConfig, ModelConfig, TrainConfig
 from wsi_pipeline.models.checkpoint import load_checkpoint
 from wsi_pipeline.training import processes, train_model
@@ -130,3 +131,30 @@ def test_two_gpus_train_as_one_does(fake_store, tmp_path, gpu):
     two, _ = load_checkpoint(tmp_path / "two/checkpoint.safetensors")
     for a, b in zip(one.parameters(), two.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_prototypes_are_pushed_to_patches_and_two_trainings_are_the_same(
+    fake_store, tmp_path, device, precision
+):
+    if device.type == "cpu" and precision == "fp16":
+        pytest.skip("fp16 needs a GPU")
+    config = train_config(
+        "protopnet",
+        options={"base": "vgg11", "width": 0.0625, "depth": 16, "prototypes_per_class": 3},
+        batch_size=8,
+        sampling="shuffle",
+        max_epochs=3,
+        precision=precision,
+        protopnet={"warm_epochs": 1, "push_from": 3, "solver_steps": 50},
+    )
+    for name in "ab":  # a push checks itself that prototypes are patches to 1e-5
+        train(fake_store, tmp_path / name, device, config)
+    assert weights(tmp_path / "a") == weights(tmp_path / "b")
+    model, _ = load_checkpoint(tmp_path / "a" / "checkpoint.safetensors")
+    assert len(model.sources.records) == 6
+    for number in range(6):  # the CPU rounds otherwise
+        image = model.sources.pixels[number].permute(2, 0, 1)[None] / 255
+        with torch.no_grad():
+            row, column = model.sources.records[number].position
+            assert float(model.distances(image)[0, number, row, column]) < 1e-4

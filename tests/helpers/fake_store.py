@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from tiling.contracts import PatchKind, SlideInfo, TileGeometry
+from tiling.contracts import PatchKind, PatchOrigin, SlideInfo, TileGeometry
 
 
 class FakeStore:
@@ -60,6 +60,10 @@ class FakeStore:
             scale=(1.0, 1.0),
         )
         self.reads: list[list[int]] = []
+
+    def locate(self, row: int) -> PatchOrigin:
+        x, y = self.coords[row].tolist()
+        return PatchOrigin(self.slide_id, row, (x, y), self.geometry.scale)
 
     def __len__(self) -> int:
         return len(self.label)

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from tests.helpers import slides
 from tiling import store_files
 from tiling.build import tile_slide
-from tiling.contracts import SCHEMA, TileConfig, TissueConfig
+from tiling.contracts import SCHEMA, PatchOrigin, TileConfig, TissueConfig
 from tiling.errors import StoreError
 from tiling.shards import RawShards
 from tiling.slide import open_slide
@@ -77,6 +77,13 @@ class TestReading:
             assert len(store) > 50
             for (x, y), patch in zip(store.coords, patches, strict=True):
                 np.testing.assert_array_equal(patch, pixels[y : y + 32, x : x + 32])
+
+    def test_a_patch_is_located_on_its_slide(self, path: Path):
+        with PatchStore.open(path) as store:
+            for row, (x, y) in enumerate(store.coords.tolist()):
+                assert store.locate(row) == PatchOrigin("tumor_012", row, (x, y), (1.0, 1.0))
+            with pytest.raises(StoreError, match=r"tumor_012\.zarr: "):
+                store.locate(len(store))
 
     def test_plain_zarr_reads_the_same(self, path: Path):
         array = zarr.open_group(path)["patches"]

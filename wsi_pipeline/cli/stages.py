@@ -227,6 +227,25 @@ def explain(
         int | None,
         typer.Option("--errors", min=0, metavar="N", help="So many of the worst errors."),
     ] = None,
+    masked: Annotated[
+        int | None,
+        typer.Option(
+            "--masked",
+            min=0,
+            metavar="N",
+            help="So many patches or images that have a mask, drawn at random, in place of hits "
+            "and errors; and a table of how each method's maps lie on the masks.",
+        ),
+    ] = None,
+    curves: Annotated[
+        int | None,
+        typer.Option(
+            "--curves",
+            min=0,
+            metavar="STEPS",
+            help="Deletion and insertion curves of each map; 224 steps in the paper.",
+        ),
+    ] = None,
     layer: Annotated[
         str | None,
         typer.Option(
@@ -241,6 +260,7 @@ def explain(
     from wsi_pipeline.stages import explain as explain_stage
 
     given = {"top": top, "errors": errors, "layer": layer}
+    given |= {"masked": masked, "curve_steps": curves}
     short = [f"{key}={json.dumps(value)}" for key, value in given.items() if value is not None]
     settings = read_settings(
         run, config, [*(set_ or ()), *short], section="explain", quiet=options.quiet

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tiling.contracts import CLASS_NAMES, PatchKind
+from tiling.contracts import CLASS_NAMES, PatchKind, PatchOrigin
 from tiling.wording import name_some, pluralize
 from wsi_pipeline.errors import TrainingError
 
@@ -46,6 +46,9 @@ class Patches(Protocol):
         self, indices: NDArray[np.int64]
     ) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
         """Read patches, (n, P, P, 3), and which of them could not be decoded, (n,)."""
+
+    def locate(self, row: int) -> PatchOrigin:
+        """Return where a patch is from."""
 
     def __len__(self) -> int: ...
 

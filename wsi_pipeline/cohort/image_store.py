@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tiling.contracts import OnProgress, PatchKind
+from tiling.contracts import OnProgress, PatchKind, PatchOrigin
 from tiling.files import digest_file, digest_json, read_json_object, write_aside, write_json
 from tiling.threads import map_in_threads
 from tiling.wording import pluralize
@@ -235,10 +235,16 @@ class ImageGroup:
     """Some images of one patient, as training sees a patch store (`cohort.data.Patches`)."""
 
     def __init__(
-        self, images: ImageArray, name: str, rows: NDArray[np.int64], label: NDArray[np.int8]
+        self,
+        images: ImageArray,
+        name: str,
+        rows: NDArray[np.int64],
+        label: NDArray[np.int8],
+        ids: Sequence[str],
     ) -> None:
         self._images = images
         self._rows = rows
+        self._ids = ids
         self.slide_id = name
         self.kind = images.kind
         self.label = label
@@ -251,6 +257,10 @@ class ImageGroup:
         """Read images, (n, H, W, C), and which of them could not be decoded, (n,)."""
         rows = self._rows[indices]
         return np.asarray(self._images.pixels[rows]), self._images.unreadable[rows]
+
+    def locate(self, row: int) -> PatchOrigin:
+        """Return which image a row is."""
+        return PatchOrigin(self._ids[row], int(self._rows[row]))
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -269,6 +279,7 @@ def group_by_patient(
             patient,
             np.array(members, np.int64),
             np.array([entries[row].label for row in members], np.int8),
+            [entries[row].image_id for row in members],
         )
         for patient, members in found.items()
     ]

@@ -15,7 +15,7 @@ from pydantic import Field
 
 from wsi_pipeline.contracts import AtRate, Definition, Split
 
-Optimizer = Literal["rmsprop", "adam"]
+Optimizer = Literal["rmsprop", "adam", "sgd"]
 Monitor = Literal["roc_auc", "loss", "none"]
 Sampling = Literal["balanced", "shuffle"]
 EvaluatedSplit = Literal["test", "val", "train", "all"]
@@ -104,6 +104,34 @@ class AugmentConfig:
 
 
 @dataclass(frozen=True)
+class ProtoPNetConfig:
+    """What the training of a ProtoPNet has beyond others (Chen et al. 2019, and their code)."""
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
+
+    # First epochs, in which the convolutions and the last layer are frozen (code)
+    warm_epochs: Annotated[int, Field(ge=0)] = 5
+    lr_add_on: Positive = 3e-3  # learning rate of the add-on layers (code); lr: the convolutions'
+    lr_prototypes: Positive = 3e-3  # of the prototypes (code)
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-3  # of convolutions and add-on layers (code)
+    lr_step: Count = 5  # joint epochs after which each learning rate falls (code)
+    lr_factor: Annotated[float, Field(gt=0, le=1)] = 0.1  # by which it is multiplied (code)
+    cluster: Annotated[float, Field(ge=0)] = 0.8  # factor of the cluster cost (paper)
+    separation: Annotated[float, Field(ge=0)] = 0.08  # factor of the separation cost (paper)
+    push_from: Count = 10  # epoch of the first push (code)
+    push_every: Count = 10  # epochs from one push to the next (code)
+    # Patches that are looked at for a push and the last layer, at most, half of each class; None:
+    # all labelled ones of the training (paper)
+    push_patches: Annotated[int, Field(ge=2)] | None = None
+    l1: Annotated[float, Field(ge=0)] = 1e-4  # penalty of weights to the other class (paper)
+    tolerance: Positive = 1e-4  # largest violation of the last layer's optimality conditions; ours
+    solver_steps: Count = 20_000  # of the last layer's solver, at most; ours
+    prune: bool = False  # drop prototypes that are not of their class (an option of the paper)
+    prune_nearest: Count = 6  # nearest training patches that are looked at (code)
+    prune_least: Count = 3  # of these so many are of the prototype's class, or it goes (code)
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """How a model is trained. Defaults: the lecture's VGG16."""
 
@@ -118,8 +146,8 @@ class TrainConfig:
     batch_size: Count = 32  # patches; not given in the lecture
     # What an epoch is made of. balanced: draws with replacement, first a class, then a slide (of
     # images, a patient), then a patch (lecture); shuffle: one pass over all patches, each once, in
-    # random order. None: shuffle for the models of the PatchNet papers on single images, else
-    # balanced.
+    # random order. None: shuffle for the models of the PatchNet papers, and ProtoPNet, on single
+    # images, else balanced.
     sampling: Sampling | None = None
     steps_per_epoch: Count = 1000  # batches of balanced draws; not given in the lecture
     max_epochs: Count = 100
@@ -142,6 +170,7 @@ class TrainConfig:
     # repeatable: the same bits on one device; strict: nondeterministic operations raise an error
     determinism: Literal["repeatable", "strict"] = "repeatable"
     augment: AugmentConfig = field(default_factory=AugmentConfig)
+    protopnet: ProtoPNetConfig | None = None  # of the model protopnet; None: another model
     seed: Seed | None = None  # None: that of the whole config
 
 
@@ -163,30 +192,44 @@ _PRECISION = _PATCHNET | {
     "max_epochs": 10_000,  # room for that patience
 }
 _WHOLE_IMAGE = _PATCHNET | {"batch_size": 64}  # paper 2: CAM and VGG-11 as PatchNet, but for this
+# Chen et al. 2019; "code" is its authors' repository (docs/references.md).
+_PROTOPNET: dict[str, Any] = {
+    "optimizer": "adam",  # code; the paper: stochastic gradient descent
+    "lr": 1e-4,  # of the convolutions (code)
+    "batch_size": 80,  # code
+    "lr_halve_after": None,  # the rates follow protopnet.lr_step
+    "patience": 20,  # epochs, judged at each push; ours
+    "max_epochs": 30,  # ours: the rates have then fallen by 10^4
+    "augment": {"brightness": 0.0, "contrast": 0.0, "saturation": 0.0, "hue": 0.0},  # none there
+    "protopnet": {},
+}
 RECIPES: dict[str, dict[str, Any]] = {
     "patchnet": _PATCHNET,
     "precision_patchnet": _PRECISION,
     "cam": _WHOLE_IMAGE,
     "vgg11": _WHOLE_IMAGE,
+    "protopnet": _PROTOPNET,
 }
 
 
 def result_settings(config: TrainConfig) -> dict[str, Any]:
     """Return the settings that a training's result depends on, for fingerprints.
 
-    Settings that do not affect the result have their default. `sampling` is newer than existing
-    run folders, so it is left out where it equals the earlier behaviour.
+    Settings that do not affect the result have their default. `sampling` and `protopnet` are newer
+    than existing run folders, so they are left out where they equal the earlier behaviour.
     """
     values = {f.name: getattr(config, f.name) for f in fields(config)}
     values["readers"] = TrainConfig.readers
     del values["steps_per_epoch" if config.sampling == "shuffle" else "sampling"]
+    if config.protopnet is None:
+        del values["protopnet"]
     return values
 
 
 def fill_in_sampling(config: TrainConfig, *, images: bool) -> TrainConfig:
     """Choose the sampling of an epoch if the settings do not.
 
-    PatchNet papers 1 and 2 count epochs over all training images.
+    PatchNet papers 1 and 2, and ProtoPNet's, count epochs over all training images.
 
     Examples
     --------
@@ -249,7 +292,8 @@ class HeatmapConfig:
     # Image folders: number of images of each class that get maps; None: all.
     maps_per_class: Annotated[int, Field(ge=0)] | None = 4
     # Explanation method (docs/explain.md) of the maps; own: the first that explains the model, of
-    # PatchNet and CAM their own maps. None: of images own; of slides no map but that of the scores
+    # PatchNet, CAM and ProtoPNet their own maps. None: of images own; of slides no map but that of
+    # the scores
     method: str | None = None
     layer: str | None = None  # of methods that look at one; None: their own default
     filters: tuple[Annotated[int, Field(ge=0)], ...] = ()  # of PatchNet: map these of slides too
@@ -281,6 +325,9 @@ class ExplainConfig:
     methods: tuple[str, ...] = ()  # used by `run`; the command explain names its own
     top: Annotated[int, Field(ge=0)] = 4  # highest scores that are no errors
     errors: Annotated[int, Field(ge=0)] = 4  # errors furthest from their label
+    # In place of these so many that have a mask, drawn at random, and a table of how maps lie on it
+    masked: Annotated[int, Field(ge=0)] = 0
+    curve_steps: Annotated[int, Field(ge=0)] = 0  # of deletion and insertion curves; 0: none
     layer: str | None = None  # of methods that look at one; None: their own default
     target: Literal[0, 1] | None = None  # class that is explained; None: 1, or the method's own
     seed: Seed = 0

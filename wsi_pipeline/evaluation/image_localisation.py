@@ -49,8 +49,12 @@ def localise_image(
     probability : bool
         The map is a probability and taken as it is, else stretched over its image.
     """
-    seen = crop_centre(torch.from_numpy(mask), (values.shape[0], values.shape[1])).numpy()
-    return localise(values if probability else stretch(values), seen)
+    return localise(values if probability else stretch(values), crop_mask(mask, values.shape))
+
+
+def crop_mask(mask: NDArray[np.bool_], shape: tuple[int, ...]) -> NDArray[np.bool_]:
+    """Cut out the centre that a model's map is of: (H, W) -> (h, w)."""
+    return crop_centre(torch.from_numpy(mask), (shape[0], shape[1])).numpy()
 
 
 def localisation_of(

@@ -23,6 +23,7 @@ __all__ = ["METHODS", "check_layer", "check_method", "choose_method", "list_meth
 METHODS = {
     "patchnet": "PatchNet's own probability of the patch around each pixel",
     "cam": "class activation map of a network that averages its last maps",
+    "prototypes": "similarities to a ProtoPNet's prototypes, weighted as in its logit",
     "grad_cam": "a layer's maps, weighted by the mean of their gradients",
     "saliency": "size of the logit's gradient at each pixel",
     "smoothgrad": "saliency of many noisy copies, averaged",

@@ -29,10 +29,14 @@ def stretch(values: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
     [[0.0, 0.25, 1.0]]
     """
     exact = np.asarray(values, np.float64)
-    span = exact.max() - exact.min()
-    if span <= 1e-6 * np.abs(exact).max():  # what is left is rounding of float32
+    if is_constant(exact):
         return np.full(exact.shape, 0.5)
-    return np.asarray((exact - exact.min()) / span)
+    return np.asarray((exact - exact.min()) / (exact.max() - exact.min()))
+
+
+def is_constant(values: NDArray[np.floating[Any]]) -> bool:
+    """Whether a map has one value everywhere, up to the rounding of float32."""
+    return bool(values.max() - values.min() <= 1e-6 * np.abs(values).max())
 
 
 def as_grey(values: NDArray[np.floating[Any]]) -> NDArray[np.uint8]:

@@ -12,6 +12,7 @@ from wsi_pipeline.models.base import PatchClassifier
 from wsi_pipeline.models.cam import CAM
 from wsi_pipeline.models.patchnet import PatchNet, PrecisionPatchNet
 from wsi_pipeline.models.preprocess import Preprocess
+from wsi_pipeline.models.protopnet import ProtoPNet
 from wsi_pipeline.models.vgg import VGG11, VGG16, VGG19, VGG11Pooled
 
 __all__ = ["MODELS", "PatchClassifier", "build_model"]
@@ -20,6 +21,7 @@ MODELS: dict[str, type[PatchClassifier]] = {
     "cam": CAM,
     "patchnet": PatchNet,
     "precision_patchnet": PrecisionPatchNet,
+    "protopnet": ProtoPNet,
     "vgg11": VGG11,
     "vgg11_pooled": VGG11Pooled,
     "vgg16": VGG16,

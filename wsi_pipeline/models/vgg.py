@@ -59,6 +59,8 @@ class VGGFeatures(PatchClassifier):
     ----------
     width : float
         Factor on the number of channels; 1 as published, less for small machines.
+    configuration : str, optional
+        Column of [1], table 1; the class's own if not given.
     """
 
     configuration: ClassVar[str]  # column of [1], table 1
@@ -66,13 +68,13 @@ class VGGFeatures(PatchClassifier):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, *, width: float = 1.0) -> None:
+    def __init__(self, *, width: float = 1.0, configuration: str | None = None) -> None:
         super().__init__()
         if not 0 < width <= 4:
             raise ModelError(f"VGG's width must be in (0, 4], got width={width}")
         self.options = {"width": width}
         self.features, self.channels = make_features(
-            LAYERS[self.configuration], width=width, poolings=self.poolings
+            LAYERS[configuration or self.configuration], width=width, poolings=self.poolings
         )
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(IMAGENET_STD).view(3, 1, 1), persistent=False)

@@ -165,6 +165,7 @@ def render_report(run: RunFiles, *, context: Sequence[Context] = ()) -> str:
             if model.explanations is not None
         },
         "explanations_caption": EXPLANATIONS_CAPTION,
+        "methods_on_masks": {model.name: model.methods_on_masks for model in run.models},
         "published": PUBLISHED,
         "data_set": _DATA_SET,
         "settings": json.dumps(run.settings, indent=2, sort_keys=True, ensure_ascii=False),

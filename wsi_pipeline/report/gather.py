@@ -90,6 +90,7 @@ class ModelFiles:
     sweep: list[Row] = field(default_factory=list)  # evaluation/<model>/sweep.csv
     errors: list[ErrorCrop] = field(default_factory=list)  # evaluation/<model>/errors.csv, errors/
     explanations: Path | None = None  # explanations/<model>/sheet.png
+    methods_on_masks: list[Row] = field(default_factory=list)  # explanations/<model>/methods.csv
 
 
 @dataclass(frozen=True)
@@ -202,6 +203,7 @@ def read_model(run: RunFolder, name: str, entries: Sequence[SlideEntry]) -> Mode
         sweep=read_rows(evaluation / "sweep.csv"),
         errors=_read_errors(evaluation),
         explanations=sheet if sheet.is_file() else None,
+        methods_on_masks=read_rows(run.explanations(name) / "methods.csv"),
     )
 
 

@@ -92,4 +92,5 @@ def _read_model(run: RunFolder, name: str) -> dict[str, Any]:
         "epoch_seconds": epoch_seconds(history),
         "metrics": metrics,
         "pictures": pictures,
+        "methods": read_rows(run.explanations(name) / "methods.csv"),
     }

@@ -185,7 +185,7 @@ class PredictImages(Task):
         logits, summary = predict_store(
             network,
             meta,
-            ImageGroup(images, ALL, rows, labels),
+            ImageGroup(images, ALL, rows, labels, [e.image_id for e in chosen]),
             device=device,
             precision=precision,
             batch_size=batch_size,

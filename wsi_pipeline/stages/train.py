@@ -58,7 +58,6 @@ class TrainModel(Task):
         """Train in one of the processes."""
         from wsi_pipeline.config.devices import resolve_device
         from wsi_pipeline.training import train_model
-        from wsi_pipeline.training.outputs import OUTPUTS
         from wsi_pipeline.training.processes import rank
 
         folder, config, cohort = job.run.model(self.model), self.config, self.cohort
@@ -75,7 +74,7 @@ class TrainModel(Task):
                 fingerprint=job.fingerprint,
                 on_progress=on_progress,
             )
-        return [folder / name for name in OUTPUTS], str(summary)
+        return list(summary.files), str(summary)
 
 
 def train(
@@ -116,6 +115,7 @@ def models_to_train(config: Config, names: Sequence[str]) -> dict[str, TrainConf
     """
     from wsi_pipeline.models import MODELS
     from wsi_pipeline.models.pretrained import check_weights_file
+    from wsi_pipeline.training.courses import choose_course
 
     if not names and not config.train:
         raise ConfigError(
@@ -132,6 +132,7 @@ def models_to_train(config: Config, names: Sequence[str]) -> dict[str, TrainConf
         if settings.model.name not in MODELS:
             known = ", ".join(sorted(MODELS))
             raise ConfigError(f"no model is called '{settings.model.name}'; known: {known}")
+        choose_course(settings).check(settings)
         if settings.model.weights:
             check_weights_file(settings.model.weights)
     return chosen

@@ -22,6 +22,7 @@ class EpochRecord:
     val_loss: float | None  # E: mean binary cross-entropy over the validation patches, if any
     val_roc_auc: float | None  # over the validation patches, if there are any
     train_accuracy: float | None = None  # after the epoch, where training may stop by it
+    note: str = ""  # what followed the training pass, such as a push of prototypes
     # Wall clock time of the training pass, without validation: differs from run to run.
     seconds: float | None = field(default=None, compare=False)
 
@@ -66,7 +67,7 @@ def epochs_without_improvement(history: Sequence[EpochRecord], monitor: Monitor)
     (1, 0)
     """
     figures = [figure(record, monitor) for record in history]
-    return len(figures) - 1 - figures.index(max(figures)) if figures else 0
+    return history[-1].epoch - history[figures.index(max(figures))].epoch if figures else 0
 
 
 def stop_reason(
@@ -81,6 +82,8 @@ def stop_reason(
 
     Parameters
     ----------
+    history : sequence of EpochRecord
+        Epochs whose weights may be kept.
     patience : epochs
         Number of consecutive epochs without a strict improvement.
     train_accuracy : share, optional
@@ -93,7 +96,7 @@ def stop_reason(
     if stale >= patience and monitor != "none":
         name = "ROC AUC" if monitor == "roc_auc" else "loss"
         return f"the validation {name} has not improved for {pluralize(stale, 'epoch')}"
-    if len(history) >= max_epochs:
+    if history and history[-1].epoch >= max_epochs:
         return f"the limit of {pluralize(max_epochs, 'epoch')} is reached"
     return None
 

@@ -17,7 +17,7 @@ import logging
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +35,6 @@ from wsi_pipeline.cohort.data import (
     Batch,
     Patches,
     check_stores,
-    choose_validation,
     load_batch,
     to_unit_range,
     usable_labels,
@@ -47,6 +46,8 @@ from wsi_pipeline.contracts import Rule
 from wsi_pipeline.errors import TrainingError
 from wsi_pipeline.training import processes
 from wsi_pipeline.training.augment import Augment
+from wsi_pipeline.training.course import TrainingPatches
+from wsi_pipeline.training.courses import choose_course
 from wsi_pipeline.training.history import (
     EpochRecord,
     best_epoch,
@@ -56,15 +57,13 @@ from wsi_pipeline.training.history import (
 )
 from wsi_pipeline.training.outputs import (
     CHECKPOINT_FILE,
+    FURTHER,
+    OUTPUTS,
     describe_training,
     write_ledger,
     write_outputs,
 )
-from wsi_pipeline.training.recipe import (
-    build_classifier,
-    build_optimizer,
-    build_scheduler,
-)
+from wsi_pipeline.training.recipe import build_classifier
 from wsi_pipeline.training.resume import (
     ResumeState,
     Tensors,
@@ -73,6 +72,7 @@ from wsi_pipeline.training.resume import (
     restore_optimizer,
     write_resume,
 )
+from wsi_pipeline.training.rows import Rows
 from wsi_pipeline.training.sampling import ShuffledSampler, ThreeStepSampler
 from wsi_pipeline.training.summary import TrainSummary
 
@@ -109,7 +109,8 @@ def train_model(
     out : str or path
         Folder, created if missing.
         Gets ``checkpoint.safetensors`` (last), ``config.json``, ``history.csv``, ``draws.csv`` and
-        ``curves.png``; meanwhile ``resume.safetensors``.
+        ``curves.png``, of a ProtoPNet also ``prototypes.json`` and, if pruned, ``pruning.csv``;
+        meanwhile ``resume.safetensors``.
     device : str or torch.device
         ``auto`` (the first CUDA device, or the CPU), ``cpu``, ``cuda`` or ``cuda:N``.
     fingerprint : str
@@ -153,15 +154,17 @@ def train_model(
         if resumed_from:
             log.info("%s: resuming after epoch %d", config.model.name, resumed_from)
         elif writes:
-            (out / CHECKPOINT_FILE).unlink(missing_ok=True)  # of other settings or inputs
+            for name in (CHECKPOINT_FILE, *FURTHER):
+                (out / name).unlink(missing_ok=True)  # of other settings or inputs
         while (stopped := training.stop_reason()) is None:
             training.run_epoch(on_progress)
             if writes:
                 write_resume(out / RESUME_FILE, training.state(), key=key)
                 write_history(out / "history.csv", training.history)
                 write_ledger(out / "draws.csv", training.drawn, train, patients)
+        files = list(OUTPUTS)
         if writes:
-            _finish(out, config, training, train, val, patients, fingerprint)
+            files += _finish(out, config, training, train, val, patients, fingerprint)
     return TrainSummary(
         checkpoint=out / CHECKPOINT_FILE,
         epochs=len(training.history),
@@ -170,6 +173,7 @@ def train_model(
         stopped=stopped,
         seconds=time.perf_counter() - started,
         seconds_waited=training.seconds_waited,
+        files=tuple(out / name for name in files),
     )
 
 
@@ -181,7 +185,9 @@ def _finish(
     val: Sequence[Patches],
     patients: Mapping[str, str],
     fingerprint: str,
-) -> None:
+) -> list[str]:
+    """Complete the model and write all outputs; return the names of those of its own course."""
+    files = training.finish(out)
     meta = describe_training(
         config,
         best=training.best,
@@ -197,25 +203,15 @@ def _finish(
         config,
         meta,
         model=training.model,
-        weights=training.best_weights,
         history=training.history,
         best=training.best,
     )
     (out / RESUME_FILE).unlink(missing_ok=True)
-
-
-@dataclass(frozen=True)
-class _Rows:
-    """Chosen patches of some stores."""
-
-    stores: Sequence[Patches]
-    slide: NDArray[np.int64]  # (n,) index into `stores`
-    patch: NDArray[np.int64]  # (n,) row of that store
-    label: NDArray[np.int8]  # (n,)
+    return files
 
 
 class _Training:
-    """State of a training: model, optimiser, sampler and history."""
+    """State of a training: model, its course, sampler and history."""
 
     def __init__(
         self,
@@ -233,8 +229,7 @@ class _Training:
         self._device = device
         self._readers = readers
         self.model = build_classifier(config, device)
-        self._optimizer = build_optimizer(config, self.model)
-        self._scheduler = build_scheduler(config, self._optimizer)
+        self._course = choose_course(config)(config, self.model)
         self._scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
         self._scaler.scale(
             torch.zeros((), device=device)
@@ -248,30 +243,32 @@ class _Training:
             self._sampler = ThreeStepSampler(labels, seed=self._seed)
             self._epoch_size = config.steps_per_epoch * config.batch_size
         if val:
-            self._chosen = self._choose(val)
+            self._chosen = Rows.choose(val, config.val_patches, seed=self._seed)
         if config.stop_at_train_accuracy is not None:
-            self._fitted = self._choose(train)
+            self._fitted = Rows.choose(train, config.val_patches, seed=self._seed)
         self.history: list[EpochRecord] = []
+        self._remeasured: EpochRecord | None = None  # the best epoch, with what `finish` changed
         self.drawn = np.zeros((len(train), 2), np.int64)
         self.best_weights: Tensors = {}
         self.seconds_waited = 0.0
 
-    def _choose(self, stores: Sequence[Patches]) -> _Rows:
-        labels = [usable_labels(store) for store in stores]
-        return _Rows(
-            stores, *choose_validation(labels, most=self._config.val_patches, seed=self._seed)
-        )
+    @property
+    def _candidates(self) -> list[EpochRecord]:
+        """Epochs whose weights may be kept."""
+        return [record for record in self.history if self._course.may_keep(record.epoch)]
 
     @property
     def best(self) -> EpochRecord:
         """The epoch whose weights are kept."""
-        return self.history[best_epoch(self.history, self._config.monitor) - 1]
+        if self._remeasured is not None:
+            return self._remeasured
+        return self.history[best_epoch(self._candidates, self._config.monitor) - 1]
 
     def stop_reason(self) -> str | None:
         """Why training ends here; None if it continues."""
         config = self._config
         return stop_reason(
-            self.history,
+            self._candidates,
             monitor=config.monitor,
             patience=config.patience,
             max_epochs=config.max_epochs,
@@ -286,7 +283,7 @@ class _Training:
             drawn=self.drawn,
             weights=self.model.state_dict(),
             best=self.best_weights,
-            optimizer=optimizer_tensors(self._optimizer),
+            optimizer=optimizer_tensors(self._course.optimizer),
             scaler=dict(self._scaler.state_dict()),
         )
 
@@ -296,31 +293,34 @@ class _Training:
             return 0
         self.model.load_state_dict(state.weights)
         self.best_weights = state.best
-        restore_optimizer(self._optimizer, state.optimizer)
+        self._course.begin(len(state.history))
+        restore_optimizer(self._course.optimizer, state.optimizer)
         if state.scaler:
             self._scaler.load_state_dict(state.scaler)
         self._sampler.set_state(state.sampler)
         self.drawn = state.drawn
         self.history = state.history
         for record in self.history:  # the learning rate follows from the losses
-            self._adapt_rate(record)
+            self._course.adapt(record)
         return len(self.history)
 
     def run_epoch(self, on_progress: OnProgress | None) -> None:
         """Train one epoch, validate, and record the result."""
         epoch = len(self.history) + 1
-        lr = float(self._optimizer.param_groups[0]["lr"])
+        self._course.begin(epoch)
+        lr = float(self._course.optimizer.param_groups[0]["lr"])
         started = time.perf_counter()
         train_loss = self._train_once(epoch, on_progress)
         seconds = round(time.perf_counter() - started, 3)
+        note = self._course.end(epoch, self._read_training)
         accuracy = None
         if self._config.stop_at_train_accuracy is not None:
             accuracy = self._accuracy(self._fitted, epoch)
         val_loss, val_roc_auc = self.validate(epoch) if self._val else (None, None)
-        record = EpochRecord(epoch, lr, train_loss, val_loss, val_roc_auc, accuracy, seconds)
+        record = EpochRecord(epoch, lr, train_loss, val_loss, val_roc_auc, accuracy, note, seconds)
         self.history.append(record)
-        self._adapt_rate(record)
-        if self.best is record:  # compared with all epochs before
+        self._course.adapt(record)
+        if self._course.may_keep(epoch) and self.best is record:  # compared with all epochs before
             self.best_weights = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
         log.info(
             "%s: epoch %d of at most %d: lr %.3g, loss %.4f, %s; waited %.1f s for patches so far",
@@ -333,9 +333,27 @@ class _Training:
             self.seconds_waited,
         )
 
-    def _adapt_rate(self, record: EpochRecord) -> None:
-        if self._scheduler is not None and record.val_loss is not None:
-            self._scheduler.step(record.val_loss)
+    def finish(self, out: Path) -> list[str]:
+        """Give the model the weights that are kept, and complete it; name the files written."""
+        best = self.best
+        self.model.load_state_dict(self.best_weights)
+        files, changed = self._course.finish(best.epoch, self._read_training, out)
+        if changed and self._val:
+            loss, auc = self.validate(best.epoch)
+            self._remeasured = replace(best, val_loss=loss, val_roc_auc=auc)
+        return files
+
+    def _read_training(self, most: int | None) -> Iterator[TrainingPatches]:
+        """Read training patches without augmentation, always in the same order and batches."""
+        chosen = Rows.choose(self._train, most, seed=self._seed)
+        size = self._config.batch_size
+        rows = np.split(np.arange(len(chosen.label)), range(size, len(chosen.label), size))
+        batches = self._batches(chosen.stores, chosen.slide, chosen.patch, rows)
+        for read, batch in zip(rows, batches, strict=True):
+            own = read[batch.readable]
+            if len(own):
+                x = to_unit_range(batch.pixels, self._device)
+                yield TrainingPatches(x, chosen.label[own], own, chosen.locate)
 
     def _train_once(self, epoch: int, on_progress: OnProgress | None) -> float:
         config = self._config
@@ -386,14 +404,14 @@ class _Training:
         n_in_all = processes.sum_over_all(len(label), self._device)
         if not n_in_all:
             return None
-        self._optimizer.zero_grad(set_to_none=True)
+        self._course.optimizer.zero_grad(set_to_none=True)
         own = 0.0
         for part in np.array_split(np.arange(len(label)), self._config.accumulate):
             if len(part):
                 x = to_unit_range(pixels[part[0] : part[-1] + 1], self._device)
                 y = torch.from_numpy(label[part].astype(np.float32)).to(self._device)
                 with compute_in(self._config.precision, self._device):
-                    loss = self.model.loss(augment(x, samples[part]), y)
+                    loss = self._course.loss(augment(x, samples[part]), y)
                 loss = loss * (len(part) / n_in_all)
                 own += float(loss.detach())
                 torch.autograd.backward(self._scaler.scale(loss))
@@ -401,7 +419,7 @@ class _Training:
         if not math.isfinite(value):
             raise self._diverged(f"the training loss became {value}", epoch)
         processes.add_up_gradients(self.model)
-        self._scaler.step(self._optimizer)
+        self._scaler.step(self._course.optimizer)
         self._scaler.update()
         return value
 
@@ -418,7 +436,7 @@ class _Training:
         loss = float(F.binary_cross_entropy_with_logits(torch.from_numpy(logits), y))
         return loss, float(roc_auc_score(label, logits))
 
-    def _accuracy(self, chosen: "_Rows", epoch: int) -> float:
+    def _accuracy(self, chosen: Rows, epoch: int) -> float:
         """Share of patches classified correctly, by the model's own rule."""
         logits, label = self._logits(chosen, epoch)
         scores = torch.from_numpy(logits).sigmoid().numpy()
@@ -426,7 +444,7 @@ class _Training:
         return float((rule.decide(scores) == (label == 1)).mean())
 
     @torch.no_grad()
-    def _logits(self, chosen: "_Rows", epoch: int) -> tuple[NDArray[np.float64], NDArray[np.int8]]:
+    def _logits(self, chosen: Rows, epoch: int) -> tuple[NDArray[np.float64], NDArray[np.int8]]:
         """Compute the logits of patches without augmentation; unreadable ones are skipped."""
         n, size = len(chosen.label), self._config.batch_size
         own = np.arange(n)[processes.own_share(n)]

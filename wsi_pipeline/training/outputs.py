@@ -17,10 +17,12 @@ from wsi_pipeline.models import PatchClassifier
 from wsi_pipeline.models.checkpoint import CheckpointMeta, save_checkpoint
 from wsi_pipeline.training.curves import draw_curves
 from wsi_pipeline.training.history import EpochRecord, write_history
-from wsi_pipeline.training.resume import Tensors
 
 CHECKPOINT_FILE = "checkpoint.safetensors"
 OUTPUTS = (CHECKPOINT_FILE, "config.json", "history.csv", "draws.csv", "curves.png")
+PROTOTYPES_FILE = "prototypes.json"
+PRUNING_FILE = "pruning.csv"
+FURTHER = (PROTOTYPES_FILE, PRUNING_FILE)  # of some architectures
 
 
 def describe_training(
@@ -66,15 +68,13 @@ def write_outputs(
     meta: CheckpointMeta,
     *,
     model: PatchClassifier,
-    weights: Tensors,
     history: Sequence[EpochRecord],
     best: EpochRecord,
 ) -> None:
-    """Write all outputs of a training; the checkpoint last, to mark it as finished."""
+    """Write the outputs of every training; the checkpoint last, to mark it as finished."""
     write_history(out / "history.csv", history)
     write_json(out / "config.json", dataclasses.asdict(meta))
     draw_curves(out / "curves.png", history, title=config.model.name, best=best.epoch)
-    model.load_state_dict(weights)
     save_checkpoint(out / CHECKPOINT_FILE, model, meta)
 
 

@@ -7,6 +7,8 @@ References
 """
 
 import dataclasses
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -38,13 +40,28 @@ def build_classifier(config: TrainConfig, device: torch.device) -> PatchClassifi
     return place_model(model, device)
 
 
-def build_optimizer(config: TrainConfig, model: torch.nn.Module) -> torch.optim.Optimizer:
+def build_optimizer(
+    config: TrainConfig,
+    model: torch.nn.Module,
+    groups: Sequence[dict[str, Any]] | None = None,
+) -> torch.optim.Optimizer:
     """Build the optimiser.
 
     The lecture's names are not torch's: its rho (0.9) is torch's `alpha`, and its alpha (0.9) is
     torch's `momentum` (docs/train.md).
+
+    Parameters
+    ----------
+    config : TrainConfig
+    model : nn.Module
+    groups : sequence of dicts, optional
+        Parameters (``params``) with a learning rate and weight decay of their own (``lr``,
+        ``weight_decay``). Default: all that are trained, in one group.
     """
-    parameters = [p for p in model.parameters() if p.requires_grad]
+    trained = [p for p in model.parameters() if p.requires_grad]
+    parameters: Any = groups or trained
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(parameters, lr=config.lr, momentum=config.momentum)
     if config.optimizer == "adam":
         return torch.optim.Adam(parameters, lr=config.lr, eps=config.eps)
     return torch.optim.RMSprop(

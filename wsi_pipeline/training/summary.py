@@ -20,6 +20,7 @@ class TrainSummary:
     stopped: str  # why, in words
     seconds: float  # of this process
     seconds_waited: float  # of these the device waited for patches
+    files: tuple[Path, ...] = ()  # all outputs
 
     @property
     def starved(self) -> bool:

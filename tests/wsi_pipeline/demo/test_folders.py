@@ -1,6 +1,7 @@
 """Folders of images made for the reproduction page."""
 
 import csv
+import json
 
 import numpy as np
 import pytest
@@ -46,6 +47,25 @@ def test_a_held_out_slide_is_in_no_training_row(tmp_path):
     table = (tmp_path / "out" / "without_a.csv").read_text()
     rows = list(csv.DictReader(table.splitlines()))
     assert {(r["patient"], r["split"]) for r in rows} == {("a", "test"), ("b", "train")}
+
+
+def test_patches_of_annotated_slides_get_the_masks_of_their_place(tmp_path):
+    for name in ("normal/a_1_2", "tumor/a_30_40", "tumor/b_5_6"):
+        path = tmp_path / "in" / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (4, 3)).save(path)
+    (tmp_path / "drawn").mkdir()
+    corners = [[31, 41], [33, 41], [33, 60], [31, 60]]
+    lesion = {"name": "x", "vertices": corners}
+    (tmp_path / "drawn/A.json").write_text(json.dumps({"positive": [lesion], "negative": []}))
+    write_patches(tmp_path / "in", tmp_path / "out", annotations=tmp_path / "drawn")
+    rows = list(csv.DictReader((tmp_path / "out/without_a.csv").read_text().splitlines()))
+    assert [row["mask"] for row in rows] == ["masks/a_1_2.png", "masks/a_30_40.png", ""]
+    mask = np.asarray(Image.open(tmp_path / "out/masks/a_30_40.png"))
+    assert (mask // 255).tolist() == [[0, 0, 0, 0], [0, 1, 1, 0], [0, 1, 1, 0]]
+    assert not np.asarray(Image.open(tmp_path / "out/masks/a_1_2.png")).any()
+    with pytest.raises(ManifestError, match="no annotation of a, b"):
+        write_patches(tmp_path / "in", tmp_path / "more", annotations=tmp_path / "in")
 
 
 def test_a_folder_that_is_there_is_left_alone(tmp_path):

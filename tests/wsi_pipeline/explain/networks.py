@@ -10,6 +10,7 @@ from wsi_pipeline.models.base import PatchClassifier
 OPTIONS = {
     "cam": {"width": 1 / 64},
     "patchnet": {"m": 5, "stride": 3, "filters": 4, "depth": 2},
+    "protopnet": {"base": "vgg11", "width": 1 / 16, "prototypes_per_class": 2, "depth": 8},
     "vgg11": {"width": 1 / 64},
     "vgg11_pooled": {"width": 1 / 64, "preprocess": {"gamma": 2.2, "crop": (32, 32)}},
     "vgg16": {"width": 1 / 32},
@@ -35,6 +36,11 @@ def draw_images(n=2, height=32, width=40, channels=3):
     images = random.integers(0, 256, (n, height, width, channels), np.uint8)
     images[:, 10:14, 10:14] = 0
     return images
+
+
+def draw_images_for(name, n=2):
+    """Images on which a network's last maps are more than one position."""
+    return draw_images(n, *((64, 96) if name == "protopnet" else (32, 40)))
 
 
 class Linear(PatchClassifier):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.wsi_pipeline.explain.networks import OPTIONS, draw_images, network
+from tests.wsi_pipeline.explain.networks import OPTIONS, draw_images, draw_images_for, network
 from wsi_pipeline.errors import ConfigError, ModelError
 from wsi_pipeline.explain import METHODS, choose_method, load_method
 from wsi_pipeline.explain.base import Settings
@@ -45,12 +45,12 @@ class TestEveryMethod:
         return lambda *given, **how: method(*given, config=config, **how)
 
     def test_its_maps_lie_on_the_images_as_the_model_sees_them(self, method, explain, architecture):
-        model, images = network(architecture).train(), draw_images()
+        model, images = network(architecture).train(), draw_images_for(architecture)
         modes = [module.training for module in model.modules()]
         drawn = torch.get_rng_state()
         maps = explain(model, images)
         crop = model.preprocess.config.crop if model.preprocess else None
-        assert maps.shape == (2, *(crop or (32, 40)))
+        assert maps.shape == (2, *(crop or images.shape[1:3]))
         assert maps.dtype == np.float32
         assert np.isfinite(maps).all()
         assert maps.std() > 0
@@ -63,17 +63,17 @@ class TestEveryMethod:
         assert torch.equal(torch.get_rng_state(), drawn)
 
     def test_an_images_map_is_its_own_in_any_batch_and_of_any_dtype(self, explain, architecture):
-        model, images = network(architecture), draw_images()
+        model, images = network(architecture), draw_images_for(architecture)
         together = explain(model, images, seed=3)
         assert together.tobytes() == explain(model, images, seed=3).tobytes()
         single = [
             explain(model, (image[None] / 255).astype(np.float32), seed=3) for image in images
         ]
         np.testing.assert_allclose(together, np.concatenate(single), rtol=1e-6, atol=1e-6)
-        assert explain(model, images[:0]).shape == (0, 32, 40)
+        assert explain(model, images[:0]).shape == (0, *images.shape[1:3])
 
     def test_it_explains_the_class_that_is_asked_for(self, method, explain, architecture):
-        model, images = network(architecture), draw_images(1)
+        model, images = network(architecture), draw_images_for(architecture, 1)
         ours, other = (explain(model, images, target=target) for target in (1, 0))
         if method.low < 0:
             np.testing.assert_allclose(other, -ours, rtol=1e-4, atol=1e-5)
@@ -83,7 +83,7 @@ class TestEveryMethod:
             explain(model, images, target=2)
 
     def test_it_refuses_what_would_mislead(self, method, explain, architecture):
-        model, images = network(architecture), draw_images(1)
+        model, images = network(architecture), draw_images_for(architecture, 1)
         for wrong, message in (
             (images / 1.0, "in \\[0, 1\\], got 0.0 to 255.0; divide by 255"),
             (images.astype(np.int16), "uint8 or float in \\[0, 1\\], got int16"),
@@ -108,11 +108,12 @@ def test_a_models_own_map_is_that_of_its_kind():
     own = {name: choose_method(kind) for name, kind in MODELS.items()}
     assert own["patchnet"] == own["precision_patchnet"] == "patchnet"
     assert own["cam"] == "cam"
+    assert own["protopnet"] == "prototypes"
     assert {own[name] for name in own if name.startswith("vgg")} == {"grad_cam"}
 
 
 def test_a_method_that_is_not_listed_is_refused_with_those_that_are():
-    with pytest.raises(ConfigError, match=r"called 'gradcam'; known: patchnet, cam, grad_cam"):
+    with pytest.raises(ConfigError, match=r"called 'gradcam'; known: patchnet, cam, prototypes"):
         load_method("gradcam")
     with pytest.raises(ModelError, match="explains CAM, not VGG16; take another"):
         load_method("cam")(network("vgg16"), draw_images())

@@ -165,6 +165,7 @@ SMALL = {
     "vgg19": {"width": 1 / 16},
     "patchnet": {"m": 5, "filters": 4, "depth": 2},
     "precision_patchnet": {"m": 5, "filters": 4, "depth": 2},
+    "protopnet": {"base": "vgg11", "width": 1 / 16, "depth": 16},
 }
 
 

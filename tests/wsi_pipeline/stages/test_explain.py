@@ -1,6 +1,7 @@
 """The stage explain: which patches, which files, and what is kept."""
 
 import csv
+import errno
 import json
 
 import numpy as np
@@ -12,10 +13,11 @@ from tiling.store import PatchStore
 from wsi_pipeline.cli.app import main
 from wsi_pipeline.contracts import Rule
 from wsi_pipeline.errors import ConfigError
-from wsi_pipeline.explain import METHODS, list_methods, load_method
+from wsi_pipeline.explain import METHODS, list_methods, load_method, pictures
 from wsi_pipeline.inference.scores import read_scores
 from wsi_pipeline.models.checkpoint import load_checkpoint
-from wsi_pipeline.stages.explain import choose_extremes
+from wsi_pipeline.stages import explain as explain_stage
+from wsi_pipeline.stages.candidates import choose_extremes
 
 
 @pytest.fixture(scope="module")
@@ -143,6 +145,41 @@ def test_the_best_hits_and_the_worst_errors_are_chosen():
     assert choose_extremes(scores, labels, top=2, errors=5, **how) == [0, 6, 2, 3]
     assert choose_extremes(scores, labels, top=0, errors=1, **how) == [2]
     assert choose_extremes(scores, labels, top=9, errors=0, **how) == [0, 6, 1, 4]
+
+
+def test_shards_divide_methods(copy, capsys):
+    """All methods of a model went to one task of a job array."""
+    methods = ["--method", "saliency", "--method", "patchnet", "--method", "guided_backprop"]
+    command = ["explain", str(copy / "run"), *methods, "--top", "1", "--errors", "0"]
+    done = []
+    for shard in ("0/2", "1/2"):
+        assert main([*command, "--shard", shard]) == 0
+        out = capsys.readouterr().out
+        done.append({line.split(":")[0] for line in out.splitlines() if ": 1 done" in line})
+    assert not done[0] & done[1]
+    assert sorted(map(len, done)) == [1, 2]
+    sheet = np.asarray(Image.open(copy / "run/explanations/patchnet/sheet.png"))
+    assert sheet.shape[1] == 4 * 168
+
+
+def test_a_finished_explanation_may_be_read_only(explained, monkeypatch, capsys):
+    command = ["explain", str(explained), "--method", "patchnet", "--top", "1", "--errors", "1"]
+    assert main(command) == 0
+
+    def refuse(*arguments):
+        raise PermissionError(errno.EACCES, "read-only")
+
+    monkeypatch.setattr(pictures, "write_png", refuse)
+    assert main(command) == 0
+    assert "explain patchnet: 0 done, 1 kept from before" in capsys.readouterr().out
+
+
+def test_a_sheet_of_many_is_cut(explained, monkeypatch):
+    monkeypatch.setattr(explain_stage, "SHEET_ROWS", 1)
+    command = ["explain", str(explained), "--method", "patchnet", "--top", "1", "--errors", "1"]
+    assert main(command) == 0
+    sheet = np.asarray(Image.open(explained / "explanations/patchnet/sheet.png"))
+    assert sheet.shape[0] == 8 + 18 + 18 + (18 + 160 + 8)
 
 
 def test_all_stands_for_every_method():

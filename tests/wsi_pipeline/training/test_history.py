@@ -65,12 +65,14 @@ def test_the_rule_equals_a_counter_that_is_carried_along(aucs):
 
 
 def test_history_is_a_csv_in_full_precision(tmp_path):
-    history = [EpochRecord(1, 5e-5, 0.1 + 0.2, 2 / 3, 0.9, 1 / 3, 12.345)]
+    history = [EpochRecord(1, 5e-5, 0.1 + 0.2, 2 / 3, 0.9, 1 / 3, "pushed; fitted", 12.345)]
     write_history(tmp_path / "history.csv", history)
 
     header, line = (tmp_path / "history.csv").read_text().splitlines()
-    assert header == "epoch,lr,train_loss,val_loss,val_roc_auc,train_accuracy,seconds"
-    assert [float(v) for v in line.split(",")] == [1, 5e-5, 0.1 + 0.2, 2 / 3, 0.9, 1 / 3, 12.345]
+    assert header == "epoch,lr,train_loss,val_loss,val_roc_auc,train_accuracy,note,seconds"
+    *numbers, note, seconds = line.split(",")
+    assert [float(v) for v in numbers] == [1, 5e-5, 0.1 + 0.2, 2 / 3, 0.9, 1 / 3]
+    assert (note, float(seconds)) == ("pushed; fitted", 12.345)
 
 
 def test_curves_are_a_png_with_the_same_bytes_each_time(tmp_path):
