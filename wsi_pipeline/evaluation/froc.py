@@ -252,7 +252,8 @@ def find_corners(x: NDArray[np.int64], y: NDArray[np.int64]) -> NDArray[np.int64
     straight = (right[:-1] & right[1:] & ~up[:-1] & ~up[1:]) | (
         up[:-1] & up[1:] & ~right[:-1] & ~right[1:]
     )
-    return distinct[np.concatenate([[True], ~straight, [True]])[: distinct.size]]
+    is_corner = np.concatenate([[True], ~straight, [True]])[: distinct.size]
+    return np.asarray(distinct[is_corner], np.int64)
 
 
 def check_rates(rates: Sequence[float]) -> None:
