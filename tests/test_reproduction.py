@@ -317,6 +317,7 @@ FAKES: dict[str, Fake] = {
             *TILES,
             "input=configs/mosaic/cohort/manifest.csv",
             "explain.methods=[saliency, grad_cam, patchnet]",
+            "train.vgg16.optimizer=rmsprop",
         ),
         of_slides("vgg16", "patchnet"),
     ),

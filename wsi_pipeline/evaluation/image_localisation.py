@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tifffile
 import torch
 from numpy.typing import NDArray
 
@@ -24,7 +23,7 @@ from wsi_pipeline.evaluation.figures import Figures
 from wsi_pipeline.evaluation.localisation import ImageLocalisation, localise
 from wsi_pipeline.evaluation.sections import average_section, describe_elsewhere
 from wsi_pipeline.explain import METHODS
-from wsi_pipeline.explain.files import stretch
+from wsi_pipeline.explain.files import read_values, stretch
 from wsi_pipeline.explain.image_maps import MAPS_SCHEMA
 from wsi_pipeline.models.preprocess import crop_centre
 
@@ -102,7 +101,9 @@ def localisation_of(
     mapped = set(about.get("images", ()))
     known = {
         i: localise_image(
-            _read_map(folder / f"{i}.{about['method']}.tif"),
+            read_values(
+                folder / f"{i}.{about['method']}.tif", error=EvaluationError, stage="heatmap"
+            ),
             masks[i] == 1,
             probability=about["probability"],
         )
@@ -140,10 +141,3 @@ def _read_about(folder: Path) -> dict[str, Any]:
     if not is_right:
         raise EvaluationError(f"{path}: damaged (values of other types); run heatmap again")
     return found
-
-
-def _read_map(path: Path) -> NDArray[np.float32]:
-    try:
-        return np.asarray(tifffile.imread(path), np.float32)
-    except (OSError, ValueError, tifffile.TiffFileError) as error:
-        raise EvaluationError(f"{path.name}: its map cannot be read; run heatmap again") from error

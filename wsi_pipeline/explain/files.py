@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tiling.files import write_aside
+from wsi_pipeline.errors import PipelineError
 
 _OLDEST_DATE = (1980, 1, 1, 0, 0, 0)  # that a zip file can carry
 _LEAST_PX = 48  # longer side of a picture on a sheet
@@ -65,6 +66,28 @@ def write_values(
         facts["resolutionunit"] = "CENTIMETER"
     with write_aside(path) as scratch:
         tifffile.imwrite(scratch, values, compression="zlib", metadata=None, **facts)
+
+
+def read_values(path: Path, *, error: type[PipelineError], stage: str) -> NDArray[np.float32]:
+    """Read what `write_values` wrote.
+
+    Parameters
+    ----------
+    path : Path
+    error : type
+        Kind of the error.
+    stage : str
+        That makes the map, for the message.
+
+    Raises
+    ------
+    error
+        If it is missing or damaged.
+    """
+    try:
+        return np.asarray(tifffile.imread(path), np.float32)
+    except (OSError, ValueError, tifffile.TiffFileError) as cause:
+        raise error(f"{path.name}: its map cannot be read; run {stage} again") from cause
 
 
 def write_png(path: Path, picture: NDArray[np.uint8] | NDArray[np.uint16]) -> None:

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import tifffile
 from numpy.typing import NDArray
 
 from tiling.contracts import OnProgress
@@ -34,10 +33,6 @@ FILTERS = "patchnet_filters"  # name of their folder, next to those of the metho
 CURVE_COLUMNS = ("name", "share", "deletion", "insertion")
 
 
-def _folder(run: RunFolder, model: str, name: str) -> Path:
-    return run.explanations(model) / name
-
-
 def curves_unit(model: str, method: str) -> Unit:
     """Name the curves of a method's maps."""
     return Unit("explain", model=model, variant=f"{method}_curves")
@@ -62,7 +57,7 @@ class TraceCurves(Task):
 
     def fingerprint(self, run: RunFolder) -> str:
         """Hash the maps, the checkpoint and the settings."""
-        maps = _folder(run, self.model, self.method)
+        maps = run.explanations(self.model) / self.method
         if not Unit("explain", model=self.model, variant=self.method).is_marked(run):
             raise StageError(f"{self.model}: its maps by {self.method} are not finished")
         made = [digest_file(maps / f"{one.name}.tif") for one in self.subjects]
@@ -74,11 +69,12 @@ class TraceCurves(Task):
         """Write ``curves.csv``, and the areas under the curves in ``curves.json``."""
         from wsi_pipeline.config.devices import resolve_device
         from wsi_pipeline.explain.curves import CurveSettings, trace_curves
+        from wsi_pipeline.explain.files import read_values
         from wsi_pipeline.models.checkpoint import digest
 
         network, _ = load_model(self.checkpoint, digest(self.checkpoint))
         network = network.to(resolve_device(self.device))
-        maps = _folder(job.run, self.model, self.method)
+        maps = job.run.explanations(self.model) / self.method
         about = read_json_object(maps / "explain.json")
         settings = CurveSettings(steps=self.steps)
         rows: list[tuple[Any, ...]] = []
@@ -86,7 +82,7 @@ class TraceCurves(Task):
         for number, one in enumerate(self.subjects):
             pixels = read_pixels(job.run, one).values
             target = _choose_target(self.method, network, one, about["target"])
-            values = read_map(maps / f"{one.name}.tif")
+            values = read_values(maps / f"{one.name}.tif", error=StageError, stage="explain")
             found = trace_curves(
                 network, pixels, values, target=target, seed=self.seed, config=settings
             )
@@ -99,7 +95,7 @@ class TraceCurves(Task):
                 "insertion_auc": found.insertion_auc,
             }
             on_progress(number + 1, len(self.subjects))
-        out = _folder(job.run, self.model, self.unit.variant)
+        out = job.run.explanations(self.model) / self.unit.variant
         with scratch_folder(out) as scratch:
             write_csv(scratch / "curves.csv", CURVE_COLUMNS, rows)
             write_json(scratch / "curves.json", {"schema": CURVES_SCHEMA, "areas": areas})
@@ -169,7 +165,7 @@ class JudgeFilters(Task):
             on_progress(number + 1, len(both))
         on_val, on_test = found[: len(self.val)], found[len(self.val) :]
         judged = judge_filters(on_val, on_test)
-        out = _folder(job.run, self.model, FILTERS)
+        out = job.run.explanations(self.model) / FILTERS
         with scratch_folder(out) as scratch:
             judged.write(scratch / "filters.csv")
             about: dict[str, Any] = {
@@ -257,9 +253,9 @@ def _measure(
     from wsi_pipeline.evaluation.explanations import MeasuredMap, MeasuredMethod
     from wsi_pipeline.evaluation.image_localisation import localise_image
     from wsi_pipeline.explain import load_method
-    from wsi_pipeline.explain.files import is_constant
+    from wsi_pipeline.explain.files import is_constant, read_values
 
-    folder = _folder(run, model, method)
+    folder = run.explanations(model) / method
     about = _read_about(run, model, method, "explain.json")
     if about is None or about["checkpoint"] != checkpoint:
         return None
@@ -270,7 +266,8 @@ def _measure(
     maps = []
     for name, mask in masks.items():
         path = folder / f"{name}.tif"
-        values, traced = read_map(path), areas.get(name, {})
+        values = read_values(path, error=StageError, stage="explain")
+        traced = areas.get(name, {})
         if traced and traced["map"] != digest_file(path):
             traced = {}  # of an earlier map
         on_mask = localise_image(values, mask, probability=probability)
@@ -287,7 +284,7 @@ def _read_areas(run: RunFolder, model: str, method: str) -> dict[str, Any]:
 
 def _read_about(run: RunFolder, model: str, name: str, file: str) -> dict[str, Any] | None:
     """Read what a finished unit wrote last; None: it is not finished, or its files were removed."""
-    path = _folder(run, model, name) / file
+    path = run.explanations(model) / name / file
     if not Unit("explain", model=model, variant=name).is_marked(run) or not path.is_file():
         return None
     try:
@@ -330,17 +327,3 @@ def _short(value: Any) -> str:
     if value is None:
         return "-"
     return f"{value:.3f}" if isinstance(value, float) else str(value)
-
-
-def read_map(path: Path) -> NDArray[np.float32]:
-    """Read a map's values.
-
-    Raises
-    ------
-    StageError
-        If it is missing or damaged.
-    """
-    try:
-        return np.asarray(tifffile.imread(path), np.float32)
-    except (OSError, ValueError, tifffile.TiffFileError) as error:
-        raise StageError(f"{path}: its map cannot be read; run explain again") from error

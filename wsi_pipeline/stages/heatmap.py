@@ -103,9 +103,10 @@ class BuildHeatmap(Task):
             if self.method is None:
                 return files, line
             network = self._load_network(job, scores)
-            mapped = (self._map_densely if self.method == "patchnet" else self._map_patches)(
-                network, store, scores, on_progress
-            )
+            if self.method == "patchnet":
+                mapped = self._map_densely(network, store, on_progress)
+            else:
+                mapped = self._map_patches(network, store, scores, on_progress)
             for made in mapped.maps:
                 values = job.run.method_map(model, entry.slide_id, made.name)
                 picture = job.run.method_overlay(model, entry.slide_id, made.name)
@@ -144,11 +145,7 @@ class BuildHeatmap(Task):
         return placed
 
     def _map_densely(
-        self,
-        network: "PatchClassifier",
-        store: "PatchStore",
-        scores: Scores,
-        on_progress: OnProgress,
+        self, network: "PatchClassifier", store: "PatchStore", on_progress: OnProgress
     ) -> "_Mapped":
         """Map PatchNet around every so many pixels of the patches, without seams."""
         from tiling.slide import open_slide

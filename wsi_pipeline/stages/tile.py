@@ -169,11 +169,11 @@ def list_entries(config: Config) -> list[SlideEntry]:
 
 def check_map_names(config: Config, entries: Sequence[SlideEntry]) -> None:
     """Refuse slides one of which has the name of the other's map by the model itself."""
-    from wsi_pipeline.explain import METHODS
-
     method = slide_map_method(config.heatmap)
     if method is None:
         return
+    from wsi_pipeline.explain import METHODS
+
     ids = {e.slide_id for e in entries}
     names = list(METHODS) if method == OWN_METHOD else [method]
     names += [f"patchnet.filter_{number}" for number in config.heatmap.filters]
