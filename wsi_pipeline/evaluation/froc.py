@@ -179,10 +179,10 @@ def build_froc(
     Returns
     -------
     curve : FrocCurve
-        Of its points, the corners: what lies between them on a horizontal or vertical line says
-        nothing more, and the curve of millions of patches stays as short as it has lesions. Where
-        there is no lesion, or no slide to count false positives on, the figures are None
-        with a reason in `undefined`.
+        Points within a horizontal line are left out (`find_corners`), so a curve has at most two
+        points per lesion, and two, however many false positives there are. Where there is no
+        lesion, or no slide to count false positives on, the figures are None with a reason in
+        `undefined`.
 
     Raises
     ------
@@ -229,17 +229,18 @@ def build_froc(
 
 
 def find_corners(x: NDArray[np.int64], y: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Find the points of a curve that its horizontal and vertical lines start and end at.
+    """Find the points of a curve other than those within its horizontal lines.
 
     Parameters
     ----------
     x, y : (K,)
-        Both never fall.
+        Neither decreases.
 
     Returns
     -------
     kept : (M,)
-        Indices, with the first and the last; of equal points, the first.
+        Indices: the first and the last point, and those where `y` increases or is about to; of
+        equal points, the first. At most twice as many as there are increases, and two.
 
     Examples
     --------
@@ -248,11 +249,9 @@ def find_corners(x: NDArray[np.int64], y: NDArray[np.int64]) -> NDArray[np.int64
     """
     moved = np.flatnonzero((np.diff(x) > 0) | (np.diff(y) > 0)) + 1
     distinct = np.concatenate([[0], moved])
-    right, up = np.diff(x[distinct]) > 0, np.diff(y[distinct]) > 0
-    straight = (right[:-1] & right[1:] & ~up[:-1] & ~up[1:]) | (
-        up[:-1] & up[1:] & ~right[:-1] & ~right[1:]
-    )
-    is_corner = np.concatenate([[True], ~straight, [True]])[: distinct.size]
+    up = np.diff(y[distinct]) > 0
+    is_corner = np.ones(distinct.size, bool)
+    is_corner[1:-1] = up[:-1] | up[1:]
     return np.asarray(distinct[is_corner], np.int64)
 
 

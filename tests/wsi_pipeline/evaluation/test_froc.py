@@ -62,7 +62,7 @@ def test_curve_and_score_equal_the_definition(hits, denominator, at_rate, oracle
     points = oracle.curve(plain(hits), denominator=denominator)
     result = froc_to_json(curve)
     got = [(p["threshold"], p["avg_fps"], p["sensitivity"]) for p in result["curve"]]
-    assert got == corners_of(points)
+    assert got == oracle.corners(points)
     if any(None in point[1:] for point in points):
         assert result["score"] is None
         assert set(result["sensitivity_at"].values()) == {None}
@@ -72,21 +72,6 @@ def test_curve_and_score_equal_the_definition(hits, denominator, at_rate, oracle
         assert list(result["sensitivity_at"].values()) == pytest.approx(expected, abs=1e-12)
         assert result["score"] == pytest.approx(sum(expected) / 6, abs=1e-12)
         assert result["undefined"] == {}
-
-
-def corners_of(points):
-    """Keep the ends of horizontal and vertical lines; of equal points, the first."""
-    kept = points[:1]
-    for point in points[1:]:
-        if point[1:] == kept[-1][1:]:
-            continue
-        if len(kept) > 1 and any(
-            kept[-2][axis] == kept[-1][axis] == point[axis] for axis in (1, 2)
-        ):
-            kept[-1] = point
-        else:
-            kept.append(point)
-    return kept
 
 
 def test_a_curve_is_as_short_as_it_has_lesions():
