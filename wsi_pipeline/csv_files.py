@@ -27,6 +27,7 @@ from wsi_pipeline.errors import PipelineError
 # whitespace that spreadsheets skip (OWASP).
 _FORMULA = re.compile(r"'*[=+\-@\t\r\n＝＋－＠]")
 _NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?", re.ASCII)
+_ROWS_AT_ONCE = 2**16
 _SPECIAL = re.compile(r'[",\r\n]')
 
 
@@ -121,8 +122,12 @@ def write_tables(
     with write_aside(path) as scratch, scratch.open("w", newline="", encoding="utf-8") as file:
         file.write(format_row(header))
         for columns in tables:
-            cells = zip(*map(_format_column, columns), strict=True)
-            file.writelines(f"{','.join(row)}\n" for row in cells)
+            if len({*map(len, columns)}) > 1:
+                raise ValueError(f"columns of {', '.join(str(len(c)) for c in columns)} cells")
+            for start in range(0, len(columns[0]), _ROWS_AT_ONCE):
+                part = [column[start : start + _ROWS_AT_ONCE] for column in columns]
+                cells = zip(*map(_format_column, part), strict=True)
+                file.write("\n".join(map(",".join, cells)) + "\n")
 
 
 def _format_column(column: Sequence[Any] | NDArray[Any]) -> Iterable[str]:
@@ -130,8 +135,13 @@ def _format_column(column: Sequence[Any] | NDArray[Any]) -> Iterable[str]:
         known = {cell: _format_cell(cell) for cell in set(column)}  # names repeat
         return map(known.__getitem__, column)
     if column.dtype.kind != "f":
-        return map(str, column.tolist())
-    return ("" if value != value else repr(value) for value in column.tolist())
+        distinct, place = np.unique(column, return_inverse=True)  # so do positions and labels
+        known = dict(enumerate(map(str, distinct.tolist())))
+        return map(known.__getitem__, place.tolist())
+    cells = list(map(repr, column.astype(np.float64).tolist()))
+    for i in np.flatnonzero(np.isnan(column)).tolist():
+        cells[i] = ""
+    return cells
 
 
 def update_csv(

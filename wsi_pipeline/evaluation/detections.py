@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi_pipeline.contracts import Detections
-from wsi_pipeline.csv_columns import Layout, NotPlainError, read_columns
 from wsi_pipeline.csv_files import write_csv
 from wsi_pipeline.errors import EvaluationError
+from wsi_pipeline.evaluation.csv_columns import Layout, NotPlainError, read_columns
 from wsi_pipeline.evaluation.tables import (
     FAR,
     find_column,

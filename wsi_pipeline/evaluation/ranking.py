@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.metrics import precision_recall_curve, roc_curve
 
 from wsi_pipeline.evaluation.intervals import Kinds
 
@@ -26,6 +25,8 @@ def ranking_curves(
     labels: NDArray[np.integer[Any]], scores: NDArray[np.floating[Any]]
 ) -> RankingCurves | None:
     """Draw the curves; None where one class is missing. Points on a straight line are left out."""
+    from sklearn.metrics import precision_recall_curve, roc_curve  # half a second
+
     if np.unique(labels).size < 2:
         return None
     values = np.asarray(scores, dtype=np.float64)

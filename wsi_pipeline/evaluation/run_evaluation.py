@@ -262,8 +262,9 @@ def _patch_section(
     test: Sequence[EvaluationSlide], settings: EvaluateConfig, resamples: Resamples | None
 ) -> tuple[Figures, RankingCurves | None]:
     counted = [slide.labelled() for slide in test]
-    labels = np.concatenate([label for label, _ in counted])
-    scores = np.concatenate([score for _, score in counted])
+    labels, scores = _pool(test)
+    order = np.argsort(-scores, kind="stable")  # each of the rankings sorts again: in no time
+    labels, scores = labels[order], scores[order]
     rows = stack(_count_patches(test, settings))
     total = add_up(rows)
     section = Figures(
@@ -489,13 +490,10 @@ def _write_ranking(
     curves: list[tuple[str, RankingCurves, dict[str, Any]]],
     bands: dict[str, NDArray[np.float64]],
 ) -> None:
-    roc: list[list[Cell]] = []
-    precision_recall: list[list[Cell]] = []
-    for name, curve, _ in curves:
-        roc += _curve_cells(name, curve.roc)
-        precision_recall += _curve_cells(name, curve.precision_recall)
-    write_csv(out / "roc.csv", ("of", "threshold", "fpr", "tpr"), roc)
-    write_csv(out / "pr.csv", ("of", "threshold", "recall", "precision"), precision_recall)
+    roc = [_curve_columns(name, curve.roc) for name, curve, _ in curves]
+    precision_recall = [_curve_columns(name, curve.precision_recall) for name, curve, _ in curves]
+    write_tables(out / "roc.csv", ("of", "threshold", "fpr", "tpr"), roc)
+    write_tables(out / "pr.csv", ("of", "threshold", "recall", "precision"), precision_recall)
     write_csv(
         out / "roc_band.csv",
         ("of", "fpr", "low", "high"),
@@ -508,8 +506,6 @@ def _write_ranking(
     )
 
 
-def _curve_cells(name: str, points: NDArray[np.float64]) -> list[list[Cell]]:
-    return [
-        [name, threshold if np.isfinite(threshold) else None, x, y]
-        for threshold, x, y in points.tolist()
-    ]
+def _curve_columns(name: str, points: NDArray[np.float64]) -> list[Sequence[str] | NDArray[Any]]:
+    threshold, x, y = points.T
+    return [[name] * len(points), np.where(np.isfinite(threshold), threshold, np.nan), x, y]

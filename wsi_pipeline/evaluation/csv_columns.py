@@ -115,7 +115,7 @@ class _Rows:
 
     @property
     def n_columns(self) -> int:
-        return self.starts.shape[1]
+        return int(self.starts.shape[1])
 
     def row(self, i: int) -> list[str]:
         """Return the fields of one row, without the blanks around them."""
@@ -212,15 +212,15 @@ def _split(chunk: bytes) -> _Rows:
     except UnicodeDecodeError as error:
         raise NotPlainError from error
     data = np.frombuffer(chunk, np.uint8)
-    ends = np.flatnonzero((data == _COMMA) | (data == _NEWLINE))
+    separators = np.flatnonzero((data == _COMMA) | (data == _NEWLINE))
     n_columns = chunk.count(b",", 0, chunk.index(b"\n")) + 1
-    if ends.size % n_columns:
+    if separators.size % n_columns:
         raise NotPlainError
-    ends = ends.reshape(-1, n_columns)
+    ends = separators.reshape(-1, n_columns)
     is_newline = data[ends] == _NEWLINE
     if not is_newline[:, -1].all() or is_newline[:, :-1].any():
         raise NotPlainError
-    starts = np.append(0, ends.ravel()[:-1] + 1).reshape(-1, n_columns)
+    starts = np.append(0, separators[:-1] + 1).reshape(-1, n_columns)
     if n_columns == 1 and (starts == ends).any():
         raise NotPlainError  # blank lines
     return _Rows(data, starts, ends)
