@@ -39,7 +39,6 @@ RESULT = Path(__file__).parent / "results" / "growth.json"
 COMMAND = str(Path(sys.executable).with_name("wsi-pipeline"))
 MODEL = "drawn"
 N_LARGE, PATCHES_LARGE = 698, 7_878_675  # the lecture's cohort
-PATCHES = PATCHES_LARGE // N_LARGE  # of a slide
 SIDE, PATCH_L0 = 240, 256  # patches along a slide's side; level-0 px of a patch
 MPP = 0.25
 SIZE = (SIDE * PATCH_L0, SIDE * PATCH_L0)
@@ -62,7 +61,7 @@ def draw_run(folder: Path, n_slides: int, n_patches: int) -> None:
     counts[: n_patches % n_slides] += 1
     picture = draw_picture(folder, rng)
     entries = []
-    for number, count in enumerate([*counts.tolist(), *[PATCHES] * n_val]):
+    for number, count in enumerate([*counts.tolist(), *[n_patches // n_slides] * n_val]):
         split = "test" if number < n_slides else "val"
         entries.append(draw_slide(run, f"{split}_{number:04d}", split, number % 5 < 2, count, rng))
         overlay = run.overlay(MODEL, entries[-1].slide_id)
@@ -290,7 +289,7 @@ def main():
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--slides", type=int, nargs="*", default=[10, 100, 1000])
-    parser.add_argument("--patches", type=int, default=1000, help="of a slide")
+    parser.add_argument("--patches", type=int, default=2000, help="of a slide")
     parser.add_argument(
         "--large",
         action=argparse.BooleanOptionalAction,
