@@ -117,19 +117,26 @@ def _as_batch(pixels: Tensor, unreadable: NDArray[np.bool_]) -> Batch:
     return Batch(kept.pin_memory() if pixels.is_pinned() else kept, ~unreadable)
 
 
-def to_unit_range(batch: Tensor, device: torch.device) -> Tensor:
+def to_unit_range(batch: Tensor, device: torch.device, *, out: Tensor | None = None) -> Tensor:
     """Move a uint8 batch to the device and make it a model's input.
 
     Parameters
     ----------
     batch : (B, P, P, 3) uint8, of images (B, H, W, C)
         Copied without waiting where it is pinned.
+    out : (B, P, P, 3) float32, optional
+        Memory for the result of a batch that is on the device already: on a CPU, writing to fresh
+        memory takes two to four times as long as the conversion.
 
     Returns
     -------
     x : (B, 3, P, P) float32 in [0, 1]
         Channels last in memory, as convolutions like it.
     """
+    if out is not None:
+        for image, floats in zip(batch, out, strict=True):  # each stays in the cache
+            floats.copy_(image).div_(255.0)
+        return out.permute(0, 3, 1, 2)
     moved = batch.to(device, non_blocking=True)
     return moved.permute(0, 3, 1, 2).to(torch.float32).div_(255.0)  # keeps the strides
 

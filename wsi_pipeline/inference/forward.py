@@ -102,6 +102,7 @@ class Forward:
         self.device = device
         self._precision = precision
         self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._floats: Tensor | None = None  # a CPU's input, used again for each batch
         self.limit = limit
         self.seconds_transfer = 0.0
         self.seconds_model = 0.0
@@ -131,7 +132,7 @@ class Forward:
             if self._copies is not None:
                 return self._launch_cuda(pixels)
             started = time.perf_counter()
-            x = to_unit_range(self._pad(pixels), self.device)
+            x = self._convert(self._pad(pixels))
             moved = time.perf_counter()
             outputs = self._pass(x)[: len(pixels)]
             self.seconds_transfer += moved - started
@@ -141,6 +142,13 @@ class Forward:
             if not _is_out_of_memory(error):
                 raise
             return Pending(pixels, None, None)
+
+    def _convert(self, pixels: Tensor) -> Tensor:
+        """Make a batch in a CPU's memory the model's input; valid until the next batch."""
+        held = self._floats
+        if held is None or held.shape[1:] != pixels.shape[1:] or len(held) < len(pixels):
+            held = self._floats = torch.empty(pixels.shape)
+        return to_unit_range(pixels, self.device, out=held[: len(pixels)])
 
     def _launch_cuda(self, pixels: Tensor) -> Pending:
         """Copy on a stream of its own, so that it overlaps the batch before."""
@@ -192,6 +200,7 @@ class Forward:
                 raise self._too_large(slide_id)
             self.limit = len(pixels) // 2
             log.warning("%s: out of memory, continuing with batches of %d", slide_id, self.limit)
+            self._floats = None
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
         size = self.limit  # parts may halve it further
