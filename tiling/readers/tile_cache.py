@@ -19,9 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tiling.readers.memory import OPENSLIDE_SHARE, cache_budget
+from tiling.threads import check_stopped
 
 Pixels = NDArray[np.uint8]
 SPARE_BUFFERS = 8  # dropped and not yet used again
+WAIT_S = 0.5  # for another thread, before looking whether to stop
 
 
 class Run:
@@ -70,8 +72,9 @@ class Run:
         """Wait until no thread decodes a tile; return whether it is decoded."""
         latch = self.being_decoded.get(tile)
         if latch is not None:
-            with latch:
-                pass
+            while not latch.acquire(timeout=WAIT_S):
+                check_stopped()
+            latch.release()
         return bool(self.done[tile])
 
 
