@@ -47,6 +47,9 @@ def main(argv):
     """Run the program; the model is registered where torch is imported anyway."""
     from wsi_pipeline.cli.app import main as program
 
+    if not argv:
+        print(__doc__)
+        return 0
     if argv[0] == "write":
         write_checkpoint(
             Path(argv[1]), *(kind(v) for kind, v in zip((int, float), argv[2:], strict=False))
