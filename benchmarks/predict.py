@@ -204,17 +204,21 @@ def measure_overhead(store, settings, rounds):
     return {"overhead_ms_per_patch": spread(extra), "reading_ms_per_patch": spread(reading)}
 
 
+def pin_threads(cores):
+    """Keep all threads of this process on some cores."""
+    for thread in Path("/proc/self/task").iterdir():
+        os.sched_setaffinity(int(thread.name), cores)
+
+
 @contextlib.contextmanager
 def one_core():
     """Keep this process, with all threads that it starts, on one of its cores."""
     before = os.sched_getaffinity(0)
-    for thread in os.listdir("/proc/self/task"):
-        os.sched_setaffinity(int(thread), {max(before)})
+    pin_threads({max(before)})
     try:
         yield
     finally:
-        for thread in os.listdir("/proc/self/task"):
-            os.sched_setaffinity(int(thread), before)
+        pin_threads(before)
 
 
 def measure_matmul(device):
