@@ -44,16 +44,26 @@ def write_checkpoint(path, patch_px=512, mpp=0.5):
 
 
 def main(argv):
-    """Run the program; the model is registered where torch is imported anyway."""
+    """Run the program; the model is registered when torch is imported anyway, to load it."""
     from wsi_pipeline.cli.app import main as program
 
+    if not argv:
+        print(__doc__)
+        return 0
     if argv[0] == "write":
         write_checkpoint(
             Path(argv[1]), *(kind(v) for kind, v in zip((int, float), argv[2:], strict=False))
         )
         return 0
-    if argv[0] in ("predict", "run"):
+    from wsi_pipeline.stages import predict
+
+    load_model = predict.load_model
+
+    def load(*arguments):
         register()
+        return load_model(*arguments)
+
+    predict.load_model = load
     return program(argv)
 
 

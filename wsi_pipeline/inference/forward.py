@@ -56,8 +56,8 @@ class Pending:
     """A batch on its way through the model."""
 
     pixels: Tensor  # (B, P, P, 3) uint8 on the host, kept in case memory does not suffice
-    outputs: Tensor | None  # (B,) float32 on the device; None: to be computed in parts
-    events: tuple[Any, Any, Any] | None  # CUDA: before the copy, after it, after the model
+    outputs: Tensor | None  # (B,) float32 on the host; None: to be computed in parts
+    events: tuple[Any, Any, Any] | None  # CUDA: before the copy, after it, outputs there
 
 
 class Forward:
@@ -162,6 +162,9 @@ class Forward:
         main.wait_event(copied)
         moved.record_stream(main)
         outputs = self._pass(to_unit_range(moved, self.device))[: len(pixels)]
+        # Fetched from here, for a copy asked for later would wait for the batches queued by then.
+        with torch.inference_mode():
+            outputs = torch.empty(outputs.shape, pin_memory=True).copy_(outputs, non_blocking=True)
         after.record(main)
         return Pending(pixels, outputs, (before, copied, after))
 
@@ -175,11 +178,12 @@ class Forward:
         """
         if pending.outputs is None:
             return self._in_parts(pending.pixels, slide_id)
-        outputs: NDArray[np.float32] = pending.outputs.cpu().numpy()
         if pending.events is not None:
             before, copied, after = pending.events
+            after.synchronize()
             self.seconds_transfer += before.elapsed_time(copied) / 1e3
             self.seconds_model += copied.elapsed_time(after) / 1e3
+        outputs: NDArray[np.float32] = pending.outputs.numpy()
         return _checked(outputs, slide_id, self._precision)
 
     def score(self, pixels: Tensor, slide_id: str) -> NDArray[np.float32]:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from tiling.contracts import OnProgress
 from tiling.files import digest_file
 from tiling.threads import Stopped, check_stopped, in_background
 from tiling.wording import name_some, pluralize
+from wsi_pipeline.checkpoint_header import read_meta
 from wsi_pipeline.cohort.image_folder import ALL, ImageEntry
 from wsi_pipeline.cohort.kinds import ImageCohort, cohort_of, warn_of_unused
 from wsi_pipeline.cohort.slides import digest_store, open_store
@@ -264,7 +266,8 @@ def predict(
     run: RunFolder, config: Config, options: Options, *, checkpoints: Sequence[Path] = ()
 ) -> StageResult:
     """Patch stores, or single images -> scores, by each checkpoint."""
-    by_name = _find_checkpoints(run, config, options, checkpoints)
+    check_device(options, config.predict.precision)
+    by_name = _find_checkpoints(run, checkpoints)
     cohort, splits = cohort_of(run), config.predict.splits
     cohort = cohort.prepared(None if splits is None else (*splits, None))
     _check_checkpoints(run, by_name)
@@ -274,20 +277,21 @@ def predict(
     return run_stage("predict", run, tasks, config, options)
 
 
-def _find_checkpoints(
-    run: RunFolder, config: Config, options: Options, checkpoints: Sequence[Path]
-) -> dict[str, Path]:
+def _find_checkpoints(run: RunFolder, checkpoints: Sequence[Path]) -> dict[str, Path]:
     """Find the checkpoints by the models' names: those given, or the run's own."""
-    check_device(options, config.predict.precision)
     by_name = _by_model(list(checkpoints) or [run.checkpoint(m) for m in run.models_with("models")])
     check_model_names(run, by_name)
     return by_name
 
 
+def _check_choice_of_device(options: Options, config: Config) -> None:
+    """Check device and precision where they may be wrong: importing torch for it takes seconds."""
+    if options.device not in ("auto", "cpu") or config.predict.precision not in ("auto", "fp32"):
+        check_device(options, config.predict.precision)
+
+
 def _check_checkpoints(run: RunFolder, by_name: Mapping[str, Path]) -> None:
     """Report missing and invalid checkpoints before any slide is processed."""
-    from wsi_pipeline.models.checkpoint import read_meta
-
     if not by_name:
         raise StageError(f"{run.path}: no checkpoint; train a model or use --checkpoint FILE")
     for checkpoint in by_name.values():
@@ -330,9 +334,7 @@ def predict_slides(
     StageError
         If the run holds patches with pixels, which this would replace.
     """
-    from wsi_pipeline.models.checkpoint import read_meta
-
-    check_device(options, config.predict.precision)  # before any time is spent
+    _check_choice_of_device(options, config)  # before any time is spent
     _by_model(checkpoints)
     needs = {(m.patch_px, m.target_mpp) for m in map(read_meta, checkpoints)}
     if len(needs) != 1:
@@ -382,9 +384,8 @@ def tile_and_predict(
         A checkpoint decides on size and resolution of the patches.
     """
     at_once = options.dask is not None or options.workers > 1 or options.shard is not None
-    by_name = (
-        {} if at_once or cutting.images else _find_checkpoints(run, config, options, checkpoints)
-    )
+    _check_choice_of_device(options, config)
+    by_name = {} if at_once or cutting.images else _find_checkpoints(run, checkpoints)
     if len(by_name) != 1:
         cut = tile(run, cutting, options, fixed=fixed)
         if cut.exit_code == 1:
@@ -398,6 +399,7 @@ def tile_and_predict(
     ]
     tasks = {task.entry.slide_id: task for task in _predict_tasks(chosen, by_name, config, options)}
     tiled = _Tiled()
+    import_module("tiling.build")  # not in the thread, where it could meet other imports
 
     def tile_all() -> StageResult:
         try:
@@ -407,7 +409,8 @@ def tile_and_predict(
 
     with in_background(tile_all) as wait_for_tile:
         if wanted := [task for task in tasks.values() if not task.unit.is_marked(run)]:
-            load_model(wanted[0].checkpoint, wanted[0].digest)  # while the first slide is tiled
+            with suppress(Exception):  # raised again, and recorded, where a slide needs it
+                load_model(wanted[0].checkpoint, wanted[0].digest)  # while the first is tiled
         names = (name for name in tiled if Unit("tile", name).is_marked(run))
         ready = (tasks[name] for name in names if name in tasks)
         first = next(ready, None)
