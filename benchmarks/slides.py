@@ -10,8 +10,8 @@ import numpy as np
 import openslide
 import tifffile
 
-SHARED = Path(__file__).parents[1] / ".." / "shared" / "data"
-SOURCE = Path(os.environ.get("WSI_BENCH_SLIDE", SHARED / "slides" / "CMU-1-Small-Region.svs"))
+_DATA = os.environ.get("WSI_PIPELINE_DATA", Path(__file__).parents[1] / "../shared/data")
+SOURCE = Path(_DATA) / "slides" / "CMU-1-Small-Region.svs"
 GRAIN = 3  # standard deviation of the noise, levels
 
 
