@@ -21,10 +21,11 @@ def read_source():
         return np.asarray(slide.read_region((0, 0), 0, slide.dimensions).convert("RGB"))
 
 
-def mirrored(source, x, y, width, height):
-    """A region of the source mirrored without end."""
+def mirrored(source, x, y, width, height, step=1):
+    """A region of the source mirrored without end, or every `step`-th pixel of it."""
     rows, columns = source.shape[:2]
-    down, across = np.arange(y, y + height) % (2 * rows), np.arange(x, x + width) % (2 * columns)
+    down, across = np.arange(y, y + height, step), np.arange(x, x + width, step)
+    down, across = down % (2 * rows), across % (2 * columns)
     down = np.where(down < rows, down, 2 * rows - 1 - down)
     across = np.where(across < columns, across, 2 * columns - 1 - across)
     return source[down[:, None], across]
@@ -67,6 +68,6 @@ def make_slide(path, side, *, tile=240, mpp=0.5, seed=0, grain=GRAIN):
                 description=f"{head} ({tile}x{tile}) JPEG/YCC Q=80|AppMag = 20|MPP = {mpp}",
             )
             if level == 0:  # Aperio's second image is a thumbnail, which OpenSlide leaves out
-                small = mirrored(source, 0, 0, side, side)[:: side // 256, :: side // 256]
+                small = mirrored(source, 0, 0, side, side, step=side // 256)
                 tif.write(np.ascontiguousarray(small), photometric="rgb", description=head)
     return path
