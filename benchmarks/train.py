@@ -7,7 +7,9 @@ time is taken: forward and backward pass, optimiser. Both start from the same we
 losses must be equal in every bit (fp32 on a CPU). Not counted on either side: opening the stores,
 validation, writing files.
 
-The network is tiny, so that what is around it shows; a VGG16 hides all of it.
+Both ratios are reported: of seconds, for which a core that reads must be free, and of
+processor time, all threads together. The network is tiny, so that what is around it shows; a VGG16
+hides all of it.
 
     python benchmarks/train.py
     python benchmarks/train.py --patch-px 256 --width 0.25
@@ -107,31 +109,34 @@ def measure(config, stores, device, readers, rounds):
     first = _Training(config, stores, (), device=device, readers=readers)
     batches = make_batches(config, stores, first, device)
     weights = copy.deepcopy(first.model.state_dict())
-    ours, bare = [], []
+    ours, bare, busy = [], [], []  # seconds, and a ratio of processor seconds
     for turn in range(rounds + 1):  # the first one warms up
         torch.manual_seed(0)
         training = _Training(config, stores, (), device=device, readers=readers)
         training.model.load_state_dict(weights)
-        started = time.perf_counter()
+        started, processor = time.perf_counter(), time.process_time()
         loss = training._train_once(1, None)
         synchronize(device)
         ours.append(time.perf_counter() - started)
+        ours_processor = time.process_time() - processor
         first.model.load_state_dict(weights)
-        started = time.perf_counter()
+        started, processor = time.perf_counter(), time.process_time()
         alone = run_bare(config, first.model, batches, device)
         synchronize(device)
         bare.append(time.perf_counter() - started)
+        busy.append((time.process_time() - processor) / ours_processor)
         exact = device.type == "cpu" and config.precision == "fp32"
         if abs(loss - alone) > (1e-7 if exact else 2e-2) * abs(alone):
             raise SystemExit(f"mean losses differ: {loss} and {alone}")
         if not turn:
-            ours.clear(), bare.clear()
+            ours.clear(), bare.clear(), busy.clear()
     ratios = [b / a for a, b in zip(ours, bare, strict=True)]
     steps = config.steps_per_epoch
     return {
         "share_of_bare": {
             "median": statistics.median(ratios), "min": min(ratios), "max": max(ratios),
         },
+        "processor_share_of_bare": statistics.median(busy),
         "ms_per_step": 1e3 * statistics.median(ours) / steps,
         "bare_ms_per_step": 1e3 * statistics.median(bare) / steps,
         "patches_per_s": steps * config.batch_size / statistics.median(ours),

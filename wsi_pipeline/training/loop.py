@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Self, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -387,16 +387,14 @@ class _Training:
             for start, n in zip(starts, sizes, strict=True)
         ]
         self.model.train()
-        on_cpu = self._device.type == "cpu"
+        every = 1 if self._device.type == "cpu" else LOSSES_FETCHED
 
         def prepare(number: int, batch: Batch) -> _TrainingBatch:
             samples = rows[number][batch.readable]
             parts = np.array_split(np.arange(len(samples)), config.accumulate)
-            made = _TrainingBatch(batch.pixels, samples, label[samples], parts, augment)
-            # On a CPU readers do this too, while the batch before is trained on.
-            return made.as_inputs(self._device) if on_cpu else made
+            return _TrainingBatch(batch.pixels, samples, label[samples], parts, augment)
 
-        losses = _Losses(self._device, every=1 if on_cpu else LOSSES_FETCHED)
+        losses = _Losses(self._device, every=every)
         weights: list[int] = []  # the last batch of a pass may be smaller
         batches = self._batches(self._train, slide, patch, rows, prepare)
         for step, batch in enumerate(batches):
@@ -550,25 +548,15 @@ class _CourseLoss(nn.Module):
 class _TrainingBatch:
     """A batch, and the parts that it is computed in."""
 
-    pixels: Tensor  # (n, P, P, 3) uint8; empty once there are inputs
+    pixels: Tensor  # (n, P, P, 3) uint8
     samples: NDArray[np.int64]  # (n,) number of each draw in the epoch
     label: NDArray[np.int8]  # (n,)
     parts: list[NDArray[np.int64]]
     augment: Augment
-    inputs: tuple[tuple[Tensor, Tensor], ...] | None = None  # of each part: x, y
-
-    def as_inputs(self, device: torch.device) -> Self:
-        """Convert and augment all parts."""
-        inputs = tuple(self._make(part, device) for part in self.parts)
-        return replace(self, pixels=torch.empty(0, dtype=torch.uint8), inputs=inputs)
 
     def take(self, number: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Return a part as the model's input, (n, C, H, W) and (n,), on the device."""
-        if self.inputs is not None:
-            return self.inputs[number]
-        return self._make(self.parts[number], device)
-
-    def _make(self, part: NDArray[np.int64], device: torch.device) -> tuple[Tensor, Tensor]:
+        """Convert and augment a part, (n, C, H, W) and (n,), on the device."""
+        part = self.parts[number]
         y = torch.from_numpy(self.label[part].astype(np.float32)).to(device, non_blocking=True)
         if not len(part):
             return torch.empty(0, 3, 1, 1, device=device), y
