@@ -5,6 +5,9 @@ the memory layout that suits convolutions (NHWC); cutting them is not counted. C
 everything from the image to the filters' maps, but for the one-time transform of the weights and
 (reported apart) the compiling. Both sides are compared before any time is taken.
 
+Then the scores of whole patches, as `predict` computes them: a mean over thousands of small patches
+at the papers' strides, by the engine and by the same program with the engine off.
+
     python benchmarks/dense_patchnet.py
 """
 
@@ -21,6 +24,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from tiling.files import write_json
+from wsi_pipeline.inference.forward import Forward
+from wsi_pipeline.models import build_model, patchnet
 from wsi_pipeline.models.dense import DenseEngine
 from wsi_pipeline.models.patchnet import Subnet
 
@@ -97,6 +102,45 @@ def measure(m, size, rounds, ways):
     return {"m": m, "batch": batch, "patch_us": min(naive) * us, "ways": rows}
 
 
+def measure_scores(m, side, rounds):
+    """Seconds per image of `predict`, with the engine and without."""
+    torch.manual_seed(m)
+    model = build_model("patchnet", m=m).eval()
+    forward = Forward(model, device=torch.device("cpu"), precision="fp32", limit=1)
+    pixels = torch.randint(0, 256, (1, side, side, 3), dtype=torch.uint8)
+
+    def score(*, work):
+        before, patchnet.COMPILED_WORK = patchnet.COMPILED_WORK, work
+        try:
+            return forward.score(pixels, "image")
+        finally:
+            patchnet.COMPILED_WORK = before
+
+    def by_engine():
+        return score(work=0)
+
+    def by_patches():
+        return score(work=float("inf"))
+
+    first = processor_seconds(by_engine)
+    error = float(abs(by_engine() - by_patches()).max())
+    if error > TOLERANCE:
+        raise SystemExit(f"m={m}: scores differ by {error}")
+    pairs = [(processor_seconds(by_engine), processor_seconds(by_patches)) for _ in range(rounds)]
+    ratios = [patches / ours for ours, patches in pairs]
+    return {
+        "m": m,
+        "stride": model.stride,
+        "image_px": side,
+        "error_score": error,
+        "first_call_s": first,
+        "engine_s": min(ours for ours, _ in pairs),
+        "patches_s": min(patches for _, patches in pairs),
+        "ratio_median": statistics.median(ratios),
+        "ratio_spread": [min(ratios), max(ratios)],
+    }
+
+
 def net_q(net, tanh):
     """Q of the filters' maps."""
     return net.combine_filters(tanh)
@@ -107,6 +151,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--size", type=int, default=64, help="side of the image, px")
+    parser.add_argument("--image", type=int, default=256, help="side of a scored image, px")
+    parser.add_argument("--only", choices=("map", "scores"), help="default: both")
     parser.add_argument("--out", type=Path, default=RESULT)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -116,9 +162,13 @@ def main():
         "compiled": {"compiled": True},
     }
     rows = []
-    for m in (15, 17, 31):
+    for m in (15, 17, 31) if arguments.only != "scores" else ():
         rows.append(measure(m, arguments.size, arguments.rounds, ways))
         print(json.dumps(rows[-1]), flush=True)
+    scores = []
+    for m in (15, 17, 31) if arguments.only != "map" else ():
+        scores.append(measure_scores(m, arguments.image, arguments.rounds))
+        print(json.dumps(scores[-1]), flush=True)
     machine = {"cpu": platform.machine(), "python": platform.python_version()}
     machine |= {"torch": torch.__version__, "numba": numba.__version__}
     write_json(
@@ -129,7 +179,7 @@ def main():
             "rounds": arguments.rounds,
             "machine": machine,
         }
-        | {"results": rows},
+        | {"results": rows, "scores": scores},
     )
 
 

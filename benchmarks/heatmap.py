@@ -1,8 +1,9 @@
 """The heatmap of a large slide, against one Python step per patch.
 
-Counted: from coordinates and scores in memory to the heatmap in memory; in a second figure also
-writing the OME-TIFF and reading it back. Not counted: imports. Peak memory is what Python and numpy
-allocate beyond what was there before, the heatmap itself included.
+Three figures: from coordinates and scores in memory to the heatmap in memory; the same with the
+OME-TIFF written and read back; and the command `heatmap` for one slide whose scores are stored, as
+a whole process, with the thumbnail read and the picture drawn. The first two count no imports. Peak
+memory is what Python and numpy allocate beyond what was there before, the heatmap itself included.
 
     python benchmarks/heatmap.py
 """
@@ -10,7 +11,10 @@ allocate beyond what was there before, the heatmap itself included.
 import argparse
 import json
 import platform
+import resource
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 import tracemalloc
@@ -24,6 +28,7 @@ from wsi_pipeline.heatmaps.rasters import rasterise_scores
 
 SLIDE_SIZE = (105_185, 221_772)
 N_PATCHES, PATCH = 350_000, 256
+COMMAND_SIDE = 10_000  # px of the slide of the command
 RESULT = Path(__file__).parent / "results" / "heatmap.json"
 
 
@@ -120,6 +125,41 @@ def measure(kind, pixel, rounds, rng, folder):
     }
 
 
+def measure_command(rounds, folder):
+    """The command, and the same work in a process that has imported everything."""
+    import slides
+
+    from tiling.store import PatchStore
+    from wsi_pipeline.cli.app import main as program
+    from wsi_pipeline.contracts import Scores
+    from wsi_pipeline.inference.scores import write_scores
+    from wsi_pipeline.layout import RunFolder, Unit
+    from wsi_pipeline.run.state import mark_finished
+
+    slide, run = slides.make_slide(folder / "s.svs", COMMAND_SIDE), RunFolder(folder / "run")
+    store = ["--set", "tile.store=coords", "--set", f"tile.patch_px={PATCH}", "--quiet"]
+    assert program(["tile", str(slide), "--out", str(run.path), *store]) == 0
+    with PatchStore.open(run.store("s")) as tiles:
+        values = np.random.default_rng(0).random(len(tiles)).astype(np.float32)
+        attributes = {"slide_id": "s", "model": "m", "fingerprint": "f"}
+        write_scores(run.scores("m", "s"), Scores(tiles.coords, values, attributes, {}))
+    mark_finished(run, Unit("predict", "s", "m"), "f", [run.scores("m", "s")])
+    asked = ["heatmap", str(run.path), "--overwrite", "--quiet"]
+    command = [str(Path(sys.executable).with_name("wsi-pipeline")), *asked]
+    process, cpu, stage, numpy = [], [], [], []
+    for _ in range(rounds + 1):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        process.append(seconds(subprocess.run, command))
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        cpu.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+        stage.append(seconds(program, asked))
+        numpy.append(seconds(subprocess.run, [sys.executable, "-c", "import numpy"]))
+    row = {"slide_px": COMMAND_SIDE, "patches": len(values)}
+    for name, times in (("command_s", process), ("command_cpu_s", cpu), ("stage_s", stage)):
+        row[name] = statistics.median(times[1:])
+    return row | {"import_numpy_s": statistics.median(numpy[1:])}
+
+
 def main():
     """Measure, print, write JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -133,6 +173,8 @@ def main():
             for pixel in (64, 256):
                 rows.append(measure(kind, pixel, arguments.rounds, rng, Path(folder)))
                 print(json.dumps(rows[-1]), flush=True)
+        command = measure_command(arguments.rounds, Path(folder))
+        print(json.dumps(command), flush=True)
     machine = {"cpu": platform.machine(), "python": platform.python_version()}
     machine["numpy"] = np.__version__
     settings = {"slide": SLIDE_SIZE, "patches": N_PATCHES, "patch_l0": PATCH}
@@ -144,7 +186,7 @@ def main():
             "rounds": arguments.rounds,
             "machine": machine,
         }
-        | {"results": rows},
+        | {"results": rows, "command": command},
     )
 
 

@@ -10,7 +10,8 @@ Three comparisons, each in one run and interleaved:
 - ``plain``: the same, against a plain loop as tools have it: one OpenSlide read per patch, float
   conversion, fp32 in torch's default layout, no reading ahead.
 - ``overhead``: a model that does next to nothing, straight from a slide file (``store: coords``):
-  time per patch beyond reading the same patches and doing nothing with them, on one core.
+  time per patch beyond reading the same patches and doing nothing with them, all threads pinned to
+  one core (Linux).
 
     python benchmarks/predict.py
     python benchmarks/predict.py --device cuda:0 --precision bf16 --patches 4096
@@ -20,7 +21,9 @@ On a GPU, ``matmul`` is the card's own large bf16 matrix product, measured in th
 """
 
 import argparse
+import contextlib
 import json
+import os
 import platform
 import resource
 import statistics
@@ -201,6 +204,23 @@ def measure_overhead(store, settings, rounds):
     return {"overhead_ms_per_patch": spread(extra), "reading_ms_per_patch": spread(reading)}
 
 
+def pin_threads(cores):
+    """Keep all threads of this process on some cores."""
+    for thread in Path("/proc/self/task").iterdir():
+        os.sched_setaffinity(int(thread.name), cores)
+
+
+@contextlib.contextmanager
+def one_core():
+    """Keep this process, with all threads that it starts, on one of its cores."""
+    before = os.sched_getaffinity(0)
+    pin_threads({max(before)})
+    try:
+        yield
+    finally:
+        pin_threads(before)
+
+
 def measure_matmul(device):
     """TFLOP/s of the card's own bf16 product of 8192 x 8192 matrices."""
     a, b = (torch.randn(8192, 8192, device=device, dtype=torch.bfloat16) for _ in range(2))
@@ -252,7 +272,8 @@ def main():
             large = Path(folder) / "large.tif"
             make_slide(large, 16, 16)
             straight = cut(large, Path(folder) / "large.zarr", kind="coords")
-            results["overhead"] = measure_overhead(straight, one, asked.rounds)
+            with one_core():
+                results["overhead"] = measure_overhead(straight, one, asked.rounds)
             print(json.dumps(results["overhead"]), flush=True)
     machine = {"cpu": platform.machine(), "torch": torch.__version__, "device": str(device)}
     if device.type == "cuda":

@@ -1,13 +1,14 @@
 """Patches from a tiled JPEG slide, against openslide-python; one thread, equal bit for bit.
 
-The slide: real H&E content (``CMU-1-Small-Region.svs`` of the project's shared data) mirrored to
-20,000 x 20,000 px with a little grain, in an Aperio-like SVS of 240 px JPEG tiles (quality 80,
-4:2:0) with levels at 1, 4 and 16. Patches of 512 px in raster order from a window over tissue.
+Two slides (`slides.make_slide`): real H&E mirrored to 20,000 x 20,000 px, 240 px JPEG tiles
+(quality 80, 4:2:0), with grain of 3 and of 11 levels: about 0.24 and 0.36 bytes per pixel. Patches
+of 512 px in raster order.
 
 Counted in the first figures: reading patches from a slide just opened (opening included), page
 cache warm. In the second: whole processes, from `python` to the last patch. Not counted: making
-the slide. Rows for comparison: cuCIM, where it is installed (``--cucim-python`` may name another
-interpreter that has it), and the limit: each needed tile decoded once, nothing assembled.
+the slide. Rows for comparison: cuCIM (its batches of locations, one worker, its own cache) and
+tiffslide (arrays, not images), where they are installed (``--peer-python`` may name another
+interpreter that has them), and the limit: each needed tile decoded once, nothing assembled.
 
     python benchmarks/reading.py
 """
@@ -27,63 +28,8 @@ SIDE, TILE, PATCH = 20_000, 240, 512
 ACROSS = 36  # patches per row at stride 512; rows are as many as 900 patches need
 N_PATCHES = 900
 TARGETS = {512: (4.5, 4.0), 256: (14.0, 7.0)}  # patches, whole process
-SOURCE = Path(os.environ.get("WSI_PIPELINE_DATA", "data")) / "slides/CMU-1-Small-Region.svs"
+GRAINS = {"sparse": 3, "dense": 11}  # by slide: levels of noise
 RESULT = Path(__file__).parent / "results" / "reading.json"
-
-
-# --- the slide -------------------------------------------------------------------------------
-
-
-def make_content(side):
-    """(side, side, 3) uint8 of mirrored H&E with grain; made-up tissue where there is no slide."""
-    import numpy as np
-
-    rng = np.random.default_rng(0)
-    if SOURCE.exists():
-        import openslide
-
-        with openslide.OpenSlide(SOURCE) as slide:
-            piece = np.asarray(slide.read_region((0, 0), 0, slide.dimensions).convert("RGB"))
-    else:
-        y, x = np.mgrid[:2048, :2048]
-        waves = 30 * np.sin(x / 17) * np.cos(y / 23) + 20 * np.sin((x + y) / 5)
-        piece = np.clip([200, 130, 170] + waves[..., None], 0, 255).astype(np.uint8)
-    piece = np.concatenate([piece, piece[:, ::-1]], axis=1)
-    piece = np.concatenate([piece, piece[::-1]], axis=0)
-    times = [-(-side // length) for length in piece.shape[:2]]
-    content = np.tile(piece, (*times, 1))[:side, :side]
-    grain = rng.integers(-3, 4, (1009, side, 3), dtype=np.int16)  # no period of the tiles
-    for top in range(0, side, 1009):
-        rows = content[top : top + 1009]
-        rows[:] = np.clip(rows + grain[: len(rows)], 0, 255)
-    return content
-
-
-def write_slide(path, side=SIDE):
-    """Write the SVS and return what its pixels are made of."""
-    import numpy as np
-    import tifffile
-
-    level = make_content(side)
-    options = {
-        "photometric": "ycbcr",
-        "compression": "jpeg",
-        "compressionargs": {"level": 80},
-        "subsampling": (2, 2),
-        "metadata": None,
-    }
-    head = f"Aperio Image Library v11.2.1 \r\n{side}x{side} [0,0 {side}x{side}] ({TILE}x{TILE})"
-    with tifffile.TiffWriter(path, bigtiff=True) as tif:
-        about = f"{head} JPEG/RGB Q=80|AppMag = 20|MPP = 0.499"
-        tif.write(level, tile=(TILE, TILE), description=about, **options)
-        tif.write(np.ascontiguousarray(level[::32, ::32]), description=head, **options)
-        for _ in range(2):
-            height, width = (length // 4 * 4 for length in level.shape[:2])
-            blocks = level[:height, :width].reshape(height // 4, 4, width // 4, 4, 3)
-            means = [block.mean(axis=(0, 2)) for block in blocks]
-            level = np.rint(np.stack(means)).astype(np.uint8)
-            tif.write(level, tile=(TILE, TILE), description=head, **options)
-    return "real H&E (CMU-1-Small-Region.svs)" if SOURCE.exists() else "made-up tissue"
 
 
 def raster(stride, n_patches=N_PATCHES):
@@ -115,14 +61,23 @@ def read_ours(path, places):
 
 
 def read_cucim(path, places):
-    """The cuCIM library on the CPU, its own cache on."""
+    """The cuCIM library on the CPU, a batch of places in each call, its own cache on."""
     import numpy as np
     from cucim import CuImage
 
     CuImage.cache("per_process", memory_capacity=512)
     slide = CuImage(str(path))
-    for place in places:
-        yield np.asarray(slide.read_region(place, (PATCH, PATCH), 0, num_workers=1))
+    for patch in slide.read_region(places, (PATCH, PATCH), 0, num_workers=1, batch_size=1):
+        yield np.asarray(patch)
+
+
+def read_tiffslide(path, places):
+    """The tiffslide library."""
+    from tiffslide import TiffSlide
+
+    with TiffSlide(path) as slide:
+        for place in places:
+            yield slide.read_region(place, 0, (PATCH, PATCH), as_array=True)
 
 
 def decode_only(path, places):
@@ -153,7 +108,8 @@ def decode_only(path, places):
             yield buffer
 
 
-WAYS = {"openslide": read_openslide, "ours": read_ours, "limit": decode_only, "cucim": read_cucim}
+PEERS = {"cucim": read_cucim, "tiffslide": read_tiffslide}
+WAYS = {"openslide": read_openslide, "ours": read_ours, "limit": decode_only, **PEERS}
 
 
 # --- measuring -------------------------------------------------------------------------------
@@ -204,19 +160,18 @@ def compare(times):
     }
 
 
-def measure(path, stride, rounds, cucim):
+def measure(path, stride, rounds, peers):
     """Both figures at one stride, the ways in turn."""
     places = raster(stride)
     check_equal(path, places)
     inside = {way: [] for way in ("openslide", "ours", "limit")}
-    whole = {way: [] for way in ("openslide", "ours", *(["cucim"] if cucim else []))}
+    whole = {way: [] for way in ("openslide", "ours", *peers)}
     peaks = dict.fromkeys(whole, 0.0)
     for _ in range(rounds):
         for way, values in inside.items():
             values.append(seconds(way, path, places))
         for way, values in whole.items():
-            python = cucim if way == "cucim" else sys.executable
-            elapsed, peak = process_seconds(way, path, stride, python)
+            elapsed, peak = process_seconds(way, path, stride, peers.get(way, sys.executable))
             values.append(elapsed)
             peaks[way] = max(peaks[way], peak)
     return {
@@ -229,10 +184,16 @@ def measure(path, stride, rounds, cucim):
     }
 
 
-def find_cucim(python):
-    """The interpreter, if cuCIM can be imported there."""
-    found = subprocess.run([python, "-c", "import cucim"], capture_output=True, check=False)
-    return python if found.returncode == 0 else None
+def find_peers(python):
+    """The interpreter, for each peer that can be imported there."""
+    found = {}
+    for peer in PEERS:
+        tried = subprocess.run([python, "-c", f"import {peer}"], capture_output=True, check=False)
+        if tried.returncode == 0:
+            found[peer] = python
+        else:
+            print(f"{peer} is not installed: not compared", file=sys.stderr)
+    return found
 
 
 def only(way, path, stride):
@@ -250,29 +211,35 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", type=Path, default=RESULT)
-    parser.add_argument("--slide", help="an existing slide; default: a new one is written")
-    parser.add_argument("--cucim-python", default=sys.executable)
+    parser.add_argument("--peer-python", default=sys.executable)
     parser.add_argument("--only", choices=WAYS, help=argparse.SUPPRESS)
+    parser.add_argument("--slide", help=argparse.SUPPRESS)
     parser.add_argument("--stride", type=int, help=argparse.SUPPRESS)
-    parser.add_argument("--make", type=Path, help="only write the slide there")
+    parser.add_argument("--make", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--grain", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.only:
         only(arguments.only, arguments.slide, arguments.stride)
         return
     if arguments.make:
-        write_slide(arguments.make)
+        import slides
+
+        slides.make_slide(arguments.make, SIDE, grain=arguments.grain)
         return
+    peers = find_peers(arguments.peer_python)
+    rows = []
     with tempfile.TemporaryDirectory() as folder:
-        path = arguments.slide or str(Path(folder) / "slide.svs")
-        if arguments.slide is None:
-            # In a process of its own: the content takes more memory than all that is measured.
-            command = [sys.executable, __file__, "--make", path]
-            subprocess.run(command, check=True)
-        cucim = find_cucim(arguments.cucim_python)
-        rows = []
-        for stride in TARGETS:
-            rows.append(measure(path, stride, arguments.rounds, cucim))
-            print(json.dumps(rows[-1]), flush=True)
+        for name, grain in GRAINS.items():
+            path = str(Path(folder) / f"{name}.svs")
+            # In a process of its own: making it takes more memory than all that is measured.
+            make = [sys.executable, __file__, "--make", path, "--grain", str(grain)]
+            subprocess.run(make, check=True)
+            for stride in TARGETS:
+                row = measure(path, stride, arguments.rounds, peers)
+                rows.append(
+                    {"slide": name, "bytes_per_px": Path(path).stat().st_size / SIDE**2} | row
+                )
+                print(json.dumps(rows[-1]), flush=True)
     write_report(arguments, rows)
 
 
@@ -290,7 +257,7 @@ def write_report(arguments, rows):
         "imagecodecs": imagecodecs.__version__,
     }
     settings = {"slide_px": SIDE, "tile_px": TILE, "patch_px": PATCH}
-    settings["content"] = "real H&E" if SOURCE.exists() else "made-up tissue"
+    settings["grain"] = GRAINS
     write_json(
         arguments.out,
         {

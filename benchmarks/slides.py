@@ -10,8 +10,8 @@ import numpy as np
 import openslide
 import tifffile
 
-SHARED = Path(__file__).parents[1] / ".." / "shared" / "data"
-SOURCE = Path(os.environ.get("WSI_BENCH_SLIDE", SHARED / "slides" / "CMU-1-Small-Region.svs"))
+_DATA = os.environ.get("WSI_PIPELINE_DATA", Path(__file__).parents[1] / "../shared/data")
+SOURCE = Path(_DATA) / "slides" / "CMU-1-Small-Region.svs"
 GRAIN = 3  # standard deviation of the noise, levels
 
 
@@ -21,20 +21,21 @@ def read_source():
         return np.asarray(slide.read_region((0, 0), 0, slide.dimensions).convert("RGB"))
 
 
-def mirrored(source, x, y, width, height):
-    """A region of the source mirrored without end."""
+def mirrored(source, x, y, width, height, step=1):
+    """A region of the source mirrored without end, or every `step`-th pixel of it."""
     rows, columns = source.shape[:2]
-    down, across = np.arange(y, y + height) % (2 * rows), np.arange(x, x + width) % (2 * columns)
+    down, across = np.arange(y, y + height, step), np.arange(x, x + width, step)
+    down, across = down % (2 * rows), across % (2 * columns)
     down = np.where(down < rows, down, 2 * rows - 1 - down)
     across = np.where(across < columns, across, 2 * columns - 1 - across)
     return source[down[:, None], across]
 
 
-def tiles_of(source, side, downsample, tile, seed):
+def tiles_of(source, side, downsample, tile, seed, grain):
     """The tiles of one level, row by row; white beyond the slide."""
     rng = np.random.default_rng(seed)
     size = side // downsample
-    noise = rng.normal(0, GRAIN / downsample, (16, tile, tile, 3)).round().astype(np.int16)
+    noise = rng.normal(0, grain / downsample, (16, tile, tile, 3)).round().astype(np.int16)
     for y in range(0, size, tile):
         for x in range(0, size, tile):
             wide = mirrored(source, x * downsample, y * downsample, *2 * (tile * downsample,))
@@ -47,15 +48,15 @@ def tiles_of(source, side, downsample, tile, seed):
             yield pixels
 
 
-def make_slide(path, side, *, tile=240, mpp=0.5, seed=0):
-    """Write an Aperio-like SVS of `side` x `side` px."""
+def make_slide(path, side, *, tile=240, mpp=0.5, seed=0, grain=GRAIN):
+    """Write an Aperio-like SVS of `side` x `side` px; `grain`: deviation of the noise, levels."""
     source = read_source()
     with tifffile.TiffWriter(path, bigtiff=True) as tif:
         for level, downsample in enumerate((1, 4, 16)):
             size = side // downsample
             head = f"Aperio Image Library v11.2.1 \r\n{size}x{size} [0,0 {size}x{size}]"
             tif.write(
-                tiles_of(source, side, downsample, tile, seed + level),
+                tiles_of(source, side, downsample, tile, seed + level, grain),
                 shape=(size, size, 3),
                 dtype=np.uint8,
                 tile=(tile, tile),
@@ -67,6 +68,6 @@ def make_slide(path, side, *, tile=240, mpp=0.5, seed=0):
                 description=f"{head} ({tile}x{tile}) JPEG/YCC Q=80|AppMag = 20|MPP = {mpp}",
             )
             if level == 0:  # Aperio's second image is a thumbnail, which OpenSlide leaves out
-                small = mirrored(source, 0, 0, side, side)[:: side // 256, :: side // 256]
+                small = mirrored(source, 0, 0, side, side, step=side // 256)
                 tif.write(np.ascontiguousarray(small), photometric="rgb", description=head)
     return path

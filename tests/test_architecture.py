@@ -29,7 +29,7 @@ FLOORS = [
     {"wsi_pipeline.cohort"},
     {"wsi_pipeline.models", "wsi_pipeline.run"},
     {"wsi_pipeline.config", "wsi_pipeline.layout"},
-    {"wsi_pipeline.names", "wsi_pipeline.csv_files"},
+    {"wsi_pipeline.names", "wsi_pipeline.csv_files", "wsi_pipeline.checkpoint_header"},
     {"wsi_pipeline.contracts", "wsi_pipeline.errors"},
     {"wsi_pipeline"},
     {"tiling.footprint"},
@@ -40,12 +40,12 @@ FLOORS = [
     {"tiling.annotation", "tiling.write_pixels"},
     {"tiling.same_content", "tiling.store"},
     {"tiling.slide", "tiling.blocks", "tiling.overview", "tiling.patches", "tiling.coords_hdf5"}
-    | {"tiling.store_files"},
+    | {"tiling.open_slides", "tiling.store_files"},
     {"tiling.listing"},
     {"tiling.dataset", "tiling.geometry", "tiling.grid", "tiling.hdf5", "tiling.polygons"}
     | {"tiling.qc"}
-    | {"tiling.readers", "tiling.resample", "tiling.shards"},
-    {"tiling.contracts", "tiling.errors", "tiling.files", "tiling.wording"},
+    | {"tiling.readers", "tiling.resample", "tiling.shards", "tiling.zarr_arrays"},
+    {"tiling.components", "tiling.contracts", "tiling.errors", "tiling.files", "tiling.wording"},
     {"tiling.threads"},
     {"tiling"},
     {"tiling.lazy"},

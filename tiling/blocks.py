@@ -135,3 +135,7 @@ class BlockSlide:
         if off_x or off_y or not fits:
             return self._slide.read_region(location, level, size)
         return self._pixels[top : top + height, left : left + width]
+
+    def read_into(self, out: NDArray[np.uint8], location: tuple[int, int], level: int) -> None:
+        """Read pixels as `Slide.read_into` does."""
+        out[...] = self.read_region(location, level, (out.shape[1], out.shape[0]))

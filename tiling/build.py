@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from tiling.annotation.audit import count_labels
@@ -19,6 +20,7 @@ from tiling.plan_picture import draw_plan
 from tiling.qc import write_qc
 from tiling.slide import open_slide
 from tiling.store_files import TileTable, finish_store, write_table
+from tiling.threads import in_background
 from tiling.tile_plan import check_has_tiles, plan_tiles
 from tiling.tissue.slide_tissue import digest_mask
 from tiling.wording import format_duration, format_rate, pluralize
@@ -165,18 +167,15 @@ def tile_slide(
     content_cache = None if content_cache is None else Path(content_cache)
     slide_id = slide_stem(slide_path.name) if slide_id is None else slide_id
     config = TileConfig() if config is None else config
-    content = digest_content(slide_path, cache=content_cache)
     state = look_at_files(slide_path)
-    fingerprint = tile_fingerprint(
-        slide_path,
-        slide_id=slide_id,
-        config=config,
-        annotation_path=annotation_path,
-        slide_label=slide_label,
-        mpp=mpp,
-        content=content,
-    )
-    with open_slide(slide_path, cache_bytes=CACHE_BYTES) as slide, naming_file(slide_path):
+    with (
+        # Reading every byte takes as long as all other work if no pixels are stored.
+        in_background(
+            partial(_digest_if_still, slide_path, state, content_cache)
+        ) as wait_for_content,
+        open_slide(slide_path, cache_bytes=CACHE_BYTES) as slide,
+        naming_file(slide_path),
+    ):
         plan = plan_tiles(
             slide,
             slide_path,
@@ -185,7 +184,6 @@ def tile_slide(
             annotation_path=annotation_path,
             slide_label=slide_label,
             mpp=mpp,
-            content=content,
             threads=threads,
         )
         if qc_path is not None and not len(plan.table.coords):
@@ -199,19 +197,42 @@ def tile_slide(
             write_table(scratch, table)
             if qc_path is not None:
                 write_qc(qc_path, draw_plan(slide, replace(plan, table=table)))
+            content = wait_for_content()
             if look_at_files(slide_path) != state:
                 _check_unchanged(slide_path, content, content_cache)
-            finish_store(scratch, store_attributes(plan, config, fingerprint, notes))
+            plan = replace(plan, info=replace(plan.info, fingerprint=content))
+            fingerprint = tile_fingerprint(
+                slide_path,
+                slide_id=slide_id,
+                config=config,
+                annotation_path=annotation_path,
+                slide_label=slide_label,
+                mpp=mpp,
+                content=content,
+            )
+            finish_store(scratch, store_attributes(plan, config, fingerprint, notes), table)
     return _summarise(table, notes, time.monotonic() - started)
+
+
+def _digest_if_still(slide_path: Path, state: tuple[str, int], cache: Path | None) -> str:
+    """Hash a slide's files, which must be in a state until it is done."""
+    content = digest_content(slide_path, cache=cache)
+    if look_at_files(slide_path) != state:
+        raise _changed(slide_path)
+    return content
 
 
 def _check_unchanged(slide_path: Path, content: str, cache: Path | None) -> None:
     """Refuse to keep a store whose slide was written to while it was tiled."""
     if digest_content(slide_path, cache=cache) != content:
-        raise SlideError(
-            f"{slide_path.name}: changed while it was tiled; wait until it is copied whole, then "
-            "run the same command again"
-        )
+        raise _changed(slide_path)
+
+
+def _changed(slide_path: Path) -> SlideError:
+    return SlideError(
+        f"{slide_path.name}: changed while it was tiled; wait until it is copied whole, then "
+        "run the same command again"
+    )
 
 
 def _digest_coords(folder: Path | None, slide_id: str) -> str | None:

@@ -6,7 +6,7 @@ arrays are (row, column). Lengths have their unit as suffix: `_l0` level-0 px, `
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol, Self
@@ -18,6 +18,7 @@ SCHEMA = "wsi-pipeline/patch-store/1"
 
 OnProgress = Callable[[int, int], None]  # called with what is done, and of how much
 StrPath = str | os.PathLike[str]  # a path, as the public functions take it
+PixelArrays = NDArray[np.uint8] | Sequence[NDArray[np.uint8]]  # n pictures of one shape
 
 LabelRule = Literal["inner", "centre", "fraction"]
 EdgeRule = Literal["drop", "pad"]
@@ -108,6 +109,15 @@ class Slide(Protocol):
         ------
         SlideError
             If the file's pixels cannot be decoded there. The slide stays usable for other regions.
+        """
+
+    def read_into(self, out: NDArray[np.uint8], location: tuple[int, int], level: int) -> None:
+        """Read pixels as `read_region` does, into the caller's memory.
+
+        Parameters
+        ----------
+        out : (height, width, 3) uint8
+            Filled; need not be contiguous.
         """
 
     def read_level(

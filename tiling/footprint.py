@@ -7,9 +7,6 @@ checksum, and an index.
 
 from io import BytesIO
 
-from zarr.core.buffer import Buffer
-from zarr.storage import MemoryStore
-
 from tiling.attributes import store_attributes
 from tiling.contracts import Footprint, Slide, TileConfig
 from tiling.plan_picture import draw_plan
@@ -21,16 +18,15 @@ from tiling.tile_plan import TilePlan
 
 def store_footprint(plan: TilePlan, config: TileConfig, fingerprint: str) -> Footprint:
     """Estimate the size of a plan's patch store."""
-    held: dict[str, Buffer] = {}
-    memory = MemoryStore(held)
+    memory: dict[str, bytes] = {}
     pixels = Footprint(0, 0)
     if config.store == "patches":
         n_patches, patch_px = len(plan.table.coords), plan.geometry.patch_px
         create_patches(memory, n_patches=n_patches, patch_px=patch_px)
         pixels = _pixel_footprint(n_patches, patch_px)
     write_table(memory, plan.table)
-    finish_store(memory, store_attributes(plan, config, fingerprint, plan.notes))
-    sizes = [len(value) for value in held.values()]
+    finish_store(memory, store_attributes(plan, config, fingerprint, plan.notes), plan.table)
+    sizes = [len(value) for value in memory.values()]
     return Footprint(len(sizes), sum(sizes)) + pixels
 
 

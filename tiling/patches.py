@@ -11,7 +11,11 @@ IDENTITY_TOLERANCE_PX = 0.5
 
 
 def read_patch(
-    slide: Slide, location: tuple[int, int], *, geometry: TileGeometry
+    slide: Slide,
+    location: tuple[int, int],
+    *,
+    geometry: TileGeometry,
+    out: NDArray[np.uint8] | None = None,
 ) -> NDArray[np.uint8]:
     """Read one patch from the nearest finer level, averaged to the exact target resolution.
 
@@ -24,11 +28,13 @@ def read_patch(
         Top-left corner of the tile; what lies outside the slide is white.
     geometry : TileGeometry
         The tiles of this slide.
+    out : (patch_px, patch_px, 3) uint8, optional
+        Memory to fill.
 
     Returns
     -------
     patch : (patch_px, patch_px, 3) uint8
-        RGB at `target_mpp`.
+        RGB at `target_mpp`; `out` where it is given.
 
     Raises
     ------
@@ -41,6 +47,13 @@ def read_patch(
     if all(
         abs(side * scale / downsample - side) < IDENTITY_TOLERANCE_PX for scale in geometry.scale
     ):
-        return slide.read_region(location, level, (side, side))
+        if out is None:
+            return slide.read_region(location, level, (side, side))
+        slide.read_into(out, location, level)
+        return out
     extent = (side * geometry.scale[0], side * geometry.scale[1])
-    return read_resampled(slide, location, extent_l0=extent, out_px=(side, side), level=level)
+    patch = read_resampled(slide, location, extent_l0=extent, out_px=(side, side), level=level)
+    if out is None:
+        return patch
+    out[...] = patch
+    return out

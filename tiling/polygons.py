@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 import shapely
 from numpy.typing import NDArray
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
+from tiling.components import connect
 from tiling.contracts import Annotation
 
 # Outlines are whole or tenths of pixels; what is smaller than these is rounding of float64.
@@ -127,9 +126,8 @@ def _group_touching(parts: list[Any]) -> tuple[Any, ...]:
     if not parts:
         return ()
     near = shapely.STRtree(parts).query(parts, predicate="dwithin", distance=TOUCH_L0)
-    links = coo_array((np.ones(near.shape[1]), (near[0], near[1])), shape=(len(parts),) * 2)
-    n_groups, group_of = connected_components(links, directed=False)
-    groups = [[parts[i] for i in np.flatnonzero(group_of == group)] for group in range(n_groups)]
+    first = connect(len(parts), *near.astype(np.int64))
+    groups = [[parts[i] for i in np.flatnonzero(first == group)] for group in np.unique(first)]
     lesions = [group[0] if len(group) == 1 else shapely.MultiPolygon(group) for group in groups]
     return tuple(sorted(lesions, key=_reading_order))
 

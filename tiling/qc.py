@@ -5,10 +5,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-import shapely
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
-from scipy.ndimage import binary_erosion
 
 from tiling.files import write_aside
 
@@ -28,6 +26,8 @@ UNREADABLE_ALPHA = 120
 SMALL_TILE_PX = 5  # smaller tiles have no line around them: lines would be all that is seen
 GRID_ALPHA = {1: 255, 0: 150, -1: 200}
 LEGEND_PX = 430  # of both columns
+OUTLINE_PX = 2
+LARGE_PX = 2**25  # averaged before Pillow gets it
 BAR_SHARE = 0.25  # of the picture's width, that the scale bar takes at most
 
 
@@ -68,7 +68,9 @@ def draw_qc(
     picture : RGB, the slide with a legend and a scale bar under it
     """
     size, factor = _picture_size(thumbnail, pixel_l0)
-    slide = Image.fromarray(thumbnail).resize(size, Image.Resampling.BOX)
+    small, step = _shrink(thumbnail, size)
+    covered = (0, 0, thumbnail.shape[1] / step, thumbnail.shape[0] / step)  # of `small`
+    slide = Image.fromarray(small).resize(size, Image.Resampling.BOX, covered)
     slide = _draw_tiles(slide, factor, coords, tile_l0, label, unreadable)
     slide = _draw_outline(slide, tissue)
     _draw_annotation(slide, factor, tumour)
@@ -96,6 +98,31 @@ def _picture_size(
     zoom = float(max(1, int(zoom))) if zoom >= 1 else zoom  # whole steps keep small slides crisp
     size = (max(1, round(width * zoom)), max(1, round(height * zoom)))
     return size, (size[0] / (width * pixel_l0[0]), size[1] / (height * pixel_l0[1]))
+
+
+def _shrink(thumbnail: NDArray[np.uint8], size: tuple[int, int]) -> tuple[NDArray[np.uint8], int]:
+    """Average squares of pixels in a large picture, which stays larger than `size`.
+
+    Pillow needs four bytes a pixel, and a large overview has a hundred million.
+
+    Returns
+    -------
+    picture : (h, w, 3) uint8
+    side : int
+        Of the squares.
+    """
+    if thumbnail.shape[0] * thumbnail.shape[1] <= LARGE_PX:
+        return thumbnail, 1
+    step = min(thumbnail.shape[1] // size[0], thumbnail.shape[0] // size[1])
+    height, width = (-(-side // step) for side in thumbnail.shape[:2])
+    small = np.empty((height, width, 3), np.uint8)
+    for row in range(height):  # the last row and column average what there is
+        band = thumbnail[row * step : (row + 1) * step]
+        total = band.sum(axis=0, dtype=np.float64)
+        edges = np.arange(0, thumbnail.shape[1], step)
+        n_px = len(band) * np.diff(np.append(edges, thumbnail.shape[1]))
+        small[row] = np.rint(np.add.reduceat(total, edges, axis=0) / n_px[:, None])
+    return small, step
 
 
 def _draw_tiles(
@@ -126,17 +153,34 @@ def _draw_tiles(
 
 
 def _draw_outline(slide: Image.Image, tissue: NDArray[np.bool_]) -> Image.Image:
-    mask = np.asarray(Image.fromarray(tissue).resize(slide.size, Image.Resampling.NEAREST))
-    edge = mask & ~binary_erosion(mask, np.ones((3, 3), np.bool_), 2)
+    rows, columns = (
+        ((np.arange(n) + 0.5) * side / n).astype(np.int64)
+        for n, side in zip(slide.size[::-1], tissue.shape, strict=True)
+    )
+    mask = tissue[rows[:, None], columns]
+    edge = mask & ~_erode(mask, OUTLINE_PX)
     pixels = np.array(slide)
     pixels[edge] = OUTLINE
     return Image.fromarray(pixels)
+
+
+def _erode(mask: NDArray[np.bool_], by: int) -> NDArray[np.bool_]:
+    """Take away a rim; beyond the picture's edge there is no tissue."""
+    height, width = mask.shape
+    padded = np.pad(mask, by)
+    across = np.logical_and.reduce([padded[:, i : i + width] for i in range(2 * by + 1)])
+    inner: NDArray[np.bool_] = np.logical_and.reduce(
+        [across[i : i + height] for i in range(2 * by + 1)]
+    )
+    return inner
 
 
 def _draw_annotation(slide: Image.Image, factor: tuple[float, float], tumour: Any) -> None:
     """Draw black lines cased in white: seen on every colour."""
     if tumour is None or tumour.is_empty:
         return
+    import shapely
+
     drawn = shapely.simplify(tumour, 0.5 / max(factor))
     rings = shapely.get_rings(shapely.get_parts(drawn))
     outlines = [

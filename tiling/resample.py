@@ -8,6 +8,7 @@ nothing outside the pixel's own footprint, so that patches cut side by side join
 """
 
 import functools
+import itertools
 import math
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,9 @@ from tiling.contracts import Slide
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
+
+FEW_PICTURES = 32  # averaged before scipy.sparse is imported
+CACHED_PX = 2**15  # about; averaged at a time
 
 # Odd slide sizes give a level of 4 a downsample of 4.0003: a level this much coarser is accepted.
 LEVEL_TOLERANCE = 0.01
@@ -120,21 +124,52 @@ def average_areas(
     x, y = int(box[0]), int(box[1])
     if box == (float(x), float(y), float(width), float(height)):
         return image[y : y + height, x : x + width].copy()  # each pixel is its own mean
-    down = _weights(rows, box[1], box[3], height)
-    across = _weights(columns, box[0], box[2], width)
+    averaged = next(_n_averaged)
+    down = _Mean(rows, box[1], box[3], height, is_one_of_few=averaged < FEW_PICTURES)
+    across = _Mean(columns, box[0], box[2], width, is_one_of_few=averaged < FEW_PICTURES)
     # (H, W, 3) -> (height, W, 3) -> (W, height, 3) -> (width, height, 3)
-    squeezed = down @ image.reshape(rows, columns * channels).astype(np.float32)
+    squeezed = down(image.reshape(rows, columns * channels).astype(np.float32))
     turned = squeezed.reshape(height, columns, channels).transpose(1, 0, 2)
-    mean = across @ np.ascontiguousarray(turned).reshape(columns, height * channels)
+    mean = across(np.ascontiguousarray(turned).reshape(columns, height * channels))
     picture = np.rint(mean, out=mean).reshape(width, height, channels).transpose(1, 0, 2)
     return np.ascontiguousarray(picture, dtype=np.float32).astype(np.uint8)
 
 
-@functools.lru_cache(maxsize=256)
-def _weights(n_source: int, start: float, extent: float, n_out: int) -> "csr_array":
-    from scipy.sparse import csr_array  # 0.1 s, spared where a stored level is read as it is
+_n_averaged = itertools.count()
 
-    # Row i holds the share that each source pixel has in the interval that output pixel i covers.
+
+class _Mean:
+    """Means along the first axis of (n_source, M) float32; the result is (n_out, M) float32.
+
+    The first few pictures, such as a thumbnail, are averaged by numpy: until they are many,
+    importing scipy.sparse takes longer than it saves. Both add in the same order, in float32.
+    """
+
+    def __init__(
+        self, n_source: int, start: float, extent: float, n_out: int, *, is_one_of_few: bool
+    ) -> None:
+        self._taps = (n_source, start, extent, n_out)
+        self._is_one_of_few = is_one_of_few
+
+    def __call__(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
+        if not self._is_one_of_few:
+            mean: NDArray[np.float32] = _sparse_weights(*self._taps) @ values
+            return mean
+        taps, shares = _weights(*self._taps)
+        n_out, width = len(taps), values.shape[1]
+        mean = np.zeros((n_out, width), np.float32)
+        step = max(1, CACHED_PX // max(1, width))
+        for first in range(0, n_out, step):  # in the processor's cache
+            rows = slice(first, first + step)
+            for tap, share in zip(taps[rows].T, shares[rows].T, strict=True):
+                mean[rows] += values[tap] * share[:, None]
+        return mean
+
+
+def _weights(
+    n_source: int, start: float, extent: float, n_out: int
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Find the source pixels under each output pixel, and their shares; (n_out, n_taps) each."""
     ratio = extent / n_out
     lower = start + ratio * np.arange(n_out)[:, None]
     upper = lower + ratio
@@ -142,6 +177,14 @@ def _weights(n_source: int, start: float, extent: float, n_out: int) -> "csr_arr
     shares = np.clip(np.minimum(upper, taps + 1) - np.maximum(lower, taps), 0, None)
     shares[(taps < 0) | (taps >= n_source)] = 0  # only ever the rounding of a float
     shares /= shares.sum(axis=1, keepdims=True)
+    used = shares.any(axis=0)
+    return taps[:, used].clip(0, n_source - 1), shares[:, used].astype(np.float32)
+
+
+@functools.lru_cache(maxsize=256)
+def _sparse_weights(n_source: int, start: float, extent: float, n_out: int) -> "csr_array":
+    from scipy.sparse import csr_array
+
+    taps, shares = _weights(n_source, start, extent, n_out)
     row, tap = np.nonzero(shares)
-    values = shares[row, tap].astype(np.float32)
-    return csr_array((values, (row, taps[row, tap])), shape=(n_out, n_source))
+    return csr_array((shares[row, tap], (row, taps[row, tap])), shape=(n_out, n_source))

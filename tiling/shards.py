@@ -17,6 +17,7 @@ import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
+from tiling.contracts import PixelArrays
 from tiling.errors import StoreError, of_damage
 from tiling.files import read_json_object
 
@@ -73,8 +74,8 @@ class RawShards:
             checked=_chunk_codecs(metadata) == ["bytes", "crc32c"],
         )
 
-    def read_into(self, rows: NDArray[np.int64], out: NDArray[np.uint8]) -> None:
-        """Fill `out` (n, P, P, 3) with the patches of `rows` (n,), opening each shard once.
+    def read_into(self, rows: NDArray[np.int64], out: PixelArrays) -> None:
+        """Fill n arrays (P, P, 3) with the patches of `rows` (n,), opening each shard once.
 
         Raises
         ------
@@ -111,7 +112,7 @@ class RawShards:
         shard: int,
         positions: NDArray[np.int64],
         slots: NDArray[np.int64],
-        out: NDArray[np.uint8],
+        out: PixelArrays,
     ) -> None:
         try:
             file = os.open(self.shard_path(shard), os.O_RDONLY | os.O_CLOEXEC)

@@ -9,13 +9,12 @@ from tiling.errors import PassedOnError, SlideError
 from tiling.listing.content import digest_content
 from tiling.listing.slide_parts import check_companions, check_slide_file
 from tiling.readers import READERS
-from tiling.readers.base import CACHE_BYTES
 from tiling.readers.common import note_mpp, note_stated_mpp
 
 log = logging.getLogger(__name__)
 
 
-def open_slide(path: StrPath, *, cache_bytes: int = CACHE_BYTES) -> Slide:
+def open_slide(path: StrPath, *, cache_bytes: int | None = None) -> Slide:
     """Open a slide with the first of `tiling.readers.READERS` that reads it.
 
     That is the fastest reader that gives OpenSlide's pixels; docs/readers.md lists them.
@@ -24,9 +23,12 @@ def open_slide(path: StrPath, *, cache_bytes: int = CACHE_BYTES) -> Slide:
     ----------
     path : str or path
         The slide's file.
-    cache_bytes : int
-        The most that is kept of decoded file tiles. As many are kept as a row of regions across
-        the slide touches: a pass in raster order decodes each once, if this is enough.
+    cache_bytes : int, optional
+        The most that is kept of decoded file tiles of this slide; 0: nothing, for regions drawn at
+        random. None: all open slides of the process share one budget, a sixteenth of its memory
+        (192 MiB to 1 GiB), or the environment variable ``WSI_PIPELINE_CACHE_MB``. As many are kept
+        as a row of regions across the slide touches: a pass in raster order decodes each once, if
+        this is enough.
 
     Returns
     -------

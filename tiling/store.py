@@ -7,22 +7,33 @@ is written in `tiling.store_files`.
 import logging
 import os
 import threading
+from functools import partial
 from operator import index as as_index
 from pathlib import Path
 from typing import Any, Self, SupportsIndex
 
 import numpy as np
-import zarr
 from numpy.typing import ArrayLike, NDArray
 
-from tiling.contracts import PatchKind, PatchOrigin, Slide, SlideInfo, StrPath, TileGeometry
+from tiling.contracts import (
+    PatchKind,
+    PatchOrigin,
+    PixelArrays,
+    Slide,
+    SlideInfo,
+    StrPath,
+    TileGeometry,
+)
 from tiling.dataset import PatchDataset
 from tiling.errors import PatchIndexError, SlideError, StoreError, of_damage
+from tiling.files import read_json_object
 from tiling.listing.content import is_made_from
+from tiling.open_slides import ReopenedSlide
 from tiling.patches import read_patch
 from tiling.shards import RawShards
 from tiling.slide import open_slide
-from tiling.store_files import TileTable, damaged, find_array, read_attributes, read_table
+from tiling.store_files import TileTable, damaged, no_array, read_attributes, read_table
+from tiling.zarr_arrays import METADATA
 
 log = logging.getLogger(__name__)
 
@@ -70,6 +81,7 @@ class PatchStore:
         table: TileTable,
         slide_path: Path | None,
         content_cache: Path | None = None,
+        random: bool = False,
     ) -> None:
         self.path = path
         self.attributes = attributes
@@ -90,6 +102,7 @@ class PatchStore:
         self.lesion_pairs = table.lesion_pairs
         self._slide_path = slide_path
         self._content_cache = content_cache
+        self._random = random
         self._source: _Source | None = None
         self._source_pid = -1
         self._lock = threading.Lock()
@@ -101,6 +114,7 @@ class PatchStore:
         *,
         slide_path: StrPath | None = None,
         content_cache: StrPath | None = None,
+        random: bool = False,
     ) -> Self:
         """Open a finished store.
 
@@ -113,6 +127,9 @@ class PatchStore:
             that it is the one that the store was made from.
         content_cache : str or path, optional
             Where the digest of the slide's files is kept (`tiling.listing.content.digest_content`).
+        random : bool
+            Patches will be read in random order, so that nothing is gained by keeping the slide's
+            decoded file tiles. By default, they are kept for the patches next to them.
 
         Raises
         ------
@@ -129,6 +146,7 @@ class PatchStore:
                 table=table,
                 slide_path=None if slide_path is None else Path(slide_path),
                 content_cache=None if content_cache is None else Path(content_cache),
+                random=random,
             )
             store._check_pixels()
             return store
@@ -209,10 +227,27 @@ class PatchStore:
         unreadable : (n,) bool
         """
         rows = self._check_rows(indices)
-        side = self.geometry.patch_px
-        patches = np.empty((len(rows), side, side, 3), np.uint8)
-        self._get_source().read_into(rows, patches, self.unreadable)
-        return patches, self.unreadable[rows]
+        patches = np.empty((len(rows), *self.kind.shape), np.uint8)
+        return patches, self.read_into(rows, patches)
+
+    def read_into(self, indices: ArrayLike, out: PixelArrays) -> NDArray[np.bool_]:
+        """Read patches as `read` does, into the caller's memory.
+
+        Parameters
+        ----------
+        indices : (n,) int
+        out : n arrays (P, P, 3) uint8, contiguous
+            Filled; an array (n, P, P, 3) will do.
+
+        Returns
+        -------
+        unreadable : (n,) bool
+            Which patches cannot be decoded.
+        """
+        rows = self._check_rows(indices)
+        self._get_source().read_into(rows, out, self.unreadable)
+        flagged: NDArray[np.bool_] = self.unreadable[rows]
+        return flagged
 
     def locate(self, row: int) -> PatchOrigin:
         """Return where a patch is on its slide.
@@ -249,15 +284,16 @@ class PatchStore:
     def _check_pixels(self) -> None:
         if self.tiling["store"] != "patches":
             return
-        array = find_array(zarr.open_group(self.path, mode="r"), self.path, "patches")
+        try:
+            metadata = read_json_object(self.path / "patches" / METADATA)
+        except FileNotFoundError as error:
+            raise no_array(self.path, "patches") from error
         side = self.geometry.patch_px
         expected = (len(self), side, side, 3)
-        if array.shape != expected or array.dtype != np.uint8:
+        shape, kind = tuple(metadata["shape"]), metadata["data_type"]
+        if shape != expected or kind != "uint8":
             raise StoreError(
-                damaged(
-                    self.path,
-                    f"patches are {array.dtype} {array.shape} where uint8 {expected} is needed",
-                )
+                damaged(self.path, f"patches are {kind} {shape} where uint8 {expected} is needed")
             )
 
     def _check_rows(self, indices: ArrayLike) -> NDArray[np.int64]:
@@ -289,12 +325,17 @@ class PatchStore:
                 f"{self.path.name}: holds coordinates only; its pixels are read from the slide, so "
                 "open it with slide_path"
             )
-        if not is_made_from(self.info.fingerprint, self._slide_path, cache=self._content_cache):
+        return _SlidePatches(
+            ReopenedSlide(partial(self._open_slide, self._slide_path)), self.coords, self.geometry
+        )
+
+    def _open_slide(self, path: Path) -> Slide:
+        if not is_made_from(self.info.fingerprint, path, cache=self._content_cache):
             raise StoreError(
-                f"{self.path.name}: {self._slide_path.name} is not the slide it was made from, or "
-                "has changed since; run tile again"
+                f"{self.path.name}: {path.name} is not the slide it was made from, or has changed "
+                "since; run tile again"
             )
-        return _SlidePatches(open_slide(self._slide_path), self.coords, self.geometry)
+        return open_slide(path, cache_bytes=0 if self._random else None)
 
 
 class _StoredPatches:
@@ -303,17 +344,20 @@ class _StoredPatches:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._raw = RawShards.open(path / "patches")
-        self._array: Any = None if self._raw else zarr.open_group(path, mode="r")["patches"]
+        self._array: Any = None if self._raw else _open_by_zarr(path / "patches")
 
     def read_into(
-        self, rows: NDArray[np.int64], out: NDArray[np.uint8], unreadable: NDArray[np.bool_]
+        self,
+        rows: NDArray[np.int64],
+        out: PixelArrays,
+        unreadable: NDArray[np.bool_],
     ) -> None:
         try:
             if self._raw is not None:
                 self._raw.read_into(rows, out)
             else:
                 for position, row in enumerate(rows):
-                    out[position] = self._array[int(row)]
+                    out[position][...] = self._array[int(row)]
         except StoreError:
             raise
         except Exception as error:
@@ -323,28 +367,40 @@ class _StoredPatches:
         """Nothing stays open between reads."""
 
 
+def _open_by_zarr(path: Path) -> Any:
+    import zarr
+
+    return zarr.open_array(path, mode="r", zarr_format=3)
+
+
 class _SlidePatches:
     """Pixels from the slide itself."""
 
-    def __init__(self, slide: Slide, coords: NDArray[np.int64], geometry: TileGeometry) -> None:
+    def __init__(
+        self, slide: ReopenedSlide, coords: NDArray[np.int64], geometry: TileGeometry
+    ) -> None:
         self._slide = slide
         self._coords = coords
         self._geometry = geometry
 
     def read_into(
-        self, rows: NDArray[np.int64], out: NDArray[np.uint8], unreadable: NDArray[np.bool_]
+        self,
+        rows: NDArray[np.int64],
+        out: PixelArrays,
+        unreadable: NDArray[np.bool_],
     ) -> None:
-        for position, row in enumerate(rows):
-            x, y = self._coords[row].tolist()
-            try:
-                out[position] = read_patch(self._slide, (x, y), geometry=self._geometry)
-            except SlideError as error:
-                log.debug("%s", error)
-                out[position] = WHITE
-                unreadable[row] = True
+        with self._slide.reading() as slide:
+            for position, row in enumerate(rows):
+                x, y = self._coords[row].tolist()
+                try:
+                    read_patch(slide, (x, y), geometry=self._geometry, out=out[position])
+                except SlideError as error:
+                    log.debug("%s", error)
+                    out[position].fill(WHITE)
+                    unreadable[row] = True
 
     def close(self) -> None:
-        self._slide.close()
+        self._slide.rest()
 
 
 _Source = _StoredPatches | _SlidePatches

@@ -15,15 +15,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import zarr
 from numpy.typing import NDArray
-from zarr.codecs import Crc32cCodec
-from zarr.storage import MemoryStore
 
 from tiling.contracts import SCHEMA
 from tiling.errors import StoreError, of_damage
 from tiling.files import digest_files, read_json_object
 from tiling.shards import RawShards
+from tiling.zarr_arrays import (
+    METADATA,
+    Target,
+    bytes_codec,
+    describe_array,
+    put_json,
+    read_array,
+    write_array,
+    write_group,
+)
 
 SHARD_BYTES = 48 * 2**20  # one file
 _DIGEST = "sha256"  # of all attributes but these two, and of all arrays but the patches
@@ -66,46 +73,48 @@ def shard_length(n_patches: int, patch_px: int) -> int:
     return max(1, min(n_patches, SHARD_BYTES // (3 * patch_px**2)))
 
 
-Target = Path | MemoryStore  # a folder, or memory to measure what a folder would hold
-
-
-def create_patches(folder: Target, *, n_patches: int, patch_px: int) -> "zarr.Array[Any]":
-    """Begin a store in `folder` with an empty array of patches; fill it with a `ShardWriter`."""
-    group = zarr.create_group(folder, zarr_format=3)
-    return group.create_array(
-        "patches",
-        shape=(n_patches, patch_px, patch_px, 3),
-        dtype=np.uint8,
-        chunks=(1, patch_px, patch_px, 3),
-        shards=(shard_length(n_patches, patch_px), patch_px, patch_px, 3),
-        compressors=Crc32cCodec(),
+def create_patches(target: Target, *, n_patches: int, patch_px: int) -> None:
+    """Begin a store with an empty array of patches; fill it with a `ShardWriter`."""
+    chunk = [1, patch_px, patch_px, 3]
+    crc32c = {"name": "crc32c"}
+    sharding = {
+        "name": "sharding_indexed",
+        "configuration": {
+            "chunk_shape": chunk,
+            "codecs": [bytes_codec(np.uint8), crc32c],
+            "index_codecs": [bytes_codec(np.uint64), crc32c],
+            "index_location": "end",
+        },
+    }
+    write_group(target, {})
+    described = describe_array(
+        (n_patches, *chunk[1:]),
+        np.uint8,
+        chunk_shape=[shard_length(n_patches, patch_px), *chunk[1:]],
+        codecs=[sharding],
         dimension_names=("patch", "y", "x", "channel"),
-        config={"write_empty_chunks": True},  # a black patch is a patch; an absent one is damage
     )
+    put_json(target, f"patches/{METADATA}", described)
 
 
-def write_table(folder: Target, table: TileTable) -> None:
+def write_table(target: Target, table: TileTable) -> None:
     """Write everything but pixels, each array as one chunk."""
-    group = zarr.open_group(folder, mode="a", zarr_format=3)
-    for name, dtype in DTYPE_BY_ARRAY.items():
-        values: NDArray[Any] = np.ascontiguousarray(getattr(table, name), dtype=dtype)
-        chunks = tuple(max(1, side) for side in values.shape)
-        array = group.create_array(name, shape=values.shape, dtype=dtype, chunks=chunks)
-        array[...] = values
+    for name, values in _arrays(table).items():
+        write_array(target, name, values)
 
 
-def finish_store(folder: Target, attributes: dict[str, Any]) -> None:
-    """Write the attributes, and after them the mark that the store is whole."""
-    group = zarr.open_group(folder, mode="a", zarr_format=3)
+def finish_store(target: Target, attributes: dict[str, Any], table: TileTable) -> None:
+    """Write the attributes, with the mark that the store is whole; `table` is written."""
     described = {"schema": SCHEMA, **attributes}
-    arrays = {name: np.asarray(_array(group, name)) for name in DTYPE_BY_ARRAY}
-    group.attrs.put({**described, _DIGEST: _digest_contents(described, arrays)})
-    group.attrs[_FINISHED] = True
+    digest = _digest_contents(described, _arrays(table))
+    write_group(target, {**described, _DIGEST: digest, _FINISHED: True})
 
 
-def _array(group: zarr.Group, name: str) -> Any:
-    array: Any = group[name]
-    return array[...]
+def _arrays(table: TileTable) -> dict[str, NDArray[Any]]:
+    return {
+        name: np.ascontiguousarray(getattr(table, name), dtype=dtype)
+        for name, dtype in DTYPE_BY_ARRAY.items()
+    }
 
 
 def _digest_contents(attributes: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> str:
@@ -163,8 +172,7 @@ def read_table(path: Path, attributes: dict[str, Any]) -> TileTable:
     StoreError
         If an array is missing, has another dtype or shape, or is not as it was written.
     """
-    group = zarr.open_group(path, mode="r", zarr_format=3)
-    arrays = {name: np.asarray(find_array(group, path, name)[...]) for name in DTYPE_BY_ARRAY}
+    arrays = {name: _read_array(path, name) for name in DTYPE_BY_ARRAY}
     n_patches = len(arrays["coords"])
     for name, dtype in DTYPE_BY_ARRAY.items():
         if arrays[name].dtype != dtype:
@@ -182,12 +190,16 @@ def read_table(path: Path, attributes: dict[str, Any]) -> TileTable:
     return TileTable(**arrays)
 
 
-def find_array(group: zarr.Group, path: Path, name: str) -> Any:
-    """Find an array of a store; `StoreError` where there is none."""
+def _read_array(path: Path, name: str) -> NDArray[Any]:
     try:
-        return group[name]
-    except KeyError as error:
-        raise StoreError(damaged(path, f"it has no array {name}")) from error
+        return read_array(path / name)
+    except FileNotFoundError as error:
+        raise no_array(path, name) from error
+
+
+def no_array(path: Path, name: str) -> StoreError:
+    """Describe that an array of a store is missing."""
+    return StoreError(damaged(path, f"it has no array {name}"))
 
 
 def stored_fingerprint(path: Path) -> str | None:

@@ -10,6 +10,7 @@ import collections
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TypeVar
 
 Item = TypeVar("Item")
@@ -32,6 +33,32 @@ def check_stopped() -> None:
     stop: threading.Event | None = getattr(_own, "stop", None)
     if stop is not None and stop.is_set():
         raise Stopped
+
+
+@contextmanager
+def in_background(work: Callable[[], Result]) -> Iterator[Callable[[], Result]]:
+    """Start work in another thread; what is yielded waits for its result.
+
+    Where the block ends early, the work ends at its next `check_stopped`.
+
+    Parameters
+    ----------
+    work : function
+        What it raises is raised where its result is waited for.
+    """
+    stop = threading.Event()
+
+    def run() -> Result:
+        _own.stop = stop
+        check_stopped()
+        return work()
+
+    with ThreadPoolExecutor(1, thread_name_prefix="in-background") as pool:
+        future = pool.submit(run)
+        try:
+            yield future.result
+        finally:
+            stop.set()
 
 
 def map_in_threads(
@@ -64,6 +91,7 @@ def map_in_threads(
     waiting: collections.deque[Future[Result]] = collections.deque()
     try:
         for item in items:
+            check_stopped()  # of the thread that waits
             waiting.append(pool.submit(run, item))
             if len(waiting) > threads + ahead:
                 yield waiting.popleft().result()

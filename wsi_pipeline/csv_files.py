@@ -17,6 +17,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from tiling.files import open_file, update_text, write_aside
 from wsi_pipeline.errors import PipelineError
 
@@ -24,6 +27,7 @@ from wsi_pipeline.errors import PipelineError
 # whitespace that spreadsheets skip (OWASP).
 _FORMULA = re.compile(r"'*[=+\-@\t\r\n＝＋－＠]")
 _NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?", re.ASCII)
+_ROWS_AT_ONCE = 2**16
 _SPECIAL = re.compile(r'[",\r\n]')
 
 
@@ -99,6 +103,45 @@ def write_csv(
     ):
         file.write(format_row(header))
         file.writelines(map(format_row, rows))
+
+
+def write_tables(
+    path: Path, header: Sequence[str], tables: Iterable[Sequence[Sequence[Any] | NDArray[Any]]]
+) -> None:
+    """Write tables one below the other as one CSV file; for millions of rows.
+
+    Parameters
+    ----------
+    path : Path
+    header : sequence of str
+        At least two columns.
+    tables : iterable of columns
+        Of each table its columns, of one length: arrays of whole numbers; of floats, whose NaN is
+        an empty field; or sequences of cells as of `write_csv`.
+    """
+    with write_aside(path) as scratch, scratch.open("w", newline="", encoding="utf-8") as file:
+        file.write(format_row(header))
+        for columns in tables:
+            if len({*map(len, columns)}) > 1:
+                raise ValueError(f"columns of {', '.join(str(len(c)) for c in columns)} cells")
+            for start in range(0, len(columns[0]), _ROWS_AT_ONCE):
+                part = [column[start : start + _ROWS_AT_ONCE] for column in columns]
+                cells = zip(*map(_format_column, part), strict=True)
+                file.write("\n".join(map(",".join, cells)) + "\n")
+
+
+def _format_column(column: Sequence[Any] | NDArray[Any]) -> Iterable[str]:
+    if not isinstance(column, np.ndarray):
+        known = {cell: _format_cell(cell) for cell in set(column)}  # names repeat
+        return map(known.__getitem__, column)
+    if column.dtype.kind != "f":
+        distinct, place = np.unique(column, return_inverse=True)  # so do positions and labels
+        known = dict(enumerate(map(str, distinct.tolist())))
+        return map(known.__getitem__, place.tolist())
+    cells = list(map(repr, column.astype(np.float64).tolist()))
+    for i in np.flatnonzero(np.isnan(column)).tolist():
+        cells[i] = ""
+    return cells
 
 
 def update_csv(

@@ -100,7 +100,10 @@ def test_a_group_of_processes_speaks_over_nccl(tmp_path, gpu):
         assert torch.distributed.get_backend() == "nccl"
         processes.wait_for_all()
         assert processes.sum_over_all(2.5, gpu) == 2.5
-        processes.add_up_gradients(model)
+        assert processes.sum_losses(torch.ones(2, dtype=torch.float64, device=gpu)) == [1.0, 1.0]
+        model.zero_grad()
+        shared = processes.share_gradients(model)
+        shared(torch.ones(2, 3, device=gpu)).sum().backward()
         gathered = processes.gather_rows(values, 3, gpu)
 
     for parameter, gradient in zip(model.parameters(), before, strict=True):

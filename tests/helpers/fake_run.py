@@ -5,7 +5,12 @@ import json
 from dataclasses import asdict
 
 import numpy as np
-from sklearn.metrics import average_precision_score, roc_auc_score
+from sklearn.metrics import (
+    average_precision_score,
+    precision_recall_curve,
+    roc_auc_score,
+    roc_curve,
+)
 
 from tiling.contracts import SlideInfo, TileGeometry
 from tiling.store_files import TileTable, create_patches, finish_store, write_table
@@ -82,7 +87,7 @@ def write_store(path, slide_id, slide_label, coords, label):
         "slide_label": slide_label,
         "lesions": lesions,
     }
-    finish_store(path, attributes)
+    finish_store(path, attributes, table)
 
 
 def write_model(run, name, tiles, *, noise, rng, pictures, cohort):
@@ -138,7 +143,18 @@ def write_model(run, name, tiles, *, noise, rng, pictures, cohort):
         evaluation / "patches.csv", ("slide_id", "x", "y", "score", "label", "lesions"), patches
     )
     write_metrics(evaluation, name, slides, patches)
+    write_curves(evaluation, [p[4] for p in patches], [p[3] for p in patches])
     return evaluation
+
+
+def write_curves(evaluation, label, score):
+    for name, columns, (x, y, _) in (
+        ("roc", ("fpr", "tpr"), roc_curve(label, score)),
+        ("pr", ("recall", "precision"), precision_recall_curve(label, score)),
+    ):
+        points = zip(x, y, strict=True) if name == "roc" else zip(y[::-1], x[::-1], strict=True)
+        rows = [("patches", "", float(a), float(b)) for a, b in points]
+        write_csv(evaluation / f"{name}.csv", ("of", "threshold", *columns), rows)
 
 
 def write_metrics(evaluation, name, slides, patches):

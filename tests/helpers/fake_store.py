@@ -68,9 +68,9 @@ class FakeStore:
     def __len__(self) -> int:
         return len(self.label)
 
-    def read_flagged(self, indices) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    def read_into(self, indices, out) -> NDArray[np.bool_]:
         self.reads.append([int(i) for i in indices])
         bad = np.isin(indices, list(self.broken))
-        pixels = self.pixels[indices]
-        pixels[bad] = 255
-        return pixels, bad
+        for index, lost, patch in zip(indices, bad, out, strict=True):
+            patch[...] = 255 if lost else self.pixels[index]
+        return bad

@@ -181,3 +181,27 @@ def test_23_gigapixels_in_a_gibibyte(tmp_path: Path):
         )
         middle = int(np.abs(store.coords - [59_000, 115_000]).sum(axis=1).argmin())
         assert np.ptp(store.read([middle])[0]) > 50  # tissue, not white
+
+
+COORDINATES = """
+import resource, sys
+from pathlib import Path
+from tiling.build import tile_slide
+from tiling.contracts import TileConfig
+config = TileConfig(target_mpp=0.5, patch_px=256, store="coords")
+summary = tile_slide(sys.argv[1], sys.argv[2], slide_id="s", config=config, qc_path=sys.argv[3])
+print(summary.n_patches, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.alone
+def test_coordinates_of_a_large_overview_in_a_gibibyte(tmp_path: Path):
+    """At 0.5 µm per pixel the picture that tissue is found on has 91 million pixels: 2.2 GiB."""
+    inside = square(20_000, 20_000, 70_000)
+    path = giga.write_giga(tmp_path / "s.tif", giga.FULL_SIZE, is_tissue=inside, mpp=0.5)
+    command = [sys.executable, "-c", COORDINATES, path, tmp_path / "s.zarr", tmp_path / "qc.png"]
+    done = subprocess.run([str(part) for part in command], check=True, capture_output=True)
+    n_patches, peak_mib = map(float, done.stdout.split())
+    assert n_patches >= 270**2
+    assert peak_mib < 1024

@@ -5,6 +5,7 @@ import pytest
 import shapely
 from PIL import Image
 
+from tiling import qc
 from tiling.qc import (
     COLOUR_BY_LABEL,
     OUTLINE,
@@ -144,3 +145,32 @@ def test_the_picture_is_a_png(tmp_path):
     with (tmp_path / "b.png").open("wb") as file:
         save_qc(file, picture)
     assert (tmp_path / "b.png").read_bytes() == (tmp_path / "a.png").read_bytes()
+
+
+def test_a_large_overview_is_drawn_like_a_small_one(monkeypatch):
+    """It is averaged before Pillow gets it, which would need four bytes a pixel."""
+    rng = np.random.default_rng(0)
+    blocks = rng.integers(0, 256, (25, 13, 3), np.uint8)
+    picture = np.kron(blocks, np.ones((101, 203, 1), np.uint8))[:2513, :2639]
+    tissue = np.zeros(picture.shape[:2], np.bool_)
+    tissue[500:1500, 700:2000] = True
+
+    def draw():
+        return qc.draw_qc(
+            picture,
+            pixel_l0=(16.0, 16.0),
+            tissue=tissue,
+            coords=np.array([[8000, 16000]]),
+            tile_l0=(512, 512),
+            label=np.array([1], np.int8),
+            unreadable=np.array([False]),
+            title="s",
+            mpp=0.5,
+        )
+
+    whole = np.asarray(draw(), int)
+    monkeypatch.setattr(qc, "LARGE_PX", 0)
+    small = np.asarray(draw(), int)
+    assert small.shape == whole.shape
+    assert np.median(np.abs(small - whole)) <= 1
+    assert (np.abs(small - whole).max(axis=2) > 8).mean() < 0.02  # at edges of the blocks

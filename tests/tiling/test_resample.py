@@ -1,10 +1,13 @@
 """Shrinking by exact areas, and which level to read."""
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tiling import resample
 from tiling.resample import average_areas, nearest_finer_level
 
 
@@ -102,3 +105,21 @@ def test_the_nearest_finer_level_is_read(scale, level):
 
 def test_the_finer_axis_decides_the_level():
     assert nearest_finer_level((1.0, 2.0, 4.0), (4.0, 2.0)) == 1
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_the_first_pictures_are_averaged_to_the_same_bits_as_the_others(data):
+    """The first few are averaged without scipy.sparse, which takes long to import."""
+    rng = np.random.default_rng(data.draw(st.integers(0, 999)))
+    height, width = data.draw(st.integers(1, 60)), data.draw(st.integers(1, 60))
+    image = rng.integers(0, 256, (height, width, 3), np.uint8)
+    x, y = data.draw(st.floats(0, 0.9)), data.draw(st.floats(0, 0.9))
+    box = (x, y, width - x, height - y)
+    out_px = (data.draw(st.integers(1, width)), data.draw(st.integers(1, height)))
+    found = []
+    for first in (0, resample.FEW_PICTURES):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(resample, "_n_averaged", itertools.count(first))
+            found.append(resample.average_areas(image, box=box, out_px=out_px))
+    np.testing.assert_array_equal(*found)

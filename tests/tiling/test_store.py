@@ -20,7 +20,7 @@ from tiling import store_files
 from tiling.build import tile_slide
 from tiling.contracts import SCHEMA, PatchOrigin, TileConfig, TissueConfig
 from tiling.errors import StoreError
-from tiling.shards import RawShards
+from tiling.shards import RawShards, ShardWriter
 from tiling.slide import open_slide
 from tiling.store import PatchStore
 from tiling.store_files import digest_table_files, find_damaged_pixels, stored_fingerprint
@@ -130,8 +130,13 @@ class TestReading:
 
     def test_a_black_patch_is_a_patch(self, tmp_path: Path):
         """Zarr leaves out chunks that are all zero by default."""
-        array = store_files.create_patches(tmp_path / "a.zarr", n_patches=3, patch_px=8)
-        array[:] = np.stack([np.full((8, 8, 3), value, np.uint8) for value in (0, 7, 0)])
+        store_files.create_patches(tmp_path / "a.zarr", n_patches=3, patch_px=8)
+        writer = ShardWriter(
+            tmp_path / "a.zarr/patches", n_patches=3, patch_bytes=3 * 8**2, shard_length=3
+        )
+        for row, value in enumerate((0, 7, 0)):
+            writer.write(row, np.full((8, 8, 3), value, np.uint8))
+        writer.finish()
         raw = RawShards.open(tmp_path / "a.zarr/patches")
         assert raw is not None
         out = np.full((3, 8, 8, 3), 99, np.uint8)

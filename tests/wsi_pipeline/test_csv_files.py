@@ -5,11 +5,20 @@ import csv
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from wsi_pipeline.csv_files import format_csv, format_row, guard, iterate_csv, read_csv, write_csv
+from wsi_pipeline.csv_files import (
+    format_csv,
+    format_row,
+    guard,
+    iterate_csv,
+    read_csv,
+    write_csv,
+    write_tables,
+)
 from wsi_pipeline.errors import ManifestError
 
 ROOT = Path(__file__).parents[2]
@@ -107,3 +116,22 @@ def test_every_csv_goes_through_one_module():
             if "csv" in (*names, module):
                 found.add(path.name)
     assert found == {"csv_files.py"}
+
+
+@settings(max_examples=30)
+@given(
+    st.lists(
+        st.lists(st.tuples(texts, st.integers(-9, 9), st.floats(width=32)), max_size=4), max_size=3
+    )
+)
+def test_tables_by_columns_are_the_rows(tmp_path_factory, tables):
+    folder = tmp_path_factory.mktemp("tables")
+    header = ("name", "n", "score")
+    columns = [
+        [[r[0] for r in t], np.array([r[1] for r in t], int), np.array([r[2] for r in t], float)]
+        for t in tables
+    ]
+    write_tables(folder / "columns.csv", header, columns)
+    rows = [(*row[:2], None if math.isnan(row[2]) else row[2]) for t in tables for row in t]
+    write_csv(folder / "rows.csv", header, rows)
+    assert (folder / "columns.csv").read_bytes() == (folder / "rows.csv").read_bytes()

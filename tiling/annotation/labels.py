@@ -5,23 +5,20 @@ pixels. A square is half-open, [x0, x1) x [y0, y1), so it intersects a lesion wh
 area: to share an edge or a corner is not enough.
 """
 
-from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-import shapely
 from numpy.typing import NDArray
 
 from tiling.contracts import Annotation, PatchLabels, TileConfig, TileGeometry
 from tiling.errors import AnnotationError
 from tiling.geometry import check_tile_config, inner_squares
-from tiling.polygons import polygons_of
+
+if TYPE_CHECKING:
+    from tiling.annotation.overlaps import Overlaps
 
 # Shares are areas divided in float64: one that should equal a bound may miss it by rounding.
 SHARE_TOLERANCE = 1e-9
-SLIVER = 1e-6  # of a square: far above what rounding leaves where a cut meets an outline
-FEW_VERTICES, FEW_BOXES = 256, 4  # below these, to cut further costs more than it saves
-GROUPS = 16  # of boxes; 8 to 32 take the same time, 2 takes twice that
 
 
 def label_tiles(
@@ -69,14 +66,16 @@ def label_tiles(
     coords = np.asarray(coords, dtype=np.int64).reshape(-1, 2)
     if annotation is None:
         return _unannotated(len(coords), 0 if slide_label == 0 else -1)
+    from tiling.annotation.overlaps import centres_covered, measure_overlaps
+
     squares = inner_squares(coords, geometry)
-    overlaps = _measure_overlaps(squares, annotation)
+    overlaps = measure_overlaps(squares, annotation)
     tumour = _tumour_share(squares, overlaps)
     if config.label_rule == "inner":
         label = np.zeros(len(squares), np.int8)
         label[overlaps.tile] = 1
     elif config.label_rule == "centre":
-        label = _centres_covered(squares, annotation).astype(np.int8)
+        label = centres_covered(squares, annotation).astype(np.int8)
     else:
         label = _label_by_share(tumour, config)
     pairs = np.stack([overlaps.tile, overlaps.lesion], axis=1)
@@ -113,76 +112,11 @@ def _unannotated(n_tiles: int, label: int) -> PatchLabels:
     )
 
 
-@dataclass(frozen=True)
-class _Overlaps:
-    """Where squares and lesions share an area; sorted by tile, then lesion."""
-
-    tile: NDArray[np.int64]  # (n_pairs,) row of the square
-    lesion: NDArray[np.int64]  # (n_pairs,) index of the lesion
-    area: NDArray[np.float64]  # (n_pairs,) level-0 px²
-
-
-def _measure_overlaps(squares: NDArray[np.float64], annotation: Annotation) -> _Overlaps:
-    boxes = shapely.box(*squares.T)
-    tree = shapely.STRtree(boxes)
-    found = [_overlap_lesion(boxes, tree, lesion) for lesion in annotation.lesions]
-    tile = np.concatenate([np.empty(0, np.int64), *(tile for tile, _ in found)])
-    area = np.concatenate([np.empty(0), *(area for _, area in found)])
-    lesion = np.repeat(np.arange(len(found), dtype=np.int64), [len(tile) for tile, _ in found])
-    order = np.lexsort((lesion, tile))
-    return _Overlaps(tile[order], lesion[order], area[order])
-
-
-def _overlap_lesion(
-    boxes: NDArray[np.object_], tree: Any, lesion: Any
-) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Find the boxes that share an area with one lesion, and that area."""
-    shapely.prepare(lesion)
-    near = tree.query(lesion).astype(np.int64)  # bounding boxes meet
-    whole = shapely.covers(lesion, boxes[near])
-    inside, rest = near[whole], near[~whole]
-    rest = rest[shapely.intersects(lesion, boxes[rest])]
-    area = _clip_areas(lesion, boxes[rest])
-    # If almost nothing is shared, the whole outline decides whether it is more than an edge.
-    doubtful = area < SLIVER * shapely.area(boxes[rest])
-    doubtful[doubtful] = shapely.touches(lesion, boxes[rest[doubtful]])
-    rest, area = rest[~doubtful], area[~doubtful]
-    return np.concatenate([inside, rest]), np.concatenate([shapely.area(boxes[inside]), area])
-
-
-def _clip_areas(lesion: Any, boxes: NDArray[np.object_]) -> NDArray[np.float64]:
-    """Measure what each box holds of a lesion.
-
-    To cut every box out of the whole outline costs boxes x vertices. So the boxes are grouped, the
-    outline is cut to what each group spans, and so on, until little is left of it.
-    """
-    n_vertices = shapely.get_num_coordinates(lesion)
-    if n_vertices <= FEW_VERTICES or len(boxes) <= FEW_BOXES:
-        areas: NDArray[np.float64] = shapely.area(shapely.intersection(lesion, boxes))
-        return areas
-    corners = shapely.bounds(boxes)
-    spread = np.ptp(corners[:, :2], axis=0)
-    order = np.argsort(corners[:, int(spread[1] > spread[0])], kind="stable")
-    result = np.empty(len(boxes))
-    for group in np.array_split(order, min(GROUPS, len(order))):
-        span = shapely.box(*corners[group, :2].min(axis=0), *corners[group, 2:].max(axis=0))
-        part = shapely.MultiPolygon(polygons_of(shapely.intersection(lesion, span)))
-        result[group] = _clip_areas(part, boxes[group])
-    return result
-
-
-def _tumour_share(squares: NDArray[np.float64], overlaps: _Overlaps) -> NDArray[np.float64]:
+def _tumour_share(squares: NDArray[np.float64], overlaps: "Overlaps") -> NDArray[np.float64]:
     # Lesions never overlap each other: areas add up to that of their union.
     covered = np.bincount(overlaps.tile, weights=overlaps.area, minlength=len(squares))
     whole = (squares[:, 2] - squares[:, 0]) * (squares[:, 3] - squares[:, 1])
     return np.clip(covered / whole, 0.0, 1.0)
-
-
-def _centres_covered(squares: NDArray[np.float64], annotation: Annotation) -> NDArray[np.bool_]:
-    x, y = ((squares[:, :2] + squares[:, 2:]) / 2).T
-    shapely.prepare(annotation.tumour)
-    covered: NDArray[np.bool_] = shapely.intersects_xy(annotation.tumour, x, y)
-    return covered
 
 
 def _label_by_share(share: NDArray[np.float64], config: TileConfig) -> NDArray[np.int8]:

@@ -1,14 +1,15 @@
 """The annotation of one slide: read in the slide's frame, checked against it, described."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tiling.annotation.reading import check_annotation_fits, read_annotation
 from tiling.contracts import Annotation, SlideInfo, TileConfig
 from tiling.errors import AnnotationError
-from tiling.store import PatchStore
 from tiling.store_files import TileTable
 from tiling.wording import name_some, pluralize
+
+if TYPE_CHECKING:
+    from tiling.store import PatchStore
 
 
 def read_slide_annotation(
@@ -35,6 +36,8 @@ def read_slide_annotation(
     """
     if path is None:
         return None, ()
+    from tiling.annotation.reading import check_annotation_fits, read_annotation
+
     annotation = read_annotation(
         path,
         origin=config.annotation_origin,
@@ -49,8 +52,10 @@ def read_slide_annotation(
     return annotation, annotation.notes + notes + _frame_note(path, info, config)
 
 
-def read_annotation_of_store(path: Path, store: PatchStore) -> Annotation:
+def read_annotation_of_store(path: Path, store: "PatchStore") -> Annotation:
     """Read an annotation by the settings (frame, exclusions, ...) that a store was labelled by."""
+    from tiling.annotation.reading import read_annotation
+
     return read_annotation(
         path,
         origin=store.tiling.get("annotation_origin", "level0"),

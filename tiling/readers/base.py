@@ -10,8 +10,6 @@ from numpy.typing import NDArray
 from tiling.errors import SlideError
 from tiling.readers.common import check_region, usable_mpp
 
-CACHE_BYTES = 384 * 2**20  # decoded file tiles kept at most, by default
-
 
 class Reader(ABC):
     """One way to read slide files; an instance is an open slide (`tiling.contracts.Slide`).
@@ -22,8 +20,9 @@ class Reader(ABC):
     ----------
     path : Path
         The slide, or the one file of it that represents the others.
-    cache_bytes : int
-        The most that is kept of decoded file tiles, where the reader decodes them itself.
+    cache_bytes : int, optional
+        The most that is kept of decoded file tiles, where the reader decodes them itself; 0:
+        nothing. None: what all open slides of the process share (`tiling.readers.memory`).
 
     Raises
     ------
@@ -37,7 +36,7 @@ class Reader(ABC):
     suffixes: ClassVar[frozenset[str]]  # of files that may be its slides, in lower case
 
     @abstractmethod
-    def __init__(self, path: Path, *, cache_bytes: int = CACHE_BYTES) -> None: ...
+    def __init__(self, path: Path, *, cache_bytes: int | None = None) -> None: ...
 
     @classmethod
     @abstractmethod
@@ -85,6 +84,15 @@ class Reader(ABC):
     def _read_region(
         self, location: tuple[int, int], level: int, size: tuple[int, int]
     ) -> NDArray[np.uint8]: ...
+
+    def read_into(self, out: NDArray[np.uint8], location: tuple[int, int], level: int) -> None:
+        """Read pixels into the caller's memory; see `tiling.contracts.Slide.read_into`."""
+        size = (out.shape[1], out.shape[0])
+        check_region(self._path.name, level, len(self.level_sizes), size)
+        self._read_into(out, location, level)
+
+    def _read_into(self, out: NDArray[np.uint8], location: tuple[int, int], level: int) -> None:
+        out[...] = self._read_region(location, level, (out.shape[1], out.shape[0]))
 
     def read_level(
         self, corner: tuple[int, int], level: int, size: tuple[int, int]

@@ -13,8 +13,9 @@ import openslide
 from numpy.typing import NDArray
 
 from tiling.errors import PassedOnError, SlideError, UnsupportedSlideError
-from tiling.readers.base import CACHE_BYTES, Reader
+from tiling.readers.base import Reader
 from tiling.readers.common import composite_over_white, parse_number, positive_mpp
+from tiling.readers.memory import openslide_cache
 from tiling.readers.tiff_structure import find_cut, is_tiff
 from tiling.threads import check_stopped
 
@@ -30,8 +31,8 @@ class OpenSlideReader(Reader):
     ----------
     path : Path
         The slide, or the one file of it that OpenSlide wants named (``.mrxs``, one ``.dcm``).
-    cache_bytes : int
-        Not used.
+    cache_bytes : int, optional
+        Not used: all slides read by OpenSlide share its cache.
 
     Raises
     ------
@@ -52,12 +53,14 @@ class OpenSlideReader(Reader):
         }
     )  # fmt: skip
 
-    def __init__(self, path: Path, *, cache_bytes: int = CACHE_BYTES) -> None:
+    def __init__(self, path: Path, *, cache_bytes: int | None = None) -> None:
         try:
             handle = openslide.OpenSlide(path)
         except openslide.OpenSlideError as error:
             raise _explain_refusal(path, error) from error
+        handle.set_cache(openslide_cache())
         self._handle: openslide.OpenSlide | None = handle
+        self._is_open = True
         self._lock = threading.Lock()
         properties = dict(handle.properties)
         try:
@@ -87,9 +90,7 @@ class OpenSlideReader(Reader):
         self, location: tuple[int, int], level: int, size: tuple[int, int]
     ) -> NDArray[np.uint8]:
         check_stopped()
-        handle = self._handle
-        if handle is None:
-            raise SlideError(f"{self._path.name}: the slide is closed; open it again")
+        handle = self._get_handle()
         try:
             return _read(handle, location, level, size)
         except openslide.OpenSlideError:
@@ -114,27 +115,46 @@ class OpenSlideReader(Reader):
             self._replace(failed)
         return region
 
-    def _say(self, error: openslide.OpenSlideError) -> str:
+    def _say(self, error: Exception) -> str:
         return str(error).replace(str(self._path), self._path.name)
+
+    def _get_handle(self) -> openslide.OpenSlide:
+        with self._lock:
+            if not self._is_open:
+                raise SlideError(f"{self._path.name}: the slide is closed; open it again")
+            if self._handle is None:
+                self._handle = self._open_again()
+            return self._handle
+
+    def rest(self) -> None:
+        """Release the file until the next read, which opens it again."""
+        with self._lock:
+            handle, self._handle = self._handle, None
+        if handle is not None:
+            handle.close()
 
     def _replace(self, failed: openslide.OpenSlide) -> None:
         # The failed handle is dropped, not closed: another thread may still be inside it, and
         # openslide-python closes it when the last of them lets go.
         with self._lock:
             if self._handle is failed:
-                try:
-                    self._handle = openslide.OpenSlide(self._path)
-                except openslide.OpenSlideError as error:
-                    raise SlideError(
-                        f"{self._path.name}: cannot be opened again after a failed read: "
-                        f"{self._say(error)}; was the file moved or changed?"
-                    ) from error
+                self._handle = self._open_again()
+
+    def _open_again(self) -> openslide.OpenSlide:
+        try:
+            handle = openslide.OpenSlide(self._path)
+        except (openslide.OpenSlideError, OSError) as error:
+            raise SlideError(
+                f"{self._path.name}: cannot be opened again: {self._say(error)}; was the file "
+                "moved or changed?"
+            ) from error
+        handle.set_cache(openslide_cache())
+        return handle
 
     def close(self) -> None:
         """Release the file."""
-        handle, self._handle = self._handle, None
-        if handle is not None:
-            handle.close()
+        self._is_open = False
+        self.rest()
 
 
 def _read(

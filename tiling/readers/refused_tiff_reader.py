@@ -3,7 +3,6 @@
 from pathlib import Path
 
 from tiling.errors import SlideError
-from tiling.readers.base import CACHE_BYTES
 from tiling.readers.tiff_reader import TiffReader
 from tiling.readers.tiff_structure import is_tiff
 
@@ -29,7 +28,7 @@ class RefusedTiffReader(TiffReader):
 
     title = "TIFF that OpenSlide refuses"
 
-    def __init__(self, path: Path, *, cache_bytes: int = CACHE_BYTES) -> None:
+    def __init__(self, path: Path, *, cache_bytes: int | None = None) -> None:
         super().__init__(path, cache_bytes=cache_bytes)
         if self.n_beyond_end:
             self.close()

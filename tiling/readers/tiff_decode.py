@@ -23,6 +23,7 @@ Decoder = Callable[[list[bytes], list[int], Pixels], Pixels]
 WHITE = 255
 ADOBE_SEGMENT = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00"  # the transform follows
 START_OF_IMAGE, START_OF_SCAN = b"\xff\xd8", b"\xda"
+SCAN_MARKER = b"\xff" + START_OF_SCAN
 COLOURS = (tifffile.PHOTOMETRIC.RGB, tifffile.PHOTOMETRIC.YCBCR)
 
 
@@ -53,10 +54,18 @@ def make_decoder(level: TiffLevel) -> Decoder:
 
 def _jpeg_decoder(page: Any) -> Decoder:
     tables = (page.jpegtables or b"")[2:-2]
-    adobe = ADOBE_SEGMENT + bytes([page.photometric == tifffile.PHOTOMETRIC.YCBCR])
+    insert = ADOBE_SEGMENT + bytes([page.photometric == tifffile.PHOTOMETRIC.YCBCR]) + tables
+    last = (b"\0", b"")  # a header as stored and as rewritten: most tiles have the same
 
     def decode(data: list[bytes], indices: list[int], buffer: Pixels) -> Pixels:
-        whole = rewrite_jpeg_header(data[0], adobe + tables)
+        nonlocal last
+        tile = data[0]
+        stored, rewritten = last
+        if not (tile.startswith(stored) and tile.startswith(SCAN_MARKER, len(stored))):
+            rewritten, scan_start = rewrite_jpeg_header(tile, insert)
+            stored = tile[:scan_start]
+            last = stored, rewritten
+        whole = b"".join((rewritten, memoryview(tile)[len(stored) :]))
         # Strict, as OpenSlide is: imagecodecs passes over what libjpeg warns of, bad Huffman codes
         # and data that end too soon.
         pixels = simplejpeg.decode_jpeg(whole, "RGB", buffer=buffer)
@@ -67,11 +76,18 @@ def _jpeg_decoder(page: Any) -> Decoder:
     return decode
 
 
-def rewrite_jpeg_header(data: bytes, insert: bytes) -> bytes:
+def rewrite_jpeg_header(data: bytes, insert: bytes) -> tuple[bytes, int]:
     """Put segments into a JPEG's head, in place of those that speak of its colours.
 
     libjpeg skips bytes between segments with a warning, and OpenSlide takes that for an error:
     each segment has to begin where the one before ends.
+
+    Returns
+    -------
+    header : bytes
+        Goes in place of what is before the scan.
+    scan_start : int
+        Byte of `data` at which the scan begins.
 
     Raises
     ------
@@ -84,7 +100,7 @@ def rewrite_jpeg_header(data: bytes, insert: bytes) -> bytes:
         if marker != b"\xff" or kind in (b"", b"\x00", b"\xff"):
             break
         if kind == START_OF_SCAN:
-            return b"".join([*kept, data[place:]])
+            return b"".join(kept), place
         end = place + 2 + int.from_bytes(data[place + 2 : place + 4], "big")
         if kind == b"\xe0" and data[place + 4 : place + 9] == b"JFIF\0" and data[place + 9] != 1:
             raise ValueError(f"a JFIF of version {data[place + 9]}")

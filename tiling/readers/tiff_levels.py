@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import tifffile
+from numpy.typing import NDArray
 
 from tiling.errors import SlideError, UnsupportedSlideError, UnsupportedTilesError
 from tiling.files import open_file
@@ -22,8 +23,8 @@ class TiffLevel:
     pages: tuple[Any, ...]  # tifffile.TiffPage: one, or three that hold red, green and blue
     size: tuple[int, int]  # (width, height), px
     segment: tuple[int, int]  # (width, height), px
-    offsets: tuple[int, ...]  # byte of each segment, planes one after another
-    counts: tuple[int, ...]  # bytes of each segment; 0: not stored, white
+    offsets: NDArray[np.uint64]  # byte of each segment, planes one after another
+    counts: NDArray[np.uint64]  # bytes of each segment; 0: not stored, white
     is_raw: bool  # bytes are pixels, rows of the whole width
 
     @property
@@ -133,11 +134,11 @@ def check_jpeg(path: Path, level: TiffLevel) -> None:
     """
     if level.page.compression != tifffile.COMPRESSION.JPEG or level.is_raw:
         return
-    stored = next((o for o, n in zip(level.offsets, level.counts, strict=True) if o and n), None)
-    if stored is None:
+    stored = level.offsets[(level.offsets > 0) & (level.counts > 0)]
+    if not len(stored):
         return
     with open_file(path, "rb") as file:
-        file.seek(stored)
+        file.seek(int(stored[0]))
         kind, bits = _jpeg_frame(file.read(JPEG_HEAD_BYTES))
     if kind == JPEG_LS or (kind is not None and bits != 8):
         name = "JPEG-LS" if kind == JPEG_LS else f"JPEG of {bits} bits"
@@ -189,14 +190,15 @@ def describe_level(file_name: str, pages: tuple[Any, ...]) -> TiffLevel:
     return replace(
         first,
         pages=pages,
-        offsets=sum((plane.offsets for plane in planes), ()),
-        counts=sum((plane.counts for plane in planes), ()),
+        offsets=np.concatenate([plane.offsets for plane in planes]),
+        counts=np.concatenate([plane.counts for plane in planes]),
     )
 
 
 def _lay_out_page(file_name: str, page: Any) -> TiffLevel:
     width, height = page.imagewidth, page.imagelength
-    offsets, counts = tuple(page.dataoffsets), tuple(page.databytecounts)
+    offsets = np.array(page.dataoffsets, np.uint64)
+    counts = np.array(page.databytecounts, np.uint64)
     if page.is_tiled:
         segment = (page.tilewidth, page.tilelength)
     else:
@@ -227,12 +229,12 @@ def _cut_strips(page: Any, rows_per_strip: int) -> TiffLevel | None:
     if not plain or not page.is_contiguous or rows_per_strip * row_bytes <= STRIP_BYTES:
         return None
     rows = max(1, STRIP_BYTES // row_bytes)
-    tops = range(0, height, rows)
+    tops = np.arange(0, height, rows)
     return TiffLevel(
         (page,),
         (width, height),
         (width, rows),
-        offsets=tuple(page.dataoffsets[0] + top * row_bytes for top in tops),
-        counts=tuple(min(rows, height - top) * row_bytes for top in tops),
+        offsets=np.uint64(page.dataoffsets[0]) + (tops * row_bytes).astype(np.uint64),
+        counts=(np.minimum(rows, height - tops) * row_bytes).astype(np.uint64),
         is_raw=True,
     )

@@ -16,9 +16,15 @@ import tifffile
 from numpy.typing import NDArray
 
 from tiling.errors import SeveralImagesError, SlideError, UnsupportedSlideError
-from tiling.readers.base import CACHE_BYTES, Reader
+from tiling.readers.base import Reader
 from tiling.readers.tiff_images import choose_image
-from tiling.readers.tiff_levels import check_converted, check_jpeg, check_pixels, describe_level
+from tiling.readers.tiff_levels import (
+    TiffLevel,
+    check_converted,
+    check_jpeg,
+    check_pixels,
+    describe_level,
+)
 from tiling.readers.tiff_pixels import TiffPixels
 from tiling.readers.tiff_structure import find_cut, is_tiff
 
@@ -34,8 +40,8 @@ class TiffReader(Reader):
     ----------
     path : Path
         A TIFF file, one whole slide in it.
-    cache_bytes : int
-        The most that is kept of decoded file tiles.
+    cache_bytes : int, optional
+        The most that is kept of decoded file tiles; 0: nothing. None: what all open slides share.
 
     Raises
     ------
@@ -48,7 +54,7 @@ class TiffReader(Reader):
     title = "TIFF"
     suffixes = frozenset({".btf", ".qptiff", ".tf2", ".tf8", ".tif", ".tiff"})
 
-    def __init__(self, path: Path, *, cache_bytes: int = CACHE_BYTES) -> None:
+    def __init__(self, path: Path, *, cache_bytes: int | None = None) -> None:
         try:
             self._open(path, cache_bytes)
         except SlideError as error:
@@ -78,7 +84,7 @@ class TiffReader(Reader):
             return False  # `RefusedTiffReader` reads it, or explains why not
         return _shows_more(path, size, n_levels)
 
-    def _open(self, path: Path, cache_bytes: int) -> None:
+    def _open(self, path: Path, cache_bytes: int | None) -> None:
         name = path.name
         try:
             tif = tifffile.TiffFile(path)
@@ -88,8 +94,8 @@ class TiffReader(Reader):
             ) from error
         with tif:
             try:
-                self._describe_image(path, tif)
-                self._pixels = TiffPixels(path, self._levels, cache_bytes=cache_bytes)
+                levels = self._describe_image(path, tif)
+                self._pixels = TiffPixels(path, levels, cache_bytes=cache_bytes)
             except SlideError:
                 raise
             except Exception as error:  # so do damaged directories
@@ -97,15 +103,16 @@ class TiffReader(Reader):
                     f"{name}: its TIFF directory is damaged: {error}; copy it again from its source"
                 ) from error
 
-    def _describe_image(self, path: Path, tif: tifffile.TiffFile) -> None:
+    def _describe_image(self, path: Path, tif: tifffile.TiffFile) -> tuple[TiffLevel, ...]:
         image = choose_image(path.name, tif)
         for page in (page for pages in image.levels for page in pages):
             check_pixels(path.name, page)
-        self._levels = tuple(describe_level(path.name, pages) for pages in image.levels)
-        check_jpeg(path, self._levels[0])
-        self._file_bytes = int(tif.filehandle.size)
+        levels = tuple(describe_level(path.name, pages) for pages in image.levels)
+        check_jpeg(path, levels[0])
+        end = np.uint64(tif.filehandle.size)
+        self._n_beyond_end = sum(_count_beyond(level, end) for level in levels)
         self._is_plain = not image.is_ome and not image.notes and len(image.levels[0]) == 1
-        sizes = tuple(level.size for level in self._levels)
+        sizes = tuple(level.size for level in levels)
         width, height = sizes[0]
         self._describe(
             path,
@@ -114,13 +121,13 @@ class TiffReader(Reader):
             # The mean of both axes, as OpenSlide has it.
             level_downsamples=tuple((width / w + height / h) / 2 for w, h in sizes),
             stated_mpp=image.mpp,
-            notes=image.notes + self._note_cut(),
+            notes=image.notes + self._note_cut(sum(len(level.offsets) for level in levels)),
         )
+        return levels
 
-    def _note_cut(self) -> tuple[str, ...]:
+    def _note_cut(self, n_tiles: int) -> tuple[str, ...]:
         if not self.n_beyond_end:
             return ()
-        n_tiles = sum(len(level.offsets) for level in self._levels)
         return (
             f"the file is cut off: {self.n_beyond_end} of its {n_tiles} file tiles lie beyond its "
             "end; copy it again from its source",
@@ -134,12 +141,7 @@ class TiffReader(Reader):
     @property
     def n_beyond_end(self) -> int:
         """Segments that lie beyond the end of the file: it was cut off."""
-        end = self._file_bytes
-        return sum(
-            offset + count > end
-            for level in self._levels
-            for offset, count in zip(level.offsets, level.counts, strict=True)
-        )
+        return self._n_beyond_end
 
     def _read_region(
         self, location: tuple[int, int], level: int, size: tuple[int, int]
@@ -154,9 +156,23 @@ class TiffReader(Reader):
         region = self._pixels.read_window(level, x, y, wide, high)
         return _blend(region, share_x, share_y) if share_x or share_y else region
 
+    def _read_into(self, out: NDArray[np.uint8], location: tuple[int, int], level: int) -> None:
+        self._pixels.check_open()
+        downsample = self.level_downsamples[level]
+        (x, share_x), (y, share_y) = (level_position(value, downsample) for value in location)
+        if share_x or share_y:
+            super()._read_into(out, location, level)
+        else:
+            self._pixels.read_window(level, x, y, out.shape[1], out.shape[0], out=out)
+
     def close(self) -> None:
         """Release the file."""
         self._pixels.close()
+
+
+def _count_beyond(level: TiffLevel, end: np.uint64) -> int:
+    ends = level.offsets + level.counts  # wraps only where one of them is beyond any file's end
+    return int(np.sum((level.offsets > end) | (level.counts > end) | (ends > end)))
 
 
 def _shows_more(path: Path, size: tuple[int, int], n_levels: int) -> bool:

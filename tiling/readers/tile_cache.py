@@ -1,158 +1,193 @@
-"""Decoded file tiles, kept up to so many bytes and shared by threads.
+"""Decoded file tiles, kept in the order of their last use within one budget of memory.
 
-Each tile is decoded by one thread while others that want it wait for it. The memory of tiles that
-were let go is used again for the next: fresh memory would be zeroed by the system page by page,
-which costs a sixth of the time that decoding takes.
+Neighbouring tiles of a row lie side by side in one *run*, so that a window over them is copied in
+few pieces. Each tile is decoded by one thread while others that need it wait. The memory of runs
+that are dropped is used again: the system would zero fresh memory page by page, which costs a sixth
+of the time that decoding takes.
+
+All open slides of a process share one cache (`shared_cache`) and its budget.
 """
 
+import math
+import os
 import threading
+from _thread import LockType
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterable, Sequence
-from typing import Any
+from collections.abc import Hashable, Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tiling.readers.memory import OPENSLIDE_SHARE, cache_budget
+from tiling.threads import check_stopped
+
 Pixels = NDArray[np.uint8]
-Decode = Callable[[Pixels], Pixels]  # given memory that it may use, the tile's pixels
+SPARE_BUFFERS = 8  # dropped and not yet used again
+WAIT_S = 0.5  # for another thread, before looking whether to stop
 
-SPARE_BUFFERS = 8  # let go and not yet used again
 
+class Run:
+    """Some tiles of one row of a level, side by side.
 
-class Tile:
-    """A decoded file tile; its pixels stay between `TileCache.borrow` and `give_back`."""
+    Attributes
+    ----------
+    pixels : (rows, columns, 3) uint8
+        Defined where `done`.
+    done : (n_tiles,) bytes
+        1 where a tile is decoded.
+    """
 
-    __slots__ = ("error", "pixels", "ready", "users")
+    __slots__ = ("_memory", "being_decoded", "done", "pixels", "users")
 
-    def __init__(self) -> None:
-        self.pixels: Any = None  # (rows, columns, 3) uint8 once it is decoded
-        self.error: BaseException | None = None
-        self.users = 1
-        self.ready = threading.Event()
+    def __init__(self, memory: Pixels, shape: tuple[int, int, int], n_tiles: int) -> None:
+        self._memory = memory
+        self.pixels: Pixels = memory[: math.prod(shape)].reshape(shape)
+        self.done = bytearray(n_tiles)
+        self.being_decoded: dict[int, LockType] = {}  # by tile, held until it is decoded
+        self.users = 0
+
+    @property
+    def memory(self) -> Pixels:
+        """The flat buffer that holds the pixels."""
+        return self._memory
+
+    def claim(self, tile: int) -> bool:
+        """Take on decoding a tile, unless it is decoded or another thread is at it.
+
+        Called with the cache's lock held; `settle` has to follow.
+        """
+        if tile in self.being_decoded or self.done[tile]:
+            return False
+        latch = threading.Lock()
+        latch.acquire()
+        self.being_decoded[tile] = latch
+        return True
+
+    def settle(self, tile: int, *, done: bool) -> None:
+        """End what `claim` began, whether or not it succeeded, and wake those who wait."""
+        self.done[tile] = done
+        self.being_decoded.pop(tile).release()
+
+    def wait(self, tile: int) -> bool:
+        """Wait until no thread decodes a tile; return whether it is decoded."""
+        latch = self.being_decoded.get(tile)
+        if latch is not None:
+            while not latch.acquire(timeout=WAIT_S):
+                check_stopped()
+            latch.release()
+        return bool(self.done[tile])
 
 
 class TileCache:
-    """The least recently used tiles go first; what is in use is never reused.
+    """The least recently used runs are dropped first; memory in use is never used again.
 
     Parameters
     ----------
     budget : bytes
-        Of the pixels that are kept.
+        Of the runs that are kept.
     """
 
     def __init__(self, budget: int) -> None:
         self.budget = budget
-        self.n_decoded = 0  # tiles decoded so far
-        self._lock = threading.Lock()
-        self._tiles: OrderedDict[Hashable, Tile] = OrderedDict()
+        self.lock = threading.Lock()
+        self._wanted: dict[int, int] = {}
+        self._runs: OrderedDict[tuple[int, Hashable], Run] = OrderedDict()
         self._kept_bytes = 0
         self._spare: list[Pixels] = []
 
     @property
     def kept_bytes(self) -> int:
-        """Bytes of the pixels held now, spare buffers not counted."""
+        """Bytes of the runs held now, spare buffers not counted."""
         return self._kept_bytes
 
-    def borrow(self, key: Hashable, decode: Decode, shape: tuple[int, int, int]) -> Tile:
-        """Get a tile, decoded by `decode` unless it is here; `give_back` it after use.
+    def want(self, owner: int, n_bytes: int) -> None:
+        """Say how much a slide can use; all together get no more than the budget.
 
         Parameters
         ----------
-        key : hashable
-        decode : function
-            Gets an array of `shape` whose memory it may fill; returns the tile's pixels.
-        shape : (rows, columns, 3)
-
-        Raises
-        ------
-        Exception
-            What `decode` raised, in each thread that waited for the tile; the next call retries.
+        owner : int
+            Stands for the slide in all calls.
         """
-        with self._lock:
-            tile = self._tiles.get(key)
-            if tile is not None:
-                self._tiles.move_to_end(key)
-                tile.users += 1
+        if self._wanted.get(owner, 0) < n_bytes:
+            with self.lock:
+                self._wanted[owner] = n_bytes
+
+    def borrow(
+        self, owner: int, requests: Sequence[tuple[Hashable, tuple[int, int, int], int]]
+    ) -> list[Run]:
+        """Get runs, new ones where there are none; `give_back` them after use. Holds the lock.
+
+        Parameters
+        ----------
+        owner : int
+        requests : (key, (rows, columns, 3), n_tiles)
+        """
+        runs = []
+        for key, shape, n_tiles in requests:
+            full_key = (owner, key)
+            run = self._runs.get(full_key)
+            if run is None:
+                n_bytes = math.prod(shape)
+                self._make_room(n_bytes)
+                run = self._runs[full_key] = Run(self._take_memory(n_bytes), shape, n_tiles)
+                self._kept_bytes += run.memory.nbytes
             else:
-                mine = self._tiles[key] = Tile()
-                buffer = self._take_spare(shape)
-        if tile is None:
-            return self._fill(key, mine, decode, buffer)
-        if tile.pixels is None:
-            tile.ready.wait()
-            if tile.error is not None:
-                raise tile.error
-        return tile
+                self._runs.move_to_end(full_key)
+            run.users += 1
+            runs.append(run)
+        return runs
 
-    def _fill(self, key: Hashable, tile: Tile, decode: Decode, buffer: Pixels) -> Tile:
-        try:
-            pixels = decode(buffer)
-        except BaseException as error:
-            with self._lock:
-                if self._tiles.get(key) is tile:
-                    del self._tiles[key]
-                self._keep_spare(buffer)
-            tile.error = error
-            tile.ready.set()
-            raise
-        with self._lock:
-            tile.pixels = pixels
-            self.n_decoded += 1
-            if self._tiles.get(key) is tile:  # not cleared meanwhile
-                self._kept_bytes += pixels.nbytes
-            if pixels is not buffer:
-                self._keep_spare(buffer)
-            self._shrink()
-        tile.ready.set()
-        return tile
+    def give_back(self, runs: Iterable[Run]) -> None:
+        """Release borrowed runs."""
+        with self.lock:
+            for run in runs:
+                run.users -= 1
 
-    def borrow_held(self, keys: Sequence[Hashable]) -> list[Tile | None]:
-        """Get the tiles that are here and decoded, None for others; `give_back` them after."""
-        held: list[Tile | None] = []
-        with self._lock:
-            for key in keys:
-                tile = self._tiles.get(key)
-                if tile is not None:
-                    if tile.pixels is None:  # another thread is decoding it
-                        tile = None
-                    else:
-                        self._tiles.move_to_end(key)
-                        tile.users += 1
-                held.append(tile)
-        return held
+    def forget(self, owner: int, *, closed: bool = False) -> None:
+        """Drop the runs of a slide, and what it wanted if it is closed."""
+        with self.lock:
+            if closed:
+                self._wanted.pop(owner, None)
+            for key in [key for key in self._runs if key[0] == owner]:
+                self._drop(key)
+            if not self._runs:
+                self._spare.clear()
 
-    def give_back(self, tiles: Iterable[Tile | None]) -> None:
-        """Release borrowed tiles; None is ignored."""
-        with self._lock:
-            for tile in tiles:
-                if tile is not None:
-                    tile.users -= 1
+    def _make_room(self, n_bytes: int) -> None:
+        most = min(self.budget, sum(self._wanted.values()))
+        while self._runs and self._kept_bytes + n_bytes > most:
+            self._drop(next(iter(self._runs)))
 
-    def clear(self) -> None:
-        """Forget every tile."""
-        with self._lock:
-            self._tiles.clear()
-            self._spare.clear()
-            self._kept_bytes = 0
+    def _drop(self, key: tuple[int, Hashable]) -> None:
+        run = self._runs.pop(key)
+        self._kept_bytes -= run.memory.nbytes
+        if not run.users and len(self._spare) < SPARE_BUFFERS:
+            self._spare.append(run.memory)
 
-    def _shrink(self) -> None:
-        # The last one is what was just asked for.
-        while self._kept_bytes > self.budget and len(self._tiles) > 1:
-            key, tile = next(iter(self._tiles.items()))
-            if tile.pixels is None:  # being decoded
-                return
-            del self._tiles[key]
-            self._kept_bytes -= tile.pixels.nbytes
-            if not tile.users:
-                self._keep_spare(tile.pixels)
+    def _take_memory(self, n_bytes: int) -> Pixels:
+        for number, memory in enumerate(self._spare):
+            if n_bytes <= memory.nbytes <= 2 * n_bytes:
+                return self._spare.pop(number)
+        if self._spare:
+            self._spare.pop(0)
+        return np.empty(n_bytes, np.uint8)
 
-    def _take_spare(self, shape: tuple[int, int, int]) -> Pixels:
-        while self._spare:
-            buffer = self._spare.pop()
-            if buffer.shape == shape:
-                return buffer
-        return np.empty(shape, np.uint8)
 
-    def _keep_spare(self, buffer: Pixels) -> None:
-        if len(self._spare) < SPARE_BUFFERS and buffer.flags.owndata and buffer.flags.writeable:
-            self._spare.append(buffer)
+_shared: list[TileCache] = []
+
+
+def shared_cache() -> TileCache:
+    """Return the cache that all open slides of this process share.
+
+    Raises
+    ------
+    SlideError
+        If the environment variable that sets its budget is no positive number.
+    """
+    if not _shared:
+        _shared.append(TileCache(int(cache_budget() * (1 - OPENSLIDE_SHARE))))
+    return _shared[0]
+
+
+# After a fork another thread's lock would never be released.
+os.register_at_fork(after_in_child=_shared.clear)

@@ -7,7 +7,8 @@ directory, decodes each tile once per pass and copies its pixels straight into t
 It is used only for layouts that are known to come out equal (`find_fast_levels`), and only after
 probes of each level agreed with OpenSlide on this very file. OpenSlide reads what is not known:
 regions that lie between a level's pixels, levels with tiles that are not stored, tiles that do not
-decode (it is the judge of what is unreadable).
+decode (it is the judge of what is unreadable). Until it is needed, OpenSlide's own file handle and
+memory are released.
 """
 
 import logging
@@ -21,7 +22,7 @@ import tifffile
 from numpy.typing import NDArray
 
 from tiling.errors import PassedOnError, SlideError, UnsupportedTilesError
-from tiling.readers.base import CACHE_BYTES, Reader
+from tiling.readers.base import Reader
 from tiling.readers.common import check_region
 from tiling.readers.openslide_reader import OpenSlideReader
 from tiling.readers.tiff_images import list_pages
@@ -48,8 +49,8 @@ class TiledTiffReader(Reader):
     Parameters
     ----------
     path : Path
-    cache_bytes : int
-        The most that is kept of decoded file tiles.
+    cache_bytes : int, optional
+        The most that is kept of decoded file tiles; 0: nothing. None: what all open slides share.
 
     Raises
     ------
@@ -64,7 +65,7 @@ class TiledTiffReader(Reader):
     title = "tiled TIFF"
     suffixes = frozenset({".svs", ".tif", ".tiff"})
 
-    def __init__(self, path: Path, *, cache_bytes: int = CACHE_BYTES) -> None:
+    def __init__(self, path: Path, *, cache_bytes: int | None = None) -> None:
         self._oracle = oracle = OpenSlideReader(path)
         self._describe(
             path,
@@ -90,7 +91,7 @@ class TiledTiffReader(Reader):
         """Whether OpenSlide takes a file for a kind of TIFF whose tiles it lays side by side."""
         return openslide.OpenSlide.detect_format(path) in VENDORS
 
-    def _prepare(self, cache_bytes: int) -> None:
+    def _prepare(self, cache_bytes: int | None) -> None:
         levels = find_fast_levels(self._path, self._oracle)
         self._is_fast = tuple(level is not None for level in levels)
         self._number = {
@@ -105,7 +106,9 @@ class TiledTiffReader(Reader):
         except BaseException:
             self._pixels.close()
             raise
-        self._pixels.cache.clear()
+        self._pixels.drop_decoded()
+        if all(self._is_fast):
+            self._oracle.rest()
 
     def _check_probes(self, levels: tuple[TiffLevel | None, ...]) -> None:
         for number, level in enumerate(levels):
@@ -133,24 +136,32 @@ class TiledTiffReader(Reader):
     @property
     def n_decoded(self) -> int:
         """File tiles decoded here so far."""
-        return self._pixels.cache.n_decoded
+        return self._pixels.n_decoded
 
     def _read_region(
         self, location: tuple[int, int], level: int, size: tuple[int, int]
     ) -> NDArray[np.uint8]:
+        out = np.empty((size[1], size[0], 3), np.uint8)
+        self._read_into(out, location, level)
+        return out
+
+    def _read_into(self, out: NDArray[np.uint8], location: tuple[int, int], level: int) -> None:
         self._pixels.check_open()
+        size = (out.shape[1], out.shape[0])
         if self._is_fast[level]:
             try:
-                region = self._read_fast(location, level, size)
+                if self._read_fast(location, level, size, out) is not None:
+                    return
             except SlideError as error:
                 log.debug("%s; asking OpenSlide", error)
-                region = None
-            if region is not None:
-                return region
-        return self._oracle.read_region(location, level, size)
+        out[...] = self._oracle.read_region(location, level, size)
 
     def _read_fast(
-        self, location: tuple[int, int], level: int, size: tuple[int, int]
+        self,
+        location: tuple[int, int],
+        level: int,
+        size: tuple[int, int],
+        out: NDArray[np.uint8] | None = None,
     ) -> NDArray[np.uint8] | None:
         x, y = int(location[0]), int(location[1])
         if level:
@@ -160,7 +171,8 @@ class TiledTiffReader(Reader):
             if left is None or top is None or is_cut:
                 return None
             x, y = left, top
-        return self._pixels.read_window(self._number[level], x, y, int(size[0]), int(size[1]))
+        width, height = int(size[0]), int(size[1])
+        return self._pixels.read_window(self._number[level], x, y, width, height, out=out)
 
     def read_level(
         self, corner: tuple[int, int], level: int, size: tuple[int, int]
@@ -233,14 +245,14 @@ def _lay_out_known(file_name: str, page: Any) -> TiffLevel:
 
 def _is_equal(level: TiffLevel, finer: list[TiffLevel], vendor: str) -> bool:
     # A tile without bytes is transparent in a plain TIFF; Aperio's are drawn from the finer level.
-    if any(count and not offset for offset, count in zip(level.offsets, level.counts, strict=True)):
+    if np.any((level.counts > 0) & (level.offsets == 0)):
         return False
-    return vendor != "aperio" or all(all(one.counts) for one in [*finer, level])
+    return vendor != "aperio" or all(np.all(one.counts > 0) for one in [*finer, level])
 
 
 def _probe_places(level: TiffLevel) -> list[tuple[int, int]]:
     """Corners of the stored tiles with most bytes (most to get wrong), px of the level."""
-    order = sorted(range(len(level.counts)), key=lambda index: -level.counts[index])
+    order = np.argsort(-level.counts.astype(np.float64), kind="stable").tolist()
     across = level.lattice[0]
     return [
         (index % across * level.segment[0], index // across * level.segment[1])

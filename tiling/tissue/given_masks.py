@@ -26,7 +26,7 @@ from tiling.contracts import Annotation, TileConfig, TileGeometry
 from tiling.errors import AnnotationError, MaskError, TissueError
 from tiling.polygons import polygons_of
 from tiling.readers import mask_picture
-from tiling.tissue.mask import SummedMask, TissueMeter
+from tiling.tissue.summed_mask import SummedMask, TissueMeter
 
 SUFFIXES = (*mask_picture.SUFFIXES, ".geojson")
 MASK_PX = 2**24  # held; a finer mask is counted into as many pixels

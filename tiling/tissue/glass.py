@@ -89,17 +89,16 @@ def glass_flicker(rgb: NDArray[np.uint8], saturation: NDArray[np.float32], glass
     Parameters
     ----------
     rgb : (H, W, 3) uint8
-    saturation : (H, W) float32
-        Against `glass`, of the smoothed picture.
+    saturation : (h, w) float32
+        Against `glass`, of the smoothed picture: every `sample_step`-th row and column.
     glass : R, G, B, 0 to 1
 
     Returns
     -------
     flicker : 0 to 1; 0 where there is no glass
     """
-    sample = every_nth(rgb)
-    off = np.abs(sample / 255.0 - np.array(glass)).max(axis=2)
-    found = every_nth(saturation)[off <= NEAR]
+    off = np.abs(every_nth(rgb) / 255.0 - np.array(glass)).max(axis=2)
+    found = saturation[off <= NEAR]
     return float(np.median(found)) if len(found) >= max(1, MIN_SHARE * off.size) else 0.0
 
 
@@ -135,7 +134,7 @@ def find_filler(rgb: NDArray[np.uint8]) -> NDArray[np.bool_]:
 
 def _take_sample(rgb: NDArray[np.uint8]) -> _Sample:
     height, width = rgb.shape[:2]
-    step = max(1, math.isqrt(height * width // SAMPLE_PX))
+    step = sample_step(rgb.shape)
     rows, columns = (max(1, side - WINDOW_PX + 1) for side in (height, width))
     offsets = [
         (down, right)
@@ -275,8 +274,13 @@ def _has_darker(sample: _Sample, colour: NDArray[np.float32]) -> bool:
 
 def every_nth(picture: NDArray[Any]) -> NDArray[Any]:
     """Take about `SAMPLE_PX` pixels of a picture, evenly spaced."""
-    step = max(1, math.isqrt(picture.shape[0] * picture.shape[1] // SAMPLE_PX))
+    step = sample_step(picture.shape)
     return picture[::step, ::step]
+
+
+def sample_step(shape: tuple[int, ...]) -> int:
+    """Distance between the pixels that `every_nth` takes of a picture (H, W)."""
+    return max(1, math.isqrt(shape[0] * shape[1] // SAMPLE_PX))
 
 
 def _as_colour(colour: NDArray[np.float32]) -> Colour:

@@ -1,6 +1,6 @@
 """What is no tissue though it is no glass: pen strokes, dirt, shadows, edges, unscanned black.
 
-Works on the hue, saturation and value of a picture whose glass is white.
+Works on the smoothed colours of a picture whose glass is white.
 
 Stains absorb some colours far more than others, black and grey things absorb all alike. Let D be
 the optical density, the negative logarithm of the transmitted share. Haematoxylin absorbs red,
@@ -21,6 +21,8 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
+from tiling.tissue.colour import hue_of
+
 Values = NDArray[np.float32]
 
 BLACK_VALUE = 0.2  # dense nuclei at 8 µm/px stay above 0.3
@@ -38,69 +40,98 @@ DARK_RED_HUE, DARK_RED_SATURATION = 333 / 360, 0.85  # of red ink over tissue, h
 FADING_UM = 120.0  # so far from opaque ink, paler of its hues is its faded rim
 FADED_BLUE_HUES, FADED_SATURATION = (195 / 360, 245 / 360), 0.06
 RIM_UM, RIM_PX = 16.0, 2  # blur around artefacts, the longer of both
+OPENING_PX = 1  # what is thinner than three pixels is left out
+MIN_SATURATION = min(GREEN_SATURATION, FADED_SATURATION)  # below, the hue does not matter
 BAND_PX = 2**18  # about; worked on at a time
+DARK, FLECK, INK, FADED = (np.uint8(1 << bit) for bit in range(4))
 
 
-def find_artefacts(
-    hue: Values, saturation: Values, value: Values, *, mpp: tuple[float, float]
-) -> NDArray[np.bool_]:
-    """Mark ink, grey and black.
+def classify(rgb: NDArray[np.float32], saturation: Values, value: Values) -> NDArray[np.uint8]:
+    """Mark what may be ink, grey or black: `DARK`, `FLECK`, `INK` and `FADED`, one bit each.
 
     Parameters
     ----------
-    hue, saturation, value : (H, W) float32, 0 to 1
-        Against glass.
-    mpp : (x, y), µm per px
+    rgb : (3, H, W) float32
+        Smoothed, 1 being the colour of glass.
+    saturation, value : (H, W) float32, 0 to 1
+        Of these colours.
 
     Returns
     -------
-    artefacts : (H, W) bool
+    flags : (H, W) uint8
     """
-    artefacts = np.empty(hue.shape, np.bool_)
-    ink, faded, fleck = (np.empty_like(artefacts) for _ in range(3))
-    step = max(1, BAND_PX // max(1, hue.shape[1]))
-    for top in range(0, len(hue), step):
-        rows = slice(top, top + step)
-        colours = hue[rows], saturation[rows], value[rows]
-        ink[rows], faded[rows] = _find_ink(*colours)
-        artefacts[rows] = _find_dark(*colours)
-        fleck[rows] = artefacts[rows] & (value[rows] < FLECK_VALUE)
-    if ink.any() and (ink := _open(ink)).any():
-        artefacts |= faded & widen(ink, _reach(FADING_UM, mpp))
-        artefacts |= ink
-    # What is thin and not dark has no rim to speak of: often the colour fringe of tissue's edge.
-    down, across = _reach(RIM_UM, mpp)
-    return artefacts | widen(_open(artefacts) | fleck, (max(RIM_PX, down), max(RIM_PX, across)))
+    flags = np.zeros(value.shape, np.uint8)
+    darkest = value * (1 - saturation)
+    dark = np.flatnonzero(darkest < GREY_TRANSMISSION)
+    # weakest density > 4/5 of the strongest <=> V < darkest^(4/5), without a logarithm
+    weakest = value.ravel()[dark]
+    grey = weakest < darkest.ravel()[dark] ** np.float32(GREY_DENSITIES)
+    flags.ravel()[dark[grey]] = DARK
+    flags[value < BLACK_VALUE] = DARK
+    coloured = np.flatnonzero(saturation >= MIN_SATURATION)
+    if len(coloured):
+        chosen = [array.ravel()[coloured] for array in (*rgb, saturation, value)]
+        hue = hue_of(np.stack(chosen[:3]))
+        flags.ravel()[coloured] |= _classify_hue(hue, *chosen[3:])
+    flags[((flags & DARK) != 0) & (value < FLECK_VALUE)] |= FLECK
+    return flags
 
 
-def _find_ink(
-    hue: Values, saturation: Values, value: Values
-) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Mark opaque blue and red ink, and what may be their faded rim."""
+def _classify_hue(hue: Values, saturation: Values, value: Values) -> NDArray[np.uint8]:
+    """Mark green, opaque blue and red ink, and what may be their faded rim."""
     blue = (hue >= BLUE_HUES[0]) & (hue < BLUE_HUES[1])
     violet = (hue >= VIOLET_HUES[0]) & (hue < VIOLET_HUES[1])
     red = (hue >= RED_HUES[0]) | (hue < RED_HUES[1])
+    green = (hue >= GREEN_HUES[0]) & (hue < GREEN_HUES[1]) & (saturation >= GREEN_SATURATION)
     ink = (blue & (saturation >= BLUE_SATURATION)) | (violet & (saturation >= VIOLET_SATURATION))
     ink |= red & (saturation >= RED_SATURATION) & (value >= RED_VALUE)
     ink |= (hue >= DARK_RED_HUE) & (saturation >= DARK_RED_SATURATION)
     blue = (hue >= FADED_BLUE_HUES[0]) & (hue < FADED_BLUE_HUES[1])
     faded = (blue | red) & (saturation >= FADED_SATURATION)
-    return ink, faded
+    flags: NDArray[np.uint8] = green * DARK | ink * INK | faded * FADED
+    return flags
 
 
-def _find_dark(hue: Values, saturation: Values, value: Values) -> NDArray[np.bool_]:
-    """Mark black, grey and green."""
-    darkest = value * (1 - saturation)
-    # weakest density > 4/5 of the strongest <=> V < darkest^(4/5), without a logarithm
-    grey = (darkest < GREY_TRANSMISSION) & (value < darkest ** np.float32(GREY_DENSITIES))
-    green = (hue >= GREEN_HUES[0]) & (hue < GREEN_HUES[1]) & (saturation >= GREEN_SATURATION)
-    dark: NDArray[np.bool_] = grey | green | (value < BLACK_VALUE)
-    return dark
+def find_artefacts(flags: NDArray[np.uint8], *, mpp: tuple[float, float]) -> NDArray[np.bool_]:
+    """Find ink, grey and black, with their rims.
+
+    Parameters
+    ----------
+    flags : (H, W) uint8
+        By `classify`.
+    mpp : (x, y), µm per px
+
+    Returns
+    -------
+    artefacts : (H, W) bool
+        What lies beyond the picture's edge counts for nothing; a pixel depends on `artefact_reach`
+        rows above and below it.
+    """
+    artefacts: NDArray[np.bool_] = (flags & DARK) != 0
+    ink, fleck = (flags & INK) != 0, (flags & FLECK) != 0
+    if ink.any() and (ink := _open(ink)).any():
+        artefacts |= ((flags & FADED) != 0) & widen(ink, _reach(FADING_UM, mpp))
+        artefacts |= ink
+    if not artefacts.any():
+        return artefacts
+    # What is thin and not dark has no rim to speak of: often the colour fringe of tissue's edge.
+    return artefacts | widen(_open(artefacts) | fleck, _rim(mpp))
+
+
+def artefact_reach(mpp: tuple[float, float]) -> int:
+    """Rows above and below a pixel on which `find_artefacts` depends."""
+    return 2 * OPENING_PX + _reach(FADING_UM, mpp)[0] + 2 * OPENING_PX + _rim(mpp)[0]
+
+
+def _rim(mpp: tuple[float, float]) -> tuple[int, int]:
+    down, across = _reach(RIM_UM, mpp)
+    return max(RIM_PX, down), max(RIM_PX, across)
 
 
 def _open(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Leave out what is thinner than three pixels."""
-    return widen(~widen(~mask, (1, 1)), (1, 1))
+    reach = (OPENING_PX, OPENING_PX)
+    return widen(~widen(~mask, reach), reach)
 
 
 def _reach(length_um: float, mpp: tuple[float, float]) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""Where tissue is: a mask on a small picture of the slide, and its share of each tile.
+"""Where tissue is: a mask on a small picture of the slide.
 
 Pure arrays: nothing here opens a file. Made for bright-field stains (haematoxylin and eosin, DAB,
 haematoxylin alone): glass is bright and has one colour, tissue is coloured. Ink, black and grey are
@@ -8,23 +8,28 @@ docs/tissue.md gives the reason for each rule.
 """
 
 import math
-from collections.abc import Callable
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
-from skimage.filters import threshold_otsu
 
 from tiling.contracts import TissueConfig
 from tiling.errors import TissueError
 from tiling.geometry import check_tissue_config
-from tiling.tissue.colour import smooth_hsv
-from tiling.tissue.glass import NEAR, find_filler, find_glass, glass_flicker, is_grey
-from tiling.tissue.ink import BLACK_VALUE, find_artefacts, widen
+from tiling.threads import map_in_threads
+from tiling.tissue.colour import bands, sample_saturation, saturation_and_value, smooth_rows
+from tiling.tissue.glass import (
+    NEAR,
+    Colour,
+    find_filler,
+    find_glass,
+    glass_flicker,
+    is_grey,
+    sample_step,
+)
+from tiling.tissue.ink import BLACK_VALUE, artefact_reach, classify, find_artefacts, widen
+from tiling.tissue.objects import Objects, find_objects, find_runs
 
-# (n_tiles, 2) level-0 px -> (n_tiles,) share of each tile that is tissue
-TissueMeter = Callable[[NDArray[np.int64]], NDArray[np.float32]]
 PictureKind = Literal["stained", "grey", "dark field"]
 
 # All in HSV, 0 to 1; chosen on public slides (docs/tissue.md) and the demo's drawn ones.
@@ -38,11 +43,16 @@ BRIGHT_VALUE, MAX_BRIGHT_SHARE, DARK_MEDIAN = 0.7, 0.05, 0.25
 UNSCANNED_VALUE, DIM_QUARTILE = 0.05, 0.3
 MIN_SHADE, MAX_SHADE = 0.06, 0.15  # of a grey picture: so much darker than glass is tissue
 MIN_GLOW, MAX_GLOW = 0.04, 0.1  # bounds of Otsu's threshold on the value in dark field
+SATURATED = np.uint8(128)  # a flag next to those of `tiling.tissue.ink`
 GLOW_SMOOTHING_UM = 25.0  # Gaussian sigma that bridges the dark between lit nuclei
 
 
 def segment_tissue(
-    thumbnail: NDArray[np.uint8], *, mpp: tuple[float, float], config: TissueConfig
+    thumbnail: NDArray[np.uint8],
+    *,
+    mpp: tuple[float, float],
+    config: TissueConfig,
+    threads: int = 1,
 ) -> NDArray[np.bool_]:
     """Separate tissue from glass, ink, grey and black.
 
@@ -56,6 +66,8 @@ def segment_tissue(
     mpp : (x, y), µm per px of the thumbnail
         May differ from ``config.mpp``; areas are measured with it.
     config : TissueConfig
+    threads : int
+        Strips worked on at a time.
 
     Returns
     -------
@@ -74,92 +86,93 @@ def segment_tissue(
     .. [1] N. Otsu, "A threshold selection method from gray-level histograms", IEEE Transactions on
        Systems, Man, and Cybernetics 9 (1979) 62: in dark field. The bounds on it are ours.
     """
+    return find_kind_and_tissue(thumbnail, mpp=mpp, config=config, threads=threads)[1]
+
+
+def find_kind_and_tissue(
+    thumbnail: NDArray[np.uint8],
+    *,
+    mpp: tuple[float, float],
+    config: TissueConfig,
+    threads: int = 1,
+) -> tuple[PictureKind, NDArray[np.bool_]]:
+    """Find the tissue as `segment_tissue` does, and by which of its rules."""
     check_tissue_config(config)
     _check_thumbnail(thumbnail, mpp)
     if thumbnail.size == 0:
-        return np.zeros(thumbnail.shape[:2], bool)
-    mask = _find_stained(thumbnail, mpp, config)
-    return _clean_mask(mask, mpp=mpp, config=config)
-
-
-class SummedMask:
-    """A mask prepared for measuring many tiles, group by group.
-
-    Parameters
-    ----------
-    mask : (H, W) bool or float32
-        True on tissue, or the share of each pixel; its top-left corner is that of the slide.
-    pixel_l0 : (x, y), level-0 px
-        Sides of one mask pixel.
-
-    Raises
-    ------
-    TissueError
-        If a length is not positive.
-
-    Examples
-    --------
-    >>> summed = SummedMask(np.array([[True, False]]), (4.0, 4.0))
-    >>> summed.tile_fraction(np.array([[0, 0], [2, 0], [4, 0]]), (4, 4)).tolist()
-    [1.0, 0.5, 0.0]
-    """
-
-    def __init__(
-        self, mask: NDArray[np.bool_] | NDArray[np.float32], pixel_l0: tuple[float, float]
-    ) -> None:
-        if not min(pixel_l0) > 0:
-            raise TissueError(f"a mask's pixels must have positive sides, got {pixel_l0}")
-        self._pixel_l0 = pixel_l0
-        self._total = _summed_area(mask)
-
-    def tile_fraction(
-        self, coords: NDArray[np.int64], tile_l0: tuple[int, int]
-    ) -> NDArray[np.float32]:
-        """Measure the share of each tile that is tissue, to the fraction of a mask pixel.
-
-        Parameters
-        ----------
-        coords : (n_tiles, 2), level-0 px
-            Top-left corners (x, y).
-        tile_l0 : (x, y), level-0 px
-            Sides of a tile.
-
-        Returns
-        -------
-        fraction : (n_tiles,) float32 in [0, 1]
-            What lies outside the mask counts as no tissue.
-        """
-        if min(tile_l0) <= 0:
-            raise TissueError(f"tiles must have positive sides, got {tile_l0}")
-        coords = np.asarray(coords, dtype=np.int64).reshape(-1, 2)
-        first = coords / np.array(self._pixel_l0)  # mask px
-        last = (coords + np.array(tile_l0)) / np.array(self._pixel_l0)
-        area = (
-            _area_before(self._total, last[:, 0], last[:, 1])
-            - _area_before(self._total, first[:, 0], last[:, 1])
-            - _area_before(self._total, last[:, 0], first[:, 1])
-            + _area_before(self._total, first[:, 0], first[:, 1])
-        )
-        tile_area = math.prod(tile_l0) / math.prod(self._pixel_l0)
-        return np.clip(area / tile_area, 0.0, 1.0).astype(np.float32)
+        return "stained", np.zeros(thumbnail.shape[:2], bool)
+    kind, mask = _find_stained(thumbnail, mpp, config, threads)
+    _clean_mask(mask, mpp=mpp, config=config)
+    return kind, mask
 
 
 def _find_stained(
-    thumbnail: NDArray[np.uint8], mpp: tuple[float, float], config: TissueConfig
-) -> NDArray[np.bool_]:
+    thumbnail: NDArray[np.uint8],
+    mpp: tuple[float, float],
+    config: TissueConfig,
+    threads: int,
+) -> tuple[PictureKind, NDArray[np.bool_]]:
+    """Find what `segment_tissue` finds before holes are filled.
+
+    By strips of rows: of the picture's size are only one byte of flags a pixel, and the mask.
+    """
     glass = find_glass(thumbnail)
-    hue, saturation, value = smooth_hsv(thumbnail, sigma=SMOOTHING_PX, white=glass)
-    kind = _kind_of(thumbnail, value)
-    if kind == "dark field":
-        return _find_glow(value, mpp)
-    if kind == "grey":
-        return _find_shade(value)
-    flicker = glass_flicker(thumbnail, saturation, glass)
+    grey = is_grey(thumbnail)
+    if grey:  # dark field or grey
+        return _find_by_value(thumbnail, glass, mpp, grey=True)
+    sample = sample_saturation(
+        thumbnail, sample_step(thumbnail.shape), sigma=SMOOTHING_PX, white=glass
+    )
+    flicker = glass_flicker(thumbnail, sample, glass)
     threshold = max(config.min_saturation, min(FLICKERS * flicker, MAX_THRESHOLD))
-    mask: NDArray[np.bool_] = saturation > threshold
-    mask &= ~find_artefacts(hue, saturation, value, mpp=mpp)
-    mask &= ~find_filler(thumbnail)
-    return mask
+    flags = np.empty(thumbnail.shape[:2], np.uint8)
+
+    def classify_rows(rows: slice) -> int:
+        blurred = smooth_rows(thumbnail, rows, sigma=SMOOTHING_PX, white=glass)
+        saturation, value = saturation_and_value(blurred)
+        found = classify(blurred, saturation, value)
+        found |= SATURATED * ((saturation > threshold) & ~_find_filler(thumbnail, rows))
+        flags[rows] = found
+        return int(np.count_nonzero(value > BRIGHT_VALUE))
+
+    strips = bands(flags.shape)
+    n_bright = sum(map_in_threads(classify_rows, strips, threads=threads))
+    if n_bright / flags.size < MAX_BRIGHT_SHARE:
+        kind, mask = _find_by_value(thumbnail, glass, mpp, grey=False)
+        if kind == "dark field":
+            return kind, mask
+    mask = np.empty(flags.shape, np.bool_)
+    reach = artefact_reach(mpp)
+
+    def settle_rows(rows: slice) -> None:
+        first = max(0, rows.start - reach)
+        artefacts = find_artefacts(flags[first : rows.stop + reach], mpp=mpp)
+        inner = slice(rows.start - first, rows.stop - first)
+        mask[rows] = ((flags[rows] & SATURATED) != 0) & ~artefacts[inner]
+
+    strips = bands(flags.shape, least=4 * reach)
+    for _ in map_in_threads(settle_rows, strips, threads=threads):
+        pass
+    return "stained", mask
+
+
+def _find_filler(thumbnail: NDArray[np.uint8], rows: slice) -> NDArray[np.bool_]:
+    first = max(0, rows.start - 1)
+    filler = find_filler(thumbnail[first : rows.stop + 1])
+    return filler[rows.start - first : rows.stop - first]
+
+
+def _find_by_value(
+    thumbnail: NDArray[np.uint8], glass: Colour, mpp: tuple[float, float], *, grey: bool
+) -> tuple[PictureKind, NDArray[np.bool_]]:
+    """Find tissue by its brightness alone, in dark field or in a grey picture."""
+    value = np.empty(thumbnail.shape[:2], np.float32)
+    for rows in bands(value.shape):
+        blurred = smooth_rows(thumbnail, rows, sigma=SMOOTHING_PX, white=glass)
+        value[rows] = saturation_and_value(blurred)[1]
+    if _is_dark_field(value):
+        return "dark field", _find_glow(value, mpp)
+    return ("grey", _find_shade(value)) if grey else ("stained", np.zeros(value.shape, np.bool_))
 
 
 def _find_shade(value: NDArray[np.float32]) -> NDArray[np.bool_]:
@@ -168,23 +181,6 @@ def _find_shade(value: NDArray[np.float32]) -> NDArray[np.bool_]:
     flicker = 1 - float(np.median(near_glass)) if near_glass.size else 0.0
     shade: NDArray[np.bool_] = value < 1 - max(MIN_SHADE, min(FLICKERS * flicker, MAX_SHADE))
     return shade & (value >= BLACK_VALUE)
-
-
-def picture_kind(thumbnail: NDArray[np.uint8]) -> PictureKind:
-    """Decide by which rule `segment_tissue` finds tissue in a picture.
-
-    Parameters
-    ----------
-    thumbnail : (H, W, 3) uint8, RGB
-    """
-    glass = find_glass(thumbnail)
-    return _kind_of(thumbnail, smooth_hsv(thumbnail, sigma=SMOOTHING_PX, white=glass)[2])
-
-
-def _kind_of(thumbnail: NDArray[np.uint8], value: NDArray[np.float32]) -> PictureKind:
-    if _is_dark_field(value):
-        return "dark field"
-    return "grey" if is_grey(thumbnail) else "stained"
 
 
 def _check_thumbnail(thumbnail: NDArray[np.uint8], mpp: tuple[float, float]) -> None:
@@ -206,6 +202,8 @@ def _is_dark_field(value: NDArray[np.float32]) -> bool:
 
 
 def _find_glow(value: NDArray[np.float32], mpp: tuple[float, float]) -> NDArray[np.bool_]:
+    from scipy import ndimage  # a quarter of a second that only dark field needs
+
     sigma = (GLOW_SMOOTHING_UM / mpp[1], GLOW_SMOOTHING_UM / mpp[0])  # rows go along y
     glow = ndimage.gaussian_filter(value, sigma, mode="nearest")
     mask: NDArray[np.bool_] = glow > min(max(_otsu(glow), MIN_GLOW), MAX_GLOW)
@@ -214,89 +212,39 @@ def _find_glow(value: NDArray[np.float32], mpp: tuple[float, float]) -> NDArray[
 
 def _otsu(values: NDArray[np.float32]) -> float:
     """Otsu's threshold; 0 where all values are one."""
+    from skimage.filters import threshold_otsu
+
     if values.size == 0 or values.min() == values.max():
         return 0.0
     return float(threshold_otsu(values))  # type: ignore[no-untyped-call]
 
 
-def _clean_mask(
-    mask: NDArray[np.bool_], *, mpp: tuple[float, float], config: TissueConfig
-) -> NDArray[np.bool_]:
+def _clean_mask(mask: NDArray[np.bool_], *, mpp: tuple[float, float], config: TissueConfig) -> None:
+    """Fill small holes in a mask, then remove small and thin objects from it."""
     pixel_um2 = mpp[0] * mpp[1]
     # A picture smaller than the smallest object would lose all its tissue: there a tenth counts.
     largest_um2 = mask.size * pixel_um2 / 10
-    holes, n_px = _label_objects(~mask)
-    is_filled = n_px * pixel_um2 <= min(config.max_hole_um2, largest_um2)
-    is_filled[_labels_at_border(holes)] = False
-    is_filled[0] = True  # no hole: tissue already
-    filled = is_filled[holes]
+    holes = find_objects(mask, value=False)
+    is_filled = holes.n_px * pixel_um2 <= min(config.max_hole_um2, largest_um2)
+    holes.paint(mask, is_filled & ~holes.at_border(), value=True)
     del holes
-    objects, n_px = _label_objects(filled)
-    is_kept = n_px * pixel_um2 >= min(config.min_object_um2, largest_um2)
+    objects = find_objects(mask)
+    is_kept = objects.n_px * pixel_um2 >= min(config.min_object_um2, largest_um2)
     if mask.shape[0] * mpp[1] > 10 * MIN_WIDTH_UM and mask.shape[1] * mpp[0] > 10 * MIN_WIDTH_UM:
-        is_kept &= _are_wide(objects, filled, mpp, n_objects=len(n_px))
-    is_kept[0] = False
-    kept: NDArray[np.bool_] = is_kept[objects]
-    return kept
+        is_kept &= _are_wide(objects, mask, mpp)
+    objects.paint(mask, ~is_kept, value=False)
 
 
 def _are_wide(
-    objects: NDArray[np.int32],
-    mask: NDArray[np.bool_],
-    mpp: tuple[float, float],
-    *,
-    n_objects: int,
+    objects: Objects, mask: NDArray[np.bool_], mpp: tuple[float, float]
 ) -> NDArray[np.bool_]:
-    """Find the numbered objects that contain a square of side `MIN_WIDTH_UM`."""
-    reach = [max(0, math.floor(MIN_WIDTH_UM / side) - 1) // 2 for side in (mpp[1], mpp[0])]
-    inner = ~widen(~mask, (reach[0], reach[1]))
-    wide = np.zeros(n_objects, np.bool_)
-    wide[objects[inner]] = True
+    """Find the objects that contain a square of side `MIN_WIDTH_UM`; (n_objects,)."""
+    down, across = (max(0, math.floor(MIN_WIDTH_UM / side) - 1) // 2 for side in (mpp[1], mpp[0]))
+    wide = np.zeros(len(objects.n_px), np.bool_)
+    for rows in bands(mask.shape, least=4 * down):
+        first = max(0, rows.start - down)
+        inner = ~widen(~mask[first : rows.stop + down], (down, across))
+        inner = inner[rows.start - first : rows.stop - first]
+        row, start, _ = find_runs(inner, first_row=rows.start)
+        wide |= objects.holding(objects.runs_at(row, start))
     return wide
-
-
-def _label_objects(mask: NDArray[np.bool_]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-    """Number the 4-connected objects of `mask` from 1, and count the pixels of each number."""
-    labels, n_objects = ndimage.label(mask)
-    # Row by row: bincount turns what it is given into 64-bit numbers.
-    n_px = np.zeros(n_objects + 1, np.int64)
-    step = max(1, 2**20 // max(1, mask.shape[1]))
-    for top in range(0, len(labels), step):
-        counts = np.bincount(labels[top : top + step].ravel())
-        n_px[: len(counts)] += counts
-    return labels, n_px
-
-
-def _labels_at_border(labels: NDArray[np.int32]) -> NDArray[np.int32]:
-    """Find the numbers of the objects that reach the edge of the picture."""
-    edges = [labels[0], labels[-1], labels[:, 0], labels[:, -1]]
-    return np.unique(np.concatenate(edges))
-
-
-def _summed_area(mask: NDArray[np.bool_] | NDArray[np.float32]) -> NDArray[np.float64]:
-    """Sum the mask up to each pixel corner: (H + 1, W + 1)."""
-    total = np.zeros((mask.shape[0] + 1, mask.shape[1] + 1))
-    inner = total[1:, 1:]
-    np.cumsum(mask, axis=1, dtype=np.float64, out=inner)
-    np.cumsum(inner, axis=0, out=inner)
-    return total
-
-
-def _area_before(
-    total: NDArray[np.float64], x: NDArray[np.float64], y: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """Area of the mask above and left of each position, in mask px².
-
-    Within a pixel the summed area grows linearly along each axis, so that bilinear interpolation
-    between its corners is exact.
-    """
-    height, width = (n - 1 for n in total.shape)
-    x, y = np.clip(x, 0, width), np.clip(y, 0, height)
-    column = np.minimum(x.astype(np.int64), max(width - 1, 0))
-    row = np.minimum(y.astype(np.int64), max(height - 1, 0))
-    next_column, next_row = np.minimum(column + 1, width), np.minimum(row + 1, height)
-    right, down = x - column, y - row
-    upper = total[row, column] * (1 - right) + total[row, next_column] * right
-    lower = total[next_row, column] * (1 - right) + total[next_row, next_column] * right
-    area: NDArray[np.float64] = upper * (1 - down) + lower * down
-    return area

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,9 +13,12 @@ from numpy.typing import NDArray
 from tiling.contracts import Slide, SlideInfo, TileConfig, TileGeometry, TissueConfig
 from tiling.files import digest_file
 from tiling.overview import Overview, read_overview
-from tiling.tissue.given_masks import UserMask, find_mask, read_tissue_mask
-from tiling.tissue.mask import SummedMask, TissueMeter, picture_kind, segment_tissue
+from tiling.tissue.mask import PictureKind, find_kind_and_tissue
+from tiling.tissue.summed_mask import SummedMask, TissueMeter
 from tiling.wording import format_percent
+
+if TYPE_CHECKING:
+    from tiling.tissue.given_masks import UserMask
 
 MIN_BORDER_SHARE = 0.02  # of the slide's border; a thread of tissue that reaches it needs no note
 # Tried where no tissue is found: settings that let fainter or smaller things be tissue.
@@ -29,8 +33,9 @@ class SlideTissue:
     overview: Overview
     tissue: NDArray[np.bool_]  # (H, W) of the overview; what cannot be decoded counts as tissue
     share: float  # of the slide that is tissue
-    user: UserMask | None = None  # measured by, if there is one; `tissue` is then its picture
+    user: "UserMask | None" = None  # measured by, if there is one; `tissue` is then its picture
     notes: tuple[str, ...] = ()
+    kind: PictureKind = "stained"  # by which rule tissue was found
 
 
 def find_tissue(slide: Slide, info: SlideInfo, config: TileConfig, threads: int) -> SlideTissue:
@@ -44,25 +49,27 @@ def find_tissue(slide: Slide, info: SlideInfo, config: TileConfig, threads: int)
     overview = read_overview(slide, mpp=info.mpp, target_mpp=config.tissue.mpp, threads=threads)
     if config.tissue.mask is not None:
         return _read_user_mask(config.tissue.mask, info, overview)
-    return _detect(overview, info, config.tissue)
+    return _detect(overview, info, config.tissue, threads)
 
 
-def _detect(overview: Overview, info: SlideInfo, config: TissueConfig) -> SlideTissue:
+def _detect(
+    overview: Overview, info: SlideInfo, config: TissueConfig, threads: int = 1
+) -> SlideTissue:
     mpp = (overview.pixel_l0[0] * info.mpp[0], overview.pixel_l0[1] * info.mpp[1])
-    tissue = segment_tissue(overview.rgb, mpp=mpp, config=config)
-    notes = _note_border(tissue, overview)
+    kind, tissue = find_kind_and_tissue(overview.rgb, mpp=mpp, config=config, threads=threads)
+    share, notes = float(tissue.mean()), _note_border(tissue, kind)
     # Where nothing could be decoded there may be tissue: its patches are tried and counted.
-    return SlideTissue(overview, tissue | overview.unreadable, float(tissue.mean()), notes=notes)
+    tissue |= overview.unreadable
+    return SlideTissue(overview, tissue, share, notes=notes, kind=kind)
 
 
-def _note_border(tissue: NDArray[np.bool_], overview: Overview) -> tuple[str, ...]:
+def _note_border(tissue: NDArray[np.bool_], kind: PictureKind) -> tuple[str, ...]:
     """Note that tissue reaches the border of the slide: it may be glass of an odd colour."""
     border = np.concatenate([tissue[0], tissue[-1], tissue[1:-1, 0], tissue[1:-1, -1]])
     share = float(border.mean()) if border.size else 0.0
     if share < MIN_BORDER_SHARE:
         return ()
-    stained = picture_kind(overview.rgb) == "stained"
-    remedy = "raise tissue.min_saturation, or " if stained else ""
+    remedy = "raise tissue.min_saturation, or " if kind == "stained" else ""
     return (
         f"{format_percent(share)} of the slide's border counts as tissue; if the QC picture shows "
         f"glass there, {remedy}give a mask (tissue.mask)",
@@ -70,6 +77,8 @@ def _note_border(tissue: NDArray[np.bool_], overview: Overview) -> tuple[str, ..
 
 
 def _read_user_mask(folder: Path, info: SlideInfo, overview: Overview) -> SlideTissue:
+    from tiling.tissue.given_masks import find_mask, read_tissue_mask
+
     height, width = overview.rgb.shape[:2]
     user = read_tissue_mask(
         find_mask(folder, info.slide_id), slide_size=info.size, wanted_px=(2 * width, 2 * height)
@@ -123,7 +132,7 @@ def explain_no_tissue(
     if tissue.mask is not None:
         remedies.append("correct the mask")
     else:
-        if picture_kind(mask.overview.rgb) == "grey":
+        if mask.kind == "grey":
             why += " (the slide is grey: what is darker than its glass counts)"
         if not remedies:
             remedies += _helpful_settings(mask, info, config, fullest)
@@ -159,5 +168,7 @@ def digest_mask(folder: Path | None, slide_id: str) -> str | None:
     """Hash the mask of a slide; None where none is asked for."""
     if folder is None:
         return None
+    from tiling.tissue.given_masks import find_mask
+
     path = find_mask(folder, slide_id)
     return path.suffix + digest_file(path)

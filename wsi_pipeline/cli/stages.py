@@ -137,10 +137,10 @@ def predict(
     settings = read_settings(run, config, set_, section="predict", quiet=options.quiet)
     settings = replace(settings, out=run)
     folder, files = RunFolder(run), checkpoint or []
-    results = []
     if slides:
-        results.append(predict_stage.cut_for(folder, settings, options, slides, checkpoints=files))
-    results.append(predict_stage.predict(folder, settings, options, checkpoints=files))
+        results = predict_stage.predict_slides(folder, settings, options, slides, checkpoints=files)
+    else:
+        results = [predict_stage.predict(folder, settings, options, checkpoints=files)]
     finish(results, run, quiet=options.quiet)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tiling.contracts import OnProgress, PatchKind, PatchOrigin
+from tiling.contracts import OnProgress, PatchKind, PatchOrigin, PixelArrays
 from tiling.files import digest_file, digest_json, read_json_object, write_aside, write_json
 from tiling.threads import map_in_threads
 from tiling.wording import pluralize
@@ -251,12 +251,13 @@ class ImageGroup:
         self.unreadable = images.unreadable[rows]
         self.fingerprint = images.fingerprint
 
-    def read_flagged(
-        self, indices: NDArray[np.int64]
-    ) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-        """Read images, (n, H, W, C), and which of them could not be decoded, (n,)."""
+    def read_into(self, indices: NDArray[np.int64], out: PixelArrays) -> NDArray[np.bool_]:
+        """Read images into n arrays (H, W, C); return which of them could not be decoded, (n,)."""
         rows = self._rows[indices]
-        return np.asarray(self._images.pixels[rows]), self._images.unreadable[rows]
+        for row, image in zip(rows.tolist(), out, strict=True):
+            image[...] = self._images.pixels[row]
+        lost: NDArray[np.bool_] = self._images.unreadable[rows]
+        return lost
 
     def locate(self, row: int) -> PatchOrigin:
         """Return which image a row is."""

@@ -132,7 +132,7 @@ class SlideCohort:
         """Open the patch stores of a split."""
         with ExitStack() as opened:
             yield [
-                opened.enter_context(open_store(self.run, e))
+                opened.enter_context(open_store(self.run, e, random=split == "train"))
                 for e in self.entries
                 if e.split == split
             ]

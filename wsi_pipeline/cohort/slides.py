@@ -57,12 +57,19 @@ def digest_store(run: RunFolder, entry: SlideEntry) -> str:
     return stored_fingerprint(path) or PatchStore.open(path).fingerprint
 
 
-def open_store(run: RunFolder, entry: SlideEntry) -> "PatchStore":
-    """Open a slide's patch store; where it keeps no pixels, they come from the slide."""
+def open_store(run: RunFolder, entry: SlideEntry, *, random: bool = False) -> "PatchStore":
+    """Open a slide's patch store; where it keeps no pixels, they come from the slide.
+
+    Parameters
+    ----------
+    random : bool
+        Patches will be drawn at random (`tiling.store.PatchStore.open`).
+    """
     from tiling.store import PatchStore
 
     return PatchStore.open(
         run.store(entry.slide_id),
         slide_path=entry.path,
         content_cache=run.content(entry.slide_id),
+        random=random,
     )

@@ -161,9 +161,8 @@ class TrainConfig:
     stop_at_train_accuracy: Annotated[float, Field(gt=0, le=1)] | None = None
     # at most so many, half of each class; None: all labelled
     val_patches: Annotated[int, Field(ge=2)] | None = None
-    precision: Literal["fp32", "bf16", "fp16"] = (
-        "fp32"  # of forward and backward passes; weights stay fp32
-    )
+    # Of forward and backward passes; weights stay fp32. auto: bf16 on a GPU that has it, else fp32
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     accumulate: Count = 1  # parts that a batch is computed in, one after the other
     processes: Count = 1  # that share each batch, one per GPU
     readers: Count = 2  # threads of each process that read batches ahead
@@ -215,11 +214,14 @@ RECIPES: dict[str, dict[str, Any]] = {
 def result_settings(config: TrainConfig) -> dict[str, Any]:
     """Return the settings that a training's result depends on, for fingerprints.
 
-    Settings that do not affect the result have their default. `sampling` and `protopnet` are newer
-    than existing run folders, so they are left out where they equal the earlier behaviour.
+    Settings that do not affect the result have their default. `sampling`, `protopnet` and the
+    precision `auto` are newer than existing run folders, so they are left out, or have the value
+    of then, where they equal the earlier behaviour.
     """
     values = {f.name: getattr(config, f.name) for f in fields(config)}
     values["readers"] = TrainConfig.readers
+    if config.precision == "auto":
+        values["precision"] = "fp32"
     del values["steps_per_epoch" if config.sampling == "shuffle" else "sampling"]
     if config.protopnet is None:
         del values["protopnet"]
@@ -380,6 +382,9 @@ class ReportConfig:
     # Published results, for comparison. lecture: confusion matrix of its VGG16, prostate;
     # camelyon16: results on its test set, and this run's by size of the metastasis, lymph nodes
     context: tuple[Context, ...] = ()
+    # Slides shown with their heatmap, of each model: the worst ones. Each takes some 0.1 MB; the
+    # other slides are listed with a link to theirs.
+    slide_pictures: Annotated[int, Field(ge=0)] = 50
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from wsi_pipeline.evaluation.compare import (
     estimate_share,
     no_estimate,
 )
+from wsi_pipeline.evaluation.csv_columns import Layout, NotPlainError, read_columns
 from wsi_pipeline.evaluation.froc import (
     RATES,
     SlideHits,
@@ -249,6 +250,38 @@ def _read_slides(folder: Path) -> dict[str, _Slide]:
 
 def _read_patches(path: Path) -> dict[str, tuple[NDArray[np.int64], NDArray[np.float64]]]:
     """Read labels (-1 among them) and scores by slide; unreadable patches left out."""
+    try:
+        return _read_plain_patches(path)
+    except NotPlainError:
+        return _read_patches_by_row(path)
+
+
+def _find_layout(header: list[str]) -> Layout | None:
+    try:
+        slide, *numbers = (header.index(name) for name in ("slide_id", "label", "score"))
+    except ValueError:
+        return None
+    return Layout(True, numbers=tuple(numbers), names=(slide,))
+
+
+def _read_plain_patches(path: Path) -> dict[str, tuple[NDArray[np.int64], NDArray[np.float64]]]:
+    found = read_columns(path, _find_layout)
+    (labels, scores), codes, names = found.numbers, found.codes[0], found.names[0]
+    known = ~np.isnan(scores)
+    labels, scores, codes = labels[known], scores[known], codes[known]
+    if "" in names or not np.isin(labels, (-1, 0, 1)).all():
+        raise NotPlainError
+    order = np.argsort(codes, kind="stable")
+    cuts = np.searchsorted(codes[order], np.arange(len(names) + 1))
+    own_labels, own_scores = labels[order].astype(np.int64), scores[order]
+    return {
+        name: (own_labels[start:end], own_scores[start:end])
+        for name, start, end in zip(names, cuts[:-1], cuts[1:], strict=True)
+        if end > start
+    }
+
+
+def _read_patches_by_row(path: Path) -> dict[str, tuple[NDArray[np.int64], NDArray[np.float64]]]:
     labels: dict[str, list[int]] = defaultdict(list)
     scores: dict[str, list[float]] = defaultdict(list)
     for row in _rows(path):

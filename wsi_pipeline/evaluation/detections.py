@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 from wsi_pipeline.contracts import Detections
 from wsi_pipeline.csv_files import write_csv
 from wsi_pipeline.errors import EvaluationError
+from wsi_pipeline.evaluation.csv_columns import Layout, NotPlainError, read_columns
 from wsi_pipeline.evaluation.tables import (
+    FAR,
     find_column,
     parse_coordinate,
     parse_number,
@@ -34,7 +36,8 @@ class DetectionFile:
     detections: Detections
     lines: NDArray[np.int64]  # (N,) line of each detection, from 1
     exact: NDArray[np.float64]  # (N, 2) x, y as the file has them
-    slides: tuple[tuple[int, str], ...] = ()  # (line, slide) of a file that names slides itself
+    # (line, slide) of a file that names slides itself: where each appears first
+    slides: tuple[tuple[int, str], ...] = ()
 
     @property
     def n_rounded(self) -> int:
@@ -107,8 +110,10 @@ def read_detection_file(path: Path) -> DetectionFile:
     EvaluationError
         Naming file and line of a field that is no probability or no position.
     """
-    rows = list(_read_detections(path, _order_of_one_slide))
-    return _collect(path, rows, slides=tuple((line, name) for line, name, *_ in rows if name))
+    table = _read_table(path, _order_of_one_slide)
+    first = np.unique(table.codes, return_index=True)[1]
+    slides = sorted((int(table.lines[i]), table.names[table.codes[i]]) for i in first)
+    return _select(path, table, slice(None), tuple((i, name) for i, name in slides if name))
 
 
 def read_detection_table(path: Path) -> dict[str, DetectionFile]:
@@ -127,28 +132,41 @@ def read_detection_table(path: Path) -> dict[str, DetectionFile]:
     EvaluationError
         Naming file and line, as `read_detection_file`; or if the file names no slides.
     """
-    by_slide: dict[str, list[_Row]] = {}
-    for row in _read_detections(path, _order_of_all_slides):
-        line, name, *values = row
-        if not name:
-            raise EvaluationError(f"{path}, line {line}: the column '{SLIDE_COLUMN}' is empty")
-        rows = by_slide.setdefault(name, [])
-        if values != [None, None, None]:
-            rows.append(row)
-    return {name: _collect(path, rows) for name, rows in by_slide.items()}
+    table = _read_table(path, _order_of_all_slides)
+    order = np.argsort(table.codes, kind="stable")
+    cuts = np.searchsorted(table.codes[order], np.arange(len(table.names) + 1))
+    rows_by_name = {
+        name: order[start:end]
+        for name, start, end in zip(table.names, cuts[:-1], cuts[1:], strict=True)
+    }
+    if "" in rows_by_name:
+        line = table.lines[rows_by_name[""][0]]
+        raise EvaluationError(f"{path}, line {line}: the column '{SLIDE_COLUMN}' is empty")
+    return {name: _select(path, table, rows) for name, rows in rows_by_name.items()}
 
 
-_Row = tuple[int, str, float | None, float | None, float | None]  # line, slide, prob, x, y
+@dataclass(frozen=True)
+class _Table:
+    """All rows of a file."""
+
+    lines: NDArray[np.int64]  # (N,) from 1
+    values: NDArray[np.float64]  # (N, 3) prob, x, y; NaN where a row only names its slide
+    codes: NDArray[np.int32]  # (N,) index into the names
+    names: list[str]  # in the order in which they first appear; empty: no name
 
 
-def _collect(
-    path: Path, rows: list[_Row], *, slides: tuple[tuple[int, str], ...] = ()
+def _select(
+    path: Path,
+    table: _Table,
+    rows: slice | NDArray[np.int64],
+    slides: tuple[tuple[int, str], ...] = (),
 ) -> DetectionFile:
-    table = np.array([values for _, _, *values in rows], dtype=np.float64).reshape(-1, 3)
-    exact = table[:, 1:]
+    values, lines = table.values[rows], table.lines[rows]
+    known = ~np.isnan(values[:, 0])
+    values, lines = values[known], lines[known]
+    exact = values[:, 1:]
     x, y = np.rint(exact).astype(np.int64).T
-    lines = np.array([line for line, *_ in rows], dtype=np.int64)
-    return DetectionFile(path, Detections(x, y, table[:, 0].copy()), lines, exact, slides)
+    return DetectionFile(path, Detections(x, y, values[:, 0].copy()), lines, exact, slides)
 
 
 @dataclass(frozen=True)
@@ -164,7 +182,54 @@ class _Order:
 _FindOrder = Callable[[Path, int, list[str]], _Order]
 
 
-def _read_detections(path: Path, find_order: _FindOrder) -> Iterator[_Row]:
+def _read_table(path: Path, find_order: _FindOrder) -> _Table:
+    try:
+        return _read_plain(path, find_order)
+    except NotPlainError:
+        return _read_by_row(path, find_order)
+
+
+def _read_plain(path: Path, find_order: _FindOrder) -> _Table:
+    """Read a file of which every row is right."""
+
+    def find_layout(fields: list[str]) -> Layout | None:
+        try:
+            order = find_order(path, 1, fields)
+        except EvaluationError:
+            return None
+        if len(fields) != order.n_columns:
+            return None
+        return Layout(order.is_header, order.values, () if order.slide is None else (order.slide,))
+
+    found = read_columns(path, find_layout)
+    values = np.column_stack(found.numbers)
+    is_named = bool(found.names)
+    codes = found.codes[0] if is_named else np.zeros(len(values), np.int32)
+    names = found.names[0] if is_named else [""]
+    empty = np.isnan(values).all(axis=1)
+    right = (values[:, 0] >= 0) & (values[:, 0] <= 1) & (abs(values[:, 1:]) <= FAR).all(axis=1)
+    if not (right | (empty & is_named)).all() or (empty.any() and "" in names):
+        raise NotPlainError
+    lines = found.first_line + np.arange(len(values), dtype=np.int64)
+    return _Table(lines, values, codes, names)
+
+
+def _read_by_row(path: Path, find_order: _FindOrder) -> _Table:
+    rows = list(_iterate_detections(path, find_order))
+    code_by_name: dict[str, int] = {}
+    codes = [code_by_name.setdefault(name, len(code_by_name)) for _, name, _ in rows]
+    return _Table(
+        np.array([line for line, _, _ in rows], np.int64),
+        np.array([values for _, _, values in rows], np.float64).reshape(-1, 3),
+        np.array(codes, np.int32),
+        list(code_by_name),
+    )
+
+
+def _iterate_detections(
+    path: Path, find_order: _FindOrder
+) -> Iterator[tuple[int, str, tuple[float, float, float]]]:
+    """Yield line, slide, and prob, x, y (NaN where a row only names its slide)."""
     order: _Order | None = None
     for line, fields in read_rows(path):
         where = f"{path}, line {line}"
@@ -181,15 +246,10 @@ def _read_detections(path: Path, find_order: _FindOrder) -> Iterator[_Row]:
         name = "" if order.slide is None else fields[order.slide]
         prob, x, y = (fields[i] for i in order.values)
         if name and not (prob or x or y):
-            yield line, name, None, None, None
+            yield line, name, (np.nan, np.nan, np.nan)
             continue
-        yield (
-            line,
-            name,
-            parse_score(where, "prob", prob),
-            parse_coordinate(where, "x", x),
-            parse_coordinate(where, "y", y),
-        )
+        score = parse_score(where, "prob", prob)
+        yield line, name, (score, parse_coordinate(where, "x", x), parse_coordinate(where, "y", y))
 
 
 def _order_of_one_slide(path: Path, line: int, fields: list[str]) -> _Order:

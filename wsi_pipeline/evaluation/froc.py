@@ -179,8 +179,10 @@ def build_froc(
     Returns
     -------
     curve : FrocCurve
-        Where there is no lesion, or no slide to count false positives on, the figures are None
-        with a reason in `undefined`.
+        Points within a horizontal line are left out (`find_corners`), so a curve has at most two
+        points per lesion, and two, however many false positives there are. Where there is no
+        lesion, or no slide to count false positives on, the figures are None with a reason in
+        `undefined`.
 
     Raises
     ------
@@ -194,6 +196,9 @@ def build_froc(
     n_denominator = int(events.in_denominator.sum())
     fps = np.concatenate([[0], np.cumsum(events.is_fp)[events.last]])
     hits = np.concatenate([[0], np.cumsum(events.is_hit)[events.last]])
+    kept = find_corners(fps, hits)
+    thresholds = np.concatenate([[np.inf], events.scores[events.last]])[kept]
+    fps, hits = fps[kept], hits[kept]
     nothing = np.full(fps.size, np.nan)
     avg_fps = fps / n_denominator if n_denominator else nothing
     sensitivity = hits / n_lesions if n_lesions else nothing
@@ -214,13 +219,40 @@ def build_froc(
         n_normal=int(events.normal.sum()),
         n_lesions=n_lesions,
         n_itc=events.n_itc,
-        thresholds=np.concatenate([[np.inf], events.scores[events.last]]),
+        thresholds=thresholds,
         avg_fps=avg_fps,
         sensitivity=sensitivity,
         sensitivity_at=dict(zip(map(rate_name, rates), at, strict=True)),
         score=None if reason else float(np.mean(np.array(at, dtype=np.float64))),
         undefined=undefined,
     )
+
+
+def find_corners(x: NDArray[np.int64], y: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Find the points of a curve other than those within its horizontal lines.
+
+    Parameters
+    ----------
+    x, y : (K,)
+        Neither decreases.
+
+    Returns
+    -------
+    kept : (M,)
+        Indices: the first and the last point, and those where `y` increases or is about to; of
+        equal points, the first. At most twice as many as there are increases, and two.
+
+    Examples
+    --------
+    >>> find_corners(np.array([0, 0, 1, 2, 3, 3]), np.array([0, 1, 1, 1, 1, 2])).tolist()
+    [0, 1, 4, 5]
+    """
+    moved = np.flatnonzero((np.diff(x) > 0) | (np.diff(y) > 0)) + 1
+    distinct = np.concatenate([[0], moved])
+    up = np.diff(y[distinct]) > 0
+    is_corner = np.ones(distinct.size, bool)
+    is_corner[1:-1] = up[:-1] | up[1:]
+    return np.asarray(distinct[is_corner], np.int64)
 
 
 def check_rates(rates: Sequence[float]) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi_pipeline.errors import EvaluationError
+from wsi_pipeline.evaluation.csv_columns import Layout, NotPlainError, read_columns
 from wsi_pipeline.evaluation.slide_names import SlideIndex, list_ids
 from wsi_pipeline.evaluation.tables import find_column, parse_score, read_rows
 
@@ -163,11 +164,70 @@ def read_patches(
     EvaluationError
         Naming file and line of a slide that is not listed, or a lesion that its slide lacks.
     """
+    try:
+        return _read_plain_patches(path, slides, lesions)
+    except NotPlainError:
+        return _read_patches_by_row(path, slides, lesions)
+
+
+_PATCH_COLUMNS = ("slide_id", "score", "lesions")
+
+
+def _find_layout(fields: list[str]) -> Layout | None:
+    places: list[int | None] = [0, 1, 2]
+    is_header = _is_header(fields, _PATCH_COLUMNS)
+    if is_header:
+        places = [find_column(fields, name) for name in _PATCH_COLUMNS]
+    slide, score, lesions = places
+    if slide is None or score is None or lesions is None or not (is_header or len(fields) == 3):
+        return None
+    return Layout(is_header, numbers=(score,), names=(slide, lesions))
+
+
+def _read_plain_patches(
+    path: Path, slides: SlideList, lesions: dict[str, list[str]]
+) -> dict[str, SlidePatches]:
+    """Read a file of which every row is right."""
+    found = read_columns(path, _find_layout)
+    (scores,), (code, touched), (names, texts) = found.numbers, found.codes, found.names
+    place = {slide_id: i for i, slide_id in enumerate(lesions)}
+    slide_ids = [slides.index.find(list_ids(name)) if name else None for name in names]
+    if None in slide_ids or ((scores < 0) | (scores > 1)).any():
+        raise NotPlainError
+    slide = np.array([place[s] for s in slide_ids if s is not None], np.int64)[code]
+    order = np.argsort(slide, kind="stable")
+    cuts = np.searchsorted(slide[order], np.arange(len(lesions) + 1))
+    ids = [list(dict.fromkeys(_split_ids(text))) for text in texts]
+    return {
+        slide_id: SlidePatches(scores[rows], _pair_lesions(touched[rows], ids, lesions[slide_id]))
+        for slide_id, start, end in zip(lesions, cuts[:-1], cuts[1:], strict=True)
+        for rows in [order[start:end]]
+    }
+
+
+def _pair_lesions(
+    codes: NDArray[np.int32], ids: Sequence[Sequence[str]], names: Sequence[str]
+) -> NDArray[np.int64]:
+    """Pair a slide's patches with its lesions: (M, 2), by patch."""
+    index = {name: i for i, name in enumerate(names)}
+    pairs = [np.zeros((0, 2), np.int64)]
+    for code in np.unique(codes).tolist():
+        if not index.keys() >= set(ids[code]):
+            raise NotPlainError
+        rows, own = np.flatnonzero(codes == code), [index[name] for name in ids[code]]
+        pairs.append(np.column_stack([np.repeat(rows, len(own)), np.tile(own, len(rows))]))
+    together = np.concatenate(pairs).astype(np.int64)
+    return together[np.argsort(together[:, 0], kind="stable")]
+
+
+def _read_patches_by_row(
+    path: Path, slides: SlideList, lesions: dict[str, list[str]]
+) -> dict[str, SlidePatches]:
     scores: dict[str, list[float]] = {slide_id: [] for slide_id in lesions}
     pairs: dict[str, list[tuple[int, int]]] = {slide_id: [] for slide_id in lesions}
     index = {s: {name: i for i, name in enumerate(names)} for s, names in lesions.items()}
     known: dict[str, str | None] = {}  # name as the file has it -> slide
-    for where, _, (name, score, touched) in read_table(path, ("slide_id", "score", "lesions")):
+    for where, _, (name, score, touched) in read_table(path, _PATCH_COLUMNS):
         if name not in known:
             known[name] = slides.index.find(list_ids(name))
         slide_id = known[name]

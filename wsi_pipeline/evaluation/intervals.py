@@ -38,7 +38,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import t as student
+from scipy.special import stdtrit
 
 from wsi_pipeline.evaluation.bootstrap import Resamples
 
@@ -311,6 +311,6 @@ def _wilson_by_group(
     else:
         effective = min(total, share * (1 - share) / max(variance, 1e-300))
         z = NormalDist().inv_cdf(0.5 + CONFIDENCE / 2)
-        effective *= (z / float(student.ppf(0.5 + CONFIDENCE / 2, n.size - 1))) ** 2
+        effective *= (z / float(stdtrit(n.size - 1, 0.5 + CONFIDENCE / 2))) ** 2
     method = f"Wilson, effective sample size by {resamples.unit}"
     return Interval(*wilson_interval(share, effective), method)

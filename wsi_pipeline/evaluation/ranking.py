@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.metrics import precision_recall_curve, roc_curve
 
 from wsi_pipeline.evaluation.intervals import Kinds
 
@@ -26,6 +25,8 @@ def ranking_curves(
     labels: NDArray[np.integer[Any]], scores: NDArray[np.floating[Any]]
 ) -> RankingCurves | None:
     """Draw the curves; None where one class is missing. Points on a straight line are left out."""
+    from sklearn.metrics import precision_recall_curve, roc_curve  # half a second
+
     if np.unique(labels).size < 2:
         return None
     values = np.asarray(scores, dtype=np.float64)
@@ -83,18 +84,25 @@ def pair_counts(
         Row: slide of the positives; column: of the negatives; ties one half.
     n_positive, n_negative : (S,)
     """
-    slide = np.repeat(np.arange(len(labels)), [len(part) for part in labels])
-    label = np.concatenate(labels)
-    rank = np.unique(np.concatenate(scores), return_inverse=True)[1]
-    positive = label == 1
-    n_positive = np.bincount(slide[positive], minlength=len(labels))
-    n_negative = np.bincount(slide[label == 0], minlength=len(labels))
+    positive = [
+        np.asarray(s[label == 1], np.float64) for label, s in zip(labels, scores, strict=True)
+    ]
+    negative = [
+        np.asarray(s[label == 0], np.float64) for label, s in zip(labels, scores, strict=True)
+    ]
+    n_positive, n_negative = (
+        np.array([part.size for part in parts], np.int64) for parts in (positive, negative)
+    )
+    # Negatives are counted between the positives' scores, which are few: the cost of a slide is
+    # that of its negatives and of all positives, not of all patches.
+    cuts, rank = np.unique(np.concatenate([np.empty(0), *positive]), return_inverse=True)
+    slide = np.repeat(np.arange(len(labels)), n_positive)
     won = np.zeros((len(labels), len(labels)))
-    n_ranks = int(rank.max()) + 1 if rank.size else 0
     for other in np.flatnonzero(n_negative):
-        negatives = np.bincount(rank[(slide == other) & (label == 0)], minlength=n_ranks)
-        beaten = np.cumsum(negatives) - 0.5 * negatives  # by a positive of each rank
+        below, upto = (np.searchsorted(cuts, negative[other], side=s) for s in ("left", "right"))
+        beaten = np.cumsum(np.bincount(upto, minlength=cuts.size + 1)[: cuts.size])
+        ties = np.bincount(below[below < upto], minlength=cuts.size)
         won[:, other] = np.bincount(
-            slide[positive], weights=beaten[rank[positive]], minlength=len(labels)
+            slide, weights=(beaten + 0.5 * ties)[rank], minlength=len(labels)
         )
     return won, n_positive, n_negative

@@ -17,7 +17,7 @@ from tiling.files import write_json
 from tiling.wording import pluralize
 from wsi_pipeline.config.settings import EvaluateConfig, EvaluatedSplit
 from wsi_pipeline.contracts import DEFINITIONS, Rule
-from wsi_pipeline.csv_files import write_csv
+from wsi_pipeline.csv_files import write_csv, write_tables
 from wsi_pipeline.errors import EvaluationError
 from wsi_pipeline.evaluation.bands import roc_band
 from wsi_pipeline.evaluation.bootstrap import Resamples
@@ -262,8 +262,9 @@ def _patch_section(
     test: Sequence[EvaluationSlide], settings: EvaluateConfig, resamples: Resamples | None
 ) -> tuple[Figures, RankingCurves | None]:
     counted = [slide.labelled() for slide in test]
-    labels = np.concatenate([label for label, _ in counted])
-    scores = np.concatenate([score for _, score in counted])
+    labels, scores = _pool(test)
+    order = np.argsort(-scores, kind="stable")  # each of the rankings sorts again: in no time
+    labels, scores = labels[order], scores[order]
     rows = stack(_count_patches(test, settings))
     total = add_up(rows)
     section = Figures(
@@ -411,12 +412,8 @@ def _write_tables(
         ("slide_id", "label", "score"),
         [(s.slide_id, s.truth, slide_scores[s.slide_id]) for s in val],
     )
-    write_csv(out / "patches.csv", PATCH_COLUMNS, (row for s in test for row in _patch_cells(s)))
-    write_csv(
-        out / "validation_patches.csv",
-        PATCH_COLUMNS,
-        (row for s in val for row in _patch_cells(s)),
-    )
+    write_tables(out / "patches.csv", PATCH_COLUMNS, map(_patch_columns, test))
+    write_tables(out / "validation_patches.csv", PATCH_COLUMNS, map(_patch_columns, val))
     _write_detections(out / "detections", test)
     labels, scores = _pool(test)
     thresholds = sweep_thresholds(labels, scores, including=[settings.threshold])
@@ -446,17 +443,16 @@ def _slide_cells(
     return [slide.slide_id, slide.truth, score, predicted, c.tp, c.fp, c.fn, c.tn]
 
 
-def _patch_cells(slide: EvaluationSlide) -> list[list[Cell]]:
-    lesions: list[list[str]] = [[] for _ in slide.patch_labels]
+def _patch_columns(slide: EvaluationSlide) -> list[Sequence[Any] | NDArray[Any]]:
+    """Return a slide's `PATCH_COLUMNS`."""
+    lesions = [""] * len(slide.patch_labels)
     for patch, lesion in slide.lesion_pairs.tolist():
-        lesions[patch].append(slide.lesion_ids[lesion])
-    scores = slide.scores.scores.astype(np.float64).tolist()
-    return [
-        [slide.slide_id, x, y, None if score != score else score, label, ";".join(ids)]
-        for (x, y), score, label, ids in zip(
-            slide.scores.coords.tolist(), scores, slide.patch_labels.tolist(), lesions, strict=True
-        )
-    ]
+        name = slide.lesion_ids[lesion]
+        lesions[patch] = f"{lesions[patch]};{name}" if lesions[patch] else name
+    x, y = slide.scores.coords.T
+    scores = slide.scores.scores.astype(np.float64)
+    names = [slide.slide_id] * len(lesions)
+    return [names, x, y, scores, slide.patch_labels, lesions]
 
 
 def _confusion_cells(slide_id: str, confusion: Confusion[int]) -> list[list[Cell]]:
@@ -494,13 +490,10 @@ def _write_ranking(
     curves: list[tuple[str, RankingCurves, dict[str, Any]]],
     bands: dict[str, NDArray[np.float64]],
 ) -> None:
-    roc: list[list[Cell]] = []
-    precision_recall: list[list[Cell]] = []
-    for name, curve, _ in curves:
-        roc += _curve_cells(name, curve.roc)
-        precision_recall += _curve_cells(name, curve.precision_recall)
-    write_csv(out / "roc.csv", ("of", "threshold", "fpr", "tpr"), roc)
-    write_csv(out / "pr.csv", ("of", "threshold", "recall", "precision"), precision_recall)
+    roc = [_curve_columns(name, curve.roc) for name, curve, _ in curves]
+    precision_recall = [_curve_columns(name, curve.precision_recall) for name, curve, _ in curves]
+    write_tables(out / "roc.csv", ("of", "threshold", "fpr", "tpr"), roc)
+    write_tables(out / "pr.csv", ("of", "threshold", "recall", "precision"), precision_recall)
     write_csv(
         out / "roc_band.csv",
         ("of", "fpr", "low", "high"),
@@ -513,8 +506,6 @@ def _write_ranking(
     )
 
 
-def _curve_cells(name: str, points: NDArray[np.float64]) -> list[list[Cell]]:
-    return [
-        [name, threshold if np.isfinite(threshold) else None, x, y]
-        for threshold, x, y in points.tolist()
-    ]
+def _curve_columns(name: str, points: NDArray[np.float64]) -> list[Sequence[str] | NDArray[Any]]:
+    threshold, x, y = points.T
+    return [[name] * len(points), np.where(np.isfinite(threshold), threshold, np.nan), x, y]

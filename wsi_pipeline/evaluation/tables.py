@@ -10,7 +10,7 @@ from pathlib import Path
 from wsi_pipeline.csv_files import iterate_csv
 from wsi_pipeline.errors import EvaluationError
 
-_FAR = 2**53  # beyond it float64 does not know whole numbers; no slide reaches so far
+FAR = 2**53  # beyond it float64 does not know whole numbers; no slide reaches so far
 
 Cell = str | int | float | None
 
@@ -65,7 +65,7 @@ def parse_coordinate(where: str, name: str, text: str) -> float:
         Naming `where` (file and line) and `name` (the column).
     """
     value = parse_number(text)
-    if value is None or not math.isfinite(value) or abs(value) > _FAR:
+    if value is None or not math.isfinite(value) or abs(value) > FAR:
         raise EvaluationError(f"{where}: {name} '{text}' is not a position in level-0 pixels")
     return value
 

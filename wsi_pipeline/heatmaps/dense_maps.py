@@ -28,6 +28,7 @@ from wsi_pipeline.contracts import Heatmap
 from wsi_pipeline.errors import HeatmapError
 from wsi_pipeline.heatmaps.rasters import rasterise_scores
 from wsi_pipeline.models import PatchClassifier
+from wsi_pipeline.models.dense.engine import COMPILED_LATTICE
 from wsi_pipeline.models.patchnet import PatchNet
 
 log = logging.getLogger(__name__)
@@ -127,8 +128,10 @@ def map_slide(
     frame = _frame_of_tiles(coords, slide.size, geometry, lattice)
     kept = {number: replace(frame, values=frame.values.copy()) for number in filters}
     source = _SlidePixels(slide, geometry.scale, lattice.image_px, model, device)
-    engine = model.to(device).eval().subnet.dense_engine()
-    windows = _windows(lattice, frame, max(1, WINDOW_PX // step_px))
+    side = max(1, WINDOW_PX // step_px)
+    windows = _windows(lattice, frame, side)
+    many = len(windows) * side**2 >= COMPILED_LATTICE  # in one window alone there may be few
+    engine = model.to(device).eval().subnet.dense_engine(compiled=many if step_px > 1 else None)
     n_mapped = n_unreadable = 0
     for number, window in enumerate(windows, start=1):
         shown = frame.values[window.shown]  # a view: the map takes the place of the frame's ones

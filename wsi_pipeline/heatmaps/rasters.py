@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import maximum_filter1d
 
 from wsi_pipeline.config.settings import Overlap
 from wsi_pipeline.contracts import Heatmap
@@ -396,6 +395,8 @@ def _spread_maximum(values: NDArray[np.float32], size: int, axis: int) -> NDArra
     """Maximum over the last `size` values up to each one."""
     if size == 1:
         return values
+    from scipy.ndimage import maximum_filter1d  # a quarter of a second
+
     spread: NDArray[np.float32] = maximum_filter1d(
         values, size, axis=axis, mode="constant", cval=-np.inf, origin=(size - 1) // 2
     )

@@ -56,8 +56,8 @@ class Pending:
     """A batch on its way through the model."""
 
     pixels: Tensor  # (B, P, P, 3) uint8 on the host, kept in case memory does not suffice
-    outputs: Tensor | None  # (B,) float32 on the device; None: to be computed in parts
-    events: tuple[Any, Any, Any] | None  # CUDA: before the copy, after it, after the model
+    outputs: Tensor | None  # (B,) float32 on the host; None: to be computed in parts
+    events: tuple[Any, Any, Any] | None  # CUDA: before the copy, after it, outputs there
 
 
 class Forward:
@@ -102,6 +102,7 @@ class Forward:
         self.device = device
         self._precision = precision
         self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._floats: Tensor | None = None  # a CPU's input, used again for each batch
         self.limit = limit
         self.seconds_transfer = 0.0
         self.seconds_model = 0.0
@@ -131,7 +132,7 @@ class Forward:
             if self._copies is not None:
                 return self._launch_cuda(pixels)
             started = time.perf_counter()
-            x = to_unit_range(self._pad(pixels), self.device)
+            x = self._convert(self._pad(pixels))
             moved = time.perf_counter()
             outputs = self._pass(x)[: len(pixels)]
             self.seconds_transfer += moved - started
@@ -141,6 +142,13 @@ class Forward:
             if not _is_out_of_memory(error):
                 raise
             return Pending(pixels, None, None)
+
+    def _convert(self, pixels: Tensor) -> Tensor:
+        """Make a batch in a CPU's memory the model's input; valid until the next batch."""
+        held = self._floats
+        if held is None or held.shape[1:] != pixels.shape[1:] or len(held) < len(pixels):
+            held = self._floats = torch.empty(pixels.shape)
+        return to_unit_range(pixels, self.device, out=held[: len(pixels)])
 
     def _launch_cuda(self, pixels: Tensor) -> Pending:
         """Copy on a stream of its own, so that it overlaps the batch before."""
@@ -154,6 +162,9 @@ class Forward:
         main.wait_event(copied)
         moved.record_stream(main)
         outputs = self._pass(to_unit_range(moved, self.device))[: len(pixels)]
+        # Fetched from here, for a copy asked for later would wait for the batches queued by then.
+        with torch.inference_mode():
+            outputs = torch.empty(outputs.shape, pin_memory=True).copy_(outputs, non_blocking=True)
         after.record(main)
         return Pending(pixels, outputs, (before, copied, after))
 
@@ -167,11 +178,12 @@ class Forward:
         """
         if pending.outputs is None:
             return self._in_parts(pending.pixels, slide_id)
-        outputs: NDArray[np.float32] = pending.outputs.cpu().numpy()
         if pending.events is not None:
             before, copied, after = pending.events
+            after.synchronize()
             self.seconds_transfer += before.elapsed_time(copied) / 1e3
             self.seconds_model += copied.elapsed_time(after) / 1e3
+        outputs: NDArray[np.float32] = pending.outputs.numpy()
         return _checked(outputs, slide_id, self._precision)
 
     def score(self, pixels: Tensor, slide_id: str) -> NDArray[np.float32]:
@@ -192,6 +204,7 @@ class Forward:
                 raise self._too_large(slide_id)
             self.limit = len(pixels) // 2
             log.warning("%s: out of memory, continuing with batches of %d", slide_id, self.limit)
+            self._floats = None
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
         size = self.limit  # parts may halve it further

@@ -16,7 +16,7 @@ from wsi_pipeline.contracts import SlideEntry
 from wsi_pipeline.errors import StageError
 from wsi_pipeline.layout import RunFolder
 from wsi_pipeline.run.process_pool import map_in_processes
-from wsi_pipeline.stages.label_audit import Audited, choose, make_files, make_sample
+from wsi_pipeline.stages.label_audit import Audited, choose, has_labels, make_files, make_sample
 
 if TYPE_CHECKING:
     from wsi_pipeline.planning.figures import SlidePlan
@@ -57,7 +57,8 @@ def plan_extra_files(
     run = None if config.out is None else RunFolder(config.out)
     n_digests = sum(run is None or not run.content(slide_id).is_file() for slide_id in read)
     own = _plan_own(len(tiled), len(failing), n_digests, config, len(entries))
-    audit = _plan_audit(audited, config.tile, workers=workers) if tiled else NOTHING
+    is_audited = tiled and has_labels(one.entry for one in audited)
+    audit = _plan_audit(audited, config.tile, workers=workers) if is_audited else NOTHING
     return own + audit
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from tiling.files import write_text
 from tiling.wording import format_number, pluralize
-from wsi_pipeline.config.settings import Context
+from wsi_pipeline.config.settings import Context, ReportConfig
 from wsi_pipeline.contracts import DEFINITIONS, SPLITS, Rule
 from wsi_pipeline.errors import ReportError
 from wsi_pipeline.evaluation.metrics import titles_of
@@ -27,6 +27,7 @@ from wsi_pipeline.report.page import (
     render_page,
 )
 from wsi_pipeline.report.pictures import embed_picture
+from wsi_pipeline.report.slide_rows import list_slides
 
 Confusion = Mapping[str, int]
 
@@ -81,6 +82,7 @@ def build_report(
     *,
     models: Sequence[str] = (),
     context: Sequence[Context] = (),
+    n_pictures: int = ReportConfig.slide_pictures,
     figures: list[Path] | None = None,
 ) -> Path:
     """Write ``report.html`` and ``figures/`` of a run folder, from the files in it.
@@ -93,13 +95,17 @@ def build_report(
         Which models to show, in this order; empty: all there are.
     context : sequence of {"lecture", "camelyon16"}
         Others' results to show for comparison.
+    n_pictures : int
+        Slides of each model that are shown with their picture: the worst ones
+        (`wsi_pipeline.report.slide_rows`). The other pictures are linked.
     figures : list of Path, optional
         Gets the files written under ``figures/``.
 
     Returns
     -------
     report : Path
-        One HTML file that needs no other file and no network. Equal runs give equal bytes.
+        One HTML file that needs no network, and no other file but the pictures that it links.
+        Equal runs give equal bytes.
 
     Raises
     ------
@@ -119,12 +125,17 @@ def build_report(
     written = [] if figures is None else figures
     for model in gathered.models:
         written += write_figures(RunFolder(run).figures(model.name), model)
-    write_text(path, render_report(gathered, context=context))
+    write_text(path, render_report(gathered, context=context, n_pictures=n_pictures))
     return path
 
 
-def render_report(run: RunFiles, *, context: Sequence[Context] = ()) -> str:
-    """Render what was gathered as HTML, with others' results where `context` names any."""
+def render_report(
+    run: RunFiles, *, context: Sequence[Context] = (), n_pictures: int = ReportConfig.slide_pictures
+) -> str:
+    """Render what was gathered as HTML, with others' results where `context` names any.
+
+    At most `n_pictures` slides of each model are shown with their picture.
+    """
     evaluated = [model for model in run.models if model.metrics is not None]
     values = {
         "run": run,
@@ -156,8 +167,17 @@ def render_report(run: RunFiles, *, context: Sequence[Context] = ()) -> str:
         "rates": RATES,
         "epoch_seconds": {m.name: curves.epoch_seconds(m.history) for m in run.models},
         "histories": {model.name: curves.chart_history(model) for model in run.models},
-        "slide_rows": {model.name: _slide_rows(model, run.cohort) for model in run.models},
-        "pictures": {model.name: _embed_overlays(model) for model in run.models},
+        "slide_rows": {
+            model.name: list_slides(
+                model,
+                run.cohort,
+                _read_thresholds(model),
+                n_pictures=n_pictures,
+                folder=run.folder,
+            )
+            for model in run.models
+        },
+        "n_pictures": n_pictures,
         "crops": {model.name: _embed_crops(model) for model in run.models},
         "explanations": {
             model.name: embed_picture(model.explanations, longest_px=SHEET_PX)
@@ -323,39 +343,6 @@ def _count_found(model: ModelFiles, definition: str) -> str:
     best = np.array([lesion.get("best_score") or "nan" for lesion in lesions], np.float64)
     found = int(np.count_nonzero(Rule(threshold).decide(best)))
     return f"{found} of {of_all} found at the patch threshold, {format_number(threshold, 2)}"
-
-
-def _slide_rows(model: ModelFiles, cohort: Sequence[CohortSlide]) -> list[Row]:
-    """The evaluated slides, and after them the others that have a heatmap."""
-    by_id = {slide.slide_id: slide for slide in cohort}
-    blank = dict.fromkeys(("label", "score", "predicted", *_CELLS), "")
-    rows = [{**blank, **row} for row in model.slides]
-    evaluated = {row.get("slide_id") for row in rows}
-    validation = {row.get("slide_id"): row for row in model.validation}
-    threshold = _read_thresholds(model)["slide"]
-    rows += [
-        {**blank, **_other_row(by_id.get(name), validation.get(name), threshold), "slide_id": name}
-        for name in model.overlays
-        if name not in evaluated
-    ]
-    splits = {name: slide.split for name, slide in by_id.items()}
-    return [{**row, "split": splits.get(row.get("slide_id", ""), "")} for row in rows]
-
-
-def _other_row(slide: CohortSlide | None, scored: Row | None, threshold: float | None) -> Row:
-    """Return what is known of a slide that is not evaluated: its label, score and call."""
-    row = {}
-    if slide is not None and slide.label is not None:
-        row["label"] = str(slide.label)
-    if scored is not None and scored.get("score"):
-        row["score"] = scored["score"]
-        if threshold is not None:
-            row["predicted"] = str(int(Rule(threshold).decide(float(scored["score"]))))
-    return row
-
-
-def _embed_overlays(model: ModelFiles) -> dict[str, str]:
-    return {slide_id: embed_picture(path) for slide_id, path in model.overlays.items()}
 
 
 def _embed_crops(model: ModelFiles) -> list[tuple[str, Row]]:

@@ -21,6 +21,8 @@ _WIDTH, _HEIGHT = 460, 340
 _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 14, 14, 46
 _LEGEND_LINE = 18
 _UNSEEN_PX = 0.2
+_UNSEEN_SHARE = 5e-5  # half a pixel of a curve printed 8 cm wide at 3000 dots per inch
+_SHORT = 2000  # points
 
 
 @dataclass(frozen=True)
@@ -209,6 +211,25 @@ def simplify(points: NDArray[np.float64]) -> NDArray[np.float64]:
     line = shapely.LineString(kept).simplify(_UNSEEN_PX, preserve_topology=False)
     corners: NDArray[np.float64] = np.asarray(line.coords, np.float64)
     return corners
+
+
+def thin_out(points: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Leave out points of a long curve of shares that no print shows.
+
+    Parameters
+    ----------
+    points : (N, 2) in [0, 1]
+
+    Returns
+    -------
+    kept : (M, 2)
+        Some of the points, the ends among them; the line is nowhere more than `_UNSEEN_SHARE` from
+        where it was. Curves of at most `_SHORT` points are kept whole.
+    """
+    if len(points) <= _SHORT:
+        return points
+    line = shapely.LineString(points).simplify(_UNSEEN_SHARE, preserve_topology=False)
+    return np.asarray(line.coords, np.float64)
 
 
 def _draw_legend(series: Series, y: float) -> list[str]:

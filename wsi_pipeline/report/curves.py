@@ -17,6 +17,7 @@ from wsi_pipeline.report.charts import (
     fitted_axis,
     sample_curve,
     share_axis,
+    thin_out,
 )
 from wsi_pipeline.report.gather import Band, ModelFiles, Row
 
@@ -46,25 +47,30 @@ def chart_models(models: Sequence[ModelFiles]) -> dict[str, Chart]:
 
 def chart_patch_roc(models: Sequence[ModelFiles]) -> Chart | None:
     """ROC over all evaluated patches; None where no model has both classes."""
-    return _chart_roc(models, _patch_labels_and_scores, "patches")
+    return _chart_roc(models, [model.patch_roc for model in models], "patches")
 
 
 def chart_slide_roc(models: Sequence[ModelFiles]) -> Chart | None:
     """ROC over slides; None where no model has both classes."""
-    return _chart_roc(models, _slide_labels_and_scores, "slides")
+    return _chart_roc(models, list(map(_slide_roc, models)), "slides")
+
+
+def _slide_roc(model: ModelFiles) -> NDArray[np.float64] | None:
+    known = [row for row in model.slides if row.get("label") and row.get("score")]
+    label = np.array([int(row["label"]) for row in known], np.int64)
+    score = np.array([float(row["score"]) for row in known], np.float64)
+    ranking = ranking_curves(label, score)
+    return None if ranking is None else ranking.roc[:, 1:]
 
 
 def _chart_roc(
-    models: Sequence[ModelFiles],
-    choose: Callable[[ModelFiles], tuple[NDArray[np.int64], NDArray[np.float64]]],
-    what: str,
+    models: Sequence[ModelFiles], curves: Sequence[NDArray[np.float64] | None], what: str
 ) -> Chart | None:
-    series = []
-    for colour, model in enumerate(models):
-        ranking = ranking_curves(*choose(model))
-        if ranking is not None:
-            _, fpr, tpr = ranking.roc.T
-            series.append(_model_series(model, fpr, tpr, colour, model.roc_bands.get(what)))
+    series = [
+        _model_series(model, curve, colour, model.roc_bands.get(what))
+        for colour, (model, curve) in enumerate(zip(models, curves, strict=True))
+        if curve is not None
+    ]
     if not series:
         return None
     x, y = share_axis("1 - specificity"), share_axis("sensitivity")
@@ -73,12 +79,11 @@ def _chart_roc(
 
 def chart_precision_recall(models: Sequence[ModelFiles]) -> Chart | None:
     """Precision over recall of all evaluated patches; None where no model has both classes."""
-    series = []
-    for colour, model in enumerate(models):
-        ranking = ranking_curves(*_patch_labels_and_scores(model))
-        if ranking is not None:
-            _, recall, precision = ranking.precision_recall.T
-            series.append(_model_series(model, recall, precision, colour))
+    series = [
+        _model_series(model, model.patch_precision_recall, colour)
+        for colour, model in enumerate(models)
+        if model.patch_precision_recall is not None
+    ]
     if not series:
         return None
     x, y = share_axis("recall (sensitivity)"), share_axis("precision")
@@ -86,28 +91,13 @@ def chart_precision_recall(models: Sequence[ModelFiles]) -> Chart | None:
 
 
 def _model_series(
-    model: ModelFiles,
-    x: NDArray[np.float64],
-    y: NDArray[np.float64],
-    colour: int,
-    band: Band | None = None,
+    model: ModelFiles, points: NDArray[np.float64], colour: int, band: Band | None = None
 ) -> Series:
+    """Make a line through points (K, 2)."""
+    x, y = thin_out(points).T
     # Every other line is dashed: seen where lines lie on each other, and without colours.
     line = Series(model.name, x, y, colour, dashed=colour % 2 == 1)
     return line if band is None else replace(line, band_x=band.x, low=band.low, high=band.high)
-
-
-def _patch_labels_and_scores(model: ModelFiles) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    if model.patches is None:
-        return np.empty(0, np.int64), np.empty(0)
-    counted = (model.patches.label >= 0) & ~np.isnan(model.patches.score)
-    return model.patches.label[counted].astype(np.int64), model.patches.score[counted]
-
-
-def _slide_labels_and_scores(model: ModelFiles) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    known = [row for row in model.slides if row.get("label") and row.get("score")]
-    label = np.array([int(row["label"]) for row in known], np.int64)
-    return label, np.array([float(row["score"]) for row in known], np.float64)
 
 
 def chart_froc(models: Sequence[ModelFiles], definition: str) -> Chart | None:
@@ -118,7 +108,8 @@ def chart_froc(models: Sequence[ModelFiles], definition: str) -> Chart | None:
         if result is not None and result["curve"] and not _is_undefined(result):
             rates, sensitivity = sample_curve(_curve_function(result), _FROC_RATES)
             band = _band(result)
-            series.append(_model_series(model, rates, sensitivity, colour, band))
+            points = np.column_stack([rates, sensitivity])
+            series.append(_model_series(model, points, colour, band))
     if not series:
         return None
     y = share_axis("lesion sensitivity")

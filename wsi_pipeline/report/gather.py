@@ -4,7 +4,6 @@ Only files of the run folder are read. A missing part is empty, and the report n
 creates it; a damaged part is an error with its file.
 """
 
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,11 +15,11 @@ from numpy.typing import NDArray
 
 from tiling.errors import StoreError
 from tiling.files import digest_file, read_json_object
-from tiling.store import PatchStore
 from wsi_pipeline.cohort.manifest import read_run_manifest
 from wsi_pipeline.contracts import DEFINITIONS, SlideEntry
-from wsi_pipeline.csv_files import iterate_csv, read_csv
+from wsi_pipeline.csv_files import read_csv
 from wsi_pipeline.errors import ReportError
+from wsi_pipeline.evaluation.csv_columns import Layout, NotPlainError, read_columns
 from wsi_pipeline.layout import RunFolder
 
 Row = dict[str, str]
@@ -43,14 +42,6 @@ class CohortSlide:
     n_ignored: int = 0
     n_unreadable: int = 0
     n_lesions: int = 0
-
-
-@dataclass(frozen=True)
-class PatchTable:
-    """Scores and labels of the evaluated patches."""
-
-    label: NDArray[np.int8]  # (N,)
-    score: NDArray[np.float64]  # (N,) NaN = unreadable
 
 
 @dataclass(frozen=True)
@@ -78,7 +69,10 @@ class ModelFiles:
     metrics: dict[str, Any] | None = None  # metrics.json
     slides: list[Row] = field(default_factory=list)  # evaluation/<model>/slides.csv
     validation: list[Row] = field(default_factory=list)  # evaluation/<model>/validation.csv
-    patches: PatchTable | None = None  # evaluation/<model>/patches.csv
+    # (K, 2) over patches: false-positive and true-positive rate, evaluation/<model>/roc.csv
+    patch_roc: NDArray[np.float64] | None = None
+    # (L, 2) over patches: recall and precision, evaluation/<model>/pr.csv
+    patch_precision_recall: NDArray[np.float64] | None = None
     froc: dict[str, dict[str, Any]] = field(default_factory=dict)  # by definition
     lesions: dict[str, list[Row]] = field(default_factory=dict)  # by definition
     history: list[Row] = field(default_factory=list)  # models/<model>/history.csv
@@ -97,6 +91,7 @@ class ModelFiles:
 class RunFiles:
     """All that the report shows."""
 
+    folder: Path
     name: str  # of the run folder
     cohort: list[CohortSlide]
     failures: list[Row]
@@ -132,6 +127,7 @@ def gather_run(folder: Path, *, models: Sequence[str] = ()) -> RunFiles:
             f"there is {', '.join(names) or 'none'}"
         )
     return RunFiles(
+        folder=folder,
         name=folder.resolve().name,
         cohort=[_read_cohort_slide(run, entry) for entry in entries],
         failures=read_rows(run.failures),
@@ -148,6 +144,10 @@ def _known_models(run: RunFolder) -> list[str]:
 
 
 def _read_cohort_slide(run: RunFolder, entry: SlideEntry) -> CohortSlide:
+    from tiling.store import (
+        PatchStore,
+    )  # zarr takes half a second, and pages without a run need none
+
     split, path = entry.split or "", run.store(entry.slide_id)
     untiled = CohortSlide(entry.slide_id, entry.patient, split, entry.label, tiled=False)
     if not path.is_dir():
@@ -191,7 +191,8 @@ def read_model(run: RunFolder, name: str, entries: Sequence[SlideEntry]) -> Mode
         metrics=metrics,
         slides=read_rows(evaluation / "slides.csv"),
         validation=read_rows(evaluation / "validation.csv"),
-        patches=_read_patches(evaluation / "patches.csv"),
+        patch_roc=_read_curve(evaluation / "roc.csv", "fpr", "tpr"),
+        patch_precision_recall=_read_curve(evaluation / "pr.csv", "recall", "precision"),
         froc=_read_froc(evaluation, metrics or {}),
         lesions=_read_lesions(evaluation),
         history=read_rows(run.model(name) / "history.csv"),
@@ -250,25 +251,31 @@ def _read_errors(folder: Path) -> list[ErrorCrop]:
     return crops
 
 
-def _read_patches(path: Path) -> PatchTable | None:
+def _read_curve(path: Path, x: str, y: str) -> NDArray[np.float64] | None:
+    """Read the curve over patches: (K, 2); None where there is none."""
+
+    def find_layout(header: list[str]) -> Layout | None:
+        try:
+            return Layout(True, (header.index(x), header.index(y)), (header.index("of"),))
+        except ValueError:
+            return None
+
     if not path.is_file():
         return None
-    labels, scores = [], []
-    rows = iterate_csv(path, error=ReportError)
-    line, header = next(rows, (1, []))
     try:
-        at_label, at_score = header.index("label"), header.index("score")
-        for line, row in rows:  # noqa: B007  named where it fails
-            labels.append(int(row[at_label]) if row[at_label] else -1)
-            scores.append(float(row[at_score]) if row[at_score] else math.nan)
-    except ReportError:
-        raise
-    except (ValueError, IndexError) as error:
+        found = read_columns(path, find_layout)
+    except NotPlainError as error:
         raise ReportError(
-            f"{path.name}: line {line} is not slide_id,x,y,score,label,lesions "
-            f"({error}); run evaluate again"
+            f"{path.parent.name}/{path.name}: not of,threshold,{x},{y}; run evaluate again"
         ) from error
-    return PatchTable(np.array(labels, np.int8), np.array(scores, np.float64))
+    points = np.column_stack(found.numbers)
+    if np.isnan(points).any():
+        raise ReportError(
+            f"{path.parent.name}/{path.name}: {x} or {y} is empty; run evaluate again"
+        )
+    names = found.names[0]
+    chosen = found.codes[0] == (names.index("patches") if "patches" in names else -1)
+    return points[chosen] if chosen.any() else None
 
 
 def read_rows(path: Path) -> list[Row]:

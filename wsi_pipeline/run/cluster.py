@@ -6,6 +6,7 @@ Dask can be a ``LocalCluster``, any scheduler, or Slurm through dask-jobqueue.
 import logging
 import multiprocessing
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from typing import Any, TypeVar
@@ -60,10 +61,12 @@ def worker_number() -> int | None:
 
     Workers of a batch system are not numbered: each job sees the GPUs assigned to it.
     """
-    from distributed import get_worker
-
+    # A worker has imported it; anywhere else its import would take a second.
+    distributed = sys.modules.get("distributed")
+    if distributed is None:
+        return None
     try:
-        name = get_worker().name
+        name = distributed.get_worker().name
     except ValueError:  # no worker
         return None
     return name if isinstance(name, int) else None

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -33,10 +33,41 @@ class _SpeedColumn(ProgressColumn):
         return Text(format_rate(task.speed) if is_inner and task.speed else "")
 
 
-class StageProgress:
-    """Shows the progress of a stage: slides done, position inside a slide, speed and time left."""
+_console: Console | None = None
 
-    def __init__(self, stage: str, n_units: int, *, quiet: bool = False) -> None:
+
+def _open_console() -> Console:
+    """Return the console of standard error, which two stages at a time share."""
+    global _console
+    if _console is None or _console.file is not sys.stderr:
+        _console = Console(file=sys.stderr, highlight=False, soft_wrap=True, emoji=False)
+    return _console
+
+
+class StageProgress:
+    """Shows the progress of a stage: slides done, position inside a slide, speed and time left.
+
+    Parameters
+    ----------
+    stage : str
+    n_units : int
+    quiet : bool
+        Show failures only.
+    in_background : bool
+        Another stage has the moving bar.
+    on_end : function, optional
+        Called with the name of each unit that ends, whatever its outcome.
+    """
+
+    def __init__(
+        self,
+        stage: str,
+        n_units: int,
+        *,
+        quiet: bool = False,
+        in_background: bool = False,
+        on_end: Callable[[str], None] | None = None,
+    ) -> None:
         self._stage = stage
         self._n_units = n_units
         self._quiet = quiet
@@ -47,11 +78,13 @@ class StageProgress:
         self._n_worked = 0  # processed units, without those that were kept
         self._last_line = time.monotonic()
         self._started = time.monotonic()
-        self._console = Console(file=sys.stderr, highlight=False, soft_wrap=True, emoji=False)
+        self._console = _open_console()
         self._bars: Progress | None = None
+        self._has_bars = self._console.is_terminal and not quiet and not in_background
+        self._on_end = on_end
 
     def __enter__(self) -> Self:
-        if self._console.is_terminal and not self._quiet:
+        if self._has_bars:
             self._bars = Progress(
                 TextColumn("{task.description}", markup=False),
                 BarColumn(),
@@ -108,6 +141,8 @@ class StageProgress:
             self._bars.update(self._outer, completed=self._done)
         if failed or not self._quiet:
             self._write(f"[{self._done}/{self._n_units}] {name}: {line}{self._time_left(name)}")
+        if self._on_end is not None:
+            self._on_end(name)
 
     def _time_left(self, name: str) -> str:
         """Estimate the time left from the units that were processed, without those kept."""

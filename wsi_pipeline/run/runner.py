@@ -2,7 +2,7 @@
 
 import errno
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -80,6 +80,8 @@ def run_stage(
     options: Options,
     *,
     of_shard: bool = False,
+    arriving: Iterable[Task] | None = None,
+    on_end: Callable[[str], None] | None = None,
 ) -> StageResult:
     """Process the units that are not finished; record failures.
 
@@ -93,6 +95,11 @@ def run_stage(
     config, options
     of_shard : bool
         The tasks are those of `options.shard` alone; otherwise they are of all shards.
+    arriving : iterable of Task, optional
+        The same tasks, each as soon as it can begin, without those that never can.
+    on_end : function, optional
+        Called with the title of each unit that ends; the stage runs in the background, while
+        another one shows its progress.
 
     Raises
     ------
@@ -106,13 +113,28 @@ def run_stage(
         chosen = select_shard({task.unit.name: task.weight for task in tasks}, options.shard)
         tasks = [task for task in tasks if task.unit.name in chosen]
     before = _text_to_restore(run)
-    with StageProgress(stage, len(tasks), quiet=options.quiet) as progress:
-        with check_each_once():
-            kept, jobs, failed = _sort_out(run, tasks, options, progress)
-        with _writing(run, stage, jobs):
-            _begin(stage, run, config, options, groups)
-        done, still, lost = _process_jobs(run, jobs, config, options, progress)
-    result = StageResult(stage, tuple(done), tuple(kept + still), tuple(failed + lost))
+    jobs: list[Job] = []
+    done: list[str] = []
+    kept: list[str] = []
+    failed: list[str] = []
+    with StageProgress(
+        stage,
+        len(tasks),
+        quiet=options.quiet,
+        in_background=on_end is not None,
+        on_end=on_end,
+    ) as progress:
+        for number, part in enumerate([tasks] if arriving is None else ([one] for one in arriving)):
+            with check_each_once():
+                finished, jobs, unreadable = _sort_out(run, part, options, progress)
+            if number == 0:
+                with _writing(run, stage, jobs):
+                    _begin(stage, run, config, options, groups)
+            made, still, lost = _process_jobs(run, jobs, config, options, progress)
+            done += made
+            kept += finished + still
+            failed += unreadable + lost
+    result = StageResult(stage, tuple(done), tuple(kept), tuple(failed))
     with _writing(run, stage, jobs):
         write_failures(run)
         if options.shard:

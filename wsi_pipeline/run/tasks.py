@@ -61,6 +61,10 @@ class Task(ABC):
         """Compute the fingerprint in the worker, reading large files if necessary."""
         return self.fingerprint(run)
 
+    def made_fingerprint(self, run: RunFolder) -> str:
+        """Return the fingerprint of the output that the work has just written."""
+        return self.full_fingerprint(run)
+
     def earlier_fingerprint(self, run: RunFolder) -> str | None:
         """Fingerprint as computed by earlier versions; None if unchanged."""
         return None
@@ -104,13 +108,13 @@ def perform(job: Job, *, on_progress: OnProgress | None = None) -> Outcome:
     run, unit = job.run, job.task.unit
     found = Examined("missing")
     try:
-        if not job.fingerprint:
+        if not job.fingerprint and unit.is_marked(run):  # else there is nothing to compare with
             job, found = _examine(job)
         if found.state == "finished" and not job.overwrite:
             return Outcome(True, "finished before, kept", kept=True)
         clear_mark(run, unit)
         files, line = job.task(job, on_progress or _silent)
-        mark_finished(run, unit, job.fingerprint, files)
+        mark_finished(run, unit, job.fingerprint or job.task.made_fingerprint(run), files)
     except Exception as error:
         return fail(run, unit, error, folder=job.folder)
     reasons = "out of date" if found.state == "stale" else "; ".join(found.problems)

@@ -91,7 +91,7 @@ def collect(run: RunFolder, *, verify: bool = False) -> Collected:
     if any(Unit("tile", e.slide_id).is_marked(run) for e in cohort.slides):
         from wsi_pipeline.stages.label_audit import update_audit
 
-        lines.append(update_audit(run))
+        lines += [line] if (line := update_audit(run)) else []
     lines += cohort.describe()
     lines += [f"{pluralize(n_failed, 'failure')}, listed in {run.failures}"] if n_failed else []
     return Collected(tuple(lines), n_missing, n_failed)

@@ -233,8 +233,6 @@ class _Mapped:
 
 
 def _hottest(scores: Any) -> str:
-    import numpy as np
-
     return format_number(np.nanmax(scores)) if np.isfinite(scores).any() else "not scored"
 
 
@@ -250,13 +248,12 @@ def _thumbnail(entry: SlideEntry, mpp: tuple[float, float], longest_px: int) -> 
 
 def _outlines(entry: SlideEntry, store: "PatchStore") -> list[Any]:
     """Rings of the annotated tumour, (n, 2) level-0 px each."""
-    import numpy as np
+    if entry.annotation is None:
+        return []
     from shapely import get_parts
 
     from tiling.annotation.slide_annotation import read_annotation_of_store
 
-    if entry.annotation is None:
-        return []
     parts = get_parts(read_annotation_of_store(entry.annotation, store).tumour)
     rings = [ring for part in parts for ring in (part.exterior, *part.interiors)]
     return [np.asarray(ring.coords) for ring in rings]
@@ -306,14 +303,16 @@ def _choose_methods(
     run: RunFolder, models: Sequence[str], config: Config
 ) -> tuple[dict[str, str | None], list[str]]:
     """Choose how each model's slides are mapped, and note which are not that should be."""
+    method = slide_map_method(config.heatmap)
+    chosen: dict[str, str | None] = dict.fromkeys(models, method)
+    if method is None:
+        return chosen, []
     from wsi_pipeline.explain import choose_method, load_method
     from wsi_pipeline.models import MODELS
     from wsi_pipeline.models.checkpoint import read_meta
 
-    method = slide_map_method(config.heatmap)
-    chosen: dict[str, str | None] = dict.fromkeys(models, method)
     notes = []
-    for model in models if method else ():
+    for model in models:
         if (path := run.checkpoint(model)).is_file():  # else its tasks name what to do
             name = read_meta(path).model
             own = choose_method(MODELS[name]) if method == OWN_METHOD else method

@@ -99,11 +99,11 @@ def update_audit(run: RunFolder, *, overwrite: bool = False) -> str:
     -------
     line : str
         What it found, or why it could not be made: labels are there without it. Empty where no
-        slide is tiled.
+        slide is tiled, or none has a label or an annotation.
     """
     try:
         stores = _list_stores(run)
-        if not stores and not run.label_audit.is_dir():
+        if not has_labels([entry for entry, _ in stores]) and not run.label_audit.is_dir():
             return ""
         fingerprint = digest_json([VERSION, [_made_from(entry, made) for entry, made in stores]])
         found = examine_unit(run, UNIT, fingerprint)
@@ -119,6 +119,11 @@ def update_audit(run: RunFolder, *, overwrite: bool = False) -> str:
         if isinstance(error, ExpectedError) and error.damaged is not None:
             record_damage(run, error.damaged, "the label audit", str(error))
         return f"label audit: not made: {error}"
+
+
+def has_labels(entries: Iterable[SlideEntry]) -> bool:
+    """Whether a slide has a label or an annotation: otherwise there is nothing to audit."""
+    return any(entry.label is not None or entry.annotation is not None for entry in entries)
 
 
 def _list_stores(run: RunFolder) -> list[tuple[SlideEntry, str]]:

@@ -1,9 +1,13 @@
 """The stage ``predict``: patch stores, or images -> scores, by each checkpoint."""
 
+import itertools
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+import queue
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +16,9 @@ from numpy.typing import NDArray
 
 from tiling.contracts import OnProgress
 from tiling.files import digest_file
+from tiling.threads import Stopped, check_stopped, in_background
 from tiling.wording import name_some, pluralize
+from wsi_pipeline.checkpoint_header import read_meta
 from wsi_pipeline.cohort.image_folder import ALL, ImageEntry
 from wsi_pipeline.cohort.kinds import ImageCohort, cohort_of, warn_of_unused
 from wsi_pipeline.cohort.slides import digest_store, open_store
@@ -39,9 +45,12 @@ from wsi_pipeline.stages.inputs import (
     slide_bytes,
     threads_per_slide,
 )
-from wsi_pipeline.stages.tile import tile
+from wsi_pipeline.stages.tile import add_audit, prepare_tiling, tile
 
 log = logging.getLogger(__name__)
+
+AHEAD = 1  # slides that wait, tiled, to be scored
+WAIT_S = 0.1  # between checks for an interrupt
 
 
 @dataclass(frozen=True)
@@ -257,29 +266,48 @@ def predict(
     run: RunFolder, config: Config, options: Options, *, checkpoints: Sequence[Path] = ()
 ) -> StageResult:
     """Patch stores, or single images -> scores, by each checkpoint."""
-    from wsi_pipeline.models.checkpoint import read_meta
-
     check_device(options, config.predict.precision)
-    found = list(checkpoints) or [run.checkpoint(m) for m in run.models_with("models")]
-    by_name = _by_model(found)
-    check_model_names(run, by_name)
+    by_name = _find_checkpoints(run, checkpoints)
     cohort, splits = cohort_of(run), config.predict.splits
     cohort = cohort.prepared(None if splits is None else (*splits, None))
-    if not found:
-        raise StageError(f"{run.path}: no checkpoint; train a model or use --checkpoint FILE")
-    for checkpoint in by_name.values():
-        read_meta(checkpoint)  # invalid checkpoints are reported before any slide is processed
+    _check_checkpoints(run, by_name)
     if isinstance(cohort, ImageCohort):
         return _predict_images(cohort, config, options, checkpoints=by_name)
-    entries = cohort.entries
+    tasks = _predict_tasks(cohort.entries, by_name, config, options)
+    return run_stage("predict", run, tasks, config, options)
+
+
+def _find_checkpoints(run: RunFolder, checkpoints: Sequence[Path]) -> dict[str, Path]:
+    """Find the checkpoints by the models' names: those given, or the run's own."""
+    by_name = _by_model(list(checkpoints) or [run.checkpoint(m) for m in run.models_with("models")])
+    check_model_names(run, by_name)
+    return by_name
+
+
+def _check_choice_of_device(options: Options, config: Config) -> None:
+    """Check device and precision where they may be wrong: importing torch for it takes seconds."""
+    if options.device not in ("auto", "cpu") or config.predict.precision not in ("auto", "fp32"):
+        check_device(options, config.predict.precision)
+
+
+def _check_checkpoints(run: RunFolder, by_name: Mapping[str, Path]) -> None:
+    """Report missing and invalid checkpoints before any slide is processed."""
+    if not by_name:
+        raise StageError(f"{run.path}: no checkpoint; train a model or use --checkpoint FILE")
+    for checkpoint in by_name.values():
+        read_meta(checkpoint)
+
+
+def _predict_tasks(
+    entries: Sequence[SlideEntry], by_name: Mapping[str, Path], config: Config, options: Options
+) -> list[PredictSlide]:
     threads = threads_per_slide(options, len(entries))
-    tasks = [
+    return [
         PredictSlide(e, model, path, digest, config.predict, options.device, threads)
         for model, path in by_name.items()
         for digest in [digest_file(path)]
         for e in entries
     ]
-    return run_stage("predict", run, tasks, config, options)
 
 
 def _predict_images(
@@ -294,10 +322,10 @@ def _predict_images(
     return run_in_parts("predict", cohort.run, tasks, config, options, merge=merge_images)
 
 
-def cut_for(
+def predict_slides(
     run: RunFolder, config: Config, options: Options, slides: Path, *, checkpoints: Sequence[Path]
-) -> StageResult:
-    """Slides -> where their patches lie, as the checkpoints need them; no pixels are stored.
+) -> list[StageResult]:
+    """Slides -> scores: their patches are cut as the checkpoints need them, and not stored.
 
     Raises
     ------
@@ -306,9 +334,7 @@ def cut_for(
     StageError
         If the run holds patches with pixels, which this would replace.
     """
-    from wsi_pipeline.models.checkpoint import read_meta
-
-    check_device(options, config.predict.precision)  # before any time is spent
+    _check_choice_of_device(options, config)  # before any time is spent
     _by_model(checkpoints)
     needs = {(m.patch_px, m.target_mpp) for m in map(read_meta, checkpoints)}
     if len(needs) != 1:
@@ -331,7 +357,99 @@ def cut_for(
         )
     [(patch_px, target_mpp)] = needs
     cut = replace(config.tile, patch_px=patch_px, target_mpp=target_mpp, store="coords")
-    return tile(run, replace(config, input=slides, tile=cut), options, fixed=True)
+    cutting = replace(config, input=slides, tile=cut)
+    return tile_and_predict(run, cutting, config, options, checkpoints=checkpoints, fixed=True)
+
+
+def tile_and_predict(
+    run: RunFolder,
+    cutting: Config,
+    config: Config,
+    options: Options,
+    *,
+    checkpoints: Sequence[Path] = (),
+    fixed: bool = False,
+) -> list[StageResult]:
+    """Run the stages tile and predict; the next slide is tiled while one is scored.
+
+    Several processes, or several models, are given all slides of a stage before the next begins.
+
+    Parameters
+    ----------
+    cutting, config : Config
+        For tile, and for predict.
+    checkpoints : sequence of Path
+        Those of the run if there are none.
+    fixed : bool
+        A checkpoint decides on size and resolution of the patches.
+    """
+    at_once = options.dask is not None or options.workers > 1 or options.shard is not None
+    _check_choice_of_device(options, config)
+    by_name = {} if at_once or cutting.images else _find_checkpoints(run, checkpoints)
+    if len(by_name) != 1:
+        cut = tile(run, cutting, options, fixed=fixed)
+        if cut.exit_code == 1:
+            return [cut]
+        return [cut, predict(run, config, options, checkpoints=checkpoints)]
+    _check_checkpoints(run, by_name)
+    tiling = prepare_tiling(run, cutting, options, fixed=fixed)
+    splits = config.predict.splits
+    chosen = [
+        task.entry for task in tiling if splits is None or task.entry.split in (*splits, None)
+    ]
+    tasks = {task.entry.slide_id: task for task in _predict_tasks(chosen, by_name, config, options)}
+    tiled = _Tiled()
+    import_module("tiling.build")  # not in the thread, where it could meet other imports
+
+    def tile_all() -> StageResult:
+        try:
+            return run_stage("tile", run, tiling, cutting, options, on_end=tiled.put)
+        finally:
+            tiled.close()
+
+    with in_background(tile_all) as wait_for_tile:
+        if wanted := [task for task in tasks.values() if not task.unit.is_marked(run)]:
+            with suppress(Exception):  # raised again, and recorded, where a slide needs it
+                load_model(wanted[0].checkpoint, wanted[0].digest)  # while the first is tiled
+        names = (name for name in tiled if Unit("tile", name).is_marked(run))
+        ready = (tasks[name] for name in names if name in tasks)
+        first = next(ready, None)
+        scored = []
+        if first is not None:
+            arriving = itertools.chain([first], ready)
+            all_tasks = list(tasks.values())
+            scored.append(run_stage("predict", run, all_tasks, config, options, arriving=arriving))
+        cut = wait_for_tile()
+    cut = add_audit(run, cut, options)
+    if not scored and cut.exit_code != 1:
+        scored.append(predict(run, config, options, checkpoints=checkpoints))  # raises the reason
+    return [cut, *scored]
+
+
+class _Tiled:
+    """Slides in the order in which they are tiled, one ahead of those that are scored."""
+
+    def __init__(self) -> None:
+        self._queue: queue.Queue[str | None] = queue.Queue(AHEAD)
+
+    def put(self, slide_id: str) -> None:
+        """Wait until the slide is wanted."""
+        self._put(slide_id)
+
+    def close(self) -> None:
+        """Report that there are no more."""
+        with suppress(Stopped):
+            self._put(None)
+
+    def _put(self, item: str | None) -> None:
+        while True:
+            check_stopped()
+            with suppress(queue.Full):
+                self._queue.put(item, timeout=WAIT_S)
+                return
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._queue.get, None)
 
 
 def _sizes(needs: Iterable[tuple[int, float]]) -> list[str]:

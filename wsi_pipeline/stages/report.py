@@ -57,7 +57,11 @@ class ReportRun(Task):
             return [path], f"{path.stat().st_size / 2**20:.1f} MiB"
         figures: list[Path] = []
         path = build_report(
-            job.run.path, models=self.models, context=self.config.context, figures=figures
+            job.run.path,
+            models=self.models,
+            context=self.config.context,
+            n_pictures=self.config.slide_pictures,
+            figures=figures,
         )
         size = f"{path.stat().st_size / 2**20:.1f} MiB"
         return [path, *figures], f"{size}, {pluralize(len(figures), 'figure file')}"

@@ -70,6 +70,13 @@ class TileSlide(Task):
         """Hash the same; reads the slide unless the digest of its files is known."""
         return compute_tile_fingerprint(run, self.entry, self.config)
 
+    def made_fingerprint(self, run: RunFolder) -> str:
+        """Return the fingerprint in the store, for which the slide was read."""
+        from tiling.store_files import stored_fingerprint
+
+        made = stored_fingerprint(run.store(self.entry.slide_id))
+        return self.full_fingerprint(run) if made is None else made
+
     def __call__(self, job: Job, on_progress: OnProgress) -> Done:
         """Write the patch store and its picture."""
         from tiling.build import tile_slide
@@ -195,6 +202,17 @@ def tile(run: RunFolder, config: Config, options: Options, *, fixed: bool = Fals
     """
     if config.images is not None:
         return _tile_images(run, config, options)
+    tasks = prepare_tiling(run, config, options, fixed=fixed)
+    result = run_stage("tile", run, tasks, config, options)
+    if options.shard:  # the others are at work: collect makes the audit
+        return result
+    return add_audit(run, result, options)
+
+
+def prepare_tiling(
+    run: RunFolder, config: Config, options: Options, *, fixed: bool = False
+) -> list[TileSlide]:
+    """List the slides of a config in the run folder; return what is to be done, as `tile` does."""
     if run.images.is_file():
         raise ConfigError(f"{run.path}: is a run on images; use another run folder for slides")
     entries = list_entries(config)
@@ -204,10 +222,11 @@ def tile(run: RunFolder, config: Config, options: Options, *, fixed: bool = Fals
         run, [s.name for s in STAGES if s.is_shardable], listed=[e.slide_id for e in entries]
     )
     threads = threads_per_slide(options, len(entries))
-    tasks = [TileSlide(e, e.tile_config(config.tile), threads, fixed) for e in entries]
-    result = run_stage("tile", run, tasks, config, options)
-    if options.shard:  # the others are at work: collect makes the audit
-        return result
+    return [TileSlide(e, e.tile_config(config.tile), threads, fixed) for e in entries]
+
+
+def add_audit(run: RunFolder, result: StageResult, options: Options) -> StageResult:
+    """Bring the label audit up to date, and add its line to a result."""
     from wsi_pipeline.stages.label_audit import update_audit
 
     summary = update_audit(run, overwrite=options.overwrite)

@@ -11,6 +11,7 @@ from wsi_pipeline.layout import RunFolder
 from wsi_pipeline.run.runner import Options, StageResult
 from wsi_pipeline.stages import inputs as inputs_stage
 from wsi_pipeline.stages import load_stage
+from wsi_pipeline.stages import predict as predict_stage
 from wsi_pipeline.stages import train as train_stage
 
 
@@ -79,8 +80,11 @@ def _check_split(config: Config) -> None:
 
 
 def _run(run: RunFolder, config: Config, options: Options) -> Iterator[StageResult]:
+    together = {"tile", "predict"} <= set(config.stages) and "train" not in config.stages
+    if together:
+        yield from predict_stage.tile_and_predict(run, config, config, options)
     for stage in STAGES:
-        if stage.name not in config.stages:
+        if stage.name not in config.stages or (together and stage.name in ("tile", "predict")):
             continue
         variants = getattr(getattr(config, stage.name), stage.variants) if stage.variants else None
         if variants == ():

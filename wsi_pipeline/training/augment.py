@@ -78,7 +78,8 @@ class Augment:
             self._n_seen += len(x)
         if not len(x):
             return x
-        drawn = torch.from_numpy(draw_numbers(self._seed, samples)).to(x.device)
+        numbers = draw_numbers(self._seed, samples)
+        drawn = torch.from_numpy(numbers).to(x.device)
         number = {name: drawn[:, place] for place, name in enumerate(_DECIDES)}
         config = self._config
         if self._crop is not None:
@@ -86,10 +87,14 @@ class Augment:
         if config.zoom > 1:
             x = zoom_in(x, 1 + (config.zoom - 1) * number["zoom"])
         x = self._perturb(x, {name: _column(values, x) for name, values in number.items()})
-        if config.flips:
-            x = _flip_some(x, _coin(number["flip_x"]), dims=(3,))
-            x = _flip_some(x, _coin(number["flip_y"]), dims=(2,))
-        return _flip_some(x, _coin(number["turn"]), dims=(2, 3)) if config.rotate_180 else x
+        if not (config.flips or config.rotate_180):
+            return x
+        low = numbers < 0.5
+        coin = {name: low[:, place] for place, name in enumerate(_DECIDES)}
+        nowhere = np.zeros(len(x), np.bool_)
+        turn = coin["turn"] if config.rotate_180 else nowhere
+        flip_x, flip_y = (coin[n] if config.flips else nowhere for n in ("flip_x", "flip_y"))
+        return flip(x, along_x=flip_x ^ turn, along_y=flip_y ^ turn)
 
     def _perturb(self, x: Tensor, number: dict[str, Tensor]) -> Tensor:
         """Change the colours, or the greys of a single channel."""
@@ -100,7 +105,7 @@ class Augment:
         if config.saturation and x.shape[1] > 1:
             x = _blend(_grey(x), x, 1 + config.saturation * spread["saturation"])
         if config.brightness:
-            x = (x * (1 + config.brightness * spread["brightness"])).clamp(0, 1)
+            x = (x * (1 + config.brightness * spread["brightness"])).clamp_(0, 1)
         if config.contrast:
             mean = _grey(x).mean(dim=(2, 3), keepdim=True)
             x = _blend(mean, x, 1 + config.contrast * spread["contrast"])
@@ -161,10 +166,6 @@ def _column(values: Tensor, x: Tensor) -> Tensor:
     return values.to(x.dtype)[:, None, None, None]
 
 
-def _coin(values: Tensor) -> Tensor:
-    return (values < 0.5)[:, None, None, None]
-
-
 def _grey(x: Tensor) -> Tensor:
     if x.shape[1] != len(_LUMA):
         return x.mean(dim=1, keepdim=True)
@@ -174,11 +175,27 @@ def _grey(x: Tensor) -> Tensor:
 
 def _blend(towards: Tensor, x: Tensor, factor: Tensor) -> Tensor:
     """Go from `towards` (factor 0) through `x` (factor 1) and beyond."""
-    return (towards + (x - towards) * factor).clamp(0, 1)
+    return (x - towards).mul_(factor).add_(towards).clamp_(0, 1)
 
 
-def _flip_some(x: Tensor, flipped: Tensor, *, dims: tuple[int, ...]) -> Tensor:
-    return torch.where(flipped, x.flip(dims), x)
+def flip(x: Tensor, *, along_x: NDArray[np.bool_], along_y: NDArray[np.bool_]) -> Tensor:
+    """Flip some images of a batch, (B, C, H, W), along their columns (x) and rows (y)."""
+    if x.device.type != "cpu":  # few operations, on whole batches
+        for dim, chosen in ((3, along_x), (2, along_y)):
+            mask = torch.from_numpy(chosen).to(x.device)[:, None, None, None]
+            x = torch.where(mask, x.flip(dim), x)
+        return x
+    # A single channel's layout is ambiguous, and convolutions depend on it.
+    flipped = torch.empty_like(x) if x.shape[1] > 1 else x.new_empty(x.shape)
+    for dims, chosen in (
+        ((), ~along_x & ~along_y),
+        ((3,), along_x & ~along_y),
+        ((2,), ~along_x & along_y),
+        ((2, 3), along_x & along_y),
+    ):
+        for image in np.flatnonzero(chosen).tolist():
+            flipped[image] = x[image].flip([dim - 1 for dim in dims]) if dims else x[image]
+    return flipped
 
 
 def turn_hue(x: Tensor, turn: Tensor) -> Tensor:
@@ -207,4 +224,4 @@ def turn_hue(x: Tensor, turn: Tensor) -> Tensor:
         ],
         dim=1,
     )
-    return torch.einsum("bij,bjhw->bihw", matrix, x).clamp(0, 1)
+    return torch.einsum("bij,bjhw->bihw", matrix, x).clamp_(0, 1)

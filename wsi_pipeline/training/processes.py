@@ -1,8 +1,9 @@
 """Training of one model in several processes, one per GPU.
 
 Every process draws the same batches and computes its share of each. Losses and gradients are
-averaged by the number of patches, so k processes give the same result as one, up to rounding. Only
-the first process writes files.
+averaged by the number of patches, so k processes give the same result as one, up to rounding.
+Gradients are exchanged while the backward pass computes the next ones (DistributedDataParallel).
+Only the first process writes files.
 """
 
 import contextlib
@@ -23,7 +24,8 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from tiling.contracts import OnProgress
 from wsi_pipeline.config.devices import check_one_each, resolve_device
@@ -67,19 +69,25 @@ def sum_over_all(value: float, device: torch.device) -> float:
     return float(total)
 
 
-def add_up_gradients(model: nn.Module) -> None:
-    """Replace each gradient by its sum over the processes, many in one message."""
+def sum_losses(values: Tensor) -> list[float]:
+    """Sum numbers over the processes: (n,) float64 on the device."""
+    if dist.is_initialized():
+        dist.all_reduce(values)
+    return [float(value) for value in values.cpu()]
+
+
+def share_gradients(loss: nn.Module) -> nn.Module:
+    """Wrap a loss so that gradients are averaged over the processes during the backward pass."""
     if not dist.is_initialized():
-        return
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    for parameter in parameters:
-        if parameter.grad is None:  # none of the batch's patches was this process's
-            parameter.grad = torch.zeros_like(parameter)
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
-    dist.all_reduce(flat)
-    for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
-        gradient.copy_(part.view_as(gradient))
+        return loss
+    return DistributedDataParallel(loss, broadcast_buffers=False, gradient_as_bucket_view=True)
+
+
+def without_exchange(loss: nn.Module, *, unless: bool) -> contextlib.AbstractContextManager[Any]:
+    """Keep a shared loss's gradients in this process; the next backward pass adds and shares."""
+    if unless or not isinstance(loss, DistributedDataParallel):
+        return contextlib.nullcontext()
+    return loss.no_sync()
 
 
 def gather_rows(values: NDArray[np.float64], n: int, device: torch.device) -> NDArray[np.float64]:

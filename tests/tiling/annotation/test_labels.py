@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.helpers.real_data import real_data
-from tiling.annotation import labels
+from tiling.annotation import overlaps
 from tiling.annotation.labels import label_tiles
 from tiling.annotation.reading import read_annotation
 from tiling.contracts import Annotation, TileConfig
@@ -296,9 +296,9 @@ def test_areas_cut_in_steps_are_those_of_each_square_cut_from_the_whole(rings, c
     coords = np.array([(x, y) for y in range(0, 200, 10) for x in range(0, 200, 10)])
     config = TileConfig(target_mpp=1.0, patch_px=20, inner_px=10, stride_px=10)
     with pytest.MonkeyPatch.context() as patch:  # so that these few vertices are cut in steps
-        patch.setattr(labels, "FEW_VERTICES", 4)
-        patch.setattr(labels, "FEW_BOXES", 1)
-        patch.setattr(labels, "GROUPS", 3)
+        patch.setattr(overlaps, "FEW_VERTICES", 4)
+        patch.setattr(overlaps, "FEW_BOXES", 1)
+        patch.setattr(overlaps, "GROUPS", 3)
         result = label(coords, annotation, config=config)
 
     squares = shapely.box(*(coords + 5).T, *(coords + 15).T)
@@ -323,7 +323,7 @@ def test_areas_cut_in_steps_are_exact_to_a_billionth():
     x, y = ring[rng.choice(len(ring), 400, replace=False)].T
     boxes = shapely.box(np.floor(x) - 128, np.floor(y) - 128, np.floor(x) + 128, np.floor(y) + 128)
 
-    areas = labels._clip_areas(lesion, boxes)
+    areas = overlaps._clip_areas(lesion, boxes)
 
     whole = shapely.area(shapely.intersection(lesion, boxes))  # each from the whole outline
     np.testing.assert_allclose(areas, whole, rtol=1e-9)

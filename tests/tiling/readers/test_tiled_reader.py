@@ -18,7 +18,7 @@ from tiling.errors import SlideError
 from tiling.readers import tiff_pixels
 from tiling.readers.openslide_reader import OpenSlideReader
 from tiling.readers.tiff_reader import TiffReader
-from tiling.readers.tile_cache import TileCache
+from tiling.readers.tile_cache import Run, TileCache
 from tiling.readers.tiled_tiff_reader import TiledTiffReader
 from tiling.slide import open_slide
 
@@ -280,6 +280,45 @@ class TestOncePerPass:
             for place, region in zip(places, found, strict=True):
                 np.testing.assert_array_equal(region, oracle.read_region(place, 0, (100, 100)))
 
+    def test_nothing_is_kept_where_none_is_wanted(self, tmp_path: Path):
+        path = slides.write_slide(tmp_path / "a.tif", LEVELS, compression="jpeg")
+        with TiledTiffReader(path, cache_bytes=0) as slide, OpenSlideReader(path) as oracle:
+            for place in ((-30, -20), (100, 90), (600, 480), (700, 700)):
+                for level in (0, 1):
+                    np.testing.assert_array_equal(
+                        slide.read_region(place, level, (130, 110)),
+                        oracle.read_region(place, level, (130, 110)),
+                    )
+            assert slide._pixels.cache.kept_bytes == 0
+
+    def test_a_failed_tile_is_tried_again_by_the_threads_that_waited_for_it(self, tmp_path: Path):
+        path = slides.write_slide(tmp_path / "a.tif", LEVELS, compression="jpeg")
+        with TiledTiffReader(path) as slide:
+            pixels = slide._pixels
+            decode, calls, both = pixels._decode, [], threading.Barrier(2)
+
+            def fail_first(*args):
+                calls.append(1)
+                if len(calls) == 1:
+                    both.wait(5)
+                    time.sleep(0.02)
+                    raise SlideError("damaged")
+                return decode(*args)
+
+            def read(wait):
+                if wait:
+                    both.wait(5)
+                return pixels.read_window(0, 3, 3, 20, 20)
+
+            expected = pixels.read_window(0, 3, 3, 20, 20)
+            pixels.drop_decoded()
+            pixels._decode = fail_first
+            with ThreadPoolExecutor(2) as pool:
+                first, second = pool.submit(read, False), pool.submit(read, True)
+                with pytest.raises(SlideError, match="damaged"):
+                    first.result()
+                np.testing.assert_array_equal(second.result(), expected)
+
     def test_no_more_is_kept_than_was_set(self, tmp_path: Path):
         path = slides.write_slide(tmp_path / "a.tif", LEVELS)
         with TiledTiffReader(path, cache_bytes=100_000) as slide:
@@ -289,58 +328,65 @@ class TestOncePerPass:
 
 
 class TestTileCache:
-    SHAPE = (4, 5, 3)
+    SHAPE = (4, 10, 3)  # two tiles side by side
 
-    def fill(self, value):
-        def decode(buffer):
-            buffer.fill(value)
-            return buffer
+    def borrow(self, cache: TileCache, key: object, owner: int = 0) -> Run:
+        with cache.lock:
+            (run,) = cache.borrow(owner, [(key, self.SHAPE, 2)])
+        return run
 
-        return decode
+    def cache(self, n_runs: int) -> TileCache:
+        cache = TileCache(120 * n_runs)
+        for owner in range(3):
+            cache.want(owner, 120 * n_runs)
+        return cache
 
-    def test_one_decodes_while_others_wait(self):
-        cache, calls, start = TileCache(10_000), [], threading.Barrier(5)
-
-        def decode(buffer):
-            calls.append(1)
-            time.sleep(0.02)
-            buffer.fill(7)
-            return buffer
-
-        def borrow(_):
-            start.wait()
-            return cache.borrow("a", decode, self.SHAPE).pixels.copy()
-
-        with ThreadPoolExecutor(5) as pool:
-            found = list(pool.map(borrow, range(5)))
-        assert len(calls) == 1
-        assert all((pixels == 7).all() for pixels in found)
-
-    def test_a_failure_reaches_all_and_is_not_kept(self):
-        cache = TileCache(10_000)
-
-        def fail(buffer):
-            raise ValueError("damaged")
-
-        for _ in range(2):
-            with pytest.raises(ValueError, match="damaged"):
-                cache.borrow("a", fail, self.SHAPE)
-        assert (cache.borrow("a", self.fill(3), self.SHAPE).pixels == 3).all()
+    def test_a_tile_is_claimed_once_and_those_who_wait_learn_how_it_went(self):
+        run = self.borrow(self.cache(2), "a")
+        for outcome in (False, True):
+            assert run.claim(1)
+            assert not run.claim(1)
+            with ThreadPoolExecutor(3) as pool:
+                waiting = [pool.submit(run.wait, 1) for _ in range(3)]
+                time.sleep(0.02)
+                assert not any(one.done() for one in waiting)
+                run.settle(1, done=outcome)
+                assert [one.result() for one in waiting] == [outcome] * 3
+        assert not run.claim(1)
+        assert run.claim(0)
 
     def test_memory_in_use_is_not_used_again(self):
-        cache = TileCache(60)  # one tile
-        held = cache.borrow("a", self.fill(1), self.SHAPE)
+        cache = self.cache(1)
+        held = self.borrow(cache, "a")
+        held.pixels[:] = 1
         for number in range(2, 6):
-            cache.give_back([cache.borrow(number, self.fill(number), self.SHAPE)])
+            run = self.borrow(cache, number)
+            run.pixels[:] = number
+            cache.give_back([run])
         assert (held.pixels == 1).all()
 
     def test_memory_no_longer_in_use_is_used_again(self):
-        cache = TileCache(60)
-        first = cache.borrow("a", self.fill(1), self.SHAPE)
-        memory = first.pixels
+        cache = self.cache(1)
+        first = self.borrow(cache, "a")
         cache.give_back([first])
-        cache.give_back([cache.borrow("b", self.fill(2), self.SHAPE)])
-        assert cache.borrow("c", self.fill(3), self.SHAPE).pixels is memory
+        assert self.borrow(cache, "b").memory is first.memory
+
+    def test_slides_share_one_budget(self):
+        """400 open slides once kept up to 384 MiB each."""
+        cache = self.cache(2)
+        for owner in range(3):
+            for key in "ab":
+                cache.give_back([self.borrow(cache, key, owner)])
+                assert cache.kept_bytes <= 240
+        with cache.lock:
+            assert cache.borrow(2, [("b", self.SHAPE, 2)])[0].users == 1  # the latest are kept
+
+    def test_a_closed_slide_keeps_nothing(self):
+        cache = self.cache(4)
+        for owner in range(2):
+            cache.give_back([self.borrow(cache, "a", owner)])
+        cache.forget(0, closed=True)
+        assert cache.kept_bytes == 120
 
 
 def outcome(reader, path: Path, corner: tuple[int, int]):

@@ -9,7 +9,8 @@ from PIL import Image
 from tests.helpers import thumbnails
 from tiling.contracts import TissueConfig
 from tiling.tissue.glass import find_filler, find_glass, is_grey
-from tiling.tissue.mask import SummedMask, picture_kind, segment_tissue
+from tiling.tissue.mask import find_kind_and_tissue, segment_tissue
+from tiling.tissue.summed_mask import SummedMask
 
 TINTS = {
     "white": (243, 241, 244),
@@ -52,6 +53,10 @@ def draw(glass, tissue=TISSUES["H&E"], *, noise=3.0, speckle=20, disc=False):
 
 def segment(picture, mpp=8.0):
     return segment_tissue(picture, mpp=(mpp, mpp), config=TissueConfig())
+
+
+def kind_of(picture):
+    return find_kind_and_tissue(picture, mpp=(8.0, 8.0), config=TissueConfig())[0]
 
 
 def agreement(mask, truth):
@@ -185,7 +190,7 @@ def test_in_a_grey_slide_what_is_darker_than_glass_is_tissue(stain):
     scene = thumbnails.draw_scene(stain, mpp=24.0)
     picture = to_grey(scene.rgb)
 
-    assert picture_kind(picture) == "grey"
+    assert kind_of(picture) == "grey"
     assert agreement(segment(picture, mpp=24.0), scene.tissue) > 0.96
 
 
@@ -209,7 +214,7 @@ def test_dirt_on_bare_glass_that_is_nearly_grey_is_no_tissue():
     picture, _ = draw((243, 242, 244), (243, 242, 244), noise=0, speckle=0)
     picture[40:60, 40:90] = (120, 119, 121)
 
-    assert picture_kind(picture) == "stained"
+    assert kind_of(picture) == "stained"
     assert not segment(picture).any()
 
 
@@ -217,7 +222,7 @@ def test_grey_fluorescence_is_dark_field():
     picture = np.zeros((SIDE, SIDE, 3), np.uint8)
     picture[30:90:4, 30:90:4] = picture[31:90:4, 30:90:4] = 220
 
-    assert picture_kind(picture) == "dark field"
+    assert kind_of(picture) == "dark field"
     assert segment(picture)[40:80, 40:80].all()
 
 

@@ -15,7 +15,8 @@ from tests.helpers import thumbnails
 from tests.helpers.real_data import real_data
 from tiling.contracts import TissueConfig
 from tiling.errors import GridError, TissueError
-from tiling.tissue.mask import SummedMask, segment_tissue
+from tiling.tissue.mask import segment_tissue
+from tiling.tissue.summed_mask import SummedMask
 
 GLASS, PINK, PALE = (244, 243, 244), (200, 140, 190), (238, 214, 230)
 GREEN_PEN, BLUE_PEN, BLACK_PEN = (30, 140, 60), (40, 60, 170), (25, 25, 30)

@@ -182,7 +182,7 @@ def check(ended: Ended) -> None:
 
 
 READ = "tiling.readers.tiff_pixels:TiffPixels.read_window"
-ROWS = "tiling.store:PatchStore.read_flagged"
+ROWS = "tiling.store:PatchStore.read_into"
 EPOCH = "wsi_pipeline.training.loop:_Training.run_epoch"
 TILE = ["tile", "{home}/data/manifest.csv", "--out", "new"]
 TILE += [part for setting in SETTINGS for part in ("--set", setting)]

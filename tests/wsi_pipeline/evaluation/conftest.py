@@ -1,5 +1,6 @@
 """Oracles in plain Python: the definitions of docs/evaluate.md and docs/froc.md, item by item."""
 
+import itertools
 import math
 
 import numpy as np
@@ -76,6 +77,17 @@ class Oracle:
             elif v not in itc and (best[v] is None or p > best[v]):
                 best[v] = p
         return fps, best
+
+    @staticmethod
+    def corners(points):
+        """Leave out the points within horizontal lines; of equal points, keep the first."""
+        distinct = points[:1]
+        distinct += [p for last, p in itertools.pairwise(points) if p[1:] != last[1:]]
+        return [
+            p
+            for i, p in enumerate(distinct)
+            if i in (0, len(distinct) - 1) or not distinct[i - 1][2] == p[2] == distinct[i + 1][2]
+        ]
 
     @staticmethod
     def curve(slides, *, denominator, definition="camelyon16"):

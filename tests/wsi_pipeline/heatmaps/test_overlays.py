@@ -1,13 +1,16 @@
 """Pictures of heatmaps lie over the slide to the pixel."""
 
+import matplotlib
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from matplotlib.colors import Normalize
 from PIL import Image
 
 from wsi_pipeline.contracts import Heatmap
 from wsi_pipeline.errors import HeatmapError
+from wsi_pipeline.heatmaps.colours import colour_of
 from wsi_pipeline.heatmaps.overlays import compose_overlay, draw_overlay
 
 pytestmark = pytest.mark.real_pictures
@@ -66,6 +69,27 @@ def test_picture_is_drawn_and_the_same_each_time(tmp_path, slide_size):
         assert image.format == "PNG"
         assert "Software" not in image.info
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.png", "b.png"]
+
+
+def test_colours_are_those_of_matplotlib():
+    values = np.linspace(-1.5, 2.5, 4001, dtype=np.float32)
+    for limits in ((0, 1), (-1, 1), (-1, 2.2)):
+        expected = matplotlib.colormaps["RdYlBu_r"](Normalize(*limits)(values.astype(float)))
+        np.testing.assert_allclose(colour_of(values, limits), expected[:, :3], atol=2e-6)
+
+
+def test_what_is_written_on_the_picture_is_not_cut_off(tmp_path):
+    """A long name makes the picture wider."""
+    heatmap = Heatmap(np.full((4, 4), 0.5, "f4"), (100, 100), (400, 400))
+    widths = []
+    for title in ("s", "a_name_of_a_slide_" * 12):
+        draw_overlay(tmp_path / "a.png", heatmap, np.zeros((40, 40, 3), np.uint8), title=title)
+        with Image.open(tmp_path / "a.png") as image:
+            pixels = np.asarray(image)
+        assert (pixels[:, [0, -1]] == 255).all()
+        assert (pixels[[0, -1]] == 255).all()
+        widths.append(pixels.shape[1])
+    assert widths[1] > widths[0]
 
 
 def test_thumbnail_that_is_no_picture_is_refused():

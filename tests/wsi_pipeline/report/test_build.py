@@ -4,6 +4,7 @@ import csv
 import json
 import shutil
 from dataclasses import replace
+from urllib.parse import unquote
 
 import pytest
 
@@ -13,6 +14,7 @@ from wsi_pipeline.errors import ReportError, StageError
 from wsi_pipeline.report import build
 from wsi_pipeline.report.build import LECTURE_CONFUSION, build_report, render_report
 from wsi_pipeline.report.gather import gather_run
+from wsi_pipeline.report.slide_rows import list_slides, rank_worst
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +92,11 @@ def test_slides_of_other_splits_are_shown_with_label_and_score(run, tmp_path):
         "slide_id,label,score\nva_1,1,0.9\nva_2,0,0.25\n"
     )
 
-    rows = {row["slide_id"]: row for row in slide_rows(gather_run(copy), "vgg16")}
+    gathered = gather_run(copy)
+    model = next(model for model in gathered.models if model.name == "vgg16")
+    thresholds = {"slide": model.metrics["slide"]["threshold"], "patch": 0.75}
+    listed = list_slides(model, gathered.cohort, thresholds, n_pictures=50, folder=copy)
+    rows = {row.cells["slide_id"]: row.cells for row in listed}
 
     assert rows["va_1"]["split"] == "val"
     assert (rows["va_1"]["label"], rows["va_1"]["predicted"]) == ("1", "1")
@@ -102,9 +108,47 @@ def test_slides_of_other_splits_are_shown_with_label_and_score(run, tmp_path):
     assert build_report(copy).is_file()
 
 
-def slide_rows(gathered, name):
-    model = next(model for model in gathered.models if model.name == name)
-    return build._slide_rows(model, gathered.cohort)
+def test_only_the_worst_slides_are_shown_with_their_picture(run, tmp_path):
+    """A report of 1000 slides had 108 MB: each slide's picture was in it."""
+    build_report(run)
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    page = Page(build_report(copy, n_pictures=1).read_text())
+
+    pictures = [v for tag, name, v in page.attributes if (tag, name) == ("img", "alt")]
+    shown = [alt for alt in pictures if alt.startswith("slide ")]
+    links = [v for tag, name, v in page.attributes if (tag, name) == ("a", "href") and v[0] != "#"]
+    assert [alt.rpartition(" by ")[2] for alt in shown] == ["patchnet", "vgg16"]
+    assert len(shown + links) == 6  # three test slides by two models
+    assert all((copy / unquote(link)).is_file() for link in links)
+    assert any("%3Cscript%3E" in link for link in links)
+    everything = build_report(copy, n_pictures=3).read_text()
+    assert everything == (run / "report.html").read_text().replace("night_run", "copy")
+    assert "linked" not in Page(everything).text
+
+
+def test_the_worst_slides_are_wrong_then_miss_lesions_then_near_the_threshold():
+    def row(slide_id, label, score, predicted, tp="0"):
+        names = ("slide_id", "label", "score", "predicted", "tp")
+        return dict(zip(names, (slide_id, label, score, predicted, tp), strict=True))
+
+    rows = [
+        row("validation", "1", "0.1", "0", tp=""),
+        row("sure", "0", "0.01", "0"),
+        row("near", "0", "0.55", "0"),
+        row("misses 1", "1", "0.9", "1"),
+        row("misses 2", "1", "0.99", "1"),
+        row("wrong", "1", "0.5", "0"),
+        row("very wrong", "0", "0.99", "1"),
+        row("unscored", "0", "", ""),
+    ]
+    missed = {"misses 1": 1, "misses 2": 2, "wrong": 5}
+
+    order = [rows[i]["slide_id"] for i in rank_worst(rows, missed, 0.6)]
+
+    assert order[:4] == ["very wrong", "wrong", "misses 2", "misses 1"]
+    assert order[4:] == ["unscored", "near", "sure", "validation"]
+    assert rank_worst(rows[1:3], {}, None) == [0, 1]
 
 
 def test_lesions_are_counted_at_the_threshold_that_patches_are_called_at(run):
@@ -249,7 +293,7 @@ def test_an_audit_without_labels_is_not_shown(run, tmp_path):
     ("name", "text", "message"),
     [
         ("evaluation/vgg16/metrics.json", "{", "vgg16/metrics.json: damaged"),
-        ("evaluation/vgg16/patches.csv", "slide_id,x\na,1\n", "patches.csv: line 1 is not"),
+        ("evaluation/vgg16/roc.csv", "slide_id,x\na,1\n", "vgg16/roc.csv: not of,threshold,fpr"),
         ("heatmaps/vgg16/te_1.png", "no picture", "vgg16/te_1.png: not a picture"),
     ],
 )

@@ -9,7 +9,7 @@ import torch
 
 from wsi_pipeline.config.settings import AugmentConfig
 from wsi_pipeline.errors import ConfigError, ModelError
-from wsi_pipeline.training.augment import Augment, crop_at, draw_numbers, turn_hue, zoom_in
+from wsi_pipeline.training.augment import Augment, crop_at, draw_numbers, flip, turn_hue, zoom_in
 
 OFF = AugmentConfig(flips=False, brightness=0, contrast=0, saturation=0, hue=0)
 
@@ -187,3 +187,14 @@ def test_images_of_one_channel_are_changed_in_brightness_and_contrast_only():
 def test_zooming_out_is_refused():
     with pytest.raises(ConfigError, match=r"zoom must be at least 1, got 0\.9"):
         Augment(replace(OFF, zoom=0.9), seed=0)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_flips_are_those_of_each_image(channels):
+    x = torch.rand(4, channels, 5, 6)
+    along_x, along_y = np.array([0, 1, 0, 1], bool), np.array([0, 0, 1, 1], bool)
+    flipped = flip(x, along_x=along_x, along_y=along_y)
+    assert flipped[0].equal(x[0])
+    assert flipped[1].equal(x[1].flip(2))
+    assert flipped[2].equal(x[2].flip(1))
+    assert flipped[3].equal(x[3].flip(1, 2))

@@ -142,3 +142,29 @@ def test_a_starved_device_is_reported_with_a_remedy(fake_store, tmp_path):
     assert starved.starved
     assert "the device is starved of data; raise train.<model>.readers" in str(starved)
     assert not replace(summary, seconds=100.0, seconds_waited=10.0).starved
+
+
+def test_losses_are_fetched_some_at_a_time_and_none_is_lost():
+    losses = loop._Losses(CPU, every=3)
+    fetched = [list(losses.add(torch.tensor(float(n), dtype=torch.float64))) for n in range(5)]
+    assert fetched == [[], [], [0.0, 1.0, 2.0], [], []]
+    assert losses.fetch() == [3.0, 4.0]
+    assert losses.values == [0.0, 1.0, 2.0, 3.0, 4.0]
+
+
+def test_bf16_trains_nearly_as_fp32(fake_store, tmp_path):
+    for precision in ("fp32", "bf16"):
+        train(fake_store, tmp_path / precision, replace(TINY, precision=precision))
+    exact, fast = (rows_of(tmp_path / name / "history.csv") for name in ("fp32", "bf16"))
+    assert len(exact) == len(fast) == TINY.max_epochs
+    for before, after in zip(exact, fast, strict=True):
+        assert before["train_loss"] != after["train_loss"]
+        for column in ("train_loss", "val_loss"):
+            assert abs(float(before[column]) - float(after[column])) < 0.01
+
+
+def test_auto_is_fp32_on_a_cpu_and_for_gpus_without_bf16(monkeypatch):
+    assert loop._resolve_precision("auto", CPU) == "fp32"
+    monkeypatch.setattr(loop, "resolve_precision", lambda name, device: "fp16")
+    assert loop._resolve_precision("auto", torch.device("cuda")) == "fp32"
+    assert loop._resolve_precision("fp16", torch.device("cuda")) == "fp16"

@@ -23,7 +23,7 @@ def compile_shared(plan: Plan) -> Any:
     c, lanes, m, layers, inside = plan.filters, plan.lanes, plan.m, plan.layers, plan.inside
     products = plan.products
     interior_pass = layered(lanes, {0: _write_interior})
-    accumulate = layered(lanes, {0: _write_accumulate})
+    accumulate = layered(lanes, {0: write_accumulate})
     edge_taps = layered(lanes, {k: _edge_taps_writer(plan, k) for k in range(2, layers + 1)})
     edge_values = layered(lanes, {k: _edge_values_writer(plan, k) for k in range(1, layers + 1)})
 
@@ -155,7 +155,7 @@ def _write_interior(to: Lanes, arrays: list[Value], at: list[Value]) -> None:
     to.store(to.rectify(value), after, after_at)
 
 
-def _write_accumulate(to: Lanes, arrays: list[Value], at: list[Value]) -> None:
+def write_accumulate(to: Lanes, arrays: list[Value], at: list[Value]) -> None:
     """Add a row of neighbouring values, each times its own weight."""
     values, weights, total = arrays
     value, value_step, weight, weight_step, length, total_at = at

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from wsi_pipeline.config.devices import exact_fp32
 from wsi_pipeline.errors import ModelError
-from wsi_pipeline.models.dense.costs import cheaper_by_patches
+from wsi_pipeline.models.dense.costs import cheaper_by_patches, tile_products
 from wsi_pipeline.models.dense.regions import TorchCorners, assemble, compute_regions, read_out
 from wsi_pipeline.models.dense.repeats import find_distinct, take_patches
 from wsi_pipeline.models.dense.schemes import Products
@@ -21,11 +21,15 @@ from wsi_pipeline.models.dense.weights import DenseWeights, transform_weights
 
 if TYPE_CHECKING:
     from wsi_pipeline.models.dense.compiled import CompiledBlocks
+    from wsi_pipeline.models.dense.compiled_patches import CompiledPatches
 
 CPU_BLOCK, GPU_BLOCK = 32, 96  # patches, each way, computed at once
 # Where patches are computed one by one; on a CPU their layers stay in its cache.
 CPU_PATCHES_AT_ONCE, GPU_PATCHES_AT_ONCE = 32, 4096
 COMPILED_PATCHES = 20_000  # compiled code saves 180 us per patch, and compiling takes 4 s
+# Of patches far apart it saves 900 us and more.
+COMPILED_LATTICE = 4_000
+LATTICE_BLOCK = 1024  # px, each way, whose patches are compared for equality at once
 
 ReadWindow = Callable[[int, int, int, int], Tensor]  # (top, left, height, width) -> (c, h, w)
 
@@ -44,8 +48,8 @@ class DenseEngine:
         One linear model per filter over its own map.
     readout_bias : (filters,)
     products : {"toom-cook", "direct"}
-        ``toom-cook`` is the fast one; ``direct`` makes every product of the definition, for
-        rounding errors as small as those of patch by patch.
+        ``toom-cook`` is the fast one (of patches far apart, Winograd's); ``direct`` makes every
+        product of the definition, for rounding errors as small as those of patch by patch.
     block : int, optional
         Patches, each way, computed at once. None: as it suits the device. Memory
         grows with its square, not with the image.
@@ -73,6 +77,7 @@ class DenseEngine:
             convolutions, readout, readout_bias, products
         )
         self.convolutions = convolutions
+        self.products = products
         self.m = self.weights.m
         on_cpu = readout.device.type == "cpu"
         self.block = block or (CPU_BLOCK if on_cpu else GPU_BLOCK)
@@ -80,6 +85,7 @@ class DenseEngine:
         self.compiled = compiled
         self._scratch = Scratch()
         self._compiled: CompiledBlocks | None = None
+        self._compiled_patches: CompiledPatches | None = None
 
     @torch.no_grad()
     def map_padded(self, pixels: Tensor) -> Tensor:
@@ -139,7 +145,9 @@ class DenseEngine:
         """Map `size` = (H, W) patches block by block; blocks start on the lattice."""
         height, width = size
         step = max(stride, self.block // stride * stride)
-        compiled = self._use_compiled(pixels, height * width)
+        compiled = self._use_compiled(pixels, size, stride)
+        if stride > 1 and self._by_patches((step, step), (step // stride) ** 2, compiled):
+            step = max(stride, LATTICE_BLOCK // stride * stride)
         out = pixels.new_empty(self.weights.filters, -(-height // stride), -(-width // stride))
         for top in range(0, height, step):
             for left in range(0, width, step):
@@ -203,22 +211,35 @@ class DenseEngine:
     ) -> Tensor:
         """(c, h + m - 1, w + m - 1) -> tanh (ceil(h / stride), ceil(w / stride), filters)."""
         first, kind = find_distinct(pixels, self.m, stride)
-        if cheaper_by_patches(self.weights, *size, len(first), compiled=compiled):
-            distinct = torch.cat(
-                [
-                    self._map_patches(take_patches(pixels, self.m, stride, part))
-                    for part in first.split(self.patches_at_once)
-                ]
-            )
+        if self._by_patches(size, len(first), compiled):
+            distinct = self._map_patches(pixels, stride, first, compiled)
             linear = distinct[kind].view(*(-(-side // stride) for side in size), -1)
         else:
             linear = self._map_regions(pixels.permute(1, 2, 0).contiguous(), size, compiled)
             linear = linear[::stride, ::stride]
         return torch.tanh(linear + self.weights.readout_bias)
 
-    def _map_patches(self, patches: Tensor) -> Tensor:
-        """Evaluate patches one by one: (n, c, m, m) -> linear models (n, filters)."""
-        return self._run_layers(patches, self.convolutions)
+    def _by_patches(self, size: tuple[int, int], patches: int, compiled: bool) -> bool:
+        """Whether some patches one by one cost less than all of a block by regions."""
+        fast = tile_products(self.m) if compiled and self.products == "toom-cook" else None
+        return cheaper_by_patches(self.weights, *size, patches, compiled=compiled, fast=fast)
+
+    def _map_patches(self, pixels: Tensor, stride: int, index: Tensor, compiled: bool) -> Tensor:
+        """Evaluate some patches of the lattice one by one: linear models (n, filters)."""
+        if compiled and self.products == "toom-cook":
+            if self._compiled_patches is None:
+                from wsi_pipeline.models.dense.compiled_patches import CompiledPatches
+
+                self._compiled_patches = CompiledPatches(self.convolutions, self.weights.readout)
+            across = (pixels.shape[2] - self.m) // stride + 1
+            rows, columns = (part.numpy() * stride for part in (index // across, index % across))
+            return self._compiled_patches.map_patches(pixels, rows, columns)
+        return torch.cat(
+            [
+                self._run_layers(take_patches(pixels, self.m, stride, part), self.convolutions)
+                for part in index.split(self.patches_at_once)
+            ]
+        )
 
     def _map_regions(self, pixels: Tensor, size: tuple[int, int], compiled: bool) -> Tensor:
         """Evaluate all patches of a block: (h + m - 1, w + m - 1, c) -> (h, w, filters)."""
@@ -247,9 +268,12 @@ class DenseEngine:
             self._compiled = CompiledBlocks(self.weights, self._scratch)
         return self._compiled
 
-    def _use_compiled(self, pixels: Tensor, patches: int) -> bool:
-        """Whether to use compiled code for a map of this many patches."""
+    def _use_compiled(self, pixels: Tensor, size: tuple[int, int], stride: int) -> bool:
+        """Whether to use compiled code for a map of the patches at `size` = (H, W) px."""
         possible = pixels.device.type == "cpu" and pixels.dtype in (torch.float32, torch.float64)
         if self.compiled is not None:
             return self.compiled and possible
-        return possible and patches >= COMPILED_PATCHES
+        if not possible:
+            return False
+        lattice = -(-size[0] // stride) * -(-size[1] // stride)
+        return size[0] * size[1] >= COMPILED_PATCHES and lattice >= COMPILED_LATTICE

@@ -34,6 +34,15 @@ class Lanes:
         """Read from a flat array, at the sum of some indices."""
         return self.builder.load(self._at(array, index), align=self.size)
 
+    def broadcast(self, array: Value, *index: Value | int) -> Value:
+        """Read one number, at the sum of some indices, into every channel."""
+        number = self.builder.load(self._pointer(array, index))
+        one = self.builder.insert_element(
+            ir.Constant(self.vector, ir.Undefined), number, ir.Constant(ir.IntType(32), 0)
+        )
+        everywhere = ir.Constant(ir.VectorType(ir.IntType(32), self.vector.count), None)
+        return self.builder.shuffle_vector(one, one, everywhere)
+
     def store(self, value: Value, array: Value, *index: Value | int) -> None:
         """Write to a flat array, at the sum of some indices."""
         self.builder.store(value, self._at(array, index), align=self.size)
@@ -114,12 +123,14 @@ class Lanes:
         return ir.Constant(self.vector, None) if total is None else total
 
     def _at(self, array: Value, index: Sequence[Value | int]) -> Value:
+        return self.builder.bitcast(self._pointer(array, index), self.vector.as_pointer())
+
+    def _pointer(self, array: Value, index: Sequence[Value | int]) -> Value:
         total = None
         for part in index:
             part = ir.Constant(_INDEX, part) if isinstance(part, int) else part
             total = part if total is None else self.builder.add(total, part)
-        pointer = self.builder.gep(array, [total])
-        return self.builder.bitcast(pointer, self.vector.as_pointer())
+        return self.builder.gep(array, [total])
 
     def times(self, index: Value, count: int) -> Value:
         """Multiply an index by a constant."""

@@ -6,6 +6,7 @@ from typing import Any
 
 import numba
 import numpy as np
+from llvmlite import binding
 
 from wsi_pipeline.models.dense.lanes import Matrix
 from wsi_pipeline.models.dense.schemes import Scheme
@@ -17,7 +18,8 @@ PLACES = 64  # of an edge or of the interior that are multiplied at once
 # and it is as fast as a large product (111 of 118 GF/s).
 
 ROOM = PATCHES + 1  # rows; an odd number, so that products of one patch do not share cache sets
-VECTOR_BYTES = 64
+WIDE = bool(binding.get_host_cpu_features().get("avx512f"))  # 32 registers of 64 bytes
+VECTOR_BYTES = 64 if WIDE else 32
 
 compile_function: Callable[..., Any] = numba.njit(error_model="numpy", nogil=True)
 

@@ -38,6 +38,12 @@ POINTS = {
     6: ("0", "1", "-1", "1/2", "-1/2"),
 }
 AT_I = (6,)
+# The same for tiles of r outputs, none of whose points need be complex.
+TILE_POINTS = {
+    4: ("0", "1", "-1", "2", "-2"),
+    5: ("0", "1", "-1", "2", "-2", "-1/2"),
+    6: ("0", "1", "-1", "2", "-2", "1/2", "-1/2"),
+}
 
 Rows = list[list[Fraction]]
 
@@ -104,6 +110,44 @@ def _scheme(inputs: Rows, taps: Rows, coefficients: Rows) -> Scheme:
 def choose_scheme(n: int, products: Products) -> Scheme:
     """Return the scheme for n border values of the layer before."""
     return direct(n) if products == "direct" else toom_cook(n)
+
+
+@dataclass(frozen=True)
+class TileScheme:
+    """A bilinear algorithm for r outputs of r + 2 inputs and three taps; float64.
+
+    ``output = outputs @ ((inputs @ x) * (taps @ w))`` with ``output[p] = sum of x[p + d] w[d]``.
+    """
+
+    inputs: Tensor  # (r + 2, r + 2)
+    taps: Tensor  # (r + 2, 3)
+    outputs: Tensor  # (r, r + 2)
+
+    def rows(self, name: str) -> tuple[tuple[float, ...], ...]:
+        """Return the rows of a matrix as numbers."""
+        return tuple(tuple(row) for row in getattr(self, name).tolist())
+
+
+def tile_scheme(r: int) -> TileScheme:
+    """Compute r neighbouring outputs of a convolution by r + 2 products (Winograd, see [2]).
+
+    It is the transpose of multiplying polynomials of degrees r - 1 and 2 by their values at r + 2
+    points: what made the outputs of that makes the inputs of this.
+
+    Examples
+    --------
+    >>> len(tile_scheme(6).inputs)
+    8
+    """
+    points = [Fraction(point) for point in TILE_POINTS[r]]
+    outputs, taps, product = (_powers(points, count) for count in (r, 3, r + 2))
+    inputs = [list(column) for column in zip(*_inverse(product), strict=True)]
+    # Rows with a last coefficient of 1 have more factors of 1; the taps take the rest.
+    scales = [next(value for value in reversed(row) if value) for row in inputs]
+    inputs = [[v / scale for v in row] for row, scale in zip(inputs, scales, strict=True)]
+    taps = [[v * scale for v in row] for row, scale in zip(taps, scales, strict=True)]
+    transposed = [list(column) for column in zip(*outputs, strict=True)]
+    return TileScheme(_tensor(inputs), _tensor(taps), _tensor(transposed))
 
 
 def _powers(points: list[Fraction], count: int) -> Rows:

@@ -192,7 +192,11 @@ def test_background_is_evaluated_once(monkeypatch):
     evaluated = []
     original = engine._map_patches
     monkeypatch.setattr(
-        engine, "_map_patches", lambda part: evaluated.append(len(part)) or original(part)
+        engine,
+        "_map_patches",
+        lambda pixels, stride, index, compiled: (
+            evaluated.append(len(index)) or original(pixels, stride, index, compiled)
+        ),
     )
     padded = F.pad(image, (7,) * 4, value=0.9)
     made = engine.map_padded(padded)
