@@ -97,8 +97,8 @@ def list_sides(slide, peer_python):
         print(f"{peer_python} lacks cv2, h5py or openslide: without the script of OpenCV")
     if shutil.which("wsinfer"):
         sides["wsinfer"] = lambda folder: [
-            "wsinfer", "patch", "--wsi-dir", slide.parent, "--results-dir", folder,
-            "--patch-size-px", PATCH, "--patch-spacing-um-px", MPP,
+            "wsinfer", "patch", "--source", slide.parent, "--save-dir", folder,
+            "--patch-size", PATCH, "--patch-spacing", MPP,
         ]  # fmt: skip
     else:
         print("wsinfer is not installed: without its patch step")

@@ -100,7 +100,8 @@ def draw_slide(run, slide_id, split, tumour, n_patches, rng) -> SlideEntry:
     pairs = np.concatenate([np.zeros((0, 2), np.int64), *pairs])
     ones = np.ones(n_patches, np.float32)
     nothing = np.zeros(n_patches, bool)
-    write_table(store, TileTable(coords, ones, label, label.astype(np.float32), nothing, pairs))
+    table = TileTable(coords, ones, label, label.astype(np.float32), nothing, pairs)
+    write_table(store, table)
     finish_store(
         store,
         {
@@ -110,6 +111,7 @@ def draw_slide(run, slide_id, split, tumour, n_patches, rng) -> SlideEntry:
             "slide_label": int(tumour),
             "lesions": [{"id": str(i + 1)} for i in range(len(lesions))],
         },
+        table,
     )
     mark_finished(run, Unit("tile", slide_id), "drawn", [store])
     heat = rng.beta(1, 9, n_patches)

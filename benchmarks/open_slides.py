@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import slides
 
 from tiling.build import tile_slide
 from tiling.contracts import TileConfig
@@ -55,7 +56,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--slides", type=int, nargs="+", default=SLIDES)
     parser.add_argument("--batches", type=int, default=60)
-    parser.add_argument("--side", type=int, default=SIDE, help="of the slide, px")
+    parser.add_argument("--slide", type=Path, help="an existing slide; default: one is drawn")
     parser.add_argument("--out", type=Path, default=RESULT)
     parser.add_argument("--draw", nargs=3, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -66,9 +67,10 @@ def main():
     rows = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        make = "import slides, sys; slides.make_slide(sys.argv[1], int(sys.argv[2]))"
-        command = [sys.executable, "-c", make, str(folder / "bench.svs"), str(arguments.side)]
-        subprocess.run(command, check=True, cwd=Path(__file__).parent)
+        if arguments.slide:
+            (folder / "bench.svs").symlink_to(arguments.slide.resolve())
+        else:
+            slides.make_slide(folder / "bench.svs", SIDE)
         for kind in ("coords", "patches"):
             config = TileConfig(patch_px=PATCH, store=kind)
             tile_slide(
