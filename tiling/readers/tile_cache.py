@@ -22,7 +22,10 @@ from tiling.readers.memory import OPENSLIDE_SHARE, cache_budget
 from tiling.threads import check_stopped
 
 Pixels = NDArray[np.uint8]
-SPARE_BUFFERS = 8  # dropped and not yet used again
+SPARE_BUFFERS = 8  # dropped, or not used yet
+# Memory is allocated for some runs at once: NumPy asks for huge pages from 4 MiB. Rows of a run are
+# kilobytes apart, and each would need an entry of its own in the processor's table of small pages.
+SLAB_BYTES = 12 * 2**20
 WAIT_S = 0.5  # for another thread, before looking whether to stop
 
 
@@ -161,16 +164,23 @@ class TileCache:
     def _drop(self, key: tuple[int, Hashable]) -> None:
         run = self._runs.pop(key)
         self._kept_bytes -= run.memory.nbytes
-        if not run.users and len(self._spare) < SPARE_BUFFERS:
+        if not run.users:
             self._spare.append(run.memory)
+            del self._spare[:-SPARE_BUFFERS]
 
     def _take_memory(self, n_bytes: int) -> Pixels:
-        for number, memory in enumerate(self._spare):
-            if n_bytes <= memory.nbytes <= 2 * n_bytes:
+        for number in reversed(
+            range(len(self._spare))
+        ):  # the latest may be in the processor's cache
+            if n_bytes <= self._spare[number].nbytes <= 2 * n_bytes:
                 return self._spare.pop(number)
-        if self._spare:
+        if len(self._spare) >= SPARE_BUFFERS:
             self._spare.pop(0)
-        return np.empty(n_bytes, np.uint8)
+        n_parts = max(1, SLAB_BYTES // n_bytes)
+        slab = np.empty(n_parts * n_bytes, np.uint8)
+        first, *others = slab.reshape(n_parts, n_bytes)
+        self._spare += others[: SPARE_BUFFERS - len(self._spare)]
+        return first
 
 
 _shared: list[TileCache] = []

@@ -134,8 +134,8 @@ def to_unit_range(batch: Tensor, device: torch.device, *, out: Tensor | None = N
         Channels last in memory, as convolutions like it.
     """
     if out is not None:
-        # Image by image, so that each stays in the cache; by numpy, in this thread alone: threads of
-        # PyTorch would wait for each other while others read.
+        # Image by image, so that each stays in the cache; by numpy, in this thread alone: PyTorch's
+        # threads would wait for each other while others read.
         for image, floats in zip(batch.numpy(), out.numpy(), strict=True):
             np.divide(image, np.float32(255), out=floats, dtype=np.float32)
         return out.permute(0, 3, 1, 2)

@@ -47,7 +47,7 @@ def test_one_huge_uncompressed_strip_is_cut_not_loaded(tmp_path: Path):
         tracemalloc.stop()
 
     np.testing.assert_array_equal(region, pixels[2900:2950, 100:150])
-    assert peak < 4 * 2**20  # the strip has 36 MB
+    assert peak < 16 * 2**20  # the strip has 36 MB; memory for tiles comes 12 MiB at a time
 
 
 def test_one_huge_compressed_strip_is_refused_with_a_remedy(tmp_path: Path, monkeypatch):
