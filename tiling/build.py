@@ -13,13 +13,13 @@ from tiling.attributes import store_attributes
 from tiling.contracts import SCHEMA, OnProgress, StrPath, TileConfig
 from tiling.coords_hdf5 import find_coords
 from tiling.errors import AnnotationError, SlideError, StoreError, naming_file
-from tiling.files import digest_file, digest_json, write_aside
+from tiling.files import check_replaceable, digest_file, digest_json, write_aside
 from tiling.listing.content import digest_content, look_at_files
 from tiling.listing.slide_files import slide_stem
 from tiling.plan_picture import draw_plan
 from tiling.qc import write_qc
 from tiling.slide import open_slide
-from tiling.store_files import TileTable, finish_store, write_table
+from tiling.store_files import TileTable, finish_store, is_store_folder, write_table
 from tiling.threads import in_background
 from tiling.tile_plan import check_has_tiles, plan_tiles
 from tiling.tissue.slide_tissue import digest_mask
@@ -126,7 +126,8 @@ def tile_slide(
     slide_path : str or path
         The slide's file.
     store_path : str or path
-        Folder of the store, by convention ``<slide_id>.zarr``. A store that is there is replaced.
+        Folder of the store, by convention ``<slide_id>.zarr``. A store that is there is replaced,
+        anything else refused.
     slide_id : str, optional
         The slide's name in all outputs; default: the file's name without its suffix.
     config : TileConfig, optional
@@ -158,10 +159,15 @@ def tile_slide(
     GridError, TissueError, AnnotationError
         If no tile fits, no tissue is found, or the annotation does not belong to the slide.
     StoreError
-        If the disk is full.
+        If something else than a store is at `store_path`, which is left as it is, or the disk is
+        full.
     """
     started = time.monotonic()
     slide_path, store_path = Path(slide_path), Path(store_path)
+    try:
+        check_replaceable(store_path, is_store_folder)
+    except FileExistsError as error:
+        raise StoreError(f"{store_path}: {error.strerror}") from error
     annotation_path = None if annotation_path is None else Path(annotation_path)
     qc_path = None if qc_path is None else Path(qc_path)
     content_cache = None if content_cache is None else Path(content_cache)
@@ -189,7 +195,10 @@ def tile_slide(
         if qc_path is not None and not len(plan.table.coords):
             write_qc(qc_path, draw_plan(slide, plan))
         check_has_tiles(plan, config)
-        with _full_disk_said(store_path), write_aside(store_path) as scratch:
+        with (
+            _full_disk_said(store_path),
+            write_aside(store_path, is_ours=is_store_folder) as scratch,
+        ):
             table = write_pixels(
                 scratch, slide, plan.table, plan.geometry, config, threads, on_progress
             )
