@@ -18,10 +18,10 @@ from tiling.contracts import OnProgress
 from tiling.files import digest_file
 from tiling.threads import Stopped, check_stopped, in_background
 from tiling.wording import name_some, pluralize
-from wsi_pipeline.checkpoint_header import read_meta
 from wsi_pipeline.cohort.image_folder import ALL, ImageEntry
 from wsi_pipeline.cohort.kinds import ImageCohort, cohort_of, warn_of_unused
 from wsi_pipeline.cohort.slides import digest_store, open_store
+from wsi_pipeline.config.checkpoint_header import read_meta
 from wsi_pipeline.config.reading import Config, digest_settings
 from wsi_pipeline.config.settings import PredictConfig
 from wsi_pipeline.contracts import Rule, SlideEntry
