@@ -411,12 +411,19 @@ def tile_and_predict(
         if wanted := [task for task in tasks.values() if not task.unit.is_marked(run)]:
             with suppress(Exception):  # raised again, and recorded, where a slide needs it
                 load_model(wanted[0].checkpoint, wanted[0].digest)  # while the first is tiled
-        names = (name for name in tiled if Unit("tile", name).is_marked(run))
-        ready = (tasks[name] for name in names if name in tasks)
-        first = next(ready, None)
+        ready = (
+            tasks[name] if Unit("tile", name).is_marked(run) else None
+            for name in tiled
+            if name in tasks
+        )
+        early: list[PredictSlide | None] = []
+        for one in ready:
+            early.append(one)
+            if one is not None:
+                break
         scored = []
-        if first is not None:
-            arriving = itertools.chain([first], ready)
+        if any(early):
+            arriving = itertools.chain(early, ready)
             all_tasks = list(tasks.values())
             scored.append(run_stage("predict", run, all_tasks, config, options, arriving=arriving))
         cut = wait_for_tile()
