@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from tiling.annotation.audit import count_labels
 from tiling.attributes import store_attributes
@@ -78,31 +79,40 @@ def tile_fingerprint(
     SlideError, AnnotationError
         If a file cannot be read.
     """
+    settings = _digest_settings(slide_id, config, annotation_path, slide_label, mpp)
+    return _join(settings, digest_content(slide_path) if content is None else content)
+
+
+def _join(settings: dict[str, Any], content: str) -> str:
+    return digest_json({**settings, "slide": content})
+
+
+def _digest_settings(
+    slide_id: str,
+    config: TileConfig,
+    annotation_path: Path | None,
+    slide_label: int | None,
+    mpp: float | None,
+) -> dict[str, Any]:
+    """List what a store is made from beside the slide, files by their digests."""
     try:
         annotation = None if annotation_path is None else digest_file(annotation_path)
     except OSError as error:
         raise AnnotationError(
             f"{annotation_path}: cannot be read: {error.strerror or error}; check the path"
         ) from error
-    return digest_json(
-        {
-            "schema": SCHEMA,
-            "format": FORMAT,
-            "slide": digest_content(slide_path) if content is None else content,
-            "slide_id": slide_id,
-            "config": asdict(
-                replace(config, coords=None, tissue=replace(config.tissue, mask=None))
-            ),
-            "coords": _digest_coords(config.coords, slide_id),
-            "tissue_mask": digest_mask(config.tissue.mask, slide_id),
-            "annotation": annotation,
-            "annotation_format": None
-            if annotation_path is None
-            else annotation_path.suffix.lower(),
-            "slide_label": slide_label,
-            "mpp": mpp,
-        }
-    )
+    return {
+        "schema": SCHEMA,
+        "format": FORMAT,
+        "slide_id": slide_id,
+        "config": asdict(replace(config, coords=None, tissue=replace(config.tissue, mask=None))),
+        "coords": _digest_coords(config.coords, slide_id),
+        "tissue_mask": digest_mask(config.tissue.mask, slide_id),
+        "annotation": annotation,
+        "annotation_format": None if annotation_path is None else annotation_path.suffix.lower(),
+        "slide_label": slide_label,
+        "mpp": mpp,
+    }
 
 
 def tile_slide(
@@ -174,6 +184,8 @@ def tile_slide(
     slide_id = slide_stem(slide_path.name) if slide_id is None else slide_id
     config = TileConfig() if config is None else config
     state = look_at_files(slide_path)
+    # Before the files are used: one that changes meanwhile leaves a store that is out of date.
+    settings = _digest_settings(slide_id, config, annotation_path, slide_label, mpp)
     with (
         # Reading every byte takes as long as all other work if no pixels are stored.
         in_background(
@@ -210,16 +222,8 @@ def tile_slide(
             if look_at_files(slide_path) != state:
                 _check_unchanged(slide_path, content, content_cache)
             plan = replace(plan, info=replace(plan.info, fingerprint=content))
-            fingerprint = tile_fingerprint(
-                slide_path,
-                slide_id=slide_id,
-                config=config,
-                annotation_path=annotation_path,
-                slide_label=slide_label,
-                mpp=mpp,
-                content=content,
-            )
-            finish_store(scratch, store_attributes(plan, config, fingerprint, notes), table)
+            attributes = store_attributes(plan, config, _join(settings, content), notes)
+            finish_store(scratch, attributes, table)
     return _summarise(table, notes, time.monotonic() - started)
 
 

@@ -107,6 +107,22 @@ class TestStore:
         assert digests[0] == digests[1]
         assert not any(".part" in name for name in digests[0])
 
+    def test_an_annotation_that_changes_meanwhile_leaves_a_store_out_of_date(
+        self, slide: Path, annotation: Path, monkeypatch
+    ):
+        known = {"slide_id": slide.stem, "config": CONFIG, "annotation_path": annotation}
+        before = build.tile_fingerprint(slide, slide_label=1, mpp=None, **known)
+        real = build.write_pixels
+
+        def change(*args):
+            annotation.write_bytes(annotation.read_bytes() + b"\n")
+            return real(*args)
+
+        monkeypatch.setattr(build, "write_pixels", change)
+        _, store = tile(slide, annotation_path=annotation, slide_label=1)
+        assert store.fingerprint == before
+        assert build.tile_fingerprint(slide, slide_label=1, mpp=None, **known) != before
+
     def test_nothing_but_a_store_is_replaced(self, slide: Path, tmp_path: Path):
         """A folder of somebody's was once deleted with all that was in it."""
         mine, stores = tmp_path / "mine", tmp_path / "stores"
