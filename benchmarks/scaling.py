@@ -2,8 +2,7 @@
 
 What `predict` does for a store of coordinates, without a model: batches of 32 neighbouring patches
 of 512 px (stride 512 and 256) are read from the slide by k threads (`read_batch`). A slide of real
-H&E, 20,000 px, 240 px JPEG tiles. Page cache warm; opening the slide and the first batch are not
-counted.
+H&E, 20,000 px, 240 px JPEG tiles. Page cache warm; opening the slide is not counted.
 
 - ``patches/s`` with decoding, for k up to the cores there are: `efficiency` is the rate over k
   times that of one thread, all in one round.

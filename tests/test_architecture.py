@@ -29,7 +29,7 @@ FLOORS = [
     {"wsi_pipeline.cohort"},
     {"wsi_pipeline.models", "wsi_pipeline.run"},
     {"wsi_pipeline.config", "wsi_pipeline.layout"},
-    {"wsi_pipeline.names", "wsi_pipeline.csv_files", "wsi_pipeline.checkpoint_header"},
+    {"wsi_pipeline.names", "wsi_pipeline.csv_files"},
     {"wsi_pipeline.contracts", "wsi_pipeline.errors"},
     {"wsi_pipeline"},
     {"tiling.footprint"},

@@ -7,19 +7,20 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from tiling.annotation.audit import count_labels
 from tiling.attributes import store_attributes
 from tiling.contracts import SCHEMA, OnProgress, StrPath, TileConfig
 from tiling.coords_hdf5 import find_coords
 from tiling.errors import AnnotationError, SlideError, StoreError, naming_file
-from tiling.files import digest_file, digest_json, write_aside
+from tiling.files import check_replaceable, digest_file, digest_json, write_aside
 from tiling.listing.content import digest_content, look_at_files
 from tiling.listing.slide_files import slide_stem
 from tiling.plan_picture import draw_plan
 from tiling.qc import write_qc
 from tiling.slide import open_slide
-from tiling.store_files import TileTable, finish_store, write_table
+from tiling.store_files import TileTable, finish_store, is_store_folder, write_table
 from tiling.threads import in_background
 from tiling.tile_plan import check_has_tiles, plan_tiles
 from tiling.tissue.slide_tissue import digest_mask
@@ -78,31 +79,40 @@ def tile_fingerprint(
     SlideError, AnnotationError
         If a file cannot be read.
     """
+    settings = _digest_settings(slide_id, config, annotation_path, slide_label, mpp)
+    return _join(settings, digest_content(slide_path) if content is None else content)
+
+
+def _join(settings: dict[str, Any], content: str) -> str:
+    return digest_json({**settings, "slide": content})
+
+
+def _digest_settings(
+    slide_id: str,
+    config: TileConfig,
+    annotation_path: Path | None,
+    slide_label: int | None,
+    mpp: float | None,
+) -> dict[str, Any]:
+    """List what a store is made from beside the slide, files by their digests."""
     try:
         annotation = None if annotation_path is None else digest_file(annotation_path)
     except OSError as error:
         raise AnnotationError(
             f"{annotation_path}: cannot be read: {error.strerror or error}; check the path"
         ) from error
-    return digest_json(
-        {
-            "schema": SCHEMA,
-            "format": FORMAT,
-            "slide": digest_content(slide_path) if content is None else content,
-            "slide_id": slide_id,
-            "config": asdict(
-                replace(config, coords=None, tissue=replace(config.tissue, mask=None))
-            ),
-            "coords": _digest_coords(config.coords, slide_id),
-            "tissue_mask": digest_mask(config.tissue.mask, slide_id),
-            "annotation": annotation,
-            "annotation_format": None
-            if annotation_path is None
-            else annotation_path.suffix.lower(),
-            "slide_label": slide_label,
-            "mpp": mpp,
-        }
-    )
+    return {
+        "schema": SCHEMA,
+        "format": FORMAT,
+        "slide_id": slide_id,
+        "config": asdict(replace(config, coords=None, tissue=replace(config.tissue, mask=None))),
+        "coords": _digest_coords(config.coords, slide_id),
+        "tissue_mask": digest_mask(config.tissue.mask, slide_id),
+        "annotation": annotation,
+        "annotation_format": None if annotation_path is None else annotation_path.suffix.lower(),
+        "slide_label": slide_label,
+        "mpp": mpp,
+    }
 
 
 def tile_slide(
@@ -126,7 +136,8 @@ def tile_slide(
     slide_path : str or path
         The slide's file.
     store_path : str or path
-        Folder of the store, by convention ``<slide_id>.zarr``. A store that is there is replaced.
+        Folder of the store, by convention ``<slide_id>.zarr``. A store that is there is replaced,
+        anything else refused.
     slide_id : str, optional
         The slide's name in all outputs; default: the file's name without its suffix.
     config : TileConfig, optional
@@ -158,16 +169,23 @@ def tile_slide(
     GridError, TissueError, AnnotationError
         If no tile fits, no tissue is found, or the annotation does not belong to the slide.
     StoreError
-        If the disk is full.
+        If something else than a store is at `store_path`, which is left as it is, or the disk is
+        full.
     """
     started = time.monotonic()
     slide_path, store_path = Path(slide_path), Path(store_path)
+    try:
+        check_replaceable(store_path, is_store_folder)
+    except FileExistsError as error:
+        raise StoreError(f"{store_path}: {error.strerror}") from error
     annotation_path = None if annotation_path is None else Path(annotation_path)
     qc_path = None if qc_path is None else Path(qc_path)
     content_cache = None if content_cache is None else Path(content_cache)
     slide_id = slide_stem(slide_path.name) if slide_id is None else slide_id
     config = TileConfig() if config is None else config
     state = look_at_files(slide_path)
+    # Before the files are used: one that changes meanwhile leaves a store that is out of date.
+    settings = _digest_settings(slide_id, config, annotation_path, slide_label, mpp)
     with (
         # Reading every byte takes as long as all other work if no pixels are stored.
         in_background(
@@ -189,7 +207,10 @@ def tile_slide(
         if qc_path is not None and not len(plan.table.coords):
             write_qc(qc_path, draw_plan(slide, plan))
         check_has_tiles(plan, config)
-        with _full_disk_said(store_path), write_aside(store_path) as scratch:
+        with (
+            _full_disk_said(store_path),
+            write_aside(store_path, is_ours=is_store_folder) as scratch,
+        ):
             table = write_pixels(
                 scratch, slide, plan.table, plan.geometry, config, threads, on_progress
             )
@@ -201,16 +222,8 @@ def tile_slide(
             if look_at_files(slide_path) != state:
                 _check_unchanged(slide_path, content, content_cache)
             plan = replace(plan, info=replace(plan.info, fingerprint=content))
-            fingerprint = tile_fingerprint(
-                slide_path,
-                slide_id=slide_id,
-                config=config,
-                annotation_path=annotation_path,
-                slide_label=slide_label,
-                mpp=mpp,
-                content=content,
-            )
-            finish_store(scratch, store_attributes(plan, config, fingerprint, notes), table)
+            attributes = store_attributes(plan, config, _join(settings, content), notes)
+            finish_store(scratch, attributes, table)
     return _summarise(table, notes, time.monotonic() - started)
 
 

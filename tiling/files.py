@@ -13,7 +13,7 @@ import re
 import shutil
 import stat
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any, Literal, overload
 
@@ -93,24 +93,43 @@ def read_text(path: Path, *, encoding: str = "utf-8") -> str:
     return path.read_text(encoding=encoding)
 
 
+def _never(_: Path) -> bool:
+    return False
+
+
 @contextlib.contextmanager
-def write_aside(path: Path) -> Iterator[Path]:
+def write_aside(path: Path, *, is_ours: Callable[[Path], bool] = _never) -> Iterator[Path]:
     """Return a scratch path next to `path`; on success it takes its place, else it is removed.
 
     The scratch path may be made a file or a folder. Its name starts with a dot and ends with
     ``.part``, so no reader takes it for a result. A rename within one folder is atomic: a reader
     sees the old output or the new one, never half of either.
 
+    A folder takes the place of an empty folder, or of one that is ours; anything else may be
+    somebody's, and would be lost.
+
+    Parameters
+    ----------
+    path : Path
+    is_ours : function
+        Whether a folder with files at `path` may be replaced by a folder. Default: none.
+
     Yields
     ------
     scratch : Path
         Does not exist yet; its folder does.
+
+    Raises
+    ------
+    FileExistsError
+        If a folder was written, and something else is at `path`; it is left as it is.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = _scratch_beside(path)
     try:
         yield scratch
         if scratch.is_dir():
+            check_replaceable(path, is_ours)
             _replace_folder(scratch, path)
         else:
             scratch.replace(path)
@@ -157,6 +176,36 @@ def _scratch_beside(path: Path) -> Path:
     return path.parent / f".{path.name}.{_HOST}-{os.getpid()}-{uuid.uuid4().hex[:8]}.part"
 
 
+def check_replaceable(path: Path, is_ours: Callable[[Path], bool]) -> None:
+    """Refuse to let a folder take the place of what may be somebody's.
+
+    Parameters
+    ----------
+    path : Path
+    is_ours : function
+        Whether a folder with files is one of those that are written there.
+
+    Raises
+    ------
+    FileExistsError
+        If `path` is there, and neither an empty folder nor ours.
+    """
+    if not os.path.lexists(path):
+        return
+    is_folder = path.is_dir() and not path.is_symlink()
+    try:
+        is_free = is_folder and (not any(path.iterdir()) or is_ours(path))
+    except FileNotFoundError:  # another process has just moved it aside
+        return
+    if not is_free and os.path.lexists(path):
+        raise FileExistsError(
+            errno.EEXIST,
+            "something is there that was not written by this program, and is not replaced; name "
+            "another path, or move it away",
+            str(path),
+        )
+
+
 def _replace_folder(scratch: Path, path: Path) -> None:
     """Put a folder where another is, so that several processes may do so at once.
 
@@ -196,7 +245,8 @@ def _swap(a: Path, b: Path) -> bool:
 
 def _remove(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
-        # Only ever a scratch folder this module named itself; another process may remove it too.
+        # Only ever under a scratch name of this module: its own work, or a folder that was ours
+        # (`check_replaceable`). Another process may remove it too.
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)

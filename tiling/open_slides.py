@@ -69,7 +69,7 @@ class _Recent:
         with self._lock:
             self._slides[id(slide)] = weakref.ref(slide)
             self._slides.move_to_end(id(slide))
-            n_over = len(self._slides) - most_open()
+            n_over = len(self._slides) - most_open_slides()
             oldest = [self._slides.popitem(last=False) for _ in range(n_over)]
         for key, reference in oldest:
             one = reference()
@@ -79,14 +79,6 @@ class _Recent:
 
 
 _recent = _Recent()
-_most: list[int] = []
-
-
-def most_open() -> int:
-    """Slides that may be open at once in this process."""
-    if not _most:
-        _most.append(most_open_slides())
-    return _most[0]
 
 
 def _start_afresh() -> None:

@@ -33,6 +33,7 @@ from tiling.zarr_arrays import (
 )
 
 SHARD_BYTES = 48 * 2**20  # one file
+PATCHES = "patches"  # the array of pixels
 _DIGEST = "sha256"  # of all attributes but these two, and of all arrays but the patches
 _FINISHED = "finished"
 
@@ -65,6 +66,11 @@ class TileTable:
     lesion_pairs: NDArray[np.int64]  # (M, 2) row, index of the lesion
 
 
+def is_store_folder(path: Path) -> bool:
+    """Whether a folder holds what a store holds, complete or damaged, and nothing else."""
+    return {entry.name for entry in path.iterdir()} <= {METADATA, PATCHES, *DTYPE_BY_ARRAY}
+
+
 # --- writing ---------------------------------------------------------------------------------
 
 
@@ -94,7 +100,7 @@ def create_patches(target: Target, *, n_patches: int, patch_px: int) -> None:
         codecs=[sharding],
         dimension_names=("patch", "y", "x", "channel"),
     )
-    put_json(target, f"patches/{METADATA}", described)
+    put_json(target, f"{PATCHES}/{METADATA}", described)
 
 
 def write_table(target: Target, table: TileTable) -> None:

@@ -21,8 +21,8 @@ from tiling.files import (
 )
 
 
-def write_folder(path, text, n=5):
-    with write_aside(path) as scratch:
+def write_folder(path, text, n=5, **options):
+    with write_aside(path, **{"is_ours": lambda _: True, **options}) as scratch:
         scratch.mkdir()
         for number in range(n):
             (scratch / f"{number}.txt").write_text(text)
@@ -48,9 +48,26 @@ def test_a_folder_is_replaced_and_nothing_is_left(tmp_path, way):
     assert [p.name for p in tmp_path.iterdir()] == ["store"]
 
 
-def test_a_file_where_the_folder_goes_is_replaced(tmp_path, way):
+def test_what_is_not_ours_is_never_replaced_by_a_folder(tmp_path, way):
+    """`tile_slide(slide, folder)` once deleted a folder of somebody's with all that was in it."""
     (tmp_path / "store").write_text("a file")
-    write_folder(tmp_path / "store", "new")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/thesis.txt").write_text("years")
+    (tmp_path / "link").symlink_to("mine", target_is_directory=True)
+    for name, options in (("store", {}), ("link", {}), ("mine", {"is_ours": lambda _: False})):
+        with pytest.raises(FileExistsError, match="not replaced"):
+            write_folder(tmp_path / name, "new", **options)
+
+    assert (tmp_path / "store").read_text() == "a file"
+    assert contents(tmp_path / "link") == contents(tmp_path / "mine") == {"years"}
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["link", "mine", "store"]
+
+
+def test_an_empty_folder_is_replaced(tmp_path, way):
+    (tmp_path / "store").mkdir()
+    with write_aside(tmp_path / "store") as scratch:
+        scratch.mkdir()
+        (scratch / "0.txt").write_text("new")
 
     assert contents(tmp_path / "store") == {"new"}
 
@@ -93,7 +110,7 @@ if not swaps:
     files._swap = lambda a, b: False
 print("begun", flush=True)
 for _ in range(times):
-    with files.write_aside(path) as scratch:
+    with files.write_aside(path, is_ours=lambda _: True) as scratch:
         scratch.mkdir()
         for number in range(5):
             (scratch / f"{number}.txt").write_text(text)

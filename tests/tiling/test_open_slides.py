@@ -18,7 +18,7 @@ from tiling.slide import open_slide
 @pytest.fixture
 def three_open(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(open_slides, "_recent", open_slides._Recent())
-    monkeypatch.setattr(open_slides, "_most", [3])
+    monkeypatch.setattr(open_slides, "most_open_slides", lambda: 3)
 
 
 class Opened:

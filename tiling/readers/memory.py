@@ -1,5 +1,6 @@
 """How much memory and how many files the open slides of a process may use together."""
 
+import functools
 import os
 import resource
 from pathlib import Path
@@ -15,8 +16,6 @@ OPENSLIDE_SHARE = 1 / 8  # of the budget: tiles that OpenSlide decodes
 OTHER_FILES = 128  # that a process opens besides slides
 FILES_PER_SLIDE = 2  # this package's handle, and OpenSlide's where it is needed
 _CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
-
-_openslide_cache: list[openslide.OpenSlideCache] = []
 
 
 def cache_budget() -> int:
@@ -56,6 +55,7 @@ def available_memory() -> int:
     return min(limits)
 
 
+@functools.cache
 def most_open_slides() -> int:
     """Slides that may be open at once, by the limit on open files (``ulimit -n``); at least 8.
 
@@ -74,11 +74,10 @@ def most_open_slides() -> int:
     return max(8, (most - OTHER_FILES) // FILES_PER_SLIDE)
 
 
+@functools.cache
 def openslide_cache() -> openslide.OpenSlideCache:
     """Return the cache that all of OpenSlide's slides in this process share."""
-    if not _openslide_cache:
-        _openslide_cache.append(openslide.OpenSlideCache(int(cache_budget() * OPENSLIDE_SHARE)))
-    return _openslide_cache[0]
+    return openslide.OpenSlideCache(int(cache_budget() * OPENSLIDE_SHARE))
 
 
-os.register_at_fork(after_in_child=_openslide_cache.clear)
+os.register_at_fork(after_in_child=openslide_cache.cache_clear)

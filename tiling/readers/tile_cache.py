@@ -8,6 +8,7 @@ of the time that decoding takes.
 All open slides of a process share one cache (`shared_cache`) and its budget.
 """
 
+import functools
 import math
 import os
 import threading
@@ -34,25 +35,22 @@ class Run:
 
     Attributes
     ----------
+    memory : (n_bytes,) uint8
+        That holds the pixels.
     pixels : (rows, columns, 3) uint8
         Defined where `done`.
     done : (n_tiles,) bytes
         1 where a tile is decoded.
     """
 
-    __slots__ = ("_memory", "being_decoded", "done", "pixels", "users")
+    __slots__ = ("being_decoded", "done", "memory", "pixels", "users")
 
     def __init__(self, memory: Pixels, shape: tuple[int, int, int], n_tiles: int) -> None:
-        self._memory = memory
+        self.memory = memory
         self.pixels: Pixels = memory[: math.prod(shape)].reshape(shape)
         self.done = bytearray(n_tiles)
         self.being_decoded: dict[int, LockType] = {}  # by tile, held until it is decoded
         self.users = 0
-
-    @property
-    def memory(self) -> Pixels:
-        """The flat buffer that holds the pixels."""
-        return self._memory
 
     def claim(self, tile: int) -> bool:
         """Take on decoding a tile, unless it is decoded or another thread is at it.
@@ -183,9 +181,7 @@ class TileCache:
         return first
 
 
-_shared: list[TileCache] = []
-
-
+@functools.cache
 def shared_cache() -> TileCache:
     """Return the cache that all open slides of this process share.
 
@@ -194,10 +190,8 @@ def shared_cache() -> TileCache:
     SlideError
         If the environment variable that sets its budget is no positive number.
     """
-    if not _shared:
-        _shared.append(TileCache(int(cache_budget() * (1 - OPENSLIDE_SHARE))))
-    return _shared[0]
+    return TileCache(int(cache_budget() * (1 - OPENSLIDE_SHARE)))
 
 
 # After a fork another thread's lock would never be released.
-os.register_at_fork(after_in_child=_shared.clear)
+os.register_at_fork(after_in_child=shared_cache.cache_clear)

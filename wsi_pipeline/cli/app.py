@@ -105,6 +105,7 @@ def _program(
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program; returns its exit code."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger("tifffile").propagate = False  # its doubts are reported with the slide's name
     stop_watching = watch_signals()
     for stream in (sys.stdout, sys.stderr):  # names that the terminal cannot show are escaped
         if isinstance(stream, io.TextIOWrapper):

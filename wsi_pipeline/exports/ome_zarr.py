@@ -23,13 +23,18 @@ from wsi_pipeline.heatmaps.files import build_pyramid
 _CHUNK_PX = 256
 
 
+def _is_group(path: Path) -> bool:
+    """Whether a folder under an export's name is a Zarr group, as an earlier export wrote it."""
+    return (path / "zarr.json").is_file()
+
+
 def write(job: ExportJob, folder: Path) -> tuple[list[Path], str]:
     """Write ``<slide_id>.ome.zarr``."""
     info = job.slide.info
     path = folder / f"{info.slide_id}.ome.zarr"
     levels = build_pyramid(job.heatmap.values)
     attributes = describe_pyramid(job.heatmap, len(levels), mpp=info.mpp, name=info.slide_id)
-    with write_aside(path) as scratch:
+    with write_aside(path, is_ours=_is_group) as scratch:
         _write_group(scratch, levels, attributes)
     height, width = levels[0].shape
     return [path], f"{width} x {height} px, {pluralize(len(levels), 'level')}"

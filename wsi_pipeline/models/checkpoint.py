@@ -19,7 +19,7 @@ from torch import Tensor
 
 from tiling.contracts import StrPath
 from tiling.files import digest_file, read_bytes, write_aside
-from wsi_pipeline.checkpoint_header import (
+from wsi_pipeline.config.checkpoint_header import (
     HEADER_DIGEST,
     HEADER_KEY,
     SCHEMA,

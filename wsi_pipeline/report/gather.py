@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from tiling.errors import StoreError
 from tiling.files import digest_file, read_json_object
+from tiling.store import PatchStore
 from wsi_pipeline.cohort.manifest import read_run_manifest
 from wsi_pipeline.contracts import DEFINITIONS, SlideEntry
 from wsi_pipeline.csv_files import read_csv
@@ -144,10 +145,6 @@ def _known_models(run: RunFolder) -> list[str]:
 
 
 def _read_cohort_slide(run: RunFolder, entry: SlideEntry) -> CohortSlide:
-    from tiling.store import (
-        PatchStore,
-    )  # zarr takes half a second, and pages without a run need none
-
     split, path = entry.split or "", run.store(entry.slide_id)
     untiled = CohortSlide(entry.slide_id, entry.patient, split, entry.label, tiled=False)
     if not path.is_dir():

@@ -122,6 +122,12 @@ class StageProgress:
         self._first_begun = self._first_begun or time.monotonic()
         self._begun.update(names)
 
+    def leave_out(self) -> None:
+        """Count one slide or model less, which will not be processed."""
+        self._n_units -= 1
+        if self._bars:
+            self._bars.update(self._outer, total=self._n_units)
+
     def inside(self, done: int, total: int) -> None:
         """Show the progress of the current slide or model."""
         if self._quiet:

@@ -80,7 +80,7 @@ def run_stage(
     options: Options,
     *,
     of_shard: bool = False,
-    arriving: Iterable[Task] | None = None,
+    arriving: Iterable[Task | None] | None = None,
     on_end: Callable[[str], None] | None = None,
 ) -> StageResult:
     """Process the units that are not finished; record failures.
@@ -95,8 +95,8 @@ def run_stage(
     config, options
     of_shard : bool
         The tasks are those of `options.shard` alone; otherwise they are of all shards.
-    arriving : iterable of Task, optional
-        The same tasks, each as soon as it can begin, without those that never can.
+    arriving : iterable of Task or None, optional
+        The same tasks, each as soon as it can begin; None in place of one that never can.
     on_end : function, optional
         Called with the title of each unit that ends; the stage runs in the background, while
         another one shows its progress.
@@ -124,13 +124,19 @@ def run_stage(
         in_background=on_end is not None,
         on_end=on_end,
     ) as progress:
-        for number, part in enumerate([tasks] if arriving is None else ([one] for one in arriving)):
+        begun = False
+        for part in [tasks] if arriving is None else ([one] if one else None for one in arriving):
+            if part is None:
+                progress.leave_out()
+                continue
             with check_each_once():
-                finished, jobs, unreadable = _sort_out(run, part, options, progress)
-            if number == 0:
-                with _writing(run, stage, jobs):
+                finished, new, unreadable = _sort_out(run, part, options, progress)
+            jobs += new
+            if not begun:
+                with _writing(run, stage, new):
                     _begin(stage, run, config, options, groups)
-            made, still, lost = _process_jobs(run, jobs, config, options, progress)
+                begun = True
+            made, still, lost = _process_jobs(run, new, config, options, progress)
             done += made
             kept += finished + still
             failed += unreadable + lost

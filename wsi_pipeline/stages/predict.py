@@ -18,10 +18,10 @@ from tiling.contracts import OnProgress
 from tiling.files import digest_file
 from tiling.threads import Stopped, check_stopped, in_background
 from tiling.wording import name_some, pluralize
-from wsi_pipeline.checkpoint_header import read_meta
 from wsi_pipeline.cohort.image_folder import ALL, ImageEntry
 from wsi_pipeline.cohort.kinds import ImageCohort, cohort_of, warn_of_unused
 from wsi_pipeline.cohort.slides import digest_store, open_store
+from wsi_pipeline.config.checkpoint_header import read_meta
 from wsi_pipeline.config.reading import Config, digest_settings
 from wsi_pipeline.config.settings import PredictConfig
 from wsi_pipeline.contracts import Rule, SlideEntry
@@ -411,12 +411,19 @@ def tile_and_predict(
         if wanted := [task for task in tasks.values() if not task.unit.is_marked(run)]:
             with suppress(Exception):  # raised again, and recorded, where a slide needs it
                 load_model(wanted[0].checkpoint, wanted[0].digest)  # while the first is tiled
-        names = (name for name in tiled if Unit("tile", name).is_marked(run))
-        ready = (tasks[name] for name in names if name in tasks)
-        first = next(ready, None)
+        ready = (
+            tasks[name] if Unit("tile", name).is_marked(run) else None
+            for name in tiled
+            if name in tasks
+        )
+        early: list[PredictSlide | None] = []
+        for one in ready:
+            early.append(one)
+            if one is not None:
+                break
         scored = []
-        if first is not None:
-            arriving = itertools.chain([first], ready)
+        if any(early):
+            arriving = itertools.chain(early, ready)
             all_tasks = list(tasks.values())
             scored.append(run_stage("predict", run, all_tasks, config, options, arriving=arriving))
         cut = wait_for_tile()

@@ -16,16 +16,15 @@ References
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from tiling.contracts import CLASS_NAMES, OnProgress, StrPath
@@ -53,7 +52,7 @@ from wsi_pipeline.contracts import Rule
 from wsi_pipeline.errors import TrainingError
 from wsi_pipeline.training import processes
 from wsi_pipeline.training.augment import Augment
-from wsi_pipeline.training.course import Course, TrainingPatches
+from wsi_pipeline.training.course import TrainingPatches
 from wsi_pipeline.training.courses import choose_course
 from wsi_pipeline.training.history import (
     EpochRecord,
@@ -62,6 +61,7 @@ from wsi_pipeline.training.history import (
     stop_reason,
     write_history,
 )
+from wsi_pipeline.training.losses import FETCHED_EVERY, CourseLoss, Losses
 from wsi_pipeline.training.outputs import (
     CHECKPOINT_FILE,
     FURTHER,
@@ -87,8 +87,6 @@ log = logging.getLogger(__name__)
 
 
 RESUME_FILE = "resume.safetensors"
-LOSSES_FETCHED = 32  # steps; on a GPU each fetch waits for the steps before
-Prepared = TypeVar("Prepared")
 
 
 def train_model(
@@ -149,8 +147,7 @@ def train_model(
         patients = {store.slide_id: store.slide_id for store in (*train, *val)}
     device = resolve_device(device) if isinstance(device, str) else device
     check_section("train", config)
-    precision = _resolve_precision(config.precision, device)
-    config = replace(config, precision=precision)
+    config = replace(config, precision=_resolve_precision(config.precision, device))
     val = () if config.monitor == "none" else val
     check_stores(train, val, patients, validated=config.monitor != "none")
     writes = processes.rank() == 0
@@ -246,8 +243,8 @@ class _Training:
         self._readers = readers
         self.model = build_classifier(config, device)
         self._course = choose_course(config)(config, self.model)
-        self._precision = _resolve_precision(config.precision, device)
-        self._loss = processes.share_gradients(_CourseLoss(self._course))
+        self._precision = resolve_precision(config.precision, device)
+        self._loss = processes.share_gradients(CourseLoss(self._course))
         self._scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
         self._scaler.scale(
             torch.zeros((), device=device)
@@ -366,7 +363,7 @@ class _Training:
         chosen = Rows.choose(self._train, most, seed=self._seed)
         size = self._config.batch_size
         rows = np.split(np.arange(len(chosen.label)), range(size, len(chosen.label), size))
-        batches = self._batches(chosen.stores, chosen.slide, chosen.patch, rows, _as_read)
+        batches = self._batches(chosen.stores, chosen.slide, chosen.patch, rows)
         for read, batch in zip(rows, batches, strict=True):
             own = read[batch.readable]
             if len(own):
@@ -387,18 +384,11 @@ class _Training:
             for start, n in zip(starts, sizes, strict=True)
         ]
         self.model.train()
-        every = 1 if self._device.type == "cpu" else LOSSES_FETCHED
-
-        def prepare(number: int, batch: Batch) -> _TrainingBatch:
-            samples = rows[number][batch.readable]
-            parts = np.array_split(np.arange(len(samples)), config.accumulate)
-            return _TrainingBatch(batch.pixels, samples, label[samples], parts, augment)
-
-        losses = _Losses(self._device, every=every)
+        losses = Losses(every=1 if self._device.type == "cpu" else FETCHED_EVERY)
         weights: list[int] = []  # the last batch of a pass may be smaller
-        batches = self._batches(self._train, slide, patch, rows, prepare)
-        for step, batch in enumerate(batches):
-            loss = self._step(batch)
+        for step, batch in enumerate(self._batches(self._train, slide, patch, rows)):
+            samples = rows[step][batch.readable]
+            loss = self._step(batch.pixels, label[samples], samples, augment)
             if loss is not None:
                 weights.append(sizes[step])
                 self._check_losses(losses.add(loss), epoch)
@@ -420,7 +410,13 @@ class _Training:
             if not math.isfinite(value):
                 raise self._diverged(f"the training loss became {value}", epoch)
 
-    def _step(self, batch: "_TrainingBatch") -> Tensor | None:
+    def _step(
+        self,
+        pixels: Tensor,
+        label: NDArray[np.int8],
+        samples: NDArray[np.int64],
+        augment: Augment,
+    ) -> Tensor | None:
         """Take one optimiser step on a batch, in parts; None if no patch could be read.
 
         The gradient is that of the mean loss over the patches of all processes and parts.
@@ -430,24 +426,38 @@ class _Training:
         loss : scalar float64, on the device
             This process's part of that mean.
         """
-        n_in_all = processes.sum_over_all(len(batch.label), self._device)
+        n_in_all = processes.sum_over_all(len(label), self._device)
         if not n_in_all:
             return None
         self._course.optimizer.zero_grad(set_to_none=True)
         own = torch.zeros((), dtype=torch.float64, device=self._device)
-        # A process without a patch takes part in the sum of gradients all the same.
-        numbers = [n for n, part in enumerate(batch.parts) if len(part)] or [0]
-        for number in numbers:
-            x, y = batch.take(number, self._device)
-            with processes.without_exchange(self._loss, unless=number == numbers[-1]):
+        # A process without a patch has one empty part: it takes part in the sum of gradients.
+        parts = np.array_split(np.arange(len(label)), min(self._config.accumulate, len(label)) or 1)
+        for number, part in enumerate(parts):
+            y = torch.from_numpy(label[part].astype(np.float32)).to(self._device, non_blocking=True)
+            x = self._prepare(pixels, part, samples, augment)
+            with processes.without_exchange(self._loss, unless=number == len(parts) - 1):
                 with compute_in(self._precision, self._device):
                     loss = self._loss(x, y)
-                loss = loss * (len(y) / n_in_all)
+                loss = loss * (len(part) / n_in_all)
                 own += loss.detach()
                 torch.autograd.backward(self._scaler.scale(loss * processes.n_processes()))
         self._scaler.step(self._course.optimizer)
         self._scaler.update()
         return own
+
+    def _prepare(
+        self,
+        pixels: Tensor,
+        part: NDArray[np.int64],
+        samples: NDArray[np.int64],
+        augment: Augment,
+    ) -> Tensor:
+        """Convert and augment a part of a batch, on the device: (n, C, H, W)."""
+        if not len(part):
+            return torch.empty(0, 3, 1, 1, device=self._device)
+        x = to_unit_range(pixels[part[0] : part[-1] + 1], self._device)
+        return augment(x, samples[part])
 
     def validate(self, epoch: int) -> tuple[float, float]:
         """Return the validation loss E (mean cross-entropy) and the ROC AUC."""
@@ -477,7 +487,7 @@ class _Training:
         rows = [own[start : start + size] for start in range(0, len(own), size)]
         self.model.eval()
         parts = [np.empty(0)]
-        for batch in self._batches(chosen.stores, chosen.slide, chosen.patch, rows, _as_read):
+        for batch in self._batches(chosen.stores, chosen.slide, chosen.patch, rows):
             part = np.full(len(batch.readable), np.nan)
             if batch.readable.any():
                 x = to_unit_range(batch.pixels, self._device)
@@ -499,20 +509,15 @@ class _Training:
         slide: NDArray[np.int64],
         patch: NDArray[np.int64],
         rows: Sequence[NDArray[np.int64]],
-        prepare: Callable[[int, Batch], Prepared],
-    ) -> Iterator[Prepared]:
-        """Read batches ahead; in the reading threads, `prepare` each (by its number)."""
+    ) -> Iterator[Batch]:
         pinned = self._device.type == "cuda"
 
-        def load(number: int) -> Prepared:
-            chosen = rows[number]
+        def load(chosen: NDArray[np.int64]) -> Batch:
             if not len(chosen):  # of a small batch this process has no share
-                empty = torch.empty((0, 1, 1, 3), dtype=torch.uint8)
-                return prepare(number, Batch(empty, np.zeros(0, np.bool_)))
-            batch = load_batch(stores, slide[chosen], patch[chosen], pinned=pinned)
-            return prepare(number, batch)
+                return Batch(torch.empty((0, 1, 1, 3), dtype=torch.uint8), np.zeros(0, np.bool_))
+            return load_batch(stores, slide[chosen], patch[chosen], pinned=pinned)
 
-        batches = map_in_threads(load, range(len(rows)), threads=self._readers)
+        batches = map_in_threads(load, rows, threads=self._readers)
         while True:
             asked = time.perf_counter()
             batch = next(batches, None)
@@ -526,70 +531,6 @@ class _Training:
             f"{self._config.model.name}: {what} in epoch {epoch}: training diverged; lower its "
             f"learning rate (lr, now {self._config.lr:g})"
         )
-
-
-class _CourseLoss(nn.Module):
-    """A course's loss as a module, for `DistributedDataParallel` to wrap."""
-
-    def __init__(self, course: Course) -> None:
-        super().__init__()
-        self.model = course.model
-        self._loss = course.loss
-
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """Return the mean loss of a batch; of an empty one 0, with zeros as gradients."""
-        if not len(y):
-            trained = (p.flatten()[:1] for p in self.parameters() if p.requires_grad)
-            return torch.cat(list(trained)).float().sum() * 0
-        return self._loss(x, y)
-
-
-@dataclass(frozen=True)
-class _TrainingBatch:
-    """A batch, and the parts that it is computed in."""
-
-    pixels: Tensor  # (n, P, P, 3) uint8
-    samples: NDArray[np.int64]  # (n,) number of each draw in the epoch
-    label: NDArray[np.int8]  # (n,)
-    parts: list[NDArray[np.int64]]
-    augment: Augment
-
-    def take(self, number: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Convert and augment a part, (n, C, H, W) and (n,), on the device."""
-        part = self.parts[number]
-        y = torch.from_numpy(self.label[part].astype(np.float32)).to(device, non_blocking=True)
-        if not len(part):
-            return torch.empty(0, 3, 1, 1, device=device), y
-        x = to_unit_range(self.pixels[part[0] : part[-1] + 1], device)
-        return self.augment(x, self.samples[part]), y
-
-
-class _Losses:
-    """Losses of an epoch, fetched from the device some at a time: it never waits in between."""
-
-    def __init__(self, device: torch.device, *, every: int) -> None:
-        self.values: list[float] = []
-        self._device = device
-        self._every = every
-        self._waiting: list[Tensor] = []
-
-    def add(self, loss: Tensor) -> Sequence[float]:
-        """Note a process's part of a loss, and return the losses that are fetched by it."""
-        self._waiting.append(loss)
-        return self.fetch() if len(self._waiting) >= self._every else ()
-
-    def fetch(self) -> Sequence[float]:
-        """Fetch what is waiting."""
-        if not self._waiting:
-            return ()
-        found = processes.sum_losses(torch.stack(self._waiting))
-        self._waiting.clear()
-        self.values += found
-        return found
-
-
-def _as_read(_: int, batch: Batch) -> Batch:
-    return batch
 
 
 def epoch_seed(seed: int, epoch: int) -> int:

@@ -117,7 +117,9 @@ def test_a_slide_that_cannot_be_tiled_does_not_cost_the_others(data, tmp_path, c
     checkpoint = str(data / "one.safetensors")
     asked = ["predict", str(tmp_path / "run"), "--slides", str(folder), *SETTINGS]
     assert main([*asked, "--checkpoint", checkpoint]) == 3
-    printed = capsys.readouterr().out.splitlines()
+    captured = capsys.readouterr()
+    assert "predict: [2/2] s2" in captured.err  # not of three
+    printed = captured.out.splitlines()
     assert printed == ["tile: 2 done, 1 failed (s1)", "predict: 2 done"]
     (row,) = read_csv(tmp_path / "run/failures.csv", error=StageError)
     assert (row["slide_id"], row["stage"]) == ("s1", "tile")

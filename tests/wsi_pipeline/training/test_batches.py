@@ -24,6 +24,7 @@ from wsi_pipeline.errors import ConfigError, TrainingError
 from wsi_pipeline.models import MODELS, PatchClassifier
 from wsi_pipeline.models.checkpoint import read_tensors
 from wsi_pipeline.training import loop, train_model
+from wsi_pipeline.training.losses import Losses
 
 
 def weights_of(folder: Path) -> dict[str, np.ndarray]:
@@ -145,7 +146,7 @@ def test_a_starved_device_is_reported_with_a_remedy(fake_store, tmp_path):
 
 
 def test_losses_are_fetched_some_at_a_time_and_none_is_lost():
-    losses = loop._Losses(CPU, every=3)
+    losses = Losses(every=3)
     fetched = [list(losses.add(torch.tensor(float(n), dtype=torch.float64))) for n in range(5)]
     assert fetched == [[], [], [0.0, 1.0, 2.0], [], []]
     assert losses.fetch() == [3.0, 4.0]

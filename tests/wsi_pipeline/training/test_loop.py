@@ -88,10 +88,10 @@ def test_a_shuffled_epoch_passes_over_every_patch_once(fake_store, tmp_path, mon
     seen = []
     step = loop._Training._step
 
-    def note(self, batch):
+    def note(self, pixels, label, samples, augment):
         epoch = len(self.history) + 1
-        seen.append((epoch, batch.label.tolist(), batch.samples, batch.pixels.numpy().copy()))
-        return step(self, batch)
+        seen.append((epoch, label.tolist(), samples, pixels.numpy().copy()))
+        return step(self, pixels, label, samples, augment)
 
     monkeypatch.setattr(loop._Training, "_step", note)
     train(fake_store, tmp_path, SHUFFLE)

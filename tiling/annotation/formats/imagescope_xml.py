@@ -19,14 +19,16 @@ References
 import math
 import re
 from collections.abc import Iterator
-from typing import Any
-from xml.etree.ElementTree import Element  # the type only; defusedxml parses
+from typing import TYPE_CHECKING, Any
 
 import shapely
 
 from tiling.annotation.formats.base import AnnotationFormat
 from tiling.annotation.formats.drawing import Drawing, Meaning, meaning_of_name
 from tiling.annotation.formats.xml import XML_SUFFIXES, parse_xml, read_outline
+
+if TYPE_CHECKING:
+    from xml.etree.ElementTree import Element  # what defusedxml's parser returns
 
 KINDS = {
     "0": "polygon", "1": "rectangle", "2": "ellipse", "3": "arrow", "4": "ruler",
@@ -41,7 +43,7 @@ Point = tuple[float, float]
 Region = tuple[str, Meaning, Any]  # name, meaning, shapely area
 
 
-def parse_imagescope_xml(root: Element, drawing: Drawing) -> None:
+def parse_imagescope_xml(root: "Element", drawing: Drawing) -> None:
     """Put a file's regions into a drawing; negative ones are cut out of their layer.
 
     A layer of negative regions only is cut out of everything.
@@ -81,7 +83,7 @@ IMAGESCOPE_XML = AnnotationFormat(
 
 
 def _read_regions(
-    layer: Element, layer_name: str, drawing: Drawing
+    layer: "Element", layer_name: str, drawing: Drawing
 ) -> Iterator[tuple[bool, Region]]:
     """List the regions of a layer that are of use, and whether each is a hole."""
     for number, region in enumerate(layer.iter("Region"), start=1):
@@ -100,7 +102,7 @@ def _read_regions(
                 yield is_hole, (name, meaning, area)
 
 
-def _class_name(layer: Element, text: str, drawing: Drawing) -> str:
+def _class_name(layer: "Element", text: str, drawing: Drawing) -> str:
     """Name of a region's class; empty if it has none."""
     layer_name = (layer.get("Name") or "").strip()
     named = [] if NUMBERED.fullmatch(layer_name) else [layer_name]
@@ -118,7 +120,7 @@ def _is_known(name: str, drawing: Drawing) -> bool:
     return name.strip().casefold() in asked or meaning not in ("unknown", "unclassified")
 
 
-def _vertices(region: Element, name: str, kind: str) -> list[Point]:
+def _vertices(region: "Element", name: str, kind: str) -> list[Point]:
     vertices = (vertex for vertex in region.iter() if vertex.tag in ("Vertex", "V"))
     points = read_outline(vertices, name, kind)
     if kind == "ellipse" and 2 <= len(points) <= 4:  # corners, or ends of the axes

@@ -1,18 +1,22 @@
 """What the XML formats share: a safely parsed root, numbers in attributes, outlines."""
 
 from collections.abc import Iterable
-from xml.etree.ElementTree import Element, ParseError  # a type and an error; defusedxml parses
+from typing import TYPE_CHECKING
 
 import defusedxml.ElementTree
 from defusedxml.common import DefusedXmlException
+from defusedxml.ElementTree import ParseError
 
 from tiling.annotation.formats.text import declared_encoding, decode_text
 from tiling.errors import AnnotationError
 
+if TYPE_CHECKING:
+    from xml.etree.ElementTree import Element  # what defusedxml's parser returns
+
 XML_SUFFIXES = (".xml",)
 
 
-def parse_xml(data: bytes) -> tuple[Element, tuple[str, ...]]:
+def parse_xml(data: bytes) -> tuple["Element", tuple[str, ...]]:
     """Parse XML of any encoding.
 
     Returns
@@ -41,7 +45,7 @@ def parse_xml(data: bytes) -> tuple[Element, tuple[str, ...]]:
     return root, notes
 
 
-def read_decimal(element: Element, key: str, name: str) -> float:
+def read_decimal(element: "Element", key: str, name: str) -> float:
     """Read a number from an attribute, with a decimal point or comma.
 
     Raises
@@ -64,7 +68,7 @@ def read_decimal(element: Element, key: str, name: str) -> float:
         ) from error
 
 
-def read_outline(vertices: Iterable[Element], name: str, kind: str) -> list[tuple[float, float]]:
+def read_outline(vertices: Iterable["Element"], name: str, kind: str) -> list[tuple[float, float]]:
     """Read the corners of an outline from the attributes X and Y of its vertices.
 
     A rectangle may be given by two opposite corners: the result has all four.

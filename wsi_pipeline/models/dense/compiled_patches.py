@@ -29,7 +29,7 @@ from torch.nn import functional as F
 from wsi_pipeline.models.dense.compiled_shared import write_accumulate
 from wsi_pipeline.models.dense.costs import best_tile
 from wsi_pipeline.models.dense.lanes import Lanes, Matrix, Value, layered
-from wsi_pipeline.models.dense.plan import VECTOR_BYTES, WIDE, compile_function
+from wsi_pipeline.models.dense.plan import WIDE, compile_function, count_lanes
 from wsi_pipeline.models.dense.schemes import TileScheme, tile_scheme
 
 Flat = NDArray[Any]
@@ -82,10 +82,7 @@ class PatchPlan:
     @property
     def lanes(self) -> int:
         """Channels at a time."""
-        lanes = VECTOR_BYTES // np.dtype(self.dtype).itemsize
-        while self.filters % lanes:
-            lanes //= 2
-        return lanes
+        return count_lanes(self.filters, self.dtype)
 
     @property
     def patches(self) -> int:
@@ -261,6 +258,18 @@ def compile_patches(plan: PatchPlan) -> Callable[..., None]:
             accumulate(0, (held, readout, total), (at, lanes, u * m * c + v, c, m, to))
 
     @compile_function
+    def hand_on(  # type: ignore[no-untyped-def]
+        is_last, held, values, between, readout, total, start, n, v
+    ):
+        """Read out a patch's map after the last layer, else split it for the next one."""
+        if is_last:
+            read_out(held, readout, total, v, (start + n) * c + v)
+        else:
+            for t in range(per_patch):
+                at = (t // tiles * tile * side + t % tiles * tile) * lanes
+                split(0, (held, values, between), (at, (n * per_patch + t) * c + v))
+
+    @compile_function
     def run_patches(inputs, width, tops, lefts, total, scratch):  # type: ignore[no-untyped-def]
         """Take patches through all layers, some at a time."""
         pixels, first, weights, bias, readout = inputs
@@ -278,13 +287,7 @@ def compile_patches(plan: PatchPlan) -> Callable[..., None]:
                         for x in range(m):
                             to = ((u + 1) * side + x + 1) * lanes
                             rectify(0, (made, bias, held), ((u * m + x) * c + v, v, to))
-                    if layers == 1:
-                        read_out(held, readout, total, v, (start + n) * c + v)
-                    else:
-                        for t in range(per_patch):
-                            at = (t // tiles * tile * side + t % tiles * tile) * lanes
-                            row = n * per_patch + t
-                            split(0, (held, values, between), (at, row * c + v))
+                    hand_on(layers == 1, held, values, between, readout, total, start, n, v)
             for layer in range(1, layers):
                 multiply_points(values, weights, (layer - 1) * points * points * c * c, staged)
                 for n in range(count):
@@ -295,13 +298,8 @@ def compile_patches(plan: PatchPlan) -> Callable[..., None]:
                             to = at + (side + 1) * lanes
                             join(0, (values, bias, held, between), (row * c + v, layer * c + v, to))
                         clear_excess(held)
-                        if layer == layers - 1:
-                            read_out(held, readout, total, v, (start + n) * c + v)
-                        else:
-                            for t in range(per_patch):
-                                at = (t // tiles * tile * side + t % tiles * tile) * lanes
-                                row = n * per_patch + t
-                                split(0, (held, values, between), (at, row * c + v))
+                        is_last = layer == layers - 1
+                        hand_on(is_last, held, values, between, readout, total, start, n, v)
 
     compiled: Callable[..., None] = run_patches
     return compiled

@@ -24,6 +24,14 @@ VECTOR_BYTES = 64 if WIDE else 32
 compile_function: Callable[..., Any] = numba.njit(error_model="numpy", nogil=True)
 
 
+def count_lanes(filters: int, dtype: str) -> int:
+    """Return how many channels a vector takes, a divisor of their number."""
+    lanes = VECTOR_BYTES // np.dtype(dtype).itemsize
+    while filters % lanes:
+        lanes //= 2
+    return lanes
+
+
 @dataclass(frozen=True)
 class Plan:
     """All that compiled code depends on; its key in the cache."""
@@ -66,10 +74,7 @@ class Plan:
     @property
     def lanes(self) -> int:
         """Channels at a time."""
-        lanes = VECTOR_BYTES // np.dtype(self.dtype).itemsize
-        while self.filters % lanes:
-            lanes //= 2
-        return lanes
+        return count_lanes(self.filters, self.dtype)
 
     def following(self, k: int) -> Matrix | None:
         """Return the matrix that makes values of layer k ready for the next one's products."""
