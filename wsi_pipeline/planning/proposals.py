@@ -152,5 +152,6 @@ def summarise(entries: Sequence[SlideEntry]) -> list[str]:
     if any(splits[split] for split in SPLITS):
         patients = len({entry.patient for entry in entries})
         shares = ", ".join(f"{split} {splits[split]}" for split in SPLITS)
-        lines.append(f"splits: {shares} slides of {pluralize(patients, 'patient')}")
+        n = pluralize(len(entries), "slide")
+        lines.append(f"splits: {shares} ({n} of {pluralize(patients, 'patient')})")
     return lines
