@@ -44,7 +44,7 @@ class CheckpointMeta:
     val_patients: tuple[str, ...] = ()
     epoch: int = 0  # the epoch the weights are from, 1-based
     metrics: dict[str, float] = field(default_factory=dict)  # of that epoch, on val
-    # For the model card: splits (counts), weights (started from); {}: not recorded
+    # For the model card: splits (counts), weights (initial), colours (of tissue); {}: not known
     card: dict[str, Any] = field(default_factory=dict)
 
     @property

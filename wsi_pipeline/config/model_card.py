@@ -113,9 +113,20 @@ def _describe_data(meta: CheckpointMeta) -> list[str]:
     return [
         *_table(header, rows),
         "",
+        *_describe_colours(meta),
         f"Negative is '{_plain(negative)}', positive '{_plain(positive)}'. No patient is in both "
         "splits. The licence of the data is not recorded here.",
     ]
+
+
+def _describe_colours(meta: CheckpointMeta) -> list[str]:
+    colours = meta.card.get("colours")
+    if not colours:
+        return []
+    channels = zip(("L*", "a*", "b*"), *(colours[k] for k in ("low", "high")), strict=True)
+    ranges = ", ".join(f"{name} {low:g} to {high:g}" for name, low, high in channels)
+    slides = pluralize(colours["slides"], "training slide")
+    return [f"Mean colour of the tissue of {slides}, CIELAB: {ranges}.", ""]
 
 
 def _describe_metrics(meta: CheckpointMeta) -> list[str]:

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tiling.files import write_json, write_text
+from wsi_pipeline.cohort.colours import describe_training_colours
 from wsi_pipeline.cohort.data import Patches
 from wsi_pipeline.config.model_card import render_model_card
 from wsi_pipeline.config.reading import as_plain
@@ -71,6 +72,7 @@ def describe_training(
                 for i, (name, stores) in enumerate((("train", train), ("val", val)))
                 if stores
             ],
+            "colours": None if kind.single else describe_training_colours(train),
             "weights": describe_weights(config.model.weights) if config.model.weights else None,
             # Of patches, `evaluate` has a threshold of its own.
             **({"positive_if": str(Rule(model.threshold, model.strict))} if kind.single else {}),
