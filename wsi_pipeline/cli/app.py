@@ -18,6 +18,7 @@ from wsi_pipeline import __version__
 from wsi_pipeline.cli import stages
 from wsi_pipeline.cli.baselines import baselines
 from wsi_pipeline.cli.doctor import doctor
+from wsi_pipeline.cli.examples import GUIDES
 from wsi_pipeline.cli.froc import froc
 from wsi_pipeline.cli.interrupt import describe_interrupt
 from wsi_pipeline.cli.options import EXIT_NOTHING_DONE
@@ -79,13 +80,13 @@ FURTHER: tuple[Callable[..., None], ...] = (
 )
 
 for command in BEFORE_A_RUN:
-    app.command()(command)
+    app.command(epilog=GUIDES[command.__name__].epilog)(command)
 for stage in STAGES:
-    app.command(stage.name, help=stage.summary)(
+    app.command(stage.name, help=stage.summary, epilog=GUIDES[stage.name].epilog)(
         WITH_OPTIONS.get(stage.name) or stages.make_command(stage.name)
     )
 for command in FURTHER:
-    app.command()(command)
+    app.command(epilog=GUIDES[command.__name__].epilog)(command)
 
 
 def _print_version(wanted: bool) -> None:
