@@ -42,7 +42,7 @@ def load_imagenet_weights(model: nn.Module, path: Path) -> None:
         With the file, and the layer that is missing, of another shape, or not finite, or the
         layers that the model does not have.
     """
-    stored = _read_tensors(path)
+    stored = read_state_dict(path)
     found = _strip_prefix(path, stored)
     wanted = {k: v for k, v in model.state_dict().items() if _is_pretrained(k, model)}
     _check_names(path, found, wanted, stored)
@@ -74,8 +74,16 @@ def _is_pretrained(name: str, model: nn.Module) -> bool:
 # ------------------------------------------------------------ what the file holds
 
 
-def _read_tensors(path: Path) -> dict[str, Any]:
-    """Read the state dict of a file, at the top level or under one of `CONTAINERS`."""
+def read_state_dict(path: Path) -> dict[str, Any]:
+    """Read the state dict of a file, at the top level or under one of `CONTAINERS`.
+
+    No code of the file runs.
+
+    Raises
+    ------
+    ModelError
+        If the file is missing, or holds no plain tensors by name.
+    """
     import safetensors
     import safetensors.torch
 
