@@ -354,5 +354,7 @@ def _build_plugin(name: str, count: int | None, model: ExternalModel) -> nn.Modu
 
 
 def _first_line(error: BaseException) -> str:
-    lines = [line for line in str(error).strip().splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__)[:200]
+    """Shorten an error of torch; TorchScript's reason follows a traceback of its own."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    reasons = [line for line in lines if line.startswith("RuntimeError: ")]
+    return (reasons or lines or [type(error).__name__])[0][:200]

@@ -118,23 +118,35 @@ def make_stages(
     return layers, inputs
 
 
-class _ResNet(nn.Module):
-    def __init__(self, block: Block, depths: tuple[int, int, int, int], classes: int) -> None:
+class ResNet(nn.Module):
+    """A ResNet with global average pooling and a linear layer ([1])."""
+
+    def __init__(
+        self,
+        block: Block,
+        depths: tuple[int, int, int, int],
+        classes: int,
+        *,
+        width: float = 1.0,
+    ) -> None:
         super().__init__()
-        layers, channels = make_stages(block, depths)
+        layers, channels = make_stages(block, depths, width=width)
         for name, layer in layers.items():
             self.add_module(name, layer)
         self._stages = tuple(layers)
         self.fc = nn.Linear(channels, classes)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, classes)."""
         for name in self._stages:
             x = self.get_submodule(name)(x)
         logits: Tensor = self.fc(x.mean(dim=(2, 3)))
         return logits
 
 
-class _DenseLayer(nn.Module):
+class DenseLayer(nn.Module):
+    """Two convolutions whose maps are appended to those there are ([2], "DenseNet-B")."""
+
     def __init__(self, inputs: int, growth: int) -> None:
         super().__init__()
         self.norm1 = nn.BatchNorm2d(inputs)
@@ -143,11 +155,14 @@ class _DenseLayer(nn.Module):
         self.conv2 = nn.Conv2d(4 * growth, growth, 3, padding=1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, inputs, h, w) -> (B, inputs + growth, h, w)."""
         inner = self.conv1(F.relu(self.norm1(x)))
         return torch.cat([x, self.conv2(F.relu(self.norm2(inner)))], dim=1)
 
 
-class _DenseNet(nn.Module):
+class DenseNet(nn.Module):
+    """Dense blocks, each transition between them halving channels and sides ([2])."""
+
     def __init__(self, depths: tuple[int, ...], growth: int, classes: int) -> None:
         super().__init__()
         channels = 2 * growth
@@ -160,7 +175,7 @@ class _DenseNet(nn.Module):
         for number, depth in enumerate(depths, start=1):
             block = nn.Sequential()
             for position in range(1, depth + 1):
-                block.add_module(f"denselayer{position}", _DenseLayer(channels, growth))
+                block.add_module(f"denselayer{position}", DenseLayer(channels, growth))
                 channels += growth
             layers[f"denseblock{number}"] = block
             if number < len(depths):
@@ -178,12 +193,15 @@ class _DenseNet(nn.Module):
         self.classifier = nn.Linear(channels, classes)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, classes)."""
         maps = F.relu(self.features(x))
         logits: Tensor = self.classifier(maps.mean(dim=(2, 3)))
         return logits
 
 
-class _VGG(nn.Module):
+class TorchvisionVGG(nn.Module):
+    """A VGG with three linear layers, with or without batch normalisation ([3])."""
+
     def __init__(self, layers: tuple[int | str, ...], normalised: bool, classes: int) -> None:
         super().__init__()
         modules: list[nn.Module] = []
@@ -208,6 +226,7 @@ class _VGG(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, classes)."""
         maps = F.adaptive_avg_pool2d(self.features(x), TOP_SIDE)
         logits: Tensor = self.classifier(maps.flatten(1))
         return logits
@@ -217,10 +236,12 @@ _CONFIGURATIONS = {"11": LAYERS["A"], "13": CONFIGURATION_B, "16": LAYERS["D"], 
 
 # By torchvision's name: a function from the number of classes to the network.
 ARCHITECTURES: dict[str, Callable[[int], nn.Module]] = {
-    **{name: partial(_ResNet, *parts) for name, parts in RESNETS.items()},
-    "densenet121": partial(_DenseNet, (6, 12, 24, 16), 32),
-    **{f"vgg{n}": partial(_VGG, layers, False) for n, layers in _CONFIGURATIONS.items()},
-    **{f"vgg{n}_bn": partial(_VGG, layers, True) for n, layers in _CONFIGURATIONS.items()},
+    **{name: partial(ResNet, *parts) for name, parts in RESNETS.items()},
+    "densenet121": partial(DenseNet, (6, 12, 24, 16), 32),
+    **{f"vgg{n}": partial(TorchvisionVGG, layers, False) for n, layers in _CONFIGURATIONS.items()},
+    **{
+        f"vgg{n}_bn": partial(TorchvisionVGG, layers, True) for n, layers in _CONFIGURATIONS.items()
+    },
 }
 _LAST = {"resnet": "fc.bias", "densenet": "classifier.bias", "vgg": "classifier.6.bias"}
 
