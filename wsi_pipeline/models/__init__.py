@@ -14,6 +14,7 @@ from wsi_pipeline.models.patchnet import PatchNet, PrecisionPatchNet
 from wsi_pipeline.models.plugins import load_plugin
 from wsi_pipeline.models.preprocess import Preprocess
 from wsi_pipeline.models.protopnet import ProtoPNet
+from wsi_pipeline.models.resnet import ResNet18, ResNet34, ResNet50
 from wsi_pipeline.models.vgg import VGG11, VGG16, VGG19, VGG11Pooled
 
 __all__ = ["MODELS", "PatchClassifier", "build_model", "find_architecture"]
@@ -23,6 +24,9 @@ MODELS: dict[str, type[PatchClassifier]] = {
     "patchnet": PatchNet,
     "precision_patchnet": PrecisionPatchNet,
     "protopnet": ProtoPNet,
+    "resnet18": ResNet18,
+    "resnet34": ResNet34,
+    "resnet50": ResNet50,
     "vgg11": VGG11,
     "vgg11_pooled": VGG11Pooled,
     "vgg16": VGG16,

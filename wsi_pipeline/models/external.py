@@ -330,7 +330,11 @@ def _load_state_dict(model: ExternalModel) -> tuple[nn.Module, tuple[str, ...]]:
     else:
         network = _build_plugin(name, count, model)
         count = count or 1
-    ready = fit_state_dict(model.path, stored, network.state_dict(), architecture=name)
+    remedy = "give another --architecture, or weights with torchvision's names"
+    if described:
+        remedy += f"; {count} classes are described in the JSON next to it"
+    wanted = network.state_dict()
+    ready = fit_state_dict(model.path, stored, wanted, architecture=name, remedy=remedy)
     network.load_state_dict(ready, assign=is_known)
     named = CLASS_NAMES[1:] if count == 1 else tuple(f"class_{i}" for i in range(count))
     return network.eval(), named

@@ -17,7 +17,13 @@ _COUNTER = "num_batches_tracked"  # of batch normalisation; absent from older fi
 
 
 def fit_state_dict(
-    path: Path, stored: Mapping[str, Any], wanted: Mapping[str, Tensor], *, architecture: str
+    path: Path,
+    stored: Mapping[str, Any],
+    wanted: Mapping[str, Tensor],
+    *,
+    architecture: str,
+    unused: tuple[str, ...] = (),
+    remedy: str,
 ) -> dict[str, Tensor]:
     """Choose the tensors of a network from a file's, with the prefix of a wrapper removed.
 
@@ -31,6 +37,10 @@ def fit_state_dict(
         The network's own state dict; its tensors may be on the meta device.
     architecture : str
         For messages.
+    unused : tuple of str
+        Beginnings of names that the file may have in addition.
+    remedy : str
+        What to do if the file is of another network.
 
     Raises
     ------
@@ -40,13 +50,12 @@ def fit_state_dict(
     found = _strip_prefix({_OLD_DENSENET.sub(r"\1\2", k): v for k, v in stored.items()}, wanted)
     needed = [name for name in wanted if not name.endswith(_COUNTER)]
     missing = [name for name in needed if name not in found]
-    foreign = [name for name in found if name not in wanted]
+    foreign = [name for name in found if name not in wanted and not name.startswith(unused)]
     if missing or foreign:
         parts = [f"it has no {_quote(missing)}"] if missing else []
         parts += [f"{architecture} has no {_quote(foreign)}"] if foreign else []
         raise ModelError(
-            f"{path}: not a state dict of {architecture}: {'; '.join(parts)}; give another "
-            "--architecture, or weights with torchvision's names"
+            f"{path}: not a state dict of {architecture}: {'; '.join(parts)}; {remedy}"
         )
     ready = {}
     for name, like in wanted.items():
@@ -58,9 +67,8 @@ def fit_state_dict(
             raise ModelError(f"{path}: '{name}' is not a plain tensor; save the weights again")
         if value.shape != like.shape:
             raise ModelError(
-                f"{path}: '{name}' is {tuple(value.shape)}, in {architecture} with this number of "
-                f"classes it is {tuple(like.shape)}; give another --architecture, or correct "
-                "num_classes and class_names in its JSON"
+                f"{path}: '{name}' is {tuple(value.shape)}, in {architecture} it is "
+                f"{tuple(like.shape)}; {remedy}"
             )
         ready[name] = value.to(like.dtype)
         if not torch.isfinite(ready[name]).all():

@@ -35,14 +35,14 @@ class BasicBlock(nn.Module):
         self.bn1 = nn.BatchNorm2d(planes)
         self.conv2 = nn.Conv2d(planes, planes, 3, 1, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(planes)
-        self.relu = nn.ReLU()
+        self.relu1, self.relu2 = nn.ReLU(), nn.ReLU()  # one for each use: explanations hook them
         self.downsample = _shortcut(inputs, planes, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, inputs, h, w) -> (B, planes, h / stride, w / stride)."""
-        out = self.relu(self.bn1(self.conv1(x)))
+        out = self.relu1(self.bn1(self.conv1(x)))
         out = self.bn2(self.conv2(out))
-        summed: Tensor = self.relu(out + (x if self.downsample is None else self.downsample(x)))
+        summed: Tensor = self.relu2(out + (x if self.downsample is None else self.downsample(x)))
         return summed
 
 
@@ -59,15 +59,15 @@ class Bottleneck(nn.Module):
         self.bn2 = nn.BatchNorm2d(planes)
         self.conv3 = nn.Conv2d(planes, planes * self.expansion, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(planes * self.expansion)
-        self.relu = nn.ReLU()
+        self.relu1, self.relu2, self.relu3 = nn.ReLU(), nn.ReLU(), nn.ReLU()
         self.downsample = _shortcut(inputs, planes * self.expansion, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, inputs, h, w) -> (B, 4 planes, h / stride, w / stride)."""
-        out = self.relu(self.bn1(self.conv1(x)))
-        out = self.relu(self.bn2(self.conv2(out)))
+        out = self.relu1(self.bn1(self.conv1(x)))
+        out = self.relu2(self.bn2(self.conv2(out)))
         out = self.bn3(self.conv3(out))
-        summed: Tensor = self.relu(out + (x if self.downsample is None else self.downsample(x)))
+        summed: Tensor = self.relu3(out + (x if self.downsample is None else self.downsample(x)))
         return summed
 
 

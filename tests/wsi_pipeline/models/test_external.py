@@ -346,7 +346,7 @@ def change_weights(stored, change):
         ("missing", "it has no 'layer4.1.conv2.weight'"),
         ("foreign", "resnet18 has no 'head.weight'"),
         ("nan", "'layer2.0.conv1.weight' holds NaN"),
-        ("shape", r"'layer1.0.conv1.weight' is \(8, 8, 1, 1\), in resnet18 .* \(8, 8, 3, 3\)"),
+        ("shape", r"'layer1.0.conv1.weight' is \(8, 8, 1, 1\), in resnet18 it is \(8, 8, 3, 3\)"),
     ],
 )
 def test_layers_that_do_not_fit_are_named(tmp_path, resnet, change, message):
@@ -370,7 +370,10 @@ def test_another_architecture_is_refused_with_what_to_do(tmp_path, resnet):
 def test_other_numbers_of_classes_than_described_are_refused(tmp_path, resnet):
     torch.save(resnet.state_dict(), tmp_path / "a.pth")
     (tmp_path / "a.json").write_text(json.dumps(describe()))
-    with pytest.raises(ModelError, match=r"'fc.weight' is \(2, 64\), .* \(3, 64\)"):
+    with pytest.raises(
+        ModelError,
+        match=r"'fc.weight' is \(2, 64\), .* \(3, 64\); .* 3 classes are described in the JSON",
+    ):
         load(tmp_path / "a.pth", architecture="resnet18")
 
 
