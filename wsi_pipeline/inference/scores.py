@@ -34,6 +34,7 @@ TRAINED_ON = (
 )
 
 PROBABILITIES = "probabilities"  # of each class, of a model with several
+FAR_FROM_TRAINING = "far_from_training"  # attribute of slides unlike those of the training
 _JSON_NAMES = "json_attributes"  # attribute that lists which of its neighbours are JSON text
 _DIGEST = "attributes_sha256"
 _EXAMINE_S = 60  # HDF5 may crash or hang on a damaged file, so such a file is opened elsewhere
@@ -79,6 +80,7 @@ def make_scores(
     fingerprint: str,
     classes: Sequence[str] = (),
     positive: Sequence[str] = (),
+    far_from_training: str = "",
 ) -> Scores:
     """Put a slide's scores together with where they are and what made them.
 
@@ -101,6 +103,8 @@ def make_scores(
     classes, positive : sequence of str
         Of a model of another program: its classes, and those that add up to the score. The slides
         that it was trained on are not known.
+    far_from_training : str
+        How the slide differs from those that the model was trained on; empty: it does not.
     """
     attributes: dict[str, Any] = {
         "slide_id": store.info.slide_id,
@@ -118,6 +122,8 @@ def make_scores(
     else:
         # So that the evaluation can refuse to test a model on its own training patients.
         attributes[TRAINED_ON] = meta.provenance()
+    if far_from_training:
+        attributes[FAR_FROM_TRAINING] = far_from_training
     return Scores(
         coords=np.asarray(store.coords, np.int64),
         scores=scores,
@@ -197,6 +203,18 @@ def read_scores(path: Path) -> Scores:
     )
     _check_classes(path, found)
     return found
+
+
+def read_far_from_training(path: Path) -> str:
+    """Read how a slide differs from those that its model was trained on; empty: it does not.
+
+    Also empty of files that are missing or damaged: other functions report these.
+    """
+    try:
+        with open_hdf5(path) as file:
+            return str(file.attrs.get(FAR_FROM_TRAINING, ""))
+    except READ_ERRORS:
+        return ""
 
 
 def find_damage(path: Path) -> str | None:

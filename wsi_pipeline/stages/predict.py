@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from tiling.contracts import OnProgress
 from tiling.threads import Stopped, check_stopped, in_background
 from tiling.wording import name_some, pluralize
+from wsi_pipeline.cohort.colours import find_far
 from wsi_pipeline.cohort.image_folder import ALL, ImageEntry
 from wsi_pipeline.cohort.kinds import ImageCohort, cohort_of, warn_of_unused
 from wsi_pipeline.cohort.slides import digest_store, open_store
@@ -117,6 +118,8 @@ class PredictSlide(Task):
                 key=f"{job.fingerprint} {device.type} {precision}",
                 on_progress=on_progress,
             )
+            if far := find_far(store, meta.card):
+                log.warning("%s: %s", self.unit.title, far)
             path = job.run.scores(self.model, entry.slide_id)
             check = summary.precision_check
             write_scores(
@@ -131,6 +134,7 @@ class PredictSlide(Task):
                     fingerprint=job.fingerprint,
                     classes=classes,
                     positive=[classes[number] for number in loaded.positive] if classes else (),
+                    far_from_training=far,
                 ),
             )
         journal.unlink(missing_ok=True)
