@@ -98,7 +98,7 @@ GUIDES = {
     "froc": Guide(
         (
             "froc --detections csv/ --reference masks/ --out froc",
-            "froc --definition patch --patches p.csv --slides s.csv --out froc",
+            "froc --detections team_a/ --detections team_b/ --reference masks/ --out rank",
         ),
         "froc.md",
     ),
