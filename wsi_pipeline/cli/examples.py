@@ -98,6 +98,7 @@ GUIDES = {
         (
             "stage --predictions nodes.csv --out stages",
             "stage --predictions nodes.csv --reference stage_labels.csv --out stages",
+            "stage --run run --model vgg16 --threshold 0.75 --out stages",
         ),
         "stage.md",
     ),
