@@ -104,8 +104,8 @@ GUIDES = {
     ),
     "stage": Guide(
         (
-            "stage --predictions nodes.csv --out stages",
             "stage --predictions nodes.csv --reference stage_labels.csv --out stages",
+            "stage --run run --model vgg16 --threshold 0.75 --out stages",
         ),
         "stage.md",
     ),
