@@ -14,7 +14,8 @@ import torch
 from tests.helpers.external_models import CLASSES, TRANSFORM, ColourNet, describe, write_zoo
 from tests.helpers.slides import halve, tissue, write_slide
 from tests.helpers.tiny_cohort import draw_cohort
-from tiling import PatchStore
+from tiling import PatchStore, TileConfig, TissueConfig
+from wsi_pipeline import predict
 from wsi_pipeline.cli.app import main
 from wsi_pipeline.config.zoo_config import read_zoo_config
 from wsi_pipeline.inference.journal import Journal
@@ -72,6 +73,17 @@ def test_scores_and_classes_are_those_of_the_network(run, slide, zoo):
         assert file["probabilities"].shape == (len(found.scores), 3)
 
 
+def test_the_python_api_gives_the_same(run, slide, zoo):
+    tissue_settings = TissueConfig(mpp=2, min_object_um2=100)
+    found = predict(
+        zoo, slide, tile=TileConfig(tissue=tissue_settings), positive=("grade 3", "grade 4")
+    )
+    wanted = read_scores(run / "scores/colours/a.h5")
+    np.testing.assert_array_equal(found.probabilities, wanted.probabilities)
+    np.testing.assert_array_equal(found.scores, wanted.scores)
+    assert found.attributes["checkpoint"] == wanted.attributes["checkpoint"]
+
+
 def test_wsinfers_csv_has_a_column_of_each_class(run, tmp_path):
     asked = ["export", str(run), "--format", "wsinfer", "--out", str(tmp_path), "--quiet"]
     assert main(asked) == 0
@@ -101,19 +113,19 @@ def test_results_are_kept_until_the_model_or_its_description_changes(
     shutil.copytree(run, tmp_path / "run")
     shutil.copytree(zoo, tmp_path / "colours")
 
-    def predict(*more: str) -> str:
+    def score(*more: str) -> str:
         asked = ["predict", str(tmp_path / "run"), "--checkpoint", str(tmp_path / "colours")]
         assert main([*asked, *more]) == 0
         return capsys.readouterr().out
 
-    assert predict() == "predict: 0 done, 1 kept from before\n"  # its classes are recalled
+    assert score() == "predict: 0 done, 1 kept from before\n"  # its classes are recalled
     warned = [r.getMessage() for r in caplog.records if "code of its author" in r.getMessage()]
     assert warned == [
         f"{tmp_path / 'colours/torchscript_model.pt'} is a TorchScript file: it runs code of its "
         "author"
     ]
-    assert "1 done" in predict("--positive", "grade 4")
-    assert "0 done, 1 kept" in predict("--positive", "grade 4")
+    assert "1 done" in score("--positive", "grade 4")
+    assert "0 done, 1 kept" in score("--positive", "grade 4")
     steps = [
         *TRANSFORM[:2],
         {"name": "Normalize", "arguments": {"mean": [0.5] * 3, "std": [1] * 3}},
@@ -121,7 +133,7 @@ def test_results_are_kept_until_the_model_or_its_description_changes(
     (tmp_path / "colours/config.json").write_text(
         json.dumps(describe(spacing_um_px=1.0, transform=steps))
     )
-    assert "1 done" in predict()
+    assert "1 done" in score()
     scores = read_scores(tmp_path / "run/scores/colours/a.h5")
     np.testing.assert_allclose(scores.scores, scores.probabilities[:, 2], atol=1e-6)
 
@@ -181,8 +193,8 @@ def test_every_stage_works_on_the_result(tmp_path, zoo):
     assert main([*asked, *SETTINGS]) == 0
     two = tmp_path / "two"
     write_zoo(two, ColourNet(2), num_classes=2, class_names=["no", "yes"], spacing_um_px=1.0)
-    predict = ["predict", run, "--checkpoint", str(zoo), "--checkpoint", str(two), "--quiet"]
-    assert main([*predict, "--positive", "grade 4"]) == 1  # which "two" has not
+    both = ["predict", run, "--checkpoint", str(zoo), "--checkpoint", str(two), "--quiet"]
+    assert main([*both, "--positive", "grade 4"]) == 1  # which "two" has not
     assert main(["predict", run, "--checkpoint", str(zoo), "--quiet", *POSITIVE]) == 0
     for stage in (["heatmap"], ["evaluate", "--set", "bootstrap=0"], ["report"]):
         assert main([stage[0], run, *stage[1:], "--quiet"]) == 0
