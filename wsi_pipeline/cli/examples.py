@@ -15,11 +15,14 @@ class Guide:
     def epilog(self) -> str:
         """The text below the options of the command's help."""
         settings = f"Settings: {', '.join(self.sections)} (docs/config.md). " * bool(self.sections)
-        examples = "\n\n".join(f"  wsi-pipeline {example}" for example in self.examples)
+        escaped = [example.replace("[", "\\[") for example in self.examples]  # no markup of Rich
+        examples = "\n\n".join(f"  wsi-pipeline {example}" for example in escaped)
         return f"Examples:\n\n{examples}\n\n{settings}Manual: docs/{self.page}"
 
 
 GUIDES = {
+    "init": Guide(("init > my.yaml", "init --for froc > froc.sh"), "config.md"),
+    "settings": Guide(("settings tile", "settings train.augment"), "config.md"),
     "slides": Guide(
         (
             "slides slides/ --csv manifest.csv",
