@@ -10,6 +10,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from tests.helpers.external_models import CLASSES, TRANSFORM, ColourNet, describe, write_zoo
 from tests.helpers.slides import halve, tissue, write_slide
@@ -220,3 +221,29 @@ def test_a_state_dict_takes_the_patches_that_there_are(run, tmp_path, monkeypatc
 def test_an_option_without_effect_is_warned_of(copy, caplog):
     assert main(["predict", str(copy / "run"), "--architecture", "resnet18", "--quiet"]) == 0
     assert "no effect: predict.architecture" in caplog.text
+
+
+def test_single_images_are_scored(tmp_path, caplog, capsys):
+    folder = tmp_path / "images"
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), np.uint8)
+    for number, one in enumerate(pixels):
+        name = ("no", "yes")[number % 2]
+        (folder / "test" / name).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(one).save(folder / "test" / name / f"{number}.png")
+    settings = "images: {size: [32, 32], mpp: 0.5, classes: ['no', 'yes']}\n"
+    (tmp_path / "c.yaml").write_text(settings)
+    run, config = str(tmp_path / "run"), ["--config", str(tmp_path / "c.yaml"), "--quiet"]
+    assert main(["tile", str(folder), "--out", run, *config]) == 0
+    model = str(write_zoo(tmp_path / "colours"))
+    assert main(["predict", run, "--checkpoint", model, *POSITIVE, "--quiet"]) == 0
+    assert "no effect" not in caplog.text
+    with (tmp_path / "run/scores/colours/images.csv").open(newline="") as file:
+        found = {row["image_id"][-1]: float(row["score"]) for row in csv.DictReader(file)}
+    steps = read_zoo_config(tmp_path / "colours/config.json").transform
+    x = torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255
+    with torch.inference_mode():
+        wanted = ColourNet()(transform_images(x, steps)).softmax(1)[:, 1:].sum(1).tolist()
+    assert found == pytest.approx({str(n): score for n, score in enumerate(wanted)}, abs=1e-6)
+    capsys.readouterr()
+    assert main(["heatmap", run]) == 0
+    assert "a model of another program, whose maps are not computed" in capsys.readouterr().out
