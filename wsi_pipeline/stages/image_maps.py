@@ -212,10 +212,14 @@ def _why_no_maps(run: RunFolder, model: str, config: Config) -> str:
     """Describe why a model with scores gets no maps; empty if it does."""
     from wsi_pipeline.explain import load_method
     from wsi_pipeline.inference.image_scores import read_scores
+    from wsi_pipeline.inference.scores import TRAINED_ON
     from wsi_pipeline.models import find_architecture
     from wsi_pipeline.models.checkpoint import read_meta
 
     path = run.checkpoint(model)
+    _, about = read_scores(run.image_scores(model))
+    if not path.is_file() and TRAINED_ON not in about:
+        return "it is a model of another program, whose maps are not computed"
     if not path.is_file():
         return (
             "its scores are by a checkpoint outside the run; copy that file to "
@@ -225,7 +229,6 @@ def _why_no_maps(run: RunFolder, model: str, config: Config) -> str:
     method = _method_of(path, config)
     if not load_method(method).explains(find_architecture(name)):
         return f"{method} does not explain the architecture {name}; set another heatmap.method"
-    _, about = read_scores(run.image_scores(model))
     if about["checkpoint"] != digest_file(path):
         return f"its scores are by another checkpoint than models/{model}; run predict again"
     return ""
