@@ -101,6 +101,20 @@ class AugmentConfig:
     contrast: Share = 0.2
     saturation: Share = 0.2
     hue: Annotated[float, Field(ge=0, le=0.5)] = 0.05  # turn of the colour circle, [-h, h]
+    # Amounts of haematoxylin, eosin and DAB: factor in [1 - s, 1 + s], shift in [-s, s] of natural
+    # optical density (Tellez et al. 2018: 0.05; not in the lecture)
+    stain: Share = 0.0
+
+
+def augment_settings(config: AugmentConfig) -> dict[str, Any]:
+    """Return the settings of an augmentation for fingerprints.
+
+    `stain` is newer than existing run folders, so it is left out where it is off.
+    """
+    values = {f.name: getattr(config, f.name) for f in fields(config)}
+    if not config.stain:
+        del values["stain"]
+    return values
 
 
 @dataclass(frozen=True)
@@ -220,6 +234,7 @@ def result_settings(config: TrainConfig) -> dict[str, Any]:
     """
     values = {f.name: getattr(config, f.name) for f in fields(config)}
     values["readers"] = TrainConfig.readers
+    values["augment"] = augment_settings(config.augment)
     if config.precision == "auto":
         values["precision"] = "fp32"
     del values["steps_per_epoch" if config.sampling == "shuffle" else "sampling"]
