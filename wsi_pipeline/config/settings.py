@@ -20,6 +20,7 @@ Monitor = Literal["roc_auc", "loss", "none"]
 Sampling = Literal["balanced", "shuffle"]
 EvaluatedSplit = Literal["test", "val", "train", "all"]
 Compiler = Literal["none", "inductor"]
+StainMethod = Literal["macenko", "reinhard"]
 Overlap = Literal["mean", "max", "centre"]
 Context = Literal["lecture", "camelyon16"]  # published results that a report can show
 
@@ -58,7 +59,7 @@ class ImagesConfig:
 
 @dataclass(frozen=True)
 class PreprocessConfig:
-    """Preprocessing of every image, in this order; stored in the checkpoint."""
+    """Preprocessing of every image, in this order but for `stain`; stored in the checkpoint."""
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
 
@@ -71,6 +72,19 @@ class PreprocessConfig:
         6.0  # order of the mean that estimates the light (Finlayson, Trezzi 2004)
     )
     minmax: bool = False  # stretch each image to [0, 1] over all channels (PatchNet paper 1)
+    # Map the colours of each slide to a reference, before all else (docs/train.md); None: do not
+    stain: StainMethod | None = None
+
+
+def preprocess_settings(config: PreprocessConfig) -> dict[str, Any]:
+    """Return preprocessing as checkpoints and fingerprints keep it.
+
+    `stain` is newer than existing checkpoints, so it is left out where it is off.
+    """
+    values = {f.name: getattr(config, f.name) for f in fields(config)}
+    if config.stain is None:
+        del values["stain"]
+    return values
 
 
 @dataclass(frozen=True)
@@ -235,6 +249,8 @@ def result_settings(config: TrainConfig) -> dict[str, Any]:
     values = {f.name: getattr(config, f.name) for f in fields(config)}
     values["readers"] = TrainConfig.readers
     values["augment"] = augment_settings(config.augment)
+    values["model"] = {f.name: getattr(config.model, f.name) for f in fields(config.model)}
+    values["model"]["preprocess"] = preprocess_settings(config.model.preprocess)
     if config.precision == "auto":
         values["precision"] = "fp32"
     del values["steps_per_epoch" if config.sampling == "shuffle" else "sampling"]
