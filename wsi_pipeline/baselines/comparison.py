@@ -250,7 +250,7 @@ class _Ranked:
         """Choose the images of the test split of any round; of val, where there are none."""
         parts = (np.any([r == name for r in rounds], axis=0) for name in ("test", "val"))
         rows = next((np.flatnonzero(part) for part in parts if part.any()), np.empty(0, np.int64))
-        patients = [entries[row].patient for row in rows]
+        patients = [entries[row].patient for row in rows.tolist()]
         drawn = draw_resamples(patients, n_replicates=REPLICATES, seed=seed) if patients else None
         return cls(rows, labels[rows].astype(np.int64), drawn)
 
