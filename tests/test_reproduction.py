@@ -569,7 +569,8 @@ def commands_of_the_blocks() -> list[list[str]]:
 def test_commands_of_the_blocks_run_in_their_order(tmp_path, capsys):
     """As they are typed, from the project's folder, on fake data where a user has real data."""
     shutil.copytree(ROOT / "configs", tmp_path / "configs")
-    draw_isic2017(tmp_path)
+    for draw in (draw_isic2017, draw_isic2016, draw_public_nuclei, draw_glas):
+        draw(tmp_path)
     draw_folders(tmp_path / "dtd", ("cracked", "perforated"), ALL, 3)
     draw_camelyon_patches(tmp_path / "PATCHES")
     with contextlib.chdir(tmp_path), quick_pictures():

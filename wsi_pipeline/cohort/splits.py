@@ -106,7 +106,8 @@ def _validate_by_some(
     """Take a share of the training patients for validation."""
     train = [replace(entry, split=None) for entry in entries if entry.split == "train"]
     found = assign_splits(train, val_fraction=val_fraction, test_fraction=0.0, seed=seed)
-    return {entry.patient: "test" for entry in entries} | found
+    tested: dict[str, Split] = {entry.patient: "test" for entry in entries}
+    return tested | found
 
 
 def advise_missing_split(
