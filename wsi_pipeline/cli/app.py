@@ -22,6 +22,7 @@ from wsi_pipeline.cli.froc import froc
 from wsi_pipeline.cli.interrupt import describe_interrupt
 from wsi_pipeline.cli.options import EXIT_NOTHING_DONE
 from wsi_pipeline.cli.planning import plan, slides
+from wsi_pipeline.cli.pn_stage import stage as stage_patients
 from wsi_pipeline.cli.runs import collect, compare, demo, run
 from wsi_pipeline.config.stages import STAGES
 from wsi_pipeline.run.interrupts import EXIT_INTERRUPTED, end_now, watch_signals
@@ -72,7 +73,10 @@ WITH_OPTIONS: dict[str, Callable[..., None]] = {
     "export": stages.export,
 }
 BEFORE_A_RUN: tuple[Callable[..., None], ...] = (slides, plan)
-FURTHER: tuple[Callable[..., None], ...] = (run, demo, froc, compare, baselines, collect, doctor)
+FURTHER: tuple[Callable[..., None], ...] = (
+    *(run, demo, froc, stage_patients),
+    *(compare, baselines, collect, doctor),
+)
 
 for command in BEFORE_A_RUN:
     app.command()(command)
