@@ -383,7 +383,7 @@ FAKES: dict[str, Fake] = {
     "nuclei_short": Fake(
         draw_public_nuclei,
         (SIZE_40,),
-        of_splits((*NETS, "vgg11"), ALL, RANKED) + seconds(*NETS, "vgg11"),
+        of_splits((*NETS, "vgg11"), ("val", "test"), RANKED) + seconds(*NETS, "vgg11"),
     ),
     "glas_short": Fake(
         draw_glas,

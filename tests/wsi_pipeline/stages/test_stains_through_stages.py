@@ -14,15 +14,20 @@ from wsi_pipeline.cohort.stain_view import NormalisedPatches
 from wsi_pipeline.explain import load_method
 from wsi_pipeline.inference.scores import read_scores
 from wsi_pipeline.models.checkpoint import load_checkpoint
+from wsi_pipeline.stages import predict
 
 
-def test_training_prediction_maps_and_explanations_see_the_same_pixels(copy):
+def test_training_prediction_maps_and_explanations_see_the_same_pixels(copy, monkeypatch):
     run = copy / "run"
     tiles = contents(run / "tiles")
     before = read_scores(run / "scores/patchnet/s4.h5")
     stain = ["--set", "model.preprocess.stain=macenko", "--set", "max_epochs=1"]
     assert main(["train", str(run), "--model", "patchnet", "--quiet", *stain]) == 0
+    compared = []  # with the colours of the training
+    monkeypatch.setattr(predict, "find_far", lambda store, _: compared.append(store) or "")
     assert main(["predict", str(run), "--quiet"]) == 0
+    assert compared
+    assert all(isinstance(store, NormalisedPatches) for store in compared)
     maps = ["--set", "dense_step_px=4", "--set", "method=saliency"]
     assert main(["heatmap", str(run), "--quiet", *maps]) == 0
     explain = ["--method", "saliency", "--top", "1", "--errors", "1", "--quiet"]
