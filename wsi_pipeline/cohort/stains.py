@@ -62,7 +62,7 @@ class MacenkoMap:
         """Map colours: (..., 3) uint8 -> the same."""
         scale = np.diag(REFERENCE_AMOUNTS / self.amounts)
         matrix = REFERENCE_STAINS @ scale @ np.linalg.pinv(self.stains)
-        density = _DENSITY[pixels].astype(np.float32) @ matrix.T.astype(np.float32)
+        density = _DENSITY.astype(np.float32)[pixels] @ matrix.T.astype(np.float32)
         np.exp(np.negative(density, out=density), out=density)
         return _as_bytes(density * np.float32(LIGHT) - 1)
 
