@@ -6,7 +6,7 @@ import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any
 
 import pytest
 import typer
@@ -16,7 +16,9 @@ from typer.main import get_command
 from tiling.annotation.formats import FORMATS
 from tiling.readers import READERS
 from wsi_pipeline.cli.app import app
-from wsi_pipeline.config.reading import Config, as_plain
+from wsi_pipeline.cli.examples import GUIDES
+from wsi_pipeline.config.manual import list_settings, markdown_row, settings_of
+from wsi_pipeline.config.reading import Config
 from wsi_pipeline.config.settings import RECIPES
 from wsi_pipeline.config.stages import STAGES
 from wsi_pipeline.evaluation import metrics
@@ -116,6 +118,26 @@ def test_commands_and_options_exist(page, capsys):
             pytest.fail(f"{page.name}: wsi-pipeline {shlex.join(arguments)}: {message}")
 
 
+@pytest.mark.parametrize("name", GUIDES)
+def test_the_help_of_a_command_ends_with_examples_and_its_page(name, capsys):
+    guide = GUIDES[name]
+    for example in guide.examples:
+        words = next(split_commands(example))
+        assert words[0] == name
+        parse(words)
+    assert (ROOT / "docs" / guide.page).is_file()
+    assert set(guide.sections) <= {field.name for field in dataclasses.fields(Config)}
+    with pytest.raises(SystemExit):
+        get_command(app)([name, "--help"])
+    printed = " ".join(capsys.readouterr().out.split())  # lines are broken to fit the terminal
+    assert all(f"wsi-pipeline {example}" in printed for example in guide.examples)
+    assert f"Manual: docs/{guide.page}" in printed
+
+
+def test_every_command_has_examples():
+    assert set(GUIDES) == set(get_command(app).commands)
+
+
 def test_a_wrong_command_line_is_noticed():
     assert list(split_commands("sbatch --wrap 'wsi-pipeline tile x --out y' && ls")) == [
         ["wsi-pipeline", "tile", "x", "--out", "y"],
@@ -145,40 +167,6 @@ def test_pages_that_sources_cite_are_here(folder):
 
 # ------------------------------------------------------------ settings
 
-REQUIRED = "required"
-
-
-def default_of(field: Any) -> Any:
-    if field.default is not dataclasses.MISSING:
-        return as_plain(field.default)
-    if field.default_factory is not dataclasses.MISSING:
-        return as_plain(field.default_factory())
-    return REQUIRED
-
-
-def part_of(hint: Any) -> Any:
-    """Find the dataclass in a type: itself, in ``X | None``, or the values of a dict."""
-    if dataclasses.is_dataclass(hint):
-        return hint
-    return next((part for part in get_args(hint) if dataclasses.is_dataclass(part)), None)
-
-
-def settings_of(kind: Any, prefix: str = "") -> dict[str, Any]:
-    """List every key of a config with its default."""
-    found: dict[str, Any] = {}
-    hints = get_type_hints(kind)
-    for field in dataclasses.fields(kind):
-        part, default = part_of(hints[field.name]), default_of(field)
-        is_section = part is not None and (
-            default == REQUIRED or (isinstance(default, dict) and default)
-        )
-        if not is_section:
-            found[prefix + field.name] = default
-        if part is not None:
-            inner = f"{field.name}.<model>." if field.name == "train" else f"{field.name}."
-            found |= settings_of(part, prefix + inner)
-    return found
-
 
 def table_rows(text: str, n_cells: int) -> dict[str, Any]:
     """Read the tables whose first cell is a key and whose second is its default, as YAML."""
@@ -200,12 +188,16 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def test_every_setting_is_listed_with_its_default():
-    listed = table_rows(read(ROOT / "docs" / "config.md"), n_cells=4)
-    known = settings_of(Config)
+def test_the_tables_of_settings_are_those_of_the_code():
+    """Where it fails: python docs/make_config_tables.py."""
+    page = read(ROOT / "docs" / "config.md").splitlines()
+    n_bars = {line: len(re.findall(r"(?<!\\)\|", line)) for line in page}
+    rows = [line for line in page if line.startswith("| `") and n_bars[line] == 5]
+    assert sorted(rows) == sorted(map(markdown_row, list_settings()))
 
-    assert sorted(listed) == sorted(known)
-    assert {key: listed[key] for key in known} == known
+
+def test_every_setting_has_a_meaning_or_a_unit():
+    assert [s.key for s in list_settings() if not s.meaning and not s.unit] == []
 
 
 def test_every_explanation_method_is_described_with_its_settings():

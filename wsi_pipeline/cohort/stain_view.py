@@ -2,16 +2,18 @@
 
 import logging
 import threading
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tiling.contracts import PatchKind, PatchOrigin, PixelArrays
-from wsi_pipeline.cohort.data import Patches
 from wsi_pipeline.cohort.stains import StainMap, fit_stains
-from wsi_pipeline.config.settings import StainMethod
+from wsi_pipeline.config.settings import PreprocessConfig, StainMethod
 from wsi_pipeline.errors import ConfigError, StainError
+
+if TYPE_CHECKING:
+    from wsi_pipeline.cohort.data import Patches
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +40,7 @@ class NormalisedPatches:
         If the patches have no colour.
     """
 
-    def __init__(self, store: Patches, method: StainMethod) -> None:
+    def __init__(self, store: "Patches", method: StainMethod) -> None:
         if store.kind.shape[2] != 3:
             raise ConfigError(
                 f"{store.slide_id}: preprocess.stain={method} needs three channels, got "
@@ -119,12 +121,12 @@ class NormalisedPatches:
         return np.concatenate(parts)
 
 
-def normalise_patches(store: Patches, method: StainMethod | None) -> Patches:
+def normalise_patches(store: "Patches", method: StainMethod | None) -> "Patches":
     """Return a store as a model with this `preprocess.stain` reads it; None: the store itself."""
     return store if method is None else NormalisedPatches(store, method)
 
 
-def fit_slide_map(store: Patches, method: StainMethod | None) -> StainMap | None:
+def fit_slide_map(store: "Patches", method: StainMethod | None) -> StainMap | None:
     """Return the map of a slide's colours that its patches get; None: they are kept."""
     return None if method is None else NormalisedPatches(store, method).slide_map()
 
@@ -139,8 +141,8 @@ def normalise_image(
 
 def stain_method(model: Any) -> StainMethod | None:
     """Return the stain normalisation that a model was trained with; None: none."""
-    preprocess = getattr(model, "preprocess", None)
-    return None if preprocess is None else preprocess.config.stain
+    config = getattr(getattr(model, "preprocess", None), "config", None)
+    return config.stain if isinstance(config, PreprocessConfig) else None
 
 
 def _thin(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
