@@ -171,6 +171,8 @@ def _range(low: float, high: float) -> str:
 def find_far(store: "Patches", card: Mapping[str, Any]) -> str:
     """Compare a slide with what a checkpoint's card records of the training slides.
 
+    Both are the colours that the model sees: with normalised stains, the normalised ones.
+
     Returns
     -------
     warning : str
