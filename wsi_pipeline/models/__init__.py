@@ -8,14 +8,14 @@ from typing import Any
 
 from wsi_pipeline.config.settings import PreprocessConfig
 from wsi_pipeline.errors import ModelError
-from wsi_pipeline.models.base import PatchClassifier
+from wsi_pipeline.models.base import BlockClassifier, PatchClassifier
 from wsi_pipeline.models.cam import CAM
 from wsi_pipeline.models.patchnet import PatchNet, PrecisionPatchNet
 from wsi_pipeline.models.preprocess import Preprocess
 from wsi_pipeline.models.protopnet import ProtoPNet
 from wsi_pipeline.models.vgg import VGG11, VGG16, VGG19, VGG11Pooled
 
-__all__ = ["MODELS", "PatchClassifier", "build_model"]
+__all__ = ["MODELS", "BlockClassifier", "PatchClassifier", "build_model"]
 
 MODELS: dict[str, type[PatchClassifier]] = {
     "cam": CAM,
