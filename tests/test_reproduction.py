@@ -103,6 +103,16 @@ def draw_camelyon_tables(configs: Path) -> None:
     camelyon_patches.write_patches(configs / "PATCHES", configs / "camelyon")
 
 
+def draw_glas(configs: Path) -> None:
+    """Eight patients with an image of each class; the folds are the config's."""
+    rows = ["file,class,patient"]
+    for number in range(16):
+        name = f"images/{number}.png"
+        draw_image(configs / "glas" / name, number % 2, 3)
+        rows.append(f"{name},{('benign', 'malignant')[number % 2]},p{number // 2}")
+    (configs / "glas" / "table.csv").write_text("\n".join(rows) + "\n")
+
+
 def draw_slides(folder: Path, splits: str) -> None:
     """The six slides of the tiny cohort at 4 µm per px, where their tumours are 0.5 mm across.
 
@@ -198,6 +208,13 @@ PUSHED = (
 SPLIT = "train train val val test test"
 NETS = ("patchnet_11", "patchnet_17", "patchnet_31", "cam")
 OURS = ("patchnet_11", "patchnet_17", "patchnet_31", "vgg16", "cam")
+FINE_TUNED = (
+    "vgg16_probe",
+    "vgg16_block5",
+    "vgg16_block5_slow",
+    "vgg16_block5_moments",
+    "vgg16_lecture",
+)
 TRAIN_VAL = ("train", "val")
 ALL = ("train", "val", "test")
 PATCHES = ("accuracy", "recall", "precision", "roc_auc", *MATRIX)
@@ -330,6 +347,19 @@ FAKES: dict[str, Fake] = {
         lambda configs: textures_folder.main([str(configs / "textures"), "--side", "128"]),
         (SIZE_32,),
         of_splits(OURS, ("val", "test"), ["roc_auc", *LOSS]) + seconds(*OURS),
+    ),
+    "glas_vgg16": Fake(
+        draw_glas,
+        (
+            SIZE_32,
+            *(f"train.{m}.model.weights=null" for m in FINE_TUNED),
+            "stages=[tile, train, predict, evaluate]",
+        ),
+        [
+            (m, "patch", name)
+            for m in (*FINE_TUNED, "vgg16_scratch")
+            for name in ("roc_auc", "accuracy")
+        ],
     ),
     "camelyon16_patches": Fake(
         draw_camelyon_tables,
@@ -503,11 +533,16 @@ def test_commands_of_the_blocks_run_in_their_order(tmp_path, capsys):
     draw_isic2017(tmp_path)
     draw_folders(tmp_path / "dtd", ("cracked", "perforated"), ALL, 3)
     draw_camelyon_patches(tmp_path / "PATCHES")
+    draw_glas(tmp_path)
     with contextlib.chdir(tmp_path), quick_pictures():
         for program, *words in commands_of_the_blocks():
             words = [word.replace("$PWD", str(tmp_path)) for word in words]
             if program == "python":
                 assert words[0] == "-m"
+                if words[1] == "wsi_pipeline.cli.cross_validation":
+                    fake = FAKES[Path(words[2]).stem].settings
+                    settings = [*tiny_models(yaml.safe_load(Path(words[2]).read_text())), *fake]
+                    words += ["--folds", "3", *as_words(s for s in settings if "stages" not in s)]
                 assert importlib.import_module(words[1]).main(words[2:]) == 0, words
                 continue
             assert program == "wsi-pipeline"
