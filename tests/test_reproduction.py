@@ -215,6 +215,7 @@ FINE_TUNED = (
     "vgg16_block5_moments",
     "vgg16_lecture",
 )
+IMAGENET_PATCHES = ("vgg16_lecture", "vgg16_probe", "vgg16_block5")
 TRAIN_VAL = ("train", "val")
 ALL = ("train", "val", "test")
 PATCHES = ("accuracy", "recall", "precision", "roc_auc", *MATRIX)
@@ -347,6 +348,17 @@ FAKES: dict[str, Fake] = {
         lambda configs: textures_folder.main([str(configs / "textures"), "--side", "128"]),
         (SIZE_32,),
         of_splits(OURS, ("val", "test"), ["roc_auc", *LOSS]) + seconds(*OURS),
+    ),
+    "camelyon16_patches_imagenet": Fake(
+        draw_camelyon_tables,
+        (
+            SIZE_32,
+            *(f"train.{m}.model.weights=null" for m in IMAGENET_PATCHES),
+            "input=configs/camelyon",
+            "images.table=configs/camelyon/without_tumor_001.csv",
+            "stages=[tile, train, predict, evaluate]",
+        ),
+        [(m, "patch", name) for m in IMAGENET_PATCHES for name in ("roc_auc", "accuracy")],
     ),
     "glas_vgg16": Fake(
         draw_glas,
