@@ -21,7 +21,7 @@ help:
 	@echo "make test-slow  run the slow tests (end to end, interruptions)"
 	@echo "make check      formatting, lint, types, import direction"
 	@echo "make bench      run all benchmarks, results as JSON"
-	@echo "make gpu        check and measure on a GPU, in six minutes, without a network"
+	@echo "make gpu        check and measure on a GPU, in seven minutes, without a network"
 	@echo "make gpu-wheels download the packages for 'make gpu' into $(WHEELS)"
 
 $(INSTALLED): pyproject.toml constraints.txt

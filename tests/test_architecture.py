@@ -45,7 +45,8 @@ FLOORS = [
     {"tiling.dataset", "tiling.geometry", "tiling.grid", "tiling.hdf5", "tiling.polygons"}
     | {"tiling.qc"}
     | {"tiling.readers", "tiling.resample", "tiling.shards", "tiling.zarr_arrays"},
-    {"tiling.components", "tiling.contracts", "tiling.errors", "tiling.files", "tiling.wording"},
+    {"tiling.components", "tiling.contracts", "tiling.errors", "tiling.files", "tiling.strips"}
+    | {"tiling.wording"},
     {"tiling.threads"},
     {"tiling"},
     {"tiling.lazy"},

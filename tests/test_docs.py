@@ -16,6 +16,7 @@ from typer.main import get_command
 from tiling.annotation.formats import FORMATS
 from tiling.readers import READERS
 from wsi_pipeline.cli.app import app
+from wsi_pipeline.cli.examples import GUIDES
 from wsi_pipeline.config.reading import Config, as_plain
 from wsi_pipeline.config.settings import RECIPES
 from wsi_pipeline.config.stages import STAGES
@@ -114,6 +115,25 @@ def test_commands_and_options_exist(page, capsys):
         except Exception as error:
             message = getattr(error, "message", str(error))
             pytest.fail(f"{page.name}: wsi-pipeline {shlex.join(arguments)}: {message}")
+
+
+@pytest.mark.parametrize("name", GUIDES)
+def test_the_help_of_a_command_ends_with_examples_and_its_page(name, capsys):
+    guide = GUIDES[name]
+    for example in guide.examples:
+        assert shlex.split(example)[0] == name
+        parse(shlex.split(example))
+    assert (ROOT / "docs" / guide.page).is_file()
+    assert set(guide.sections) <= {field.name for field in dataclasses.fields(Config)}
+    with pytest.raises(SystemExit):
+        get_command(app)([name, "--help"])
+    printed = " ".join(capsys.readouterr().out.split())  # lines are broken to fit the terminal
+    assert all(f"wsi-pipeline {example}" in printed for example in guide.examples)
+    assert f"Manual: docs/{guide.page}" in printed
+
+
+def test_every_command_has_examples():
+    assert set(GUIDES) == set(get_command(app).commands)
 
 
 def test_a_wrong_command_line_is_noticed():

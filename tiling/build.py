@@ -15,7 +15,7 @@ from tiling.contracts import SCHEMA, OnProgress, StrPath, TileConfig
 from tiling.coords_hdf5 import find_coords
 from tiling.errors import AnnotationError, SlideError, StoreError, naming_file
 from tiling.files import check_replaceable, digest_file, digest_json, write_aside
-from tiling.listing.content import digest_content, look_at_files
+from tiling.listing.content import digest_content, find_digest, look_at_files
 from tiling.listing.slide_files import slide_stem
 from tiling.plan_picture import draw_plan
 from tiling.qc import write_qc
@@ -219,8 +219,7 @@ def tile_slide(
             if qc_path is not None:
                 write_qc(qc_path, draw_plan(slide, replace(plan, table=table)))
             content = wait_for_content()
-            if look_at_files(slide_path) != state:
-                _check_unchanged(slide_path, content, content_cache)
+            _check_unchanged(slide_path, content, content_cache)
             plan = replace(plan, info=replace(plan.info, fingerprint=content))
             attributes = store_attributes(plan, config, _join(settings, content), notes)
             finish_store(scratch, attributes, table)
@@ -228,15 +227,15 @@ def tile_slide(
 
 
 def _digest_if_still(slide_path: Path, state: tuple[str, int], cache: Path | None) -> str:
-    """Hash a slide's files, which must be in a state until it is done."""
-    content = digest_content(slide_path, cache=cache)
+    """Hash a slide's files, which must be in a state until it is done; nothing is written."""
+    content = find_digest(slide_path, cache=cache) or digest_content(slide_path)
     if look_at_files(slide_path) != state:
         raise _changed(slide_path)
     return content
 
 
 def _check_unchanged(slide_path: Path, content: str, cache: Path | None) -> None:
-    """Refuse to keep a store whose slide was written to while it was tiled."""
+    """Refuse to keep a store whose slide was written to while it was tiled; keep the digest."""
     if digest_content(slide_path, cache=cache) != content:
         raise _changed(slide_path)
 

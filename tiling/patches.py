@@ -42,18 +42,24 @@ def read_patch(
         If the slide's pixels cannot be decoded there.
     """
     side = geometry.patch_px
-    level = nearest_finer_level(slide.level_downsamples, geometry.scale)
-    downsample = slide.level_downsamples[level]
-    if all(
-        abs(side * scale / downsample - side) < IDENTITY_TOLERANCE_PX for scale in geometry.scale
-    ):
+    level = stored_level(slide, geometry)
+    if level is not None:
         if out is None:
             return slide.read_region(location, level, (side, side))
         slide.read_into(out, location, level)
         return out
+    level = nearest_finer_level(slide.level_downsamples, geometry.scale)
     extent = (side * geometry.scale[0], side * geometry.scale[1])
     patch = read_resampled(slide, location, extent_l0=extent, out_px=(side, side), level=level)
     if out is None:
         return patch
     out[...] = patch
     return out
+
+
+def stored_level(slide: Slide, geometry: TileGeometry) -> int | None:
+    """Find the stored level that has the target resolution; None where patches are resampled."""
+    level = nearest_finer_level(slide.level_downsamples, geometry.scale)
+    side, downsample = geometry.patch_px, slide.level_downsamples[level]
+    same = (abs(side * scale / downsample - side) for scale in geometry.scale)
+    return level if all(shift < IDENTITY_TOLERANCE_PX for shift in same) else None

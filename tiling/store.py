@@ -15,6 +15,7 @@ from typing import Any, Self, SupportsIndex
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from tiling.blocks import UNALIGNED_VENDORS
 from tiling.contracts import (
     PatchKind,
     PatchOrigin,
@@ -29,10 +30,11 @@ from tiling.errors import PatchIndexError, SlideError, StoreError, of_damage
 from tiling.files import read_json_object
 from tiling.listing.content import is_made_from
 from tiling.open_slides import ReopenedSlide
-from tiling.patches import read_patch
+from tiling.patches import read_patch, stored_level
 from tiling.shards import RawShards
 from tiling.slide import open_slide
 from tiling.store_files import TileTable, damaged, no_array, read_attributes, read_table
+from tiling.strips import Strip, StripPlan, plan_strips
 from tiling.zarr_arrays import METADATA
 
 log = logging.getLogger(__name__)
@@ -249,6 +251,38 @@ class PatchStore:
         flagged: NDArray[np.bool_] = self.unreadable[rows]
         return flagged
 
+    def plan_strips(self, indices: ArrayLike) -> StripPlan | None:
+        """Plan to read patches as strips of neighbours that share pixels.
+
+        Returns
+        -------
+        plan : StripPlan or None
+            None where each patch is read by itself: pixels are stored patch by patch, or resampled,
+            or the level's pixels do not lie on whole pixels of level 0.
+        """
+        return self._get_source().plan_strips(self._check_rows(indices))
+
+    def read_strips(
+        self, indices: ArrayLike, plan: StripPlan, memory: NDArray[np.uint8]
+    ) -> NDArray[np.bool_]:
+        """Read strips that `plan_strips` planned.
+
+        Parameters
+        ----------
+        indices : (n,) int
+            As planned.
+        plan : StripPlan
+        memory : (plan.n_bytes,) uint8
+            Filled.
+
+        Returns
+        -------
+        unreadable : (n,) bool
+            Which patches cannot be decoded; their pixels are undefined, if they are no others'.
+        """
+        rows = self._check_rows(indices)
+        return self._get_source().read_strips(rows, plan, memory, self.unreadable)
+
     def locate(self, row: int) -> PatchOrigin:
         """Return where a patch is on its slide.
 
@@ -363,6 +397,18 @@ class _StoredPatches:
         except Exception as error:
             raise of_damage(StoreError(damaged(self._path, str(error))), self._path) from error
 
+    def plan_strips(self, rows: NDArray[np.int64]) -> None:
+        """Each patch is stored by itself."""
+
+    def read_strips(
+        self,
+        rows: NDArray[np.int64],
+        plan: StripPlan,
+        memory: NDArray[np.uint8],
+        unreadable: NDArray[np.bool_],
+    ) -> NDArray[np.bool_]:
+        raise StoreError(f"{self._path.name}: stored patches are not read as strips")
+
     def close(self) -> None:
         """Nothing stays open between reads."""
 
@@ -398,6 +444,63 @@ class _SlidePatches:
                     log.debug("%s", error)
                     out[position].fill(WHITE)
                     unreadable[row] = True
+
+    def plan_strips(self, rows: NDArray[np.int64]) -> StripPlan | None:
+        with self._slide.reading() as slide:
+            level = stored_level(slide, self._geometry)
+            if level is None or slide.vendor in UNALIGNED_VENDORS:
+                return None
+            downsample = slide.level_downsamples[level]
+        coords = self._coords[rows]
+        if not float(downsample).is_integer() or (coords % int(downsample)).any():
+            return None
+        return plan_strips(coords // int(downsample), self._geometry.patch_px)
+
+    def read_strips(
+        self,
+        rows: NDArray[np.int64],
+        plan: StripPlan,
+        memory: NDArray[np.uint8],
+        unreadable: NDArray[np.bool_],
+    ) -> NDArray[np.bool_]:
+        side = self._geometry.patch_px
+        lost = np.zeros(len(rows), np.bool_)
+        with self._slide.reading() as slide:
+            level = stored_level(slide, self._geometry)
+            assert level is not None, "planned"
+            for strip in plan.strips:
+                pixels = strip.view(memory, side)
+                x, y = self._coords[rows[strip.start]].tolist()
+                try:
+                    slide.read_into(pixels, (x, y), level)
+                except SlideError as error:
+                    log.debug("%s; reading its patches one by one", error)
+                    lost[strip.start : strip.stop] = self._read_each(slide, rows, strip, pixels)
+        unreadable[rows[lost]] = True
+        return lost
+
+    def _read_each(
+        self, slide: Slide, rows: NDArray[np.int64], strip: Strip, pixels: NDArray[np.uint8]
+    ) -> NDArray[np.bool_]:
+        """Read a strip's patches to their places, those that cannot be decoded left out."""
+        side = self._geometry.patch_px
+        own = rows[strip.start : strip.stop]
+        lost = np.zeros(len(own), np.bool_)
+        left = self._coords[own[0], 0]
+        level = stored_level(slide, self._geometry)
+        assert level is not None
+        downsample = int(slide.level_downsamples[level])
+        for number, row in enumerate(own.tolist()):
+            x, y = self._coords[row].tolist()
+            try:
+                patch = read_patch(slide, (x, y), geometry=self._geometry)
+            except SlideError as error:
+                log.debug("%s", error)
+                lost[number] = True
+            else:
+                start = int(x - left) // downsample
+                pixels[:, start : start + side] = patch
+        return lost
 
     def close(self) -> None:
         self._slide.rest()

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from wsi_pipeline.cohort.data import read_batch
+from wsi_pipeline.cohort.patch_views import PatchViews
 from wsi_pipeline.config.devices import exact_fp32, resolve_device, resolve_precision
 from wsi_pipeline.inference import predict_store
 from wsi_pipeline.inference.forward import Forward
@@ -77,7 +78,7 @@ def test_several_batches_are_under_way_at_once_and_come_back_in_order(model, sto
     rows = [np.arange(start, start + 3) for start in (10, 20, 30)]
     batches = [read_batch(store, part, pinned=True).pixels for part in rows]
 
-    pending = [forward.launch(batch) for batch in batches]
+    pending = [forward.launch(PatchViews.of(batch)) for batch in batches]
     together = [forward.collect(one, "s") for one in pending]
 
     assert all(one.events is not None for one in pending)

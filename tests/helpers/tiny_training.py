@@ -18,6 +18,7 @@ TINY = TrainConfig(
 )
 PATIENTS = {"a": "p1", "b": "p2", "c": "p3"}
 OUTPUTS = {"checkpoint.safetensors", "config.json", "curves.png", "draws.csv", "history.csv"}
+OUTPUTS |= {"model_card.md"}
 
 
 def train(fake_store, out, config=TINY, **options):

@@ -107,6 +107,17 @@ class TestStore:
         assert digests[0] == digests[1]
         assert not any(".part" in name for name in digests[0])
 
+    def test_the_digest_of_a_slide_is_kept_only_with_its_store(
+        self, slide: Path, tmp_path: Path, monkeypatch
+    ):
+        monkeypatch.setattr("tiling.listing.content.RECENT_NS", 0)
+        cache = tmp_path / "slide.digest"
+        with pytest.raises(GridError):
+            tile(slide, config=TileConfig(patch_px=4096, target_mpp=0.5), content_cache=cache)
+        assert not cache.exists()
+        _, store = tile(slide, content_cache=cache)
+        assert store.info.fingerprint in cache.read_text()
+
     def test_an_annotation_that_changes_meanwhile_leaves_a_store_out_of_date(
         self, slide: Path, annotation: Path, monkeypatch
     ):

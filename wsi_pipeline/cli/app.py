@@ -18,10 +18,12 @@ from wsi_pipeline import __version__
 from wsi_pipeline.cli import stages
 from wsi_pipeline.cli.baselines import baselines
 from wsi_pipeline.cli.doctor import doctor
+from wsi_pipeline.cli.examples import GUIDES
 from wsi_pipeline.cli.froc import froc
 from wsi_pipeline.cli.interrupt import describe_interrupt
 from wsi_pipeline.cli.options import EXIT_NOTHING_DONE
 from wsi_pipeline.cli.planning import plan, slides
+from wsi_pipeline.cli.pn_stage import stage as stage_patients
 from wsi_pipeline.cli.runs import collect, compare, demo, run
 from wsi_pipeline.config.stages import STAGES
 from wsi_pipeline.run.interrupts import EXIT_INTERRUPTED, end_now, watch_signals
@@ -72,16 +74,19 @@ WITH_OPTIONS: dict[str, Callable[..., None]] = {
     "export": stages.export,
 }
 BEFORE_A_RUN: tuple[Callable[..., None], ...] = (slides, plan)
-FURTHER: tuple[Callable[..., None], ...] = (run, demo, froc, compare, baselines, collect, doctor)
+FURTHER: tuple[Callable[..., None], ...] = (
+    *(run, demo, froc, stage_patients),
+    *(compare, baselines, collect, doctor),
+)
 
 for command in BEFORE_A_RUN:
-    app.command()(command)
+    app.command(epilog=GUIDES[command.__name__].epilog)(command)
 for stage in STAGES:
-    app.command(stage.name, help=stage.summary)(
+    app.command(stage.name, help=stage.summary, epilog=GUIDES[stage.name].epilog)(
         WITH_OPTIONS.get(stage.name) or stages.make_command(stage.name)
     )
 for command in FURTHER:
-    app.command()(command)
+    app.command(epilog=GUIDES[command.__name__].epilog)(command)
 
 
 def _print_version(wanted: bool) -> None:

@@ -1,4 +1,4 @@
-"""The ``doctor`` command: checks what is installed, and how to install what is missing."""
+"""The ``doctor`` command: checks what is installed; shows the model card of a checkpoint."""
 
 import importlib
 import os
@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import typer
 
@@ -30,8 +31,23 @@ class Finding:
         return f"{'ok     ' if self.ok else 'MISSING'} {self.what}: {self.detail}{remedy}"
 
 
-def doctor() -> None:
-    """Check versions, devices and codecs; report what is missing and how to install it."""
+def doctor(
+    checkpoint: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="[CHECKPOINT]",
+            help="Show the model card of this checkpoint instead.",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Check versions, devices and codecs, and what is missing; or show a model card."""
+    if checkpoint is not None:
+        from wsi_pipeline.config.checkpoint_header import read_meta
+        from wsi_pipeline.config.model_card import render_model_card
+
+        print(render_model_card(read_meta(checkpoint)), end="")
+        return
     findings = examine()
     print("\n".join(finding.line for finding in findings))
     raise typer.Exit(0 if all(finding.ok for finding in findings) else EXIT_NOTHING_DONE)

@@ -26,11 +26,47 @@ CheckWorkersOption = Annotated[
 ]
 
 
+class Unannotated(StrEnum):
+    """What slides without label and annotation are."""
+
+    unknown = "unknown"
+    normal = "normal"
+
+
 def slides(
     input: Annotated[Path, typer.Argument(metavar="INPUT", help="Slide, folder or manifest.")],
     csv: Annotated[
         Path | None, typer.Option("--csv", metavar="FILE", help="Write a manifest to edit.")
     ] = None,
+    annotations: Annotated[
+        Path | None,
+        typer.Option(
+            "--annotations",
+            metavar="DIR",
+            help="Annotations named after the slides (also _mask, in any case); they give labels.",
+        ),
+    ] = None,
+    unannotated: Annotated[
+        Unannotated,
+        typer.Option("--unannotated", help="Label of slides without label and annotation."),
+    ] = Unannotated.unknown,
+    patient_from: Annotated[
+        str | None,
+        typer.Option(
+            "--patient-from",
+            metavar="REGEX",
+            help="Patient in a file's name: the first group, or the match.",
+        ),
+    ] = None,
+    splits: Annotated[
+        str | None,
+        typer.Option(
+            "--splits",
+            metavar="VAL,TEST",
+            help="Deal the patients into splits: shares for val and test, e.g. 0.2,0.2.",
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of --splits.")] = 0,
     workers: CheckWorkersOption = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Overwrite an existing --csv file.")
@@ -38,12 +74,20 @@ def slides(
     quiet: QuietOption = False,
 ) -> None:
     """Check each slide (readable, size, resolution, duplicates); write a manifest to edit."""
+    from wsi_pipeline.planning.proposals import Proposals
     from wsi_pipeline.planning.triage import check_target, describe, triage, write_triage
     from wsi_pipeline.run.process_pool import default_workers
 
     if csv is not None:
         check_target(csv, overwrite=overwrite)
-    found = triage(input, workers=workers or default_workers(), quiet=quiet)
+    proposals = Proposals(
+        annotations=annotations,
+        unannotated=unannotated.value,
+        patient_pattern=patient_from,
+        splits=None if splits is None else _parse_shares(splits),
+        seed=seed,
+    )
+    found = triage(input, proposals, workers=workers or default_workers(), quiet=quiet)
     lines = describe(found)
     print("\n".join(lines[-1:] if quiet else lines))
     if csv is not None:
@@ -52,6 +96,17 @@ def slides(
     elif not quiet:
         print("nothing written; use --csv FILE to write a manifest to edit")
     raise typer.Exit(found.exit_code)
+
+
+def _parse_shares(text: str) -> tuple[float, float]:
+    try:
+        val, test = (float(part) for part in text.split(","))
+    except ValueError as error:
+        raise typer.BadParameter(
+            f"'{text}' is not two numbers, the shares of patients for val and test: 0.2,0.2",
+            param_hint="--splits",
+        ) from error
+    return val, test
 
 
 class PlanFormat(StrEnum):

@@ -7,7 +7,7 @@ they were asked for, so the number of threads never changes a result.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -15,8 +15,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tiling.contracts import CLASS_NAMES, PatchKind, PatchOrigin, PixelArrays
+from tiling.strips import StripPlan
 from tiling.wording import name_some, pluralize
 from wsi_pipeline.cohort.batch_memory import batch_memory
+from wsi_pipeline.cohort.patch_views import PatchViews
 from wsi_pipeline.errors import TrainingError
 
 
@@ -58,6 +60,31 @@ class Batch:
 
     pixels: Tensor  # (n, P, P, 3) uint8, of images (n, H, W, C); only those that could be decoded
     readable: NDArray[np.bool_]  # (B,) which of the patches asked for these are; n are True
+
+
+@runtime_checkable
+class InStrips(Protocol):
+    """Patches of which neighbours can be read together; `tiling.store.PatchStore` describes it."""
+
+    @property
+    def kind(self) -> PatchKind:
+        """Size, resolution and classes."""
+
+    def plan_strips(self, indices: NDArray[np.int64]) -> StripPlan | None:
+        """Plan to read patches; None: each by itself."""
+
+    def read_strips(
+        self, indices: NDArray[np.int64], plan: StripPlan, memory: NDArray[np.uint8]
+    ) -> NDArray[np.bool_]:
+        """Read them; return which could not be decoded."""
+
+
+@dataclass(frozen=True)
+class ViewBatch:
+    """Patches as read, those that overlap in shared memory."""
+
+    pixels: PatchViews  # of those that could be decoded
+    readable: NDArray[np.bool_]  # (B,) which of the patches asked for these are
 
 
 def load_batch(
@@ -110,6 +137,23 @@ def read_batch(store: Patches, rows: NDArray[np.int64], *, pinned: bool = False)
     return _as_batch(tensor, store.read_into(rows, tensor.numpy()))
 
 
+def read_views(store: Patches, rows: NDArray[np.int64], *, pinned: bool = False) -> ViewBatch:
+    """Read some patches of one slide, those that overlap as views of shared pixels.
+
+    The pixels are those of `read_batch`; of neighbours in a row, each is read, held and moved to
+    the device once.
+    """
+    plan = store.plan_strips(rows) if isinstance(store, InStrips) else None
+    if plan is None:
+        batch = read_batch(store, rows, pinned=pinned)
+        return ViewBatch(PatchViews.of(batch.pixels), batch.readable)
+    assert isinstance(store, InStrips)
+    memory = batch_memory.take((plan.n_bytes,), pinned=pinned)
+    readable = ~store.read_strips(rows, plan, memory.numpy())
+    views = PatchViews(memory, plan.first, plan.pitch, store.kind.shape)
+    return ViewBatch(views[readable], readable)
+
+
 def _as_batch(pixels: Tensor, unreadable: NDArray[np.bool_]) -> Batch:
     if not unreadable.any():
         return Batch(pixels, ~unreadable)
@@ -117,28 +161,19 @@ def _as_batch(pixels: Tensor, unreadable: NDArray[np.bool_]) -> Batch:
     return Batch(kept.pin_memory() if pixels.is_pinned() else kept, ~unreadable)
 
 
-def to_unit_range(batch: Tensor, device: torch.device, *, out: Tensor | None = None) -> Tensor:
+def to_unit_range(batch: Tensor, device: torch.device) -> Tensor:
     """Move a uint8 batch to the device and make it a model's input.
 
     Parameters
     ----------
     batch : (B, P, P, 3) uint8, of images (B, H, W, C)
         Copied without waiting where it is pinned.
-    out : (B, P, P, 3) float32, optional
-        Memory for the result of a batch that is on the device already: on a CPU, writing to fresh
-        memory takes two to four times as long as the conversion.
 
     Returns
     -------
     x : (B, 3, P, P) float32 in [0, 1]
         Channels last in memory, as convolutions like it.
     """
-    if out is not None:
-        # Image by image, so that each stays in the cache; by numpy, in this thread alone: PyTorch's
-        # threads would wait for each other while others read.
-        for image, floats in zip(batch.numpy(), out.numpy(), strict=True):
-            np.divide(image, np.float32(255), out=floats, dtype=np.float32)
-        return out.permute(0, 3, 1, 2)
     moved = batch.to(device, non_blocking=True)
     return moved.permute(0, 3, 1, 2).to(torch.float32).div_(255.0)  # keeps the strides
 

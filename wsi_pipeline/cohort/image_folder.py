@@ -5,7 +5,6 @@ split too. Images that lie in FOLDER itself are of no known class: to predict on
 whose rows are the data set.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -13,6 +12,7 @@ from pathlib import Path, PurePosixPath
 from tiling.same_content import find_same_content
 from tiling.wording import name_some
 from wsi_pipeline.cohort.manifest import IMAGE_SUFFIXES, check_entries, with_splits
+from wsi_pipeline.cohort.patients import patient_finder
 from wsi_pipeline.config.settings import ImagesConfig
 from wsi_pipeline.contracts import SPLITS, SlideEntry, Split
 from wsi_pipeline.csv_files import as_mapping, iterate_csv, read_csv, update_csv
@@ -136,25 +136,13 @@ def _entry(
 
 def _name_patients(entries: Sequence[ImageEntry], pattern: str) -> list[ImageEntry]:
     """Take the patients from the files' names, where no table names them."""
-    try:
-        wanted = re.compile(pattern)
-    except re.error as error:
-        raise ManifestError(
-            f"images.patient_pattern '{pattern}' is no regular expression ({error})"
-        ) from error
-    named = []
-    for entry in entries:
-        if entry.patient != entry.image_id:
-            named.append(entry)
-            continue
-        match = wanted.search(PurePosixPath(entry.file).name)
-        patient = match[1 if wanted.groups else 0] if match else None
-        if not patient:
-            raise ManifestError(
-                f"{entry.file}: images.patient_pattern '{pattern}' finds no patient in its name"
-            )
-        named.append(replace(entry, patient=patient))
-    return named
+    find = patient_finder(pattern, option="images.patient_pattern")
+    return [
+        replace(entry, patient=find(PurePosixPath(entry.file).name))
+        if entry.patient == entry.image_id
+        else entry
+        for entry in entries
+    ]
 
 
 def _read_table(folder: Path, path: Path, with_splits: bool) -> list[ImageEntry]:

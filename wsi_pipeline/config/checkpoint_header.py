@@ -44,6 +44,8 @@ class CheckpointMeta:
     val_patients: tuple[str, ...] = ()
     epoch: int = 0  # the epoch the weights are from, 1-based
     metrics: dict[str, float] = field(default_factory=dict)  # of that epoch, on val
+    # For the model card: splits (counts), weights (initial), colours (of tissue); {}: not known
+    card: dict[str, Any] = field(default_factory=dict)
 
     @property
     def kind(self) -> PatchKind:
@@ -95,6 +97,7 @@ def _check_types(meta: CheckpointMeta) -> None:
         and isinstance(meta.options, dict)
         and isinstance(meta.target_mpp, int | float)
         and isinstance(meta.versions, dict)
+        and isinstance(meta.card, dict)
         and all(type(size) is int and size > 0 for size in (*sizes, meta.patch_px))
         and all(isinstance(name, str) for name in names)
         and len(meta.class_names) == 2

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from tiling.contracts import OnProgress, PatchKind
 from tiling.threads import map_in_threads
 from tiling.wording import pluralize
-from wsi_pipeline.cohort.data import Batch, Patches, read_batch
+from wsi_pipeline.cohort.data import Patches, ViewBatch, read_batch, read_views
 from wsi_pipeline.cohort.image_folder import UNNAMED
 from wsi_pipeline.config.devices import Precision
 from wsi_pipeline.config.settings import Compiler
@@ -264,9 +264,9 @@ def score_rows(
         resumed = sum(len(part) for part in parts)
         todo = [rows[start : start + size] for start in range(resumed, len(rows), size)]
         clock = _Waiting(
-            map_in_threads(partial(read_batch, store, pinned=pinned), todo, threads=readers)
+            map_in_threads(partial(read_views, store, pinned=pinned), todo, threads=readers)
         )
-        flight: deque[tuple[Batch, Pending | None]] = deque()
+        flight: deque[tuple[ViewBatch, Pending | None]] = deque()
         done = resumed
 
         def land() -> None:
@@ -295,11 +295,11 @@ def score_rows(
 class _Waiting:
     """An iterator that measures how long it was waited for."""
 
-    def __init__(self, batches: Iterator[Batch]) -> None:
+    def __init__(self, batches: Iterator[ViewBatch]) -> None:
         self._batches = batches
         self.seconds = 0.0
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[ViewBatch]:
         while True:
             asked = time.perf_counter()
             batch = next(self._batches, None)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from tiling.wording import pluralize
 from wsi_pipeline.cohort.data import to_unit_range
+from wsi_pipeline.cohort.patch_views import PatchViews
 from wsi_pipeline.config.devices import Precision, compute_in, exact_fp32, place_model
 from wsi_pipeline.config.settings import Compiler
 from wsi_pipeline.errors import ConfigError, InferenceError
@@ -55,7 +56,7 @@ def automatic_batch_size(patch_px: int, device: torch.device) -> int:
 class Pending:
     """A batch on its way through the model."""
 
-    pixels: Tensor  # (B, P, P, 3) uint8 on the host, kept in case memory does not suffice
+    pixels: PatchViews  # on the host, kept in case memory does not suffice
     outputs: Tensor | None  # (B,) float32 on the host; None: to be computed in parts
     events: tuple[Any, Any, Any] | None  # CUDA: before the copy, after it, outputs there
 
@@ -124,15 +125,15 @@ class Forward:
             raise self._too_large(slide_id) from error
         self.limit = min(self.limit, max(1, int(_layer_budget(self.device) // max(1, seen[-1]))))
 
-    def launch(self, pixels: Tensor) -> Pending:
-        """Start on a batch, (B, P, P, 3) uint8; returns before a GPU has finished it."""
+    def launch(self, pixels: PatchViews) -> Pending:
+        """Start on a batch; returns before a GPU has finished it."""
         if len(pixels) > self.limit:
             return Pending(pixels, None, None)
         try:
             if self._copies is not None:
                 return self._launch_cuda(pixels)
             started = time.perf_counter()
-            x = self._convert(self._pad(pixels))
+            x = self._pad(self._convert(pixels))
             moved = time.perf_counter()
             outputs = self._pass(x)[: len(pixels)]
             self.seconds_transfer += moved - started
@@ -143,25 +144,25 @@ class Forward:
                 raise
             return Pending(pixels, None, None)
 
-    def _convert(self, pixels: Tensor) -> Tensor:
+    def _convert(self, pixels: PatchViews) -> Tensor:
         """Make a batch in a CPU's memory the model's input; valid until the next batch."""
         held = self._floats
-        if held is None or held.shape[1:] != pixels.shape[1:] or len(held) < len(pixels):
-            held = self._floats = torch.empty(pixels.shape)
-        return to_unit_range(pixels, self.device, out=held[: len(pixels)])
+        if held is None or held.shape[1:] != pixels.shape or len(held) < len(pixels):
+            held = self._floats = torch.empty((len(pixels), *pixels.shape))
+        return pixels.floats(held[: len(pixels)])
 
-    def _launch_cuda(self, pixels: Tensor) -> Pending:
+    def _launch_cuda(self, pixels: PatchViews) -> Pending:
         """Copy on a stream of its own, so that it overlaps the batch before."""
         before, copied, after = (torch.cuda.Event(enable_timing=True) for _ in range(3))
         main = torch.cuda.current_stream(self.device)
         assert self._copies is not None
         with torch.cuda.stream(self._copies):
             before.record()
-            moved = self._pad(pixels).to(self.device, non_blocking=True)
+            moved = pixels.to(self.device)
             copied.record()
         main.wait_event(copied)
-        moved.record_stream(main)
-        outputs = self._pass(to_unit_range(moved, self.device))[: len(pixels)]
+        moved.memory.record_stream(main)
+        outputs = self._pass(self._pad(moved.floats()))[: len(pixels)]
         # Fetched from here, for a copy asked for later would wait for the batches queued by then.
         with torch.inference_mode():
             outputs = torch.empty(outputs.shape, pin_memory=True).copy_(outputs, non_blocking=True)
@@ -187,7 +188,10 @@ class Forward:
         return _checked(outputs, slide_id, self._precision)
 
     def score(self, pixels: Tensor, slide_id: str) -> NDArray[np.float32]:
-        """Score a batch at once."""
+        """Score a batch, (B, P, P, 3) uint8, at once."""
+        return self._score(PatchViews.of(pixels), slide_id)
+
+    def _score(self, pixels: PatchViews, slide_id: str) -> NDArray[np.float32]:
         return self.collect(self.launch(pixels), slide_id)
 
     def score_exactly(self, pixels: Tensor, slide_id: str) -> NDArray[np.float32]:
@@ -198,7 +202,7 @@ class Forward:
             ]
         return _checked(torch.cat(parts).cpu().numpy(), slide_id, "fp32")
 
-    def _in_parts(self, pixels: Tensor, slide_id: str) -> NDArray[np.float32]:
+    def _in_parts(self, pixels: PatchViews, slide_id: str) -> NDArray[np.float32]:
         if len(pixels) <= self.limit:  # it was this size that did not fit
             if len(pixels) == 1:
                 raise self._too_large(slide_id)
@@ -209,7 +213,7 @@ class Forward:
                 torch.cuda.empty_cache()
         size = self.limit  # parts may halve it further
         parts = [
-            self.score(pixels[start : start + size], slide_id)
+            self._score(pixels[start : start + size], slide_id)
             for start in range(0, len(pixels), size)
         ]
         return np.concatenate(parts)
@@ -226,12 +230,11 @@ class Forward:
         with torch.inference_mode(), exact_fp32(), compute_in(precision, self.device):
             yield
 
-    def _pad(self, pixels: Tensor) -> Tensor:
-        if not self._padded or len(pixels) == self.limit:
-            return pixels
-        padded = pixels.new_zeros((self.limit, *pixels.shape[1:]))
-        padded[: len(pixels)] = pixels
-        return padded
+    def _pad(self, x: Tensor) -> Tensor:
+        if not self._padded or len(x) == self.limit:
+            return x
+        black = x.new_zeros((self.limit - len(x), *x.shape[1:]))
+        return torch.cat([x, black]).contiguous(memory_format=torch.channels_last)
 
     def _too_large(self, slide_id: str) -> InferenceError:
         return InferenceError(

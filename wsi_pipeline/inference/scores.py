@@ -33,6 +33,7 @@ TRAINED_ON = (
     "trained_on"  # a data set of JSON: names of a large cohort outgrow an attribute's 64 KiB
 )
 
+FAR_FROM_TRAINING = "far_from_training"  # attribute of slides unlike those of the training
 _JSON_NAMES = "json_attributes"  # attribute that lists which of its neighbours are JSON text
 _DIGEST = "attributes_sha256"
 _EXAMINE_S = 60  # HDF5 may crash or hang on a damaged file, so such a file is opened elsewhere
@@ -76,6 +77,7 @@ def make_scores(
     precision: str,
     precision_check: dict[str, Any] | None,
     fingerprint: str,
+    far_from_training: str = "",
 ) -> Scores:
     """Put a slide's scores together with where they are and what made them.
 
@@ -95,6 +97,8 @@ def make_scores(
         How far a faster precision was from fp32 on the slide's first patches; None: it is fp32.
     fingerprint : str
         Of the settings and inputs of this prediction.
+    far_from_training : str
+        How the slide differs from those that the model was trained on; empty: it does not.
     """
     attributes = {
         "slide_id": store.info.slide_id,
@@ -107,6 +111,8 @@ def make_scores(
         # So that the evaluation can refuse to test a model on its own training patients.
         TRAINED_ON: meta.provenance(),
     }
+    if far_from_training:
+        attributes[FAR_FROM_TRAINING] = far_from_training
     return Scores(
         coords=np.asarray(store.coords, np.int64),
         scores=scores,
@@ -178,6 +184,18 @@ def read_scores(path: Path) -> Scores:
         attributes=attributes,
         coords_attributes=coords_attributes,
     )
+
+
+def read_far_from_training(path: Path) -> str:
+    """Read how a slide differs from those that its model was trained on; empty: it does not.
+
+    Also empty of files that are missing or damaged: other functions report these.
+    """
+    try:
+        with open_hdf5(path) as file:
+            return str(file.attrs.get(FAR_FROM_TRAINING, ""))
+    except READ_ERRORS:
+        return ""
 
 
 def find_damage(path: Path) -> str | None:

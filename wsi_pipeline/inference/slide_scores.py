@@ -1,5 +1,6 @@
 """A slide and a checkpoint -> scores, in one call and without a run folder."""
 
+import logging
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from tiling.build import tile_slide
 from tiling.contracts import OnProgress, StrPath, TileConfig
 from tiling.errors import GridError, PatchSizeError
 from tiling.store import PatchStore
+from wsi_pipeline.cohort.colours import find_far
 from wsi_pipeline.config.devices import resolve_device, resolve_precision
 from wsi_pipeline.config.reading import digest_settings
 from wsi_pipeline.config.settings import PredictConfig
@@ -21,6 +23,8 @@ from wsi_pipeline.inference.engine import predict_store
 from wsi_pipeline.inference.scores import make_scores
 from wsi_pipeline.models import PatchClassifier
 from wsi_pipeline.models.checkpoint import CheckpointMeta, digest, digest_model, load_checkpoint
+
+log = logging.getLogger(__name__)
 
 
 def predict(
@@ -103,6 +107,8 @@ def predict(
             max_unreadable=store.tiling["max_unreadable"],
             on_progress=on_progress,
         )
+        if far := find_far(store, meta.card):
+            log.warning("%s: %s", store.slide_id, far)
         check = summary.precision_check
         how = (settings.precision, settings.compiler, settings.tolerance)
         return make_scores(
@@ -113,6 +119,7 @@ def predict(
             precision=exact,
             precision_check=check.as_plain() if check else None,
             fingerprint=digest_settings(store.fingerprint, checkpoint_digest, *how),
+            far_from_training=far,
         )
 
 

@@ -52,10 +52,8 @@ def plan_extra_files(
     failing = [s for s in slides if s.problem]
     if not tiled and not failing:
         return NOTHING
-    path_by_id = {entry.slide_id: entry.path for entry in entries}
-    read = [s.slide_id for s in (*tiled, *failing) if path_by_id[s.slide_id].is_file()]
     run = None if config.out is None else RunFolder(config.out)
-    n_digests = sum(run is None or not run.content(slide_id).is_file() for slide_id in read)
+    n_digests = sum(run is None or not run.content(s.slide_id).is_file() for s in tiled)
     own = _plan_own(len(tiled), len(failing), n_digests, config, len(entries))
     is_audited = tiled and has_labels(one.entry for one in audited)
     audit = _plan_audit(audited, config.tile, workers=workers) if is_audited else NOTHING
@@ -65,7 +63,7 @@ def plan_extra_files(
 def _plan_own(
     n_tiled: int, n_failing: int, n_digests: int, config: Config, n_entries: int
 ) -> Footprint:
-    # A mark of each that is tiled, a digest of each that is read, and failures.csv.
+    # A mark and a digest of each that is tiled, and failures.csv.
     files, size = n_tiled + n_digests + 1, n_tiled * MARK_BYTES + n_digests * DIGEST_BYTES
     run = None if config.out is None else RunFolder(config.out)
     if run is None or not run.manifest.is_file():  # run.json, slides.csv

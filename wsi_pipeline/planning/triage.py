@@ -23,6 +23,14 @@ from wsi_pipeline.contracts import SlideEntry
 from wsi_pipeline.csv_files import as_mapping, iterate_csv, write_csv
 from wsi_pipeline.errors import ManifestError, StageError
 from wsi_pipeline.names import find_name_problem, name_key, printable, propose_name
+from wsi_pipeline.planning.proposals import (
+    Proposals,
+    find_annotations,
+    propose_label,
+    propose_patients,
+    propose_splits,
+    summarise,
+)
 from wsi_pipeline.run.process_pool import map_in_processes
 from wsi_pipeline.run.progress import StageProgress
 
@@ -49,6 +57,7 @@ class SlideCheck:
     n_unreadable: int = 0  # of them
     n_bytes: int = 0  # of the file
     annotation: Path | None = None
+    is_tumour_outlined: bool | None = None  # in the annotation; None: there is none to read
 
 
 @dataclass(frozen=True)
@@ -110,7 +119,7 @@ def _check(task: CheckTask) -> SlideCheck:
     entry = task.entry
     with open_slide(entry.path) as slide:
         failures, n_probed = _probe(slide)
-        annotation, notes = _find_annotation(task, slide)
+        annotation, is_tumour_outlined, notes = _find_annotation(task, slide)
         if failures:
             notes += (f"{len(failures)} of {n_probed} sampled regions unreadable: {failures[0]}",)
         if slide.mpp is None and entry.mpp is None:
@@ -134,6 +143,7 @@ def _check(task: CheckTask) -> SlideCheck:
             n_unreadable=len(failures),
             n_bytes=_size(task),
             annotation=annotation,
+            is_tumour_outlined=is_tumour_outlined,
         )
 
 
@@ -155,8 +165,18 @@ def _probe(slide: Slide) -> tuple[list[str], int]:
     return failures, len(slide.level_downsamples) * len(places)
 
 
-def _find_annotation(task: CheckTask, slide: Slide) -> tuple[Path | None, tuple[str, ...]]:
-    """Check the annotation in the manifest, or one with the slide's name in its folder."""
+def _find_annotation(
+    task: CheckTask, slide: Slide
+) -> tuple[Path | None, bool | None, tuple[str, ...]]:
+    """Check the annotation in the manifest, or one with the slide's name in its folder.
+
+    Returns
+    -------
+    annotation : Path or None
+    is_tumour_outlined : bool or None
+        None if it cannot be read.
+    notes : tuple of str
+    """
     from tiling.annotation.formats import SUFFIXES
 
     path = task.entry.path
@@ -167,26 +187,35 @@ def _find_annotation(task: CheckTask, slide: Slide) -> tuple[Path | None, tuple[
     notes: tuple[str, ...] = ()
     for candidate in found:
         try:
-            notes += _check_annotation(candidate, slide, task.entry.unclassified or "auto")
+            is_outlined, own = _check_annotation(
+                candidate, slide, task.entry.unclassified or "auto"
+            )
         except (TilingError, OSError) as error:
             notes += (f"annotation: {_without_folder(str(error), candidate)}",)
             continue
         others = tuple(
             f"another annotation of this name: {o.name}" for o in found if o != candidate
         )
-        return candidate, notes + others
-    return task.entry.annotation, notes
+        return candidate, is_outlined, notes + own + others
+    return task.entry.annotation, None, notes
 
 
 def _check_annotation(
     path: Path, slide: Slide, unclassified: Unclassified = "auto"
-) -> tuple[str, ...]:
-    """Check that an annotation is on the slide, in either frame; returns notes about it."""
+) -> tuple[bool, tuple[str, ...]]:
+    """Check that an annotation is on the slide, in either frame.
+
+    Returns
+    -------
+    is_tumour_outlined : bool
+    notes : tuple of str
+    """
     from tiling.annotation.reading import check_annotation_fits, read_annotation
 
     annotation = read_annotation(path, unclassified=unclassified)
+    is_outlined = bool(annotation.lesions)
     try:
-        return annotation.notes + check_annotation_fits(annotation, slide.size)
+        return is_outlined, annotation.notes + check_annotation_fits(annotation, slide.size)
     except AnnotationError:
         if slide.bounds is None or slide.bounds[:2] == (0, 0):
             raise
@@ -196,23 +225,32 @@ def _check_annotation(
         with contextlib.suppress(AnnotationError):
             notes = moved.notes + check_annotation_fits(moved, slide.size)
             remedy = "the annotation fits only if counted from the slide's bounds: tile it with "
-            return (*notes, f"{remedy}tile.annotation_origin=bounds")
+            return is_outlined, (*notes, f"{remedy}tile.annotation_origin=bounds")
         raise
 
 
 # --- the data set ----------------------------------------------------------------------------
 
 
-def triage(path: Path, *, workers: int, quiet: bool = False) -> Triage:
+def triage(
+    path: Path, proposals: Proposals | None = None, *, workers: int, quiet: bool = False
+) -> Triage:
     """Look at each slide of a slide, folder or manifest.
 
     Raises
     ------
     ManifestError
-        If there is no slide, or the manifest cannot be read.
+        If there is no slide, the manifest cannot be read, or it cannot be filled in as wanted.
+    ConfigError
+        If the shares of the splits leave nothing to train on.
     """
+    proposals = proposals or Proposals()
     listing = list_input(path)
-    entries = listing.entries
+    entries: Sequence[SlideEntry] = listing.entries
+    notes = list(listing.notes)
+    if proposals.annotations is not None:
+        entries, unmatched = find_annotations(entries, proposals.annotations)
+        notes += unmatched
     propose = path.suffix.lower() != ".csv"
     tasks = [CheckTask(entry, propose) for entry in anchor_paths(entries, Path.cwd())]
     checks: list[SlideCheck] = [SlideCheck()] * len(tasks)
@@ -222,13 +260,20 @@ def triage(path: Path, *, workers: int, quiet: bool = False) -> Triage:
             checks[number] = seen
             progress.end(printable(entries[number].path.name), seen.problem or "checked")
     named = _propose_ids(entries)
+    if proposals.patient_pattern is not None:
+        named = propose_patients(named, listing.same_as, proposals.patient_pattern)
     checks = [
         replace(seen, notes=seen.notes + _renamed(before, after))
         for seen, before, after in zip(checks, entries, named, strict=True)
     ]
     same = ["" if first is None else named[first].slide_id for first in listing.same_as]
     filled = [_fill(entry, seen) for entry, seen in zip(named, checks, strict=True)]
-    return Triage(tuple(filled), tuple(checks), tuple(same), listing.notes)
+    for number, (entry, seen) in enumerate(zip(filled, checks, strict=True)):
+        label, more = propose_label(entry, seen.is_tumour_outlined, proposals)
+        filled[number] = replace(entry, label=label)
+        checks[number] = replace(seen, notes=seen.notes + more)
+    filled = propose_splits(filled, proposals)
+    return Triage(tuple(filled), tuple(checks), tuple(same), tuple(notes))
 
 
 def _propose_ids(entries: Sequence[SlideEntry]) -> list[SlideEntry]:
@@ -370,7 +415,7 @@ def describe(found: Triage) -> list[str]:
         "  ".join([*(text.ljust(w) for text, w in zip(row, widths, strict=False)), row[5]]).rstrip()
         for row in rows
     ]
-    return [*map(printable, lines), *found.listed, "", _summary(found)]
+    return [*map(printable, lines), *found.listed, "", *summarise(found.entries), _summary(found)]
 
 
 def _format_mpp(mpp: tuple[float, float] | None) -> str:

@@ -27,6 +27,7 @@ from wsi_pipeline.report.page import (
     render_page,
 )
 from wsi_pipeline.report.pictures import embed_picture
+from wsi_pipeline.report.published import PUBLISHED
 from wsi_pipeline.report.slide_rows import list_slides
 
 Confusion = Mapping[str, int]
@@ -38,26 +39,6 @@ _CELLS = ("tp", "fn", "fp", "tn")
 RATES = ("0.25", "0.5", "1", "2", "4", "8")
 _CROP_PX = 256
 _DATA_SET = "CAMELYON16 test set"
-_JAMA = "Ehteshami Bejnordi et al., JAMA 2017;318:2199-2210"
-
-
-@dataclass(frozen=True)
-class Published:
-    """A result others published on the CAMELYON16 test set."""
-
-    method: str
-    froc: float | None
-    slide_auc: float | None
-    source: str
-
-
-PUBLISHED = (
-    Published("HMS & MIT II (GoogLeNet)", 0.807, 0.994, _JAMA),
-    Published("HMS & MGH III (ResNet)", 0.760, 0.976, _JAMA),
-    Published("CULab III (VGG16)", 0.703, 0.940, _JAMA),
-    Published("Pathologist without time limit", None, 0.966, _JAMA),
-    Published("PFA-ScanNet", 0.902, None, "Zhao et al., arXiv 1905.01040"),
-)
 
 
 @dataclass(frozen=True)
@@ -187,6 +168,14 @@ def render_report(
         "explanations_caption": EXPLANATIONS_CAPTION,
         "methods_on_masks": {model.name: model.methods_on_masks for model in run.models},
         "published": PUBLISHED,
+        "own_results": [
+            (
+                model.name,
+                _read_froc_score(model, "camelyon16"),
+                _read_metric(model, "slide", "roc_auc"),
+            )
+            for model in evaluated
+        ],
         "data_set": _DATA_SET,
         "settings": json.dumps(run.settings, indent=2, sort_keys=True, ensure_ascii=False),
         "versions": _read_versions(run.settings),

@@ -21,6 +21,7 @@ from wsi_pipeline.contracts import DEFINITIONS, SlideEntry
 from wsi_pipeline.csv_files import read_csv
 from wsi_pipeline.errors import ReportError
 from wsi_pipeline.evaluation.csv_columns import Layout, NotPlainError, read_columns
+from wsi_pipeline.inference.scores import read_far_from_training
 from wsi_pipeline.layout import RunFolder
 
 Row = dict[str, str]
@@ -85,6 +86,7 @@ class ModelFiles:
     sweep: list[Row] = field(default_factory=list)  # evaluation/<model>/sweep.csv
     errors: list[ErrorCrop] = field(default_factory=list)  # evaluation/<model>/errors.csv, errors/
     explanations: Path | None = None  # explanations/<model>/sheet.png
+    far: dict[str, str] = field(default_factory=dict)  # slides unlike the training's: in which way
     methods_on_masks: list[Row] = field(default_factory=list)  # explanations/<model>/methods.csv
 
 
@@ -183,6 +185,8 @@ def read_model(run: RunFolder, name: str, entries: Sequence[SlideEntry]) -> Mode
     metrics = read_json(evaluation / "metrics.json")
     overlays = {entry.slide_id: run.overlay(name, entry.slide_id) for entry in entries}
     sheet = run.explanations(name) / "sheet.png"
+    scores = {entry.slide_id: run.scores(name, entry.slide_id) for entry in entries}
+    far = {slide_id: read_far_from_training(path) for slide_id, path in scores.items()}
     return ModelFiles(
         name=name,
         metrics=metrics,
@@ -200,6 +204,7 @@ def read_model(run: RunFolder, name: str, entries: Sequence[SlideEntry]) -> Mode
         calibration=read_rows(evaluation / "calibration.csv"),
         sweep=read_rows(evaluation / "sweep.csv"),
         errors=_read_errors(evaluation),
+        far={slide_id: warning for slide_id, warning in far.items() if warning},
         explanations=sheet if sheet.is_file() else None,
         methods_on_masks=read_rows(run.explanations(name) / "methods.csv"),
     )

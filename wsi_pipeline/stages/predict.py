@@ -18,6 +18,7 @@ from tiling.contracts import OnProgress
 from tiling.files import digest_file
 from tiling.threads import Stopped, check_stopped, in_background
 from tiling.wording import name_some, pluralize
+from wsi_pipeline.cohort.colours import find_far
 from wsi_pipeline.cohort.image_folder import ALL, ImageEntry
 from wsi_pipeline.cohort.kinds import ImageCohort, cohort_of, warn_of_unused
 from wsi_pipeline.cohort.slides import digest_store, open_store
@@ -108,6 +109,8 @@ class PredictSlide(Task):
                 key=f"{job.fingerprint} {device.type} {precision}",
                 on_progress=on_progress,
             )
+            if far := find_far(store, meta.card):
+                log.warning("%s: %s", self.unit.title, far)
             path = job.run.scores(self.model, entry.slide_id)
             check = summary.precision_check
             write_scores(
@@ -120,6 +123,7 @@ class PredictSlide(Task):
                     precision=precision,
                     precision_check=check.as_plain() if check else None,
                     fingerprint=job.fingerprint,
+                    far_from_training=far,
                 ),
             )
         journal.unlink(missing_ok=True)

@@ -43,6 +43,12 @@ from wsi_pipeline.stages.inputs import slide_bytes, threads_per_slide
 log = logging.getLogger(__name__)
 
 
+UNLABELLED = (
+    "labels: no slide has a label or an annotation, so these can be scored, not trained on; "
+    "`wsi-pipeline slides INPUT --annotations DIR --csv FILE` writes a manifest with labels"
+)
+
+
 @dataclass(frozen=True)
 class TileSlide(Task):
     """Cut one slide into patches."""
@@ -206,7 +212,12 @@ def tile(run: RunFolder, config: Config, options: Options, *, fixed: bool = Fals
     result = run_stage("tile", run, tasks, config, options)
     if options.shard:  # the others are at work: collect makes the audit
         return result
-    return add_audit(run, result, options)
+    result = add_audit(run, result, options)
+    is_unlabelled = not any(t.entry.label is not None or t.entry.annotation for t in tasks)
+    is_tiled = len(result.failed) < len(tasks)
+    if is_unlabelled and is_tiled and not fixed:  # fixed: the slides are tiled to be scored
+        result = replace(result, notes=(*result.notes, UNLABELLED))
+    return result
 
 
 def prepare_tiling(

@@ -116,9 +116,9 @@ def train_model(
         slide is its own patient.
     out : str or path
         Folder, created if missing.
-        Gets ``checkpoint.safetensors`` (last), ``config.json``, ``history.csv``, ``draws.csv`` and
-        ``curves.png``, of a ProtoPNet also ``prototypes.json`` and, if pruned, ``pruning.csv``;
-        meanwhile ``resume.safetensors``.
+        Gets ``checkpoint.safetensors`` (last), ``config.json``, ``model_card.md``,
+        ``history.csv``, ``draws.csv`` and ``curves.png``, of a ProtoPNet also ``prototypes.json``
+        and, if pruned, ``pruning.csv``; meanwhile ``resume.safetensors``.
     device : str or torch.device
         ``auto`` (the first CUDA device, or the CPU), ``cpu``, ``cuda`` or ``cuda:N``.
     fingerprint : str
@@ -205,7 +205,7 @@ def _finish(
     meta = describe_training(
         config,
         best=training.best,
-        options=training.model.options,
+        model=training.model,
         train=train,
         val=val,
         patients=patients,

@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from tests.helpers.slides import break_file_tile, halve, tissue, write_slide, write_svs
 from wsi_pipeline.cli.app import main
 from wsi_pipeline.cohort.listing import read_input
+from wsi_pipeline.cohort.splits import assign_splits
 from wsi_pipeline.errors import StageError
 from wsi_pipeline.run.process_pool import map_in_processes
 
@@ -178,3 +180,112 @@ def test_a_slide_that_kills_its_process_is_named_and_the_others_go_on():
     found = dict(map_in_processes(eval, items, workers=2))
     assert isinstance(found.pop(2), StageError)
     assert found == {0: 3, 1: 4, 3: 5, 4: 6}
+
+
+# ------------------------------------------------------------ what is filled in
+
+
+NO_TUMOUR = '{"positive": [], "negative": [{"name": "n", "vertices": [[9, 9], [50, 9], [50, 50]]}]}'
+
+
+@pytest.fixture
+def cohort(tmp_path) -> Path:
+    """Six slides of three patients; annotations of three of them in a folder of their own."""
+    data, outlines = tmp_path / "data", tmp_path / "outlines"
+    data.mkdir()
+    outlines.mkdir()
+    for number in range(6):
+        name = f"P{number // 2}_slide_{number}.tif"
+        write_slide(data / name, [np.roll(tissue(300, 260), number, axis=1)], mpp=0.5)
+    (outlines / "p0_SLIDE_0.json").write_text(OUTLINE)  # another case
+    (outlines / "P1_slide_2_mask.json").write_text(OUTLINE)  # the ending of masks
+    (outlines / "P2_slide_5.json").write_text(NO_TUMOUR)
+    return data
+
+
+def test_annotations_of_another_folder_are_matched_and_give_labels(cohort, tmp_path, capsys):
+    code, rows = look(cohort, tmp_path / "m.csv", "--annotations", str(tmp_path / "outlines"))
+    assert code == 0
+    found = {name: (row["label"], row["annotation"]) for name, row in rows.items()}
+    assert found == {
+        "P0_slide_0.tif": ("1", "outlines/p0_SLIDE_0.json"),
+        "P0_slide_1.tif": ("", ""),
+        "P1_slide_2.tif": ("1", "outlines/P1_slide_2_mask.json"),
+        "P1_slide_3.tif": ("", ""),
+        "P2_slide_4.tif": ("", ""),
+        "P2_slide_5.tif": ("0", "outlines/P2_slide_5.json"),
+    }
+    assert "outlines no tumour" in rows["P2_slide_5.tif"]["notes"]
+
+
+def test_patients_and_splits_are_filled_in(cohort, tmp_path, capsys):
+    code, rows = look(
+        cohort, tmp_path / "m.csv", "--annotations", str(tmp_path / "outlines"),
+        "--unannotated", "normal", "--patient-from", r"^(P\d)_", "--splits", "0.3,0.3",
+    )  # fmt: skip
+    assert code == 0
+    assert [row["patient"] for row in rows.values()] == ["P0", "P0", "P1", "P1", "P2", "P2"]
+    assert [row["label"] for row in rows.values()] == ["1", "0", "1", "0", "0", "0"]
+    splits = {row["patient"]: row["split"] for row in rows.values()}
+    assert all(row["split"] == splits[row["patient"]] for row in rows.values())
+    entries = read_input(tmp_path / "m.csv").entries
+    expected = assign_splits(
+        [replace(e, split=None) for e in entries], val_fraction=0.3, test_fraction=0.3, seed=0
+    )
+    assert splits == expected
+
+
+def test_what_a_manifest_has_is_not_proposed_anew(cohort, tmp_path, capsys):
+    look(cohort, tmp_path / "m.csv")
+    with (tmp_path / "m.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    rows[0] |= {"label": "0", "patient": "other"}
+    with (tmp_path / "m.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    _, found = look(
+        tmp_path / "m.csv", tmp_path / "filled.csv", "--patient-from", r"^P\d",
+        "--annotations", str(tmp_path / "outlines"),
+    )  # fmt: skip
+    first = found["P0_slide_0.tif"]
+    assert (first["label"], first["patient"]) == ("0", "other")
+    assert "label 0, but its annotation outlines tumour" in first["notes"]
+    assert found["P1_slide_2.tif"]["patient"] == "P1"
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        (["--patient-from", "("], "--patient-from '(' is no regular expression"),
+        (["--patient-from", "Q"], "P0_slide_0.tif: --patient-from 'Q' finds no patient"),
+        (["--annotations", "missing"], "missing: no such folder"),
+        (["--splits", "0.6,0.6"], "must be in [0, 1) and leave patients to train on"),
+    ],
+)
+def test_what_cannot_be_filled_in_is_an_error(cohort, tmp_path, capsys, options, problem):
+    target = tmp_path / "m.csv"
+    assert main(["slides", str(cohort), "--csv", str(target), "--quiet", *options]) == 1
+    assert problem in capsys.readouterr().err
+    assert not target.exists()
+
+
+def test_shares_that_are_no_numbers_are_a_wrong_usage(cohort, capsys):
+    assert main(["slides", str(cohort), "--splits", "0.2"]) == 2
+    assert "'0.2' is not two numbers" in " ".join(capsys.readouterr().err.split())
+
+
+def test_annotations_of_no_slide_and_labels_are_counted(cohort, tmp_path, capsys):
+    (tmp_path / "outlines/other.json").write_text(OUTLINE)
+    main(["slides", str(cohort), "--annotations", str(tmp_path / "outlines")])
+    printed = capsys.readouterr().out
+    assert "1 annotation of no slide: other.json" in printed
+    assert "labels: 2 tumour, 1 normal, 3 unknown" in printed
+    assert "--unannotated normal" in printed
+
+
+def test_two_annotations_of_one_slide_are_an_error(cohort, tmp_path, capsys):
+    (tmp_path / "outlines/P0_slide_0.xml").write_text("<x/>")
+    assert main(["slides", str(cohort), "--annotations", str(tmp_path / "outlines")]) == 1
+    err = capsys.readouterr().err
+    assert "slide P0_slide_0.tif has two references, P0_slide_0.xml and p0_SLIDE_0.json" in err

@@ -10,10 +10,12 @@ import pytest
 
 from tests.helpers import fake_run
 from tests.helpers.html_pages import CHROMIUM, Page, check_policy, open_in_browser
+from tests.helpers.real_data import real_data
 from wsi_pipeline.errors import ReportError, StageError
 from wsi_pipeline.report import build
 from wsi_pipeline.report.build import LECTURE_CONFUSION, build_report, render_report
 from wsi_pipeline.report.gather import gather_run
+from wsi_pipeline.report.published import PUBLISHED
 from wsi_pipeline.report.slide_rows import list_slides, rank_worst
 
 
@@ -80,6 +82,41 @@ def test_others_results_are_shown_only_where_asked_for(run, page):
     assert "Not the same data" not in lecture.text
     assert "Not the same data" in camelyon.text
     assert not set(LECTURE_CONFUSION.values()) & set(camelyon.numbers)
+
+
+def test_published_results_are_those_of_the_table():
+    """Table 2 of the publication, as another group copied it."""
+    table = real_data("camelyon17/jama2017_table2_top13.csv").read_text(encoding="utf-8")
+    rows = csv.DictReader(table.splitlines())
+    listed = {
+        f"{row['codename']} ({row['architecture']})": [
+            float(row[f"{figure}{end}"]) for figure in ("froc", "auc") for end in ("", "_lo", "_hi")
+        ]
+        for row in rows
+    }
+    known = {
+        row.method: [
+            row.froc.value,
+            *row.froc.interval,
+            row.slide_auc.value,
+            *row.slide_auc.interval,
+        ]
+        for row in PUBLISHED
+        if "table 2" in row.source
+    }
+    assert known == listed
+    assert len(known) == 13
+
+
+def test_published_results_are_shown_with_intervals_below_this_runs(run):
+    metrics = json.loads((run / "evaluation/vgg16/metrics.json").read_text())
+    page = Page(render_report(gather_run(run), context=("camelyon16",)))
+    table = page.text.partition("Not the same data.")[2]
+    own, _, others = table.partition("HMS and MIT II (GoogLeNet)")
+    assert others.startswith(" 0.807 95 % CI 0.732 to 0.889 0.994 95 % CI 0.983 to 0.999 Ehteshami")
+    assert f"vgg16 {metrics['froc_camelyon16']['score']:.3f}" in own
+    assert "this run, on its own slides" in own
+    assert "Pathologist without time limit – 0.966 95 % CI 0.927 to 0.998" in others
 
 
 def test_slides_of_other_splits_are_shown_with_label_and_score(run, tmp_path):

@@ -1,0 +1,68 @@
+"""The ``stage`` command."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from wsi_pipeline.cli.options import QuietOption
+
+
+class MissingRule(StrEnum):
+    """What becomes of nodes without a prediction."""
+
+    error = "error"
+    negative = "negative"
+
+
+def stage(
+    predictions: Annotated[
+        Path,
+        typer.Option(
+            "--predictions",
+            metavar="FILE",
+            help="CSV: patient,stage, one row per node (p1_node_0.tif,macro) or patient "
+            "(p1.zip,pN1).",
+        ),
+    ],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Output folder.")],
+    reference: Annotated[
+        Path | None,
+        typer.Option(
+            "--reference", metavar="FILE", help="CSV of the same form. Default: stages only."
+        ),
+    ] = None,
+    missing: Annotated[
+        MissingRule, typer.Option("--missing", help="Nodes without a prediction.")
+    ] = MissingRule.error,
+    nodes: Annotated[
+        int, typer.Option("--nodes", min=0, help="Nodes of each patient; 0: any number.")
+    ] = 5,
+    bootstrap: Annotated[
+        int,
+        typer.Option(
+            "--bootstrap", min=0, help="Resampled sets of patients for intervals; 0: no interval."
+        ),
+    ] = 1000,
+    seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
+    quiet: QuietOption = False,
+) -> None:
+    """Stage patients from their lymph nodes (CAMELYON17), and compare stages by weighted kappa."""
+    from wsi_pipeline.evaluation.pn_stage_files import StageOptions, run_stage
+
+    def print_line(line: str) -> None:
+        if not quiet:
+            print(line)
+
+    options = StageOptions(
+        predictions=predictions,
+        out=out,
+        reference=reference,
+        missing=missing.value,
+        nodes=nodes,
+        bootstrap=bootstrap,
+        seed=seed,
+    )
+    run_stage(options, print_line=print_line)
+    print(out / "metrics.json")
