@@ -67,6 +67,8 @@ class Scores:
     scores: NDArray[np.float32]  # (N,) in [0, 1], higher is more suspicious; NaN = unreadable
     attributes: dict[str, Any]  # file attributes: model, checkpoint digest, precision, settings
     coords_attributes: dict[str, Any]  # CLAM's: patch_size, patch_level, downsample, ...
+    # (N, C) of the classes in attributes["classes"]; None: a model of one output
+    probabilities: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from wsi_pipeline.cli.doctor import doctor
 from wsi_pipeline.cli.examples import GUIDES
 from wsi_pipeline.cli.froc import froc
 from wsi_pipeline.cli.interrupt import describe_interrupt
+from wsi_pipeline.cli.manual import init, settings
 from wsi_pipeline.cli.options import EXIT_NOTHING_DONE
 from wsi_pipeline.cli.planning import plan, slides
 from wsi_pipeline.cli.pn_stage import stage as stage_patients
@@ -59,7 +60,6 @@ app = typer.Typer(
     name="wsi-pipeline",
     help="Whole-slide images in, heatmaps and a FROC report out.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -73,7 +73,7 @@ WITH_OPTIONS: dict[str, Callable[..., None]] = {
     "explain": stages.explain,
     "export": stages.export,
 }
-BEFORE_A_RUN: tuple[Callable[..., None], ...] = (slides, plan)
+BEFORE_A_RUN: tuple[Callable[..., None], ...] = (init, settings, slides, plan)
 FURTHER: tuple[Callable[..., None], ...] = (
     *(run, demo, froc, stage_patients),
     *(compare, baselines, collect, doctor),

@@ -21,6 +21,8 @@ class Guide:
 
 
 GUIDES = {
+    "init": Guide(("init > my.yaml", "init --for froc > froc.sh"), "config.md"),
+    "settings": Guide(("settings tile", "settings train.augment"), "config.md"),
     "slides": Guide(
         (
             "slides slides/ --csv manifest.csv",

@@ -117,7 +117,29 @@ def predict(
     options: "Options",
     checkpoint: Annotated[
         list[Path] | None,
-        typer.Option("--checkpoint", help="Checkpoint file; repeatable. Default: the run's own."),
+        typer.Option(
+            "--checkpoint",
+            help="Checkpoint; or TorchScript or torch.export with WSInfer's config.json next to it "
+            "(or their folder), or a state dict with --architecture. Repeatable. Default: the "
+            "run's own.",
+        ),
+    ] = None,
+    architecture: Annotated[
+        str | None,
+        typer.Option(
+            "--architecture",
+            metavar="NAME",
+            help="Network of a state dict with torchvision's names: resnet18, densenet121, ...",
+        ),
+    ] = None,
+    positive: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--positive",
+            metavar="CLASS",
+            help="Class of a model with several whose probability is the score; repeatable: the "
+            "sum.",
+        ),
     ] = None,
     slides: Annotated[
         Path | None,
@@ -134,7 +156,11 @@ def predict(
     from wsi_pipeline.layout import RunFolder
     from wsi_pipeline.stages import predict as predict_stage
 
-    settings = read_settings(run, config, set_, section="predict", quiet=options.quiet)
+    given = {"architecture": architecture, "positive": positive}
+    short = [f"{key}={json.dumps(value)}" for key, value in given.items() if value]
+    settings = read_settings(
+        run, config, [*(set_ or ()), *short], section="predict", quiet=options.quiet
+    )
     settings = replace(settings, out=run)
     folder, files = RunFolder(run), checkpoint or []
     if slides:

@@ -130,7 +130,8 @@ def read_header(path: Path) -> dict[str, Any]:
     if HEADER_KEY not in metadata:
         raise CheckpointError(
             f"{path}: a safetensors file, but not a checkpoint of this program (no "
-            f"{HEADER_KEY!r} in its header); give the checkpoint.safetensors that train wrote"
+            f"{HEADER_KEY!r} in its header); give the checkpoint.safetensors that train wrote, or "
+            "name the network of a plain state dict by predict --architecture NAME"
         )
     try:
         header = parse_json(metadata[HEADER_KEY])

@@ -307,6 +307,9 @@ class PredictConfig:
     compiler: Compiler = "none"  # inductor: torch.compile
     readers: Count | None = None  # threads that read ahead; None: the cores of this worker
     splits: tuple[Split, ...] | None = None  # None: all slides; slides without a split always
+    # Of files of other programs: the network of a state dict; classes that add up to the score
+    architecture: str | None = None
+    positive: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from wsi_pipeline.explain.base import Settings, Target, TargetLogit, as_it_was, 
 from wsi_pipeline.explain.files import as_grey, write_arrays, write_png
 from wsi_pipeline.models.base import PatchClassifier
 from wsi_pipeline.models.patchnet import PatchNet
+from wsi_pipeline.models.resnet import ResNetClassifier
 from wsi_pipeline.models.vgg import VGGFeatures
 
 _FAINT = 1e-2  # standard deviation of noise where there is no gradient to start with
@@ -123,7 +124,9 @@ def maximise_activation(
 
 
 def _normalisation(model: PatchClassifier) -> tuple[Tensor | float, Tensor | float]:
-    return (model.mean, model.std) if isinstance(model, VGGFeatures) else (0.0, 1.0)
+    return (
+        (model.mean, model.std) if isinstance(model, VGGFeatures | ResNetClassifier) else (0.0, 1.0)
+    )
 
 
 def _without_preprocessing(model: PatchClassifier) -> PatchClassifier:

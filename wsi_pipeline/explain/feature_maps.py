@@ -14,6 +14,7 @@ from torch import Tensor
 from wsi_pipeline.explain.base import Found, Method, Settings, Target
 from wsi_pipeline.explain.files import as_grey, lay_out_pictures, stretch, write_arrays, write_png
 from wsi_pipeline.explain.grad_cam import find_layer, keep_output, stretch_over
+from wsi_pipeline.models.resnet import ResNetClassifier
 from wsi_pipeline.models.vgg import VGGFeatures
 
 
@@ -41,13 +42,18 @@ class FeatureMaps:
 
 @torch.no_grad()
 def feature_maps(
-    model: VGGFeatures, image: Tensor, *, target: Target, seed: int, config: FeatureMapSettings
+    model: VGGFeatures | ResNetClassifier,
+    image: Tensor,
+    *,
+    target: Target,
+    seed: int,
+    config: FeatureMapSettings,
 ) -> Found:
     """Return the mean size of a layer's maps, stretched bilinearly: (1, C, h, w) -> (h, w)."""
-    layer = find_layer(model, config.layer) if config.layer else model.features[-2]
+    layer = find_layer(model, config.layer) if config.layer else model.last_layer
     _, maps = keep_output(model, image, layer)
     values = stretch_over(image, maps.detach().abs().mean(dim=1))[0]
     return Found(values, FeatureMaps(maps.detach()[0].float().cpu().numpy()))
 
 
-METHOD = Method(feature_maps, FeatureMapSettings, low=0, models=(VGGFeatures,))
+METHOD = Method(feature_maps, FeatureMapSettings, low=0, models=(VGGFeatures, ResNetClassifier))

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from wsi_pipeline.errors import ModelError
 from wsi_pipeline.explain.base import Method, Settings, Target, TargetLogit
 from wsi_pipeline.models.base import PatchClassifier
+from wsi_pipeline.models.resnet import ResNetClassifier
 from wsi_pipeline.models.vgg import VGGFeatures
 
 
@@ -29,7 +30,12 @@ class GradCamSettings(Settings):
 
 
 def grad_cam(
-    model: VGGFeatures, image: Tensor, *, target: Target, seed: int, config: GradCamSettings
+    model: VGGFeatures | ResNetClassifier,
+    image: Tensor,
+    *,
+    target: Target,
+    seed: int,
+    config: GradCamSettings,
 ) -> Tensor:
     """Map what speaks for a class: ReLU(sum_f alpha_f F_f), alpha_f the mean of dy/dF_f.
 
@@ -50,7 +56,7 @@ def grad_cam(
     ModelError
         If there is no such layer, or it gives no maps.
     """
-    layer = find_layer(model, config.layer) if config.layer else model.features[-2]
+    layer = find_layer(model, config.layer) if config.layer else model.last_layer
     weights, maps = _weigh(TargetLogit(model, target), image, layer)
     found = torch.einsum("bfhw,bf->bhw", maps, weights).relu()
     return stretch_over(image, found)[0]
@@ -108,7 +114,7 @@ def keep_output(model: nn.Module, image: Tensor, layer: nn.Module) -> tuple[Tens
     if len(kept) != 1 or kept[0].ndim != 4 or len(kept[0]) != len(image):
         raise ModelError(
             "this method needs a layer that gives maps (n, f, h, w) once for each image; take one "
-            "of model.features"
+            "of model.features, or of a ResNet layer1 to layer4"
         )
     return outputs, kept[0]
 
@@ -121,4 +127,4 @@ def _weigh(model: nn.Module, image: Tensor, layer: nn.Module) -> tuple[Tensor, T
     return gradients.mean(dim=(2, 3)), maps.detach()
 
 
-METHOD = Method(grad_cam, GradCamSettings, low=0, models=(VGGFeatures,))
+METHOD = Method(grad_cam, GradCamSettings, low=0, models=(VGGFeatures, ResNetClassifier))

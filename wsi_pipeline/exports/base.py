@@ -46,6 +46,12 @@ class Scored(ABC):
         """(N,) patches that have a score; the others could not be read."""
         return ~np.isnan(self.scores.scores)
 
+    def classes(self, name: str) -> tuple[list[str], NDArray[np.float32]]:
+        """Return the names of the classes, and (N, C) probabilities; of one output, as `name`."""
+        if self.scores.probabilities is None:
+            return [name], self.scores.scores[:, None]
+        return self.scores.attributes["classes"], self.scores.probabilities
+
     def describe_unscored(self) -> str:
         """Describe how many patches have no score; empty if all have one."""
         lost = int((~self.scored).sum())

@@ -122,8 +122,8 @@ def _write_features(file: IO[bytes] | gzip.GzipFile, parts: Iterable[Iterable[Fe
 def _tiles(slide: Scored, chosen: NDArray[np.bool_], shown: Box) -> Iterator[Feature]:
     (wide, high), (x_first, y_first, x_last, y_last) = slide.patch_l0, shown
     coords = slide.scores.coords[chosen].tolist()
-    scores = slide.scores.scores[chosen].tolist()
-    for (x, y), score in zip(coords, scores, strict=True):
+    measured = _measurements(slide, chosen)
+    for (x, y), values in zip(coords, measured, strict=True):
         # A patch may extend beyond the edge of the picture; an object of QuPath may not.
         left, top = max(x, x_first) - x_first, max(y, y_first) - y_first
         right, bottom = min(x + wide, x_last) - x_first, min(y + high, y_last) - y_first
@@ -132,8 +132,18 @@ def _tiles(slide: Scored, chosen: NDArray[np.bool_], shown: Box) -> Iterator[Fea
             "type": "Feature",
             "id": _make_id(slide, f"tile {x} {y}"),
             "geometry": {"type": "Polygon", "coordinates": [ring]},
-            "properties": {"objectType": "tile", "measurements": {"score": score}},
+            "properties": {"objectType": "tile", "measurements": values},
         }
+
+
+def _measurements(slide: Scored, chosen: NDArray[np.bool_]) -> list[dict[str, float]]:
+    """List what is measured of each patch: its score, and the probabilities of several classes."""
+    found = [{"score": score} for score in slide.scores.scores[chosen].tolist()]
+    if slide.scores.probabilities is not None:
+        names, values = slide.classes("")
+        for one, row in zip(found, values[chosen].tolist(), strict=True):
+            one |= {f"prob_{name}": value for name, value in zip(names, row, strict=True)}
+    return found
 
 
 def _regions(job: ExportJob, shown: Box) -> Iterator[Feature]:

@@ -1,5 +1,7 @@
 """WSInfer's CSV of one slide: ``minx,miny,width,height,prob_<class>``, level-0 px.
 
+Scores of a model with several classes have one column of each.
+
 Patches without a score are skipped: WSInfer's readers expect a number in every row.
 """
 
@@ -25,9 +27,10 @@ def write_image(image: ExportImage, settings: ExportConfig, folder: Path) -> lis
 
 def _write(slide: Scored, settings: ExportConfig, folder: Path) -> list[Path]:
     path = folder / f"{slide.slide_id}.csv"
-    header = ("minx", "miny", "width", "height", f"prob_{settings.class_name}")
+    names, values = slide.classes(settings.class_name)
+    header = ("minx", "miny", "width", "height", *(f"prob_{name}" for name in names))
     coords = slide.scores.coords[slide.scored].tolist()
-    scores = slide.scores.scores[slide.scored].tolist()
-    rows = ((x, y, *slide.patch_l0, score) for (x, y), score in zip(coords, scores, strict=True))
+    columns = values[slide.scored].tolist()
+    rows = ((x, y, *slide.patch_l0, *row) for (x, y), row in zip(coords, columns, strict=True))
     write_csv(path, header, rows)
     return [path]

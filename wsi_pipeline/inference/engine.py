@@ -102,6 +102,7 @@ def predict_store(
     batch_size: int | None = None,
     readers: int = 2,
     output: Output = "scores",
+    columns: int | None = None,
     rule: Rule = SLIDE_RULE,
     tolerance: float = 0.02,
     max_unreadable: float = 1.0,
@@ -131,6 +132,8 @@ def predict_store(
         Threads that read ahead.
     output : {"scores", "logits"}
         What is given of each patch.
+    columns : int, optional
+        Logits of each patch that the model returns, (B, columns), the score's first; None: (B,).
     rule : Rule
         For the comparison of a faster precision with fp32: by which decisions are taken.
     tolerance : float
@@ -148,7 +151,7 @@ def predict_store(
 
     Returns
     -------
-    scores : (N,) float32
+    scores : (N,) float32, or (N, columns)
         In [0, 1], or logits; in the order of the store, NaN where a patch is unreadable.
     summary : PredictSummary
 
@@ -195,12 +198,13 @@ def predict_store(
         store,
         rows,
         readers=readers,
-        journal=Journal(journal, key=f"{key} {forward.limit}"),
+        journal=Journal(journal, key=f"{key} {forward.limit}", columns=columns),
+        columns=columns,
         on_progress=on_progress,
     )
-    scores = np.full(len(store), np.nan, np.float32)
+    scores = _empty(len(store), columns)
     scores[rows] = found
-    lost = np.isnan(found)
+    lost = np.isnan(found if columns is None else found[:, 0])
     n_unreadable += int(lost.sum())
     if len(rows) and lost.all():
         raise InferenceError(
@@ -253,6 +257,7 @@ def score_rows(
     *,
     readers: int,
     journal: Journal,
+    columns: int | None = None,
     on_progress: OnProgress | None,
 ) -> tuple[NDArray[np.float32], int, float]:
     """Score rows of a store in batches; give scores, how many were done before, seconds waited."""
@@ -272,7 +277,7 @@ def score_rows(
         def land() -> None:
             nonlocal done
             loaded, pending = flight.popleft()
-            part = np.full(len(loaded.readable), np.nan, np.float32)
+            part = _empty(len(loaded.readable), columns)
             if pending is not None:
                 part[loaded.readable] = forward.collect(pending, slide_id)
             journal.append(part)
@@ -289,7 +294,11 @@ def score_rows(
                 land()
         while flight:
             land()
-    return np.concatenate(parts or [np.empty(0, np.float32)]), resumed, clock.seconds
+    return np.concatenate(parts or [_empty(0, columns)]), resumed, clock.seconds
+
+
+def _empty(n_rows: int, columns: int | None) -> NDArray[np.float32]:
+    return np.full(n_rows if columns is None else (n_rows, columns), np.nan, np.float32)
 
 
 class _Waiting:

@@ -3,7 +3,7 @@
 A journal is a file next to the marks of the run: a line of JSON that names what it belongs to, then
 one record per batch, appended in the order of the rows:
 
-    first row, number of rows, CRC-32, uint32 each | scores, float32 each
+    first row, number of rows, CRC-32, uint32 each | scores, float32 each (row by row)
 
 all little-endian. The CRC covers the key of the journal, the numbers and the scores. A record that
 a kill cut short fails it and is dropped, with all behind it.
@@ -39,15 +39,18 @@ class Journal:
         Of the file; None: nothing is kept.
     key : str
         Of the settings and inputs. A journal with another key is started again.
+    columns : int, optional
+        Numbers of each row; None: one, and batches are (B,).
 
     Attributes
     ----------
-    batches : list of (B,) float32
+    batches : list of (B,) or (B, columns) float32
         What was done before, batch by batch; NaN: unreadable.
     """
 
-    def __init__(self, path: Path | None, *, key: str) -> None:
+    def __init__(self, path: Path | None, *, key: str, columns: int | None = None) -> None:
         self._path = path
+        self._columns = columns
         self._header = json.dumps({"format": _FORMAT, "key": key}).encode() + b"\n"
         self._file: IO[bytes] | None = None
         self._n_rows = 0  # in the batches so far
@@ -93,7 +96,7 @@ class Journal:
         place = len(self._header)
         while (record := self._read_record(content, place)) is not None:
             first, batch = record
-            place += _RECORD.size + 4 * len(batch)
+            place += _RECORD.size + batch.nbytes
             if first == self._n_rows:  # else another process has written these rows, too
                 self.batches.append(batch)
                 self._n_rows += len(batch)
@@ -103,8 +106,10 @@ class Journal:
         if len(content) < place + _RECORD.size:
             return None
         first, n_rows, checksum = _RECORD.unpack_from(content, place)
-        data = content[place + _RECORD.size : place + _RECORD.size + 4 * n_rows]
-        is_whole = n_rows > 0 and len(data) == 4 * n_rows
+        size = 4 * n_rows * (self._columns or 1)
+        data = content[place + _RECORD.size : place + _RECORD.size + size]
+        is_whole = n_rows > 0 and len(data) == size
         if not is_whole or self._checksum(first, n_rows, data) != checksum:
             return None
-        return first, np.frombuffer(data, "<f4").astype(np.float32)
+        scores = np.frombuffer(data, "<f4").astype(np.float32)
+        return first, scores.reshape(n_rows, self._columns) if self._columns else scores

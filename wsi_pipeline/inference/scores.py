@@ -9,7 +9,7 @@ import hashlib
 import json
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +33,7 @@ TRAINED_ON = (
     "trained_on"  # a data set of JSON: names of a large cohort outgrow an attribute's 64 KiB
 )
 
+PROBABILITIES = "probabilities"  # of each class, of a model with several
 FAR_FROM_TRAINING = "far_from_training"  # attribute of slides unlike those of the training
 _JSON_NAMES = "json_attributes"  # attribute that lists which of its neighbours are JSON text
 _DIGEST = "attributes_sha256"
@@ -77,6 +78,8 @@ def make_scores(
     precision: str,
     precision_check: dict[str, Any] | None,
     fingerprint: str,
+    classes: Sequence[str] = (),
+    positive: Sequence[str] = (),
     far_from_training: str = "",
 ) -> Scores:
     """Put a slide's scores together with where they are and what made them.
@@ -86,7 +89,7 @@ def make_scores(
     store : PatchStore
         The slide's patches.
     scores : (N,) in [0, 1], NaN = unreadable
-        In the order of the store.
+        In the order of the store; with `classes` (N, 1 + C), the score and each class.
     meta : CheckpointMeta
         Of the model that gave them.
     checkpoint_digest : str
@@ -97,10 +100,13 @@ def make_scores(
         How far a faster precision was from fp32 on the slide's first patches; None: it is fp32.
     fingerprint : str
         Of the settings and inputs of this prediction.
+    classes, positive : sequence of str
+        Of a model of another program: its classes, and those that add up to the score. The slides
+        that it was trained on are not known.
     far_from_training : str
         How the slide differs from those that the model was trained on; empty: it does not.
     """
-    attributes = {
+    attributes: dict[str, Any] = {
         "slide_id": store.info.slide_id,
         "model": meta.model,
         "checkpoint": checkpoint_digest,
@@ -108,9 +114,14 @@ def make_scores(
         "precision_check": precision_check,
         "settings": {"tiling": store.tiling, "model_options": meta.options},
         "fingerprint": fingerprint,
-        # So that the evaluation can refuse to test a model on its own training patients.
-        TRAINED_ON: meta.provenance(),
     }
+    probabilities = None
+    if classes:
+        attributes |= {"classes": list(classes), "positive": list(positive)}
+        scores, probabilities = scores[:, 0], scores[:, 1:]
+    else:
+        # So that the evaluation can refuse to test a model on its own training patients.
+        attributes[TRAINED_ON] = meta.provenance()
     if far_from_training:
         attributes[FAR_FROM_TRAINING] = far_from_training
     return Scores(
@@ -118,6 +129,7 @@ def make_scores(
         scores=scores,
         attributes=attributes,
         coords_attributes=clam_attributes(store.info, store.geometry),
+        probabilities=probabilities,
     )
 
 
@@ -132,6 +144,7 @@ def write_scores(path: Path, scores: Scores) -> None:
         If coordinates and scores do not fit together, or a score lies outside [0, 1].
     """
     _check(path, scores.coords, scores.scores)
+    _check_classes(path, scores)
     short = {k: v for k, v in scores.attributes.items() if k != TRAINED_ON}
     with write_aside(path) as scratch, create_hdf5(scratch) as file:
         file.attrs["schema"] = SCHEMA
@@ -142,6 +155,8 @@ def write_scores(path: Path, scores: Scores) -> None:
         coords = add_array(file, "coords", scores.coords.astype(np.int64))
         _write_attributes(coords, scores.coords_attributes)
         add_array(file, "scores", scores.scores.astype(np.float32))
+        if scores.probabilities is not None:
+            add_array(file, PROBABILITIES, scores.probabilities.astype(np.float32))
         file.attrs[_DIGEST] = _digest_attributes(file)
 
 
@@ -170,6 +185,7 @@ def read_scores(path: Path) -> Scores:
             if TRAINED_ON in file:
                 attributes[TRAINED_ON] = _read_json(bytes(read_array(file, TRAINED_ON)), dict)
             coords_attributes = _read_attributes(file["coords"])
+            probabilities = read_array(file, PROBABILITIES) if PROBABILITIES in file else None
             _require(attributes)
         _check(path, coords, values)
     except ScoresError as error:
@@ -178,12 +194,15 @@ def read_scores(path: Path) -> Scores:
         raise of_damage(
             ScoresError(f"{path}: damaged score file ({error}); run predict again"), path
         ) from error
-    return Scores(
+    found = Scores(
         coords=coords.astype(np.int64),
         scores=values.astype(np.float32),
         attributes=attributes,
         coords_attributes=coords_attributes,
+        probabilities=probabilities,
     )
+    _check_classes(path, found)
+    return found
 
 
 def read_far_from_training(path: Path) -> str:
@@ -223,7 +242,8 @@ def find_damage(path: Path) -> str | None:
 def _require_checksums(path: Path) -> None:
     read_scores(path)
     with open_hdf5(path) as file:
-        bare = [n for n in ("coords", "scores") if file[n].size and not file[n].fletcher32]
+        names = [n for n in ("coords", "scores", PROBABILITIES) if n in file]
+        bare = [n for n in names if file[n].size and not file[n].fletcher32]
         if bare or _DIGEST not in file.attrs:
             raise ScoresError(f"{path}: damaged score file (it lost checksums); run predict again")
 
@@ -264,6 +284,18 @@ def _check(path: Path, coords: NDArray[Any], scores: NDArray[Any]) -> None:
         raise ScoresError(
             f"{path}: {int(outside.sum())} scores lie outside [0, 1], "
             f"for example {float(scores[outside][0])!r}"
+        )
+
+
+def _check_classes(path: Path, scores: Scores) -> None:
+    found, classes = scores.probabilities, scores.attributes.get("classes")
+    if found is None:
+        return
+    n_classes = len(classes) if isinstance(classes, list) else 0
+    if found.shape != (len(scores.coords), n_classes) or not n_classes:
+        raise ScoresError(
+            f"{path}: {PROBABILITIES} must be ({len(scores.coords)}, {n_classes}), a column for "
+            f"each of the classes {classes}, got {found.shape}; run predict again"
         )
 
 

@@ -8,7 +8,7 @@ prefix (``module.``, ``backbone.``, ...) from a wrapper around the network.
 import logging
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,14 @@ CONTAINERS = ("state_dict", "model_state_dict", "model")
 _FIRST = "features.0.weight"  # the layer of each VGG by which a prefix is found
 
 
+@runtime_checkable
+class ImageNetModel(Protocol):
+    """A model that loads torchvision's file of its own network."""
+
+    def load_imagenet(self, path: Path) -> None:
+        """Load everything but the last layer."""
+
+
 def load_imagenet_weights(model: nn.Module, path: Path) -> None:
     """Load a state dict in torchvision's layout into a model.
 
@@ -30,7 +38,7 @@ def load_imagenet_weights(model: nn.Module, path: Path) -> None:
     ----------
     model : nn.Module
         With ``features`` as `wsi_pipeline.models.vgg.make_features` builds them, and perhaps a
-        ``classifier``.
+        ``classifier``; or an `ImageNetModel`.
     path : Path
         ``.safetensors``, or ``.pth`` and ``.pt`` as torch saves them. The convolutions are taken,
         and the hidden linear layers where the model has them; the last layer, of 1000 classes, is
@@ -42,7 +50,10 @@ def load_imagenet_weights(model: nn.Module, path: Path) -> None:
         With the file, and the layer that is missing, of another shape, or not finite, or the
         layers that the model does not have.
     """
-    stored = _read_tensors(path)
+    if isinstance(model, ImageNetModel):
+        model.load_imagenet(path)
+        return
+    stored = read_state_dict(path)
     found = _strip_prefix(path, stored)
     wanted = {k: v for k, v in model.state_dict().items() if _is_pretrained(k, model)}
     _check_names(path, found, wanted, stored)
@@ -74,8 +85,16 @@ def _is_pretrained(name: str, model: nn.Module) -> bool:
 # ------------------------------------------------------------ what the file holds
 
 
-def _read_tensors(path: Path) -> dict[str, Any]:
-    """Read the state dict of a file, at the top level or under one of `CONTAINERS`."""
+def read_state_dict(path: Path) -> dict[str, Any]:
+    """Read the state dict of a file, at the top level or under one of `CONTAINERS`.
+
+    No code of the file runs.
+
+    Raises
+    ------
+    ModelError
+        If the file is missing, or holds no plain tensors by name.
+    """
     import safetensors
     import safetensors.torch
 

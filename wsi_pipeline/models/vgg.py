@@ -81,6 +81,11 @@ class VGGFeatures(BlockClassifier):
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(IMAGENET_STD).view(3, 1, 1), persistent=False)
 
+    @property
+    def last_layer(self) -> nn.Module:
+        """Last ReLU of the convolutions, before the last pooling, for explanations ([2])."""
+        return self.features[-2]
+
     def feature_maps(self, x: Tensor) -> Tensor:
         """Return the last maps of images: (B, 3 or 1, H, W) in [0, 1] -> (B, channels, h, w)."""
         maps: Tensor = self.features(self._normalise(x))

@@ -34,7 +34,7 @@ from wsi_pipeline.stages.explained_masks import (
     write_table,
 )
 from wsi_pipeline.stages.inputs import choose_scored_models
-from wsi_pipeline.stages.predict import load_model
+from wsi_pipeline.stages.model_sources import load_model
 from wsi_pipeline.stages.subjects import Subject, crop_pixels, describe_place, read_pixels
 
 if TYPE_CHECKING:
@@ -307,11 +307,11 @@ def _find_lack(
 def _why_not(run: RunFolder, model: str, name: str) -> str:
     """Say why a model is not explained by a method; empty: it is."""
     from wsi_pipeline.explain import load_method
-    from wsi_pipeline.models import MODELS
+    from wsi_pipeline.models import find_architecture
     from wsi_pipeline.models.checkpoint import read_meta
 
     architecture = read_meta(run.checkpoint(model)).model
-    explains = load_method(name).explains(MODELS[architecture])
+    explains = load_method(name).explains(find_architecture(architecture))
     return "" if explains else f"the method does not explain the architecture {architecture}"
 
 

@@ -19,7 +19,7 @@ from wsi_pipeline.explain import METHODS
 from wsi_pipeline.layout import RunFolder, Unit
 from wsi_pipeline.run.runner import Options, StageResult, run_stage
 from wsi_pipeline.run.tasks import Done, Job, Task
-from wsi_pipeline.stages.predict import load_model
+from wsi_pipeline.stages.model_sources import load_model
 from wsi_pipeline.stages.subjects import Masks, Subject, read_pixels
 
 if TYPE_CHECKING:

@@ -33,7 +33,7 @@ from wsi_pipeline.stages.inputs import (
     slide_bytes,
     why_unscored,
 )
-from wsi_pipeline.stages.predict import load_model
+from wsi_pipeline.stages.model_sources import load_model
 from wsi_pipeline.stages.tile import check_map_names
 
 if TYPE_CHECKING:
@@ -308,15 +308,15 @@ def _choose_methods(
     if method is None:
         return chosen, []
     from wsi_pipeline.explain import choose_method, load_method
-    from wsi_pipeline.models import MODELS
+    from wsi_pipeline.models import find_architecture
     from wsi_pipeline.models.checkpoint import read_meta
 
     notes = []
     for model in models:
         if (path := run.checkpoint(model)).is_file():  # else its tasks name what to do
             name = read_meta(path).model
-            own = choose_method(MODELS[name]) if method == OWN_METHOD else method
-            if own and load_method(own).explains(MODELS[name]):
+            own = choose_method(find_architecture(name)) if method == OWN_METHOD else method
+            if own and load_method(own).explains(find_architecture(name)):
                 chosen[model] = own
             else:
                 chosen[model] = None

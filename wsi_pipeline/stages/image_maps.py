@@ -199,20 +199,20 @@ def map_images(
 def _method_of(checkpoint: Path, config: Config) -> str:
     """Return the method that maps a model's images: the config's, else the architecture's own."""
     from wsi_pipeline.explain import choose_method
-    from wsi_pipeline.models import MODELS
+    from wsi_pipeline.models import find_architecture
     from wsi_pipeline.models.checkpoint import read_meta
 
     named = config.heatmap.method
     if named not in (None, OWN_METHOD):
         return str(named)
-    return choose_method(MODELS[read_meta(checkpoint).model])
+    return choose_method(find_architecture(read_meta(checkpoint).model))
 
 
 def _why_no_maps(run: RunFolder, model: str, config: Config) -> str:
     """Describe why a model with scores gets no maps; empty if it does."""
     from wsi_pipeline.explain import load_method
     from wsi_pipeline.inference.image_scores import read_scores
-    from wsi_pipeline.models import MODELS
+    from wsi_pipeline.models import find_architecture
     from wsi_pipeline.models.checkpoint import read_meta
 
     path = run.checkpoint(model)
@@ -223,7 +223,7 @@ def _why_no_maps(run: RunFolder, model: str, config: Config) -> str:
         )
     name = read_meta(path).model
     method = _method_of(path, config)
-    if not load_method(method).explains(MODELS[name]):
+    if not load_method(method).explains(find_architecture(name)):
         return f"{method} does not explain the architecture {name}; set another heatmap.method"
     _, about = read_scores(run.image_scores(model))
     if about["checkpoint"] != digest_file(path):

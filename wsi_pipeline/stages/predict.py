@@ -6,29 +6,25 @@ import queue
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tiling.contracts import OnProgress
-from tiling.files import digest_file
 from tiling.threads import Stopped, check_stopped, in_background
 from tiling.wording import name_some, pluralize
 from wsi_pipeline.cohort.colours import find_far
 from wsi_pipeline.cohort.image_folder import ALL, ImageEntry
 from wsi_pipeline.cohort.kinds import ImageCohort, cohort_of, warn_of_unused
 from wsi_pipeline.cohort.slides import digest_store, open_store
-from wsi_pipeline.config.checkpoint_header import read_meta
+from wsi_pipeline.config.model_files import ExternalModel
 from wsi_pipeline.config.reading import Config, digest_settings
 from wsi_pipeline.config.settings import PredictConfig
 from wsi_pipeline.contracts import Rule, SlideEntry
-from wsi_pipeline.errors import CheckpointError, ConfigError, StageError
+from wsi_pipeline.errors import ConfigError, StageError
 from wsi_pipeline.layout import RunFolder, Unit
-from wsi_pipeline.names import check_model_name
 from wsi_pipeline.run.parts import (
     Part,
     merge_parts,
@@ -45,6 +41,15 @@ from wsi_pipeline.stages.inputs import (
     check_model_names,
     slide_bytes,
     threads_per_slide,
+)
+from wsi_pipeline.stages.model_sources import (
+    ModelSource,
+    find_sources,
+    fit_meta,
+    load_model,
+    needed_patches,
+    warn_of_no_effect,
+    with_classes,
 )
 from wsi_pipeline.stages.tile import add_audit, prepare_tiling, tile
 
@@ -65,6 +70,7 @@ class PredictSlide(Task):
     config: PredictConfig
     device: str
     threads: int
+    external: ExternalModel | None = None  # None: a checkpoint of this program
 
     @property
     def unit(self) -> Unit:
@@ -91,9 +97,11 @@ class PredictSlide(Task):
         entry, config = self.entry, self.config
         device = resolve_device(self.device, worker=worker_number())
         precision = resolve_precision(config.precision, device)
-        model, meta = load_model(self.checkpoint, self.digest)
+        loaded, meta = load_model(self.checkpoint, self.digest, self.external)
+        model, classes = with_classes(loaded)
         journal = job.run.journal(self.model, entry.slide_id)
         with open_store(job.run, entry) as store:
+            meta = fit_meta(meta, store.kind)
             scores, summary = predict_store(
                 model,
                 meta,
@@ -103,6 +111,7 @@ class PredictSlide(Task):
                 compiler=config.compiler,
                 batch_size=config.batch_size,
                 readers=config.readers or max(2, self.threads),
+                columns=1 + len(classes) if classes else None,
                 tolerance=config.tolerance,
                 max_unreadable=store.tiling["max_unreadable"],
                 journal=journal,
@@ -123,29 +132,13 @@ class PredictSlide(Task):
                     precision=precision,
                     precision_check=check.as_plain() if check else None,
                     fingerprint=job.fingerprint,
+                    classes=classes,
+                    positive=[classes[number] for number in loaded.positive] if classes else (),
                     far_from_training=far,
                 ),
             )
         journal.unlink(missing_ok=True)
         return [path], str(summary)
-
-
-@lru_cache(maxsize=1)
-def load_model(checkpoint: Path, digest: str) -> tuple[Any, Any]:
-    """Load the checkpoint whose bytes have this digest: a worker may outlive the file it read.
-
-    Kept between the slides of one process; a process works on one model at a time.
-    """
-    from wsi_pipeline.models import checkpoint as checkpoints
-
-    model, meta = checkpoints.load_checkpoint(checkpoint)
-    found = checkpoints.digest(checkpoint)
-    if found != digest:
-        raise CheckpointError(
-            f"{checkpoint}: another file than when this command began (SHA-256 {found[:12]}..., "
-            f"then {digest[:12]}...); let what writes it end, then run the same command again"
-        )
-    return model, meta
 
 
 @dataclass(frozen=True)
@@ -159,6 +152,7 @@ class PredictImages(Task):
     config: PredictConfig
     device: str
     part: Shard | None = None
+    external: ExternalModel | None = None  # None: a checkpoint of this program
 
     @property
     def unit(self) -> Unit:
@@ -186,7 +180,8 @@ class PredictImages(Task):
         from wsi_pipeline.inference.scores import TRAINED_ON
 
         run, config, images = job.run, self.config, self.cohort.array()
-        network, meta = load_model(self.checkpoint, self.digest)
+        network, meta = load_model(self.checkpoint, self.digest, self.external)
+        meta = fit_meta(meta, images.kind)
         rows, chosen = self._choose()
         device = resolve_device(self.device)
         precision = resolve_precision(config.precision, device)
@@ -219,7 +214,7 @@ class PredictImages(Task):
             "precision_check": check.as_plain() if check else None,
             "fingerprint": replace(self, part=None).fingerprint(run),
             "classes": list(meta.class_names),
-            TRAINED_ON: meta.provenance(),
+            **({} if self.external else {TRAINED_ON: meta.provenance()}),
             "threshold": rule.threshold,
             "strict": rule.strict,
         }
@@ -271,7 +266,7 @@ def predict(
 ) -> StageResult:
     """Patch stores, or single images -> scores, by each checkpoint."""
     check_device(options, config.predict.precision)
-    by_name = _find_checkpoints(run, checkpoints)
+    by_name = _find_checkpoints(run, checkpoints, config)
     cohort, splits = cohort_of(run), config.predict.splits
     cohort = cohort.prepared(None if splits is None else (*splits, None))
     _check_checkpoints(run, by_name)
@@ -281,9 +276,13 @@ def predict(
     return run_stage("predict", run, tasks, config, options)
 
 
-def _find_checkpoints(run: RunFolder, checkpoints: Sequence[Path]) -> dict[str, Path]:
+def _find_checkpoints(
+    run: RunFolder, checkpoints: Sequence[Path], config: Config
+) -> dict[str, ModelSource]:
     """Find the checkpoints by the models' names: those given, or the run's own."""
-    by_name = _by_model(list(checkpoints) or [run.checkpoint(m) for m in run.models_with("models")])
+    own = [run.checkpoint(model) for model in run.models_with("models")]
+    by_name = find_sources(checkpoints or own, config.predict)
+    warn_of_no_effect(by_name.values(), config.predict)
     check_model_names(run, by_name)
     return by_name
 
@@ -294,34 +293,45 @@ def _check_choice_of_device(options: Options, config: Config) -> None:
         check_device(options, config.predict.precision)
 
 
-def _check_checkpoints(run: RunFolder, by_name: Mapping[str, Path]) -> None:
+def _check_checkpoints(run: RunFolder, by_name: Mapping[str, ModelSource]) -> None:
     """Report missing and invalid checkpoints before any slide is processed."""
     if not by_name:
         raise StageError(f"{run.path}: no checkpoint; train a model or use --checkpoint FILE")
-    for checkpoint in by_name.values():
-        read_meta(checkpoint)
+    for source in by_name.values():
+        source.check()
 
 
 def _predict_tasks(
-    entries: Sequence[SlideEntry], by_name: Mapping[str, Path], config: Config, options: Options
+    entries: Sequence[SlideEntry],
+    by_name: Mapping[str, ModelSource],
+    config: Config,
+    options: Options,
 ) -> list[PredictSlide]:
-    threads = threads_per_slide(options, len(entries))
+    threads, how = threads_per_slide(options, len(entries)), config.predict
     return [
-        PredictSlide(e, model, path, digest, config.predict, options.device, threads)
-        for model, path in by_name.items()
-        for digest in [digest_file(path)]
+        PredictSlide(e, model, one.path, digest, how, options.device, threads, one.external)
+        for model, one in by_name.items()
+        for digest in [one.digest()]
         for e in entries
     ]
 
 
 def _predict_images(
-    cohort: ImageCohort, config: Config, options: Options, *, checkpoints: Mapping[str, Path]
+    cohort: ImageCohort, config: Config, options: Options, *, checkpoints: Mapping[str, ModelSource]
 ) -> StageResult:
     """Images -> scores, by each checkpoint (by the model's name), all of them or in parts."""
     warn_of_unused(config, "predict")
     tasks = [
-        PredictImages(model, cohort, path, digest_file(path), config.predict, options.device)
-        for model, path in checkpoints.items()
+        PredictImages(
+            model,
+            cohort,
+            one.path,
+            one.digest(),
+            config.predict,
+            options.device,
+            external=one.external,
+        )
+        for model, one in checkpoints.items()
     ]
     return run_in_parts("predict", cohort.run, tasks, config, options, merge=merge_images)
 
@@ -339,8 +349,9 @@ def predict_slides(
         If the run holds patches with pixels, which this would replace.
     """
     _check_choice_of_device(options, config)  # before any time is spent
-    _by_model(checkpoints)
-    needs = {(m.patch_px, m.target_mpp) for m in map(read_meta, checkpoints)}
+    sources = find_sources(checkpoints, config.predict)
+    otherwise = (config.tile.patch_px, config.tile.target_mpp)
+    needs = needed_patches(sources, otherwise=otherwise)
     if len(needs) != 1:
         raise ConfigError(
             "--slides needs a --checkpoint, which determines the patches to cut"
@@ -389,7 +400,8 @@ def tile_and_predict(
     """
     at_once = options.dask is not None or options.workers > 1 or options.shard is not None
     _check_choice_of_device(options, config)
-    by_name = {} if at_once or cutting.images else _find_checkpoints(run, checkpoints)
+    at_hand = not at_once and not cutting.images
+    by_name = _find_checkpoints(run, checkpoints, config) if at_hand else {}
     if len(by_name) != 1:
         cut = tile(run, cutting, options, fixed=fixed)
         if cut.exit_code == 1:
@@ -414,7 +426,8 @@ def tile_and_predict(
     with in_background(tile_all) as wait_for_tile:
         if wanted := [task for task in tasks.values() if not task.unit.is_marked(run)]:
             with suppress(Exception):  # raised again, and recorded, where a slide needs it
-                load_model(wanted[0].checkpoint, wanted[0].digest)  # while the first is tiled
+                first = wanted[0]
+                load_model(first.checkpoint, first.digest, first.external)  # while it is tiled
         ready = (
             tasks[name] if Unit("tile", name).is_marked(run) else None
             for name in tiled
@@ -465,33 +478,3 @@ class _Tiled:
 
 def _sizes(needs: Iterable[tuple[int, float]]) -> list[str]:
     return [f"{px} px at {mpp:g} µm/px" for px, mpp in sorted(needs)]
-
-
-def _by_model(checkpoints: Iterable[Path]) -> dict[str, Path]:
-    """Sort checkpoints by the models' names; two with one name would overwrite each other."""
-    found: dict[str, Path] = {}
-    for path in checkpoints:
-        remedy = "rename the file (a checkpoint.safetensors: its folder), which names its scores"
-        check_model_name(model_name(path), f"--checkpoint {path}: the model's name", remedy=remedy)
-        other = found.setdefault(model_name(path), path)
-        if other.resolve() != path.resolve():
-            raise ConfigError(
-                f"--checkpoint: {other} and {path} both are the model '{model_name(path)}'; rename "
-                "one of the files (a checkpoint.safetensors: its folder), which names its scores"
-            )
-    return found
-
-
-def model_name(checkpoint: Path) -> str:
-    """Name a model by the folder that train made for it, or by the file where it was renamed.
-
-    Examples
-    --------
-    >>> model_name(Path("run/models/vgg16/checkpoint.safetensors"))
-    'vgg16'
-    >>> model_name(Path("lymph_node_v2.safetensors"))
-    'lymph_node_v2'
-    """
-    if checkpoint.name == "checkpoint.safetensors" and checkpoint.resolve().parent.name:
-        return checkpoint.resolve().parent.name
-    return checkpoint.stem

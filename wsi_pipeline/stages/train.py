@@ -120,7 +120,7 @@ def models_to_train(config: Config, names: Sequence[str]) -> dict[str, TrainConf
     ConfigError, ModelError
         If there is none, or no architecture or file of weights of that name.
     """
-    from wsi_pipeline.models import MODELS
+    from wsi_pipeline.models import MODELS, find_architecture
     from wsi_pipeline.models.pretrained import check_weights_file
     from wsi_pipeline.training.courses import choose_course
 
@@ -136,9 +136,7 @@ def models_to_train(config: Config, names: Sequence[str]) -> dict[str, TrainConf
         for name in names or config.train
     }
     for settings in chosen.values():
-        if settings.model.name not in MODELS:
-            known = ", ".join(sorted(MODELS))
-            raise ConfigError(f"no model is called '{settings.model.name}'; known: {known}")
+        find_architecture(settings.model.name)
         choose_course(settings).check(settings)
         if settings.model.weights:
             check_weights_file(settings.model.weights)

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from wsi_pipeline.config.settings import TrainConfig, fine_tuning_settings
 from wsi_pipeline.errors import ConfigError
-from wsi_pipeline.models import MODELS, BlockClassifier, PatchClassifier
+from wsi_pipeline.models import MODELS, BlockClassifier, PatchClassifier, find_architecture
 from wsi_pipeline.training.course import Course
 from wsi_pipeline.training.frozen_maps import FrozenMaps
 from wsi_pipeline.training.history import EpochRecord
@@ -144,16 +144,16 @@ def can_recur(config: TrainConfig) -> bool:
 
 
 def _find_problem(config: TrainConfig) -> str | None:
-    kind = MODELS.get(config.model.name)
+    kind = find_architecture(config.model.name)
     found = fine_tuning_settings(config)
-    if kind is None or not (issubclass(kind, BlockClassifier) or _NEED_BLOCKS.isdisjoint(found)):
+    if not (issubclass(kind, BlockClassifier) or _NEED_BLOCKS.isdisjoint(found)):
         with_blocks = sorted(n for n, k in MODELS.items() if issubclass(k, BlockClassifier))
         names = ", ".join(sorted(_NEED_BLOCKS & set(found)))
         return (
             f"{names}: the model has no blocks that can be frozen or have their own rate; leave "
             f"that out, or take one of {', '.join(with_blocks)}"
         )
-    if kind is not None and issubclass(kind, BlockClassifier):
+    if issubclass(kind, BlockClassifier):
         n = kind.n_blocks
         if isinstance(config.freeze, int) and config.freeze > n:
             return (

@@ -7,7 +7,7 @@ import torch
 
 from tiling.wording import format_duration
 from wsi_pipeline.config.settings import TrainConfig
-from wsi_pipeline.models import MODELS, BlockClassifier
+from wsi_pipeline.models import BlockClassifier, find_architecture
 
 LONG_S = 24 * 3600.0  # a training that takes longer is worth a warning
 SKIPPED = 5  # first steps: caches fill, kernels are chosen
@@ -98,8 +98,8 @@ def suggest(config: TrainConfig, device: torch.device) -> list[str]:
         found.append("train on a GPU (--device cuda)")
     elif config.precision == "fp32":
         found.append("set precision: bf16")
-    kind = MODELS.get(config.model.name)
-    has_blocks = kind is not None and issubclass(kind, BlockClassifier)
+    kind = find_architecture(config.model.name)
+    has_blocks = issubclass(kind, BlockClassifier)
     is_pretrained = config.model.weights is not None
     if has_blocks and is_pretrained and config.freeze is None and config.protopnet is None:
         found.append("freeze blocks of the initial weights (freeze: all)")

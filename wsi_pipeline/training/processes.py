@@ -80,7 +80,9 @@ def share_gradients(loss: nn.Module) -> nn.Module:
     """Wrap a loss so that gradients are averaged over the processes during the backward pass."""
     if not dist.is_initialized():
         return loss
-    return DistributedDataParallel(loss, broadcast_buffers=False, gradient_as_bucket_view=True)
+    # Batch normalisation's running statistics are those of the first process.
+    normalised = any(isinstance(m, torch.nn.BatchNorm2d) for m in loss.modules())
+    return DistributedDataParallel(loss, broadcast_buffers=normalised, gradient_as_bucket_view=True)
 
 
 def without_exchange(loss: nn.Module, *, unless: bool) -> contextlib.AbstractContextManager[Any]:

@@ -16,7 +16,7 @@ from wsi_pipeline.config.devices import place_model
 from wsi_pipeline.config.settings import TrainConfig
 from wsi_pipeline.errors import ModelError
 from wsi_pipeline.models import PatchClassifier, build_model
-from wsi_pipeline.models.pretrained import load_imagenet_weights
+from wsi_pipeline.models.pretrained import ImageNetModel, load_imagenet_weights
 
 
 def build_classifier(config: TrainConfig, device: torch.device) -> PatchClassifier:
@@ -31,10 +31,10 @@ def build_classifier(config: TrainConfig, device: torch.device) -> PatchClassifi
     preprocess = dataclasses.asdict(config.model.preprocess)
     model = build_model(name, preprocess=preprocess, **config.model.options)
     if weights is not None:
-        if not hasattr(model, "features"):
+        if not hasattr(model, "features") and not isinstance(model, ImageNetModel):
             raise ModelError(
                 f"{name} cannot start from ImageNet weights ({weights.name}); they are for the VGG "
-                "models: leave model.weights out"
+                "and ResNet models: leave model.weights out"
             )
         load_imagenet_weights(model, weights)
     return place_model(model, device)

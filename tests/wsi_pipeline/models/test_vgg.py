@@ -165,6 +165,9 @@ SMALL = {
     "vgg19": {"width": 1 / 16},
     "patchnet": {"m": 5, "filters": 4, "depth": 2},
     "precision_patchnet": {"m": 5, "filters": 4, "depth": 2},
+    "resnet18": {"width": 1 / 16},
+    "resnet34": {"width": 1 / 16, "pooling": "average"},
+    "resnet50": {"width": 1 / 16},
     "protopnet": {"base": "vgg11", "width": 1 / 16, "depth": 16},
 }
 

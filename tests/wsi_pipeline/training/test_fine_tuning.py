@@ -64,7 +64,7 @@ def rates(course, step, steps_per_epoch=10):
 # ------------------------------------------------------------------ frozen blocks
 
 
-@pytest.mark.parametrize("name", ["vgg16", "vgg11", "vgg19", "cam", "protopnet"])
+@pytest.mark.parametrize("name", ["vgg16", "vgg11", "cam", "protopnet", "resnet18"])
 def test_blocks_in_parts_give_the_logits_of_the_whole(name):
     model = build_model(name, width=0.0625).eval()
     x = torch.rand(2, 3, 64, 64)
@@ -73,7 +73,9 @@ def test_blocks_in_parts_give_the_logits_of_the_whole(name):
             assert torch.equal(model.decode(model.encode(x, n), n), model(x))
     counts = [sum(p.numel() for p in block.parameters()) for block in model.blocks()]
     assert len(counts) == model.n_blocks == 5
-    assert sum(counts) == sum(p.numel() for p in model.features.parameters())
+    top = ("output.", "classifier.", "add_on.", "last.", "prototypes")
+    rest = [p.numel() for name, p in model.named_parameters() if not name.startswith(top)]
+    assert sum(counts) == sum(rest)
 
 
 @pytest.mark.parametrize(
@@ -96,6 +98,17 @@ def test_frozen_parameters_keep_their_bits_and_all_others_change(
 
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed == {name for name in before if name.startswith(trained)}
+
+
+def test_running_statistics_of_frozen_blocks_stay(fake_store, tmp_path):
+    """A frozen batch normalisation that goes on averaging would change the frozen maps."""
+    model = ModelConfig("resnet18", {"width": 0.0625})
+    config = replace(VGG, model=model, freeze=2, max_epochs=1, augment=FLIPS)
+    trained = load_checkpoint(train(fake_store, tmp_path, config).checkpoint)[0]
+    assert int(trained.bn1.num_batches_tracked) == 0
+    assert int(trained.layer1[0].bn1.num_batches_tracked) == 0
+    assert torch.equal(trained.bn1.running_mean, torch.zeros_like(trained.bn1.running_mean))
+    assert int(trained.layer2[0].bn1.num_batches_tracked) == 3
 
 
 @pytest.mark.parametrize("freeze", [2, "all"])
