@@ -86,6 +86,14 @@ GUIDES = {
         ),
         "config.md",
     ),
+    "apply": Guide(
+        (
+            "apply slides/ --checkpoint model.safetensors --out run",
+            "apply slides/ --checkpoint zoo/breast-resnet34 --positive Tumor --out run",
+        ),
+        "predict.md",
+        ("predict", "heatmap", "export"),
+    ),
     "demo": Guide(("demo", "demo --out my_demo --quiet"), "README.md"),
     "froc": Guide(
         (
