@@ -10,6 +10,7 @@ import yaml
 
 from wsi_pipeline.config.reading import read_config, train_config
 from wsi_pipeline.config.settings import (
+    FINE_TUNING,
     AugmentConfig,
     ImagesConfig,
     ModelConfig,
@@ -52,6 +53,7 @@ def test_a_published_recipe_leaves_no_key_of_its_training_unsaid(name):
         unused = {"rho", "momentum"} if train["optimizer"] == "adam" else set()
         unused |= {"steps_per_epoch"} if train["sampling"] == "shuffle" else set()
         unused |= {"protopnet"} if train["model"]["name"] != "protopnet" else set()
+        unused |= set(FINE_TUNING) - set(train)  # without effect where it is not set
         assert set(train) == keys_of(TrainConfig) - {"seed"} - unused  # the run's seed
         assert set(train["augment"]) == keys_of(AugmentConfig)
         if "protopnet" in train:

@@ -237,6 +237,14 @@ PUSHED = (
 SPLIT = "train train val val test test"
 NETS = ("patchnet_11", "patchnet_17", "patchnet_31", "cam")
 OURS = ("patchnet_11", "patchnet_17", "patchnet_31", "vgg16", "cam")
+FINE_TUNED = (
+    "vgg16_probe",
+    "vgg16_block5",
+    "vgg16_block5_slow",
+    "vgg16_block5_moments",
+    "vgg16_lecture",
+)
+IMAGENET_PATCHES = ("vgg16_lecture", "vgg16_probe", "vgg16_block5")
 TRAIN_VAL = ("train", "val")
 ALL = ("train", "val", "test")
 PATCHES = ("accuracy", "recall", "precision", "roc_auc", *MATRIX)
@@ -399,6 +407,30 @@ FAKES: dict[str, Fake] = {
             for figure in ("exact_match", "recall", "roc_auc")
         ]
         + of_splits(["patchnet_21", "cam", "vgg11"], ("val", "test"), RANKED),
+    ),
+    "camelyon16_patches_imagenet": Fake(
+        draw_camelyon_tables,
+        (
+            SIZE_32,
+            *(f"train.{m}.model.weights=null" for m in IMAGENET_PATCHES),
+            "input=configs/camelyon",
+            "images.table=configs/camelyon/without_tumor_001.csv",
+            "stages=[tile, train, predict, evaluate]",
+        ),
+        [(m, "patch", name) for m in IMAGENET_PATCHES for name in ("roc_auc", "accuracy")],
+    ),
+    "glas_vgg16": Fake(
+        draw_glas,
+        (
+            SIZE_32,
+            *(f"train.{m}.model.weights=null" for m in FINE_TUNED),
+            "stages=[tile, train, predict, evaluate]",
+        ),
+        [
+            (m, "patch", name)
+            for m in (*FINE_TUNED, "vgg16_scratch")
+            for name in ("roc_auc", "accuracy")
+        ],
     ),
     "camelyon16_patches": Fake(
         draw_camelyon_tables,
@@ -578,6 +610,12 @@ def test_commands_of_the_blocks_run_in_their_order(tmp_path, capsys):
             words = [word.replace("$PWD", str(tmp_path)) for word in words]
             if program == "python":
                 assert words[0] == "-m"
+                if words[1] == "wsi_pipeline.cli.cross_validation":
+                    fake = FAKES[Path(words[2]).stem].settings
+                    settings = [*tiny_models(yaml.safe_load(Path(words[2]).read_text())), *fake]
+                    at = words.index("--weights")
+                    del words[at : at + 2]  # tiny networks start from random weights
+                    words += ["--folds", "3", *as_words(s for s in settings if "stages" not in s)]
                 assert importlib.import_module(words[1]).main(words[2:]) == 0, words
                 continue
             assert program == "wsi-pipeline"

@@ -171,6 +171,16 @@ class TrainConfig:
     rho: Forgetting = 0.9  # RMSprop's forgetting, lecture's rho, torch's alpha
     momentum: Forgetting = 0.9  # lecture's alpha
     eps: Positive = 1e-8  # inside the optimiser's denominator
+    # Fine-tuning of initial weights (docs/train.md); none of it in the lecture. Blocks are counted
+    # from the input, the head is what follows them.
+    freeze: Count | Literal["all"] | None = None  # so many first blocks; all: a linear probe
+    head_epochs: Annotated[int, Field(ge=0)] = 0  # first epochs, of the head alone
+    head_lr: Positive | None = None  # learning rate of the head; None: lr
+    # Block k of n learns at lr * layer_decay^(n - k)
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    warmup_steps: Annotated[int, Field(ge=0)] = 0  # in which the rates rise linearly to their value
+    # Before that, steps in which only the optimiser's running averages change, no weights
+    moment_steps: Annotated[int, Field(ge=0)] = 0
     batch_size: Count = 32  # patches; not given in the lecture
     # What an epoch is made of. balanced: draws with replacement, first a class, then a slide (of
     # images, a patient), then a patch (lecture); shuffle: one pass over all patches, each once, in
@@ -199,6 +209,22 @@ class TrainConfig:
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     protopnet: ProtoPNetConfig | None = None  # of the model protopnet; None: another model
     seed: Seed | None = None  # None: that of the whole config
+
+
+# Settings of fine-tuning, without effect at their defaults.
+FINE_TUNING = ("freeze", "head_epochs", "head_lr", "layer_decay", "warmup_steps", "moment_steps")
+
+
+def fine_tuning_settings(config: TrainConfig) -> dict[str, Any]:
+    """Return the settings of fine-tuning that are not at their defaults.
+
+    Examples
+    --------
+    >>> fine_tuning_settings(TrainConfig(model=ModelConfig("vgg16"), freeze="all"))
+    {'freeze': 'all'}
+    """
+    values = {name: getattr(config, name) for name in FINE_TUNING}
+    return {name: value for name, value in values.items() if value != getattr(TrainConfig, name)}
 
 
 # Values of each model's own source, in the structure of a config.
@@ -242,9 +268,9 @@ RECIPES: dict[str, dict[str, Any]] = {
 def result_settings(config: TrainConfig) -> dict[str, Any]:
     """Return the settings that a training's result depends on, for fingerprints.
 
-    Settings that do not affect the result have their default. `sampling`, `protopnet` and the
-    precision `auto` are newer than existing run folders, so they are left out, or have the value
-    of then, where they equal the earlier behaviour.
+    Settings that do not affect the result have their default. `sampling`, `protopnet`, those of
+    fine-tuning and the precision `auto` are newer than existing run folders, so they are left out,
+    or have the value of then, where they equal the earlier behaviour.
     """
     values = {f.name: getattr(config, f.name) for f in fields(config)}
     values["readers"] = TrainConfig.readers
@@ -256,6 +282,9 @@ def result_settings(config: TrainConfig) -> dict[str, Any]:
     del values["steps_per_epoch" if config.sampling == "shuffle" else "sampling"]
     if config.protopnet is None:
         del values["protopnet"]
+    for name in FINE_TUNING:
+        if name not in fine_tuning_settings(config):
+            del values[name]
     return values
 
 

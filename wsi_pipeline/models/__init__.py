@@ -7,7 +7,7 @@ from typing import Any
 
 from wsi_pipeline.config.settings import PreprocessConfig, preprocess_settings
 from wsi_pipeline.errors import ModelError
-from wsi_pipeline.models.base import PatchClassifier
+from wsi_pipeline.models.base import BlockClassifier, PatchClassifier
 from wsi_pipeline.models.cam import CAM
 from wsi_pipeline.models.patchnet import PatchNet, PrecisionPatchNet
 from wsi_pipeline.models.plugins import load_plugin
@@ -16,7 +16,7 @@ from wsi_pipeline.models.protopnet import ProtoPNet
 from wsi_pipeline.models.resnet import ResNet18, ResNet34, ResNet50
 from wsi_pipeline.models.vgg import VGG11, VGG16, VGG19, VGG11Pooled
 
-__all__ = ["MODELS", "PatchClassifier", "build_model", "find_architecture"]
+__all__ = ["MODELS", "BlockClassifier", "PatchClassifier", "build_model", "find_architecture"]
 
 MODELS: dict[str, type[PatchClassifier]] = {
     "cam": CAM,

@@ -1,6 +1,7 @@
-"""Base class of all patch classifiers."""
+"""Base classes of all patch classifiers."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -66,3 +67,29 @@ class PatchClassifier(nn.Module, ABC):
         """Return F(I) in [0, 1] for each image, shape (B,)."""
         logits: Tensor = self(x)
         return logits.float().sigmoid()
+
+
+class BlockClassifier(PatchClassifier):
+    """A classifier made of consecutive blocks and a head: what fine-tuning can freeze in parts.
+
+    Its loss is the cross-entropy of its logits.
+
+    Attributes
+    ----------
+    n_blocks : int
+        Number of blocks, the head not included.
+    """
+
+    n_blocks: ClassVar[int]
+
+    @abstractmethod
+    def blocks(self) -> Sequence[nn.Module]:
+        """Return the blocks from the input to the head; parameters in none are the head's."""
+
+    @abstractmethod
+    def encode(self, x: Tensor, n_blocks: int) -> Tensor:
+        """Apply preprocessing and the first blocks: (B, 3, H, W) in [0, 1] -> (B, C, h, w)."""
+
+    @abstractmethod
+    def decode(self, maps: Tensor, n_blocks: int) -> Tensor:
+        """Apply the blocks after the first `n_blocks` and the head: (B, C, h, w) -> (B,) logits."""

@@ -28,10 +28,9 @@ class CAM(VGGFeatures):
         super().__init__(width=width)
         self.output = make_output(self.channels)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the logits of images: (B, 3, H, W) float in [0, 1], at least 8 px -> (B,)."""
-        maps = self.feature_maps(x)
-        with torch.autocast(x.device.type, enabled=False):
+    def top(self, maps: Tensor) -> Tensor:
+        """Return the logits of images from their last maps: (B, channels, h, w) -> (B,)."""
+        with torch.autocast(maps.device.type, enabled=False):
             logits: Tensor = self.output(maps.to(self.output.weight.dtype).mean(dim=(2, 3)))
         return logits.squeeze(-1)
 

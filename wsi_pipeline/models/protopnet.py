@@ -114,8 +114,11 @@ class ProtoPNet(VGGFeatures):
         -------
         z : (B, D, H // 32, W // 32) in [0, 1]
         """
-        maps = self.feature_maps(x)
-        with torch.autocast(x.device.type, enabled=False):  # half precision would round z to 1e-3
+        return self._embed(self.feature_maps(x))
+
+    def _embed(self, maps: Tensor) -> Tensor:
+        """Apply the add-on layers to the last maps: (B, channels, h, w) -> (B, D, h, w)."""
+        with torch.autocast(maps.device.type, enabled=False):  # else z is rounded to 1e-3
             z: Tensor = self.add_on(maps.to(self.prototypes.dtype))
         return z
 
@@ -149,6 +152,11 @@ class ProtoPNet(VGGFeatures):
         """Return each image's similarity to each prototype, at its nearest position: -> (B, P)."""
         return self.similarity_maps(x).amax(dim=(2, 3))
 
+    def top(self, maps: Tensor) -> Tensor:
+        """Return the logit of class 1 minus that of class 0 from the last maps: -> (B,)."""
+        found = similarity(self.distances_of(self._embed(maps))).amax(dim=(2, 3))
+        return difference(self.weigh(found)).to(found.dtype)
+
     def class_logits(self, x: Tensor) -> Tensor:
         """Return the logits of both classes: -> (B, 2)."""
         similarities = self.similarities(x)
@@ -161,11 +169,6 @@ class ProtoPNet(VGGFeatures):
         """
         with torch.autocast(similarities.device.type, enabled=False):
             return F.linear(similarities.double(), self.last.weight.double())
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the logit of class 1 minus that of class 0: (B, 3, H, W) in [0, 1] -> (B,)."""
-        similarities = self.similarities(x)
-        return difference(self.weigh(similarities)).to(similarities.dtype)
 
     def keep(self, kept: Tensor) -> None:
         """Drop prototypes, their weights and sources; `options` then describe the smaller network.

@@ -10,6 +10,7 @@ References
 """
 
 import math
+from abc import abstractmethod
 from typing import ClassVar
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from wsi_pipeline.errors import ModelError
-from wsi_pipeline.models.base import PatchClassifier
+from wsi_pipeline.models.base import BlockClassifier
 
 # [1], table 1: output channels of each 3x3 convolution; M is 2x2 max pooling, stride 2.
 # fmt: off
@@ -49,7 +50,7 @@ class ReLU(nn.ReLU):
         return x.relu_() if torch.is_inference_mode_enabled() else super().forward(x)
 
 
-class VGGFeatures(PatchClassifier):
+class VGGFeatures(BlockClassifier):
     """What all VGGs share: normalisation and convolutions; a child adds the top.
 
     The convolutions are named as in torchvision (``features.0.weight``, ...), so that its ImageNet
@@ -65,6 +66,7 @@ class VGGFeatures(PatchClassifier):
 
     configuration: ClassVar[str]  # column of [1], table 1
     poolings: ClassVar[int] = POOLINGS  # the first so many are kept
+    n_blocks: ClassVar[int] = POOLINGS  # each ends with a pooling, or its placeholder
     mean: Tensor
     std: Tensor
 
@@ -86,6 +88,41 @@ class VGGFeatures(PatchClassifier):
 
     def feature_maps(self, x: Tensor) -> Tensor:
         """Return the last maps of images: (B, 3 or 1, H, W) in [0, 1] -> (B, channels, h, w)."""
+        maps: Tensor = self.features(self._normalise(x))
+        return maps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the logits of images: (B, 3, H, W) float in [0, 1] -> (B,)."""
+        return self.top(self.feature_maps(x))
+
+    @abstractmethod
+    def top(self, maps: Tensor) -> Tensor:
+        """Return the logits of images from their last maps: (B, channels, h, w) -> (B,)."""
+
+    def blocks(self) -> list[nn.Module]:
+        """Return the five blocks of convolutions ([1], table 1), each with its pooling."""
+        ends = self._ends()
+        return [self.features[a:b] for a, b in zip([0, *ends], ends, strict=False)]
+
+    def encode(self, x: Tensor, n_blocks: int) -> Tensor:
+        """Return the maps of images after some blocks: (B, 3 or 1, H, W) in [0, 1] -> (B, C, h, w).
+
+        With no block, the normalised images.
+        """
+        maps: Tensor = self.features[: [0, *self._ends()][n_blocks]](self._normalise(x))
+        return maps
+
+    def decode(self, maps: Tensor, n_blocks: int) -> Tensor:
+        """Return the logits of images from the maps of `encode`: (B, C, h, w) -> (B,)."""
+        return self.top(self.features[[0, *self._ends()][n_blocks] :](maps))
+
+    def _ends(self) -> list[int]:
+        """Return where each block ends in `features`."""
+        last = (nn.MaxPool2d, nn.Identity)
+        return [i + 1 for i, module in enumerate(self.features) if isinstance(module, last)]
+
+    def _normalise(self, x: Tensor) -> Tensor:
+        """Prepare images and normalise their colours; a single channel is spread to three."""
         x = self.prepare(x)
         least = 2**self.poolings
         if min(x.shape[-2:]) < least:
@@ -94,8 +131,7 @@ class VGGFeatures(PatchClassifier):
                 f"{type(self).__name__} halves its input {times} times and needs at least {least} "
                 f"x {least} px, got {x.shape[-1]} x {x.shape[-2]}"
             )
-        maps: Tensor = self.features((x - self.mean) / self.std)  # a single channel is spread
-        return maps
+        return (x - self.mean) / self.std
 
 
 class VGG(VGGFeatures):
@@ -109,20 +145,9 @@ class VGG(VGGFeatures):
         super().__init__(width=width)
         self.output = make_output(self.channels)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the logits of images.
-
-        Parameters
-        ----------
-        x : (B, 3, H, W) float in [0, 1]
-            At least 32 px on each side.
-
-        Returns
-        -------
-        logits : (B,)
-        """
-        maps = self.feature_maps(x)
-        with torch.autocast(x.device.type, enabled=False):
+    def top(self, maps: Tensor) -> Tensor:
+        """Return the logits of images from their last maps: (B, channels, h, w) -> (B,)."""
+        with torch.autocast(maps.device.type, enabled=False):
             # In half precision the last sum would leave a few hundred distinct scores.
             logits: Tensor = self.output(maps.amax(dim=(2, 3)).to(self.output.weight.dtype))
         return logits.squeeze(-1)
@@ -175,14 +200,13 @@ class VGG11(VGGFeatures):
                 nn.init.normal_(layer.weight, std=math.sqrt(2 / layer.in_features))
                 nn.init.zeros_(layer.bias)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the logits of images: (B, 3, H, W) float in [0, 1] -> (B,)."""
-        maps = self.feature_maps(x)
+    def top(self, maps: Tensor) -> Tensor:
+        """Return the logits of images from their last maps: (B, channels, h, w) -> (B,)."""
         if maps.shape[-2:] != (TOP_SIDE, TOP_SIDE):
             maps = F.adaptive_avg_pool2d(maps, TOP_SIDE)
         hidden = self.classifier[:-1](maps.flatten(1))
         output = self.classifier[-1]
-        with torch.autocast(x.device.type, enabled=False):
+        with torch.autocast(maps.device.type, enabled=False):
             logits: Tensor = output(hidden.to(output.weight.dtype))
         return logits.squeeze(-1)
 

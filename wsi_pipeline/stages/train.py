@@ -101,6 +101,13 @@ def train(
                 name,
                 steps,
             )
+        if settings.freeze is not None and settings.model.weights is None:
+            log.warning(
+                "train.%s.freeze=%s keeps random weights as they are, since it starts from none; "
+                "give --weights FILE, or model.weights in the config",
+                name,
+                settings.freeze,
+            )
     tasks = [TrainModel(name, prepared, how, options.device) for name, how in chosen.items()]
     return run_stage("train", run, tasks, config, options)
 

@@ -71,9 +71,25 @@ class Course:
     def begin(self, epoch: int) -> None:
         """Prepare the model and the optimiser for an epoch (from 1), or as they were in one."""
 
+    def begin_step(self, step: int, steps_per_epoch: int) -> None:
+        """Prepare the optimiser for a step, counted from 0 over all epochs."""
+
+    def has_even_pace(self, epoch: int) -> bool:
+        """Return whether the steps of an epoch take as long as those of later ones."""
+        return True
+
+    def set_training(self) -> None:
+        """Put the model into training mode."""
+        self.model.train()
+
     def loss(self, x: Tensor, y: Tensor) -> Tensor:
         """Return the mean loss of a batch: (B, C, H, W) and (B,) -> scalar."""
         return self.model.loss(x, y)
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Return the logits of images, for validation: (B, C, H, W) -> (B,)."""
+        logits: Tensor = self.model(x)
+        return logits
 
     def end(self, epoch: int, read: ReadTraining) -> str:
         """Do what follows the pass of an epoch, before validation; return a note, or ``""``."""

@@ -71,6 +71,7 @@ from wsi_pipeline.training.outputs import (
     write_ledger,
     write_outputs,
 )
+from wsi_pipeline.training.pace import Pace
 from wsi_pipeline.training.recipe import build_classifier
 from wsi_pipeline.training.resume import (
     ResumeState,
@@ -264,6 +265,7 @@ class _Training:
             self._chosen = Rows.choose(val, config.val_patches, seed=self._seed)
         if config.stop_at_train_accuracy is not None:
             self._fitted = Rows.choose(train, config.val_patches, seed=self._seed)
+        self._pace = Pace(config, device)
         self.history: list[EpochRecord] = []
         self._remeasured: EpochRecord | None = None  # the best epoch, with what `finish` changed
         self.drawn = np.zeros((len(train), 2), np.int64)
@@ -386,18 +388,24 @@ class _Training:
             start + np.arange(n)[processes.own_share(n)]
             for start, n in zip(starts, sizes, strict=True)
         ]
-        self.model.train()
+        self._course.set_training()
         losses = Losses(every=1 if self._device.type == "cpu" else FETCHED_EVERY)
         weights: list[int] = []  # the last batch of a pass may be smaller
+        if self._course.has_even_pace(epoch):
+            self._pace.begin_epoch()
         for step, batch in enumerate(self._batches(self._train, slide, patch, rows)):
             samples = rows[step][batch.readable]
+            self._course.begin_step((epoch - 1) * len(rows) + step, len(rows))
             loss = self._step(batch.pixels, label[samples], samples, augment)
             if loss is not None:
                 weights.append(sizes[step])
                 self._check_losses(losses.add(loss), epoch)
+            steps = len(rows)
+            done = (epoch - 1) * steps + step + 1
+            warning = self._pace.end_step(done=done, steps_per_epoch=steps)
+            if warning and processes.rank() == 0:
+                log.warning("%s", warning)
             if on_progress:
-                steps = len(rows)
-                done = (epoch - 1) * steps + step + 1
                 on_progress(done, config.max_epochs * steps)
         self._check_losses(losses.fetch(), epoch)
         if not losses.values:
@@ -495,7 +503,7 @@ class _Training:
             if batch.readable.any():
                 x = to_unit_range(batch.pixels, self._device)
                 with compute_in(self._precision, self._device):
-                    found = self.model(x)
+                    found = self._course.logits(x)
                 part[batch.readable] = found.double().cpu().numpy()
                 if not np.isfinite(part[batch.readable]).all():
                     part[batch.readable & ~np.isfinite(part)] = np.inf  # NaN means unread

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from tiling.files import write_json
 from tiling.wording import pluralize
 from wsi_pipeline.config.devices import exact_fp32
-from wsi_pipeline.config.settings import ProtoPNetConfig, TrainConfig
+from wsi_pipeline.config.settings import ProtoPNetConfig, TrainConfig, fine_tuning_settings
 from wsi_pipeline.csv_files import write_csv
 from wsi_pipeline.errors import ConfigError, ModelError
 from wsi_pipeline.models import PatchClassifier
@@ -243,6 +243,11 @@ def describe_prototypes(model: ProtoPNet, before_pruning: list[int], epoch: int)
 
 def _find_problem(config: TrainConfig, own: ProtoPNetConfig) -> str:
     """Describe the first of the settings that cannot be; empty if all can."""
+    if unused := fine_tuning_settings(config):
+        return (
+            f"{', '.join(unused)}: no effect on a protopnet, whose rates and frozen epochs are "
+            "those of protopnet; leave that out"
+        )
     epochs, first, every = config.max_epochs, own.push_from, own.push_every
     if epochs < first:
         return (

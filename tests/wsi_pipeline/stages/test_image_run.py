@@ -373,6 +373,17 @@ def test_patchnets_pass_over_all_images_in_each_epoch(tmp_path, caplog):
     assert sum(draws_of(run).values()) == 2 * 3 * 4
 
 
+def test_frozen_random_weights_get_a_warning(tmp_path, caplog):
+    """Without a file of weights, a probe would be one of noise."""
+    run = tiled(tmp_path)
+    words = ["train", str(run), "--model", "vgg11_pooled", "--quiet", "--set", "freeze=all"]
+    for setting in ("model.options={width: 0.02}", "steps_per_epoch=1", "max_epochs=1"):
+        words += ["--set", setting]
+    assert cli.main(words) == 0
+    assert "train.vgg11_pooled.freeze=all keeps random weights" in caplog.text
+    assert "--weights FILE" in caplog.text
+
+
 def test_the_smaller_class_is_repeated_where_asked(tmp_path):
     """PatchNet paper 1, 4.2: malignant images are up-sampled to parity."""
     folder = make_folder(tmp_path / "data", n=8)
