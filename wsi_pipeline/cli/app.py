@@ -25,7 +25,7 @@ from wsi_pipeline.cli.manual import init, settings
 from wsi_pipeline.cli.options import EXIT_NOTHING_DONE
 from wsi_pipeline.cli.planning import plan, slides
 from wsi_pipeline.cli.pn_stage import stage as stage_patients
-from wsi_pipeline.cli.runs import collect, compare, demo, run
+from wsi_pipeline.cli.runs import apply, collect, compare, demo, run
 from wsi_pipeline.config.stages import STAGES
 from wsi_pipeline.run.interrupts import EXIT_INTERRUPTED, end_now, watch_signals
 
@@ -75,7 +75,7 @@ WITH_OPTIONS: dict[str, Callable[..., None]] = {
 }
 BEFORE_A_RUN: tuple[Callable[..., None], ...] = (init, settings, slides, plan)
 FURTHER: tuple[Callable[..., None], ...] = (
-    *(run, demo, froc, stage_patients),
+    *(run, apply, demo, froc, stage_patients),
     *(compare, baselines, collect, doctor),
 )
 

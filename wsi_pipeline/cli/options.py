@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -41,6 +42,22 @@ DaskOption = Annotated[
 ]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Rebuild finished outputs.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", help="Print only errors and the last line.")]
+ArchitectureOption = Annotated[
+    str | None,
+    typer.Option(
+        "--architecture",
+        metavar="NAME",
+        help="Network of a state dict with torchvision's names: resnet18, densenet121, ...",
+    ),
+]
+PositiveOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--positive",
+        metavar="CLASS",
+        help="Class of a model with several whose probability is the score; repeatable: the sum.",
+    ),
+]
 ModelOption = Annotated[
     list[str] | None, typer.Option("--model", help="Model name; repeatable. Default: all.")
 ]
@@ -60,6 +77,12 @@ def with_options(command: Callable[..., None]) -> Callable[..., None]:
     with_one.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]  # for typer
     with_one.__annotations__ = {p.name: p.annotation for p in parameters}
     return with_one
+
+
+def describe_model(architecture: str | None, positive: Sequence[str] | None) -> list[str]:
+    """Write options on a model of another program as settings of ``predict``."""
+    given = {"architecture": architecture, "positive": list(positive or ())}
+    return [f"{key}={json.dumps(value)}" for key, value in given.items() if value]
 
 
 def check_each(check: Callable[[str], None]) -> Callable[[list[str]], list[str]]:

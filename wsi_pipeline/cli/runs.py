@@ -1,4 +1,4 @@
-"""Commands of whole runs: ``run``, ``demo``, ``collect`` and ``compare``."""
+"""Commands of whole runs: ``run``, ``apply``, ``demo``, ``collect`` and ``compare``."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -7,13 +7,20 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from wsi_pipeline.cli.options import (
+    ArchitectureOption,
+    ConfigOption,
     ModelOption,
+    PositiveOption,
     QuietOption,
     RunArgument,
     SetOption,
+    check_each,
+    describe_model,
     finish,
+    read_settings,
     with_options,
 )
+from wsi_pipeline.exports import check_format
 
 if TYPE_CHECKING:
     from wsi_pipeline.config.reading import Config
@@ -49,6 +56,50 @@ def _run(settings: "Config", options: "Options") -> NoReturn:
     reported = any(result.stage == "report" and not result.failed for result in results)
     last_line = str(folder.report) if reported else ""
     finish(results, settings.out, last_line, quiet=options.quiet)
+
+
+@with_options
+def apply(
+    slides: Annotated[Path, typer.Argument(metavar="SLIDES", help="Slide, folder or manifest.")],
+    checkpoint: Annotated[
+        list[Path],
+        typer.Option(
+            "--checkpoint",
+            help="Model, as of predict: a checkpoint, WSInfer's form, or a state dict. Repeatable.",
+        ),
+    ],
+    out: Annotated[Path, typer.Option("--out", metavar="RUN", help="Run folder.")],
+    options: "Options",
+    formats: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--format",
+            metavar="F",
+            callback=lambda names: check_each(check_format)(names or []),
+            help="Export, as of the command export; repeatable. Default: qupath.",
+        ),
+    ] = None,
+    architecture: ArchitectureOption = None,
+    positive: PositiveOption = None,
+    config: ConfigOption = None,
+    set_: SetOption = None,
+) -> None:
+    """Apply a model to slides: scores, heatmaps and files for QuPath, in one command."""
+    from wsi_pipeline.layout import RunFolder
+    from wsi_pipeline.stages.whole_run import apply_models
+
+    set_ = [*(set_ or ()), *describe_model(architecture, positive)]
+    settings = read_settings(out, config, set_, section="predict", quiet=options.quiet)
+    results = apply_models(
+        RunFolder(out),
+        replace(settings, out=out),
+        options,
+        slides=slides,
+        checkpoints=checkpoint,
+        formats=formats or ["qupath"],
+    )
+    written = "" if results[-1].exit_code == 1 else f"{out / 'heatmaps'}, {out / 'exports'}"
+    finish(results, out, written, quiet=options.quiet)
 
 
 def demo(

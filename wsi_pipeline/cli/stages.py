@@ -9,12 +9,15 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from wsi_pipeline.cli.options import (
+    ArchitectureOption,
     ConfigOption,
     FileOption,
     ModelOption,
+    PositiveOption,
     RunArgument,
     SetOption,
     check_each,
+    describe_model,
     finish,
     read_settings,
     with_options,
@@ -124,23 +127,8 @@ def predict(
             "run's own.",
         ),
     ] = None,
-    architecture: Annotated[
-        str | None,
-        typer.Option(
-            "--architecture",
-            metavar="NAME",
-            help="Network of a state dict with torchvision's names: resnet18, densenet121, ...",
-        ),
-    ] = None,
-    positive: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--positive",
-            metavar="CLASS",
-            help="Class of a model with several whose probability is the score; repeatable: the "
-            "sum.",
-        ),
-    ] = None,
+    architecture: ArchitectureOption = None,
+    positive: PositiveOption = None,
     slides: Annotated[
         Path | None,
         typer.Option(
@@ -156,11 +144,8 @@ def predict(
     from wsi_pipeline.layout import RunFolder
     from wsi_pipeline.stages import predict as predict_stage
 
-    given = {"architecture": architecture, "positive": positive}
-    short = [f"{key}={json.dumps(value)}" for key, value in given.items() if value]
-    settings = read_settings(
-        run, config, [*(set_ or ()), *short], section="predict", quiet=options.quiet
-    )
+    set_ = [*(set_ or ()), *describe_model(architecture, positive)]
+    settings = read_settings(run, config, set_, section="predict", quiet=options.quiet)
     settings = replace(settings, out=run)
     folder, files = RunFolder(run), checkpoint or []
     if slides:

@@ -14,6 +14,7 @@ from tiling.contracts import OnProgress, StrPath, TileConfig
 from tiling.errors import GridError, PatchSizeError
 from tiling.store import PatchStore
 from wsi_pipeline.cohort.colours import find_far
+from wsi_pipeline.cohort.stain_view import normalise_patches, stain_method
 from wsi_pipeline.config.devices import resolve_device, resolve_precision
 from wsi_pipeline.config.model_files import find_model, fit_meta, open_external
 from wsi_pipeline.config.reading import digest_settings
@@ -118,7 +119,7 @@ def predict(
             max_unreadable=store.tiling["max_unreadable"],
             on_progress=on_progress,
         )
-        if far := find_far(store, meta.card):
+        if far := find_far(normalise_patches(store, stain_method(model)), meta.card):
             log.warning("%s: %s", store.slide_id, far)
         check = summary.precision_check
         how = (settings.precision, settings.compiler, settings.tolerance)

@@ -12,6 +12,7 @@ from tiling.files import digest_file, write_json
 from tiling.wording import pluralize
 from wsi_pipeline.cohort.image_folder import ALL, ImageEntry
 from wsi_pipeline.cohort.kinds import ImageCohort, warn_of_unused
+from wsi_pipeline.cohort.stain_view import normalise_image, stain_method
 from wsi_pipeline.config.reading import Config, digest_settings
 from wsi_pipeline.config.settings import OWN_METHOD, EvaluatedSplit
 from wsi_pipeline.layout import RunFolder, Unit
@@ -83,9 +84,11 @@ class MapImages(Task):
         try:
             for number, row in enumerate(rows):
                 pixels = np.array(images.pixels[row])
+                name = entries[row].image_id
+                pixels = normalise_image(pixels, stain_method(network), name=name)
                 made, picture, grey = write_image_map(
                     folder,
-                    entries[row].image_id,
+                    name,
                     network,
                     pixels,
                     self.method,

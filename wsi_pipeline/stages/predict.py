@@ -19,6 +19,7 @@ from wsi_pipeline.cohort.colours import find_far
 from wsi_pipeline.cohort.image_folder import ALL, ImageEntry
 from wsi_pipeline.cohort.kinds import ImageCohort, cohort_of, warn_of_unused
 from wsi_pipeline.cohort.slides import digest_store, open_store
+from wsi_pipeline.cohort.stain_view import normalise_patches, stain_method
 from wsi_pipeline.config.model_files import ExternalModel, fit_meta
 from wsi_pipeline.config.reading import Config, digest_settings
 from wsi_pipeline.config.settings import PredictConfig
@@ -117,7 +118,7 @@ class PredictSlide(Task):
                 key=f"{job.fingerprint} {device.type} {precision}",
                 on_progress=on_progress,
             )
-            if far := find_far(store, meta.card):
+            if far := find_far(normalise_patches(store, stain_method(model)), meta.card):
                 log.warning("%s: %s", self.unit.title, far)
             path = job.run.scores(self.model, entry.slide_id)
             check = summary.precision_check

@@ -1,6 +1,7 @@
-"""The command ``run``: every stage that a config names, in order."""
+"""The commands that run several stages: ``run`` and ``apply``."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from wsi_pipeline.config.reading import Config
 from wsi_pipeline.config.stages import STAGES
@@ -9,10 +10,13 @@ from wsi_pipeline.explain import list_methods
 from wsi_pipeline.exports import check_format, load_image_format
 from wsi_pipeline.layout import RunFolder
 from wsi_pipeline.run.runner import Options, StageResult
+from wsi_pipeline.stages import export as export_stage
+from wsi_pipeline.stages import heatmap as heatmap_stage
 from wsi_pipeline.stages import inputs as inputs_stage
 from wsi_pipeline.stages import load_stage
 from wsi_pipeline.stages import predict as predict_stage
 from wsi_pipeline.stages import train as train_stage
+from wsi_pipeline.stages.model_sources import find_sources
 
 
 def run_stages(run: RunFolder, config: Config, options: Options) -> list[StageResult]:
@@ -30,6 +34,31 @@ def run_stages(run: RunFolder, config: Config, options: Options) -> list[StageRe
         results.append(result)
         if result.exit_code == 1:
             break
+    return results
+
+
+def apply_models(
+    run: RunFolder,
+    config: Config,
+    options: Options,
+    *,
+    slides: Path,
+    checkpoints: Sequence[Path],
+    formats: Sequence[str],
+) -> list[StageResult]:
+    """Slides -> scores, heatmaps and exports, by each checkpoint; stop where nothing could be done.
+
+    Raises
+    ------
+    ConfigError, CheckpointError
+        If a checkpoint is not one, or two have one name.
+    """
+    models = list(find_sources(checkpoints, config.predict))
+    results = predict_stage.predict_slides(run, config, options, slides, checkpoints=checkpoints)
+    if results[-1].exit_code == 1:
+        return results
+    results.append(heatmap_stage.heatmap(run, config, options, models=models))
+    results += export_stage.export(run, config, options, names=formats, models=models)
     return results
 
 

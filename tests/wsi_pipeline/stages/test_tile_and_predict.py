@@ -59,6 +59,41 @@ def test_scores_are_those_of_one_stage_after_the_other(data, tmp_path, capsys):
     assert found == scores_of(tmp_path / "after")
 
 
+def apply(data: Path, run: Path, *more: str) -> int:
+    asked = ["apply", str(data / "slides"), "--checkpoint", str(data / "one.safetensors")]
+    return main([*asked, "--out", str(run), *SETTINGS, *more])
+
+
+def test_apply_does_what_its_stages_do_one_after_the_other(data, tmp_path, capsys):
+    assert apply(data, tmp_path / "one") == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[:4] == [
+        "tile: 3 done", "predict: 3 done", "heatmap: 3 done", "export qupath: 3 done"
+    ]  # fmt: skip
+    assert predict(data, tmp_path / "other") == 0
+    assert main(["heatmap", str(tmp_path / "other")]) == 0
+    assert main(["export", str(tmp_path / "other"), "--format", "qupath"]) == 0
+    for folder in ("scores", "heatmaps", "exports"):
+        found = {
+            path.relative_to(tmp_path / "one"): path.read_bytes()
+            for path in (tmp_path / "one" / folder).rglob("*")
+            if path.is_file()
+        }
+        assert len(found) >= 3
+        for path, content in found.items():
+            assert (tmp_path / "other" / path).read_bytes() == content, path
+    capsys.readouterr()
+    assert apply(data, tmp_path / "one") == 0
+    assert "export qupath: 0 done, 3 kept from before" in capsys.readouterr().out
+
+
+def test_apply_takes_the_formats_that_export_takes(data, tmp_path, capsys):
+    assert apply(data, tmp_path, "--format", "powerpoint") == 2
+    assert "powerpoint" in capsys.readouterr().err
+    assert apply(data, tmp_path, "--format", "wsinfer", "--quiet") == 0
+    assert [path.name for path in (tmp_path / "exports").iterdir()] == ["wsinfer"]
+
+
 def test_what_is_finished_is_kept(data, tmp_path, capsys):
     assert predict(data, tmp_path) == 0
     before = scores_of(tmp_path)
