@@ -36,7 +36,7 @@ def doctor(
         Path | None,
         typer.Argument(
             metavar="CHECKPOINT",
-            help="Show the model card of this checkpoint instead.",
+            help="Show the model card of this checkpoint, or what describes it, instead.",
             show_default=False,
         ),
     ] = None,
@@ -45,8 +45,11 @@ def doctor(
     if checkpoint is not None:
         from wsi_pipeline.config.checkpoint_header import read_meta
         from wsi_pipeline.config.model_card import render_model_card
+        from wsi_pipeline.config.model_files import find_model, open_external
 
-        print(render_model_card(read_meta(checkpoint)), end="")
+        path = find_model(checkpoint)
+        external = open_external(path)
+        print(external.describe() if external else render_model_card(read_meta(path)), end="")
         return
     findings = examine()
     print("\n".join(finding.line for finding in findings))

@@ -77,6 +77,20 @@ class ExternalModel:
         """What is done to images before the network."""
         return self.description.transform if self.description else IMAGENET
 
+    def describe(self) -> str:
+        """Describe the file for a person, as Markdown; it has no model card."""
+        known = self.description
+        steps = ", ".join(type(step).__name__ for step in self.transform)
+        lines = [f"# {self.path.name}", "", self.describe_trust() or "a plain state dict", ""]
+        if known:
+            lines += [
+                f"- classes: {', '.join(known.class_names)}",
+                f"- patches: {known.patch_px} px at {known.mpp:g} µm per pixel",
+                f"- architecture: {known.architecture or 'not recorded'}",
+            ]
+        lines += [f"- transform: {steps}", "- training data, metrics, licence: not recorded"]
+        return "\n".join(lines) + "\n"
+
     def describe_trust(self) -> str:
         """Say that loading runs code of the file's author; empty: it does not."""
         what = RUNS_CODE.get(self.kind)

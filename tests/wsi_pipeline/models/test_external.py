@@ -16,6 +16,7 @@ from PIL import Image
 from torch import nn
 
 from tests.helpers.external_models import CLASSES, ColourNet, describe, write_export, write_zoo
+from wsi_pipeline.cli.app import main
 from wsi_pipeline.config.model_files import find_model, open_external
 from wsi_pipeline.config.zoo_config import Normalize, Resize, ToTensor
 from wsi_pipeline.errors import CheckpointError, ConfigError, ModelError
@@ -211,6 +212,15 @@ def test_a_folder_stands_for_its_model(tmp_path):
     (tmp_path / "zoo/more.pt").touch()
     with pytest.raises(CheckpointError, match=r"it has more.pt, other.pt; name the file"):
         find_model(tmp_path / "zoo")
+
+
+def test_doctor_describes_the_file(tmp_path, capsys):
+    path = write_zoo(tmp_path / "zoo")
+    assert main(["doctor", str(tmp_path / "zoo")]) == 0
+    printed = capsys.readouterr().out
+    assert f"{path} is a TorchScript file: it runs code of its author" in printed
+    assert f"classes: {', '.join(CLASSES)}" in printed
+    assert "transform: Resize, ToTensor, Normalize" in printed
 
 
 def test_damaged_torchscript_is_named(tmp_path):
