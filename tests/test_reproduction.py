@@ -14,6 +14,7 @@ import shlex
 import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -58,10 +59,14 @@ def draw_folders(
 
 
 def draw_table(
-    folder: Path, classes: tuple[str, str], splits: dict[str, tuple[int, ...]], masked: str
+    folder: Path,
+    classes: tuple[str, str],
+    splits: dict[str, tuple[int, ...]],
+    masked: str,
+    *,
+    channels: int = 1,
 ) -> None:
     """Images of the given classes in each split, and a table with masks for one split."""
-    channels = 3 if "melanoma" in classes else 1
     rows = ["file,class,split,mask"]
     for split, labels in splits.items():
         for number, label in enumerate(labels):
@@ -79,12 +84,41 @@ def draw_table(
 
 def draw_isic2017(configs: Path) -> None:
     splits = {"train": (0, 0, 0, 0, 1, 1), "val": (0, 1, 0), "test": (0, 1, 0, 1)}
-    draw_table(configs / "isic2017", ("benign", "melanoma"), splits, "val")
+    draw_table(configs / "isic2017", ("benign", "melanoma"), splits, "val", channels=3)
 
 
 def draw_cenpa(configs: Path) -> None:
     splits = {"train": (0, 1, 0, 1), "val": (0, 1), "test": (0, 0, 0)}
     draw_table(configs / "nuclei_cenpa", ("BJ", "MCF10A"), splits, "test")
+
+
+def draw_patients(
+    folder: Path, classes: tuple[str, str], *, channels: int = 1, masked: bool = False
+) -> None:
+    """Eight patients with two images of each class, and a table without splits."""
+    rows = [f"file,class,patient{',mask' * masked}"]
+    for number, label in product(range(16), (0, 1)):
+        name = f"{label}_{number}.png"
+        draw_image(folder / name, label, channels)
+        if masked:
+            values = np.zeros(SMALL, np.uint8)
+            values[8:20, 10:25] = 3  # the number of an object
+            Image.fromarray(values).save(folder / f"mask_{name}")
+        rows.append(f"{name},{classes[label]},p{number // 2}{f',mask_{name}' * masked}")
+    (folder / "table.csv").write_text("\n".join(rows) + "\n")
+
+
+def draw_isic2016(configs: Path) -> None:
+    splits = {"train": (0, 0, 0, 1, 1), "test": (0, 1, 0, 1)}
+    draw_table(configs / "isic2016", ("benign", "malignant"), splits, "", channels=3)
+
+
+def draw_public_nuclei(configs: Path) -> None:
+    draw_patients(configs / "nuclei", ("U2OS", "NIH3T3"))
+
+
+def draw_glas(configs: Path) -> None:
+    draw_patients(configs / "glas", ("benign", "malignant"), channels=3, masked=True)
 
 
 SLIDES_OF_PATCHES = ("tumor_001", "tumor_004", "tumor_064")
@@ -101,16 +135,6 @@ def draw_camelyon_patches(folder: Path) -> None:
 def draw_camelyon_tables(configs: Path) -> None:
     draw_camelyon_patches(configs / "PATCHES")
     camelyon_patches.write_patches(configs / "PATCHES", configs / "camelyon")
-
-
-def draw_glas(configs: Path) -> None:
-    """Eight patients with an image of each class; the folds are the config's."""
-    rows = ["file,class,patient"]
-    for number in range(16):
-        name = f"images/{number}.png"
-        draw_image(configs / "glas" / name, number % 2, 3)
-        rows.append(f"{name},{('benign', 'malignant')[number % 2]},p{number // 2}")
-    (configs / "glas" / "table.csv").write_text("\n".join(rows) + "\n")
 
 
 def draw_slides(folder: Path, splits: str) -> None:
@@ -136,6 +160,7 @@ def draw_slides(folder: Path, splits: str) -> None:
 Cell = tuple[str, ...]  # model, then keys of its metrics.json; or a key of `value_of`
 
 LOSS = ("loss", "accuracy")
+RANKED = ("roc_auc", *LOSS)
 MATRIX = ("tp", "fp", "fn", "tn")
 
 
@@ -155,6 +180,10 @@ def seconds(*models: str) -> list[Cell]:
 
 def value_of(run: Path, cell: Cell) -> Any:
     model, *keys = cell
+    if keys[0] == "masked":  # mean over masks, of a method's maps
+        with (run / "explanations" / model / "methods.csv").open(newline="") as file:
+            (row,) = (row for row in csv.DictReader(file) if row["method"] == keys[1])
+        return float(row[keys[2]])
     if keys == ["seconds"]:
         with (run / "models" / model / "history.csv").open(newline="") as file:
             return float(list(csv.DictReader(file))[-1]["seconds"])
@@ -349,6 +378,36 @@ FAKES: dict[str, Fake] = {
         (SIZE_32,),
         of_splits(OURS, ("val", "test"), ["roc_auc", *LOSS]) + seconds(*OURS),
     ),
+    "isic2017_short": Fake(
+        draw_isic2017,
+        (SIZE_32,),
+        of_splits(["patchnet_21", "cam", "vgg11"], ("val", "test"), RANKED),
+    ),
+    "isic2016_short": Fake(
+        draw_isic2016,
+        (SIZE_32,),
+        of_splits(["precision_patchnet_15", "precision_patchnet_31"], ("train", "test"), RANKED),
+    ),
+    "nuclei_short": Fake(
+        draw_public_nuclei,
+        (SIZE_40,),
+        of_splits((*NETS, "vgg11"), ("val", "test"), RANKED) + seconds(*NETS, "vgg11"),
+    ),
+    "glas_short": Fake(
+        draw_glas,
+        (SIZE_32,),
+        [
+            (model, "masked", method, figure)
+            for model, method in (
+                ("patchnet_21", "patchnet"),
+                ("cam", "cam"),
+                ("cam", "grad_cam"),
+                ("vgg11", "grad_cam"),
+            )
+            for figure in ("exact_match", "recall", "roc_auc")
+        ]
+        + of_splits(["patchnet_21", "cam", "vgg11"], ("val", "test"), RANKED),
+    ),
     "camelyon16_patches_imagenet": Fake(
         draw_camelyon_tables,
         (
@@ -542,10 +601,10 @@ def commands_of_the_blocks() -> list[list[str]]:
 def test_commands_of_the_blocks_run_in_their_order(tmp_path, capsys):
     """As they are typed, from the project's folder, on fake data where a user has real data."""
     shutil.copytree(ROOT / "configs", tmp_path / "configs")
-    draw_isic2017(tmp_path)
+    for draw in (draw_isic2017, draw_isic2016, draw_public_nuclei, draw_glas):
+        draw(tmp_path)
     draw_folders(tmp_path / "dtd", ("cracked", "perforated"), ALL, 3)
     draw_camelyon_patches(tmp_path / "PATCHES")
-    draw_glas(tmp_path)
     with contextlib.chdir(tmp_path), quick_pictures():
         for program, *words in commands_of_the_blocks():
             words = [word.replace("$PWD", str(tmp_path)) for word in words]

@@ -23,6 +23,10 @@ class ModelError(PipelineError, ValueError):
     """A model cannot be built, or does not accept the input."""
 
 
+class StainError(PipelineError, ValueError):
+    """The stains of an image cannot be found."""
+
+
 class CheckpointError(PipelineError, OSError):
     """A checkpoint is missing, damaged, or made for something else."""
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,9 +19,13 @@ from wsi_pipeline.config.reading import SplitConfig
 from wsi_pipeline.config.settings import ImagesConfig
 from wsi_pipeline.csv_files import write_csv
 from wsi_pipeline.errors import ConfigError, ManifestError
+from wsi_pipeline.evaluation.bootstrap import Resamples, draw_resamples, weighted_roc_auc
+from wsi_pipeline.evaluation.intervals import Interval, by_class, percentile_interval
 
 Scheme = Literal["given", "shares", "folds", "groups"]
 Balance = Literal["none", "upsample", "equal"]
+
+REPLICATES = 1000  # resampled sets of patients, for intervals
 
 _TITLES = {"svm": "SVM", "logistic": "logistic regression"}
 _NAMES = {"pftas": "PFTAS", "haralick": "Haralick", "zernike": "Zernike", "lbp": "LBP"} | {
@@ -50,6 +54,10 @@ class Result:
     val: float | None
     test: float | None
     predicted: NDArray[np.int8]  # (n,) of the images when they were not trained on; -1: never
+    # (n,) by which an image is ranked: signed distance, larger for class 1; NaN: never held out
+    decision: NDArray[np.float64]
+    roc_auc: float | None  # of the test images (without any: val); None if a class is missing
+    roc_auc_ci95: tuple[float, float] | None  # by resampled patients
 
 
 @dataclass(frozen=True)
@@ -62,6 +70,7 @@ class Baselines:
     problems: dict[str, str]  # by image_id, why it was left out
     n_by_split: dict[str, int]  # of the last round, where there are several
     rounds: int  # how often each model was trained
+    largest: tuple[str, float] | None  # larger class of the images ranked; its share of them
     n_kept: int  # images whose features an earlier call had computed
     without_shape: str  # why paper 2's model of nuclei is not there; empty: it is
 
@@ -119,8 +128,10 @@ def run_baselines(
     features = {name: np.stack([values[name] for _, values in read]) for name in read[0][1]}
     rounds = list(_rounds(folder, entries, options))
     labels = np.array([e.label for e in entries], np.int8)
+    ranked = _Ranked.of(entries, labels, rounds, seed=options.seed)
     results = [
-        _measure(row, features, labels, rounds, options) for row in list_rows(with_shape=has_masks)
+        _measure(row, features, labels, rounds, options, ranked)
+        for row in list_rows(with_shape=has_masks)
     ]
     last = rounds[-1]
     return Baselines(
@@ -130,6 +141,7 @@ def run_baselines(
         problems=problems,
         n_by_split={name: int((last == name).sum()) for name in ("train", "val", "test")},
         rounds=len(rounds),
+        largest=ranked.largest_class(classes),
         n_kept=sum(found.kept for _, found in computed),
         without_shape=""
         if has_masks
@@ -184,10 +196,12 @@ def _measure(
     labels: NDArray[np.int8],
     rounds: Sequence[NDArray[np.str_]],
     options: BaselineOptions,
+    ranked: "_Ranked",
 ) -> Result:
     """Train one model in each round; held-out images are counted over all rounds."""
     x = np.concatenate([features[name] for name in row.features], axis=1)
     predicted = np.full(len(labels), -1, np.int8)
+    decision = np.full(len(labels), np.nan)
     shares = []
     for split in rounds:
         train = np.flatnonzero(split == "train")
@@ -197,12 +211,71 @@ def _measure(
         shares.append(float((answers[train] == labels[train]).mean()))
         held_out = (split == "val") | (split == "test")
         predicted[held_out] = answers[held_out]
+        decision[held_out] = model.decision_function(x[held_out])
     right = predicted == labels
     accuracy = {
         name: _mean(right[np.any([split == name for split in rounds], axis=0)])
         for name in ("val", "test")
     }
-    return Result(row, x.shape[1], float(np.mean(shares)), **accuracy, predicted=predicted)
+    roc_auc, interval = ranked.measure(decision)
+    return Result(
+        row,
+        x.shape[1],
+        float(np.mean(shares)),
+        **accuracy,
+        predicted=predicted,
+        decision=decision,
+        roc_auc=roc_auc,
+        roc_auc_ci95=interval,
+    )
+
+
+@dataclass(frozen=True)
+class _Ranked:
+    """The images whose ranking is measured, and resampled sets of them."""
+
+    rows: NDArray[np.int64]
+    labels: NDArray[np.int64]
+    resamples: Resamples | None  # None: there are no images
+
+    @classmethod
+    def of(
+        cls,
+        entries: Sequence[ImageEntry],
+        labels: NDArray[np.int8],
+        rounds: Sequence[NDArray[np.str_]],
+        *,
+        seed: int,
+    ) -> Self:
+        """Choose the images of the test split of any round; of val, where there are none."""
+        parts = (np.any([r == name for r in rounds], axis=0) for name in ("test", "val"))
+        rows = next((np.flatnonzero(part) for part in parts if part.any()), np.empty(0, np.int64))
+        patients = [entries[row].patient for row in rows.tolist()]
+        drawn = draw_resamples(patients, n_replicates=REPLICATES, seed=seed) if patients else None
+        return cls(rows, labels[rows].astype(np.int64), drawn)
+
+    def measure(
+        self, decision: NDArray[np.float64]
+    ) -> tuple[float | None, tuple[float, float] | None]:
+        """Compute the ROC AUC and its interval by patient; None where a class is missing."""
+        if self.resamples is None or np.unique(self.labels).size < 2:
+            return None, None
+        values = decision[self.rows]
+        once = np.ones((1, len(values)), np.int64)
+        found = percentile_interval(
+            weighted_roc_auc(self.labels, values, self.resamples.weights),
+            self.resamples,
+            kinds=by_class(self.labels, "images"),
+        )
+        interval = (found.low, found.high) if isinstance(found, Interval) else None
+        return float(weighted_roc_auc(self.labels, values, once)[0]), interval
+
+    def largest_class(self, classes: tuple[str, str]) -> tuple[str, float] | None:
+        """Return the larger class and its share: the accuracy of always answering it."""
+        if not len(self.rows):
+            return None
+        share = float(self.labels.mean())
+        return (classes[1], share) if share > 0.5 else (classes[0], 1 - share)
 
 
 def _balance(labels: NDArray[np.int8], options: BaselineOptions) -> NDArray[np.int64]:
@@ -231,11 +304,12 @@ def format_table(found: Baselines) -> str:
         results = [r for r in found.results if r.row.classifier == kind]
         if all(r.val is not None for r in results):
             results.sort(key=lambda r: -(r.val or 0))
-        lines += ["", f"{title:<32}{'train':>8}{'val':>8}{'test':>8}{'features':>10}"]
+        heads = f"{'train':>8}{'val':>8}{'test':>8}{'features':>10}"
+        lines += ["", f"{title:<32}{heads}   ROC AUC (95 %)"]
         for r in results:
             name = " + ".join(_NAMES[part] for part in r.row.features)
             shares = "".join(f"{_percent(value):>8}" for value in (r.train, r.val, r.test))
-            lines.append(f"{name:<32}{shares}{r.n_features:>10}")
+            lines.append(f"{name:<32}{shares}{r.n_features:>10}   {_roc_auc(r)}")
     n = found.n_by_split
     images = pluralize(len(found.entries), "image")
     title = f"{images}, class 0 {found.classes[0]}, class 1 {found.classes[1]}"
@@ -243,6 +317,9 @@ def format_table(found: Baselines) -> str:
         lines.append(f"\n{title}; {found.rounds} rounds, each image tested once")
     else:
         lines.append(f"\n{title}; train {n['train']}, val {n['val']}, test {n['test']}")
+    if found.largest:
+        name, share = found.largest
+        lines.append(f"always answering {name}: {_percent(share)}")
     if found.without_shape:
         lines.append(f"without the model of nuclei (shape + LBP + PFTAS): {found.without_shape}")
     return "\n".join(lines).lstrip("\n")
@@ -252,11 +329,24 @@ def _percent(share: float | None) -> str:
     return "-" if share is None else format_percent(share, 1).replace(" ", "")
 
 
+def _roc_auc(result: Result) -> str:
+    if result.roc_auc is None:
+        return "-"
+    if result.roc_auc_ci95 is None:
+        return f"{result.roc_auc:.3f}"
+    low, high = result.roc_auc_ci95
+    return f"{result.roc_auc:.3f} ({low:.3f} to {high:.3f})"
+
+
 def write_tables(out: Path, found: Baselines) -> list[Path]:
     """Write ``baselines.csv``, one line per model, and ``predictions.csv``, one per image."""
-    header = ("classifier", "features", "n_features", "train", "val", "test")
+    header = ("classifier", "features", "n_features", "train", "val", "test",
+              "roc_auc", "roc_auc_low", "roc_auc_high")  # fmt: skip
     rows = [
-        (r.row.classifier, "+".join(r.row.features), r.n_features, r.train, r.val, r.test)
+        (
+            *(r.row.classifier, "+".join(r.row.features), r.n_features, r.train, r.val, r.test),
+            *(r.roc_auc, *(r.roc_auc_ci95 or (None, None))),
+        )
         for r in found.results
     ]
     names = [f"{r.row.classifier}:{'+'.join(r.row.features)}" for r in found.results]

@@ -35,7 +35,7 @@ def doctor(
     checkpoint: Annotated[
         Path | None,
         typer.Argument(
-            metavar="[CHECKPOINT]",
+            metavar="CHECKPOINT",
             help="Show the model card of this checkpoint instead.",
             show_default=False,
         ),

@@ -98,14 +98,14 @@ GUIDES = {
     "froc": Guide(
         (
             "froc --detections csv/ --reference masks/ --out froc",
-            "froc --definition patch --patches p.csv --slides s.csv --out froc",
+            "froc --detections team_a/ --detections team_b/ --reference masks/ --out rank",
         ),
         "froc.md",
     ),
     "stage": Guide(
         (
-            "stage --predictions nodes.csv --out stages",
             "stage --predictions nodes.csv --reference stage_labels.csv --out stages",
+            "stage --run run --model vgg16 --threshold 0.75 --out stages",
         ),
         "stage.md",
     ),

@@ -44,10 +44,11 @@ def froc(
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Output folder.")],
     definition: Annotated[FrocDefinition, typer.Option("--definition")] = FrocDefinition.camelyon16,
     detections: Annotated[
-        Path | None,
+        list[Path] | None,
         typer.Option(
             "--detections",
-            help="Folder of <slide_id>.csv: prob,x,y; or one CSV: slide_id,prob,x,y (camelyon16).",
+            help="Folder of <slide_id>.csv: prob,x,y; or one CSV: slide_id,prob,x,y (camelyon16). "
+            "Repeated for several teams: they are ranked.",
         ),
     ] = None,
     reference: Annotated[
@@ -59,7 +60,10 @@ def froc(
         ),
     ] = None,
     patches: Annotated[
-        Path | None, typer.Option("--patches", help="CSV: slide_id,score,lesions (patch).")
+        list[Path] | None,
+        typer.Option(
+            "--patches", help="CSV: slide_id,score,lesions (patch). Repeated for several teams."
+        ),
     ] = None,
     slides: Annotated[
         Path | None,
@@ -84,7 +88,9 @@ def froc(
     bootstrap: Annotated[
         int,
         typer.Option(
-            "--bootstrap", min=0, help="Bootstrap resamples for the interval; 0: no interval."
+            "--bootstrap",
+            min=0,
+            help="Bootstrap resamples for the interval; 0: no interval (of several teams: 1000).",
         ),
     ] = 0,
     stratified: Annotated[
@@ -114,7 +120,8 @@ def froc(
     """Compute FROC from plain files (detections and masks, or scored patches), without a run."""
     from wsi_pipeline.errors import EvaluationError
     from wsi_pipeline.evaluation.froc_files import FrocOptions, check_options, run_froc
-    from wsi_pipeline.report.froc_page import build_froc_page
+    from wsi_pipeline.evaluation.froc_teams import describe_ranking, name_teams, run_teams
+    from wsi_pipeline.report.froc_page import build_froc_page, build_ranking_page
 
     def print_line(line: str) -> None:
         if not quiet:
@@ -123,9 +130,9 @@ def froc(
     options = FrocOptions(
         definition=definition.value,
         out=out,
-        detections=detections,
+        detections=detections[0] if detections else None,
         reference=reference,
-        patches=patches,
+        patches=patches[0] if patches else None,
         slides=slides,
         fp_denominator=fp_denominator.value if fp_denominator else None,
         at_rate=at_rate.value,
@@ -140,11 +147,20 @@ def froc(
     )
     try:
         check_options(options)
+        teams = name_teams((detections if options.detections else patches) or [])
     except EvaluationError as error:
         raise typer.BadParameter(str(error)) from error
-    run_froc(options, print_line=print_line)
-    build_froc_page(out)
-    print(out / "froc.json")
+    if len(teams) == 1:
+        run_froc(options, print_line=print_line)
+        print_line(str(build_froc_page(out)))
+        print(out / "froc.json")
+        return
+    rows = run_teams(teams, options, print_line=print_line)
+    for row in rows:
+        build_froc_page(out / row["team"])
+    for line in describe_ranking(rows):
+        print_line(line)
+    print(build_ranking_page(out))
 
 
 def _parse_rates(text: str) -> tuple[float, ...]:

@@ -17,16 +17,29 @@ class MissingRule(StrEnum):
 
 
 def stage(
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Output folder.")],
     predictions: Annotated[
-        Path,
+        Path | None,
         typer.Option(
             "--predictions",
             metavar="FILE",
             help="CSV: patient,stage, one row per node (p1_node_0.tif,macro) or patient "
             "(p1.zip,pN1).",
         ),
-    ],
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Output folder.")],
+    ] = None,
+    run: Annotated[
+        Path | None,
+        typer.Option(
+            "--run", metavar="RUN", help="Run folder: measures heatmaps instead of --predictions."
+        ),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", help="Whose heatmaps are measured, with --run.")
+    ] = None,
+    threshold: Annotated[
+        float,
+        typer.Option("--threshold", help="Least value of tumour in a heatmap, with --run."),
+    ] = 0.75,
     reference: Annotated[
         Path | None,
         typer.Option(
@@ -49,20 +62,28 @@ def stage(
     quiet: QuietOption = False,
 ) -> None:
     """Stage patients from their lymph nodes (CAMELYON17), and compare stages by weighted kappa."""
-    from wsi_pipeline.evaluation.pn_stage_files import StageOptions, run_stage
+    from wsi_pipeline.errors import EvaluationError
+    from wsi_pipeline.evaluation.pn_stage_files import StageOptions, check_options, run_stage
 
     def print_line(line: str) -> None:
         if not quiet:
             print(line)
 
     options = StageOptions(
-        predictions=predictions,
         out=out,
+        predictions=predictions,
+        run=run,
+        model=model,
+        threshold=threshold,
         reference=reference,
         missing=missing.value,
         nodes=nodes,
         bootstrap=bootstrap,
         seed=seed,
     )
+    try:
+        check_options(options)
+    except EvaluationError as error:
+        raise typer.BadParameter(str(error)) from error
     run_stage(options, print_line=print_line)
     print(out / "metrics.json")

@@ -36,7 +36,15 @@ log = logging.getLogger(__name__)
 # Settings that matter to single images; the others of these sections are of slides alone.
 USED: dict[str, tuple[str, ...]] = {
     "tile": (),
-    "predict": ("batch_size", "precision", "tolerance", "readers", "splits"),
+    "predict": (
+        "batch_size",
+        "precision",
+        "tolerance",
+        "readers",
+        "splits",
+        "architecture",
+        "positive",
+    ),
     "heatmap": ("maps_per_class", "method", "layer"),
     "evaluate": ("split", "image_threshold", "bootstrap", "stratified", "seed"),
     "report": (),

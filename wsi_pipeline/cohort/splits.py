@@ -6,6 +6,7 @@ is not tested by the other.
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal
 
 from tiling.wording import pluralize
@@ -26,6 +27,9 @@ def assign_splits(
     fold: int = 0,
 ) -> dict[str, Split]:
     """Put each patient of a data set without splits into train, val or test.
+
+    If all entries are in train or test, as published data sets often are, validation takes its
+    share of the training patients, and the test stays as it is.
 
     Patients with and without a tumour slide are dealt separately, so that each split gets its
     share of both; each split asked for gets at least one patient of a kind while the kind has
@@ -71,9 +75,13 @@ def assign_splits(
             "splits: val_fraction and test_fraction must be in [0, 1) and leave patients to train "
             f"on, got {val_fraction} and {test_fraction}"
         )
+    if folds is None and val_fraction and {e.split for e in entries} == {"train", "test"}:
+        return _validate_by_some(entries, val_fraction=val_fraction, seed=seed)
     if any(entry.split for entry in entries):
         raise ManifestError(
-            "the manifest has splits already; remove its split column or the config's splits"
+            "the manifest has splits already; remove its split column or the config's splits. "
+            "(Where it has train and test alone, for every entry, splits.val_fraction takes val "
+            "from train.)"
         )
     if folds == "patients":
         return _leave_out(entries, fold, val_fraction=val_fraction, seed=seed)
@@ -90,6 +98,16 @@ def assign_splits(
         for i, patient in enumerate(group):
             result[patient] = "test" if i < n_test else "val" if i < n_test + n_val else "train"
     return result
+
+
+def _validate_by_some(
+    entries: Sequence[SlideEntry], *, val_fraction: float, seed: int
+) -> dict[str, Split]:
+    """Take a share of the training patients for validation."""
+    train = [replace(entry, split=None) for entry in entries if entry.split == "train"]
+    found = assign_splits(train, val_fraction=val_fraction, test_fraction=0.0, seed=seed)
+    tested: dict[str, Split] = {entry.patient: "test" for entry in entries}
+    return tested | found
 
 
 def advise_missing_split(

@@ -9,13 +9,13 @@ import hashlib
 import json
 import zipfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import safetensors
 
-from tiling.contracts import CLASS_NAMES
+from tiling.contracts import CLASS_NAMES, PatchKind
 from tiling.files import check_file, digest_file
 from tiling.wording import name_some
 from wsi_pipeline.config.checkpoint_header import HEADER_KEY, CheckpointMeta
@@ -186,6 +186,14 @@ def choose_positive(
             "every score would be 1; leave out the normal ones"
         )
     return tuple(number for number, name in enumerate(class_names) if name in chosen)
+
+
+def fit_meta(meta: CheckpointMeta, kind: PatchKind) -> CheckpointMeta:
+    """Take on the patches that there are, where a model has no description of its own."""
+    if meta.patch_px:
+        return meta
+    shape = kind.shape if kind.single else None
+    return replace(meta, patch_px=kind.shape[0], target_mpp=kind.mpp, image_shape=shape)
 
 
 def _find_kind(path: Path) -> Kind | None:

@@ -20,6 +20,7 @@ Monitor = Literal["roc_auc", "loss", "none"]
 Sampling = Literal["balanced", "shuffle"]
 EvaluatedSplit = Literal["test", "val", "train", "all"]
 Compiler = Literal["none", "inductor"]
+StainMethod = Literal["macenko", "reinhard"]
 Overlap = Literal["mean", "max", "centre"]
 Context = Literal["lecture", "camelyon16"]  # published results that a report can show
 
@@ -58,7 +59,7 @@ class ImagesConfig:
 
 @dataclass(frozen=True)
 class PreprocessConfig:
-    """Preprocessing of every image, in this order; stored in the checkpoint."""
+    """Preprocessing of every image, in this order but for `stain`; stored in the checkpoint."""
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
 
@@ -71,6 +72,19 @@ class PreprocessConfig:
         6.0  # order of the mean that estimates the light (Finlayson, Trezzi 2004)
     )
     minmax: bool = False  # stretch each image to [0, 1] over all channels (PatchNet paper 1)
+    # Map the colours of each slide to a reference, before all else (docs/train.md); None: do not
+    stain: StainMethod | None = None
+
+
+def preprocess_settings(config: PreprocessConfig) -> dict[str, Any]:
+    """Return preprocessing as checkpoints and fingerprints keep it.
+
+    `stain` is newer than existing checkpoints, so it is left out where it is off.
+    """
+    values = {f.name: getattr(config, f.name) for f in fields(config)}
+    if config.stain is None:
+        del values["stain"]
+    return values
 
 
 @dataclass(frozen=True)
@@ -101,6 +115,20 @@ class AugmentConfig:
     contrast: Share = 0.2
     saturation: Share = 0.2
     hue: Annotated[float, Field(ge=0, le=0.5)] = 0.05  # turn of the colour circle, [-h, h]
+    # Amounts of haematoxylin, eosin and DAB: factor in [1 - s, 1 + s], shift in [-s, s] of natural
+    # optical density (Tellez et al. 2018: 0.05; not in the lecture)
+    stain: Share = 0.0
+
+
+def augment_settings(config: AugmentConfig) -> dict[str, Any]:
+    """Return the settings of an augmentation for fingerprints.
+
+    `stain` is newer than existing run folders, so it is left out where it is off.
+    """
+    values = {f.name: getattr(config, f.name) for f in fields(config)}
+    if not config.stain:
+        del values["stain"]
+    return values
 
 
 @dataclass(frozen=True)
@@ -246,6 +274,9 @@ def result_settings(config: TrainConfig) -> dict[str, Any]:
     """
     values = {f.name: getattr(config, f.name) for f in fields(config)}
     values["readers"] = TrainConfig.readers
+    values["augment"] = augment_settings(config.augment)
+    values["model"] = {f.name: getattr(config.model, f.name) for f in fields(config.model)}
+    values["model"]["preprocess"] = preprocess_settings(config.model.preprocess)
     if config.precision == "auto":
         values["precision"] = "fp32"
     del values["steps_per_epoch" if config.sampling == "shuffle" else "sampling"]

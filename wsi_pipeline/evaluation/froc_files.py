@@ -18,9 +18,10 @@ from tiling.wording import name_some, pluralize
 from wsi_pipeline import __version__
 from wsi_pipeline.contracts import AtRate, Definition, Denominator, FrocCurve
 from wsi_pipeline.errors import EvaluationError
-from wsi_pipeline.evaluation.bootstrap import draw_resamples
+from wsi_pipeline.evaluation.bootstrap import Resamples, draw_resamples
 from wsi_pipeline.evaluation.froc import (
     RATES,
+    FrocEvents,
     SlideHits,
     build_froc,
     check_rates,
@@ -87,8 +88,29 @@ class MatchedSlides:
     inputs: list[tuple[str, Path]] = field(default_factory=list)  # what was read, and as what
 
 
+@dataclass(frozen=True)
+class ScoredSlides:
+    """A curve, and what it was made of."""
+
+    curve: FrocCurve
+    slide_ids: list[str]
+    events: FrocEvents
+    resamples: Resamples | None  # of these slides; None: no interval was asked for
+
+
 def run_froc(options: FrocOptions, *, print_line: PrintLine = log.info) -> FrocCurve:
-    """Score detections or patches from plain files.
+    """Score detections or patches from plain files; see `score_slides`.
+
+    Returns
+    -------
+    curve : FrocCurve
+        As written to ``froc.json``.
+    """
+    return score_slides(options, print_line=print_line).curve
+
+
+def score_slides(options: FrocOptions, *, print_line: PrintLine = log.info) -> ScoredSlides:
+    """Score detections or patches from plain files, and write the results.
 
     Parameters
     ----------
@@ -98,8 +120,7 @@ def run_froc(options: FrocOptions, *, print_line: PrintLine = log.info) -> FrocC
 
     Returns
     -------
-    curve : FrocCurve
-        As written to ``froc.json``.
+    scored : ScoredSlides
 
     Raises
     ------
@@ -118,6 +139,7 @@ def run_froc(options: FrocOptions, *, print_line: PrintLine = log.info) -> FrocC
         matched.hits, definition=options.definition, fp_denominator=options.fp_denominator
     )
     curve = build_froc(events, rates=options.rates, at_rate=options.at_rate)
+    resamples = None
     if options.bootstrap:
         resamples = draw_resamples(
             matched.patients,
@@ -133,7 +155,7 @@ def run_froc(options: FrocOptions, *, print_line: PrintLine = log.info) -> FrocC
     write_froc(options.out, curve, matched.lesions)
     for line in describe_result(curve):
         print_line(line)
-    return curve
+    return ScoredSlides(curve, matched.slide_ids, events, resamples)
 
 
 def _describe_inputs(options: FrocOptions, matched: MatchedSlides) -> dict[str, Any]:

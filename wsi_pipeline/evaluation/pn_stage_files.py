@@ -1,4 +1,4 @@
-"""What the command ``stage`` computes: plain files in, stages of patients and kappa out."""
+"""What the command ``stage`` computes: plain files or a run in, stages and kappa out."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -11,6 +11,7 @@ import numpy as np
 from tiling.files import digest_file, write_json
 from tiling.wording import name_some, pluralize
 from wsi_pipeline import __version__
+from wsi_pipeline.config.settings import EvaluateConfig
 from wsi_pipeline.csv_files import write_csv
 from wsi_pipeline.errors import EvaluationError
 from wsi_pipeline.evaluation.bootstrap import Resamples, draw_resamples
@@ -23,6 +24,7 @@ from wsi_pipeline.evaluation.pn_stage import (
     quadratic_kappa,
     resampled_kappa,
 )
+from wsi_pipeline.evaluation.pn_stage_run import MeasuredNode, measure_nodes, tabulate_nodes
 from wsi_pipeline.evaluation.pn_stage_tables import (
     PatientRows,
     StageTable,
@@ -30,21 +32,28 @@ from wsi_pipeline.evaluation.pn_stage_tables import (
     find_contradictions,
     read_stage_table,
 )
+from wsi_pipeline.layout import RunFolder
 
 log = logging.getLogger(__name__)
 
 PrintLine = Callable[[str], None]
 Missing = Literal["error", "negative"]
 REPLICATES = 1000
+THRESHOLD = EvaluateConfig.threshold
 _COLUMNS = ("patient", "stage", "reference")
+_NODE_COLUMNS = ("slide_id", "patient", "kind", "n_regions", "diameter_um", "pixel_um")
+_PATHS = ("out", "predictions", "reference", "run")
 
 
 @dataclass(frozen=True)
 class StageOptions:
     """The options of the command."""
 
-    predictions: Path
     out: Path
+    predictions: Path | None = None  # CSV; or run and model
+    run: Path | None = None  # run folder, whose heatmaps are measured
+    model: str | None = None
+    threshold: float = THRESHOLD  # of heatmap pixels
     reference: Path | None = None  # None: stages only
     missing: Missing = "error"  # nodes without a prediction
     nodes: int = NODES_PER_PATIENT  # of each patient; 0: any number
@@ -82,28 +91,35 @@ def run_stage(options: StageOptions, *, print_line: PrintLine = log.info) -> dic
     EvaluationError
         If the files contradict each other or themselves, naming the file, and the patient or line.
     """
-    if options.nodes < 0 or options.bootstrap < 0:
-        raise EvaluationError("--nodes and --bootstrap must not be negative")
-    predictions = read_stage_table(options.predictions)
+    check_options(options)
+    predictions, measured = _read_predictions(options)
     reference = read_stage_table(options.reference) if options.reference else None
     notes = _complete(predictions, reference, options)
+    unscored = [node.slide_id for node in measured if node.n_regions is None]
+    if unscored:
+        notes.append(
+            f"{pluralize(len(unscored), 'slide')} without a heatmap, counted as negative: "
+            f"{name_some(unscored)}"
+        )
     for name, table in (("predictions", predictions), ("reference", reference)):
         if table:
             print_line(f"{name}: {table.count()}")
     for note in notes:
         print_line(f"note: {note}")
     metrics, lines = _compare(predictions, reference, options)
-    inputs = {"predictions": options.predictions, "reference": options.reference}
+    inputs = _list_inputs(options, measured)
     write_csv(options.out / "stages.csv", _COLUMNS, _list_rows(predictions, reference))
+    if options.run:
+        rows = [[getattr(node, name) for name in _NODE_COLUMNS] for node in measured]
+        write_csv(options.out / "nodes.csv", _NODE_COLUMNS, rows)
     write_json(
         options.out / "inputs.json",
         {
             "version": __version__,
-            "settings": {k: v for k, v in asdict(options).items() if k not in {*inputs, "out"}},
+            "settings": {k: v for k, v in asdict(options).items() if k not in _PATHS},
             "inputs": [
                 {"what": what, "file": path.name, "sha256": digest_file(path)}
-                for what, path in inputs.items()
-                if path
+                for what, path in inputs
             ],
             "notes": notes,
         },
@@ -112,6 +128,51 @@ def run_stage(options: StageOptions, *, print_line: PrintLine = log.info) -> dic
     for line in lines:
         print_line(line)
     return metrics
+
+
+def check_options(options: StageOptions) -> None:
+    """Refuse options that contradict each other or cannot be; reads no file.
+
+    Raises
+    ------
+    EvaluationError
+        Naming the option.
+    """
+    if (options.predictions is None) == (options.run is None):
+        raise EvaluationError("give either --predictions FILE or --run RUN, with --model NAME")
+    if (options.run is None) != (options.model is None):
+        raise EvaluationError("--run and --model belong together: whose heatmaps are measured")
+    if options.run is None and options.threshold != THRESHOLD:
+        raise EvaluationError("--threshold is for the heatmaps of --run")
+    if not 0 < options.threshold <= 1:
+        raise EvaluationError(f"--threshold must be in (0, 1], got {options.threshold:g}")
+    if options.nodes < 0 or options.bootstrap < 0:
+        raise EvaluationError("--nodes and --bootstrap must not be negative")
+
+
+def _read_predictions(options: StageOptions) -> tuple[StageTable, list[MeasuredNode]]:
+    if options.predictions is not None:
+        return read_stage_table(options.predictions), []
+    assert options.run is not None
+    assert options.model is not None
+    measured = measure_nodes(
+        options.run,
+        options.model,
+        threshold=options.threshold,
+        count_missing=options.missing == "negative",
+    )
+    return tabulate_nodes(options.run, measured), measured
+
+
+def _list_inputs(options: StageOptions, measured: Sequence[MeasuredNode]) -> list[tuple[str, Path]]:
+    """List what was read, and as what."""
+    inputs = [("predictions", options.predictions), ("reference", options.reference)]
+    found = [(what, path) for what, path in inputs if path]
+    if options.run is not None and options.model is not None:
+        run = RunFolder(options.run)
+        paths = [run.heatmap(options.model, node.slide_id) for node in measured]
+        found += [("heatmap", path) for path in paths if path.is_file()]
+    return found
 
 
 # ------------------------------------------------------------ what belongs together

@@ -15,7 +15,7 @@ from wsi_pipeline.evaluation.pn_stage import NODE_CLASSES, STAGES, stage_patient
 from wsi_pipeline.evaluation.slide_names import fold_name, list_ids
 from wsi_pipeline.evaluation.tables import find_column, read_rows
 
-_NODE = re.compile(r"(?P<patient>.+)_node_(?P<node>\w+)", re.IGNORECASE)
+NODE_NAME = re.compile(r"(?P<patient>.+)_node_(?P<node>\w+)", re.IGNORECASE)
 _ARCHIVE = re.compile(r"\.zip$", re.IGNORECASE)
 _WORD_BY_KEY = {word.lower(): word for word in (*NODE_CLASSES, *STAGES)}
 
@@ -98,7 +98,7 @@ def _add_row(
     table: StageTable, name: str, word: str, *, where: str, line: int, line_of: dict[str, int]
 ) -> None:
     short = list_ids(name)[-1]
-    node = _NODE.fullmatch(short)
+    node = NODE_NAME.fullmatch(short)
     patient_name = node["patient"] if node else _ARCHIVE.sub("", short)
     if not node and patient_name == short and fold_name(word) not in map(fold_name, STAGES):
         raise EvaluationError(

@@ -24,6 +24,7 @@ from torch import Tensor
 from tiling.contracts import OnProgress, Slide, TileGeometry
 from tiling.errors import SlideError
 from tiling.resample import nearest_finer_level, read_resampled
+from wsi_pipeline.cohort.stains import StainMap
 from wsi_pipeline.contracts import Heatmap
 from wsi_pipeline.errors import HeatmapError
 from wsi_pipeline.heatmaps.rasters import rasterise_scores
@@ -84,6 +85,7 @@ def map_slide(
     geometry: TileGeometry,
     step_px: int,
     device: torch.device,
+    stain_map: StainMap | None = None,
     filters: Sequence[int] = (),
     on_progress: OnProgress | None = None,
 ) -> DenseMap:
@@ -101,6 +103,8 @@ def map_slide(
     step_px : int
         Step between patches, px at the target resolution, at least 1.
     device : torch.device
+    stain_map : StainMap, optional
+        Applied to the slide's colours, as to the patches of the training.
     filters : sequence of int
         Numbers of filters whose maps are kept too.
     on_progress : function, optional
@@ -127,7 +131,7 @@ def map_slide(
     lattice = _Lattice.over(slide.size, geometry.scale, step_px)
     frame = _frame_of_tiles(coords, slide.size, geometry, lattice)
     kept = {number: replace(frame, values=frame.values.copy()) for number in filters}
-    source = _SlidePixels(slide, geometry.scale, lattice.image_px, model, device)
+    source = _SlidePixels(slide, geometry.scale, lattice.image_px, model, device, stain_map)
     side = max(1, WINDOW_PX // step_px)
     windows = _windows(lattice, frame, side)
     many = len(windows) * side**2 >= COMPILED_LATTICE  # in one window alone there may be few
@@ -263,8 +267,10 @@ class _SlidePixels:
         image_px: tuple[int, int],
         model: PatchNet,
         device: torch.device,
+        stain_map: StainMap | None,
     ) -> None:
         self._slide = slide
+        self._stain_map = stain_map
         self._scale = scale
         self._width, self._height = image_px
         self._level = nearest_finer_level(slide.level_downsamples, scale)
@@ -339,7 +345,7 @@ class _SlidePixels:
         """Read a chunk, or a part of it; undecodable pixels are located by quartering."""
         height, width = chunk.shape[:2]
         try:
-            chunk[..., :3] = read_resampled(
+            pixels = read_resampled(
                 self._slide,
                 (x * self._scale[0], y * self._scale[1]),
                 extent_l0=(width * self._scale[0], height * self._scale[1]),
@@ -354,6 +360,8 @@ class _SlidePixels:
                 return
             for rows, columns in product(_halves(height), _halves(width)):
                 self._fill(chunk[rows, columns], x + columns.start, y + rows.start)
+            return
+        chunk[..., :3] = pixels if self._stain_map is None else self._stain_map(pixels)
 
 
 def _halves(length: int) -> list[slice]:

@@ -24,6 +24,7 @@ from tiling.threads import map_in_threads
 from tiling.wording import pluralize
 from wsi_pipeline.cohort.data import Patches, ViewBatch, read_batch, read_views
 from wsi_pipeline.cohort.image_folder import UNNAMED
+from wsi_pipeline.cohort.stain_view import normalise_patches, stain_method
 from wsi_pipeline.config.devices import Precision
 from wsi_pipeline.config.settings import Compiler
 from wsi_pipeline.contracts import Rule
@@ -168,6 +169,7 @@ def predict_store(
     check_compiler(compiler)
     if doubt := check_kind(meta, store):
         log.warning("%s", doubt)
+    store = normalise_patches(store, stain_method(model))
     slide_id = store.slide_id
     rows = np.flatnonzero(~store.unreadable).astype(np.int64)
     forward = Forward(

@@ -2,7 +2,7 @@
 
 import logging
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from os import cpu_count
@@ -14,7 +14,9 @@ from tiling.contracts import OnProgress, StrPath, TileConfig
 from tiling.errors import GridError, PatchSizeError
 from tiling.store import PatchStore
 from wsi_pipeline.cohort.colours import find_far
+from wsi_pipeline.cohort.stain_view import normalise_patches, stain_method
 from wsi_pipeline.config.devices import resolve_device, resolve_precision
+from wsi_pipeline.config.model_files import find_model, fit_meta, open_external
 from wsi_pipeline.config.reading import digest_settings
 from wsi_pipeline.config.settings import PredictConfig
 from wsi_pipeline.contracts import Scores
@@ -23,6 +25,7 @@ from wsi_pipeline.inference.engine import predict_store
 from wsi_pipeline.inference.scores import make_scores
 from wsi_pipeline.models import PatchClassifier
 from wsi_pipeline.models.checkpoint import CheckpointMeta, digest, digest_model, load_checkpoint
+from wsi_pipeline.models.external import load_external, with_classes
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +36,8 @@ def predict(
     *,
     tile: TileConfig | None = None,
     mpp: float | None = None,
+    architecture: str | None = None,
+    positive: Sequence[str] = (),
     device: str = "auto",
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto",
     batch_size: int | None = None,
@@ -48,7 +53,8 @@ def predict(
     ----------
     checkpoint : str or path, or (model, meta)
         A checkpoint file, or what `load_checkpoint` returned, to score several slides; that model
-        is moved to the device.
+        is moved to the device. Or a model of another program, as ``predict --checkpoint`` takes it
+        (docs/other_models.md); TorchScript and ``torch.export`` files run code of their authors.
     slide : str or path, or PatchStore
         A slide file, or an open patch store.
     tile : TileConfig, optional
@@ -56,6 +62,10 @@ def predict(
         the checkpoint's, and no pixels are stored. Not with a patch store.
     mpp : µm per level-0 px, optional
         Overrides the slide file's own. Not with a patch store.
+    architecture : str, optional
+        Network of a plain state dict.
+    positive : sequence of str
+        Classes of a model of another program whose probabilities add up to the score.
     device : str
         ``auto`` (the first CUDA device, or the CPU), ``cpu``, ``cuda`` or ``cuda:N``.
     precision : {"auto", "fp32", "bf16", "fp16"}
@@ -92,22 +102,24 @@ def predict(
         model, meta = checkpoint
         checkpoint_digest = digest_model(model, meta)
     else:
-        model, meta = load_checkpoint(checkpoint)
-        checkpoint_digest = digest(Path(checkpoint))
+        model, meta, checkpoint_digest = _load(Path(checkpoint), architecture, positive)
+    network, classes, chosen = with_classes(model)
     with _open_patches(slide, meta, tile, mpp) as store:
+        meta = fit_meta(meta, store.kind)
         values, summary = predict_store(
-            model,
+            network,
             meta,
             store,
             device=target,
             precision=exact,
             batch_size=batch_size,
             readers=readers or max(2, cpu_count() or 1),
+            columns=1 + len(classes) if classes else None,
             tolerance=settings.tolerance,
             max_unreadable=store.tiling["max_unreadable"],
             on_progress=on_progress,
         )
-        if far := find_far(store, meta.card):
+        if far := find_far(normalise_patches(store, stain_method(model)), meta.card):
             log.warning("%s: %s", store.slide_id, far)
         check = summary.precision_check
         how = (settings.precision, settings.compiler, settings.tolerance)
@@ -119,8 +131,23 @@ def predict(
             precision=exact,
             precision_check=check.as_plain() if check else None,
             fingerprint=digest_settings(store.fingerprint, checkpoint_digest, *how),
+            classes=classes,
+            positive=chosen,
             far_from_training=far,
         )
+
+
+def _load(
+    path: Path, architecture: str | None, positive: Sequence[str]
+) -> tuple[PatchClassifier, CheckpointMeta, str]:
+    """Load a checkpoint, or a model of another program; also return its digest."""
+    path = find_model(path)
+    external = open_external(path, architecture=architecture, positive=positive)
+    if external is None:
+        return *load_checkpoint(path), digest(path)
+    if trust := external.describe_trust():
+        log.warning("%s", trust)
+    return load_external(external), external.meta, external.digest
 
 
 @contextmanager
@@ -138,14 +165,15 @@ def _open_patches(
         yield slide
         return
     path = Path(slide)
-    if meta.target_mpp <= 0 or meta.image_shape is not None:
+    cut = tile or TileConfig()
+    if meta.patch_px:
+        cut = replace(cut, patch_px=meta.patch_px, target_mpp=meta.target_mpp)
+    if cut.target_mpp <= 0 or meta.image_shape is not None:
         raise InferenceError(
             f"{path.name}: the checkpoint of {meta.model} was trained on single images, so the "
             "patches of a slide are undefined; use a checkpoint trained on patches"
         )
-    cut = replace(
-        tile or TileConfig(), patch_px=meta.patch_px, target_mpp=meta.target_mpp, store="coords"
-    )
+    cut = replace(cut, store="coords")
     with tempfile.TemporaryDirectory() as folder:
         where, content = Path(folder) / "patches.zarr", Path(folder) / "content.json"
         try:

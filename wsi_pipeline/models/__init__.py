@@ -1,12 +1,11 @@
 """Patch classifiers, one architecture per file, listed here and nowhere else."""
 
-import dataclasses
 import difflib
 import inspect
 from collections.abc import Mapping
 from typing import Any
 
-from wsi_pipeline.config.settings import PreprocessConfig
+from wsi_pipeline.config.settings import PreprocessConfig, preprocess_settings
 from wsi_pipeline.errors import ModelError
 from wsi_pipeline.models.base import BlockClassifier, PatchClassifier
 from wsi_pipeline.models.cam import CAM
@@ -90,7 +89,7 @@ def build_model(
         raise ModelError(f"{name} cannot be built with {given}: {error}") from error
     if chosen != PreprocessConfig():
         model.preprocess = Preprocess(chosen)
-        model.options = {**model.options, "preprocess": dataclasses.asdict(chosen)}
+        model.options = {**model.options, "preprocess": preprocess_settings(chosen)}
     return model
 
 

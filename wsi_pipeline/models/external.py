@@ -116,6 +116,22 @@ class AllClasses(nn.Module):
         return self.classifier.all_logits(x)
 
 
+def with_classes(model: nn.Module) -> tuple[nn.Module, tuple[str, ...], tuple[str, ...]]:
+    """Prepare a model for scores of all its classes.
+
+    Returns
+    -------
+    network : nn.Module
+        (B, 3, H, W) in [0, 1] -> (B, 1 + C) logits; of other models (B,).
+    classes, positive : tuples of str
+        Names of all C classes, and of those that add up to the score; empty of other models.
+    """
+    if not isinstance(model, ExternalClassifier):
+        return model, (), ()
+    classes = model.class_names
+    return AllClasses(model), classes, tuple(classes[number] for number in model.positive)
+
+
 def _log_odds(logits: Tensor, chosen: Sequence[int]) -> Tensor:
     """Return log(p / (1 - p)) of the softmax probability p of some classes, (B,)."""
     others = [number for number in range(logits.shape[1]) if number not in chosen]

@@ -1,7 +1,8 @@
 """Preprocessing of every image before a model, in training and in prediction.
 
 Batched, on the device of the images, and deterministic. The preprocessing is part of a model's
-options and is stored in its checkpoint.
+options and is stored in its checkpoint. Stains are normalised slide by slide, before this
+(`wsi_pipeline.cohort.stain_view`).
 
 References
 ----------
@@ -11,10 +12,12 @@ References
    order 6 estimates the light.
 """
 
+from typing import get_args
+
 import torch
 from torch import Tensor
 
-from wsi_pipeline.config.settings import PreprocessConfig
+from wsi_pipeline.config.settings import PreprocessConfig, StainMethod
 from wsi_pipeline.errors import ModelError
 
 
@@ -28,6 +31,11 @@ class Preprocess:
             raise ModelError(f"preprocess: crop must be at least 1 x 1 px, got {config.crop}")
         if not config.minkowski >= 1:
             raise ModelError(f"preprocess: minkowski must be at least 1, got {config.minkowski}")
+        if config.stain not in (None, *get_args(StainMethod)):
+            raise ModelError(
+                f"preprocess: stain must be one of {', '.join(get_args(StainMethod))}, got "
+                f"{config.stain!r}"
+            )
         self.config = config
 
     def __call__(self, x: Tensor) -> Tensor:

@@ -13,6 +13,10 @@ _TORCHVISION = {
     "19584684": "VGG-13",
     "397923af": "VGG-16",
     "dcbb9e9d": "VGG-19",
+    "f37072fd": "ResNet-18",
+    "b627a593": "ResNet-34",
+    "0676ba61": "ResNet-50, V1",
+    "11ad3fa6": "ResNet-50, V2",
 }
 _LICENCE_KEYS = ("licence", "license")
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from tiling.files import write_text
 from wsi_pipeline.errors import ReportError
+from wsi_pipeline.evaluation.froc_teams import FILE as TEAMS_FILE
 from wsi_pipeline.report import curves
 from wsi_pipeline.report.figures import write_chart
 from wsi_pipeline.report.gather import ModelFiles, read_json, read_rows
@@ -29,9 +30,7 @@ def build_froc_page(folder: Path) -> Path:
     ReportError
         If there is no result, or a file is broken.
     """
-    result = read_json(folder / "froc.json")
-    if result is None:
-        raise ReportError(f"{folder.name}: no froc.json; run: wsi-pipeline froc")
+    result = _read_result(folder)
     definition = str(result["definition"])
     model = _as_model(folder, result)
     chart = curves.chart_froc([model], definition)
@@ -60,10 +59,49 @@ def build_froc_page(folder: Path) -> Path:
     return page
 
 
-def _as_model(folder: Path, result: dict[str, Any]) -> ModelFiles:
+def build_ranking_page(folder: Path) -> Path:
+    """Write ``teams.html``: the ranked table of several teams, and their curves.
+
+    Parameters
+    ----------
+    folder : Path
+        What ``wsi_pipeline.evaluation.froc_teams.run_teams`` wrote.
+
+    Raises
+    ------
+    ReportError
+        If there is no ranking, or a file is broken.
+    """
+    ranking = read_json(folder / TEAMS_FILE)
+    if ranking is None:
+        raise ReportError(f"{folder.name}: no {TEAMS_FILE}; run: wsi-pipeline froc")
+    rows: list[dict[str, Any]] = ranking["teams"]
+    models = []
+    for row in rows:
+        result = _read_result(folder / row["team"])
+        models.append(_as_model(folder / row["team"], result, name=row["team"]))
+    values = {
+        "rows": rows,
+        "result": _read_result(folder / rows[0]["team"]),
+        "rates": list(rows[0]["sensitivity_at"]),
+        "chart": curves.chart_froc(models, str(result["definition"])),
+    }
+    page = folder / "teams.html"
+    write_text(page, render_page("teams.html.j2", values))
+    return page
+
+
+def _read_result(folder: Path) -> dict[str, Any]:
+    result = read_json(folder / "froc.json")
+    if result is None:
+        raise ReportError(f"{folder.name}: no froc.json; run: wsi-pipeline froc")
+    return result
+
+
+def _as_model(folder: Path, result: dict[str, Any], *, name: str | None = None) -> ModelFiles:
     definition = str(result["definition"])
     return ModelFiles(
-        "detections" if definition == "camelyon16" else "patches",
+        name or ("detections" if definition == "camelyon16" else "patches"),
         froc={definition: result},
         lesions={definition: read_rows(folder / "lesions.csv")},
     )

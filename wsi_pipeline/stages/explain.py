@@ -12,6 +12,7 @@ from tiling.contracts import OnProgress
 from tiling.files import digest_file, move_into, scratch_folder, write_json
 from tiling.wording import pluralize
 from wsi_pipeline.cohort.kinds import cohort_of
+from wsi_pipeline.cohort.stain_view import stain_method
 from wsi_pipeline.config.reading import Config, as_plain, digest_settings
 from wsi_pipeline.config.settings import ExplainConfig
 from wsi_pipeline.errors import ConfigError
@@ -89,7 +90,7 @@ class ExplainSubjects(Task):
         with scratch_folder(out) as scratch:  # all files of a method, or none
             maps, pictures, logits = [], [], []
             for number, one in enumerate(self.subjects):
-                pixels = read_pixels(job.run, one)
+                pixels = read_pixels(job.run, one, stain=stain_method(network))
                 values = pixels.values[None]
                 (made,) = method.explain(network, values, target=self.config.target, **how)
                 pictures.append(crop_pixels(pixels, made.values.shape))

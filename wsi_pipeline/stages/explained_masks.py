@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from tiling.contracts import OnProgress
 from tiling.files import digest_file, move_into, read_json_object, scratch_folder, write_json
 from tiling.wording import pluralize
+from wsi_pipeline.cohort.stain_view import stain_method
 from wsi_pipeline.config.reading import Config, digest_settings
 from wsi_pipeline.contracts import Rule
 from wsi_pipeline.csv_files import write_csv
@@ -80,7 +81,7 @@ class TraceCurves(Task):
         rows: list[tuple[Any, ...]] = []
         areas = {}
         for number, one in enumerate(self.subjects):
-            pixels = read_pixels(job.run, one).values
+            pixels = read_pixels(job.run, one, stain=stain_method(network)).values
             target = _choose_target(self.method, network, one, about["target"])
             values = read_values(maps / f"{one.name}.tif", error=StageError, stage="explain")
             found = trace_curves(
@@ -198,7 +199,8 @@ class JudgeFilters(Task):
         mask = masks.read(one)
         if mask is None:
             raise StageError(f"{one.name}: its mask is no longer there; run explain again")
-        (made,) = load_method("patchnet").explain(network, read_pixels(run, one).values[None])
+        pixels = read_pixels(run, one, stain=stain_method(network)).values
+        (made,) = load_method("patchnet").explain(network, pixels[None])
         raw = getattr(made.details, "raw")  # noqa: B009  PatchNet's own details
         return localise_filters(raw, crop_mask(mask, raw.shape[1:]))
 

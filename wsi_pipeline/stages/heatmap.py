@@ -10,6 +10,7 @@ from tiling.contracts import OnProgress
 from tiling.wording import format_number, pluralize
 from wsi_pipeline.cohort.kinds import ImageCohort, cohort_of
 from wsi_pipeline.cohort.slides import open_store
+from wsi_pipeline.cohort.stain_view import fit_slide_map, normalise_patches, stain_method
 from wsi_pipeline.config.reading import Config, digest_settings
 from wsi_pipeline.config.settings import (
     OWN_METHOD,
@@ -158,6 +159,7 @@ class BuildHeatmap(Task):
                 store.coords,
                 geometry=store.geometry,
                 step_px=self.config.dense_step_px or MAP_STEP_PX,
+                stain_map=fit_slide_map(store, stain_method(network)),
                 device=next(network.parameters()).device,
                 filters=self.config.filters,
                 on_progress=on_progress,
@@ -184,13 +186,14 @@ class BuildHeatmap(Task):
         method = load_method(self.method or "")
         settings = method.choose_settings(self.config.layer)
         rows = np.flatnonzero(np.isfinite(scores.scores))
+        patches = normalise_patches(store, stain_method(network))
         unreadable = 0
 
         def explain_each() -> Iterator[tuple[tuple[float, float], Any]]:
             nonlocal unreadable
             for number, row in enumerate(rows):
-                pixels, lost = store.read_flagged(rows[number : number + 1])
-                if lost[0]:
+                pixels = np.empty((1, *store.kind.shape), np.uint8)
+                if patches.read_into(rows[number : number + 1], pixels)[0]:
                     unreadable += 1
                     continue
                 (values,) = method(network, pixels, config=settings)

@@ -12,6 +12,7 @@ from tiling.files import digest_file, write_json
 from tiling.wording import pluralize
 from wsi_pipeline.cohort.image_folder import ALL, ImageEntry
 from wsi_pipeline.cohort.kinds import ImageCohort, warn_of_unused
+from wsi_pipeline.cohort.stain_view import normalise_image, stain_method
 from wsi_pipeline.config.reading import Config, digest_settings
 from wsi_pipeline.config.settings import OWN_METHOD, EvaluatedSplit
 from wsi_pipeline.layout import RunFolder, Unit
@@ -83,9 +84,11 @@ class MapImages(Task):
         try:
             for number, row in enumerate(rows):
                 pixels = np.array(images.pixels[row])
+                name = entries[row].image_id
+                pixels = normalise_image(pixels, stain_method(network), name=name)
                 made, picture, grey = write_image_map(
                     folder,
-                    entries[row].image_id,
+                    name,
                     network,
                     pixels,
                     self.method,
@@ -212,10 +215,14 @@ def _why_no_maps(run: RunFolder, model: str, config: Config) -> str:
     """Describe why a model with scores gets no maps; empty if it does."""
     from wsi_pipeline.explain import load_method
     from wsi_pipeline.inference.image_scores import read_scores
+    from wsi_pipeline.inference.scores import TRAINED_ON
     from wsi_pipeline.models import find_architecture
     from wsi_pipeline.models.checkpoint import read_meta
 
     path = run.checkpoint(model)
+    _, about = read_scores(run.image_scores(model))
+    if not path.is_file() and TRAINED_ON not in about:
+        return "it is a model of another program, whose maps are not computed"
     if not path.is_file():
         return (
             "its scores are by a checkpoint outside the run; copy that file to "
@@ -225,7 +232,6 @@ def _why_no_maps(run: RunFolder, model: str, config: Config) -> str:
     method = _method_of(path, config)
     if not load_method(method).explains(find_architecture(name)):
         return f"{method} does not explain the architecture {name}; set another heatmap.method"
-    _, about = read_scores(run.image_scores(model))
     if about["checkpoint"] != digest_file(path):
         return f"its scores are by another checkpoint than models/{model}; run predict again"
     return ""

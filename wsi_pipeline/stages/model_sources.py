@@ -2,12 +2,11 @@
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from tiling.contracts import PatchKind
 from tiling.files import digest_file
 from wsi_pipeline.config.checkpoint_header import CheckpointMeta, read_meta
 from wsi_pipeline.config.model_files import (
@@ -21,9 +20,6 @@ from wsi_pipeline.config.model_files import (
 from wsi_pipeline.config.settings import PredictConfig
 from wsi_pipeline.errors import CheckpointError, ConfigError
 from wsi_pipeline.names import check_model_name
-
-if TYPE_CHECKING:
-    from torch import nn
 
 log = logging.getLogger(__name__)
 
@@ -151,23 +147,6 @@ def load_model(
             f"then {digest[:12]}...); let what writes it end, then run the same command again"
         )
     return model, meta
-
-
-def fit_meta(meta: CheckpointMeta, kind: PatchKind) -> CheckpointMeta:
-    """Take on the patches there are, where a model has no description of its own."""
-    if meta.patch_px:
-        return meta
-    shape = kind.shape if kind.single else None
-    return replace(meta, patch_px=kind.shape[0], target_mpp=kind.mpp, image_shape=shape)
-
-
-def with_classes(model: Any) -> tuple["nn.Module", tuple[str, ...]]:
-    """Return the network that gives a score and all classes, and their names; () has the score."""
-    from wsi_pipeline.models.external import AllClasses, ExternalClassifier
-
-    if not isinstance(model, ExternalClassifier):
-        return model, ()
-    return AllClasses(model), model.class_names
 
 
 def needed_patches(

@@ -19,7 +19,8 @@ from wsi_pipeline.cohort.colours import find_far
 from wsi_pipeline.cohort.image_folder import ALL, ImageEntry
 from wsi_pipeline.cohort.kinds import ImageCohort, cohort_of, warn_of_unused
 from wsi_pipeline.cohort.slides import digest_store, open_store
-from wsi_pipeline.config.model_files import ExternalModel
+from wsi_pipeline.cohort.stain_view import normalise_patches, stain_method
+from wsi_pipeline.config.model_files import ExternalModel, fit_meta
 from wsi_pipeline.config.reading import Config, digest_settings
 from wsi_pipeline.config.settings import PredictConfig
 from wsi_pipeline.contracts import Rule, SlideEntry
@@ -45,11 +46,9 @@ from wsi_pipeline.stages.inputs import (
 from wsi_pipeline.stages.model_sources import (
     ModelSource,
     find_sources,
-    fit_meta,
     load_model,
     needed_patches,
     warn_of_no_effect,
-    with_classes,
 )
 from wsi_pipeline.stages.tile import add_audit, prepare_tiling, tile
 
@@ -92,13 +91,14 @@ class PredictSlide(Task):
         from wsi_pipeline.config.devices import resolve_device, resolve_precision
         from wsi_pipeline.inference import predict_store
         from wsi_pipeline.inference.scores import make_scores, write_scores
+        from wsi_pipeline.models.external import with_classes
         from wsi_pipeline.run.cluster import worker_number
 
         entry, config = self.entry, self.config
         device = resolve_device(self.device, worker=worker_number())
         precision = resolve_precision(config.precision, device)
         loaded, meta = load_model(self.checkpoint, self.digest, self.external)
-        model, classes = with_classes(loaded)
+        model, classes, positive = with_classes(loaded)
         journal = job.run.journal(self.model, entry.slide_id)
         with open_store(job.run, entry) as store:
             meta = fit_meta(meta, store.kind)
@@ -118,7 +118,7 @@ class PredictSlide(Task):
                 key=f"{job.fingerprint} {device.type} {precision}",
                 on_progress=on_progress,
             )
-            if far := find_far(store, meta.card):
+            if far := find_far(normalise_patches(store, stain_method(model)), meta.card):
                 log.warning("%s: %s", self.unit.title, far)
             path = job.run.scores(self.model, entry.slide_id)
             check = summary.precision_check
@@ -133,7 +133,7 @@ class PredictSlide(Task):
                     precision_check=check.as_plain() if check else None,
                     fingerprint=job.fingerprint,
                     classes=classes,
-                    positive=[classes[number] for number in loaded.positive] if classes else (),
+                    positive=positive,
                     far_from_training=far,
                 ),
             )

@@ -13,6 +13,8 @@ from tiling.annotation.slide_annotation import read_annotation_of_store
 from wsi_pipeline.cohort.image_masks import read_masks
 from wsi_pipeline.cohort.kinds import ImageCohort
 from wsi_pipeline.cohort.slides import open_store
+from wsi_pipeline.cohort.stain_view import normalise_image, normalise_patches
+from wsi_pipeline.config.settings import StainMethod
 from wsi_pipeline.contracts import SlideEntry
 from wsi_pipeline.errors import StageError
 from wsi_pipeline.layout import RunFolder
@@ -38,13 +40,14 @@ class Pixels:
     box_l0: tuple[int, int, int, int] | None = None  # x, y, width, height, level-0 px
 
 
-def read_pixels(run: RunFolder, one: Subject) -> Pixels:
-    """Read the pixels of a patch or an image."""
+def read_pixels(run: RunFolder, one: Subject, *, stain: StainMethod | None = None) -> Pixels:
+    """Read the pixels of a patch or an image, as a model with this `preprocess.stain` does."""
     if one.entry is None:
-        return Pixels(np.array(ImageCohort(run).array().pixels[one.row]))
+        image = np.array(ImageCohort(run).array().pixels[one.row])
+        return Pixels(normalise_image(image, stain, name=one.name))
     with open_store(run, one.entry) as store:
-        pixels, unreadable = store.read_flagged(np.array([one.row]))
-        if unreadable[0]:
+        pixels = np.empty((1, *store.kind.shape), np.uint8)
+        if normalise_patches(store, stain).read_into(np.array([one.row]), pixels)[0]:
             raise StageError(f"{one.entry.slide_id}: the patch {one.name} cannot be read")
         geometry = store.geometry
         x, y = (int(v) for v in store.coords[one.row])

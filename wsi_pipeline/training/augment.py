@@ -1,4 +1,4 @@
-"""Random crops, zooms, turns, flips and colour perturbations of a batch, on its device, seeded.
+"""Random crops, zooms, turns, flips, stain and colour changes of a batch, on its device, seeded.
 
 References
 ----------
@@ -6,6 +6,11 @@ References
    and horizontal flips, random colour perturbations. It names no sizes; `AugmentConfig` does.
 .. [2] PatchNet paper 1, 4.1: random crops of textures.
 .. [3] PatchNet paper 2, section 3: rotations by 180 degrees, zoom-ins up to 120 %.
+.. [4] Tellez et al., "Whole-Slide Mitosis Detection in H&E Breast Histology Using PHH3 as a
+   Reference to Train Distilled Stain-Invariant Convolutional Networks", IEEE Transactions on
+   Medical Imaging 2018: random scaling and shifting of haematoxylin, eosin and DAB.
+.. [5] Ruifrok, Johnston, "Quantification of histochemical staining by color deconvolution",
+   Analytical and Quantitative Cytology and Histology 2001: the stains' optical densities.
 """
 
 import numpy as np
@@ -20,10 +25,13 @@ from wsi_pipeline.errors import ConfigError, ModelError
 # ITU-R BT.601 luma, the grey that saturation and contrast turn towards.
 _LUMA = (0.299, 0.587, 0.114)
 
+# Optical density of red, green and blue light by haematoxylin, eosin and DAB [5], a stain per row.
+RUIFROK = ((0.65, 0.70, 0.29), (0.07, 0.99, 0.11), (0.27, 0.57, 0.78))
+
 # Index of each augmentation among a sample's random numbers. Indices are fixed, so that enabling
 # one augmentation does not affect the others.
 _DECIDES = ("hue", "saturation", "brightness", "contrast", "flip_x", "flip_y", "turn", "zoom",
-            "top", "left")  # fmt: skip
+            "top", "left", *(f"stain_{n}" for n in range(6)))  # fmt: skip
 _NUMBERS = 16  # per sample; a multiple of the four words that a step of Philox's counter gives
 
 
@@ -63,15 +71,15 @@ class Augment:
         Parameters
         ----------
         x : (B, C, H, W) float in [0, 1]
-            With one channel, hue and saturation have nothing to change.
+            With one channel, stains, hue and saturation have nothing to change.
         samples : (B,), optional
             Number of each sample. Default: counted from call to call.
 
         Returns
         -------
         x : (B, C, H, W) float in [0, 1]
-            A new tensor, of the crop's size; the order is crop, zoom, hue, saturation, brightness,
-            contrast, flips, half turns.
+            A new tensor, of the crop's size; the order is crop, zoom, stains, hue, saturation,
+            brightness, contrast, flips, half turns.
         """
         if samples is None:
             samples = self._n_seen + np.arange(len(x))
@@ -86,6 +94,9 @@ class Augment:
             x = crop_at(x, self._crop, number["top"], number["left"])
         if config.zoom > 1:
             x = zoom_in(x, 1 + (config.zoom - 1) * number["zoom"])
+        if config.stain and x.shape[1] == 3:
+            sides = torch.stack([2 * number[f"stain_{n}"] - 1 for n in range(6)], dim=1)
+            x = change_stains(x, 1 + config.stain * sides[:, :3], config.stain * sides[:, 3:])
         x = self._perturb(x, {name: _column(values, x) for name, values in number.items()})
         if not (config.flips or config.rotate_180):
             return x
@@ -160,6 +171,33 @@ def zoom_in(x: Tensor, factor: Tensor) -> Tensor:
     theta[:, 0, 0] = theta[:, 1, 1] = (1 / factor).to(x.dtype)
     grid = F.affine_grid(theta, list(x.shape), align_corners=False)
     return F.grid_sample(x, grid, mode="bilinear", padding_mode="border", align_corners=False)
+
+
+def change_stains(x: Tensor, factor: Tensor, shift: Tensor) -> Tensor:
+    """Scale and shift the amounts of haematoxylin, eosin and DAB in each image [4], [5].
+
+    Amounts may become negative, so without a change the image stays as it is.
+
+    Parameters
+    ----------
+    x : (B, 3, H, W) float in [0, 1]
+        Values below 1/255 count as that: black has no finite optical density.
+    factor : (B, 3)
+        Of each stain's amount.
+    shift : (B, 3)
+        Added to the amounts, also where there is no tissue, in units of natural optical density.
+
+    Returns
+    -------
+    x : (B, 3, H, W) float in [0, 1]
+    """
+    stains = torch.tensor(RUIFROK, dtype=torch.float64, device=x.device)  # (stain, channel)
+    amounts = torch.linalg.inv(stains).T  # of a density (3,)
+    matrix = stains.T @ (factor.double()[:, :, None] * amounts)  # (B, 3, 3)
+    offset = shift.double() @ stains
+    density = x.clamp_min(1 / 255).log_().neg_()
+    density = torch.einsum("bij,bjhw->bihw", matrix.to(x.dtype), density)
+    return density.add_(offset.to(x.dtype)[:, :, None, None]).neg_().exp_().clamp_(0, 1)
 
 
 def _column(values: Tensor, x: Tensor) -> Tensor:

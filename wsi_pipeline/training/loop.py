@@ -39,6 +39,7 @@ from wsi_pipeline.cohort.data import (
     to_unit_range,
     usable_labels,
 )
+from wsi_pipeline.cohort.stain_view import normalise_patches
 from wsi_pipeline.config.devices import (
     Precision,
     compute_in,
@@ -151,6 +152,8 @@ def train_model(
     config = replace(config, precision=_resolve_precision(config.precision, device))
     val = () if config.monitor == "none" else val
     check_stores(train, val, patients, validated=config.monitor != "none")
+    stain = config.model.preprocess.stain
+    train, val = ([normalise_patches(store, stain) for store in split] for split in (train, val))
     writes = processes.rank() == 0
     if writes:
         remove_leftovers(out)

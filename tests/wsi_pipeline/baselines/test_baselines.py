@@ -2,11 +2,13 @@
 
 import csv
 import errno
+import re
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image
+from sklearn.metrics import roc_auc_score
 
 from wsi_pipeline.baselines import comparison as baselines
 from wsi_pipeline.baselines import features as baseline_features
@@ -76,9 +78,45 @@ def test_splits_that_folders_give_are_taken(tmp_path):
     assert found.n_by_split == {"train": 12, "val": 6, "test": 8}
     assert all(r.val is not None and r.test is not None for r in found.results)
     table = format_table(found)
-    vals = [float(line.split()[-3].rstrip("%")) for line in table.splitlines()
-            if line.endswith(("54", "67", "79", "92", "38", "13", "25"))]  # fmt: skip
+    rows = re.findall(r"([\d.]+)% +[\d.]+% +(?:54|67|79|92|38|13|25) ", table)
+    vals = [float(val) for val in rows]
+    assert len(vals) == 14
     assert vals[:7] == sorted(vals[:7], reverse=True)  # the best on validation first
+
+
+@pytest.mark.parametrize("scheme", ["shares", "folds"])
+def test_the_roc_auc_is_of_images_that_were_held_out(nuclei, scheme, tmp_path):
+    classes = ("BJ", "NIH3T3")  # some of the wrong one, so that no model is perfect
+    rows = "".join(
+        f"{name}/{i:02d}.png,{classes[label ^ (i % 4 == 0)]}\n"
+        for label, name in enumerate(classes)
+        for i in range(12)
+    )
+    (tmp_path / "t.csv").write_text("file,class\n" + rows)
+    config = ImagesConfig(channels=1, table=tmp_path / "t.csv")
+    found = run_baselines(nuclei, config, BaselineOptions(scheme=scheme, seed=1))
+    labels = np.array([e.label for e in found.entries])
+    table = format_table(found)
+    for r in found.results:
+        held_out = np.isfinite(r.decision)
+        assert np.array_equal(held_out, r.predicted >= 0)
+        assert np.array_equal(r.predicted[held_out], r.decision[held_out] > 0)
+        if scheme == "folds":  # with shares, val is held out too
+            assert r.roc_auc == pytest.approx(roc_auc_score(labels, r.decision))
+        if r.roc_auc_ci95:
+            low, high = r.roc_auc_ci95
+            assert low <= r.roc_auc <= high
+            assert f"{r.roc_auc:.3f} ({low:.3f} to {high:.3f})" in table
+    assert any(r.roc_auc_ci95 for r in found.results) or scheme == "shares"
+
+
+def test_the_accuracy_of_always_giving_one_answer_is_named(tmp_path):
+    for split, n in (("train", 4), ("test", 4)):
+        make_nuclei(tmp_path / "data" / split, n)
+    (tmp_path / "data/test/BJ/00.png").unlink()
+    found = run_baselines(tmp_path / "data", GREY, BaselineOptions())
+    assert found.largest == ("NIH3T3", pytest.approx(4 / 7))
+    assert "always answering NIH3T3: 57.1%" in format_table(found)
 
 
 def test_groups_leave_one_patient_out_at_a_time(nuclei, tmp_path):

@@ -45,9 +45,12 @@ def painted(colour=PINK, *, spread=25, n=6, seed=0, **options) -> FakeStore:
     return store
 
 
-def test_colour_is_that_of_the_tissue_without_the_glass():
-    found = measure_tissue(painted(spread=0))
-    np.testing.assert_allclose(found.mean, rgb2lab(np.array(PINK, np.uint8)[None])[0], atol=1e-9)
+@given(st.tuples(*[st.integers(0, 170)] * 3))
+def test_colour_is_that_of_the_tissue_without_the_glass(colour):
+    """As scikit-image computes it, whose white differs in the fourth digit."""
+    found = measure_tissue(painted(colour, spread=0, n=1))
+    expected = rgb2lab(np.array(colour, np.uint8)[None])[0]
+    np.testing.assert_allclose(found.mean, expected, atol=0.05)
     np.testing.assert_allclose(found.deviation, 0, atol=1e-9)
 
 

@@ -1,5 +1,6 @@
 """Splits by patient: what must hold for every data set."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 from wsi_pipeline.cohort.splits import advise_missing_split, assign_folds, assign_splits
 from wsi_pipeline.config.reading import SplitConfig
 from wsi_pipeline.contracts import SlideEntry
-from wsi_pipeline.errors import ConfigError
+from wsi_pipeline.errors import ConfigError, ManifestError
 
 
 def entries_of(patients):
@@ -54,6 +55,30 @@ def test_shares_cover_every_patient_and_are_stratified(entries, shares, seed, da
             assert "train" in splits
     shuffled = data.draw(st.permutations(entries))
     assert assign_splits(shuffled, val_fraction=val, test_fraction=test, seed=seed) == found
+
+
+@given(entries=cohorts, share=st.floats(0.05, 0.6), seed=seeds, data=st.data())
+@settings(max_examples=40)
+def test_validation_is_taken_from_a_given_training_set(entries, share, seed, data):
+    """CAMELYON16, ISIC 2016: published with a test and without validation."""
+    patients = sorted({e.patient for e in entries})
+    tested = data.draw(st.sets(st.sampled_from(patients), min_size=1, max_size=len(patients) - 1))
+    official = [replace(e, split="test" if e.patient in tested else "train") for e in entries]
+
+    found = assign_splits(official, val_fraction=share, test_fraction=0.2, seed=seed)
+
+    assert {p for p, split in found.items() if split == "test"} == tested
+    alone = [replace(e, split=None) for e in official if e.split == "train"]
+    others = assign_splits(alone, val_fraction=share, test_fraction=0, seed=seed)
+    assert {p: s for p, s in found.items() if p not in tested} == others
+
+
+def test_splits_with_validation_are_not_divided_again():
+    entries = [SlideEntry(s, Path(), s, split=s) for s in ("train", "val", "test")]
+    with pytest.raises(ManifestError, match="has splits already"):
+        assign_splits(entries, val_fraction=0.5, test_fraction=0, seed=0)
+    with pytest.raises(ManifestError, match="has splits already"):  # folds have a test of their own
+        assign_splits(entries[::2], val_fraction=0.5, test_fraction=0, seed=0, folds=2)
 
 
 @given(entries=cohorts, seed=seeds, data=st.data())

@@ -7,7 +7,14 @@ import pytest
 import yaml
 
 from wsi_pipeline.config.reading import as_plain, digest_settings, read_config
-from wsi_pipeline.config.settings import ModelConfig, TrainConfig, fill_in_sampling, result_settings
+from wsi_pipeline.config.settings import (
+    AugmentConfig,
+    ModelConfig,
+    PreprocessConfig,
+    TrainConfig,
+    fill_in_sampling,
+    result_settings,
+)
 from wsi_pipeline.errors import ConfigError
 
 ROOT = Path(__file__).parents[3]
@@ -261,6 +268,12 @@ def test_a_setting_that_came_later_leaves_fingerprints_as_they_were():
     vgg = TrainConfig(model=ModelConfig(name="vgg16"))
     for config in (vgg, replace(vgg, sampling="balanced"), replace(vgg, readers=5)):
         assert digest_settings(result_settings(config)) == "3190b992ab6f1acd"
+    stained = replace(vgg.model, preprocess=PreprocessConfig(stain="macenko"))
+    for config in (
+        replace(vgg, augment=AugmentConfig(stain=0.05)),
+        replace(vgg, model=stained),
+    ):
+        assert digest_settings(result_settings(config)) != "3190b992ab6f1acd"
     shuffled = [replace(vgg, sampling="shuffle", steps_per_epoch=n) for n in (1000, 5)]
     one, other = (digest_settings(result_settings(config)) for config in shuffled)
     assert one == other != "3190b992ab6f1acd"

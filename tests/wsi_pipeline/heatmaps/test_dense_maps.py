@@ -9,6 +9,7 @@ from tiling.contracts import TileConfig
 from tiling.geometry import resolve_geometry
 from tiling.resample import nearest_finer_level, read_resampled
 from tiling.slide import open_slide
+from wsi_pipeline.cohort.stains import MacenkoMap
 from wsi_pipeline.errors import HeatmapError
 from wsi_pipeline.heatmaps import dense_maps
 from wsi_pipeline.heatmaps.dense_maps import check_mappable, map_slide
@@ -45,7 +46,7 @@ def tiles(slide, *, target_mpp, everywhere=True):
     return (grid if everywhere else grid[len(grid) // 2 : len(grid) // 2 + 2]), geometry
 
 
-def whole_map(model, slide, geometry):
+def whole_map(model, slide, geometry, *, recolour=lambda pixels: pixels):
     """All of the slide as one image, mapped at stride 1."""
     width, height = (int(side / s) for side, s in zip(slide.size, geometry.scale, strict=True))
     picture = read_resampled(
@@ -55,7 +56,7 @@ def whole_map(model, slide, geometry):
         out_px=(width, height),
         level=nearest_finer_level(slide.level_downsamples, geometry.scale),
     )
-    image = torch.from_numpy(picture).permute(2, 0, 1).float() / 255
+    image = torch.from_numpy(recolour(picture)).permute(2, 0, 1).float() / 255
     return model.dense_map(image)[0].numpy()
 
 
@@ -77,6 +78,21 @@ def test_windows_join_to_the_map_of_the_whole_image(model, slide, monkeypatch, s
     shown = heatmap.values[: n_inside[0], : n_inside[1]]
     np.testing.assert_allclose(shown, expected, atol=1e-5)
     assert found.n_unreadable == 0
+
+
+def test_stains_are_mapped_before_the_model(model, slide, monkeypatch):
+    monkeypatch.setattr(dense_maps, "CHUNK_PX", 37)
+    coords, geometry = tiles(slide, target_mpp=0.5)
+    stains = MacenkoMap(np.array([[0.6, 0.3], [0.7, 0.8], [0.4, 0.5]]), np.array([1.5, 2.0]))
+
+    found = map_slide(
+        model, slide, coords, geometry=geometry, step_px=1, device=CPU, stain_map=stains
+    )
+
+    expected = whole_map(model, slide, geometry, recolour=stains)
+    height, width = expected.shape
+    np.testing.assert_allclose(found.heatmap.values[:height, :width], expected, atol=1e-5)
+    assert np.abs(expected - whole_map(model, slide, geometry)).max() > 1e-3
 
 
 def test_a_resolution_that_is_no_multiple_does_not_drift_over_the_slide(model, slide):

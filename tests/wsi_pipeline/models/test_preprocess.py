@@ -110,7 +110,12 @@ def test_the_centre_is_cropped():
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [({"gamma": 0}, "gamma"), ({"crop": (0, 3)}, "crop"), ({"minkowski": 0.5}, "minkowski")],
+    [
+        ({"gamma": 0}, "gamma"),
+        ({"crop": (0, 3)}, "crop"),
+        ({"minkowski": 0.5}, "minkowski"),
+        ({"stain": "vahadane"}, "stain must be one of macenko, reinhard, got 'vahadane'"),
+    ],
 )
 def test_settings_out_of_range_are_named(settings, message):
     with pytest.raises(ModelError, match=message):

@@ -10,11 +10,13 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from tests.helpers.external_models import CLASSES, TRANSFORM, ColourNet, describe, write_zoo
 from tests.helpers.slides import halve, tissue, write_slide
 from tests.helpers.tiny_cohort import draw_cohort
-from tiling import PatchStore
+from tiling import PatchStore, TileConfig, TissueConfig
+from wsi_pipeline import predict
 from wsi_pipeline.cli.app import main
 from wsi_pipeline.config.zoo_config import read_zoo_config
 from wsi_pipeline.inference.journal import Journal
@@ -72,6 +74,17 @@ def test_scores_and_classes_are_those_of_the_network(run, slide, zoo):
         assert file["probabilities"].shape == (len(found.scores), 3)
 
 
+def test_the_python_api_gives_the_same(run, slide, zoo):
+    tissue_settings = TissueConfig(mpp=2, min_object_um2=100)
+    found = predict(
+        zoo, slide, tile=TileConfig(tissue=tissue_settings), positive=("grade 3", "grade 4")
+    )
+    wanted = read_scores(run / "scores/colours/a.h5")
+    np.testing.assert_array_equal(found.probabilities, wanted.probabilities)
+    np.testing.assert_array_equal(found.scores, wanted.scores)
+    assert found.attributes["checkpoint"] == wanted.attributes["checkpoint"]
+
+
 def test_wsinfers_csv_has_a_column_of_each_class(run, tmp_path):
     asked = ["export", str(run), "--format", "wsinfer", "--out", str(tmp_path), "--quiet"]
     assert main(asked) == 0
@@ -101,19 +114,19 @@ def test_results_are_kept_until_the_model_or_its_description_changes(
     shutil.copytree(run, tmp_path / "run")
     shutil.copytree(zoo, tmp_path / "colours")
 
-    def predict(*more: str) -> str:
+    def score(*more: str) -> str:
         asked = ["predict", str(tmp_path / "run"), "--checkpoint", str(tmp_path / "colours")]
         assert main([*asked, *more]) == 0
         return capsys.readouterr().out
 
-    assert predict() == "predict: 0 done, 1 kept from before\n"  # its classes are recalled
+    assert score() == "predict: 0 done, 1 kept from before\n"  # its classes are recalled
     warned = [r.getMessage() for r in caplog.records if "code of its author" in r.getMessage()]
     assert warned == [
         f"{tmp_path / 'colours/torchscript_model.pt'} is a TorchScript file: it runs code of its "
         "author"
     ]
-    assert "1 done" in predict("--positive", "grade 4")
-    assert "0 done, 1 kept" in predict("--positive", "grade 4")
+    assert "1 done" in score("--positive", "grade 4")
+    assert "0 done, 1 kept" in score("--positive", "grade 4")
     steps = [
         *TRANSFORM[:2],
         {"name": "Normalize", "arguments": {"mean": [0.5] * 3, "std": [1] * 3}},
@@ -121,7 +134,7 @@ def test_results_are_kept_until_the_model_or_its_description_changes(
     (tmp_path / "colours/config.json").write_text(
         json.dumps(describe(spacing_um_px=1.0, transform=steps))
     )
-    assert "1 done" in predict()
+    assert "1 done" in score()
     scores = read_scores(tmp_path / "run/scores/colours/a.h5")
     np.testing.assert_allclose(scores.scores, scores.probabilities[:, 2], atol=1e-6)
 
@@ -181,8 +194,8 @@ def test_every_stage_works_on_the_result(tmp_path, zoo):
     assert main([*asked, *SETTINGS]) == 0
     two = tmp_path / "two"
     write_zoo(two, ColourNet(2), num_classes=2, class_names=["no", "yes"], spacing_um_px=1.0)
-    predict = ["predict", run, "--checkpoint", str(zoo), "--checkpoint", str(two), "--quiet"]
-    assert main([*predict, "--positive", "grade 4"]) == 1  # which "two" has not
+    both = ["predict", run, "--checkpoint", str(zoo), "--checkpoint", str(two), "--quiet"]
+    assert main([*both, "--positive", "grade 4"]) == 1  # which "two" has not
     assert main(["predict", run, "--checkpoint", str(zoo), "--quiet", *POSITIVE]) == 0
     for stage in (["heatmap"], ["evaluate", "--set", "bootstrap=0"], ["report"]):
         assert main([stage[0], run, *stage[1:], "--quiet"]) == 0
@@ -208,3 +221,29 @@ def test_a_state_dict_takes_the_patches_that_there_are(run, tmp_path, monkeypatc
 def test_an_option_without_effect_is_warned_of(copy, caplog):
     assert main(["predict", str(copy / "run"), "--architecture", "resnet18", "--quiet"]) == 0
     assert "no effect: predict.architecture" in caplog.text
+
+
+def test_single_images_are_scored(tmp_path, caplog, capsys):
+    folder = tmp_path / "images"
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), np.uint8)
+    for number, one in enumerate(pixels):
+        name = ("no", "yes")[number % 2]
+        (folder / "test" / name).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(one).save(folder / "test" / name / f"{number}.png")
+    settings = "images: {size: [32, 32], mpp: 0.5, classes: ['no', 'yes']}\n"
+    (tmp_path / "c.yaml").write_text(settings)
+    run, config = str(tmp_path / "run"), ["--config", str(tmp_path / "c.yaml"), "--quiet"]
+    assert main(["tile", str(folder), "--out", run, *config]) == 0
+    model = str(write_zoo(tmp_path / "colours"))
+    assert main(["predict", run, "--checkpoint", model, *POSITIVE, "--quiet"]) == 0
+    assert "no effect" not in caplog.text
+    with (tmp_path / "run/scores/colours/images.csv").open(newline="") as file:
+        found = {row["image_id"][-1]: float(row["score"]) for row in csv.DictReader(file)}
+    steps = read_zoo_config(tmp_path / "colours/config.json").transform
+    x = torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255
+    with torch.inference_mode():
+        wanted = ColourNet()(transform_images(x, steps)).softmax(1)[:, 1:].sum(1).tolist()
+    assert found == pytest.approx({str(n): score for n, score in enumerate(wanted)}, abs=1e-6)
+    capsys.readouterr()
+    assert main(["heatmap", run]) == 0
+    assert "a model of another program, whose maps are not computed" in capsys.readouterr().out

@@ -6,10 +6,19 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from skimage.color import hed2rgb, rgb2hed
 
 from wsi_pipeline.config.settings import AugmentConfig
 from wsi_pipeline.errors import ConfigError, ModelError
-from wsi_pipeline.training.augment import Augment, crop_at, draw_numbers, flip, turn_hue, zoom_in
+from wsi_pipeline.training.augment import (
+    Augment,
+    change_stains,
+    crop_at,
+    draw_numbers,
+    flip,
+    turn_hue,
+    zoom_in,
+)
 
 OFF = AugmentConfig(flips=False, brightness=0, contrast=0, saturation=0, hue=0)
 
@@ -67,7 +76,7 @@ def test_flips_are_exact_and_all_four_happen():
     assert seen == {(), (1,), (2,), (1, 2)}
 
 
-@pytest.mark.parametrize("name", ["brightness", "contrast", "saturation", "hue"])
+@pytest.mark.parametrize("name", ["brightness", "contrast", "saturation", "hue", "stain"])
 def test_each_perturbation_does_something_by_itself(name):
     config = replace(OFF, **{name: 0.2})
     assert not torch.equal(Augment(config, seed=0)(batch()), batch())
@@ -93,7 +102,45 @@ def test_a_small_turn_moves_the_hue_as_hsv_has_it():
     assert after - before == pytest.approx(0.05, abs=0.02)
 
 
-EVERYTHING = AugmentConfig(rotate_180=True, zoom=1.2)
+UNIT = -np.log(1e-6)  # natural optical density of one of scikit-image's units
+
+
+def stained(n=4, side=8):
+    """Images of haematoxylin, eosin and DAB, and their amounts in natural optical density."""
+    amounts = np.random.default_rng(0).uniform(0.2, 0.7, (n, side, side, 3))
+    return torch.from_numpy(hed2rgb(amounts / UNIT)).permute(0, 3, 1, 2), amounts
+
+
+def test_stains_are_those_of_scikit_image():
+    x, amounts = stained()
+    factor, shift = [1.1, 0.8, 1.0], [0.05, 0.1, -0.1]
+    changed = change_stains(x, *(torch.tensor([v]).expand(4, 3) for v in (factor, shift)))
+    found = rgb2hed(changed.permute(0, 2, 3, 1).numpy()) * UNIT
+    np.testing.assert_allclose(found, amounts * factor + shift, atol=1e-5)
+
+
+def test_stains_stay_within_their_range_and_all_of_it_happens():
+    """One colour in many images: the amount of each stain after the change."""
+    x = torch.from_numpy(hed2rgb(np.full((1, 1, 3), 0.5 / UNIT))).permute(2, 0, 1)
+    out = Augment(replace(OFF, stain=0.2), seed=0)(x.expand(2000, 3, 1, 1))
+    amounts = rgb2hed(out.permute(0, 2, 3, 1).numpy()).reshape(-1, 3) * UNIT
+    low, high = amounts.min(axis=0), amounts.max(axis=0)
+    assert (low >= 0.5 * 0.8 - 0.2 - 1e-5).all()
+    assert (high <= 0.5 * 1.2 + 0.2 + 1e-5).all()
+    assert (low < 0.24).all()
+    assert (high > 0.76).all()
+    assert abs(np.corrcoef(amounts.T) - np.eye(3)).max() < 0.1
+
+
+def test_a_stain_change_of_nothing_leaves_the_image_and_black_stays_finite():
+    x = batch()
+    x[0] = 0
+    none = torch.ones(len(x), 3), torch.zeros(len(x), 3)
+    torch.testing.assert_close(change_stains(x, *none), x.clamp_min(1 / 255), atol=1e-5, rtol=0)
+    assert Augment(replace(OFF, stain=1.0), seed=0)(x).isfinite().all()
+
+
+EVERYTHING = AugmentConfig(rotate_180=True, zoom=1.2, stain=0.05)
 
 
 @pytest.mark.parametrize("sizes", [[16], [1] * 16, [5, 11], [3, 3, 3, 7]])
@@ -168,6 +215,12 @@ def test_random_crops_come_from_everywhere_and_are_exact():
     assert torch.equal(out[0], x[0, :, row : row + 4, column : column + 4])
 
 
+def test_stains_are_drawn_apart_from_the_other_changes():
+    x = batch(32)
+    both, flipped = (Augment(replace(OFF, flips=True, stain=s), seed=1)(x) for s in (1e-9, 0.0))
+    torch.testing.assert_close(both, flipped.clamp_min(1 / 255), atol=1e-5, rtol=0)
+
+
 def test_a_crop_of_the_images_own_size_is_the_image():
     x = batch(3)
     zero = torch.zeros(3)
@@ -178,7 +231,9 @@ def test_a_crop_of_the_images_own_size_is_the_image():
 
 def test_images_of_one_channel_are_changed_in_brightness_and_contrast_only():
     grey = torch.rand(4, 1, 6, 6)
-    assert torch.equal(Augment(replace(OFF, hue=0.3, saturation=0.4), seed=0)(grey), grey)
+    assert torch.equal(
+        Augment(replace(OFF, hue=0.3, saturation=0.4, stain=0.2), seed=0)(grey), grey
+    )
     spread = Augment(AugmentConfig(flips=False), seed=2)
     three = Augment(AugmentConfig(flips=False), seed=2)(grey.expand(4, 3, 6, 6))
     torch.testing.assert_close(spread(grey), three[:, :1], atol=1e-5, rtol=1e-5)

@@ -18,7 +18,8 @@ from tests.helpers.tiny_training import (
     rows_of,
     train,
 )
-from wsi_pipeline.config.settings import AugmentConfig, ModelConfig, TrainConfig
+from wsi_pipeline.cohort.stain_view import NormalisedPatches
+from wsi_pipeline.config.settings import AugmentConfig, ModelConfig, PreprocessConfig, TrainConfig
 from wsi_pipeline.errors import ConfigError, TrainingError
 from wsi_pipeline.inference import predict_store
 from wsi_pipeline.models.checkpoint import load_checkpoint, read_tensors, write_tensors
@@ -218,6 +219,28 @@ def test_training_learns_what_is_plain_to_see(fake_store, tmp_path):
 
     assert summary.best.val_roc_auc == 1.0
     assert summary.best.train_loss < 0.5
+
+
+def test_training_with_normalised_stains_is_training_on_normalised_patches(fake_store, tmp_path):
+    model = ModelConfig(
+        "patchnet", TINY.model.options, preprocess=PreprocessConfig(stain="reinhard")
+    )
+    stained = train(fake_store, tmp_path / "stained", replace(TINY, model=model, max_epochs=1))
+
+    def normalised_store(*arguments):
+        store = fake_store(*arguments)
+        pixels = np.empty_like(store.pixels)
+        NormalisedPatches(store, "reinhard").read_into(np.arange(len(store)), pixels)
+        assert not np.array_equal(store.pixels, pixels)
+        store.pixels = pixels
+        return store
+
+    plain = train(normalised_store, tmp_path / "plain", replace(TINY, max_epochs=1))
+    one, other = (read_tensors(summary.checkpoint)[0] for summary in (stained, plain))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    options = load_checkpoint(stained.checkpoint)[1].options
+    assert options["preprocess"]["stain"] == "reinhard"
+    assert "preprocess" not in load_checkpoint(plain.checkpoint)[1].options
 
 
 # ------------------------------------------------------------------ the recipe
