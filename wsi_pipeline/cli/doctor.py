@@ -45,11 +45,10 @@ def doctor(
     if checkpoint is not None:
         from wsi_pipeline.config.checkpoint_header import read_meta
         from wsi_pipeline.config.model_card import render_model_card
-        from wsi_pipeline.config.model_files import find_model, open_external
+        from wsi_pipeline.config.model_files import describe_file, find_model
 
         path = find_model(checkpoint)
-        external = open_external(path)
-        print(external.describe() if external else render_model_card(read_meta(path)), end="")
+        print(describe_file(path) or render_model_card(read_meta(path)), end="")
         return
     findings = examine()
     print("\n".join(finding.line for finding in findings))

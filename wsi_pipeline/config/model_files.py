@@ -77,20 +77,6 @@ class ExternalModel:
         """What is done to images before the network."""
         return self.description.transform if self.description else IMAGENET
 
-    def describe(self) -> str:
-        """Describe the file for a person, as Markdown; it has no model card."""
-        known = self.description
-        steps = ", ".join(type(step).__name__ for step in self.transform)
-        lines = [f"# {self.path.name}", "", self.describe_trust() or "a plain state dict", ""]
-        if known:
-            lines += [
-                f"- classes: {', '.join(known.class_names)}",
-                f"- patches: {known.patch_px} px at {known.mpp:g} µm per pixel",
-                f"- architecture: {known.architecture or 'not recorded'}",
-            ]
-        lines += [f"- transform: {steps}", "- training data, metrics, licence: not recorded"]
-        return "\n".join(lines) + "\n"
-
     def describe_trust(self) -> str:
         """Say that loading runs code of the file's author; empty: it does not."""
         what = RUNS_CODE.get(self.kind)
@@ -163,6 +149,34 @@ def open_external(
     parts = [digest_file(path), digest_file(where) if where else None, used, chosen]
     digest = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
     return ExternalModel(path, kind, digest, description, used, chosen)
+
+
+def describe_file(path: Path) -> str:
+    """Describe a model of another program for a person, as Markdown; empty: it is not one.
+
+    Raises
+    ------
+    CheckpointError
+        If its description is damaged.
+    """
+    kind = _find_kind(path)
+    if kind is None:
+        return ""
+    what = f"{RUNS_CODE[kind]}: it runs code of its author" if kind in RUNS_CODE else ""
+    lines = [f"# {path.name}", "", what or "a plain state dict: weights, for --architecture", ""]
+    where = _find_description(path)
+    if where is None:
+        lines.append(f"- no {CONFIG_NAME} next to it")
+    else:
+        known = read_zoo_config(where)
+        lines += [
+            f"- classes: {', '.join(known.class_names)}",
+            f"- patches: {known.patch_px} px at {known.mpp:g} µm per pixel",
+            f"- transform: {', '.join(type(step).__name__ for step in known.transform)}",
+            f"- architecture: {known.architecture or 'not recorded'}",
+        ]
+    lines.append("- training data, metrics, licence: not recorded in it")
+    return "\n".join(lines) + "\n"
 
 
 def choose_positive(
