@@ -14,7 +14,7 @@ from wsi_pipeline.models.checkpoint import load_checkpoint
 from wsi_pipeline.models.pretrained import load_imagenet_weights
 from wsi_pipeline.models.torchvision_nets import ARCHITECTURES, RESNETS, ResNet
 
-WIDTH = 1 / 16
+WIDTH = 1 / 8
 
 
 @pytest.fixture(autouse=True)
@@ -82,12 +82,15 @@ def test_weights_of_another_resnet_are_refused(tmp_path):
     with pytest.raises(ModelError, match=r"resnet18 has no 'layer1.2.*weights of resnet18"):
         load_imagenet_weights(build_model("resnet18", width=WIDTH), tmp_path / "a.pth")
     with pytest.raises(ModelError, match=r"'conv1.weight' is .*leave width at 1"):
-        load_imagenet_weights(build_model("resnet34", width=1 / 8), tmp_path / "a.pth")
+        load_imagenet_weights(build_model("resnet34", width=1 / 4), tmp_path / "a.pth")
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"pooling": "mean"}, "max or average, got pooling='mean'"), ({"width": 0}, "width=0")],
+    [
+        ({"pooling": "mean"}, "max or average, got pooling='mean'"),
+        ({"width": 0.0625}, r"in \[0.125, 4\], got width=0.0625"),
+    ],
 )
 def test_options_out_of_range_are_named(options, message):
     with pytest.raises(ModelError, match=message):
@@ -103,10 +106,10 @@ def test_a_run_trains_one_and_scores_with_it(copy):
     run = copy / "run"
     short = {"steps_per_epoch": 2, "max_epochs": 1, "batch_size": 4}
     settings = [f"--set={key}={value}" for key, value in short.items()]
-    options = "--set=model.options={width: 0.0625}"
+    options = "--set=model.options={width: 0.125}"
     assert main(["train", str(run), "--model", "resnet18", options, *settings, "--quiet"]) == 0
     model, meta = load_checkpoint(RunFolder(run).checkpoint("resnet18"))
-    assert meta.options == {"width": 0.0625, "pooling": "max"}
+    assert meta.options == {"width": 0.125, "pooling": "max"}
     assert int(model.bn1.num_batches_tracked) == 2  # trained, not evaluated, with batch statistics
     assert main(["predict", str(run), "--quiet"]) == 0
     assert main(["heatmap", str(run), "--model", "resnet18", "--quiet"]) == 0

@@ -55,5 +55,5 @@ def test_slides_proposes_an_annotation_that_fits_only_the_scanned_part(
     over = np.array([(-10, -30), (-4, -30), (-4, -20), (-10, -20)], float)  # off the slide itself
     path = write_geojson(folder / "s1.geojson", {"Tumor": over})
     with openslide_reader.OpenSlideReader(folder / "s1.tif") as slide:
-        notes = triage._check_annotation(path, slide)
+        _, notes = triage._check_annotation(path, slide)
     assert "tile.annotation_origin=bounds" in notes[-1]

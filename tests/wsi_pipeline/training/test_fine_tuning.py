@@ -66,7 +66,7 @@ def rates(course, step, steps_per_epoch=10):
 
 @pytest.mark.parametrize("name", ["vgg16", "vgg11", "cam", "protopnet", "resnet18"])
 def test_blocks_in_parts_give_the_logits_of_the_whole(name):
-    model = build_model(name, width=0.0625).eval()
+    model = build_model(name, width=0.125).eval()
     x = torch.rand(2, 3, 64, 64)
     with torch.no_grad():
         for n in range(model.n_blocks + 1):
@@ -102,7 +102,7 @@ def test_frozen_parameters_keep_their_bits_and_all_others_change(
 
 def test_running_statistics_of_frozen_blocks_stay(fake_store, tmp_path):
     """A frozen batch normalisation that goes on averaging would change the frozen maps."""
-    model = ModelConfig("resnet18", {"width": 0.0625})
+    model = ModelConfig("resnet18", {"width": 0.125})
     config = replace(VGG, model=model, freeze=2, max_epochs=1, augment=FLIPS)
     trained = load_checkpoint(train(fake_store, tmp_path, config).checkpoint)[0]
     assert int(trained.bn1.num_batches_tracked) == 0
