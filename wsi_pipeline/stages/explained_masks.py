@@ -270,7 +270,9 @@ def _measure(
         path = folder / f"{name}.tif"
         values = read_values(path, error=StageError, stage="explain")
         traced = areas.get(name, {})
-        if traced and traced["map"] != digest_file(path):
+        # Saliency maps of both classes may be the same, and their curves are not.
+        of_another = about["target"] not in (None, traced.get("target"))
+        if traced and (of_another or traced["map"] != digest_file(path)):
             traced = {}  # of an earlier map
         on_mask = localise_image(values, mask, probability=probability)
         areas_of = (traced.get("deletion_auc"), traced.get("insertion_auc"))
