@@ -2,12 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from tiling.contracts import OnProgress
 from tiling.files import digest_file, move_into, scratch_folder
-from tiling.threads import map_in_threads
 from tiling.wording import format_number, name_some, pluralize
 from wsi_pipeline.cohort.image_folder import ALL, read_images
 from wsi_pipeline.cohort.kinds import (
@@ -38,7 +36,6 @@ from wsi_pipeline.stages.inputs import (
     digest_scores,
     digest_scores_by_origin,
     scored,
-    threads_per_slide,
 )
 
 if TYPE_CHECKING:
@@ -55,7 +52,6 @@ class EvaluateSlides(Task):
     elsewhere: Mapping[str, Sequence[str]]  # outlined slides of other splits
     config: EvaluateConfig
     heatmap: HeatmapConfig
-    threads: int
 
     @property
     def unit(self) -> Unit:
@@ -97,10 +93,9 @@ class EvaluateSlides(Task):
         # Metrics of an earlier evaluation must not remain where this one is refused or interrupted.
         (out / "metrics.json").unlink(missing_ok=True)
         slides = []
-        read = partial(self._evaluation_slide, job.run)
-        for slide in map_in_threads(read, entries, threads=self.threads):
-            slides.append(slide)
-            on_progress(len(slides), len(entries))
+        for number, entry in enumerate(entries):
+            slides.append(self._evaluation_slide(job.run, entry))
+            on_progress(number + 1, len(entries))
         by_id = {entry.slide_id: entry for entry in entries}
 
         def read_patch(slide_id: str, patch: int) -> Any:
@@ -255,13 +250,12 @@ def evaluate(
     check_rates(config.evaluate.rates)
     entries = cohort.entries
     tasks = []
-    named = choose_scored_models(run, models)
-    threads = threads_per_slide(options, len(named))
-    for model in named:
+    for model in choose_scored_models(run, models):
         chosen, left_out = _to_evaluate(run, model, entries, config)
         elsewhere = _outlined_elsewhere(entries, chosen, config.evaluate.split)
-        known = config.evaluate, config.heatmap, threads
-        tasks.append(EvaluateSlides(model, chosen, left_out, elsewhere, *known))
+        tasks.append(
+            EvaluateSlides(model, chosen, left_out, elsewhere, config.evaluate, config.heatmap)
+        )
     return run_stage("evaluate", run, tasks, config, options)
 
 
