@@ -138,9 +138,9 @@ class FineTuningCourse(Course):
 
 def can_recur(config: TrainConfig) -> bool:
     """Return whether an augmented image can be the same again: it is flipped or turned at most."""
-    augment = config.augment
-    colours = (augment.brightness, augment.contrast, augment.saturation, augment.hue)
-    return augment.zoom == 1 and not any(colours) and config.model.preprocess.crop is None
+    a = config.augment
+    changes_colours = any((a.brightness, a.contrast, a.saturation, a.hue, a.stain))
+    return a.zoom == 1 and not changes_colours and config.model.preprocess.crop is None
 
 
 def _find_problem(config: TrainConfig) -> str | None:

@@ -18,7 +18,7 @@ from wsi_pipeline.models import build_model
 from wsi_pipeline.models.checkpoint import load_checkpoint
 from wsi_pipeline.training import train_model
 from wsi_pipeline.training.courses import choose_course
-from wsi_pipeline.training.fine_tuning import FineTuningCourse
+from wsi_pipeline.training.fine_tuning import FineTuningCourse, can_recur
 from wsi_pipeline.training.frozen_maps import FrozenMaps
 from wsi_pipeline.training.history import EpochRecord
 from wsi_pipeline.training.recipe import build_classifier
@@ -121,6 +121,14 @@ def test_kept_maps_change_no_weight(fake_store, tmp_path, monkeypatch, freeze):
     train(fake_store, tmp_path / "computed", config)
 
     assert contents(tmp_path / "kept") == contents(tmp_path / "computed")
+
+
+def test_images_whose_colours_change_do_not_recur():
+    """Random stains were overlooked: maps were kept that never came again."""
+    assert can_recur(replace(VGG, augment=FLIPS))
+    for name in ("brightness", "contrast", "saturation", "hue", "stain"):
+        assert not can_recur(replace(VGG, augment=replace(FLIPS, **{name: 0.1})))
+    assert not can_recur(replace(VGG, augment=replace(FLIPS, zoom=1.2)))
 
 
 def test_each_flip_of_an_image_is_encoded_once():
