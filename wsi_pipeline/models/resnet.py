@@ -24,9 +24,6 @@ from wsi_pipeline.models.vgg import IMAGENET_MEAN, IMAGENET_STD, make_output
 Pooling = Literal["max", "average"]
 # Layers of each block: the first convolution with its pooling, then [1]'s four groups.
 BLOCKS = (("conv1", "bn1", "relu", "maxpool"), ("layer1",), ("layer2",), ("layer3",), ("layer4",))
-# With fewer than 8 channels the backward pass of a strided 1 x 1 convolution writes outside its
-# memory (PyTorch 2.13 on a CPU, one thread, channels last).
-LEAST_WIDTH = 0.125
 LEAST_SIDE = 32  # px: of which the last maps have one position
 
 
@@ -39,7 +36,8 @@ class ResNetClassifier(BlockClassifier):
     Parameters
     ----------
     width : float
-        Factor on the number of channels; 1 as published, less (from 0.125) for small machines.
+        Factor on the number of channels, which is a multiple of 8; 1 as published, less for small
+        machines.
     pooling : {"max", "average"}
         ``max`` is the lecture's, which sees a small lesion in a large patch; ``average`` the
         network's own.
@@ -52,8 +50,8 @@ class ResNetClassifier(BlockClassifier):
 
     def __init__(self, *, width: float = 1.0, pooling: Pooling = "max") -> None:
         super().__init__()
-        if not LEAST_WIDTH <= width <= 4:
-            raise ModelError(f"ResNet's width must be in [{LEAST_WIDTH}, 4], got width={width}")
+        if not 0 < width <= 4:
+            raise ModelError(f"ResNet's width must be in (0, 4], got width={width}")
         if pooling not in get_args(Pooling):
             raise ModelError(f"ResNet's pooling must be max or average, got pooling={pooling!r}")
         self.options = {"width": width, "pooling": pooling}

@@ -97,7 +97,9 @@ def make_stages(
     channels : int
         Of the last maps, which are a 32nd of the image's size.
     """
-    stem = max(1, round(64 * width))
+    # Multiples of 8: with 4 or 6 channels the backward pass of a strided 1 x 1 convolution writes
+    # outside its memory (PyTorch 2.13 on a CPU, one thread, channels last).
+    stem = 8 * max(1, round(8 * width))
     layers: dict[str, nn.Module] = {
         "conv1": nn.Conv2d(3, stem, 7, 2, 3, bias=False),
         "bn1": nn.BatchNorm2d(stem),
