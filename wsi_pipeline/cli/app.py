@@ -18,7 +18,7 @@ from wsi_pipeline import __version__
 from wsi_pipeline.cli import stages
 from wsi_pipeline.cli.baselines import baselines
 from wsi_pipeline.cli.doctor import doctor
-from wsi_pipeline.cli.examples import GUIDES
+from wsi_pipeline.cli.examples import epilog_of
 from wsi_pipeline.cli.froc import froc
 from wsi_pipeline.cli.interrupt import describe_interrupt
 from wsi_pipeline.cli.manual import init, settings
@@ -80,13 +80,13 @@ FURTHER: tuple[Callable[..., None], ...] = (
 )
 
 for command in BEFORE_A_RUN:
-    app.command(epilog=GUIDES[command.__name__].epilog)(command)
+    app.command(epilog=epilog_of(command.__name__))(command)
 for stage in STAGES:
-    app.command(stage.name, help=stage.summary, epilog=GUIDES[stage.name].epilog)(
+    app.command(stage.name, help=stage.summary, epilog=epilog_of(stage.name))(
         WITH_OPTIONS.get(stage.name) or stages.make_command(stage.name)
     )
 for command in FURTHER:
-    app.command(epilog=GUIDES[command.__name__].epilog)(command)
+    app.command(epilog=epilog_of(command.__name__))(command)
 
 
 def _print_version(wanted: bool) -> None:

@@ -20,6 +20,12 @@ class Guide:
         return f"Examples:\n\n{examples}\n\n{settings}Manual: docs/{self.page}"
 
 
+def epilog_of(name: str) -> str | None:
+    """Return the end of a command's help; None of a command without examples."""
+    guide = GUIDES.get(name)
+    return guide.epilog if guide else None
+
+
 GUIDES = {
     "init": Guide(("init > my.yaml", "init --for froc > froc.sh"), "config.md"),
     "settings": Guide(("settings tile", "settings train.augment"), "config.md"),
