@@ -12,6 +12,7 @@ import multiprocessing
 import multiprocessing.connection
 import os
 import signal
+import sys
 import tempfile
 import threading
 import time
@@ -257,6 +258,11 @@ def _member(
             answers.put(("done", result))
     except Exception as error:
         answers.put(("raised", _sendable(error)))
+    # At the interpreter's own end PyTorch's threads are destroyed, which aborts now and then, and
+    # the other processes would be taken for lost with this one.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def _end_with_parent() -> None:
