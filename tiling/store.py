@@ -34,7 +34,7 @@ from tiling.patches import read_patch, stored_level
 from tiling.shards import RawShards
 from tiling.slide import open_slide
 from tiling.store_files import TileTable, damaged, no_array, read_attributes, read_table
-from tiling.strips import Strip, StripPlan, plan_strips
+from tiling.strips import StripPlan, plan_strips
 from tiling.zarr_arrays import METADATA
 
 log = logging.getLogger(__name__)
@@ -260,7 +260,10 @@ class PatchStore:
             None where each patch is read by itself: pixels are stored patch by patch, or resampled,
             or the level's pixels do not lie on whole pixels of level 0.
         """
-        return self._get_source().plan_strips(self._check_rows(indices))
+        source = self._get_source()
+        if isinstance(source, _StoredPatches):
+            return None
+        return source.plan_strips(self._check_rows(indices))
 
     def read_strips(
         self, indices: ArrayLike, plan: StripPlan, memory: NDArray[np.uint8]
@@ -280,8 +283,9 @@ class PatchStore:
         unreadable : (n,) bool
             Which patches cannot be decoded; their pixels are undefined, if they are no others'.
         """
-        rows = self._check_rows(indices)
-        return self._get_source().read_strips(rows, plan, memory, self.unreadable)
+        source = self._get_source()
+        assert isinstance(source, _SlidePatches), "planned"
+        return source.read_strips(self._check_rows(indices), plan, memory, self.unreadable)
 
     def locate(self, row: int) -> PatchOrigin:
         """Return where a patch is on its slide.
@@ -397,18 +401,6 @@ class _StoredPatches:
         except Exception as error:
             raise of_damage(StoreError(damaged(self._path, str(error))), self._path) from error
 
-    def plan_strips(self, rows: NDArray[np.int64]) -> None:
-        """Each patch is stored by itself."""
-
-    def read_strips(
-        self,
-        rows: NDArray[np.int64],
-        plan: StripPlan,
-        memory: NDArray[np.uint8],
-        unreadable: NDArray[np.bool_],
-    ) -> NDArray[np.bool_]:
-        raise StoreError(f"{self._path.name}: stored patches are not read as strips")
-
     def close(self) -> None:
         """Nothing stays open between reads."""
 
@@ -475,22 +467,20 @@ class _SlidePatches:
                     slide.read_into(pixels, (x, y), level)
                 except SlideError as error:
                     log.debug("%s; reading its patches one by one", error)
-                    lost[strip.start : strip.stop] = self._read_each(slide, rows, strip, pixels)
+                    own = rows[strip.start : strip.stop]
+                    downsample = int(slide.level_downsamples[level])
+                    lost[strip.start : strip.stop] = self._read_each(slide, own, pixels, downsample)
         unreadable[rows[lost]] = True
         return lost
 
     def _read_each(
-        self, slide: Slide, rows: NDArray[np.int64], strip: Strip, pixels: NDArray[np.uint8]
+        self, slide: Slide, rows: NDArray[np.int64], pixels: NDArray[np.uint8], downsample: int
     ) -> NDArray[np.bool_]:
         """Read a strip's patches to their places, those that cannot be decoded left out."""
         side = self._geometry.patch_px
-        own = rows[strip.start : strip.stop]
-        lost = np.zeros(len(own), np.bool_)
-        left = self._coords[own[0], 0]
-        level = stored_level(slide, self._geometry)
-        assert level is not None
-        downsample = int(slide.level_downsamples[level])
-        for number, row in enumerate(own.tolist()):
+        lost = np.zeros(len(rows), np.bool_)
+        left = self._coords[rows[0], 0]
+        for number, row in enumerate(rows.tolist()):
             x, y = self._coords[row].tolist()
             try:
                 patch = read_patch(slide, (x, y), geometry=self._geometry)

@@ -143,15 +143,13 @@ def read_views(store: Patches, rows: NDArray[np.int64], *, pinned: bool = False)
     The pixels are those of `read_batch`; of neighbours in a row, each is read, held and moved to
     the device once.
     """
-    plan = store.plan_strips(rows) if isinstance(store, InStrips) else None
-    if plan is None:
-        batch = read_batch(store, rows, pinned=pinned)
-        return ViewBatch(PatchViews.of(batch.pixels), batch.readable)
-    assert isinstance(store, InStrips)
-    memory = batch_memory.take((plan.n_bytes,), pinned=pinned)
-    readable = ~store.read_strips(rows, plan, memory.numpy())
-    views = PatchViews(memory, plan.first, plan.pitch, store.kind.shape)
-    return ViewBatch(views[readable], readable)
+    if isinstance(store, InStrips) and (plan := store.plan_strips(rows)) is not None:
+        memory = batch_memory.take((plan.n_bytes,), pinned=pinned)
+        readable = ~store.read_strips(rows, plan, memory.numpy())
+        views = PatchViews(memory, plan.first, plan.pitch, store.kind.shape)
+        return ViewBatch(views[readable], readable)
+    batch = read_batch(store, rows, pinned=pinned)
+    return ViewBatch(PatchViews.of(batch.pixels), batch.readable)
 
 
 def _as_batch(pixels: Tensor, unreadable: NDArray[np.bool_]) -> Batch:
