@@ -122,8 +122,13 @@ class NormalisedPatches:
 
 
 def normalise_patches(store: "Patches", method: StainMethod | None) -> "Patches":
-    """Return a store as a model with this `preprocess.stain` reads it; None: the store itself."""
-    return store if method is None else NormalisedPatches(store, method)
+    """Return a store as a model with this `preprocess.stain` reads it; None: the store itself.
+
+    One that is normalised already is returned as it is.
+    """
+    if method is None or isinstance(store, NormalisedPatches):
+        return store
+    return NormalisedPatches(store, method)
 
 
 def fit_slide_map(store: "Patches", method: StainMethod | None) -> StainMap | None:

@@ -106,10 +106,11 @@ def predict(
     network, classes, chosen = with_classes(model)
     with _open_patches(slide, meta, tile, mpp) as store:
         meta = fit_meta(meta, store.kind)
+        patches = normalise_patches(store, stain_method(model))
         values, summary = predict_store(
             network,
             meta,
-            store,
+            patches,
             device=target,
             precision=exact,
             batch_size=batch_size,
@@ -119,7 +120,7 @@ def predict(
             max_unreadable=store.tiling["max_unreadable"],
             on_progress=on_progress,
         )
-        if far := find_far(normalise_patches(store, stain_method(model)), meta.card):
+        if far := find_far(patches, meta.card):
             log.warning("%s: %s", store.slide_id, far)
         check = summary.precision_check
         how = (settings.precision, settings.compiler, settings.tolerance)

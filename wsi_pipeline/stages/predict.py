@@ -102,10 +102,11 @@ class PredictSlide(Task):
         journal = job.run.journal(self.model, entry.slide_id)
         with open_store(job.run, entry) as store:
             meta = fit_meta(meta, store.kind)
+            patches = normalise_patches(store, stain_method(model))
             scores, summary = predict_store(
                 model,
                 meta,
-                store,
+                patches,
                 device=device,
                 precision=precision,
                 compiler=config.compiler,
@@ -118,7 +119,7 @@ class PredictSlide(Task):
                 key=f"{job.fingerprint} {device.type} {precision}",
                 on_progress=on_progress,
             )
-            if far := find_far(normalise_patches(store, stain_method(model)), meta.card):
+            if far := find_far(patches, meta.card):
                 log.warning("%s: %s", self.unit.title, far)
             path = job.run.scores(self.model, entry.slide_id)
             check = summary.precision_check
@@ -361,8 +362,8 @@ def predict_slides(
         )
     if options.shard:
         raise ConfigError(
-            "--slides cannot be combined with --shard; in a job array run tile first "
-            "(--set tile.store=coords), then predict"
+            "--shard: slides that are given to predict or apply are tiled and scored in one go; in "
+            "a job array run tile first (--set tile.store=coords), then predict without --slides"
         )
     before = read_run_json(run).get("tile", {}).get("config", {}).get("tile", {})
     if before.get("store") == "patches" and any(run.tiles.glob("*.zarr")):

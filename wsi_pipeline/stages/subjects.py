@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,8 @@ from tiling.annotation.slide_annotation import read_annotation_of_store
 from wsi_pipeline.cohort.image_masks import read_masks
 from wsi_pipeline.cohort.kinds import ImageCohort
 from wsi_pipeline.cohort.slides import open_store
-from wsi_pipeline.cohort.stain_view import normalise_image, normalise_patches
+from wsi_pipeline.cohort.stain_view import fit_slide_map, normalise_image
+from wsi_pipeline.cohort.stains import StainMap
 from wsi_pipeline.config.settings import StainMethod
 from wsi_pipeline.contracts import SlideEntry
 from wsi_pipeline.errors import StageError
@@ -46,13 +48,25 @@ def read_pixels(run: RunFolder, one: Subject, *, stain: StainMethod | None = Non
         image = np.array(ImageCohort(run).array().pixels[one.row])
         return Pixels(normalise_image(image, stain, name=one.name))
     with open_store(run, one.entry) as store:
-        pixels = np.empty((1, *store.kind.shape), np.uint8)
-        if normalise_patches(store, stain).read_into(np.array([one.row]), pixels)[0]:
+        pixels, unreadable = store.read_flagged(np.array([one.row]))
+        if unreadable[0]:
             raise StageError(f"{one.entry.slide_id}: the patch {one.name} cannot be read")
+        patch = np.asarray(pixels[0])
+        if stain and (mapped := _fit_once(run, one.entry, store.fingerprint, stain)):
+            patch = mapped(patch)
         geometry = store.geometry
         x, y = (int(v) for v in store.coords[one.row])
         box = (x, y, geometry.patch_l0, geometry.patch_l0_y)
-        return Pixels(np.asarray(pixels[0]), geometry.target_mpp, box)
+        return Pixels(patch, geometry.target_mpp, box)
+
+
+@lru_cache(maxsize=8)
+def _fit_once(
+    run: RunFolder, entry: SlideEntry, fingerprint: str, stain: StainMethod
+) -> StainMap | None:
+    """Fit the map of a slide's stains; kept, for many patches of one slide may be explained."""
+    with open_store(run, entry) as store:
+        return fit_slide_map(store, stain)
 
 
 def crop_pixels(pixels: Pixels, shape: tuple[int, ...]) -> Pixels:
