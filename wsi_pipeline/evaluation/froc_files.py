@@ -51,6 +51,7 @@ from wsi_pipeline.evaluation.reference import read_reference
 log = logging.getLogger(__name__)
 
 PrintLine = Callable[[str], None]
+ReadReference = Callable[..., tuple[LesionReference, tuple[str, ...]]]
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,12 @@ def run_froc(options: FrocOptions, *, print_line: PrintLine = log.info) -> FrocC
     return score_slides(options, print_line=print_line).curve
 
 
-def score_slides(options: FrocOptions, *, print_line: PrintLine = log.info) -> ScoredSlides:
+def score_slides(
+    options: FrocOptions,
+    *,
+    print_line: PrintLine = log.info,
+    read: ReadReference = read_reference,
+) -> ScoredSlides:
     """Score detections or patches from plain files, and write the results.
 
     Parameters
@@ -117,6 +123,8 @@ def score_slides(options: FrocOptions, *, print_line: PrintLine = log.info) -> S
     options : FrocOptions
     print_line : callable
         Called with each line for the user: what was found, before any score, and what is undefined.
+    read : callable
+        Reads the reference of a slide, as `read_reference`.
 
     Returns
     -------
@@ -129,7 +137,9 @@ def score_slides(options: FrocOptions, *, print_line: PrintLine = log.info) -> S
     """
     check_options(options)
     matched = (
-        _match_camelyon16(options) if options.definition == "camelyon16" else _match_patch(options)
+        _match_camelyon16(options, read)
+        if options.definition == "camelyon16"
+        else _match_patch(options)
     )
     for note in matched.notes:
         print_line(f"note: {note}")
@@ -210,7 +220,7 @@ def check_options(options: FrocOptions) -> None:
 # ------------------------------------------------------------ camelyon16
 
 
-def _match_camelyon16(options: FrocOptions) -> MatchedSlides:
+def _match_camelyon16(options: FrocOptions, read: ReadReference) -> MatchedSlides:
     assert options.detections is not None
     assert options.reference is not None
     listed = read_slide_list(options.slides) if options.slides else None
@@ -227,7 +237,7 @@ def _match_camelyon16(options: FrocOptions) -> MatchedSlides:
     for slide_id in found.index.slide_ids:
         slide = listed.slides[slide_id] if listed else None
         path = found.references.get(slide_id)
-        reference, notes = read_reference(
+        reference, notes = read(
             path,
             unclassified=options.unclassified or "auto",
             mask_downsample=options.mask_downsample,

@@ -4,6 +4,7 @@ All teams are scored on the same slides, and on the same resampled sets of them:
 a slide is hard for all, and cancels in the difference of two teams.
 """
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from wsi_pipeline.errors import EvaluationError
 from wsi_pipeline.evaluation.froc import replicate_sensitivities
 from wsi_pipeline.evaluation.froc_files import FrocOptions, PrintLine, ScoredSlides, score_slides
 from wsi_pipeline.evaluation.intervals import compare_paired
+from wsi_pipeline.evaluation.reference import read_reference
 from wsi_pipeline.names import check_name, name_key
 
 FILE = "teams.json"
@@ -88,6 +90,7 @@ def run_teams(
     """
     options = replace(options, bootstrap=options.bootstrap or REPLICATES)
     found: list[tuple[Team, ScoredSlides]] = []
+    read = functools.cache(read_reference)  # finding the lesions takes longer than matching points
     for team in teams:
         print_line(f"--- {team.name}")
         own = replace(options, out=options.out / team.name)
@@ -95,7 +98,7 @@ def run_teams(
             own = replace(own, detections=team.path)
         else:
             own = replace(own, patches=team.path)
-        found.append((team, score_slides(own, print_line=print_line)))
+        found.append((team, score_slides(own, print_line=print_line, read=read)))
         _check_same_slides(found[0], found[-1])
         if found[-1][1].curve.score is None:
             reason = found[-1][1].curve.undefined["score"]
