@@ -30,12 +30,18 @@ class Proposals:
 
 
 def find_annotations(
-    entries: Sequence[SlideEntry], folder: Path
+    entries: Sequence[SlideEntry], folder: Path, *, others_are_normal: bool
 ) -> tuple[list[SlideEntry], list[str]]:
     """Give slides without an annotation the file of a folder that is named after them.
 
     Case, the suffix of a slide and the endings ``_mask`` and ``_evaluation_mask`` make no
     difference.
+
+    Parameters
+    ----------
+    others_are_normal : bool
+        Whether slides without an annotation count as normal: then a file that is named after one
+        and cannot be read is an error.
 
     Returns
     -------
@@ -59,7 +65,8 @@ def find_annotations(
         for entry in entries:
             index.add(entry.path.name, list_ids(entry.path.name), entry.path.name)
         by_name, unmatched = files.by_slide(index)
-        without = {e.path.name for e in entries if not e.annotation} - set(by_name)
+        bare = {e.path.name for e in entries if not e.annotation} - set(by_name)
+        without = bare if others_are_normal else set()
         notes = files.check_others(index, without, [e.path.resolve() for e in entries])
     except EvaluationError as error:
         raise ManifestError(str(error)) from error

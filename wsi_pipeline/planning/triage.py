@@ -249,7 +249,10 @@ def triage(
     entries: Sequence[SlideEntry] = listing.entries
     notes = list(listing.notes)
     if proposals.annotations is not None:
-        entries, unmatched = find_annotations(entries, proposals.annotations)
+        are_normal = proposals.unannotated == "normal"
+        entries, unmatched = find_annotations(
+            entries, proposals.annotations, others_are_normal=are_normal
+        )
         notes += unmatched
     propose = path.suffix.lower() != ".csv"
     tasks = [CheckTask(entry, propose) for entry in anchor_paths(entries, Path.cwd())]

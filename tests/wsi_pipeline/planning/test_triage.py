@@ -289,3 +289,14 @@ def test_two_annotations_of_one_slide_are_an_error(cohort, tmp_path, capsys):
     assert main(["slides", str(cohort), "--annotations", str(tmp_path / "outlines")]) == 1
     err = capsys.readouterr().err
     assert "slide P0_slide_0.tif has two references, P0_slide_0.xml and p0_SLIDE_0.json" in err
+
+
+def test_other_files_named_after_a_slide_matter_only_where_it_would_be_normal(
+    cohort, tmp_path, capsys
+):
+    (tmp_path / "outlines/P0_slide_1.png").write_bytes(b"a preview")
+    outlines = ["--annotations", str(tmp_path / "outlines")]
+    assert main(["slides", str(cohort), *outlines]) == 0
+    assert "P0_slide_1.png" in capsys.readouterr().out
+    assert main(["slides", str(cohort), *outlines, "--unannotated", "normal"]) == 1
+    assert "named after slide P0_slide_1.tif" in capsys.readouterr().err
