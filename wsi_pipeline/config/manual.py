@@ -173,24 +173,12 @@ Settings of wsi-pipeline. Except for input, out and the choice of the model, eve
 default (of the model's recipe): delete what you do not change. Paths are relative to the folder
 of this file. Run it with: wsi-pipeline run FILE
 """
-# What a config for one kind of input holds; the rest has no effect on it.
-_SECTIONS: dict[Kind, tuple[str, ...]] = {
-    "slides": (
-        *("input", "out", "seed", "stages", "splits", "tile", "train", "predict", "heatmap"),
-        *("explain", "evaluate", "report", "export", "cluster"),
-    ),
-    "images": (
-        *("input", "out", "seed", "stages", "splits", "images", "train", "predict", "heatmap"),
-        *("explain", "evaluate", "report", "cluster"),
-    ),
-}
+# What has no effect on one kind of input, and what its config begins with.
+_LEFT_OUT: dict[Kind, tuple[str, ...]] = {"slides": ("images",), "images": ("tile", "export")}
 _MODELS: dict[Kind, str] = {"slides": "vgg16", "images": "patchnet"}
 _INPUTS: dict[Kind, str] = {"slides": "manifest.csv", "images": "images"}
-# Not written in full: their keys are shown as comments below the value null.
-_OFF: dict[Kind, tuple[str, ...]] = {
-    "slides": ("splits", f"train.{MODEL}.protopnet"),
-    "images": ("splits", f"train.{MODEL}.protopnet"),
-}
+# Sections that are off: their keys are shown as comments below the value null.
+_OFF = ("splits", f"train.{MODEL}.protopnet")
 _IMAGE_STAGES = ["tile", "train", "predict", "heatmap", "evaluate", "report"]
 
 
@@ -221,10 +209,10 @@ def render_config(kind: Kind) -> str:
     opened: tuple[str, ...] = ()
     for setting in list_settings():
         top = setting.key.split(".")[0]
-        if top not in _SECTIONS[kind] or setting.key in (kind, "train"):
-            continue  # the section is written out
+        if top in _LEFT_OUT[kind] or setting.key in ("images", "train"):
+            continue  # without effect, or a section that is written out
         *path, name = setting.key.replace(MODEL, model).split(".")
-        is_off = any(setting.key.startswith(f"{key}.") for key in _OFF[kind])
+        is_off = any(setting.key.startswith(f"{key}.") for key in _OFF)
         lines += _open(opened, tuple(path), is_off)
         opened = tuple(path)
         value = format_value(chosen.get(setting.key, setting.default))

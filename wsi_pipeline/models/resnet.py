@@ -69,17 +69,7 @@ class ResNetClassifier(BlockClassifier):
         return self.get_submodule(BLOCKS[-1][-1])
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the logits of images.
-
-        Parameters
-        ----------
-        x : (B, 3, H, W) float in [0, 1]
-            At least 32 px on each side.
-
-        Returns
-        -------
-        logits : (B,)
-        """
+        """Return the logits of images: (B, 3, H, W) float in [0, 1] -> (B,)."""
         return self.decode(self.encode(x, self.n_blocks), self.n_blocks)
 
     def blocks(self) -> list[nn.Module]:

@@ -206,6 +206,8 @@ def tile(run: RunFolder, config: Config, options: Options, *, fixed: bool = Fals
     `fixed`: a checkpoint decides on size and resolution of the patches, so no message advises
     to change them.
     """
+    from wsi_pipeline.stages.label_audit import has_labels
+
     if config.images is not None:
         return _tile_images(run, config, options)
     tasks = prepare_tiling(run, config, options, fixed=fixed)
@@ -213,11 +215,9 @@ def tile(run: RunFolder, config: Config, options: Options, *, fixed: bool = Fals
     if options.shard:  # the others are at work: collect makes the audit
         return result
     result = add_audit(run, result, options)
-    is_unlabelled = not any(t.entry.label is not None or t.entry.annotation for t in tasks)
-    is_tiled = len(result.failed) < len(tasks)
-    if is_unlabelled and is_tiled and not fixed:  # fixed: the slides are tiled to be scored
-        result = replace(result, notes=(*result.notes, UNLABELLED))
-    return result
+    if fixed or result.exit_code == 1 or has_labels(task.entry for task in tasks):
+        return result
+    return replace(result, notes=(*result.notes, UNLABELLED))
 
 
 def prepare_tiling(

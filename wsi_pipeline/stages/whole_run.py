@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from wsi_pipeline.config.model_files import find_model
 from wsi_pipeline.config.reading import Config
 from wsi_pipeline.config.stages import STAGES
 from wsi_pipeline.errors import ConfigError
@@ -10,13 +11,11 @@ from wsi_pipeline.explain import list_methods
 from wsi_pipeline.exports import check_format, load_image_format
 from wsi_pipeline.layout import RunFolder
 from wsi_pipeline.run.runner import Options, StageResult
-from wsi_pipeline.stages import export as export_stage
-from wsi_pipeline.stages import heatmap as heatmap_stage
 from wsi_pipeline.stages import inputs as inputs_stage
 from wsi_pipeline.stages import load_stage
 from wsi_pipeline.stages import predict as predict_stage
 from wsi_pipeline.stages import train as train_stage
-from wsi_pipeline.stages.model_sources import find_sources
+from wsi_pipeline.stages.model_sources import model_name
 
 
 def run_stages(run: RunFolder, config: Config, options: Options) -> list[StageResult]:
@@ -53,12 +52,15 @@ def apply_models(
     ConfigError, CheckpointError
         If a checkpoint is not one, or two have one name.
     """
-    models = list(find_sources(checkpoints, config.predict))
+    from wsi_pipeline.stages.export import export
+    from wsi_pipeline.stages.heatmap import heatmap
+
     results = predict_stage.predict_slides(run, config, options, slides, checkpoints=checkpoints)
     if results[-1].exit_code == 1:
         return results
-    results.append(heatmap_stage.heatmap(run, config, options, models=models))
-    results += export_stage.export(run, config, options, names=formats, models=models)
+    models = [model_name(find_model(path)) for path in checkpoints]
+    results.append(heatmap(run, config, options, models=models))
+    results += export(run, config, options, names=formats, models=models)
     return results
 
 

@@ -393,20 +393,20 @@ class _Training:
         weights: list[int] = []  # the last batch of a pass may be smaller
         if self._course.has_even_pace(epoch):
             self._pace.begin_epoch()
+        steps = len(rows)
         for step, batch in enumerate(self._batches(self._train, slide, patch, rows)):
             samples = rows[step][batch.readable]
-            self._course.begin_step((epoch - 1) * len(rows) + step, len(rows))
+            done = (epoch - 1) * steps + step
+            self._course.begin_step(done, steps)
             loss = self._step(batch.pixels, label[samples], samples, augment)
             if loss is not None:
                 weights.append(sizes[step])
                 self._check_losses(losses.add(loss), epoch)
-            steps = len(rows)
-            done = (epoch - 1) * steps + step + 1
-            warning = self._pace.end_step(done=done, steps_per_epoch=steps)
+            warning = self._pace.end_step(done=done + 1, steps_per_epoch=steps)
             if warning and processes.rank() == 0:
                 log.warning("%s", warning)
             if on_progress:
-                on_progress(done, config.max_epochs * steps)
+                on_progress(done + 1, config.max_epochs * steps)
         self._check_losses(losses.fetch(), epoch)
         if not losses.values:
             raise TrainingError(
