@@ -33,6 +33,19 @@ def train(fake_store, out, config=TINY, **options):
     )
 
 
+def train_on_two_slides(fake_store, out, config, **options):
+    """One slide to train on and one to validate, of patches that five poolings can take."""
+    return train_model(
+        config,
+        train=[fake_store("a", [0, 1] * 6, patch_px=32)],
+        val=[fake_store("c", [0, 1] * 4, patch_px=32)],
+        patients=PATIENTS,
+        out=out,
+        device=CPU,
+        **{"fingerprint": "f", **options},
+    )
+
+
 def contents(folder: Path) -> dict[str, bytes]:
     """All files, without the column of the history that holds times."""
     found = {path.name: path.read_bytes() for path in folder.iterdir()}

@@ -8,8 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.helpers.striped_images import make_folder
 from tests.helpers.tiny_cohort import draw_cohort
-from tests.wsi_pipeline.stages.test_image_run import make_folder
 from tiling.slide import open_slide
 from wsi_pipeline.cli.app import main
 from wsi_pipeline.cohort.image_folder import read_images

@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tests.helpers.tiny_training import CPU, PATIENTS, Killed, contents, kill_after
+from tests.helpers.tiny_training import CPU, Killed, contents, kill_after
+from tests.helpers.tiny_training import train_on_two_slides as train
 from wsi_pipeline.config.reading import train_config
 from wsi_pipeline.config.settings import (
     AugmentConfig,
@@ -16,7 +17,6 @@ from wsi_pipeline.config.settings import (
 from wsi_pipeline.errors import ConfigError
 from wsi_pipeline.models import build_model
 from wsi_pipeline.models.checkpoint import load_checkpoint
-from wsi_pipeline.training import train_model
 from wsi_pipeline.training.courses import choose_course
 from wsi_pipeline.training.fine_tuning import FineTuningCourse, can_recur
 from wsi_pipeline.training.frozen_maps import FrozenMaps
@@ -36,19 +36,6 @@ LAST_BLOCK = "features.16.", "features.18."
 def course_of(config):
     torch.manual_seed(0)
     return choose_course(config)(config, build_classifier(config, CPU))
-
-
-def train(fake_store, out, config, **options):
-    return train_model(
-        config,
-        train=[fake_store("a", [0, 1] * 6, patch_px=32)],
-        val=[fake_store("c", [0, 1] * 4, patch_px=32)],
-        patients=PATIENTS,
-        out=out,
-        device=CPU,
-        fingerprint="f",
-        **options,
-    )
 
 
 def first_weights(config):

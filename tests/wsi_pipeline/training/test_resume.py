@@ -16,13 +16,21 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from tests.helpers.tiny_training import CPU, PATIENTS, TINY, Killed, contents, kill_after, train
+from tests.helpers.tiny_training import (
+    CPU,
+    TINY,
+    Killed,
+    contents,
+    kill_after,
+    train,
+    train_on_two_slides,
+)
 from wsi_pipeline.cohort.data import to_unit_range
 from wsi_pipeline.config.settings import ModelConfig, TrainConfig
 from wsi_pipeline.errors import ModelError
 from wsi_pipeline.models import MODELS, PatchClassifier, build_model
 from wsi_pipeline.models.checkpoint import load_checkpoint
-from wsi_pipeline.training import loop, outputs, train_model
+from wsi_pipeline.training import loop, outputs
 from wsi_pipeline.training.recipe import build_classifier, build_optimizer
 from wsi_pipeline.training.resume import optimizer_tensors, restore_optimizer
 
@@ -86,22 +94,10 @@ def test_a_training_killed_while_writing_comes_out_the_same(
 def test_vgg16_with_momentum_in_channels_last_is_resumed_to_the_same_bytes(fake_store, tmp_path):
     config = replace(TINY, model=ModelConfig("vgg16", {"width": 0.125}), max_epochs=3)
 
-    def go(out, **options):
-        train_model(
-            config,
-            train=[fake_store("a", [0, 1] * 6, patch_px=32)],
-            val=[fake_store("c", [0, 1] * 4, patch_px=32)],
-            patients=PATIENTS,
-            out=out,
-            device=CPU,
-            fingerprint="f",
-            **options,
-        )
-
-    go(tmp_path / "undisturbed")
+    train_on_two_slides(fake_store, tmp_path / "undisturbed", config)
     with pytest.raises(Killed):
-        go(tmp_path / "killed", on_progress=kill_after(7))
-    go(tmp_path / "killed")
+        train_on_two_slides(fake_store, tmp_path / "killed", config, on_progress=kill_after(7))
+    train_on_two_slides(fake_store, tmp_path / "killed", config)
 
     assert contents(tmp_path / "killed") == contents(tmp_path / "undisturbed")
 
