@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -24,7 +24,6 @@ from wsi_pipeline.evaluation.pn_stage import (
     quadratic_kappa,
     resampled_kappa,
 )
-from wsi_pipeline.evaluation.pn_stage_run import MeasuredNode, measure_nodes, tabulate_nodes
 from wsi_pipeline.evaluation.pn_stage_tables import (
     PatientRows,
     StageTable,
@@ -33,6 +32,9 @@ from wsi_pipeline.evaluation.pn_stage_tables import (
     read_stage_table,
 )
 from wsi_pipeline.layout import RunFolder
+
+if TYPE_CHECKING:
+    from wsi_pipeline.evaluation.pn_stage_run import MeasuredNode
 
 log = logging.getLogger(__name__)
 
@@ -150,9 +152,11 @@ def check_options(options: StageOptions) -> None:
         raise EvaluationError("--nodes and --bootstrap must not be negative")
 
 
-def _read_predictions(options: StageOptions) -> tuple[StageTable, list[MeasuredNode]]:
+def _read_predictions(options: StageOptions) -> tuple[StageTable, list["MeasuredNode"]]:
     if options.predictions is not None:
         return read_stage_table(options.predictions), []
+    from wsi_pipeline.evaluation.pn_stage_run import measure_nodes, tabulate_nodes
+
     assert options.run is not None
     assert options.model is not None
     measured = measure_nodes(
@@ -164,7 +168,9 @@ def _read_predictions(options: StageOptions) -> tuple[StageTable, list[MeasuredN
     return tabulate_nodes(options.run, measured), measured
 
 
-def _list_inputs(options: StageOptions, measured: Sequence[MeasuredNode]) -> list[tuple[str, Path]]:
+def _list_inputs(
+    options: StageOptions, measured: Sequence["MeasuredNode"]
+) -> list[tuple[str, Path]]:
     """List what was read, and as what."""
     inputs = [("predictions", options.predictions), ("reference", options.reference)]
     found = [(what, path) for what, path in inputs if path]

@@ -16,6 +16,7 @@ import sys
 import tempfile
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -83,7 +84,11 @@ def share_gradients(loss: nn.Module) -> nn.Module:
         return loss
     # Batch normalisation's running statistics are those of the first process.
     normalised = any(isinstance(m, torch.nn.BatchNorm2d) for m in loss.modules())
-    return DistributedDataParallel(loss, broadcast_buffers=normalised, gradient_as_bucket_view=True)
+    with warnings.catch_warnings():  # PyTorch 2.13 has another name for it, earlier ones have not
+        warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+        return DistributedDataParallel(
+            loss, broadcast_buffers=normalised, gradient_as_bucket_view=True
+        )
 
 
 def without_exchange(loss: nn.Module, *, unless: bool) -> contextlib.AbstractContextManager[Any]:
