@@ -14,6 +14,7 @@ References
    of the slide TCGA-A2-A3XS-DX1.
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,17 +50,35 @@ LEAST_COMPONENT = -0.2  # of a stain's density: a stain takes light away, it giv
 LEAST_DEVIATION = 5e-3  # of l, alpha and beta
 DARK = 40  # a pixel is dark if no channel reaches this
 DARK_SHARE = 0.5  # of the pixels; light through a slide is brighter
+PIXELS_AT_ONCE = 16_384  # so that what is computed of them stays in the cache
+
+
+class StainMap(ABC):
+    """Maps each colour of a slide to another, some pixels at a time."""
+
+    def __call__(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Map colours: (..., 3) uint8 -> the same."""
+        flat = pixels.reshape(-1, 3)
+        out = np.empty_like(flat)
+        for start in range(0, len(flat), PIXELS_AT_ONCE):
+            part = slice(start, start + PIXELS_AT_ONCE)
+            out[part] = self.map_pixels(flat[part])
+        return out.reshape(pixels.shape)
+
+    @abstractmethod
+    def map_pixels(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Map colours: (n, 3) uint8 -> the same."""
 
 
 @dataclass(frozen=True)
-class MacenkoMap:
+class MacenkoMap(StainMap):
     """Map of optical densities: two stains to those of the reference, amount by amount."""
 
     stains: NDArray[np.float64]  # (3, 2) of unit length: haematoxylin and eosin of the slide
     amounts: NDArray[np.float64]  # (2,) 99th percentiles
 
-    def __call__(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Map colours: (..., 3) uint8 -> the same."""
+    def map_pixels(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Map colours: (n, 3) uint8 -> the same."""
         scale = np.diag(REFERENCE_AMOUNTS / self.amounts)
         matrix = REFERENCE_STAINS @ scale @ np.linalg.pinv(self.stains)
         density = _DENSITY.astype(np.float32)[pixels] @ matrix.T.astype(np.float32)
@@ -68,14 +87,14 @@ class MacenkoMap:
 
 
 @dataclass(frozen=True)
-class ReinhardMap:
+class ReinhardMap(StainMap):
     """Map of logarithmic cone responses: mean and deviation to those of the reference."""
 
     mean: NDArray[np.float64]  # (3,) of l, alpha and beta
     deviation: NDArray[np.float64]  # (3,)
 
-    def __call__(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Map colours: (..., 3) uint8 -> the same."""
+    def map_pixels(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Map colours: (n, 3) uint8 -> the same."""
         scale = REFERENCE_DEVIATION / self.deviation
         back = np.linalg.inv(LMS_TO_LAB)
         matrix = back @ np.diag(scale) @ LMS_TO_LAB
@@ -85,8 +104,6 @@ class ReinhardMap:
         cones = cones @ matrix.T.astype(np.float32) + offset.astype(np.float32)
         return _as_bytes(np.exp(cones) @ np.linalg.inv(RGB_TO_LMS).T.astype(np.float32))
 
-
-StainMap = MacenkoMap | ReinhardMap
 
 _DENSITY = -np.log((np.arange(256) + 1) / LIGHT)  # of each grey value [1]
 
