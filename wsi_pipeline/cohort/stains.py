@@ -16,6 +16,7 @@ References
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,7 +51,7 @@ LEAST_COMPONENT = -0.2  # of a stain's density: a stain takes light away, it giv
 LEAST_DEVIATION = 5e-3  # of l, alpha and beta
 DARK = 40  # a pixel is dark if no channel reaches this
 DARK_SHARE = 0.5  # of the pixels; light through a slide is brighter
-PIXELS_AT_ONCE = 16_384  # so that what is computed of them stays in the cache
+PIXELS_AT_ONCE = 65_536  # a patch of 256 px; arrays of larger ones cost more than the arithmetic
 
 
 class StainMap(ABC):
@@ -79,11 +80,16 @@ class MacenkoMap(StainMap):
 
     def map_pixels(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Map colours: (n, 3) uint8 -> the same."""
-        scale = np.diag(REFERENCE_AMOUNTS / self.amounts)
-        matrix = REFERENCE_STAINS @ scale @ np.linalg.pinv(self.stains)
-        density = _DENSITY.astype(np.float32)[pixels] @ matrix.T.astype(np.float32)
+        density = _DENSITY_32[pixels] @ self._matrix
         np.exp(np.negative(density, out=density), out=density)
         return _as_bytes(density * np.float32(LIGHT) - 1)
+
+    @cached_property
+    def _matrix(self) -> NDArray[np.float32]:
+        """(3, 3), on the right of densities."""
+        scale = np.diag(REFERENCE_AMOUNTS / self.amounts)
+        matrix = REFERENCE_STAINS @ scale @ np.linalg.pinv(self.stains)
+        return np.asarray(matrix.T, np.float32)
 
 
 @dataclass(frozen=True)
@@ -95,17 +101,26 @@ class ReinhardMap(StainMap):
 
     def map_pixels(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Map colours: (n, 3) uint8 -> the same."""
+        matrix, offset = self._affine
+        cones = np.maximum(pixels, 1).astype(np.float32) @ _LMS_32
+        np.log(cones, out=cones)
+        cones = cones @ matrix + offset
+        return _as_bytes(np.exp(cones) @ _RGB_32)
+
+    @cached_property
+    def _affine(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """(3, 3), on the right of logarithmic cone responses, and (3,) to add."""
         scale = REFERENCE_DEVIATION / self.deviation
         back = np.linalg.inv(LMS_TO_LAB)
         matrix = back @ np.diag(scale) @ LMS_TO_LAB
         offset = back @ (REFERENCE_MEAN - scale * self.mean)
-        cones = np.maximum(pixels, 1).astype(np.float32) @ RGB_TO_LMS.T.astype(np.float32)
-        np.log(cones, out=cones)
-        cones = cones @ matrix.T.astype(np.float32) + offset.astype(np.float32)
-        return _as_bytes(np.exp(cones) @ np.linalg.inv(RGB_TO_LMS).T.astype(np.float32))
+        return np.asarray(matrix.T, np.float32), np.asarray(offset, np.float32)
 
 
+_LMS_32 = RGB_TO_LMS.T.astype(np.float32)  # on the right of colours
+_RGB_32 = np.linalg.inv(RGB_TO_LMS).T.astype(np.float32)  # on the right of cone responses
 _DENSITY = -np.log((np.arange(256) + 1) / LIGHT)  # of each grey value [1]
+_DENSITY_32 = _DENSITY.astype(np.float32)
 
 
 def _as_bytes(values: NDArray[np.float32]) -> NDArray[np.uint8]:

@@ -13,6 +13,7 @@ from wsi_pipeline.cohort.stain_view import (
 )
 from wsi_pipeline.cohort.stains import (
     LIGHT,
+    PIXELS_AT_ONCE,
     REFERENCE_AMOUNTS,
     REFERENCE_DEVIATION,
     REFERENCE_MEAN,
@@ -59,6 +60,17 @@ def test_macenko_finds_the_stains_and_gives_those_of_the_reference(stains, stren
     expected = stain(REFERENCE_STAINS, amounts / most * REFERENCE_AMOUNTS)
     assert np.abs(found(pixels).astype(int) - expected).max() <= 8
     assert np.abs(found(pixels).astype(int) - expected).mean() < 1.5
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_large_images_are_mapped_as_their_parts(method):
+    pixels = stain(unit(PURPLE), amounts_of(2 * (PIXELS_AT_ONCE + 7))).reshape(2, -1, 3)
+    found = fit_stains(stain(unit(PURPLE), amounts_of()), method)
+    mapped = found(pixels)
+    assert mapped.shape == pixels.shape
+    rows = pixels[:, ::2], pixels[:, 1::2]  # not contiguous
+    np.testing.assert_array_equal(mapped[:, ::2], found(rows[0]))
+    np.testing.assert_array_equal(mapped[:, 1::2], found(rows[1]))
 
 
 def test_an_image_of_the_reference_is_left_as_it_is():
