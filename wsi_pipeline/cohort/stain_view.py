@@ -20,6 +20,7 @@ log = logging.getLogger(__name__)
 SAMPLE_PATCHES = 64  # of a slide, evenly spaced among those that can be read
 SLIDE = -1  # stands for the row, where a map is of the whole slide
 SAMPLE_SIDE = 64  # pixels of each patch along a side, at most, evenly spaced
+IMAGE_SIDE = 256  # the same of a single image, all that its map is fitted to
 
 
 class NormalisedPatches:
@@ -106,7 +107,7 @@ class NormalisedPatches:
         with self._lock:
             if row not in self._maps:
                 name = self.locate(row).source_id
-                self._maps[row] = _fit_or_warn(_thin(image), self._method, name=name)
+                self._maps[row] = _fit_image(image, self._method, name=name)
             return self._maps[row]
 
     def _sample(self) -> NDArray[np.uint8]:
@@ -117,7 +118,7 @@ class NormalisedPatches:
         parts = [np.empty((0, 3), np.uint8)]
         for row in rows[places.round().astype(np.int64)]:
             if not self._store.read_into(np.array([row]), buffer)[0]:
-                parts.append(_thin(buffer[0]).copy())
+                parts.append(_thin(buffer[0], SAMPLE_SIDE).copy())
         return np.concatenate(parts)
 
 
@@ -140,7 +141,7 @@ def normalise_image(
     pixels: NDArray[np.uint8], method: StainMethod | None, *, name: str
 ) -> NDArray[np.uint8]:
     """Map the colours of a single image, (H, W, 3) uint8, by a map of its own."""
-    found = None if method is None else _fit_or_warn(_thin(pixels), method, name=name)
+    found = None if method is None else _fit_image(pixels, method, name=name)
     return pixels if found is None else found(pixels)
 
 
@@ -150,10 +151,14 @@ def stain_method(model: Any) -> StainMethod | None:
     return config.stain if isinstance(config, PreprocessConfig) else None
 
 
-def _thin(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Choose pixels of an image on a regular grid: (n, 3)."""
+def _thin(image: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
+    """Choose at most side x side pixels of an image on a regular grid: (n, 3)."""
     height, width, _ = image.shape
-    return image[:: -(-height // SAMPLE_SIDE), :: -(-width // SAMPLE_SIDE)].reshape(-1, 3)
+    return image[:: -(-height // side), :: -(-width // side)].reshape(-1, 3)
+
+
+def _fit_image(image: NDArray[np.uint8], method: StainMethod, *, name: str) -> StainMap | None:
+    return _fit_or_warn(_thin(image, IMAGE_SIDE), method, name=name)
 
 
 def _fit_or_warn(pixels: NDArray[np.uint8], method: StainMethod, *, name: str) -> StainMap | None:

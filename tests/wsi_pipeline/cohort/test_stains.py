@@ -206,6 +206,16 @@ def test_any_pixels_give_bytes_or_a_reason(method):
         assert found.shape == pixels.shape
 
 
+def test_an_image_with_little_tissue_is_normalised_by_all_its_pixels(caplog):
+    pixels = np.full((96, 144, 3), 245, np.uint8)
+    pixels[:, :14] = stain(unit(PURPLE), amounts_of(96 * 14)).reshape(96, 14, 3)
+    with caplog.at_level(logging.WARNING):
+        mapped = normalise_image(pixels, "macenko", name="little")
+    assert not caplog.records
+    assert np.array_equal(mapped, fit_stains(pixels, "macenko")(pixels))
+    assert not np.array_equal(mapped, pixels)
+
+
 # ------------------------------------------------------------ patches of slides
 
 
