@@ -203,10 +203,14 @@ def fit_reinhard(tissue: NDArray[np.uint8]) -> ReinhardMap:
     Raises
     ------
     StainError
-        If the tissue has a single colour, or is grey.
+        If the colours of the tissue hardly differ.
     """
     lab = np.log(np.maximum(tissue, 1) @ RGB_TO_LMS.T) @ LMS_TO_LAB.T
     deviation = lab.std(axis=0)
     if deviation.min() < LEAST_DEVIATION:
-        raise StainError("the tissue has a single colour, or is grey")
+        found = ", ".join(f"{value:.4f}" for value in deviation)
+        raise StainError(
+            f"the colours of the tissue hardly differ (deviations of l, alpha and beta {found}; "
+            f"each must be {LEAST_DEVIATION} or more)"
+        )
     return ReinhardMap(lab.mean(axis=0), deviation)
