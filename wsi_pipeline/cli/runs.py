@@ -109,10 +109,12 @@ def demo(
     quiet: QuietOption = False,
 ) -> None:
     """Draw a small cohort with known tumours and run every stage on it, up to the report."""
+    from wsi_pipeline.config.extras import require
     from wsi_pipeline.config.reading import read_config
     from wsi_pipeline.demo.cohort import prepare_demo
     from wsi_pipeline.run.runner import Options
 
+    require("torch")
     settings = read_config(prepare_demo(out))
     _run(settings, Options(quiet=quiet))
 
