@@ -1,5 +1,6 @@
 """Data passed between the packages of `wsi_pipeline`: frozen dataclasses with shapes and units."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -7,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from tiling.contracts import TileConfig, Unclassified
+from tiling.contracts import OnProgress, TileConfig, Unclassified
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
@@ -17,6 +18,19 @@ Denominator = Literal["all", "normal"]  # slides that false positives are divide
 AtRate = Literal["linear", "step"]  # how an FROC curve is read between its points
 # Slides and patients that a model was trained on, as in checkpoints and score files.
 PROVENANCE = ("train_slides", "val_slides", "train_patients", "val_patients")
+PrintLine = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Reporter:
+    """Shows what a piece of work does: how far it is (by calling it), and lines of text."""
+
+    on_progress: OnProgress
+    line: PrintLine
+
+    def __call__(self, done: int, total: int) -> None:
+        """Show that `done` of `total` are done."""
+        self.on_progress(done, total)
 
 
 @dataclass(frozen=True)
