@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from tiling.files import write_json
 from tiling.wording import name_some
-from wsi_pipeline.csv_files import write_csv
 from wsi_pipeline.contracts import PrintLine
+from wsi_pipeline.csv_files import write_csv
 from wsi_pipeline.errors import EvaluationError
 from wsi_pipeline.evaluation.froc import replicate_sensitivities
 from wsi_pipeline.evaluation.froc_files import FrocOptions, ScoredSlides, score_slides

@@ -12,8 +12,8 @@ from tiling.files import digest_file, write_json
 from tiling.wording import name_some, pluralize
 from wsi_pipeline import __version__
 from wsi_pipeline.config.settings import EvaluateConfig
-from wsi_pipeline.csv_files import write_csv
 from wsi_pipeline.contracts import PrintLine
+from wsi_pipeline.csv_files import write_csv
 from wsi_pipeline.errors import EvaluationError
 from wsi_pipeline.evaluation.bootstrap import Resamples, draw_resamples
 from wsi_pipeline.evaluation.intervals import Interval, percentile_interval, share_interval

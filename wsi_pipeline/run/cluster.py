@@ -60,10 +60,12 @@ def map_tasks(
         for number, task in enumerate(tasks):
             yield number, here(task)
         return
-    with _dask_client(dask or "local", workers, dict(cluster_options or {})) as client:
-        with _receive_lines(client, print_line) as send_line:
-            there = partial(work, print_line=send_line) if send_line else work
-            yield from _map_on_client(client, there, tasks)
+    with (
+        _dask_client(dask or "local", workers, dict(cluster_options or {})) as client,
+        _receive_lines(client, print_line) as send_line,
+    ):
+        there = partial(work, print_line=send_line) if send_line else work
+        yield from _map_on_client(client, there, tasks)
 
 
 @contextmanager
