@@ -100,7 +100,7 @@ GUIDES = {
         "predict.md",
         ("predict", "heatmap", "export"),
     ),
-    "demo": Guide(("demo", "demo --out my_demo --quiet"), "README.md"),
+    "demo": Guide(("demo", "demo --quick --out my_demo"), "README.md"),
     "froc": Guide(
         (
             "froc --detections csv/ --reference masks/ --out froc",

@@ -106,6 +106,12 @@ def demo(
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Output folder.")] = Path(
         "demo"
     ),
+    quick: Annotated[
+        bool,
+        typer.Option(
+            "--quick", help="Tiny slides and training, in a minute; the metrics mean nothing."
+        ),
+    ] = False,
     quiet: QuietOption = False,
 ) -> None:
     """Draw a small cohort with known tumours and run every stage on it, up to the report."""
@@ -115,7 +121,9 @@ def demo(
     from wsi_pipeline.run.runner import Options
 
     require("torch")
-    settings = read_config(prepare_demo(out))
+    if quick:
+        print("quick demo: the model is barely trained, so the metrics mean nothing")
+    settings = read_config(prepare_demo(out, quick=quick))
     _run(settings, Options(quiet=quiet))
 
 

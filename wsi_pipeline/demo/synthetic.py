@@ -17,7 +17,7 @@ from typing import Any
 from tiling.annotation.formats.asap_xml import write_asap_xml
 from tiling.files import digest_file, digest_json, write_json
 from wsi_pipeline.cohort.manifest import check_entries, write_manifest
-from wsi_pipeline.contracts import SlideEntry
+from wsi_pipeline.contracts import SPLITS, SlideEntry
 from wsi_pipeline.demo import cells, painting, pyramid, textures
 from wsi_pipeline.demo import layout as plan
 from wsi_pipeline.demo.painting import paint_slide
@@ -107,6 +107,22 @@ DEMO_COHORT: tuple[SlideSpec, ...] = (
         ),
         lymphoid=0.4,
     ),
+)
+
+# Two patients in each split, with and without a tumour.
+QUICK_COHORT = tuple(
+    SlideSpec(
+        f"quick_{2 * number + is_tumour + 1}",
+        f"patient_{2 * number + is_tumour + 1}",
+        split,
+        (1100, 1000),
+        (TumourSpec((0.5, 0.5), 220),) if is_tumour else (),
+        n_glands=3,
+        n_vessels=2,
+        n_fat=1,
+    )
+    for number, split in enumerate(SPLITS)
+    for is_tumour in (0, 1)
 )
 
 
