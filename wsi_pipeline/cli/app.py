@@ -17,6 +17,7 @@ from tiling.errors import ExpectedError
 from wsi_pipeline import __version__
 from wsi_pipeline.cli import stages
 from wsi_pipeline.cli.baselines import baselines
+from wsi_pipeline.cli.docs import docs
 from wsi_pipeline.cli.doctor import doctor
 from wsi_pipeline.cli.examples import epilog_of
 from wsi_pipeline.cli.froc import froc
@@ -82,7 +83,7 @@ WITH_OPTIONS: dict[str, Callable[..., None]] = {
 BEFORE_A_RUN: tuple[Callable[..., None], ...] = (init, settings, slides, plan)
 FURTHER: tuple[Callable[..., None], ...] = (
     *(run, apply, demo, froc, stage_patients),
-    *(compare, baselines, collect, doctor),
+    *(compare, baselines, collect, doctor, docs),
 )
 
 for command in BEFORE_A_RUN:
