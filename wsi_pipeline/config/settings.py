@@ -338,9 +338,16 @@ class PredictConfig:
     compiler: Compiler = "none"  # inductor: torch.compile
     readers: Count | None = None  # threads that read ahead; None: the cores of this worker
     splits: tuple[Split, ...] | None = None  # None: all slides; slides without a split always
+    calibrated: bool = False  # scores are sigmoid(logit / temperature of the checkpoint)
     # Of files of other programs: the network of a state dict; classes that add up to the score
     architecture: str | None = None
     positive: tuple[str, ...] = ()
+
+
+def score_settings(config: PredictConfig) -> tuple[object, ...]:
+    """Return the settings that a slide's scores depend on: batches and threads change none."""
+    how = (config.precision, config.compiler, config.tolerance)
+    return (*how, "calibrated") if config.calibrated else how
 
 
 @dataclass(frozen=True)

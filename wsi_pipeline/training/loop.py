@@ -53,6 +53,7 @@ from wsi_pipeline.contracts import Rule
 from wsi_pipeline.errors import TrainingError
 from wsi_pipeline.training import processes
 from wsi_pipeline.training.augment import Augment
+from wsi_pipeline.training.calibration import calibration_figures, fit_logit_temperature
 from wsi_pipeline.training.course import TrainingPatches
 from wsi_pipeline.training.courses import choose_course
 from wsi_pipeline.training.history import (
@@ -336,8 +337,11 @@ class _Training:
         accuracy = None
         if self._config.stop_at_train_accuracy is not None:
             accuracy = self._accuracy(self._fitted, epoch)
-        val_loss, val_roc_auc = self.validate(epoch) if self._val else (None, None)
-        record = EpochRecord(epoch, lr, train_loss, val_loss, val_roc_auc, accuracy, note, seconds)
+        record = EpochRecord(
+            epoch, lr, train_loss, None, None, accuracy, note=note, seconds=seconds
+        )
+        if self._val:
+            record = self.validate(record)
         self.history.append(record)
         self._course.adapt(record)
         if self._course.may_keep(epoch) and self.best is record:  # compared with all epochs before
@@ -358,9 +362,9 @@ class _Training:
         best = self.best
         self.model.load_state_dict(self.best_weights)
         files, changed = self._course.finish(best.epoch, self._read_training, out)
-        if changed and self._val:
-            loss, auc = self.validate(best.epoch)
-            self._remeasured = replace(best, val_loss=loss, val_roc_auc=auc)
+        # An earlier version that began this training recorded no temperature.
+        if self._val and (changed or best.val_temperature is None):
+            self._remeasured = self.validate(best)
         return files
 
     def _read_training(self, most: int | None) -> Iterator[TrainingPatches]:
@@ -470,18 +474,29 @@ class _Training:
         x = to_unit_range(pixels[part[0] : part[-1] + 1], self._device)
         return augment(x, samples[part])
 
-    def validate(self, epoch: int) -> tuple[float, float]:
-        """Return the validation loss E (mean cross-entropy) and the ROC AUC."""
-        logits, label = self._logits(self._chosen, epoch)
+    def validate(self, record: EpochRecord) -> EpochRecord:
+        """Measure the validation loss E (mean cross-entropy), ROC AUC and calibration."""
+        logits, label = self._logits(self._chosen, record.epoch)
         if len(np.unique(label)) < len(CLASS_NAMES):
             raise TrainingError(
                 f"{self._config.model.name}: of the "
                 f"{pluralize(len(self._chosen.label), 'validation patch')} those of "
                 "one class cannot be read; check the slide files of split val"
             )
-        y = torch.from_numpy(label.astype(np.float64))
-        loss = float(F.binary_cross_entropy_with_logits(torch.from_numpy(logits), y))
-        return loss, float(roc_auc_score(label, logits))
+        temperature = fit_logit_temperature(label, logits)
+        assert temperature is not None  # there are patches of both classes
+        (loss, ece), (scaled_loss, scaled_ece) = (
+            _measure_calibration(label, z) for z in (logits, logits / temperature)
+        )
+        return replace(
+            record,
+            val_loss=loss,
+            val_roc_auc=float(roc_auc_score(label, logits)),
+            val_temperature=temperature,
+            val_loss_calibrated=scaled_loss,
+            val_ece=ece,
+            val_ece_calibrated=scaled_ece,
+        )
 
     def _accuracy(self, chosen: Rows, epoch: int) -> float:
         """Share of patches classified correctly, by the model's own rule."""
@@ -542,6 +557,17 @@ class _Training:
             f"{self._config.model.name}: {what} in epoch {epoch}: training diverged; lower its "
             f"learning rate (lr, now {self._config.lr:g})"
         )
+
+
+def _measure_calibration(
+    label: NDArray[np.int8], logits: NDArray[np.float64]
+) -> tuple[float, float]:
+    """Return the mean cross-entropy and the expected calibration error."""
+    z = torch.from_numpy(logits)
+    loss = F.binary_cross_entropy_with_logits(z, torch.from_numpy(label.astype(np.float64)))
+    curve = calibration_figures(label, z.sigmoid().numpy())
+    assert curve is not None
+    return float(loss), curve.ece
 
 
 def epoch_seed(seed: int, epoch: int) -> int:
