@@ -289,9 +289,10 @@ def test_a_process_killed_outright_is_resumed_to_the_same_bytes(tmp_path):
 def test_a_training_begun_by_a_version_without_temperatures_ends_with_one(
     fake_store, tmp_path, undisturbed
 ):
+    out = tmp_path / "model"
     with pytest.raises(Killed):
-        train(fake_store, tmp_path, on_progress=kill_after(8))  # in the third of four epochs
-    path = tmp_path / loop.RESUME_FILE
+        train(fake_store, out, on_progress=kill_after(8))  # in the third of four epochs
+    path = out / loop.RESUME_FILE
     tensors, header = read_tensors(path)
     for record in header["history"]:
         for name in [name for name in record if name.endswith(("_temperature", "_calibrated"))]:
@@ -299,10 +300,10 @@ def test_a_training_begun_by_a_version_without_temperatures_ends_with_one(
         del record["val_ece"]
     del header["weights_sha256"]
     write_tensors(path, tensors, header)
-    summary = train(fake_store, tmp_path)
+    summary = train(fake_store, out)
 
     assert summary.resumed_from == 2
     assert load_checkpoint(summary.checkpoint)[1].temperature is not None
-    assert contents(tmp_path)["checkpoint.safetensors"] == undisturbed["checkpoint.safetensors"]
-    rows = rows_of(tmp_path / "history.csv")
+    assert contents(out)["checkpoint.safetensors"] == undisturbed["checkpoint.safetensors"]
+    rows = rows_of(out / "history.csv")
     assert [bool(row["val_temperature"]) for row in rows] == [False, False, True, True]
