@@ -13,6 +13,7 @@ References
    `wsi_pipeline.config.settings.RECIPES`.
 """
 
+import contextlib
 import logging
 import math
 import time
@@ -55,6 +56,8 @@ from wsi_pipeline.training import processes
 from wsi_pipeline.training.augment import Augment
 from wsi_pipeline.training.course import TrainingPatches
 from wsi_pipeline.training.courses import choose_course
+from wsi_pipeline.training.event_files import FOLDER as EVENTS_FOLDER
+from wsi_pipeline.training.event_files import EventFiles, check_installed, remove_event_files
 from wsi_pipeline.training.history import (
     EpochRecord,
     best_epoch,
@@ -120,7 +123,8 @@ def train_model(
         Folder, created if missing.
         Gets ``checkpoint.safetensors`` (last), ``config.json``, ``model_card.md``,
         ``history.csv``, ``draws.csv`` and ``curves.png``, of a ProtoPNet also ``prototypes.json``
-        and, if pruned, ``pruning.csv``; meanwhile ``resume.safetensors``.
+        and, if pruned, ``pruning.csv``; meanwhile ``resume.safetensors``. With
+        ``log="tensorboard"`` event files in ``tensorboard/``.
     device : str or torch.device
         ``auto`` (the first CUDA device, or the CPU), ``cpu``, ``cuda`` or ``cuda:N``.
     fingerprint : str
@@ -153,6 +157,8 @@ def train_model(
     device = resolve_device(device) if isinstance(device, str) else device
     check_section("train", config)
     config = replace(config, precision=_resolve_precision(config.precision, device))
+    if config.log == "tensorboard":
+        check_installed()
     val = () if config.monitor == "none" else val
     check_stores(train, val, patients, validated=config.monitor != "none")
     stain = config.model.preprocess.stain
@@ -176,13 +182,20 @@ def train_model(
         elif writes:
             for name in (CHECKPOINT_FILE, *FURTHER):
                 (out / name).unlink(missing_ok=True)  # of other settings or inputs
-        while (stopped := training.stop_reason()) is None:
-            training.run_epoch(on_progress)
-            report(training.describe_epoch())
-            if writes:
-                write_resume(out / RESUME_FILE, training.state(), key=key)
-                write_history(out / "history.csv", training.history)
-                write_ledger(out / "draws.csv", training.drawn, train, patients)
+            remove_event_files(out / EVENTS_FOLDER)
+        with contextlib.ExitStack() as stack:
+            events = None
+            if writes and config.log == "tensorboard":
+                events = stack.enter_context(EventFiles(out / EVENTS_FOLDER, training.history))
+            while (stopped := training.stop_reason()) is None:
+                training.run_epoch(on_progress)
+                report(training.describe_epoch())
+                if writes:
+                    write_resume(out / RESUME_FILE, training.state(), key=key)
+                    write_history(out / "history.csv", training.history)
+                    write_ledger(out / "draws.csv", training.drawn, train, patients)
+                if events is not None:
+                    events.add(training.history[-1])
         files = list(OUTPUTS)
         if writes:
             files += _finish(out, config, training, train, val, patients, fingerprint)
