@@ -96,8 +96,8 @@ def baselines(
         nonzero_is_object=nonzero_is_object,
         seed=settings.seed if seed is None else seed,
     )
-    with StageProgress("features", 1, quiet=quiet) as progress:
-        progress.begin(folder.name)
+    with StageProgress("features", 1, noun="folder", quiet=quiet) as progress:
+        progress.begin(folder.name, "image")
         found = run_baselines(
             folder,
             settings.images or ImagesConfig(),

@@ -153,10 +153,17 @@ def read_settings(
 
 
 def finish(
-    results: Sequence["StageResult"], run: Path, last_line: str = "", *, quiet: bool
+    results: Sequence["StageResult"],
+    run: Path,
+    last_line: str = "",
+    *,
+    next_line: str = "",
+    quiet: bool,
 ) -> NoReturn:
-    """Print what was done and exit with the matching code."""
+    """Print what was done, and what to do next, and exit with the matching code."""
     lines = [line for result in results for line in str(result).splitlines()]
+    if next_line and all(result.exit_code != EXIT_NOTHING_DONE for result in results):
+        lines.append(next_line)
     if quiet:  # one line: the report's path, else the summary of the last stage
         lines = [] if last_line or not results else str(results[-1]).splitlines()[:1]
     for line in lines:

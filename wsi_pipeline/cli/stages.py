@@ -1,13 +1,16 @@
 """Commands of the stages."""
 
 import json
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
+from wsi_pipeline.cli.examples import describe_next
 from wsi_pipeline.cli.options import (
     ArchitectureOption,
     ConfigOption,
@@ -44,7 +47,18 @@ def tile(
 
     # Tiling starts a run, so recorded settings are not read.
     settings = replace(read_config(config, set_ or (), section="tile"), input=input, out=out)
-    finish([tile_stage.tile(RunFolder(out), settings, options)], out, quiet=options.quiet)
+    result = tile_stage.tile(RunFolder(out), settings, options)
+    next_line = describe_next("tile", out)
+    if tile_stage.UNLABELLED in result.notes:
+        next_line = f"{describe_next('train', out)} --checkpoint FILE"  # of predict
+    elif not settings.train:
+        next_line += " --model vgg16"
+    finish([result], out, next_line=_or_collect(next_line, out, options), quiet=options.quiet)
+
+
+def _or_collect(next_line: str, run: Path, options: "Options") -> str:
+    """Return the line with the next command; of one task of a job array, ``collect``."""
+    return f"next: wsi-pipeline collect {shlex.quote(str(run))}" if options.shard else next_line
 
 
 def _stage_command(
@@ -62,7 +76,8 @@ def _stage_command(
     settings = read_settings(run, config, set_, section=section, models=models, quiet=options.quiet)
     found = stage(RunFolder(run), replace(settings, out=run), options, **chosen)
     results = found if isinstance(found, list) else [found]
-    finish(results, run, quiet=options.quiet)
+    next_line = _or_collect(describe_next(section, run), run, options)
+    finish(results, run, next_line=next_line, quiet=options.quiet)
 
 
 def make_command(name: str) -> Callable[..., None]:
@@ -83,6 +98,13 @@ def make_command(name: str) -> Callable[..., None]:
     return command
 
 
+class TrainLog(StrEnum):
+    """Where else training writes the figures of its epochs."""
+
+    none = "none"
+    tensorboard = "tensorboard"
+
+
 @with_options
 def train(
     run: RunArgument,
@@ -96,6 +118,10 @@ def train(
             "for VGG and CAM models.",
         ),
     ] = None,
+    log: Annotated[
+        TrainLog | None,
+        typer.Option("--log", help="tensorboard: event files in RUN/models/<model>/tensorboard/."),
+    ] = None,
     config: ConfigOption = None,
     set_: SetOption = None,
 ) -> None:
@@ -103,6 +129,7 @@ def train(
     from wsi_pipeline.stages import train as train_stage
 
     chosen = [f"model.weights={json.dumps(str(weights))}"] if weights else []
+    chosen += [f"log={log.value}"] if log else []
     _stage_command(
         "train",
         run,
@@ -152,7 +179,8 @@ def predict(
         results = predict_stage.predict_slides(folder, settings, options, slides, checkpoints=files)
     else:
         results = [predict_stage.predict(folder, settings, options, checkpoints=files)]
-    finish(results, run, quiet=options.quiet)
+    next_line = _or_collect(describe_next("predict", run), run, options)
+    finish(results, run, next_line=next_line, quiet=options.quiet)
 
 
 @with_options
@@ -285,4 +313,5 @@ def explain(
         patches=patches,
         images=images or (),
     )
-    finish(results, run, quiet=options.quiet)
+    next_line = _or_collect(describe_next("explain", run), run, options)
+    finish(results, run, next_line=next_line, quiet=options.quiet)

@@ -58,6 +58,7 @@ class StageResult:
     kept: tuple[str, ...]
     failed: tuple[str, ...]
     notes: tuple[str, ...] = ()  # lines printed after it
+    output: Path | None = None  # what was written
 
     @property
     def exit_code(self) -> int:
@@ -70,7 +71,10 @@ class StageResult:
         parts = [f"{len(self.done)} done"]
         parts += [f"{len(self.kept)} kept from before"] if self.kept else []
         parts += [f"{len(self.failed)} failed ({', '.join(self.failed)})"] if self.failed else []
-        return "\n".join((f"{self.stage}: " + ", ".join(parts), *self.notes))
+        line = f"{self.stage}: {', '.join(parts)}"
+        if self.output is not None and self.exit_code != 1:
+            line += f"; output: {self.output}"
+        return "\n".join((line, *self.notes))
 
 
 def run_stage(
@@ -121,6 +125,7 @@ def run_stage(
     with StageProgress(
         stage,
         len(tasks),
+        noun=tasks[0].noun if tasks else "unit",
         quiet=options.quiet,
         in_background=on_end is not None,
         on_end=on_end,
@@ -141,7 +146,8 @@ def run_stage(
             done += made
             kept += finished + still
             failed += unreadable + lost
-    result = StageResult(stage, tuple(done), tuple(kept), tuple(failed))
+    output = run.path / {known.name: known.output for known in STAGES}.get(stage, "")
+    result = StageResult(stage, tuple(done), tuple(kept), tuple(failed), output=output)
     with _writing(run, stage, jobs):
         write_failures(run)
         if options.shard:
@@ -267,7 +273,7 @@ def _process_jobs(
 
 
 def _perform_here(job: Job, *, progress: StageProgress, print_line: PrintLine) -> Outcome:
-    progress.begin(job.task.unit.title)
+    progress.begin(job.task.unit.title, job.task.counted)
     return perform(job, on_progress=progress.inside, print_line=print_line)
 
 

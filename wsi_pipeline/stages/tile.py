@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from os import cpu_count
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from tiling.contracts import OnProgress, TileConfig
 from tiling.errors import GridError, PatchSizeError
@@ -110,6 +110,8 @@ class TileSlide(Task):
 class PrepareImages(Task):
     """Put the images of a folder into one array."""
 
+    noun: ClassVar[str] = "folder"
+    counted: ClassVar[str] = "image"
     folder: Path
     entries: Sequence[ImageEntry]
     classes: Sequence[str]
