@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from wsi_pipeline.run.runner import Options, StageResult
 
 
-@with_options
+@with_options(unused=["device"])
 def tile(
     input: Annotated[Path, typer.Argument(metavar="INPUT", help="Slide, folder or manifest.")],
     out: Annotated[Path, typer.Option("--out", metavar="RUN", help="Run folder.")],
@@ -80,10 +80,14 @@ def _stage_command(
     finish(results, run, next_line=next_line, quiet=options.quiet)
 
 
+# Options without effect: these stages use no network, and a report is one piece of work.
+UNUSED = {"evaluate": ("device",), "report": ("workers", "device")}
+
+
 def make_command(name: str) -> Callable[..., None]:
     """Make the command of a stage that processes all models of a run, or those given."""
 
-    @with_options
+    @with_options(unused=UNUSED.get(name, ()))
     def command(
         run: RunArgument,
         options: "Options",
@@ -105,7 +109,7 @@ class TrainLog(StrEnum):
     tensorboard = "tensorboard"
 
 
-@with_options
+@with_options()
 def train(
     run: RunArgument,
     options: "Options",
@@ -141,7 +145,7 @@ def train(
     )
 
 
-@with_options
+@with_options()
 def predict(
     run: RunArgument,
     options: "Options",
@@ -183,7 +187,7 @@ def predict(
     finish(results, run, next_line=next_line, quiet=options.quiet)
 
 
-@with_options
+@with_options(unused=["device"])
 def export(
     run: RunArgument,
     options: "Options",
@@ -226,7 +230,7 @@ def _check_method(name: str) -> None:
     list_methods([name])
 
 
-@with_options
+@with_options()
 def explain(
     run: RunArgument,
     options: "Options",

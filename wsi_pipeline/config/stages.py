@@ -21,6 +21,7 @@ class Stage:
     folder: str = ""  # in the run folder; contains one folder per model
     output: str = ""  # what it writes, in the run folder
     reads_scores: bool = False  # slides without scores are not expected
+    reads: tuple[str, ...] = ()  # further settings of the run that it uses
     variants: str = ""  # setting that lists the outputs per unit; their settings are not recalled
 
     @property
@@ -41,6 +42,7 @@ STAGES = (
         "train",
         "Train classifiers: patch stores, or single images -> checkpoints.",
         "model",
+        reads=("seed",),
         output="models",
     ),
     Stage(
@@ -63,6 +65,7 @@ STAGES = (
         "Map where models look, by several methods: scores and checkpoints -> explanations.",
         "model",
         folder="explanations",
+        reads=("evaluate",),
         output="explanations",
         variants="methods",
     ),
@@ -70,12 +73,14 @@ STAGES = (
         "evaluate",
         "Compare scores with the reference: slide level, patches, FROC by both definitions.",
         "model",
+        reads=("heatmap",),
         output="evaluation",
     ),
     Stage(
         "export",
         "Write scores and heatmaps in other tools' formats: QuPath, WSInfer, CLAM, OME-Zarr, ...",
         "slide and model",
+        reads=("heatmap", "evaluate"),
         output="exports",
         reads_scores=True,
         variants="formats",

@@ -340,7 +340,7 @@ def _text_to_restore(run: RunFolder) -> str | None:
 _PER_COMMAND = ("input", "out", "stages")  # never recalled
 
 
-def recall_settings(run: RunFolder, stage: str) -> dict[str, Any]:
+def recall_settings(run: RunFolder, stage: str) -> dict[str, tuple[Any, str]]:
     """Recall the settings of a run, so that they need not be given to each stage.
 
     Each section of the config is the one of the last run of its own stage (``heatmap`` for
@@ -350,8 +350,8 @@ def recall_settings(run: RunFolder, stage: str) -> dict[str, Any]:
     Returns
     -------
     recalled : dict
-        A config as plain values, for `config.reading.read_config`, with paths reduced to file
-        names. Empty before the first stage.
+        Plain values, with paths reduced to file names, and the stage that they were set by; by
+        section of the config. Empty before the first stage.
 
     Raises
     ------
@@ -370,11 +370,11 @@ def recall_settings(run: RunFolder, stage: str) -> dict[str, Any]:
     configs = {name: done.get("config", {}) for name, done in recorded if name not in not_recalled}
     if not configs:
         return {}
-    latest = configs.get(stage) or list(configs.values())[-1]
+    latest = stage if configs.get(stage) else list(configs)[-1]
     recalled = {}
-    for name in dict.fromkeys(key for config in (*configs.values(), latest) for key in config):
-        own = configs.get(owners.get(name, name), {})
-        source = own if name in own else latest
-        if name in source and name not in _PER_COMMAND:
-            recalled[name] = source[name]
+    for name in dict.fromkeys(key for config in configs.values() for key in config):
+        own = owners.get(name, name)
+        source = own if name in configs.get(own, {}) else latest
+        if name in configs[source] and name not in _PER_COMMAND:
+            recalled[name] = (configs[source][name], source)
     return recalled

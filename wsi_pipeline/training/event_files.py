@@ -43,8 +43,7 @@ class EventFiles:
         from torch.utils.tensorboard import SummaryWriter
 
         remove_event_files(folder)
-        # Its types are not declared.
-        self._writer: Any = SummaryWriter(folder)  # type: ignore[no-untyped-call]
+        self._writer: Any = SummaryWriter(folder)  # its types are not declared
         for record in history:
             self.add(record)
 
