@@ -40,7 +40,7 @@ WorkersOption = Annotated[
         "as in the stages, else one for each core, at most 8.",
     ),
 ]
-DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu or cuda:0.")]
+DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda:0 or mps.")]
 ShardOption = Annotated[
     str | None,
     typer.Option("--shard", metavar="I/N", help="Part I of N (from 0), or auto in a job array."),
@@ -152,7 +152,7 @@ def make_options(
     from wsi_pipeline.run.shards import parse_shard
 
     if not DEVICE_NAME.fullmatch(device):
-        raise typer.BadParameter(f"--device must be auto, cpu, cuda or cuda:0, got {device!r}")
+        raise typer.BadParameter(f"--device must be auto, cpu, cuda, cuda:0 or mps, got {device!r}")
     try:
         part = parse_shard(shard) if shard else None
     except ConfigError as error:

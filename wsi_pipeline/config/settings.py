@@ -33,7 +33,7 @@ Score = Share  # output of a model, and thresholds for it
 Aggregator = Literal["max", "mean", "top_k", "mean_pool_max", "span"]  # patches' scores -> slide's
 Forgetting = Annotated[float, Field(ge=0, lt=1)]  # at 1 a running average never changes
 
-DEVICE_NAME = re.compile(r"auto|cpu|cuda(?::(\d+))?")  # what --device takes
+DEVICE_NAME = re.compile(r"auto|cpu|mps|cuda(?::(\d+))?")  # what --device takes
 
 
 @dataclass(frozen=True)

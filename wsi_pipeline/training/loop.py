@@ -411,7 +411,8 @@ class _Training:
             for start, n in zip(starts, sizes, strict=True)
         ]
         self._course.set_training()
-        losses = Losses(every=1 if self._device.type == "cpu" else FETCHED_EVERY)
+        every = 1 if self._device.type == "cpu" else FETCHED_EVERY
+        losses = Losses(self._device, every=every)
         weights: list[int] = []  # the last batch of a pass may be smaller
         if self._course.has_even_pace(epoch):
             self._pace.begin_epoch()
@@ -456,14 +457,14 @@ class _Training:
 
         Returns
         -------
-        loss : scalar float64, on the device
-            This process's part of that mean.
+        losses : (parts,) float32, on the device
+            Their sum is this process's part of that mean.
         """
         n_in_all = processes.sum_over_all(len(label), self._device)
         if not n_in_all:
             return None
         self._course.optimizer.zero_grad(set_to_none=True)
-        own = torch.zeros((), dtype=torch.float64, device=self._device)
+        own = []
         # A process without a patch has one empty part: it takes part in the sum of gradients.
         parts = np.array_split(np.arange(len(label)), min(self._config.accumulate, len(label)) or 1)
         for number, part in enumerate(parts):
@@ -473,11 +474,11 @@ class _Training:
                 with compute_in(self._precision, self._device):
                     loss = self._loss(x, y)
                 loss = loss * (len(part) / n_in_all)
-                own += loss.detach()
+                own.append(loss.detach())
                 torch.autograd.backward(self._scaler.scale(loss * processes.n_processes()))
         self._scaler.step(self._course.optimizer)
         self._scaler.update()
-        return own
+        return torch.stack(own)
 
     def _prepare(
         self,
@@ -526,7 +527,7 @@ class _Training:
                 x = to_unit_range(batch.pixels, self._device)
                 with compute_in(self._precision, self._device):
                     found = self._course.logits(x)
-                part[batch.readable] = found.double().cpu().numpy()
+                part[batch.readable] = found.cpu().double().numpy()
                 if not np.isfinite(part[batch.readable]).all():
                     part[batch.readable & ~np.isfinite(part)] = np.inf  # NaN means unread
             parts.append(part)
