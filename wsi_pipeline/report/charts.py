@@ -170,13 +170,15 @@ def _draw_series(series: Series, x: Axis, y: Axis) -> list[str]:
     across, up = x.place(series.x), y.place(series.y)
     css = f"line series-{series.colour % N_COLOURS}" + (" dashed" if series.dashed else "")
     parts = [f'<path class="{css}" d="{_path(across, up)}"/>']
-    if series.marked:
-        parts += [
-            f'<circle class="dot series-{series.colour % N_COLOURS}" '
-            f'cx="{_x(float(a))}" cy="{_y(float(b))}" r="2.6"/>'
-            for a, b in zip(across, up, strict=True)
-            if math.isfinite(b)
-        ]
+    finite = np.isfinite(up)
+    beside = np.append(False, finite[:-1]) | np.append(finite[1:], False)
+    for a, b, joined in zip(across[finite], up[finite], beside[finite].tolist(), strict=True):
+        if series.marked or not joined:  # a line of one point is a dot, filled to be seen
+            kind, radius = ("dot", 2.6) if joined else ("dot lone", 4.5)
+            parts.append(
+                f'<circle class="{kind} series-{series.colour % N_COLOURS}" '
+                f'cx="{_x(float(a))}" cy="{_y(float(b))}" r="{radius}"/>'
+            )
     return parts
 
 

@@ -88,7 +88,7 @@ def _draw(chart: Chart) -> Figure:
             line.y,
             color=colour,
             ls="--" if line.dashed else "-",
-            marker="o" if line.marked else "",
+            marker="o" if line.marked or len(line.x) == 1 else "",
             ms=3.5,
             label=_literal(line.name),
         )

@@ -84,14 +84,15 @@ def _read_asset(name: str) -> Markup:
 def show_number(value: float | int | None, digits: int = 3) -> Markup:
     """Show a number rounded, with its full value in the markup.
 
-    What is not 0 or 1 is not shown as 0 or 1 (`tiling.wording.format_number`).
+    What is not 0 or 1 is not shown as 0 or 1 (`tiling.wording.format_number`); what is exactly one
+    of them is shown without decimals.
 
     Examples
     --------
     >>> show_number(0.98765), show_number(None)
     (Markup('<data value="0.98765">0.988</data>'), Markup('–'))
-    >>> show_number(0.99998951)
-    Markup('<data value="0.99998951">0.999990</data>')
+    >>> show_number(0.99998951), show_number(1.0)
+    (Markup('<data value="0.99998951">0.999990</data>'), Markup('<data value="1.0">1</data>'))
     """
     if value is None:
         return Markup("–")
@@ -100,6 +101,8 @@ def show_number(value: float | int | None, digits: int = 3) -> Markup:
     shown = format_number(value, digits) if small else f"{value:,}"
     if isinstance(value, float) and not small:
         shown = f"{value:,.{digits}f}"
+    elif value in (0, 1, -1):
+        shown = str(int(value))
     # Thin spaces between thousands: a comma is a decimal mark to half the world.
     shown = shown.replace(",", "\N{THIN SPACE}")
     return Markup('<data value="{}">{}</data>').format(repr(value), shown)

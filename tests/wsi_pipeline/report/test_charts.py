@@ -4,6 +4,7 @@ import re
 import xml.etree.ElementTree as ET
 
 import numpy as np
+import pytest
 import shapely
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -48,6 +49,28 @@ def test_nan_breaks_the_line():
 
     path = next(e for e in ET.fromstring(svg).iter("path") if "line" in e.get("class", ""))
     assert re.sub(r"[\d. ]", "", path.get("d")) == "MML"
+
+
+def test_a_line_of_one_point_is_a_filled_dot():
+    """The curves of a single epoch were empty frames."""
+    line = Series("a", np.array([1.0]), np.array([0.25]))
+    axis = fitted_axis("epoch", line.x, whole=True)
+    svg = ET.fromstring(draw_chart(Chart("t", axis, share_axis("y"), (line,))))
+    (dot,) = svg.iter("circle")
+    left, right = (float(v) for v in re.findall(r"M([\d.]+).*H([\d.]+)", frame_of(svg))[0])
+    assert float(dot.get("cx")) == pytest.approx((left + right) / 2, abs=0.1)
+    assert "lone" in dot.get("class")
+
+
+def test_lonely_points_between_gaps_are_dots():
+    y = np.array([0.1, np.nan, 0.2, np.nan, 0.3, 0.4])
+    line = Series("a", np.linspace(0, 1, 6), y)
+    svg = ET.fromstring(draw_chart(Chart("t", share_axis("x"), share_axis("y"), (line,))))
+    assert [dot.get("class") for dot in svg.iter("circle")] == ["dot lone series-0"] * 2
+
+
+def frame_of(svg):
+    return next(e for e in svg.iter("path") if e.get("class") == "axis").get("d")
 
 
 def test_logarithmic_axis_places_doublings_evenly():
