@@ -1,7 +1,6 @@
 """The ``doctor`` command: checks what is installed; shows the model card of a checkpoint."""
 
 import importlib
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -11,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from tiling.threads import count_cores
 from wsi_pipeline.cli.options import EXIT_NOTHING_DONE
 from wsi_pipeline.config.versions import versions
 
@@ -123,8 +123,7 @@ def _torch() -> str:
 
 
 def _machine() -> Finding:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return Finding(True, "cores", str(cores))
+    return Finding(True, "cores", str(count_cores()))
 
 
 def _scratch() -> Finding:

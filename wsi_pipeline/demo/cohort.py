@@ -1,10 +1,10 @@
 """The demo: the drawn cohort, and the config that runs every stage on it."""
 
 from importlib.resources import files
-from os import cpu_count
 from pathlib import Path
 
 from tiling.files import write_text
+from tiling.threads import count_cores
 from wsi_pipeline.demo.synthetic import draw_cohort
 
 
@@ -21,7 +21,7 @@ def prepare_demo(out: Path) -> Path:
     -------
     config : Path
     """
-    draw_cohort(out / "cohort", workers=cpu_count() or 1)
+    draw_cohort(out / "cohort", workers=count_cores())
     config = out / "demo.yaml"
     if not config.exists():
         text = files("wsi_pipeline.demo").joinpath("demo.yaml").read_text(encoding="utf-8")

@@ -5,7 +5,6 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from os import cpu_count
 from pathlib import Path
 from typing import Literal
 
@@ -13,6 +12,7 @@ from tiling.build import tile_slide
 from tiling.contracts import OnProgress, StrPath, TileConfig
 from tiling.errors import GridError, PatchSizeError
 from tiling.store import PatchStore
+from tiling.threads import count_cores
 from wsi_pipeline.cohort.colours import find_far
 from wsi_pipeline.cohort.stain_view import normalise_patches, stain_method
 from wsi_pipeline.config.checkpoint_header import require_temperature
@@ -126,7 +126,7 @@ def predict(
             device=target,
             precision=exact,
             batch_size=batch_size,
-            readers=readers or max(2, cpu_count() or 1),
+            readers=readers or max(2, count_cores()),
             temperature=temperature,
             columns=1 + len(classes) if classes else None,
             tolerance=settings.tolerance,
@@ -199,7 +199,7 @@ def _open_patches(
                 config=cut,
                 mpp=mpp,
                 content_cache=content,
-                threads=cpu_count() or 1,
+                threads=count_cores(),
             )
         except PatchSizeError as error:
             raise GridError(f"{error.fact}; {error.remedy_if_fixed}") from error

@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -150,6 +151,8 @@ class PredictSlide(Task):
 class PredictImages(Task):
     """Score the images of a folder with one checkpoint; or the part of one task of a job array."""
 
+    noun: ClassVar[str] = "model"
+    counted: ClassVar[str] = "image"
     model: str
     cohort: ImageCohort
     checkpoint: Path

@@ -13,6 +13,7 @@ References
    `wsi_pipeline.config.settings.RECIPES`.
 """
 
+import contextlib
 import logging
 import math
 import time
@@ -56,6 +57,8 @@ from wsi_pipeline.training.augment import Augment
 from wsi_pipeline.training.calibration import calibration_figures, fit_logit_temperature
 from wsi_pipeline.training.course import TrainingPatches
 from wsi_pipeline.training.courses import choose_course
+from wsi_pipeline.training.event_files import FOLDER as EVENTS_FOLDER
+from wsi_pipeline.training.event_files import EventFiles, check_installed, remove_event_files
 from wsi_pipeline.training.history import (
     EpochRecord,
     best_epoch,
@@ -121,7 +124,8 @@ def train_model(
         Folder, created if missing.
         Gets ``checkpoint.safetensors`` (last), ``config.json``, ``model_card.md``,
         ``history.csv``, ``draws.csv`` and ``curves.png``, of a ProtoPNet also ``prototypes.json``
-        and, if pruned, ``pruning.csv``; meanwhile ``resume.safetensors``.
+        and, if pruned, ``pruning.csv``; meanwhile ``resume.safetensors``. With
+        ``log="tensorboard"`` event files in ``tensorboard/``.
     device : str or torch.device
         ``auto`` (the first CUDA device, or the CPU), ``cpu``, ``cuda`` or ``cuda:N``.
     fingerprint : str
@@ -154,6 +158,8 @@ def train_model(
     device = resolve_device(device) if isinstance(device, str) else device
     check_section("train", config)
     config = replace(config, precision=_resolve_precision(config.precision, device))
+    if config.log == "tensorboard":
+        check_installed()
     val = () if config.monitor == "none" else val
     check_stores(train, val, patients, validated=config.monitor != "none")
     stain = config.model.preprocess.stain
@@ -177,13 +183,20 @@ def train_model(
         elif writes:
             for name in (CHECKPOINT_FILE, *FURTHER):
                 (out / name).unlink(missing_ok=True)  # of other settings or inputs
-        while (stopped := training.stop_reason()) is None:
-            training.run_epoch(on_progress)
-            report(training.describe_epoch())
-            if writes:
-                write_resume(out / RESUME_FILE, training.state(), key=key)
-                write_history(out / "history.csv", training.history)
-                write_ledger(out / "draws.csv", training.drawn, train, patients)
+            remove_event_files(out / EVENTS_FOLDER)
+        with contextlib.ExitStack() as stack:
+            events = None
+            if writes and config.log == "tensorboard":
+                events = stack.enter_context(EventFiles(out / EVENTS_FOLDER, training.history))
+            while (stopped := training.stop_reason()) is None:
+                training.run_epoch(on_progress)
+                report(training.describe_epoch())
+                if writes:
+                    write_resume(out / RESUME_FILE, training.state(), key=key)
+                    write_history(out / "history.csv", training.history)
+                    write_ledger(out / "draws.csv", training.drawn, train, patients)
+                if events is not None:
+                    events.add(training.history[-1])
         files = list(OUTPUTS)
         if writes:
             files += _finish(out, config, training, train, val, patients, fingerprint)
@@ -402,7 +415,8 @@ class _Training:
             for start, n in zip(starts, sizes, strict=True)
         ]
         self._course.set_training()
-        losses = Losses(every=1 if self._device.type == "cpu" else FETCHED_EVERY)
+        every = 1 if self._device.type == "cpu" else FETCHED_EVERY
+        losses = Losses(self._device, every=every)
         weights: list[int] = []  # the last batch of a pass may be smaller
         if self._course.has_even_pace(epoch):
             self._pace.begin_epoch()
@@ -447,14 +461,14 @@ class _Training:
 
         Returns
         -------
-        loss : scalar float64, on the device
-            This process's part of that mean.
+        losses : (parts,) float32, on the device
+            Their sum is this process's part of that mean.
         """
         n_in_all = processes.sum_over_all(len(label), self._device)
         if not n_in_all:
             return None
         self._course.optimizer.zero_grad(set_to_none=True)
-        own = torch.zeros((), dtype=torch.float64, device=self._device)
+        own = []
         # A process without a patch has one empty part: it takes part in the sum of gradients.
         parts = np.array_split(np.arange(len(label)), min(self._config.accumulate, len(label)) or 1)
         for number, part in enumerate(parts):
@@ -464,11 +478,11 @@ class _Training:
                 with compute_in(self._precision, self._device):
                     loss = self._loss(x, y)
                 loss = loss * (len(part) / n_in_all)
-                own += loss.detach()
+                own.append(loss.detach())
                 torch.autograd.backward(self._scaler.scale(loss * processes.n_processes()))
         self._scaler.step(self._course.optimizer)
         self._scaler.update()
-        return own
+        return torch.stack(own)
 
     def _prepare(
         self,
@@ -528,7 +542,7 @@ class _Training:
                 x = to_unit_range(batch.pixels, self._device)
                 with compute_in(self._precision, self._device):
                     found = self._course.logits(x)
-                part[batch.readable] = found.double().cpu().numpy()
+                part[batch.readable] = found.cpu().double().numpy()
                 if not np.isfinite(part[batch.readable]).all():
                     part[batch.readable & ~np.isfinite(part)] = np.inf  # NaN means unread
             parts.append(part)

@@ -117,7 +117,7 @@ def test_a_shuffled_epoch_passes_over_every_patch_once(fake_store, tmp_path, mon
 def test_the_loss_of_a_shuffled_epoch_is_a_mean_over_patches(fake_store, tmp_path, monkeypatch):
     """The last batch holds one patch, the others four."""
     losses = iter([1.0, 1.0, 1.0, 1.0, 1.0, 22.0] * 4)
-    monkeypatch.setattr(loop._Training, "_step", lambda *_: torch.tensor(next(losses)))
+    monkeypatch.setattr(loop._Training, "_step", lambda *_: torch.tensor([next(losses)]))
     train(fake_store, tmp_path, SHUFFLE)
     assert float(rows_of(tmp_path / "history.csv")[0]["train_loss"]) == (20 + 22) / 21
 
