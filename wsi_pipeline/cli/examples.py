@@ -22,8 +22,9 @@ class Guide:
         """The text below the options of the command's help."""
         settings = f"Settings: {', '.join(self.sections)} (docs/config.md). " * bool(self.sections)
         escaped = [example.replace("[", "\\[") for example in self.examples]  # no markup of Rich
+        command = f"wsi-pipeline docs {self.page.removesuffix('.md')}"
         examples = "\n\n".join(f"  wsi-pipeline {example}" for example in escaped)
-        return f"Examples:\n\n{examples}\n\n{settings}Manual: docs/{self.page}"
+        return f"Examples:\n\n{examples}\n\n{settings}Manual: docs/{self.page} ({command})"
 
 
 def epilog_of(name: str) -> str | None:
@@ -128,7 +129,7 @@ GUIDES = {
         "predict.md",
         ("predict", "heatmap", "export"),
     ),
-    "demo": Guide(("demo", "demo --out my_demo --quiet"), "README.md"),
+    "demo": Guide(("demo", "demo --quick --out my_demo"), "README.md"),
     "froc": Guide(
         (
             "froc --detections csv/ --reference masks/ --out froc",
@@ -152,5 +153,6 @@ GUIDES = {
         ("images", "splits"),
     ),
     "collect": Guide(("collect run", "collect run --verify"), "cluster.md"),
+    "docs": Guide(("docs", "docs tile"), "README.md"),
     "doctor": Guide(("doctor", "doctor run/models/vgg16/checkpoint.safetensors"), "errors.md"),
 }

@@ -106,14 +106,24 @@ def demo(
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Output folder.")] = Path(
         "demo"
     ),
+    quick: Annotated[
+        bool,
+        typer.Option(
+            "--quick", help="Tiny slides and training, in a minute; the metrics mean nothing."
+        ),
+    ] = False,
     quiet: QuietOption = False,
 ) -> None:
     """Draw a small cohort with known tumours and run every stage on it, up to the report."""
+    from wsi_pipeline.config.extras import require
     from wsi_pipeline.config.reading import read_config
     from wsi_pipeline.demo.cohort import prepare_demo
     from wsi_pipeline.run.runner import Options
 
-    settings = read_config(prepare_demo(out))
+    require("torch")
+    if quick:
+        print("quick demo: the model is barely trained, so the metrics mean nothing")
+    settings = read_config(prepare_demo(out, quick=quick))
     _run(settings, Options(quiet=quiet))
 
 

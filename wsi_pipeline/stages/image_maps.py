@@ -53,7 +53,7 @@ class MapImages(Task):
 
     def fingerprint(self, run: RunFolder) -> str:
         """Hash images, checkpoint, and which images are shown."""
-        from wsi_pipeline.explain.image_maps import MAPS_SCHEMA
+        from wsi_pipeline.explain.files import MAPS_SCHEMA
 
         return digest_settings(
             self.cohort.digest(),
@@ -70,7 +70,8 @@ class MapImages(Task):
         """Write the maps of each image and an overview."""
         from wsi_pipeline.config.devices import resolve_device
         from wsi_pipeline.explain import load_method
-        from wsi_pipeline.explain.image_maps import MAPS_SCHEMA, write_image_map
+        from wsi_pipeline.explain.files import MAPS_SCHEMA
+        from wsi_pipeline.explain.image_maps import write_image_map
         from wsi_pipeline.models.checkpoint import digest, load_checkpoint
 
         run = job.run

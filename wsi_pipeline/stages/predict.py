@@ -22,6 +22,7 @@ from wsi_pipeline.cohort.kinds import ImageCohort, cohort_of, warn_of_unused
 from wsi_pipeline.cohort.slides import digest_store, open_store
 from wsi_pipeline.cohort.stain_view import normalise_patches, stain_method
 from wsi_pipeline.config.checkpoint_header import require_temperature
+from wsi_pipeline.config.extras import require
 from wsi_pipeline.config.model_files import ExternalModel, fit_meta
 from wsi_pipeline.config.reading import Config, digest_settings
 from wsi_pipeline.config.settings import PredictConfig, score_settings
@@ -364,7 +365,8 @@ def predict_slides(
     StageError
         If the run holds patches with pixels, which this would replace.
     """
-    _check_choice_of_device(options, config)  # before any time is spent
+    require("torch")  # before any time is spent
+    _check_choice_of_device(options, config)
     sources = find_sources(checkpoints, config.predict)
     otherwise = (config.tile.patch_px, config.tile.target_mpp)
     needs = needed_patches(sources, otherwise=otherwise)
