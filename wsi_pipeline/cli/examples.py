@@ -101,6 +101,9 @@ GUIDES = {
         ("predict", "heatmap", "export"),
     ),
     "demo": Guide(("demo", "demo --out my_demo --quiet"), "README.md"),
+    "example": Guide(
+        ("example slides data", "example teams challenge --seed 1"), "tutorials/slides.md"
+    ),
     "froc": Guide(
         (
             "froc --detections csv/ --reference masks/ --out froc",
