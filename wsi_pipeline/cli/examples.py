@@ -130,6 +130,9 @@ GUIDES = {
         ("predict", "heatmap", "export"),
     ),
     "demo": Guide(("demo", "demo --quick --out my_demo"), "README.md"),
+    "example": Guide(
+        ("example slides data", "example teams challenge --seed 1"), "tutorials/slides.md"
+    ),
     "froc": Guide(
         (
             "froc --detections csv/ --reference masks/ --out froc",
