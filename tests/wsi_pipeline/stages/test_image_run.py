@@ -9,6 +9,7 @@ import tifffile
 import torch
 from PIL import Image
 
+from tests.helpers.html_pages import Page
 from tests.helpers.striped_images import make_folder, rows_of
 from wsi_pipeline.cli import app as cli
 from wsi_pipeline.cohort.image_folder import read_images
@@ -419,7 +420,8 @@ def test_the_report_names_every_split_and_needs_no_other_file(finished):
     page = (root / "run" / "report.html").read_text()
     assert page.index("<td>train</td>") < page.index("<td>val</td>") < page.index("<td>test</td>")
     # A PatchNet's score has to be over its threshold, as in its paper; others' may be equal.
-    assert "Class 1 (columns) if the score is &gt; 0.50." in page
-    assert "Class 1 (columns) if the score is ≥ 0.50." in page
+    text = Page(page).text
+    assert "patchnet an image is called class 1 (columns) > 0.500 the rule that" in text
+    assert "cam an image is called class 1 (columns) ≥ 0.500 the rule that" in text
     assert 'src="data:image/jpeg' in page
     assert str(root) not in page
