@@ -82,7 +82,12 @@ def build_image_report(
         model.name: _list_images(run, model, entries, pixels, n_pictures=n_pictures)
         for model in found
     }
+    scored = {
+        model.name: [float(row["score"]) for row in model.slides if row.get("score")]
+        for model in ([] if evaluated else found)
+    }
     values = {
+        "scored": {name: scores for name, scores in scored.items() if scores},
         "name": path.resolve().name,
         "n_images": len(entries),
         "n_patients": len({e.patient for e in entries}),
