@@ -13,13 +13,14 @@ TEST_ENV := OMP_NUM_THREADS=1 MPLBACKEND=Agg
 # One process per core, one test file at a time, so that its fixtures are created once.
 TEST_SPLIT := -n auto --dist loadfile
 
-.PHONY: demo test test-slow check format bench gpu gpu-wheels clean help
+.PHONY: demo test test-slow check docs format bench gpu gpu-wheels clean help
 
 help:
 	@echo "make demo       install into $(VENV), run every stage on a drawn cohort, up to the report"
 	@echo "make test       install into $(VENV), run the tests"
 	@echo "make test-slow  run the slow tests (end to end, interruptions)"
-	@echo "make check      formatting, lint, types, import direction"
+	@echo "make check      formatting, lint, types, import direction, documentation"
+	@echo "make docs       build the documentation as a site in docs/_build/html"
 	@echo "make bench      run all benchmarks, results as JSON"
 	@echo "make gpu        check and measure on a GPU, in seven minutes, without a network"
 	@echo "make gpu-wheels download the packages for 'make gpu' into $(WHEELS)"
@@ -39,11 +40,15 @@ test-slow: $(INSTALLED)
 	$(TEST_ENV) $(BIN)/python -m pytest $(TEST_SPLIT) -m "slow and not alone"
 	$(TEST_ENV) $(BIN)/python -m pytest -m "slow and alone"
 
-check: $(INSTALLED)
+check: $(INSTALLED) docs
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/test_architecture.py
+
+# Every warning is an error: a broken link, a page in no table of the index, a name in no docstring.
+docs: $(INSTALLED)
+	$(BIN)/python -m sphinx -q -n -W --keep-going docs docs/_build/html
 
 format: $(INSTALLED)
 	$(BIN)/ruff format .

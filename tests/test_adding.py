@@ -219,6 +219,7 @@ def added_metric(monkeypatch):
     monkeypatch.setattr(metrics, "SHARES", (*metrics.SHARES, line))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("added_metric")
 def test_a_metric_of_slides_takes_a_function_and_a_line(tmp_path):
     runs = [tmp_path / "a", tmp_path / "b"]

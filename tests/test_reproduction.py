@@ -385,18 +385,17 @@ def runs(tmp_path_factory) -> Runs:
     return Runs(tmp_path_factory.mktemp("configs"))
 
 
-SLOW = (
-    "camelyon16",
-    "camelyon16_mosaic",
-    "camelyon16_explained",
-    "demo",
-)  # of slides; mmci_prostate is always run
+FAST = (
+    "mmci_prostate",
+    "patchnet_isic2017",
+    "textures",
+)  # of slides, of images with masks, of images
 
 
 @pytest.mark.parametrize(
     "path",
     [
-        pytest.param(path, id=path.stem, marks=[pytest.mark.slow] if path.stem in SLOW else [])
+        pytest.param(path, id=path.stem, marks=[] if path.stem in FAST else [pytest.mark.slow])
         for path in CONFIGS
     ],
 )
@@ -419,6 +418,7 @@ def test_fakes_are_of_configs_that_exist():
     assert set(FAKES) == {path.stem for path in CONFIGS}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "stem", [stem for stem, fake in FAKES.items() if any("localisation" in c for c in fake.cells)]
 )
@@ -455,6 +455,7 @@ def commands_of_the_table() -> list[list[str]]:
     return [shlex.split(text) for text in dict.fromkeys(found)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", commands_of_the_table(), ids=" ".join)
 def test_commands_of_the_table_run_to_numbers(command, runs, tmp_path, capsys):
     if command[0] == "run":

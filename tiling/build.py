@@ -38,8 +38,8 @@ class TileSummary:
     n_patches: int
     n_positive: int
     n_negative: int
-    n_ignored: int  # label -1 by the rule
-    n_unlabelled: int  # label -1, as the slide is not annotated
+    n_ignored: int  #: label -1 by the rule
+    n_unlabelled: int  #: label -1, as the slide is not annotated
     n_unreadable: int
     seconds: float
     notes: tuple[str, ...]

@@ -1,5 +1,6 @@
 """Data passed between the packages of `wsi_pipeline`: frozen dataclasses with shapes and units."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -7,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from tiling.contracts import TileConfig, Unclassified
+from tiling.contracts import OnProgress, TileConfig, Unclassified
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
@@ -17,6 +18,19 @@ Denominator = Literal["all", "normal"]  # slides that false positives are divide
 AtRate = Literal["linear", "step"]  # how an FROC curve is read between its points
 # Slides and patients that a model was trained on, as in checkpoints and score files.
 PROVENANCE = ("train_slides", "val_slides", "train_patients", "val_patients")
+PrintLine = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Reporter:
+    """Shows what a piece of work does: how far it is (by calling it), and lines of text."""
+
+    on_progress: OnProgress
+    line: PrintLine
+
+    def __call__(self, done: int, total: int) -> None:
+        """Show that `done` of `total` are done."""
+        self.on_progress(done, total)
 
 
 @dataclass(frozen=True)
@@ -63,11 +77,11 @@ class Rule:
 class Scores:
     """Scores of one slide's patches; the content of a score file."""
 
-    coords: NDArray[np.int64]  # (N, 2) x, y, level-0 px
-    scores: NDArray[np.float32]  # (N,) in [0, 1], higher is more suspicious; NaN = unreadable
-    attributes: dict[str, Any]  # file attributes: model, checkpoint digest, precision, settings
-    coords_attributes: dict[str, Any]  # CLAM's: patch_size, patch_level, downsample, ...
-    # (N, C) of the classes in attributes["classes"]; None: a model of one output
+    coords: NDArray[np.int64]  #: (N, 2) x, y, level-0 px
+    scores: NDArray[np.float32]  #: (N,) in [0, 1], higher is more suspicious; NaN = unreadable
+    attributes: dict[str, Any]  #: file attributes: model, checkpoint digest, precision, settings
+    coords_attributes: dict[str, Any]  #: CLAM's: patch_size, patch_level, downsample, ...
+    #: (N, C) of the classes in attributes["classes"]; None: a model of one output
     probabilities: NDArray[np.float32] | None = None
 
 
@@ -75,19 +89,19 @@ class Scores:
 class Heatmap:
     """Scores arranged as an image of a slide."""
 
-    values: NDArray[np.float32]  # (H, W); NaN = not scored
-    pixel_l0: tuple[int, int]  # (x, y) level-0 px that one heatmap pixel covers
-    slide_size: tuple[int, int]  # (width, height), level-0 px
-    mpp: tuple[float, float] | None = None  # (x, y), µm per level-0 px; None: not known
+    values: NDArray[np.float32]  #: (H, W); NaN = not scored
+    pixel_l0: tuple[int, int]  #: (x, y) level-0 px that one heatmap pixel covers
+    slide_size: tuple[int, int]  #: (width, height), level-0 px
+    mpp: tuple[float, float] | None = None  #: (x, y), µm per level-0 px; None: not known
 
 
 @dataclass(frozen=True)
 class Detections:
     """Points detected on one slide, in the order of detection."""
 
-    x: NDArray[np.int64]  # (N,) level-0 px
-    y: NDArray[np.int64]  # (N,)
-    scores: NDArray[np.float64]  # (N,)
+    x: NDArray[np.int64]  #: (N,) level-0 px
+    y: NDArray[np.int64]  #: (N,)
+    scores: NDArray[np.float64]  #: (N,)
 
 
 @dataclass(frozen=True)
@@ -99,15 +113,15 @@ class FrocCurve:
     at_rate: AtRate
     n_slides: int
     n_normal: int
-    n_lesions: int  # ITC left out
+    n_lesions: int  #: ITC left out
     n_itc: int
-    thresholds: NDArray[np.float64]  # (K,) descending; the first is +inf (null in JSON)
-    avg_fps: NDArray[np.float64]  # (K,) mean false positives per slide; NaN where undefined
-    sensitivity: NDArray[np.float64]  # (K,)
-    sensitivity_at: dict[str, float | None]  # by rate, "0.25" ... "8"
+    thresholds: NDArray[np.float64]  #: (K,) descending; the first is +inf (null in JSON)
+    avg_fps: NDArray[np.float64]  #: (K,) mean false positives per slide; NaN where undefined
+    sensitivity: NDArray[np.float64]  #: (K,)
+    sensitivity_at: dict[str, float | None]  #: by rate, "0.25" ... "8"
     score: float | None
     score_ci95: tuple[float, float] | None = None
-    undefined: dict[str, str] = field(default_factory=dict)  # metric -> reason
-    bootstrap: dict[str, Any] | None = None  # replicates, skipped, seed, unit, intervals by rate
-    # Pointwise 95 % band: avg_fps, low, high, one list each
+    undefined: dict[str, str] = field(default_factory=dict)  #: metric -> reason
+    bootstrap: dict[str, Any] | None = None  #: replicates, skipped, seed, unit, intervals by rate
+    #: Pointwise 95 % band: avg_fps, low, high, one list each
     band: dict[str, list[float]] | None = None

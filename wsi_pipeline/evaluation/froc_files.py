@@ -16,7 +16,7 @@ from tiling.contracts import Unclassified
 from tiling.files import digest_file, write_json
 from tiling.wording import name_some, pluralize
 from wsi_pipeline import __version__
-from wsi_pipeline.contracts import AtRate, Definition, Denominator, FrocCurve
+from wsi_pipeline.contracts import AtRate, Definition, Denominator, FrocCurve, PrintLine
 from wsi_pipeline.errors import EvaluationError
 from wsi_pipeline.evaluation.bootstrap import Resamples, draw_resamples
 from wsi_pipeline.evaluation.froc import (
@@ -50,7 +50,6 @@ from wsi_pipeline.evaluation.reference import read_reference
 
 log = logging.getLogger(__name__)
 
-PrintLine = Callable[[str], None]
 ReadReference = Callable[..., tuple[LesionReference, tuple[str, ...]]]
 
 

@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 
 from tiling.files import write_json
 from tiling.wording import name_some
+from wsi_pipeline.contracts import PrintLine
 from wsi_pipeline.csv_files import write_csv
 from wsi_pipeline.errors import EvaluationError
 from wsi_pipeline.evaluation.froc import replicate_sensitivities
-from wsi_pipeline.evaluation.froc_files import FrocOptions, PrintLine, ScoredSlides, score_slides
+from wsi_pipeline.evaluation.froc_files import FrocOptions, ScoredSlides, score_slides
 from wsi_pipeline.evaluation.intervals import compare_paired
 from wsi_pipeline.evaluation.reference import read_reference
 from wsi_pipeline.names import check_name, name_key

@@ -1,7 +1,7 @@
 """What the command ``stage`` computes: plain files or a run in, stages and kappa out."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -12,6 +12,7 @@ from tiling.files import digest_file, write_json
 from tiling.wording import name_some, pluralize
 from wsi_pipeline import __version__
 from wsi_pipeline.config.settings import EvaluateConfig
+from wsi_pipeline.contracts import PrintLine
 from wsi_pipeline.csv_files import write_csv
 from wsi_pipeline.errors import EvaluationError
 from wsi_pipeline.evaluation.bootstrap import Resamples, draw_resamples
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-PrintLine = Callable[[str], None]
 Missing = Literal["error", "negative"]
 REPLICATES = 1000
 THRESHOLD = EvaluateConfig.threshold

@@ -7,10 +7,13 @@ import logging
 import multiprocessing
 import os
 import sys
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
+from functools import partial
 from typing import Any, TypeVar
 
+from wsi_pipeline.contracts import PrintLine
 from wsi_pipeline.errors import ConfigError, StageError
 
 log = logging.getLogger(__name__)
@@ -20,12 +23,13 @@ Result = TypeVar("Result")
 
 
 def map_tasks(
-    work: Callable[[Task], Result],
+    work: Callable[..., Result],
     tasks: Sequence[Task],
     *,
     workers: int = 1,
     dask: str | None = None,
     cluster_options: Mapping[str, Any] | None = None,
+    print_line: PrintLine | None = None,
 ) -> Iterator[tuple[int, Result | StageError]]:
     """Run `work` on every task; yield each task's number and result as it ends.
 
@@ -39,6 +43,9 @@ def map_tasks(
         ``local``, ``slurm``, or a scheduler's address (``tcp://...``).
     cluster_options : mapping, optional
         Arguments of dask-jobqueue's ``SLURMCluster``: cores, memory, walltime, ...
+    print_line : function, optional
+        Called here, perhaps by another thread, with each line that `work` reports by the keyword
+        argument `print_line` that it then gets.
 
     Yields
     ------
@@ -49,11 +56,37 @@ def map_tasks(
         return
     workers = min(workers, len(tasks))
     if dask is None and workers <= 1:
+        here = partial(work, print_line=print_line) if print_line else work
         for number, task in enumerate(tasks):
-            yield number, work(task)
+            yield number, here(task)
         return
-    with _dask_client(dask or "local", workers, dict(cluster_options or {})) as client:
-        yield from _map_on_client(client, work, tasks)
+    with (
+        _dask_client(dask or "local", workers, dict(cluster_options or {})) as client,
+        _receive_lines(client, print_line) as send_line,
+    ):
+        there = partial(work, print_line=send_line) if send_line else work
+        yield from _map_on_client(client, there, tasks)
+
+
+@contextmanager
+def _receive_lines(client: Any, print_line: PrintLine | None) -> Iterator[PrintLine | None]:
+    """Print lines of workers here; yields what they call with each."""
+    if print_line is None:
+        yield None
+        return
+    topic = f"wsi-pipeline-{uuid.uuid4()}"  # other commands may use the same scheduler
+    client.subscribe_topic(topic, lambda event: print_line(event[1]))
+    try:
+        yield partial(_send_line, topic)
+    finally:
+        client.unsubscribe_topic(topic)
+
+
+def _send_line(topic: str, line: str) -> None:
+    """Send a line from a worker to the command that waits for it."""
+    from distributed import get_worker
+
+    get_worker().log_event(topic, line)
 
 
 def worker_number() -> int | None:

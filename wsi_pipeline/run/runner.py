@@ -14,6 +14,7 @@ from tiling.wording import name_some
 from wsi_pipeline.config.reading import Config, as_plain, digest_settings
 from wsi_pipeline.config.stages import STAGES
 from wsi_pipeline.config.versions import versions
+from wsi_pipeline.contracts import PrintLine
 from wsi_pipeline.errors import StageError
 from wsi_pipeline.layout import RunFolder
 from wsi_pipeline.run.cluster import map_tasks
@@ -250,7 +251,12 @@ def _process_jobs(
     if not in_process:
         progress.begin_all([job.task.unit.title for job in jobs])
     results = map_tasks(
-        work, jobs, workers=options.workers, dask=options.dask, cluster_options=config.cluster
+        work,
+        jobs,
+        workers=options.workers,
+        dask=options.dask,
+        cluster_options=config.cluster,
+        print_line=progress.line,
     )
     for number, result in results:
         unit = jobs[number].task.unit
@@ -260,9 +266,9 @@ def _process_jobs(
     return done, kept, failed
 
 
-def _perform_here(job: Job, *, progress: StageProgress) -> Outcome:
+def _perform_here(job: Job, *, progress: StageProgress, print_line: PrintLine) -> Outcome:
     progress.begin(job.task.unit.title)
-    return perform(job, on_progress=progress.inside)
+    return perform(job, on_progress=progress.inside, print_line=print_line)
 
 
 def _write_run_json(stage: str, run: RunFolder, config: Config) -> None:

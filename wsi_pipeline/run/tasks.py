@@ -17,6 +17,7 @@ from tiling.contracts import OnProgress
 from tiling.errors import ExpectedError
 from tiling.files import write_text
 from wsi_pipeline.config.reading import anchor_paths
+from wsi_pipeline.contracts import PrintLine, Reporter
 from wsi_pipeline.layout import RunFolder, Unit
 from wsi_pipeline.names import fit_file_name, printable
 from wsi_pipeline.run.state import (
@@ -70,7 +71,7 @@ class Task(ABC):
         return None
 
     @abstractmethod
-    def __call__(self, job: "Job", on_progress: OnProgress) -> Done:
+    def __call__(self, job: "Job", on_progress: Reporter) -> Done:
         """Do the work.
 
         Returns
@@ -102,10 +103,20 @@ class Outcome:
     kept: bool = False  # was finished before
 
 
-def perform(job: Job, *, on_progress: OnProgress | None = None) -> Outcome:
-    """Process a unit; mark it finished, or record its failure. Only interrupts propagate."""
+def perform(
+    job: Job, *, on_progress: OnProgress | None = None, print_line: PrintLine | None = None
+) -> Outcome:
+    """Process a unit; mark it finished, or record its failure. Only interrupts propagate.
+
+    Lines that the task reports are printed with its title in front.
+    """
     job = anchor_paths(job, job.folder)
     run, unit = job.run, job.task.unit
+
+    def print_titled(line: str) -> None:
+        if print_line is not None:
+            print_line(f"{unit.title}: {line}")
+
     found = Examined("missing")
     try:
         if not job.fingerprint and unit.is_marked(run):  # else there is nothing to compare with
@@ -113,7 +124,7 @@ def perform(job: Job, *, on_progress: OnProgress | None = None) -> Outcome:
         if found.state == "finished" and not job.overwrite:
             return Outcome(True, "finished before, kept", kept=True)
         clear_mark(run, unit)
-        files, line = job.task(job, on_progress or _silent)
+        files, line = job.task(job, Reporter(on_progress or _silent, print_titled))
         mark_finished(run, unit, job.fingerprint or job.task.made_fingerprint(run), files)
     except Exception as error:
         return fail(run, unit, error, folder=job.folder)

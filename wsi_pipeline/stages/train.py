@@ -4,12 +4,11 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from tiling.contracts import OnProgress
 from tiling.files import digest_file
 from wsi_pipeline.cohort.kinds import Cohort, cohort_of
 from wsi_pipeline.config.reading import Config, digest_settings
 from wsi_pipeline.config.settings import TrainConfig, fill_in_sampling, result_settings
-from wsi_pipeline.contracts import Split
+from wsi_pipeline.contracts import Reporter, Split
 from wsi_pipeline.errors import ConfigError
 from wsi_pipeline.layout import RunFolder, Unit
 from wsi_pipeline.run.runner import Options, StageResult, run_stage
@@ -42,7 +41,7 @@ class TrainModel(Task):
             digest_file(weights) if weights else None,
         )
 
-    def __call__(self, job: Job, on_progress: OnProgress) -> Done:
+    def __call__(self, job: Job, on_progress: Reporter) -> Done:
         """Write the checkpoint and the history; in several processes where that is asked for."""
         from wsi_pipeline.training.processes import in_processes
 
@@ -54,7 +53,7 @@ class TrainModel(Task):
             on_progress=on_progress,
         )
 
-    def _train(self, job: Job, on_progress: OnProgress) -> Done:
+    def _train(self, job: Job, on_progress: Reporter) -> Done:
         """Train in one of the processes."""
         from wsi_pipeline.config.devices import resolve_device
         from wsi_pipeline.training import train_model
@@ -73,6 +72,7 @@ class TrainModel(Task):
                 readers=config.readers,
                 fingerprint=job.fingerprint,
                 on_progress=on_progress,
+                print_line=on_progress.line,
             )
         return list(summary.files), str(summary)
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import astuple, dataclass, field, fields
 from pathlib import Path
 
-from tiling.wording import format_number, format_percent, pluralize
+from tiling.wording import format_duration, format_number, format_percent, pluralize
 from wsi_pipeline.config.settings import Monitor
 from wsi_pipeline.csv_files import write_csv
 
@@ -105,6 +105,48 @@ def write_history(path: Path, history: Sequence[EpochRecord]) -> None:
     """Write ``history.csv``: one line per epoch, numbers in full precision."""
     header = [field.name for field in fields(EpochRecord)]
     write_csv(path, header, (astuple(record) for record in history))
+
+
+def describe_epoch(
+    history: Sequence[EpochRecord],
+    candidates: Sequence[EpochRecord],
+    *,
+    monitor: Monitor,
+    max_epochs: int,
+) -> str:
+    """Describe the last epoch of a history in one line.
+
+    Parameters
+    ----------
+    history : sequence of EpochRecord
+        At least one epoch.
+    candidates : sequence of EpochRecord
+        Epochs whose weights may be kept.
+    monitor : Monitor
+        Without one, the last epoch is kept, which needs no words.
+    max_epochs : int
+
+    Examples
+    --------
+    >>> history = [EpochRecord(1, 1e-5, 0.412, 0.39, 0.873, seconds=12.3)]
+    >>> describe_epoch(history, history, monitor="roc_auc", max_epochs=5)
+    'epoch 1/5: loss 0.412, val loss 0.390, val ROC AUC 0.873, rate 1.0e-05, 12 s, best so far: \
+epoch 1'
+    """
+    record = history[-1]
+    parts = [f"loss {format_number(record.train_loss)}"]
+    if record.val_loss is not None:
+        parts.append(f"val loss {format_number(record.val_loss)}")
+    if record.val_roc_auc is not None:
+        parts.append(f"val ROC AUC {format_number(record.val_roc_auc)}")
+    if record.train_accuracy is not None:
+        parts.append(f"train accuracy {format_percent(record.train_accuracy, 1)}")
+    parts.append(f"rate {record.lr:.1e}")
+    if record.seconds is not None:
+        parts.append(format_duration(record.seconds))
+    if monitor != "none" and candidates:
+        parts.append(f"best so far: epoch {best_epoch(candidates, monitor)}")
+    return f"epoch {record.epoch}/{max_epochs}: {', '.join(parts)}"
 
 
 def describe_validation(record: EpochRecord) -> str:

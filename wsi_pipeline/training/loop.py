@@ -49,7 +49,7 @@ from wsi_pipeline.config.devices import (
 )
 from wsi_pipeline.config.reading import as_plain, check_section
 from wsi_pipeline.config.settings import TrainConfig, result_settings
-from wsi_pipeline.contracts import Rule
+from wsi_pipeline.contracts import PrintLine, Rule
 from wsi_pipeline.errors import TrainingError
 from wsi_pipeline.training import processes
 from wsi_pipeline.training.augment import Augment
@@ -58,7 +58,7 @@ from wsi_pipeline.training.courses import choose_course
 from wsi_pipeline.training.history import (
     EpochRecord,
     best_epoch,
-    describe_validation,
+    describe_epoch,
     stop_reason,
     write_history,
 )
@@ -102,6 +102,7 @@ def train_model(
     fingerprint: str = "",
     readers: int = 2,
     on_progress: OnProgress | None = None,
+    print_line: PrintLine | None = None,
 ) -> TrainSummary:
     """Train a model, or continue an interrupted training of the same settings.
 
@@ -129,6 +130,8 @@ def train_model(
         Threads that read batches ahead; does not affect the result.
     on_progress : function, optional
         Called after each batch with batches done and batches at most.
+    print_line : function, optional
+        Called with a line of text where an interrupted training continues, and after each epoch.
 
     Returns
     -------
@@ -155,6 +158,12 @@ def train_model(
     stain = config.model.preprocess.stain
     train, val = ([normalise_patches(store, stain) for store in split] for split in (train, val))
     writes = processes.rank() == 0
+
+    def report(line: str) -> None:
+        log.info("%s: %s", config.model.name, line)
+        if print_line is not None:
+            print_line(line)
+
     if writes:
         remove_leftovers(out)
     with reproducible(device, seed=config.seed or 0, strict=config.determinism == "strict"):
@@ -163,12 +172,13 @@ def train_model(
         resumed_from = training.restore(read_resume(out / RESUME_FILE, key=key))
         processes.wait_for_all()  # no process writes before all have read
         if resumed_from:
-            log.info("%s: resuming after epoch %d", config.model.name, resumed_from)
+            report(f"resuming after epoch {resumed_from}/{config.max_epochs}")
         elif writes:
             for name in (CHECKPOINT_FILE, *FURTHER):
                 (out / name).unlink(missing_ok=True)  # of other settings or inputs
         while (stopped := training.stop_reason()) is None:
             training.run_epoch(on_progress)
+            report(training.describe_epoch())
             if writes:
                 write_resume(out / RESUME_FILE, training.state(), key=key)
                 write_history(out / "history.csv", training.history)
@@ -342,15 +352,14 @@ class _Training:
         self._course.adapt(record)
         if self._course.may_keep(epoch) and self.best is record:  # compared with all epochs before
             self.best_weights = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
-        log.info(
-            "%s: epoch %d of at most %d: lr %.3g, loss %.4f, %s; waited %.1f s for patches so far",
-            self._config.model.name,
-            epoch,
-            self._config.max_epochs,
-            lr,
-            train_loss,
-            describe_validation(record),
-            self.seconds_waited,
+
+    def describe_epoch(self) -> str:
+        """Describe the last epoch in one line."""
+        return describe_epoch(
+            self.history,
+            self._candidates,
+            monitor=self._config.monitor,
+            max_epochs=self._config.max_epochs,
         )
 
     def finish(self, out: Path) -> list[str]:

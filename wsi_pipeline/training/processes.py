@@ -29,8 +29,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from tiling.contracts import OnProgress
 from wsi_pipeline.config.devices import check_one_each, resolve_device
+from wsi_pipeline.contracts import Reporter
 from wsi_pipeline.errors import PipelineError, TrainingError
 
 log = logging.getLogger(__name__)
@@ -116,7 +116,7 @@ def in_processes(
     *arguments: Any,
     processes: int,
     device: str,
-    on_progress: OnProgress,
+    on_progress: Reporter,
 ) -> Result:
     """Call ``work(*arguments, on_progress)`` in several processes that form a group; one: here.
 
@@ -131,8 +131,8 @@ def in_processes(
     processes : int
     device : str
         As `resolve_device` takes it; GPUs go round.
-    on_progress : function
-        Called in this process with the progress of the first one.
+    on_progress : Reporter
+        Called in this process with the progress and the lines of the first one.
 
     Raises
     ------
@@ -194,18 +194,21 @@ def _end(members: Sequence[Any]) -> None:
             member.join()
 
 
-def _wait(members: Sequence[Any], progress: Any, answers: Any, on_progress: OnProgress) -> Any:
-    reported = (0, 0)
-    while answers.empty():
-        # Checked before the answers: a process sends its answer before it ends.
-        died = _died(members)
-        if died is not None and answers.empty():
-            raise _died_silently(died)
-        time.sleep(_POLL_S)
-        if tuple(progress) != reported:
-            reported = (progress[0], progress[1])
-            on_progress(*reported)
-    kind, value = answers.get()
+def _wait(members: Sequence[Any], progress: Any, answers: Any, on_progress: Reporter) -> Any:
+    reported, kind = (0, 0), "line"
+    while kind == "line":
+        while answers.empty():
+            # Checked before the answers: a process sends its answer before it ends.
+            died = _died(members)
+            if died is not None and answers.empty():
+                raise _died_silently(died)
+            time.sleep(_POLL_S)
+            if tuple(progress) != reported:
+                reported = (progress[0], progress[1])
+                on_progress(*reported)
+        kind, value = answers.get()
+        if kind == "line":
+            on_progress.line(value)
     if kind == "done":
         return value
     if not isinstance(value, PipelineError):  # perhaps only the loss of another process
@@ -255,10 +258,14 @@ def _member(
         if number == 0:
             progress[:] = (done, total)
 
+    def send_line(line: str) -> None:
+        if number == 0:
+            answers.put(("line", line))
+
     torch.set_num_threads(max(1, torch.get_num_threads() // count))
     try:
         with _group(number, count, meeting, resolve_device(device, worker=number)):
-            result = work(*arguments, report)
+            result = work(*arguments, Reporter(report, send_line))
         if number == 0:
             answers.put(("done", result))
     except Exception as error:

@@ -14,13 +14,13 @@ class TrainSummary:
     """Summary of a training."""
 
     checkpoint: Path
-    epochs: int  # done in all
-    resumed_from: int  # epochs done by an earlier, interrupted training
-    best: EpochRecord  # the epoch whose weights are kept
-    stopped: str  # why, in words
-    seconds: float  # of this process
-    seconds_waited: float  # of these the device waited for patches
-    files: tuple[Path, ...] = ()  # all outputs
+    epochs: int  #: done in all
+    resumed_from: int  #: epochs done by an earlier, interrupted training
+    best: EpochRecord  #: the epoch whose weights are kept
+    stopped: str  #: why, in words
+    seconds: float  #: of this process
+    seconds_waited: float  #: of these the device waited for patches
+    files: tuple[Path, ...] = ()  #: all outputs
 
     @property
     def starved(self) -> bool:

@@ -287,6 +287,7 @@ def crossing_outlines(draw):
     return np.array(draw(st.lists(st.tuples(kind, kind), min_size=n, max_size=n)))
 
 
+@pytest.mark.slow
 @given(rings=st.lists(crossing_outlines(), min_size=1, max_size=4), cut=crossing_outlines())
 @settings(max_examples=40)
 def test_areas_cut_in_steps_are_those_of_each_square_cut_from_the_whole(rings, cut):
@@ -329,6 +330,7 @@ def test_areas_cut_in_steps_are_exact_to_a_billionth():
     np.testing.assert_allclose(areas, whole, rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_an_outline_of_two_hundred_thousand_points_is_labelled_in_seconds():
     rng = np.random.default_rng(0)
     angle = np.linspace(0, 2 * np.pi, 200_000, endpoint=False)

@@ -103,6 +103,7 @@ def test_models_and_stages_that_are_finished_are_kept(copy, monkeypatch, capsys,
     assert (run / "report.html").is_file()
 
 
+@pytest.mark.slow
 def test_stages_that_run_finished_are_kept(copy, monkeypatch, capsys):
     words = ["run", str(copy / "config.yaml"), "--out", str(copy / "run")]
     with monkeypatch.context() as patch:

@@ -102,6 +102,7 @@ def test_the_whole_demo_is_small_and_its_tumours_are_lesions_of_their_own(tmp_pa
             assert one.distance(other) * MPP > 20, "µm"
 
 
+@pytest.mark.slow
 def test_a_whole_cohort_is_kept_and_a_damaged_one_drawn_again(tmp_path):
     draw_cohort(tmp_path, slides=SMALL)
     before = files_in(tmp_path)
@@ -267,6 +268,7 @@ def _check_difficulty(specs, *, colour_below, texture_above):
     assert texture > texture_above
 
 
+@pytest.mark.slow
 def test_mean_colour_does_not_separate_tumour_but_nuclear_size_does():
     """Two patients to learn from, two held out; the whole cohort is the slow test below."""
     size = (1500, 1450)

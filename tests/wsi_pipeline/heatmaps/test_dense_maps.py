@@ -60,6 +60,7 @@ def whole_map(model, slide, geometry, *, recolour=lambda pixels: pixels):
     return model.dense_map(image)[0].numpy()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [1, 3, 8])
 @pytest.mark.parametrize("target_mpp", [0.5, 1.0])
 def test_windows_join_to_the_map_of_the_whole_image(model, slide, monkeypatch, step, target_mpp):

@@ -46,6 +46,7 @@ def reached(net, images):
     return patches[1, -1].item(), patches[1, 0].item(), patches[1].mean().item()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("r", "target"), [(1, 7 / 15), (2, 1 / 3), (3, 0.0)])
 def test_a_trained_net_scores_black_patches_as_the_analysis_predicts(r, target):
     images = toy_images(20, 5 * r)

@@ -71,6 +71,7 @@ def test_patches_files_and_bytes_are_those_of_tile(tmp_path, capsys, tile):
     check_against_tile(config, tmp_path / "run", capsys)
 
 
+@pytest.mark.slow
 def test_several_shards_are_counted(tmp_path, capsys, monkeypatch):
     data = make_slides(tmp_path / "data", [(2400, 2400)])
     tile = TILE | {"patch_px": 256, "stride_px": 48}  # more patches than one shard holds
@@ -155,6 +156,7 @@ def test_training_on_one_class_would_fail(tmp_path, capsys):
     assert found["estimates"]["predict"]["files"] == 2
 
 
+@pytest.mark.slow
 def test_shards_share_the_slides(tmp_path, capsys):
     config = write_config(tmp_path, make_slides(tmp_path / "data"))
     parts = [plan(config, capsys, "--shard", f"{i}/2")[1] for i in range(2)]

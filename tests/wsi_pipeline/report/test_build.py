@@ -148,6 +148,7 @@ def test_slides_of_other_splits_are_shown_with_label_and_score(run, tmp_path):
     assert build_report(copy).is_file()
 
 
+@pytest.mark.slow
 def test_only_the_worst_slides_are_shown_with_their_picture(run, tmp_path):
     """A report of 1000 slides had 108 MB: each slide's picture was in it."""
     build_report(run)

@@ -154,6 +154,7 @@ def test_every_figure_is_svg_png_and_csv_without_a_date(run):
     assert all(b"<dc:date>" not in path.read_bytes() for path in folder.glob("*.svg"))
 
 
+@pytest.mark.slow
 def test_figures_are_the_same_each_time(run):
     folder = run / "figures" / "vgg16"
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
@@ -161,6 +162,7 @@ def test_figures_are_the_same_each_time(run):
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
+@pytest.mark.slow
 def test_pictures_of_others_in_the_folder_of_figures_stay(run, tmp_path):
     """Every SVG, PNG and CSV there was deleted by the next report."""
     copy = shutil.copytree(run, tmp_path / "copy")
@@ -248,6 +250,7 @@ def test_comparison_gives_the_reason_where_there_is_no_interval(compared):
     assert all(f["method"] == "percentile bootstrap by patient" for f in known)
 
 
+@pytest.mark.slow
 def test_comparison_is_the_same_each_time(compared, runs):
     before = (compared / "compare.html").read_bytes()
     assert build_comparison(runs, compared, replicates=40).read_bytes() == before

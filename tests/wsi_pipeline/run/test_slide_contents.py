@@ -101,6 +101,7 @@ def lose_digests(home: Path) -> Path:
     return home
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "more"),
     [(move, ()), (copy, ()), (lose_digests, ()), (touch, ("--workers", "2"))],

@@ -64,6 +64,7 @@ def kill_until_done(slides: Path, run: Path, *, seconds: float, kills: int, seed
     return hit
 
 
+@pytest.mark.slow
 def test_tiling_killed_at_random_moments_gives_the_same_bytes(cohort, run):
     slides, undisturbed, seconds = cohort
 

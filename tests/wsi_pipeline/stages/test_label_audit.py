@@ -143,6 +143,7 @@ def test_it_is_kept_where_nothing_changed_and_made_again_where_a_file_is_lost(co
     assert contents(copy) == before
 
 
+@pytest.mark.slow
 def test_shards_give_none_and_collect_makes_the_same(data, whole, tmp_path, capsys):
     run = data.parent / "shards"
     for shard in ("0/2", "1/2"):
@@ -153,17 +154,20 @@ def test_shards_give_none_and_collect_makes_the_same(data, whole, tmp_path, caps
     assert contents(run) == contents(whole)
 
 
+@pytest.mark.slow
 def test_overwrite_gives_the_same_bytes(data, copy, whole):
     assert tile(data, copy, "--overwrite") == 0
     assert contents(copy) == contents(whole)
 
 
+@pytest.mark.slow
 def test_coordinates_without_pixels_give_the_same_pictures(data, whole):
     run = data.parent / "coords"
     assert tile(data, run, "--set", "store=coords") == 0
     assert contents(run) == contents(whole)
 
 
+@pytest.mark.slow
 def test_a_changed_rule_changes_it(data, copy, whole):
     more = ("--set", "label_rule=fraction", "--set", "negative_fraction=0.001")
     assert tile(data, copy, *more) == 0

@@ -13,6 +13,7 @@ from wsi_pipeline.explain import load_method
 from wsi_pipeline.models.checkpoint import load_checkpoint
 
 
+@pytest.mark.slow
 def test_patchnets_own_map_is_written_beside_the_heatmap(copy):
     ask = ["heatmap", str(copy / "run"), "--quiet", "--set", "dense_step_px=8"]
     assert main(ask) == 0
@@ -36,6 +37,7 @@ def test_patchnets_own_map_is_written_beside_the_heatmap(copy):
     assert "copy the one that predict was given to" in printed
 
 
+@pytest.mark.slow
 def test_slides_are_mapped_by_an_explanation_method(copy, capsys):
     ask = ["heatmap", str(copy / "run"), "--quiet", "--set", "dense_step_px=4"]
     assert main([*ask, "--set", "method=saliency"]) == 0
@@ -62,6 +64,7 @@ def test_slides_are_mapped_by_an_explanation_method(copy, capsys):
     assert not list(folder.glob("*.saliency.*"))
 
 
+@pytest.mark.slow
 def test_filters_of_patchnet_are_mapped_over_slides(copy, capsys):
     ask = ["heatmap", str(copy / "run"), "--quiet", "--set", "dense_step_px=8"]
     assert main([*ask, "--set", "filters=[0,1]"]) == 0

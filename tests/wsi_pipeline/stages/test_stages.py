@@ -464,10 +464,10 @@ def workers_elsewhere(tmp_path, monkeypatch) -> Path:
     folder = tmp_path / "elsewhere"
     folder.mkdir()
 
-    def map_there(work, tasks, **_):
+    def map_there(work, tasks, *, print_line, **_):
         for number, task in enumerate(tasks):
             with contextlib.chdir(folder):
-                outcome = work(task)
+                outcome = work(task, print_line=print_line)
             yield number, outcome
 
     monkeypatch.setattr("wsi_pipeline.run.runner.map_tasks", map_there)

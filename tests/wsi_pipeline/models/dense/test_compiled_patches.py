@@ -49,6 +49,7 @@ PAPER = pytest.param(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("m", "stride", "options"), [SMALL, ONE_LAYER, PAPER])
 def test_lattices_agree_with_the_definition_in_float64(m, stride, options):
     net = random_subnet(m, **options).double()
@@ -67,6 +68,7 @@ def test_64_filters_in_float32_are_within_1e_5(bias):
     torch.testing.assert_close(made, lattice_of(net, pixels, 5), rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("grid", ["ceil", "floor", "center"])
 @pytest.mark.parametrize("normalise", ["unit", "minmax"])
 def test_scores_of_images_are_those_of_patches_cut_out(monkeypatch, grid, normalise):
