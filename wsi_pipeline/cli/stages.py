@@ -156,6 +156,34 @@ def predict(
 
 
 @with_options
+def report(
+    run: RunArgument,
+    options: "Options",
+    model: ModelOption = None,
+    pdf: Annotated[
+        bool,
+        typer.Option(
+            "--pdf", help="Print the report to RUN/report.pdf as well; needs Chromium or Chrome."
+        ),
+    ] = False,
+    config: ConfigOption = None,
+    set_: SetOption = None,
+) -> None:
+    """Run the stage with the options given."""
+    from wsi_pipeline.layout import RunFolder
+    from wsi_pipeline.report.pdf import find_browser, write_pdf
+    from wsi_pipeline.stages import report as report_stage
+
+    browser = find_browser() if pdf else None
+    folder = RunFolder(run)
+    settings = read_settings(run, config, set_, section="report", quiet=options.quiet)
+    result = report_stage.report(folder, replace(settings, out=run), options, models=model or ())
+    printed = browser is not None and not result.exit_code and folder.report.is_file()
+    last_line = str(write_pdf(folder.report, browser)) if browser and printed else ""
+    finish([result], run, last_line, quiet=options.quiet)
+
+
+@with_options
 def export(
     run: RunArgument,
     options: "Options",
