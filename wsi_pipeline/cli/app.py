@@ -79,6 +79,7 @@ WITH_OPTIONS: dict[str, Callable[..., None]] = {
     "train": stages.train,
     "predict": stages.predict,
     "explain": stages.explain,
+    "report": stages.report,
     "export": stages.export,
 }
 BEFORE_A_RUN: tuple[Callable[..., None], ...] = (init, settings, slides, plan)

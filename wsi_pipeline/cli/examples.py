@@ -113,7 +113,9 @@ GUIDES = {
         "export.md",
         ("export",),
     ),
-    "report": Guide(("report run", "report run --set slide_pictures=10"), "report.md", ("report",)),
+    "report": Guide(
+        ("report run --pdf", "report run --set slide_pictures=10"), "report.md", ("report",)
+    ),
     "run": Guide(
         (
             "run configs/camelyon16.yaml --set input=manifest.csv --out run",

@@ -80,14 +80,10 @@ def _stage_command(
     finish(results, run, next_line=next_line, quiet=options.quiet)
 
 
-# Options without effect: these stages use no network, and a report is one piece of work.
-UNUSED = {"evaluate": ("device",), "report": ("workers", "device")}
-
-
 def make_command(name: str) -> Callable[..., None]:
     """Make the command of a stage that processes all models of a run, or those given."""
 
-    @with_options(unused=UNUSED.get(name, ()))
+    @with_options(unused=["device"] if name == "evaluate" else [])  # which uses no network
     def command(
         run: RunArgument,
         options: "Options",
@@ -185,6 +181,34 @@ def predict(
         results = [predict_stage.predict(folder, settings, options, checkpoints=files)]
     next_line = _or_collect(describe_next("predict", run), run, options)
     finish(results, run, next_line=next_line, quiet=options.quiet)
+
+
+@with_options(unused=["workers", "device"])
+def report(
+    run: RunArgument,
+    options: "Options",
+    model: ModelOption = None,
+    pdf: Annotated[
+        bool,
+        typer.Option(
+            "--pdf", help="Print the report to RUN/report.pdf as well; needs Chromium or Chrome."
+        ),
+    ] = False,
+    config: ConfigOption = None,
+    set_: SetOption = None,
+) -> None:
+    """Run the stage with the options given."""
+    from wsi_pipeline.layout import RunFolder
+    from wsi_pipeline.report.pdf import find_browser, write_pdf
+    from wsi_pipeline.stages import report as report_stage
+
+    browser = find_browser() if pdf else None
+    folder = RunFolder(run)
+    settings = read_settings(run, config, set_, section="report", quiet=options.quiet)
+    result = report_stage.report(folder, replace(settings, out=run), options, models=model or ())
+    printed = browser is not None and not result.exit_code and folder.report.is_file()
+    last_line = str(write_pdf(folder.report, browser)) if browser and printed else ""
+    finish([result], run, last_line, quiet=options.quiet)
 
 
 @with_options(unused=["device"])

@@ -48,7 +48,7 @@ USED: dict[str, tuple[str, ...]] = {
     ),
     "heatmap": ("maps_per_class", "method", "layer"),
     "evaluate": ("split", "image_threshold", "bootstrap", "stratified", "seed"),
-    "report": (),
+    "report": ("slide_pictures",),
 }
 
 

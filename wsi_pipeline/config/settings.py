@@ -455,8 +455,8 @@ class ReportConfig:
     # Published results, for comparison. lecture: confusion matrix of its VGG16, prostate;
     # camelyon16: results on its test set, and this run's by size of the metastasis, lymph nodes
     context: tuple[Context, ...] = ()
-    # Slides shown with their heatmap, of each model: the worst ones. Each takes some 0.1 MB; the
-    # other slides are listed with a link to theirs.
+    # Slides or images shown with their picture, of each model: the worst ones. Each takes some
+    # 0.1 MB; the other slides are listed with a link to theirs.
     slide_pictures: Annotated[int, Field(ge=0)] = 50
 
 

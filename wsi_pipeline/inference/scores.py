@@ -223,6 +223,20 @@ def read_far_from_training(path: Path) -> str:
         return ""
 
 
+def read_highest_score(path: Path) -> float | None:
+    """Read the highest score of a slide's patches; None where no patch has one.
+
+    Also None of files that are missing or damaged: other functions report these.
+    """
+    try:
+        with open_hdf5(path) as file:
+            values = read_array(file, "scores")
+    except READ_ERRORS:
+        return None
+    known = values[~np.isnan(values)]
+    return float(known.max()) if known.size else None
+
+
 def find_damage(path: Path) -> str | None:
     """Check a score file whose bytes are not those that were written; None: it is consistent.
 

@@ -55,7 +55,9 @@ class ReportRun(Task):
         from wsi_pipeline.report.images import build_image_report
 
         if self.of_images:
-            path = build_image_report(job.run.path, models=self.models)
+            path = build_image_report(
+                job.run.path, models=self.models, n_pictures=self.config.slide_pictures
+            )
             return [path], f"{path.stat().st_size / 2**20:.1f} MiB"
         figures: list[Path] = []
         path = build_report(
