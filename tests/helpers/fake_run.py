@@ -126,17 +126,7 @@ def write_model(run, name, tiles, *, noise, rng, pictures, cohort):
             for xy, s, v in zip(coords.tolist(), score, label, strict=True)
         ]
         if pictures:
-            values = score.reshape(SIZE[1] // PATCH_L0, SIZE[0] // PATCH_L0).astype(np.float32)
-            values[:4] = np.nan
-            thumbnail = rng.integers(200, 240, (240, 320, 3)).astype(np.uint8)
-            draw_overlay(
-                run / "heatmaps" / name / f"{slide_id}.png",
-                Heatmap(values, (PATCH_L0, PATCH_L0), SIZE),
-                thumbnail,
-                title=slide_id,
-                mpp=(0.25, 0.25),
-                outlines=[np.array([[1000.0, 1500], [3000, 1500], [2000, 3500]])],
-            )
+            write_overlay(run, name, slide_id, score, rng)
     header = ("slide_id", "label", "score", "predicted", "tp", "fp", "fn", "tn")
     write_csv(evaluation / "slides.csv", header, slides)
     write_csv(
@@ -145,6 +135,24 @@ def write_model(run, name, tiles, *, noise, rng, pictures, cohort):
     write_metrics(evaluation, name, slides, patches)
     write_curves(evaluation, [p[4] for p in patches], [p[3] for p in patches])
     return evaluation
+
+
+def write_overlay(run, model, slide_id, score=None, rng=None):
+    """Draw the heatmap of a slide."""
+    rng = rng or np.random.default_rng(0)
+    shape = (SIZE[1] // PATCH_L0, SIZE[0] // PATCH_L0)
+    values = np.full(shape, 0.5) if score is None else score.reshape(shape)
+    values = values.astype(np.float32)
+    values[:4] = np.nan
+    thumbnail = rng.integers(200, 240, (240, 320, 3)).astype(np.uint8)
+    draw_overlay(
+        run / "heatmaps" / model / f"{slide_id}.png",
+        Heatmap(values, (PATCH_L0, PATCH_L0), SIZE),
+        thumbnail,
+        title=slide_id,
+        mpp=(0.25, 0.25),
+        outlines=[np.array([[1000.0, 1500], [3000, 1500], [2000, 3500]])],
+    )
 
 
 def write_curves(evaluation, label, score):

@@ -19,6 +19,7 @@ from wsi_pipeline.cli import stages
 from wsi_pipeline.cli.baselines import baselines
 from wsi_pipeline.cli.docs import docs
 from wsi_pipeline.cli.doctor import doctor
+from wsi_pipeline.cli.example_data import example
 from wsi_pipeline.cli.examples import epilog_of
 from wsi_pipeline.cli.froc import froc
 from wsi_pipeline.cli.interrupt import describe_interrupt
@@ -78,11 +79,12 @@ WITH_OPTIONS: dict[str, Callable[..., None]] = {
     "train": stages.train,
     "predict": stages.predict,
     "explain": stages.explain,
+    "report": stages.report,
     "export": stages.export,
 }
 BEFORE_A_RUN: tuple[Callable[..., None], ...] = (init, settings, slides, plan)
 FURTHER: tuple[Callable[..., None], ...] = (
-    *(run, apply, demo, froc, stage_patients),
+    *(run, apply, demo, example, froc, stage_patients),
     *(compare, baselines, collect, doctor, docs),
 )
 

@@ -2,7 +2,6 @@
 
 import functools
 import importlib
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -13,6 +12,7 @@ from typing import Annotated
 
 import typer
 
+from tiling.threads import count_cores
 from wsi_pipeline.cli.options import EXIT_NOTHING_DONE
 from wsi_pipeline.config.extras import EXTRAS, Extra
 from wsi_pipeline.config.versions import versions
@@ -144,8 +144,7 @@ def _torch() -> str:
 
 
 def _machine() -> Finding:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return Finding(True, "cores", str(cores))
+    return Finding(True, "cores", str(count_cores()))
 
 
 def _scratch() -> Finding:

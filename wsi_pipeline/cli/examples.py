@@ -1,6 +1,11 @@
-"""The end of each command's help: two examples, its settings, and its page of the manual."""
+"""The end of each command's help: two examples, its settings, and its page of the manual.
 
+Also the command that usually follows, printed when a stage ends.
+"""
+
+import shlex
 from dataclasses import dataclass
+from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -10,6 +15,7 @@ class Guide:
     examples: tuple[str, str]
     page: str  # in docs/
     sections: tuple[str, ...] = ()  # of the config
+    then: str = ""  # the command that usually follows, on the run folder RUN
 
     @property
     def epilog(self) -> str:
@@ -25,6 +31,20 @@ def epilog_of(name: str) -> str | None:
     """Return the end of a command's help; None of a command without examples."""
     guide = GUIDES.get(name)
     return guide.epilog if guide else None
+
+
+def describe_next(name: str, run: Path) -> str:
+    """Write the line with the command that usually follows a command; empty for the last ones.
+
+    Examples
+    --------
+    >>> describe_next("predict", Path("my run"))
+    "next: wsi-pipeline heatmap 'my run'"
+    """
+    guide = GUIDES.get(name)
+    if guide is None or not guide.then:
+        return ""
+    return f"next: wsi-pipeline {guide.then.replace('RUN', shlex.quote(str(run)))}"
 
 
 GUIDES = {
@@ -47,6 +67,7 @@ GUIDES = {
         ),
         "tile.md",
         ("tile", "splits", "images"),
+        then="train RUN",
     ),
     "train": Guide(
         (
@@ -55,6 +76,7 @@ GUIDES = {
         ),
         "train.md",
         ("train",),
+        then="predict RUN",
     ),
     "predict": Guide(
         (
@@ -63,9 +85,13 @@ GUIDES = {
         ),
         "predict.md",
         ("predict",),
+        then="heatmap RUN",
     ),
     "heatmap": Guide(
-        ("heatmap run", "heatmap run --set method=grad_cam"), "heatmap.md", ("heatmap",)
+        ("heatmap run", "heatmap run --set method=grad_cam"),
+        "heatmap.md",
+        ("heatmap",),
+        then="evaluate RUN",
     ),
     "explain": Guide(
         (
@@ -74,18 +100,22 @@ GUIDES = {
         ),
         "explain.md",
         ("explain",),
+        then="report RUN",
     ),
     "evaluate": Guide(
         ("evaluate run", "evaluate run --set split=val --set threshold=0.5"),
         "evaluate.md",
         ("evaluate",),
+        then="report RUN",
     ),
     "export": Guide(
         ("export run --format qupath", "export run --format wsinfer --format clam"),
         "export.md",
         ("export",),
     ),
-    "report": Guide(("report run", "report run --set slide_pictures=10"), "report.md", ("report",)),
+    "report": Guide(
+        ("report run --pdf", "report run --set slide_pictures=10"), "report.md", ("report",)
+    ),
     "run": Guide(
         (
             "run configs/camelyon16.yaml --set input=manifest.csv --out run",
@@ -102,6 +132,9 @@ GUIDES = {
         ("predict", "heatmap", "export"),
     ),
     "demo": Guide(("demo", "demo --quick --out my_demo"), "README.md"),
+    "example": Guide(
+        ("example slides data", "example teams challenge --seed 1"), "tutorials/slides.md"
+    ),
     "froc": Guide(
         (
             "froc --detections csv/ --reference masks/ --out froc",

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from wsi_pipeline.run.runner import Options
 
 
-@with_options
+@with_options()
 def run(
     config: Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file.")],
     options: "Options",
@@ -58,7 +58,7 @@ def _run(settings: "Config", options: "Options") -> NoReturn:
     finish(results, settings.out, last_line, quiet=options.quiet)
 
 
-@with_options
+@with_options()
 def apply(
     slides: Annotated[Path, typer.Argument(metavar="SLIDES", help="Slide, folder or manifest.")],
     checkpoint: Annotated[

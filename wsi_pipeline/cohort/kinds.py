@@ -42,12 +42,13 @@ USED: dict[str, tuple[str, ...]] = {
         "tolerance",
         "readers",
         "splits",
+        "calibrated",
         "architecture",
         "positive",
     ),
     "heatmap": ("maps_per_class", "method", "layer"),
     "evaluate": ("split", "image_threshold", "bootstrap", "stratified", "seed"),
-    "report": (),
+    "report": ("slide_pictures",),
 }
 
 

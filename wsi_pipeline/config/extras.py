@@ -33,6 +33,7 @@ EXTRAS = (
     ),
     Extra("cluster", "Dask", ("distributed", "dask_jobqueue"), ("--workers above 1", "--dask")),
     Extra("textures", "mahotas", ("mahotas",), ("baselines",)),
+    Extra("tensorboard", "TensorBoard", ("tensorboard",), ("--log tensorboard",)),
 )
 
 

@@ -1,10 +1,10 @@
 """The demo: the drawn cohort, and the config that runs every stage on it."""
 
 from importlib.resources import files
-from os import cpu_count
 from pathlib import Path
 
 from tiling.files import write_text
+from tiling.threads import count_cores
 from wsi_pipeline.demo.synthetic import DEMO_COHORT, QUICK_COHORT, draw_cohort
 
 
@@ -24,7 +24,7 @@ def prepare_demo(out: Path, *, quick: bool = False) -> Path:
     config : Path
     """
     slides = QUICK_COHORT if quick else DEMO_COHORT
-    draw_cohort(out / "cohort", slides=slides, workers=cpu_count() or 1)
+    draw_cohort(out / "cohort", slides=slides, workers=count_cores())
     config = out / ("quick.yaml" if quick else "demo.yaml")
     if not config.exists():
         text = files("wsi_pipeline.demo").joinpath(config.name).read_text(encoding="utf-8")

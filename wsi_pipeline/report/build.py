@@ -18,6 +18,13 @@ from wsi_pipeline.layout import RunFolder
 from wsi_pipeline.report import curves
 from wsi_pipeline.report.figures import write_figures
 from wsi_pipeline.report.gather import CohortSlide, ModelFiles, Row, RunFiles, gather_run
+from wsi_pipeline.report.headline import (
+    SPLIT_NAMES,
+    ThresholdLine,
+    count_calls,
+    list_slide_thresholds,
+    name_split,
+)
 from wsi_pipeline.report.labels import read_label_audit
 from wsi_pipeline.report.page import (
     Figure,
@@ -118,14 +125,21 @@ def render_report(
     At most `n_pictures` slides of each model are shown with their picture.
     """
     evaluated = [model for model in run.models if model.metrics is not None]
+    thresholds = list_slide_thresholds(evaluated, run.settings)
     values = {
         "run": run,
         "evaluated": evaluated,
+        "scored": [] if evaluated else [model for model in run.models if model.highest],
         "cohort": summarise_cohort(run.cohort),
         "labels": read_label_audit(run.label_audit, run.audited),
         "headline_names": HEADLINES,
         "headlines": {model.name: read_headlines(model) for model in evaluated},
-        "thresholds": {model.name: _read_thresholds(model) for model in evaluated},
+        "evaluated_on": {m.name: _name_evaluated(m, run.cohort) for m in evaluated},
+        "calls": {model.name: count_calls(model.slides) for model in evaluated},
+        "thresholds": thresholds,
+        "slide_threshold": {m.name: _find_slide_line(m, thresholds) for m in evaluated},
+        "patch_threshold": {m.name: _read_thresholds(m)["patch"] for m in evaluated},
+        "next_step": _find_next_step(run),
         "confusions": {model.name: _read_confusion(model) for model in evaluated},
         "patch_figures": compare_figures(evaluated, "patch", titles_of("patch")),
         "slide_figures": compare_figures(evaluated, "slide", titles_of("slide")),
@@ -178,7 +192,7 @@ def render_report(
         ],
         "data_set": _DATA_SET,
         "settings": json.dumps(run.settings, indent=2, sort_keys=True, ensure_ascii=False),
-        "versions": _read_versions(run.settings),
+        "versions": read_versions(run.settings),
     }
     return render_page("report.html.j2", values)
 
@@ -228,8 +242,7 @@ def _read_froc_score(model: ModelFiles, definition: str) -> Figure:
 
 def summarise_cohort(cohort: Sequence[CohortSlide]) -> list[CohortLine]:
     """Count the cohort by split, and over all in the last line."""
-    named = {"train": "training", "val": "validation", "test": "test", "": "no split"}
-    groups = [(named[s], [c for c in cohort if c.split == s]) for s in (*SPLITS, "")]
+    groups = [(SPLIT_NAMES[s], [c for c in cohort if c.split == s]) for s in (*SPLITS, "")]
     lines = [_count(name, slides) for name, slides in groups if slides]
     return [*lines, _count("all", list(cohort))]
 
@@ -248,6 +261,38 @@ def _count(name: str, slides: list[CohortSlide]) -> CohortLine:
         n_ignored=sum(slide.n_ignored for slide in slides),
         n_unreadable=sum(slide.n_unreadable for slide in slides),
     )
+
+
+def _name_evaluated(model: ModelFiles, cohort: Sequence[CohortSlide]) -> str:
+    """Name the split that a model was evaluated on, with a space behind; empty: several."""
+    splits = {slide.slide_id: slide.split for slide in cohort}
+    return name_split(splits.get(row.get("slide_id", ""), "") for row in model.slides)
+
+
+def _find_slide_line(
+    model: ModelFiles, thresholds: Sequence[ThresholdLine]
+) -> ThresholdLine | None:
+    value = _read_thresholds(model)["slide"]
+    lines = [line for line in thresholds if line.model == model.name and line.value == value]
+    return lines[0] if value is not None and lines else None
+
+
+def _find_next_step(run: RunFiles) -> tuple[str, str] | None:
+    """Return what the run lacks and the command that makes it; None where nothing can be added.
+
+    Slides without a label can be neither trained on nor evaluated.
+    """
+    labelled = {slide.slide_id for slide in run.cohort if slide.label is not None}
+    if not run.models:
+        command = "train" if labelled else "predict"
+        return "No model has scored these slides", f"{command} {run.name}"
+    if any(model.metrics for model in run.models):
+        return None
+    scored = {name for model in run.models for name in model.highest | model.overlays}
+    found = [slide for slide in run.cohort if slide.slide_id in scored & labelled]
+    if any(slide.split in ("", "test") for slide in found):
+        return "The scores are not yet compared with the labels", f"evaluate {run.name}"
+    return None
 
 
 def _read_thresholds(model: ModelFiles) -> dict[str, float | None]:
@@ -342,7 +387,7 @@ def _embed_crops(model: ModelFiles) -> list[tuple[str, Row]]:
     ]
 
 
-def _read_versions(settings: Mapping[str, Any]) -> list[tuple[str, str]]:
+def read_versions(settings: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Versions of all stages; where stages were run by different versions, all of them."""
     found: dict[str, list[str]] = {}
     for stage in (settings.get("stages") or {}).values():

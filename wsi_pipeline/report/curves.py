@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from wsi_pipeline.contracts import DEFINITIONS, AtRate
 from wsi_pipeline.evaluation.froc import read_sensitivity
-from wsi_pipeline.evaluation.ranking import ranking_curves
+from wsi_pipeline.evaluation.ranking import RankingCurves, ranking_curves
 from wsi_pipeline.report.charts import (
     Axis,
     Chart,
@@ -50,17 +50,18 @@ def chart_patch_roc(models: Sequence[ModelFiles]) -> Chart | None:
     return _chart_roc(models, [model.patch_roc for model in models], "patches")
 
 
-def chart_slide_roc(models: Sequence[ModelFiles]) -> Chart | None:
-    """ROC over slides; None where no model has both classes."""
-    return _chart_roc(models, list(map(_slide_roc, models)), "slides")
+def chart_slide_roc(models: Sequence[ModelFiles], what: str = "slides") -> Chart | None:
+    """ROC over slides (or images); None where no model has both classes."""
+    rankings = list(map(_rank_slides, models))
+    points = [None if ranking is None else ranking.roc[:, 1:] for ranking in rankings]
+    return _chart_roc(models, points, what)
 
 
-def _slide_roc(model: ModelFiles) -> NDArray[np.float64] | None:
-    known = [row for row in model.slides if row.get("label") and row.get("score")]
+def _rank_slides(model: ModelFiles) -> RankingCurves | None:
+    known = [row for row in model.slides if row.get("label") in ("0", "1") and row.get("score")]
     label = np.array([int(row["label"]) for row in known], np.int64)
     score = np.array([float(row["score"]) for row in known], np.float64)
-    ranking = ranking_curves(label, score)
-    return None if ranking is None else ranking.roc[:, 1:]
+    return ranking_curves(label, score)
 
 
 def _chart_roc(
@@ -79,15 +80,29 @@ def _chart_roc(
 
 def chart_precision_recall(models: Sequence[ModelFiles]) -> Chart | None:
     """Precision over recall of all evaluated patches; None where no model has both classes."""
+    points = [model.patch_precision_recall for model in models]
+    return _chart_precision_recall(models, points, "patches")
+
+
+def chart_image_precision_recall(models: Sequence[ModelFiles]) -> Chart | None:
+    """Precision over recall of all evaluated images; None where no model has both classes."""
+    rankings = list(map(_rank_slides, models))
+    points = [None if ranking is None else ranking.precision_recall[:, 1:] for ranking in rankings]
+    return _chart_precision_recall(models, points, "images")
+
+
+def _chart_precision_recall(
+    models: Sequence[ModelFiles], points: Sequence[NDArray[np.float64] | None], what: str
+) -> Chart | None:
     series = [
-        _model_series(model, model.patch_precision_recall, colour)
-        for colour, model in enumerate(models)
-        if model.patch_precision_recall is not None
+        _model_series(model, curve, colour)
+        for colour, (model, curve) in enumerate(zip(models, points, strict=True))
+        if curve is not None
     ]
     if not series:
         return None
     x, y = share_axis("recall (sensitivity)"), share_axis("precision")
-    return Chart("Precision and recall over patches", x, y, tuple(series))
+    return Chart(f"Precision and recall over {what}", x, y, tuple(series))
 
 
 def _model_series(
@@ -178,8 +193,8 @@ def epoch_seconds(history: Sequence[Row]) -> float | None:
     return float(np.median(known)) if known else None
 
 
-def chart_history(model: ModelFiles) -> list[Chart]:
-    """Losses, and ROC AUC on the validation patches, by epoch; empty without a history."""
+def chart_history(model: ModelFiles, what: str = "patches") -> list[Chart]:
+    """Losses, and ROC AUC on the validation data, by epoch; empty without a history."""
     if not model.history:
         return []
     epoch = _column(model.history, "epoch")
@@ -194,7 +209,7 @@ def chart_history(model: ModelFiles) -> list[Chart]:
     y = fitted_axis("cross-entropy", np.concatenate([train, val, [0.0]]))
     charts = [Chart(f"{model.name}: loss by epoch", x, y, tuple(losses))]
     if validated:
-        line = Series("validation ROC AUC of patches", epoch, auc, 2, marked=marked)
+        line = Series(f"validation ROC AUC of {what}", epoch, auc, 2, marked=marked)
         title = f"{model.name}: validation ROC AUC by epoch"
         charts.append(Chart(title, x, share_axis("ROC AUC"), (line,)))
     return charts

@@ -21,7 +21,7 @@ from wsi_pipeline.contracts import DEFINITIONS, SlideEntry
 from wsi_pipeline.csv_files import read_csv
 from wsi_pipeline.errors import ReportError
 from wsi_pipeline.evaluation.csv_columns import Layout, NotPlainError, read_columns
-from wsi_pipeline.inference.scores import read_far_from_training
+from wsi_pipeline.inference.scores import read_far_from_training, read_highest_score
 from wsi_pipeline.layout import RunFolder
 
 Row = dict[str, str]
@@ -88,6 +88,8 @@ class ModelFiles:
     explanations: Path | None = None  # explanations/<model>/sheet.png
     far: dict[str, str] = field(default_factory=dict)  # slides unlike the training's: in which way
     methods_on_masks: list[Row] = field(default_factory=list)  # explanations/<model>/methods.csv
+    # highest patch score by slide_id, of a model that is not evaluated
+    highest: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -187,6 +189,7 @@ def read_model(run: RunFolder, name: str, entries: Sequence[SlideEntry]) -> Mode
     sheet = run.explanations(name) / "sheet.png"
     scores = {entry.slide_id: run.scores(name, entry.slide_id) for entry in entries}
     far = {slide_id: read_far_from_training(path) for slide_id, path in scores.items()}
+    found = {} if metrics else {name: read_highest_score(path) for name, path in scores.items()}
     return ModelFiles(
         name=name,
         metrics=metrics,
@@ -207,6 +210,7 @@ def read_model(run: RunFolder, name: str, entries: Sequence[SlideEntry]) -> Mode
         far={slide_id: warning for slide_id, warning in far.items() if warning},
         explanations=sheet if sheet.is_file() else None,
         methods_on_masks=read_rows(run.explanations(name) / "methods.csv"),
+        highest={slide_id: score for slide_id, score in found.items() if score is not None},
     )
 
 

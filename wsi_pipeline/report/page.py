@@ -2,7 +2,7 @@
 
 import base64
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from typing import Any
@@ -46,6 +46,8 @@ def render_page(template: str, values: Mapping[str, Any]) -> str:
     environment.filters.update(
         number=show_number,
         figure=show_figure,
+        phrase=phrase_figure,
+        shared_reason=find_shared_reason,
         chart=draw_chart,
         count=show_count,
         lesion_columns=lesion_columns,
@@ -134,6 +136,44 @@ def show_figure(figure: Figure, name: str = "95 % CI") -> Markup:
     low, high = (show_number(float(end)) for end in figure.interval)
     title = Markup(' title="{}"').format(figure.method) if figure.method else ""
     return shown + Markup(' <span class="ci"{}>{} {} to {}</span>').format(title, name, low, high)
+
+
+def find_shared_reason(figures: Iterable[Figure]) -> str:
+    """Return why none of the figures has an interval, if it is the same reason; else nothing.
+
+    Examples
+    --------
+    >>> few = Figure(0.25, no_interval="3 patients, at least 5 are needed")
+    >>> find_shared_reason([few, few, Figure(None)])
+    '3 patients, at least 5 are needed'
+    >>> find_shared_reason([few, Figure(0.5, interval=(0.4, 0.6))])
+    ''
+    """
+    known = [figure for figure in figures if figure.value is not None]
+    reasons = {figure.no_interval for figure in known}
+    alike = len(known) > 1 and len(reasons) == 1 and not any(figure.interval for figure in known)
+    return reasons.pop() if alike else ""
+
+
+def phrase_figure(figure: Figure, with_interval: bool = True) -> Markup:
+    """Show a figure within a sentence, with its interval or why there is none in parentheses.
+
+    Examples
+    --------
+    >>> print(phrase_figure(Figure(0.25, no_interval="3 patients, at least 5 are needed")))
+    <data value="0.25">0.250</data> (no interval: 3 patients, at least 5 are needed)
+    >>> print(phrase_figure(Figure(1.0)))
+    <data value="1.0">1</data> (no interval: none was computed)
+    """
+    if figure.value is None:
+        return show_figure(figure)
+    if not with_interval:
+        return show_number(figure.value)
+    if figure.interval is None:
+        why = figure.no_interval or "none was computed"
+        return show_number(figure.value) + Markup(" (no interval: {})").format(why)
+    low, high = (show_number(float(end)) for end in figure.interval)
+    return show_number(figure.value) + Markup(" (95 % CI {} to {})").format(low, high)
 
 
 def read_figure(section: Mapping[str, Any], key: str, reasons: Mapping[str, str]) -> Figure:

@@ -32,15 +32,20 @@ def embed_picture(path: Path, *, longest_px: int = LONGEST_PX) -> str:
     ReportError
         If the file is no picture.
     """
-    buffer = io.BytesIO()
     try:
         with Image.open(path) as picture:
             small = picture.convert("RGB")
-            small.thumbnail((longest_px, longest_px), Image.Resampling.LANCZOS)
-            small.save(buffer, "JPEG", quality=_JPEG_QUALITY, optimize=True)
     except OSError as error:
         raise ReportError(
             f"{path.parent.name}/{path.name}: not a picture ({error}); delete it and run "
             "its stage again"
         ) from error
+    small.thumbnail((longest_px, longest_px), Image.Resampling.LANCZOS)
+    return embed_image(small)
+
+
+def embed_image(picture: Image.Image) -> str:
+    """Turn an RGB picture into a data URI."""
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=_JPEG_QUALITY, optimize=True)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

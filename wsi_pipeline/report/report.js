@@ -1,4 +1,5 @@
-// Sorts tables by the column clicked, enlarges pictures, and opens lists for the printer. The page is whole without it.
+// Sorts tables by the column clicked, shows pictures in a viewer, and opens what is folded for the printer. The page is
+// whole without it.
 "use strict";
 
 function sortKey(row, column) {
@@ -39,10 +40,76 @@ for (const table of document.querySelectorAll("table.sortable")) {
   }
 }
 
-for (const picture of document.querySelectorAll("img.slide")) {
-  picture.addEventListener("click", () => picture.classList.toggle("large"));
+// The viewer: one dialog for all pictures, in the order of the page. A dialog keeps the focus inside, closes on Escape.
+function makeViewer(pictures) {
+  const viewer = document.createElement("dialog");
+  viewer.className = "viewer";
+  viewer.setAttribute("aria-label", "Picture viewer");
+  const large = document.createElement("img");
+  const bar = document.createElement("div");
+  bar.className = "bar";
+  const caption = document.createElement("span");
+  caption.className = "caption";
+  caption.setAttribute("aria-live", "polite");
+  let at = 0;
+  let opener = null;
+
+  function show(index) {
+    at = (index + pictures.length) % pictures.length;
+    const text = pictures[at].closest("figure")?.querySelector("figcaption")?.textContent ?? pictures[at].alt;
+    large.src = pictures[at].src;
+    large.alt = pictures[at].alt;
+    caption.textContent = `${at + 1} of ${pictures.length}: ${text.replace(/\s+/g, " ").trim()}`;
+  }
+
+  function addButton(label, act) {
+    const button = document.createElement("button");
+    button.type = "button";
+    button.textContent = label;
+    button.addEventListener("click", act);
+    bar.append(button);
+  }
+
+  addButton("\u2190 Previous", () => show(at - 1));
+  addButton("Next \u2192", () => show(at + 1));
+  bar.append(caption);
+  addButton("Close", () => viewer.close());
+  viewer.append(large, bar);
+  viewer.addEventListener("keydown", (event) => {
+    const step = { ArrowLeft: at - 1, ArrowRight: at + 1, Home: 0, End: -1 }[event.key];
+    if (step === undefined) return;
+    event.preventDefault();
+    show(step);
+  });
+  large.addEventListener("click", () => viewer.close());
+  viewer.addEventListener("close", () => opener?.focus());
+  document.body.append(viewer);
+  return (index, button) => {
+    opener = button;
+    show(index);
+    viewer.showModal();
+  };
 }
 
+const pictures = [...document.querySelectorAll("img.zoom")];
+if (pictures.length) {
+  const open = makeViewer(pictures);
+  pictures.forEach((picture, index) => {
+    const button = document.createElement("button");
+    button.type = "button";
+    button.className = "zoom";
+    button.setAttribute("aria-label", `Enlarge: ${picture.alt}`);
+    picture.replaceWith(button);
+    button.append(picture);
+    button.addEventListener("click", () => open(index, button));
+  });
+}
+
+let folded = [];
 window.addEventListener("beforeprint", () => {
-  for (const list of document.querySelectorAll("details.paper")) list.open = true;
+  folded = [...document.querySelectorAll("details:not([open])")];
+  for (const list of folded) list.open = true;
+});
+window.addEventListener("afterprint", () => {
+  for (const list of folded) list.open = false;
 });

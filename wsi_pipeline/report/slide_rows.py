@@ -1,4 +1,4 @@
-"""The table of a report that lists each slide, and which of them are shown with their picture.
+"""The slides or images of a report, worst first, and which of them are shown with their picture.
 
 A picture takes some 60 kB of the page, so a large run shows those of the worst slides; the other
 pictures are linked. Worst first:
@@ -7,7 +7,7 @@ pictures are linked. Worst first:
 2. evaluated slides with missed lesions (no patch on the lesion reaches the patch threshold), those
    with most of them first;
 3. the other evaluated slides, those whose score is nearest to the slide threshold first;
-4. slides that are not evaluated, in the order of the manifest.
+4. slides that are not evaluated, the highest score first.
 
 Ties keep the order of the table.
 """
@@ -22,6 +22,7 @@ import numpy as np
 
 from wsi_pipeline.contracts import Rule
 from wsi_pipeline.report.gather import CohortSlide, ModelFiles, Row
+from wsi_pipeline.report.headline import read_verdict
 from wsi_pipeline.report.pictures import embed_picture
 
 _BLANK = dict.fromkeys(("label", "score", "predicted", "tp", "fn", "fp", "tn"), "")
@@ -29,11 +30,18 @@ _BLANK = dict.fromkeys(("label", "score", "predicted", "tp", "fn", "fp", "tn"), 
 
 @dataclass(frozen=True)
 class SlideRow:
-    """One line of the table."""
+    """A slide or an image: a card, where it has a picture, and a line of the table."""
 
     cells: Row  # of slides.csv, and the split
     picture: str = ""  # data URI; empty: not shown
     link: str = ""  # URL of the picture, relative to the report; empty: there is none
+    shown: str = "and its heatmap"  # what the picture shows in addition to the slide or image
+    evaluated: bool = False
+
+    @property
+    def verdict(self) -> str:
+        """The call compared with the label; empty where one of them is missing."""
+        return read_verdict(self.cells)
 
 
 def list_slides(
@@ -44,30 +52,26 @@ def list_slides(
     n_pictures: int,
     folder: Path,
 ) -> list[SlideRow]:
-    """List a model's slides: those evaluated, and after them the others that have a heatmap.
+    """List a model's slides, worst first: those evaluated, then others with a heatmap or a score.
 
     Parameters
     ----------
     thresholds : mapping
         Of a ``patch`` and of a ``slide``.
     n_pictures : int
-        Slides that are shown with their picture; if there are more, these come first, the worst of
-        them at the top.
+        Slides that are shown with their picture, at most.
     folder : Path
         The run folder, where the report is.
     """
     rows = _list_rows(model, cohort, thresholds["slide"])
     order = rank_worst(rows, count_missed(model, thresholds["patch"]), thresholds["slide"])
     shown = [i for i in order if rows[i].get("slide_id", "") in model.overlays][:n_pictures]
-    everything = len(shown) == sum(row.get("slide_id") in model.overlays for row in rows)
-    chosen = set(shown)
-    rest = [i for i in range(len(rows)) if i not in chosen]
     found = []
-    for i in range(len(rows)) if everything else [*shown, *rest]:
+    for i in order:
         path = model.overlays.get(rows[i].get("slide_id", ""))
         link = "" if path is None else quote(path.relative_to(folder).as_posix())
-        picture = embed_picture(path) if path is not None and i in chosen else ""
-        found.append(SlideRow(rows[i], picture, link))
+        picture = embed_picture(path) if path is not None and i in shown else ""
+        found.append(SlideRow(rows[i], picture, link, evaluated=bool(rows[i]["tp"])))
     return found
 
 
@@ -91,7 +95,7 @@ def rank_worst(
     def badness(i: int) -> tuple[float, ...]:
         row = rows[i]
         if not row["tp"]:  # not evaluated
-            return 3, i
+            return 3, -float(row["score"] or "-inf"), i
         far = 0.0
         if row["score"] and threshold is not None:
             far = abs(float(row["score"]) - threshold)
@@ -124,9 +128,12 @@ def _list_rows(
     validation = {row.get("slide_id"): row for row in model.validation}
     rows += [
         {**_BLANK, **_other_row(by_id.get(name), validation.get(name), threshold), "slide_id": name}
-        for name in model.overlays
+        for name in model.overlays | model.highest
         if name not in evaluated
     ]
+    for row in rows:
+        if not row["score"] and row.get("slide_id", "") in model.highest:
+            row["score"] = repr(model.highest[row.get("slide_id", "")])
     splits = {name: slide.split for name, slide in by_id.items()}
     return [{**row, "split": splits.get(row.get("slide_id", ""), "")} for row in rows]
 

@@ -12,6 +12,7 @@ import traceback
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
 from tiling.contracts import OnProgress
 from tiling.errors import ExpectedError
@@ -41,6 +42,9 @@ class Task(ABC):
     Tasks are sent to workers, so their fields must be picklable, and paths must be fields of the
     task or of dataclasses, lists and mappings in them.
     """
+
+    noun: ClassVar[str] = "slide"  # what a unit is
+    counted: ClassVar[str] = "patch"  # what its progress counts
 
     @property
     @abstractmethod

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -34,6 +34,8 @@ from wsi_pipeline.run.tasks import Done, Job, Task
 class MapImages(Task):
     """Draw where one model looks in some images."""
 
+    noun: ClassVar[str] = "model"
+    counted: ClassVar[str] = "image"
     model: str
     cohort: ImageCohort
     checkpoint: Path

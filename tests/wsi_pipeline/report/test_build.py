@@ -2,16 +2,20 @@
 
 import csv
 import json
+import re
 import shutil
 from dataclasses import replace
 from urllib.parse import unquote
 
+import numpy as np
 import pytest
 
 from tests.helpers import fake_run
 from tests.helpers.html_pages import CHROMIUM, Page, check_policy, open_in_browser
 from tests.helpers.real_data import real_data
+from tiling.hdf5 import add_array, create_hdf5
 from wsi_pipeline.errors import ReportError, StageError
+from wsi_pipeline.layout import RunFolder
 from wsi_pipeline.report import build
 from wsi_pipeline.report.build import LECTURE_CONFUSION, build_report, render_report
 from wsi_pipeline.report.gather import gather_run
@@ -54,9 +58,8 @@ def test_every_metric_is_shown_in_full(run, page, model):
         del metrics[froc]["curve"]  # drawn, not printed
 
     shown = set(page.numbers)
-    # The threshold is in a separate sentence.
-    assert [n for n in numbers_in(metrics) if n not in shown and n != metrics["threshold"]] == []
-    assert "Positive if the score is at least 0.75." in page.text
+    assert [n for n in numbers_in(metrics) if n not in shown] == []
+    assert "Positive if the score is ≥ 0.750 ." in page.text
 
 
 def test_every_slide_is_shown_with_its_counts(run, page):
@@ -213,8 +216,67 @@ def test_a_threshold_just_below_one_is_not_shown_as_one(run, tmp_path):
 
     page = Page(build_report(copy).read_text())
 
-    assert "A slide is called positive if its score is at least 0.999990" in page.text
-    assert "Positive if the score is at least 0.999990." in page.text
+    assert "At the threshold of 0.999990 (largest sensitivity + specificity; chosen on" in page.text
+    assert "vgg16 a slide is called positive ≥ 0.999990 largest" in page.text
+    assert "Positive if the score is ≥ 0.999990 ." in page.text
+
+
+def test_the_page_begins_with_the_results_and_the_worst_slides(run, page):
+    metrics = json.loads((run / "evaluation/vgg16/metrics.json").read_text())
+    first = page.text.partition("What was done, and what the figures mean")[0]
+    low, high = metrics["slide"]["roc_auc_ci95"]
+    auc = f"{metrics['slide']['roc_auc']:.3f}".replace("1.000", "1")
+    assert (
+        f"3 test slides, 2 of them with tumour, vgg16 separates slides with tumour from normal "
+        f"slides with a ROC AUC of {auc} (95 % CI {low:.3f} to {high:g} )" in first
+    )
+    with (run / "evaluation/vgg16/slides.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    wrong = sum(row["label"] != row["predicted"] for row in rows)
+    assert f"{len(rows) - wrong} of 3 slides are called correctly" in first
+    cards = first.partition("Each slide Left the slide")[2].partition(" vgg16 ")[2]
+    verdicts = re.findall(r"(?:true|false) (?:positive|negative)", cards)
+    assert verdicts[: len(rows)] == sorted(verdicts[: len(rows)], key=lambda v: v[:4] == "true")
+    assert sum(verdict.startswith("false") for verdict in verdicts[: len(rows)]) == wrong
+
+
+def test_thresholds_have_their_reason_and_what_they_were_chosen_on(page):
+    table = page.text.partition("why this value chosen on")[2].partition("Slides: is there")[0]
+    for model in ("patchnet", "vgg16"):
+        assert (
+            f"{model} a slide is called positive ≥ 0.812 largest sensitivity + specificity "
+            "2 validation slides" in table
+        )
+        assert f"{model} a patch is called positive ≥ 0.750 evaluate.threshold" in table
+    assert table.count("no data: a setting") == 2
+
+
+def test_what_is_exactly_one_is_shown_so_and_what_is_not_is_not(run, tmp_path):
+    copy = shutil.copytree(run, tmp_path / "copy")
+    path = copy / "evaluation/vgg16/metrics.json"
+    metrics = json.loads(path.read_text())
+    metrics["slide"] |= {"roc_auc": 1.0, "roc_auc_ci95": [0.99973, 1.0], "accuracy": 0.99961}
+    path.write_text(json.dumps(metrics))
+    text = Page(build_report(copy, models=["vgg16"]).read_text()).text
+    assert "ROC AUC 1 95 % CI 0.99973 to 1 " in text
+    assert "accuracy 0.99961 " in text
+    assert "1.000" not in text.partition("Settings and versions")[0]
+
+
+def test_one_reason_for_all_headlines_is_given_once(run, tmp_path):
+    copy = shutil.copytree(run, tmp_path / "copy")
+    path = copy / "evaluation/vgg16/metrics.json"
+    metrics, why = json.loads(path.read_text()), "3 patients, at least 5 are needed"
+    for section in ("slide", "patch"):
+        metrics[section]["roc_auc_ci95"] = None
+        metrics["undefined"][f"{section}.roc_auc_ci95"] = why
+    path.write_text(json.dumps(metrics))
+    for name in ("camelyon16", "patch"):
+        path = copy / f"evaluation/vgg16/froc_{name}.json"
+        froc = json.loads(path.read_text()) | {"score_ci95": None, "undefined": {"score_ci95": why}}
+        path.write_text(json.dumps(froc))
+    text = Page(build_report(copy, models=["vgg16"]).read_text()).text
+    assert text.partition("At the threshold")[0].count(f"(no interval: {why})") == 1
 
 
 def test_undefined_figures_carry_their_reason(page):
@@ -265,13 +327,38 @@ def test_only_the_models_asked_for_are_shown(run, tmp_path):
         build_report(copy, models=["resnet"])
 
 
-def test_missing_parts_name_the_stage_that_makes_them(tmp_path):
+def test_sections_without_content_are_left_out(tmp_path):
+    """A report after tile had seven sections that advised to run other stages."""
     run = fake_run.make_run(tmp_path / "half", models=())
     page = Page(build_report(run).read_text(encoding="utf-8"))
 
     assert page.open == []
-    for stage in ("train", "evaluate"):
-        assert f"run wsi-pipeline {stage}" in page.text.replace("  ", " ")
+    assert page.text.count("run wsi-pipeline") == 1
+    assert "No model has scored these slides: run wsi-pipeline train half" in page.text
+    ids = [value for tag, name, value in page.attributes if (tag, name) == ("section", "id")]
+    assert ids == ["what", "cohort", "provenance"]
+    links = {value[1:] for tag, name, value in page.attributes if (tag, name) == ("a", "href")}
+    assert links == set(ids)
+
+
+def test_slides_that_are_only_scored_have_no_section_on_results(tmp_path):
+    """A report of new slides advised to evaluate them, which nobody can without labels."""
+    slides = [(name, "p" + name, None, "") for name in ("a", "b", "c")]
+    run = fake_run.make_run(tmp_path / "new", models=(), slides=slides)
+    for name in "abc":
+        fake_run.write_overlay(run, "vgg16", name)
+    RunFolder(run).image_scores("vgg16").mkdir(parents=True)
+    for name, score in (("a", 0.25), ("b", 0.75), ("c", np.nan)):
+        with create_hdf5(RunFolder(run).scores("vgg16", name)) as file:
+            add_array(file, "scores", np.array([0.125, score], np.float32))
+    page = Page(build_report(run).read_text(encoding="utf-8"))
+
+    ids = [value for tag, name, value in page.attributes if (tag, name) == ("section", "id")]
+    assert ids == ["headline", "per-slide", "what", "cohort", "provenance"]
+    assert "run wsi-pipeline" not in page.text
+    assert "vgg16 scored 3 slides: the highest score of a patch is between 0.125" in page.text
+    alts = [value for tag, name, value in page.attributes if (tag, name) == ("img", "alt")]
+    assert [alt[6] for alt in alts] == ["b", "a", "c"]  # the most suspicious first
 
 
 def test_model_without_evaluation_still_shows_its_heatmaps(run, tmp_path):
@@ -280,7 +367,7 @@ def test_model_without_evaluation_still_shows_its_heatmaps(run, tmp_path):
     page = Page(build_report(copy).read_text(encoding="utf-8"))
 
     assert sum(tag == "img" and name == "src" for tag, name, _ in page.attributes) == 6
-    assert "No results in this run folder" in page.text
+    assert "not yet compared with the labels: run wsi-pipeline evaluate copy" in page.text
 
 
 def test_undefined_froc_shows_its_reason_and_no_curve(run, tmp_path):
@@ -362,3 +449,32 @@ def test_page_opens_in_a_browser_and_sorts_without_an_error(text, tmp_path):
     assert "CONSOLE" not in done.stderr
     # One column is sorted in each table: the cohort, two lesion lists, two slide lists.
     assert "<title>probe 5</title>" in done.stdout
+
+
+VIEWER = """
+  const buttons = [...document.querySelectorAll("button.zoom")];
+  const dialog = document.querySelector("dialog.viewer");
+  const seen = [];
+  function note(key) {
+    dialog.dispatchEvent(new KeyboardEvent("keydown", { key, bubbles: true }));
+    seen.push(dialog.querySelector(".caption").textContent.split(":")[0]);
+  }
+  buttons[1].focus();
+  buttons[1].click();
+  const box = dialog.querySelector("img").getBoundingClientRect();
+  const filled = box.width > 0.9 * innerWidth && box.height > 0.7 * innerHeight;
+  const inside = dialog.contains(document.activeElement);
+  for (const key of ["", "ArrowRight", "ArrowLeft", "ArrowLeft", "ArrowLeft"]) note(key);
+  dialog.close();
+  const back = document.activeElement === buttons[1];
+  document.title = ["probe", filled, inside, back, dialog.open, ...seen].join("; ");
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
+def test_the_viewer_fills_the_window_follows_the_arrows_and_returns_the_focus(text, tmp_path):
+    done = open_in_browser(text, tmp_path, probe=VIEWER)
+    assert "CONSOLE" not in done.stderr
+    order = "2 of 6; 3 of 6; 2 of 6; 1 of 6; 6 of 6"
+    assert f"<title>probe; true; true; true; false; {order}</title>" in done.stdout

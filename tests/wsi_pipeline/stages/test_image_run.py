@@ -9,6 +9,7 @@ import tifffile
 import torch
 from PIL import Image
 
+from tests.helpers.html_pages import Page, check_policy
 from tests.helpers.striped_images import make_folder, rows_of
 from wsi_pipeline.cli import app as cli
 from wsi_pipeline.cohort.image_folder import read_images
@@ -20,6 +21,7 @@ from wsi_pipeline.evaluation.image_evaluation import evaluate_images
 from wsi_pipeline.inference.image_scores import ScoredImage
 from wsi_pipeline.inference.scores import TRAINED_ON
 from wsi_pipeline.models.checkpoint import load_checkpoint, read_meta
+from wsi_pipeline.report.images import build_image_report
 
 SMALL = "{model: {options: {m: 5, stride: 4, filters: 4, depth: 2, channels: 1, normalise: minmax}}"
 TRAIN = "sampling: balanced, steps_per_epoch: 8, max_epochs: 3, lr: 0.003}"
@@ -419,7 +421,58 @@ def test_the_report_names_every_split_and_needs_no_other_file(finished):
     page = (root / "run" / "report.html").read_text()
     assert page.index("<td>train</td>") < page.index("<td>val</td>") < page.index("<td>test</td>")
     # A PatchNet's score has to be over its threshold, as in its paper; others' may be equal.
-    assert "Class 1 (columns) if the score is &gt; 0.50." in page
-    assert "Class 1 (columns) if the score is ≥ 0.50." in page
+    text = Page(page).text
+    assert "patchnet an image is called class 1 (columns) > 0.500 the rule that" in text
+    assert "cam an image is called class 1 (columns) ≥ 0.500 the rule that" in text
     assert 'src="data:image/jpeg' in page
     assert str(root) not in page
+
+
+def test_the_report_shows_each_image_with_its_verdict_and_map(finished, tmp_path):
+    """Reports of image folders had neither single images nor SVG charts, unlike those of slides."""
+    root, _ = finished
+    copy = shutil.copytree(root / "run", tmp_path / "run")
+    report = build_image_report(copy, models=["patchnet"], n_pictures=3)
+    check_policy(report.read_text())
+    page = Page(report.read_text())
+    assert page.open == []
+    evaluated = json.loads((copy / "evaluation/patchnet/metrics.json").read_text())["evaluated"]
+    rows = [
+        row
+        for row in rows_of(copy / "evaluation/patchnet/images.csv")
+        if row["split"] == evaluated and row["score"]
+    ]
+    wrong = {row["image_id"] for row in rows if row["label"] != row["predicted"]}
+    alts = [v for tag, name, v in page.attributes if (tag, name) == ("img", "alt")]
+    cards = [alt for alt in alts if alt.startswith("image ")]
+    assert len(cards) == 3
+    assert sum(alt.split()[1] in wrong for alt in cards) == min(3, len(wrong))
+    assert f"{len(rows) - len(wrong)} of {len(rows)} images are called correctly" in page.text
+    assert "What failed" in page.text
+    titles = [v for tag, name, v in page.attributes if (tag, name) == ("svg", "aria-label")]
+    assert titles == [
+        "ROC curve over images",
+        "Precision and recall over images",
+        "patchnet: loss by epoch",
+        "patchnet: validation ROC AUC by epoch",
+    ]
+    maps = json.loads((copy / "heatmaps/patchnet/maps.json").read_text())["images"]
+    with_map = build_image_report(copy, models=["patchnet"]).read_text()
+    shown = [alt for alt in Page(with_map).attributes if alt[1] == "alt" and "its map" in alt[2]]
+    assert {alt[2].split()[1] for alt in shown} == set(maps) & {row["image_id"] for row in rows}
+
+
+def test_the_report_of_images_that_are_only_scored_has_no_results(finished, tmp_path):
+    root, _ = finished
+    copy = shutil.copytree(root / "run", tmp_path / "run")
+    for name in ("evaluation", "models", "explanations"):
+        shutil.rmtree(copy / name, ignore_errors=True)
+    page = Page(build_image_report(copy, models=["cam"]).read_text())
+    ids = [value for tag, name, value in page.attributes if (tag, name) == ("section", "id")]
+    assert ids == ["headline", "per-image", "what", "maps", "data", "provenance"]
+    scores = [
+        float(row["score"]) for row in rows_of(copy / "scores/cam/images.csv") if row["score"]
+    ]
+    assert f"scored {len(scores)} images: the scores are between" in page.text
+    assert {min(scores), max(scores)} <= set(page.numbers)
+    assert "run wsi-pipeline" not in page.text
