@@ -65,6 +65,11 @@ def test_the_reference_has_every_public_name():
     assert set(wsi_pipeline.__all__) - {"explain"} <= set(listed)
 
 
+def test_the_gallery_has_every_picture():
+    shown = set(LINK.findall(read(ROOT / "docs/gallery.md")))
+    assert {f"images/{path.name}" for path in ROOT.glob("docs/images/*")} <= shown
+
+
 # ------------------------------------------------------------ command lines
 
 

@@ -55,7 +55,7 @@ def slides(
         typer.Option(
             "--splits",
             metavar="VAL,TEST",
-            help="Deal the patients into splits: shares for val and test, e.g. 0.2,0.2.",
+            help="Divide the patients between splits: shares for val and test, e.g. 0.2,0.2.",
         ),
     ] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of --splits.")] = 0,

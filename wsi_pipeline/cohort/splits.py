@@ -40,7 +40,7 @@ def assign_splits(
     val_fraction, test_fraction : in [0, 1)
         Shares of the patients; the rest is for training. Ignored if `folds` is a number.
     folds : int, optional
-        Deal the patients into so many folds; number `fold` is the test, the next one (the first
+        Divide the patients into so many folds; number `fold` is the test, the next one (the first
         after the last) validates, the rest trains. Of two folds the other one trains. "patients":
         each patient is a fold, in the order of their names; of the others `val_fraction` validate.
     fold : int

@@ -84,18 +84,18 @@ def _slide_specs(size: tuple[int, int], *, diameters: Sequence[int]) -> list[Sli
         patient = f"p{number + 1:02d}"
         diameter = diameters[number % len(diameters)]
         at = (0.42 + 0.04 * (number % 5), 0.56 - 0.04 * (number % 4))
-        for suffix, tumours in (("a", (TumourSpec(at, diameter),)), ("b", ())):
+        for name, tumours in (("a", (TumourSpec(at, diameter),)), ("b", ())):
             specs.append(
                 SlideSpec(
-                    f"{patient}_{suffix}",
+                    f"{patient}_{name}",
                     patient,
                     "train",
                     size,
                     tumours,
+                    lymphoid=0.2 + 0.05 * (number % 5),
                     n_glands=5,
                     n_vessels=3,
                     n_fat=1,
-                    lymphoid=0.2 + 0.05 * (number % 5),
                 )
             )
     return specs

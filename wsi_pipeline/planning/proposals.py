@@ -127,7 +127,7 @@ def propose_patients(
 
 
 def propose_splits(entries: Sequence[SlideEntry], proposals: Proposals) -> list[SlideEntry]:
-    """Deal the patients into splits.
+    """Divide the patients between splits.
 
     Raises
     ------
