@@ -133,7 +133,7 @@ def test_the_help_of_a_command_ends_with_examples_and_its_page(name, capsys):
         get_command(app)([name, "--help"])
     printed = " ".join(capsys.readouterr().out.split())  # lines are broken to fit the terminal
     assert all(f"wsi-pipeline {example}" in printed for example in guide.examples)
-    assert f"Manual: docs/{guide.page}" in printed
+    assert f"Manual: docs/{guide.page} (wsi-pipeline docs {guide.page[:-3]})" in printed
 
 
 def test_every_command_has_examples():

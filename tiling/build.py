@@ -51,7 +51,9 @@ class TileSummary:
         bad = f", {self.n_unreadable} unreadable" if self.n_unreadable else ""
         notes = "".join(f"; {note}" for note in self.notes)
         rate = (
-            f", {format_rate(self.n_patches / max(self.seconds, 1e-3))}" if self.n_patches else ""
+            f", {format_rate(self.n_patches / max(self.seconds, 1e-3), 'patch')}"
+            if self.n_patches
+            else ""
         )
         patches = pluralize(self.n_patches, "patch")
         return f"{patches} ({counts}{bad}) in {format_duration(self.seconds)}{rate}{notes}"

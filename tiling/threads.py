@@ -7,6 +7,7 @@ long work calls `check_stopped` between its steps.
 """
 
 import collections
+import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,6 +18,13 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 _own = threading.local()  # `stop`: an Event, in threads of `map_in_threads`
+
+
+def count_cores() -> int:
+    """Count the cores that this process may use: of a job, those it was given."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 class Stopped(BaseException):

@@ -103,21 +103,21 @@ def _format_away_from(value: float, digits: int, marks: tuple[float, ...]) -> st
     return shown.replace("-", "") if value == 0 else shown
 
 
-def format_rate(per_second: float) -> str:
-    """Write how fast something goes; what is slow as the time that each takes.
+def format_rate(per_second: float, noun: str) -> str:
+    """Write how fast something goes; below one per second, how long each takes.
 
     Examples
     --------
-    >>> format_rate(347.2), format_rate(3.21), format_rate(0.27), format_rate(0.02)
-    ('347/s', '3.2/s', '0.27/s', '50 s each')
+    >>> format_rate(347.2, "patch"), format_rate(3.21, "patch")
+    ('347/s', '3.2/s')
+    >>> format_rate(0.27, "batch"), format_rate(1 / 600, "slide")
+    ('3.7 s per batch', '10 min per slide')
     """
     if per_second >= 10:
         return f"{per_second:.0f}/s"
     if per_second >= 1:
         return f"{per_second:.1f}/s"
-    if per_second >= 0.1:
-        return f"{per_second:.2f}/s"
-    return f"{format_duration(1 / per_second)} each" if per_second > 0 else "0/s"
+    return f"{format_duration(1 / per_second)} per {noun}" if per_second > 0 else "0/s"
 
 
 def format_duration(seconds: float) -> str:

@@ -7,7 +7,7 @@ OpenSlide.
 from tiling import MODULE_BY_NAME as _MODULE_BY_NAME_OF_TILING
 from tiling.lazy import lazy_names
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 
 __all__ = [
     "PatchStore",

@@ -105,6 +105,15 @@ class Detections:
 
 
 @dataclass(frozen=True)
+class OperatingPoint:
+    """The point of an FROC curve with the most false positives that a rate allows."""
+
+    threshold: float  #: detections of at least this score count; +inf (null in JSON): none does
+    avg_fps: float  #: mean false positives per slide, at most the rate
+    sensitivity: float  #: at this threshold
+
+
+@dataclass(frozen=True)
 class FrocCurve:
     """An FROC curve and its counts; the content of ``froc.json``."""
 
@@ -118,7 +127,8 @@ class FrocCurve:
     thresholds: NDArray[np.float64]  #: (K,) descending; the first is +inf (null in JSON)
     avg_fps: NDArray[np.float64]  #: (K,) mean false positives per slide; NaN where undefined
     sensitivity: NDArray[np.float64]  #: (K,)
-    sensitivity_at: dict[str, float | None]  #: by rate, "0.25" ... "8"
+    sensitivity_at: dict[str, float | None]  #: by rate, "0.25" ... "8"; `score` is their mean
+    operating_points: dict[str, OperatingPoint | None]  #: by rate; None where undefined
     score: float | None
     score_ci95: tuple[float, float] | None = None
     undefined: dict[str, str] = field(default_factory=dict)  #: metric -> reason

@@ -43,7 +43,8 @@ def packages(report):
     report.row("card", card)
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     wrong = []
-    for line in project["dependencies"]:
+    extras = project["optional-dependencies"]
+    for line in (*project["dependencies"], *extras["torch"], *extras["cluster"]):
         needed = Requirement(line)
         try:
             found = metadata.version(needed.name)

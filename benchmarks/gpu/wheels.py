@@ -30,8 +30,9 @@ GLIBC_NEWEST = 28  # wheels for glibc 2.28 or older
 def requirements():
     """The project's dependencies, without PyTorch, and what its tests need."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    needed = [line for line in project["dependencies"] if plain_name(line) != "torch"]
-    return [*needed, *FOR_TESTS]
+    extras = project["optional-dependencies"]
+    lines = [*project["dependencies"], *extras["torch"], *extras["cluster"], *extras["textures"]]
+    return [*(line for line in lines if plain_name(line) != "torch"), *FOR_TESTS]
 
 
 def plain_name(text):

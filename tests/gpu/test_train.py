@@ -100,7 +100,7 @@ def test_a_group_of_processes_speaks_over_nccl(tmp_path, gpu):
         assert torch.distributed.get_backend() == "nccl"
         processes.wait_for_all()
         assert processes.sum_over_all(2.5, gpu) == 2.5
-        assert processes.sum_losses(torch.ones(2, dtype=torch.float64, device=gpu)) == [1.0, 1.0]
+        assert processes.sum_losses([1.0, 1.0], gpu) == [1.0, 1.0]
         model.zero_grad()
         shared = processes.share_gradients(model)
         shared(torch.ones(2, 3, device=gpu)).sum().backward()

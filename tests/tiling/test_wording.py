@@ -81,7 +81,7 @@ def test_percentages_with_decimals_have_none_where_they_are_exact():
 
 @given(st.floats(1e-9, 1e9))
 def test_a_rate_above_zero_is_never_zero(rate):
-    shown = format_rate(rate)
+    shown = format_rate(rate, "slide")
 
     assert shown != "0/s"
     amount = float(re.match(r"[\d.e+-]+", shown)[0])

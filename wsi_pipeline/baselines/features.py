@@ -5,7 +5,7 @@ that affect its pixels, and the versions of the definitions and of mahotas. The 
 changed image or setting are therefore computed again.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -26,9 +26,10 @@ from wsi_pipeline.baselines.textures import extract_features
 from wsi_pipeline.cohort.image_folder import ImageEntry
 from wsi_pipeline.cohort.image_masks import read_object_mask
 from wsi_pipeline.cohort.image_pixels import fit_image, read_image
+from wsi_pipeline.config.reading import anchor_paths
 from wsi_pipeline.config.settings import ImagesConfig
 from wsi_pipeline.errors import ManifestError, ModelError, StageError
-from wsi_pipeline.run.cluster import map_tasks
+from wsi_pipeline.run.process_pool import map_in_processes
 
 _SCHEMA = "wsi-pipeline/features/1"
 _TEXTURES = ("pftas", "haralick", "zernike")  # of every image
@@ -89,7 +90,12 @@ def compute_features(
         remove_leftovers(keep)
     work = partial(_find, folder, config, with_shape, keep)
     found: list[ImageFeatures] = [ImageFeatures()] * len(entries)
-    for done, (number, result) in enumerate(map_tasks(work, entries, workers=workers), start=1):
+    results: Iterable[tuple[int, ImageFeatures | StageError]] = enumerate(map(work, entries))
+    if workers > 1 and len(entries) > 1:
+        near, kept_in = anchor_paths((folder, keep), Path.cwd())
+        work = partial(_find, near, config, with_shape, kept_in)
+        results = map_in_processes(work, entries, workers=workers, preload=(__name__,))
+    for done, (number, result) in enumerate(results, start=1):
         if isinstance(result, StageError):  # its worker died
             result = ImageFeatures(problem=f"{entries[number].file}: {result}")
         if result.failure is not None:

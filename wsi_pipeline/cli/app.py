@@ -17,7 +17,9 @@ from tiling.errors import ExpectedError
 from wsi_pipeline import __version__
 from wsi_pipeline.cli import stages
 from wsi_pipeline.cli.baselines import baselines
+from wsi_pipeline.cli.docs import docs
 from wsi_pipeline.cli.doctor import doctor
+from wsi_pipeline.cli.example_data import example
 from wsi_pipeline.cli.examples import epilog_of
 from wsi_pipeline.cli.froc import froc
 from wsi_pipeline.cli.interrupt import describe_interrupt
@@ -26,6 +28,7 @@ from wsi_pipeline.cli.options import EXIT_NOTHING_DONE
 from wsi_pipeline.cli.planning import plan, slides
 from wsi_pipeline.cli.pn_stage import stage as stage_patients
 from wsi_pipeline.cli.runs import apply, collect, compare, demo, run
+from wsi_pipeline.config.extras import explain_missing
 from wsi_pipeline.config.stages import STAGES
 from wsi_pipeline.run.interrupts import EXIT_INTERRUPTED, end_now, watch_signals
 
@@ -44,6 +47,11 @@ class Program(TyperGroup):
             return super().invoke(ctx)
         except ExpectedError as error:
             print(f"{type(error).__name__}: {error}", file=sys.stderr)
+            raise typer.Exit(EXIT_NOTHING_DONE) from error
+        except ModuleNotFoundError as error:
+            if (message := explain_missing(error, ctx.invoked_subcommand)) is None:
+                raise
+            print(message, file=sys.stderr)
             raise typer.Exit(EXIT_NOTHING_DONE) from error
         except OSError as error:
             where = f"{error.filename}: " if error.filename else ""
@@ -76,8 +84,8 @@ WITH_OPTIONS: dict[str, Callable[..., None]] = {
 }
 BEFORE_A_RUN: tuple[Callable[..., None], ...] = (init, settings, slides, plan)
 FURTHER: tuple[Callable[..., None], ...] = (
-    *(run, apply, demo, froc, stage_patients),
-    *(compare, baselines, collect, doctor),
+    *(run, apply, demo, example, froc, stage_patients),
+    *(compare, baselines, collect, doctor, docs),
 )
 
 for command in BEFORE_A_RUN:

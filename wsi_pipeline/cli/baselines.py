@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from tiling.wording import pluralize
-from wsi_pipeline.cli.options import FileOption, QuietOption, SetOption
+from wsi_pipeline.cli.options import FileOption, QuietOption, SetOption, WorkersOption
 
 
 class BaselineSplit(StrEnum):
@@ -73,7 +73,7 @@ def baselines(
     ] = None,
     config: FileOption = None,
     set_: SetOption = None,
-    workers: Annotated[int, typer.Option("--workers", min=1, help="Processes.")] = 1,
+    workers: WorkersOption = None,
     quiet: QuietOption = False,
 ) -> None:
     """Fit linear models on classic texture features and print the table of the PatchNet papers."""
@@ -85,6 +85,7 @@ def baselines(
     )
     from wsi_pipeline.config.reading import SplitConfig, read_config
     from wsi_pipeline.config.settings import ImagesConfig
+    from wsi_pipeline.run.process_pool import choose_workers
     from wsi_pipeline.run.progress import StageProgress
 
     settings = read_config(config, set_ or (), section="images")
@@ -96,14 +97,14 @@ def baselines(
         nonzero_is_object=nonzero_is_object,
         seed=settings.seed if seed is None else seed,
     )
-    with StageProgress("features", 1, quiet=quiet) as progress:
-        progress.begin(folder.name)
+    with StageProgress("features", 1, noun="folder", quiet=quiet) as progress:
+        progress.begin(folder.name, "image")
         found = run_baselines(
             folder,
             settings.images or ImagesConfig(),
             options,
             keep=out / "features" if out else None,
-            workers=workers,
+            workers=choose_workers(workers, takes_all_cores=False),
             on_progress=progress.inside,
         )
         kept = f", features of {found.n_kept} kept from before" if found.n_kept else ""

@@ -1,17 +1,20 @@
 """The ``doctor`` command: checks what is installed; shows the model card of a checkpoint."""
 
+import functools
 import importlib
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from tiling.threads import count_cores
 from wsi_pipeline.cli.options import EXIT_NOTHING_DONE
+from wsi_pipeline.config.extras import EXTRAS, Extra
 from wsi_pipeline.config.versions import versions
 
 
@@ -23,12 +26,14 @@ class Finding:
     what: str
     detail: str
     remedy: str = ""
+    is_optional: bool = False
 
     @property
     def line(self) -> str:
         """Line that the ``doctor`` command prints."""
         remedy = f"; {self.remedy}" if self.remedy and not self.ok else ""
-        return f"{'ok     ' if self.ok else 'MISSING'} {self.what}: {self.detail}{remedy}"
+        state = "ok" if self.ok else "absent" if self.is_optional else "MISSING"
+        return f"{state:7} {self.what}: {self.detail}{remedy}"
 
 
 def doctor(
@@ -52,7 +57,8 @@ def doctor(
         return
     findings = examine()
     print("\n".join(finding.line for finding in findings))
-    raise typer.Exit(0 if all(finding.ok for finding in findings) else EXIT_NOTHING_DONE)
+    complete = all(finding.ok or finding.is_optional for finding in findings)
+    raise typer.Exit(0 if complete else EXIT_NOTHING_DONE)
 
 
 def examine() -> list[Finding]:
@@ -62,7 +68,7 @@ def examine() -> list[Finding]:
         _attempt("slide reader", _openslide, "pip install openslide-bin openslide-python"),
         _attempt("JPEG and JPEG 2000 codecs", _codecs, "pip install imagecodecs simplejpeg"),
         _attempt("patch store", _zarr, "pip install 'zarr>=3.1'"),
-        _attempt("torch", _torch, "pip install -c constraints.txt torch"),
+        *map(_extra, EXTRAS),
         _machine(),
         _scratch(),
         _slurm(),
@@ -70,10 +76,25 @@ def examine() -> list[Finding]:
 
 
 def _packages() -> Iterator[Finding]:
+    of_extras = {module for extra in EXTRAS for module in extra.modules}
     for name, found in versions().items():
-        yield Finding(
-            found != "not installed", name, found, f"pip install -c constraints.txt {name}"
-        )
+        if name not in of_extras:
+            yield Finding(found != "not installed", name, found, f"pip install {name}")
+
+
+def _extra(extra: Extra) -> Finding:
+    what = f"{extra.package}, for {', '.join(extra.used_by)}"
+    if extra.missing:
+        detail = f"{', '.join(extra.missing)} not installed"
+        return Finding(False, what, detail, extra.remedy, is_optional=True)
+    check = _torch if extra.name == "torch" else functools.partial(_import_all, extra)
+    return _attempt(what, check, f"{extra.remedy} --force-reinstall")
+
+
+def _import_all(extra: Extra) -> str:
+    for module in extra.modules:
+        importlib.import_module(module)
+    return ", ".join(f"{module} {version(module)}" for module in extra.modules)
 
 
 def _attempt(what: str, check: Callable[[], str], remedy: str) -> Finding:
@@ -123,8 +144,7 @@ def _torch() -> str:
 
 
 def _machine() -> Finding:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return Finding(True, "cores", str(cores))
+    return Finding(True, "cores", str(count_cores()))
 
 
 def _scratch() -> Finding:

@@ -1,6 +1,11 @@
-"""The end of each command's help: two examples, its settings, and its page of the manual."""
+"""The end of each command's help: two examples, its settings, and its page of the manual.
 
+Also the command that usually follows, printed when a stage ends.
+"""
+
+import shlex
 from dataclasses import dataclass
+from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -10,20 +15,36 @@ class Guide:
     examples: tuple[str, str]
     page: str  # in docs/
     sections: tuple[str, ...] = ()  # of the config
+    then: str = ""  # the command that usually follows, on the run folder RUN
 
     @property
     def epilog(self) -> str:
         """The text below the options of the command's help."""
         settings = f"Settings: {', '.join(self.sections)} (docs/config.md). " * bool(self.sections)
         escaped = [example.replace("[", "\\[") for example in self.examples]  # no markup of Rich
+        command = f"wsi-pipeline docs {self.page.removesuffix('.md')}"
         examples = "\n\n".join(f"  wsi-pipeline {example}" for example in escaped)
-        return f"Examples:\n\n{examples}\n\n{settings}Manual: docs/{self.page}"
+        return f"Examples:\n\n{examples}\n\n{settings}Manual: docs/{self.page} ({command})"
 
 
 def epilog_of(name: str) -> str | None:
     """Return the end of a command's help; None of a command without examples."""
     guide = GUIDES.get(name)
     return guide.epilog if guide else None
+
+
+def describe_next(name: str, run: Path) -> str:
+    """Write the line with the command that usually follows a command; empty for the last ones.
+
+    Examples
+    --------
+    >>> describe_next("predict", Path("my run"))
+    "next: wsi-pipeline heatmap 'my run'"
+    """
+    guide = GUIDES.get(name)
+    if guide is None or not guide.then:
+        return ""
+    return f"next: wsi-pipeline {guide.then.replace('RUN', shlex.quote(str(run)))}"
 
 
 GUIDES = {
@@ -46,6 +67,7 @@ GUIDES = {
         ),
         "tile.md",
         ("tile", "splits", "images"),
+        then="train RUN",
     ),
     "train": Guide(
         (
@@ -54,6 +76,7 @@ GUIDES = {
         ),
         "train.md",
         ("train",),
+        then="predict RUN",
     ),
     "predict": Guide(
         (
@@ -62,9 +85,13 @@ GUIDES = {
         ),
         "predict.md",
         ("predict",),
+        then="heatmap RUN",
     ),
     "heatmap": Guide(
-        ("heatmap run", "heatmap run --set method=grad_cam"), "heatmap.md", ("heatmap",)
+        ("heatmap run", "heatmap run --set method=grad_cam"),
+        "heatmap.md",
+        ("heatmap",),
+        then="evaluate RUN",
     ),
     "explain": Guide(
         (
@@ -73,11 +100,13 @@ GUIDES = {
         ),
         "explain.md",
         ("explain",),
+        then="report RUN",
     ),
     "evaluate": Guide(
         ("evaluate run", "evaluate run --set split=val --set threshold=0.5"),
         "evaluate.md",
         ("evaluate",),
+        then="report RUN",
     ),
     "export": Guide(
         ("export run --format qupath", "export run --format wsinfer --format clam"),
@@ -102,7 +131,10 @@ GUIDES = {
         "predict.md",
         ("predict", "heatmap", "export"),
     ),
-    "demo": Guide(("demo", "demo --out my_demo --quiet"), "README.md"),
+    "demo": Guide(("demo", "demo --quick --out my_demo"), "README.md"),
+    "example": Guide(
+        ("example slides data", "example teams challenge --seed 1"), "tutorials/slides.md"
+    ),
     "froc": Guide(
         (
             "froc --detections csv/ --reference masks/ --out froc",
@@ -126,5 +158,6 @@ GUIDES = {
         ("images", "splits"),
     ),
     "collect": Guide(("collect run", "collect run --verify"), "cluster.md"),
+    "docs": Guide(("docs", "docs tile"), "README.md"),
     "doctor": Guide(("doctor", "doctor run/models/vgg16/checkpoint.safetensors"), "errors.md"),
 }

@@ -152,8 +152,8 @@ def froc(
         raise typer.BadParameter(str(error)) from error
     if len(teams) == 1:
         run_froc(options, print_line=print_line)
-        print_line(str(build_froc_page(out)))
-        print(out / "froc.json")
+        print_line(str(out / "froc.json"))
+        print(build_froc_page(out))
         return
     rows = run_teams(teams, options, print_line=print_line)
     for row in rows:

@@ -4,9 +4,10 @@ import functools
 import inspect
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import copy
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, get_args
 
 import typer
 
@@ -30,8 +31,16 @@ SetOption = Annotated[
         "--set", metavar="KEY=VALUE", help="One setting, overrides the config; repeatable."
     ),
 ]
-WorkersOption = Annotated[int, typer.Option("--workers", min=1, help="Slides processed at a time.")]
-DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu or cuda:0.")]
+WorkersOption = Annotated[
+    int | None,
+    typer.Option(
+        "--workers",
+        min=1,
+        help="Slides, images or models processed at a time. Default: one where it takes all cores, "
+        "as in the stages, else one for each core, at most 8.",
+    ),
+]
+DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda:0 or mps.")]
 ShardOption = Annotated[
     str | None,
     typer.Option("--shard", metavar="I/N", help="Part I of N (from 0), or auto in a job array."),
@@ -63,20 +72,46 @@ ModelOption = Annotated[
 ]
 
 
-def with_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Add the options that all stages share to a command, which takes them as one `options`."""
-    own, shared = inspect.signature(command), inspect.signature(make_options).parameters
-    parameters = [p for p in own.parameters.values() if p.name != "options"]
-    parameters += shared.values()
+def with_options(*, unused: Sequence[str] = ()) -> Callable[..., Callable[..., None]]:
+    """Add the options that stages share to a command, which takes them as one `options`.
 
-    @functools.wraps(command)
-    def with_one(**values: Any) -> None:
-        options = make_options(**{name: values.pop(name) for name in shared})
-        command(**values, options=options)
+    Parameters
+    ----------
+    unused : sequence of str
+        Options that have no effect in this command: its help does not offer them. They are taken
+        all the same, with a note, so that all stages can be given the same options.
+    """
+    shared = {
+        name: _hide(parameter) if name in unused else parameter
+        for name, parameter in inspect.signature(make_options).parameters.items()
+    }
 
-    with_one.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]  # for typer
-    with_one.__annotations__ = {p.name: p.annotation for p in parameters}
-    return with_one
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        own = inspect.signature(command)
+        parameters = [p for p in own.parameters.values() if p.name != "options"]
+        parameters += shared.values()
+
+        @functools.wraps(command)
+        def with_one(**values: Any) -> None:
+            given = {name: values.pop(name) for name in shared}
+            for name in unused:
+                if given[name] != shared[name].default:
+                    print(f"--{name} has no effect in this command", file=sys.stderr)
+            command(**values, options=make_options(**given))
+
+        with_one.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]  # for typer
+        with_one.__annotations__ = {p.name: p.annotation for p in parameters}
+        return with_one
+
+    return decorate
+
+
+def _hide(parameter: inspect.Parameter) -> inspect.Parameter:
+    """Leave an option out of the help."""
+    kind, option = get_args(parameter.annotation)
+    hidden = copy(option)
+    hidden.hidden = True
+    return parameter.replace(annotation=Annotated[kind, hidden])
 
 
 def describe_model(architecture: str | None, positive: Sequence[str] | None) -> list[str]:
@@ -102,7 +137,7 @@ def check_each(check: Callable[[str], None]) -> Callable[[list[str]], list[str]]
 
 
 def make_options(
-    workers: WorkersOption = 1,
+    workers: WorkersOption = None,
     device: DeviceOption = "auto",
     shard: ShardOption = None,
     dask: DaskOption = None,
@@ -112,16 +147,18 @@ def make_options(
     """Collect the options common to all stages."""
     from wsi_pipeline.config.settings import DEVICE_NAME
     from wsi_pipeline.errors import ConfigError
+    from wsi_pipeline.run.process_pool import choose_workers
     from wsi_pipeline.run.runner import Options
     from wsi_pipeline.run.shards import parse_shard
 
     if not DEVICE_NAME.fullmatch(device):
-        raise typer.BadParameter(f"--device must be auto, cpu, cuda or cuda:0, got {device!r}")
+        raise typer.BadParameter(f"--device must be auto, cpu, cuda, cuda:0 or mps, got {device!r}")
     try:
         part = parse_shard(shard) if shard else None
     except ConfigError as error:
         raise typer.BadParameter(str(error)) from error
-    return Options(workers, device, part, dask, overwrite, quiet)
+    n_workers = choose_workers(workers, takes_all_cores=True)
+    return Options(n_workers, device, part, dask, overwrite, quiet)
 
 
 def read_settings(
@@ -134,29 +171,63 @@ def read_settings(
     quiet: bool = False,
 ) -> "Config":
     """Read a stage's settings from a file, or else from the run; ``--set`` overrides."""
-    from wsi_pipeline.config.reading import name_changes, read_config
+    from wsi_pipeline.config.reading import read_config
     from wsi_pipeline.layout import RunFolder
     from wsi_pipeline.run.runner import recall_settings
 
-    recorded = {} if config else recall_settings(RunFolder(run), section)
+    found = {} if config else recall_settings(RunFolder(run), section)
+    recorded = {name: value for name, (value, _) in found.items()}
     settings = read_config(config, set_ or (), section=section, models=models, recorded=recorded)
-    of_section = recorded.get(section) or {}
-    if section == "train" and models:
-        of_section = {name: of_section[name] for name in models if name in of_section}
-    recalled = name_changes(of_section, section)
-    recalled = [change for change in recalled if not change.startswith("formats=")]  # of run alone
+    recalled = list(_describe_recalled(found, settings, section, models))
     if recalled and not quiet:
         print(
-            f"{section}: settings from {run / 'run.json'}: {', '.join(recalled)}", file=sys.stderr
+            f"{section}: settings that differ from the defaults, from {run / 'run.json'}: "
+            f"{'; '.join(recalled)}",
+            file=sys.stderr,
         )
     return settings
 
 
+def _describe_recalled(
+    found: Mapping[str, tuple[Any, str]], settings: "Config", section: str, models: Sequence[str]
+) -> Iterator[str]:
+    """Name the recorded settings that a command uses, and which stage they were set by.
+
+    Those that the command line sets otherwise are not used.
+    """
+    from wsi_pipeline.config.reading import as_plain, name_changes
+    from wsi_pipeline.config.stages import find_stage
+
+    for name in (section, *find_stage(section).reads):
+        if name not in found:
+            continue
+        value, stage = found[name]
+        used = as_plain(getattr(settings, name))
+        if name == "train" and models:
+            value, used = ({m: of[m] for m in models if m in of} for of in (value or {}, used))
+        if isinstance(used, dict):
+            now = name_changes(used, name)
+            same = [change for change in name_changes(value, name) if change in now]
+            same = [change for change in same if not change.startswith("formats=")]  # of run alone
+            prefix = "" if name == section else f"{name}."
+        else:
+            same, prefix = ([f"={used}"] if used and used == value else []), name
+        if same:
+            yield f"{', '.join(prefix + change for change in same)} (set by {stage})"
+
+
 def finish(
-    results: Sequence["StageResult"], run: Path, last_line: str = "", *, quiet: bool
+    results: Sequence["StageResult"],
+    run: Path,
+    last_line: str = "",
+    *,
+    next_line: str = "",
+    quiet: bool,
 ) -> NoReturn:
-    """Print what was done and exit with the matching code."""
+    """Print what was done, and what to do next, and exit with the matching code."""
     lines = [line for result in results for line in str(result).splitlines()]
+    if next_line and all(result.exit_code != EXIT_NOTHING_DONE for result in results):
+        lines.append(next_line)
     if quiet:  # one line: the report's path, else the summary of the last stage
         lines = [] if last_line or not results else str(results[-1]).splitlines()[:1]
     for line in lines:

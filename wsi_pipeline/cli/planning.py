@@ -13,17 +13,9 @@ from wsi_pipeline.cli.options import (
     QuietOption,
     SetOption,
     ShardOption,
+    WorkersOption,
     make_options,
 )
-
-CheckWorkersOption = Annotated[
-    int | None,
-    typer.Option(
-        "--workers",
-        min=1,
-        help="Slides processed at a time. Default: the number of cores, at most 8.",
-    ),
-]
 
 
 class Unannotated(StrEnum):
@@ -67,7 +59,7 @@ def slides(
         ),
     ] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of --splits.")] = 0,
-    workers: CheckWorkersOption = None,
+    workers: WorkersOption = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Overwrite an existing --csv file.")
     ] = False,
@@ -76,7 +68,7 @@ def slides(
     """Check each slide (readable, size, resolution, duplicates); write a manifest to edit."""
     from wsi_pipeline.planning.proposals import Proposals
     from wsi_pipeline.planning.triage import check_target, describe, triage, write_triage
-    from wsi_pipeline.run.process_pool import default_workers
+    from wsi_pipeline.run.process_pool import choose_workers
 
     if csv is not None:
         check_target(csv, overwrite=overwrite)
@@ -87,7 +79,8 @@ def slides(
         splits=None if splits is None else _parse_shares(splits),
         seed=seed,
     )
-    found = triage(input, proposals, workers=workers or default_workers(), quiet=quiet)
+    n_workers = choose_workers(workers, takes_all_cores=False)
+    found = triage(input, proposals, workers=n_workers, quiet=quiet)
     lines = describe(found)
     print("\n".join(lines[-1:] if quiet else lines))
     if csv is not None:
@@ -123,7 +116,7 @@ def plan(
         typer.Option("--out", metavar="RUN", help="Run folder, overrides the config's."),
     ] = None,
     set_: SetOption = None,
-    workers: CheckWorkersOption = None,
+    workers: WorkersOption = None,
     device: DeviceOption = "auto",
     shard: ShardOption = None,
     format_: Annotated[
@@ -135,11 +128,11 @@ def plan(
     from wsi_pipeline.config.reading import read_config
     from wsi_pipeline.planning.plan import plan_run
     from wsi_pipeline.planning.plan_text import describe, summarise
-    from wsi_pipeline.run.process_pool import default_workers
+    from wsi_pipeline.run.process_pool import choose_workers
 
     settings = read_config(config, set_ or ())
     settings = replace(settings, out=out) if out else settings
-    n_workers = workers or default_workers()
+    n_workers = choose_workers(workers, takes_all_cores=False)
     part = make_options(n_workers, device, shard, None, False, quiet).shard
     found = plan_run(settings, workers=n_workers, device=device, shard=part, quiet=quiet)
     if format_ is PlanFormat.json:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from wsi_pipeline.run.runner import Options
 
 
-@with_options
+@with_options()
 def run(
     config: Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file.")],
     options: "Options",
@@ -58,7 +58,7 @@ def _run(settings: "Config", options: "Options") -> NoReturn:
     finish(results, settings.out, last_line, quiet=options.quiet)
 
 
-@with_options
+@with_options()
 def apply(
     slides: Annotated[Path, typer.Argument(metavar="SLIDES", help="Slide, folder or manifest.")],
     checkpoint: Annotated[
@@ -106,14 +106,24 @@ def demo(
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Output folder.")] = Path(
         "demo"
     ),
+    quick: Annotated[
+        bool,
+        typer.Option(
+            "--quick", help="Tiny slides and training, in a minute; the metrics mean nothing."
+        ),
+    ] = False,
     quiet: QuietOption = False,
 ) -> None:
     """Draw a small cohort with known tumours and run every stage on it, up to the report."""
+    from wsi_pipeline.config.extras import require
     from wsi_pipeline.config.reading import read_config
     from wsi_pipeline.demo.cohort import prepare_demo
     from wsi_pipeline.run.runner import Options
 
-    settings = read_config(prepare_demo(out))
+    require("torch")
+    if quick:
+        print("quick demo: the model is barely trained, so the metrics mean nothing")
+    settings = read_config(prepare_demo(out, quick=quick))
     _run(settings, Options(quiet=quiet))
 
 

@@ -1,13 +1,16 @@
 """Commands of the stages."""
 
 import json
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
+from wsi_pipeline.cli.examples import describe_next
 from wsi_pipeline.cli.options import (
     ArchitectureOption,
     ConfigOption,
@@ -29,7 +32,7 @@ if TYPE_CHECKING:
     from wsi_pipeline.run.runner import Options, StageResult
 
 
-@with_options
+@with_options(unused=["device"])
 def tile(
     input: Annotated[Path, typer.Argument(metavar="INPUT", help="Slide, folder or manifest.")],
     out: Annotated[Path, typer.Option("--out", metavar="RUN", help="Run folder.")],
@@ -44,7 +47,18 @@ def tile(
 
     # Tiling starts a run, so recorded settings are not read.
     settings = replace(read_config(config, set_ or (), section="tile"), input=input, out=out)
-    finish([tile_stage.tile(RunFolder(out), settings, options)], out, quiet=options.quiet)
+    result = tile_stage.tile(RunFolder(out), settings, options)
+    next_line = describe_next("tile", out)
+    if tile_stage.UNLABELLED in result.notes:
+        next_line = f"{describe_next('train', out)} --checkpoint FILE"  # of predict
+    elif not settings.train:
+        next_line += " --model vgg16"
+    finish([result], out, next_line=_or_collect(next_line, out, options), quiet=options.quiet)
+
+
+def _or_collect(next_line: str, run: Path, options: "Options") -> str:
+    """Return the line with the next command; of one task of a job array, ``collect``."""
+    return f"next: wsi-pipeline collect {shlex.quote(str(run))}" if options.shard else next_line
 
 
 def _stage_command(
@@ -62,13 +76,14 @@ def _stage_command(
     settings = read_settings(run, config, set_, section=section, models=models, quiet=options.quiet)
     found = stage(RunFolder(run), replace(settings, out=run), options, **chosen)
     results = found if isinstance(found, list) else [found]
-    finish(results, run, quiet=options.quiet)
+    next_line = _or_collect(describe_next(section, run), run, options)
+    finish(results, run, next_line=next_line, quiet=options.quiet)
 
 
 def make_command(name: str) -> Callable[..., None]:
     """Make the command of a stage that processes all models of a run, or those given."""
 
-    @with_options
+    @with_options(unused=["device"] if name == "evaluate" else [])  # which uses no network
     def command(
         run: RunArgument,
         options: "Options",
@@ -83,7 +98,14 @@ def make_command(name: str) -> Callable[..., None]:
     return command
 
 
-@with_options
+class TrainLog(StrEnum):
+    """Where else training writes the figures of its epochs."""
+
+    none = "none"
+    tensorboard = "tensorboard"
+
+
+@with_options()
 def train(
     run: RunArgument,
     options: "Options",
@@ -96,6 +118,10 @@ def train(
             "for VGG and CAM models.",
         ),
     ] = None,
+    log: Annotated[
+        TrainLog | None,
+        typer.Option("--log", help="tensorboard: event files in RUN/models/<model>/tensorboard/."),
+    ] = None,
     config: ConfigOption = None,
     set_: SetOption = None,
 ) -> None:
@@ -103,6 +129,7 @@ def train(
     from wsi_pipeline.stages import train as train_stage
 
     chosen = [f"model.weights={json.dumps(str(weights))}"] if weights else []
+    chosen += [f"log={log.value}"] if log else []
     _stage_command(
         "train",
         run,
@@ -114,7 +141,7 @@ def train(
     )
 
 
-@with_options
+@with_options()
 def predict(
     run: RunArgument,
     options: "Options",
@@ -152,10 +179,11 @@ def predict(
         results = predict_stage.predict_slides(folder, settings, options, slides, checkpoints=files)
     else:
         results = [predict_stage.predict(folder, settings, options, checkpoints=files)]
-    finish(results, run, quiet=options.quiet)
+    next_line = _or_collect(describe_next("predict", run), run, options)
+    finish(results, run, next_line=next_line, quiet=options.quiet)
 
 
-@with_options
+@with_options(unused=["workers", "device"])
 def report(
     run: RunArgument,
     options: "Options",
@@ -183,7 +211,7 @@ def report(
     finish([result], run, last_line, quiet=options.quiet)
 
 
-@with_options
+@with_options(unused=["device"])
 def export(
     run: RunArgument,
     options: "Options",
@@ -226,7 +254,7 @@ def _check_method(name: str) -> None:
     list_methods([name])
 
 
-@with_options
+@with_options()
 def explain(
     run: RunArgument,
     options: "Options",
@@ -313,4 +341,5 @@ def explain(
         patches=patches,
         images=images or (),
     )
-    finish(results, run, quiet=options.quiet)
+    next_line = _or_collect(describe_next("explain", run), run, options)
+    finish(results, run, next_line=next_line, quiet=options.quiet)

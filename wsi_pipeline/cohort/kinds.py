@@ -42,6 +42,7 @@ USED: dict[str, tuple[str, ...]] = {
         "tolerance",
         "readers",
         "splits",
+        "calibrated",
         "architecture",
         "positive",
     ),

@@ -5,6 +5,7 @@ Importing torch takes longer than tiling a slide: `predict` does both at a time.
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,7 +45,8 @@ class CheckpointMeta:
     val_patients: tuple[str, ...] = ()
     epoch: int = 0  # the epoch the weights are from, 1-based
     metrics: dict[str, float] = field(default_factory=dict)  # of that epoch, on val
-    # For the model card: splits (counts), weights (initial), colours (of tissue); {}: not known
+    # For the model card: splits (counts), weights (initial), colours (of tissue), temperature;
+    # {}: not known
     card: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -55,9 +57,36 @@ class CheckpointMeta:
         shape = self.image_shape or (side, side, 3)
         return PatchKind(shape, self.target_mpp, self.class_names, single)
 
+    @property
+    def temperature(self) -> float | None:
+        """What divides its logits for calibrated scores; None: it was not fitted."""
+        return self.card.get("temperature")
+
     def provenance(self) -> dict[str, list[str]]:
         """Slides and patients the model was trained on, by `PROVENANCE`."""
         return {name: list(getattr(self, name)) for name in PROVENANCE}
+
+
+def require_temperature(meta: CheckpointMeta, source: object) -> float:
+    """Return the temperature of a checkpoint.
+
+    Parameters
+    ----------
+    source : object
+        The file, for the message.
+
+    Raises
+    ------
+    CheckpointError
+        If it has none.
+    """
+    if meta.temperature is None:
+        raise CheckpointError(
+            f"{source}: predict.calibrated needs a temperature, and this model has none: it was "
+            "trained without validation, by an earlier version, or by another program; train it "
+            "again with validation patches, or set predict.calibrated=false"
+        )
+    return meta.temperature
 
 
 def read_meta(path: Path) -> CheckpointMeta:
@@ -98,6 +127,7 @@ def _check_types(meta: CheckpointMeta) -> None:
         and isinstance(meta.target_mpp, int | float)
         and isinstance(meta.versions, dict)
         and isinstance(meta.card, dict)
+        and _is_temperature(meta.temperature)
         and all(type(size) is int and size > 0 for size in (*sizes, meta.patch_px))
         and all(isinstance(name, str) for name in names)
         and len(meta.class_names) == 2
@@ -105,6 +135,12 @@ def _check_types(meta: CheckpointMeta) -> None:
     )
     if not is_right:
         raise TypeError("a value is not of the kind that train writes")
+
+
+def _is_temperature(value: object) -> bool:
+    if value is None:
+        return True
+    return isinstance(value, float) and 0 < value < math.inf
 
 
 def read_header(path: Path) -> dict[str, Any]:

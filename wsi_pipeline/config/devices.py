@@ -23,9 +23,10 @@ _AUTOCAST_DTYPE = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def resolve_device(name: str, *, worker: int | None = None) -> torch.device:
-    """Resolve ``auto``, ``cpu``, ``cuda`` or ``cuda:N`` to an available device.
+    """Resolve ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps`` to an available device.
 
-    ``auto`` is the first CUDA device, or the CPU if there is none.
+    ``auto`` is the first CUDA device, or the CPU if there is none. ``mps`` is the GPU of a Mac; it
+    is taken only where it is named, since not every model runs on it (`require_float64`).
 
     Parameters
     ----------
@@ -51,9 +52,16 @@ def resolve_device(name: str, *, worker: int | None = None) -> torch.device:
         name = f"cuda:{(worker or 0) % n_devices}"
     if name == "cpu":
         return torch.device("cpu")
+    if name == "mps":
+        if not torch.backends.mps.is_available():
+            raise ConfigError(
+                f"device mps not found: torch {torch.__version__} sees no GPU of a Mac (Apple "
+                "silicon, macOS 14 or later); use --device auto or cpu"
+            )
+        return torch.device("mps")
     match = DEVICE_NAME.fullmatch(name)
     if match is None:
-        raise ConfigError(f"unknown device {name!r}; give auto, cpu or cuda:0 (cuda:1, ...)")
+        raise ConfigError(f"unknown device {name!r}; give auto, cpu, cuda:0 (cuda:1, ...) or mps")
     index = int(match[1] or 0)
     if index >= n_devices:
         raise ConfigError(
@@ -72,12 +80,13 @@ def check_one_each(name: str, processes: int) -> None:
     ConfigError
         If the name is of one GPU, or there are fewer GPUs than processes.
     """
-    if resolve_device(name).type != "cuda":
+    kind = resolve_device(name).type
+    if kind == "cpu":
         return
-    if ":" in name:
+    if ":" in name or kind == "mps":
         raise ConfigError(
             f"device {name} is one GPU for {processes} processes; use cuda or auto, which assign "
-            "each its own, or processes: 1"
+            "each its own where there are several, or processes: 1"
         )
     if processes > torch.cuda.device_count():
         raise ConfigError(
@@ -112,6 +121,20 @@ def resolve_precision(name: str, device: torch.device) -> Precision:
     if name == "fp16" and device.type == "cpu":
         raise ConfigError("precision fp16 needs a GPU; on the CPU use fp32, or bf16 for speed")
     return cast(Precision, name)
+
+
+def require_float64(device: torch.device, what: str) -> None:
+    """Refuse a device that lacks float64, for computations that need it.
+
+    Raises
+    ------
+    ConfigError
+        With the computation.
+    """
+    if device.type == "mps":
+        raise ConfigError(
+            f"{what} in float64, which device mps lacks; use --device cpu, or another model"
+        )
 
 
 def place_model(model: Model, device: torch.device) -> Model:

@@ -21,7 +21,13 @@ NOT_CLINICAL = (
     "Research software, not a medical device. Not for diagnosis, treatment or any other clinical "
     "use."
 )
-_METRICS = {"val_loss": "cross-entropy, validation", "val_roc_auc": "ROC AUC, validation"}
+_METRICS = {
+    "val_ece": "expected calibration error, validation",
+    "val_ece_calibrated": "the same, with the temperature",
+    "val_loss": "cross-entropy, validation",
+    "val_loss_calibrated": "the same, with the temperature",
+    "val_roc_auc": "ROC AUC, validation",
+}
 _SPLITS = {"train": "training", "val": "validation"}
 _COUNTS = ("patients", "slides", "negative", "positive", "unlabelled", "unreadable")
 
@@ -59,6 +65,7 @@ def _describe_model(meta: CheckpointMeta) -> list[tuple[str, str]]:
             f"score from 0 ({meta.class_names[0]}) to 1 ({meta.class_names[1]}), not a calibrated "
             "probability",
         ),
+        ("temperature", _describe_temperature(meta)),
         *([("positive if", str(rule))] if rule else []),
         ("initial weights", _describe_weights(meta)),
         ("weights kept", f"of epoch {meta.epoch}"),
@@ -72,6 +79,15 @@ def _describe_input(meta: CheckpointMeta) -> str:
     if meta.image_shape is not None:
         return f"single images of {size}"
     return f"patches of slides, {size}, at {meta.target_mpp:g} µm per pixel"
+
+
+def _describe_temperature(meta: CheckpointMeta) -> str:
+    if meta.temperature is None:
+        return NOT_RECORDED
+    return (
+        f"{meta.temperature:.4f}; with the setting predict.calibrated the score is sigmoid(logit / "
+        "temperature), a probability where the classes are as frequent as in validation"
+    )
 
 
 def _describe_weights(meta: CheckpointMeta) -> str:

@@ -123,8 +123,8 @@ def read_config(
         Models whose training settings are wanted; short keys of ``train`` are theirs. Default:
         those of the config.
     recorded : mapping, optional
-        Recorded settings, as returned by `wsi_pipeline.run.runner.recall_settings`; used if
-        there is no `path`.
+        Recorded settings by section, of `wsi_pipeline.run.runner.recall_settings`; used if there
+        is no `path`.
 
     Raises
     ------

@@ -33,7 +33,7 @@ Score = Share  # output of a model, and thresholds for it
 Aggregator = Literal["max", "mean", "top_k", "mean_pool_max", "span"]  # patches' scores -> slide's
 Forgetting = Annotated[float, Field(ge=0, lt=1)]  # at 1 a running average never changes
 
-DEVICE_NAME = re.compile(r"auto|cpu|cuda(?::(\d+))?")  # what --device takes
+DEVICE_NAME = re.compile(r"auto|cpu|mps|cuda(?::(\d+))?")  # what --device takes
 
 
 @dataclass(frozen=True)
@@ -204,6 +204,8 @@ class TrainConfig:
     accumulate: Count = 1  # parts that a batch is computed in, one after the other
     processes: Count = 1  # that share each batch, one per GPU
     readers: Count = 2  # threads of each process that read batches ahead
+    # Event files of each epoch's figures, for TensorBoard, in models/<model>/tensorboard/
+    log: Literal["none", "tensorboard"] = "none"
     # repeatable: the same bits on one device; strict: nondeterministic operations raise an error
     determinism: Literal["repeatable", "strict"] = "repeatable"
     augment: AugmentConfig = field(default_factory=AugmentConfig)
@@ -274,6 +276,7 @@ def result_settings(config: TrainConfig) -> dict[str, Any]:
     """
     values = {f.name: getattr(config, f.name) for f in fields(config)}
     values["readers"] = TrainConfig.readers
+    del values["log"]
     values["augment"] = augment_settings(config.augment)
     values["model"] = {f.name: getattr(config.model, f.name) for f in fields(config.model)}
     values["model"]["preprocess"] = preprocess_settings(config.model.preprocess)
@@ -338,9 +341,16 @@ class PredictConfig:
     compiler: Compiler = "none"  # inductor: torch.compile
     readers: Count | None = None  # threads that read ahead; None: the cores of this worker
     splits: tuple[Split, ...] | None = None  # None: all slides; slides without a split always
+    calibrated: bool = False  # scores are sigmoid(logit / temperature of the checkpoint)
     # Of files of other programs: the network of a state dict; classes that add up to the score
     architecture: str | None = None
     positive: tuple[str, ...] = ()
+
+
+def score_settings(config: PredictConfig) -> tuple[object, ...]:
+    """Return the settings that a slide's scores depend on: batches and threads change none."""
+    how = (config.precision, config.compiler, config.tolerance)
+    return (*how, "calibrated") if config.calibrated else how
 
 
 @dataclass(frozen=True)

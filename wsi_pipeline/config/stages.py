@@ -19,7 +19,9 @@ class Stage:
     unit: Literal["slide", "model", "slide and model", "run"]
     sections: tuple[str, ...] = ()  # its sections of the config, in addition to that of its name
     folder: str = ""  # in the run folder; contains one folder per model
+    output: str = ""  # what it writes, in the run folder
     reads_scores: bool = False  # slides without scores are not expected
+    reads: tuple[str, ...] = ()  # further settings of the run that it uses
     variants: str = ""  # setting that lists the outputs per unit; their settings are not recalled
 
     @property
@@ -34,19 +36,28 @@ STAGES = (
         "Cut slides into labelled patches: slides -> patch stores.",
         "slide",
         sections=("splits", "images"),
+        output="tiles",
     ),
-    Stage("train", "Train classifiers: patch stores, or single images -> checkpoints.", "model"),
+    Stage(
+        "train",
+        "Train classifiers: patch stores, or single images -> checkpoints.",
+        "model",
+        reads=("seed",),
+        output="models",
+    ),
     Stage(
         "predict",
         "Score patches or single images: patch stores, slides, or images -> scores.",
         "slide and model",
         folder="scores",
+        output="scores",
     ),
     Stage(
         "heatmap",
         "Stitch scores into slide heatmaps: OME-TIFF values, overlay pictures; map single images.",
         "slide and model",
         folder="heatmaps",
+        output="heatmaps",
         reads_scores=True,
     ),
     Stage(
@@ -54,21 +65,27 @@ STAGES = (
         "Map where models look, by several methods: scores and checkpoints -> explanations.",
         "model",
         folder="explanations",
+        reads=("evaluate",),
+        output="explanations",
         variants="methods",
     ),
     Stage(
         "evaluate",
         "Compare scores with the reference: slide level, patches, FROC by both definitions.",
         "model",
+        reads=("heatmap",),
+        output="evaluation",
     ),
     Stage(
         "export",
         "Write scores and heatmaps in other tools' formats: QuPath, WSInfer, CLAM, OME-Zarr, ...",
         "slide and model",
+        reads=("heatmap", "evaluate"),
+        output="exports",
         reads_scores=True,
         variants="formats",
     ),
-    Stage("report", "Write one self-contained HTML report.", "run"),
+    Stage("report", "Write one self-contained HTML report.", "run", output="report.html"),
 )
 
 

@@ -16,7 +16,7 @@ PACKAGES = (
     "scikit-image",
     "scikit-learn",
     "shapely",
-    "dask",
+    "distributed",
     "h5py",
 )
 

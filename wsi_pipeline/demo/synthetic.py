@@ -17,13 +17,13 @@ from typing import Any
 from tiling.annotation.formats.asap_xml import write_asap_xml
 from tiling.files import digest_file, digest_json, write_json
 from wsi_pipeline.cohort.manifest import check_entries, write_manifest
-from wsi_pipeline.contracts import SlideEntry
+from wsi_pipeline.contracts import SPLITS, SlideEntry
 from wsi_pipeline.demo import cells, painting, pyramid, textures
 from wsi_pipeline.demo import layout as plan
 from wsi_pipeline.demo.painting import paint_slide
 from wsi_pipeline.demo.pyramid import write_pyramid
 from wsi_pipeline.demo.specs import MPP, SlideSpec, TumourSpec
-from wsi_pipeline.run.cluster import map_tasks
+from wsi_pipeline.run.process_pool import map_in_processes
 
 log = logging.getLogger(__name__)
 
@@ -109,6 +109,22 @@ DEMO_COHORT: tuple[SlideSpec, ...] = (
     ),
 )
 
+# Two patients in each split, with and without a tumour.
+QUICK_COHORT = tuple(
+    SlideSpec(
+        f"quick_{2 * number + is_tumour + 1}",
+        f"patient_{2 * number + is_tumour + 1}",
+        split,
+        (1100, 1000),
+        (TumourSpec((0.5, 0.5), 220),) if is_tumour else (),
+        n_glands=3,
+        n_vessels=2,
+        n_fat=1,
+    )
+    for number, split in enumerate(SPLITS)
+    for is_tumour in (0, 1)
+)
+
 
 def draw_cohort(
     out: Path, *, seed: int = 0, slides: Sequence[SlideSpec] = DEMO_COHORT, workers: int = 1
@@ -147,7 +163,8 @@ def draw_cohort(
         return manifest
     mark.unlink(missing_ok=True)
     work = functools.partial(_draw_slide, out=out, seed=seed)
-    for number, result in map_tasks(work, slides, workers=workers):
+    here = enumerate(map(work, slides))
+    for number, result in here if workers == 1 else map_in_processes(work, slides, workers=workers):
         if isinstance(result, Exception):
             raise result
         log.info("%s: drawn", slides[number].slide_id)

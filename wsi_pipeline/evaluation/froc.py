@@ -22,7 +22,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from wsi_pipeline.contracts import AtRate, Definition, Denominator, Detections, FrocCurve
+from wsi_pipeline.contracts import (
+    AtRate,
+    Definition,
+    Denominator,
+    Detections,
+    FrocCurve,
+    OperatingPoint,
+)
 from wsi_pipeline.errors import EvaluationError
 from wsi_pipeline.evaluation.lesions import LesionReference
 
@@ -196,13 +203,20 @@ def build_froc(
     n_denominator = int(events.in_denominator.sum())
     fps = np.concatenate([[0], np.cumsum(events.is_fp)[events.last]])
     hits = np.concatenate([[0], np.cumsum(events.is_hit)[events.last]])
+    thresholds = np.concatenate([[np.inf], events.scores[events.last]])
+    reason = _reason_undefined(events, n_lesions, n_denominator)
+    points: list[OperatingPoint | None] = [None] * len(rates)
+    if not reason:
+        per_slide = fps / n_denominator
+        points = [
+            OperatingPoint(float(thresholds[k]), float(per_slide[k]), float(hits[k] / n_lesions))
+            for k in find_operating_points(per_slide, hits, rates).tolist()
+        ]
     kept = find_corners(fps, hits)
-    thresholds = np.concatenate([[np.inf], events.scores[events.last]])[kept]
-    fps, hits = fps[kept], hits[kept]
+    thresholds, fps, hits = thresholds[kept], fps[kept], hits[kept]
     nothing = np.full(fps.size, np.nan)
     avg_fps = fps / n_denominator if n_denominator else nothing
     sensitivity = hits / n_lesions if n_lesions else nothing
-    reason = _reason_undefined(events, n_lesions, n_denominator)
     at = [None] * len(rates)
     if not reason:
         at = read_sensitivity(avg_fps, sensitivity, rates, at_rate=at_rate).tolist()
@@ -223,9 +237,41 @@ def build_froc(
         avg_fps=avg_fps,
         sensitivity=sensitivity,
         sensitivity_at=dict(zip(map(rate_name, rates), at, strict=True)),
+        operating_points=dict(zip(map(rate_name, rates), points, strict=True)),
         score=None if reason else float(np.mean(np.array(at, dtype=np.float64))),
         undefined=undefined,
     )
+
+
+def find_operating_points(
+    avg_fps: NDArray[np.float64], hits: NDArray[np.int64], rates: Sequence[float]
+) -> NDArray[np.int64]:
+    """Find the threshold for each rate: the one with the most false positives that it allows.
+
+    Of thresholds with equally many, the one with most hits; of equal points, the first, which has
+    the highest threshold. Where the curve is read by ``step``, its sensitivity is the one read.
+
+    Parameters
+    ----------
+    avg_fps, hits : (K,)
+        Neither decreases; all points of the curve, not its corners alone.
+    rates : (R,) >= 0
+
+    Returns
+    -------
+    chosen : (R,)
+        Indices.
+
+    Examples
+    --------
+    >>> avg_fps, hits = np.array([0.0, 0.0, 0.5, 1.0, 1.0, 1.0]), np.array([0, 1, 1, 1, 2, 2])
+    >>> find_operating_points(avg_fps, hits, [0.25, 0.9, 1, 8]).tolist()
+    [1, 2, 4, 4]
+    """
+    last = np.searchsorted(avg_fps, np.asarray(rates, np.float64), side="right") - 1
+    # The first of the points equal to it: where both have reached their values.
+    first = [np.searchsorted(values, values[last], side="left") for values in (avg_fps, hits)]
+    return np.asarray(np.maximum(*first), np.int64)
 
 
 def find_corners(x: NDArray[np.int64], y: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -426,6 +472,15 @@ def froc_to_json(curve: FrocCurve) -> dict[str, Any]:
             for threshold, avg_fps, sensitivity in points
         ],
         "sensitivity_at": curve.sensitivity_at,
+        "operating_points": {
+            rate: point
+            and {
+                "threshold": number_or_none(point.threshold),
+                "avg_fps": point.avg_fps,
+                "sensitivity": point.sensitivity,
+            }
+            for rate, point in curve.operating_points.items()
+        },
         "score": curve.score,
         "score_ci95": list(curve.score_ci95) if curve.score_ci95 else None,
         "bootstrap": curve.bootstrap,

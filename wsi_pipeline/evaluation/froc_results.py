@@ -43,6 +43,7 @@ LESION_COLUMNS = (
 )
 
 
+RATE_COLUMNS = ("rate", "threshold", "avg_fps", "sensitivity", "sensitivity_at_rate")
 BAND_FROM = 0.125  # false positives per slide where the band begins; it ends at the largest rate
 BAND_PER_OCTAVE = 4
 
@@ -195,6 +196,22 @@ def write_band(path: Path, curve: FrocCurve) -> None:
     write_csv(path, ("avg_fps", "low", "high"), rows)
 
 
+def write_operating_points(path: Path, curve: FrocCurve) -> None:
+    """Write one row for each rate; without a threshold where no detection may count."""
+    rows = [
+        [
+            float(rate),
+            number_or_none(point.threshold),
+            point.avg_fps,
+            point.sensitivity,
+            curve.sensitivity_at[rate],
+        ]
+        for rate, point in curve.operating_points.items()
+        if point is not None
+    ]
+    write_csv(path, RATE_COLUMNS, rows)
+
+
 def describe_reference(hits: Sequence[SlideHits]) -> list[str]:
     """Count what the reference holds; printed before any score."""
     n_lesions = sum(h.best.size for h in hits)
@@ -237,6 +254,7 @@ def write_froc(out: Path, curve: FrocCurve, lesions: Sequence[LesionRow]) -> Non
     """Write the curve, its band, the lesions, the picture and, last, ``froc.json``."""
     write_curve(out / "froc.csv", curve)
     write_band(out / "froc_band.csv", curve)
+    write_operating_points(out / "froc_rates.csv", curve)
     write_lesions(out / "lesions.csv", lesions)
     draw_froc(out / "froc.png", [curve])
     write_json(out / "froc.json", froc_to_json(curve))

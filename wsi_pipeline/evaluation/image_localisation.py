@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from tiling.files import read_json_object
@@ -23,9 +22,7 @@ from wsi_pipeline.evaluation.figures import Figures
 from wsi_pipeline.evaluation.localisation import ImageLocalisation, localise
 from wsi_pipeline.evaluation.sections import average_section, describe_elsewhere
 from wsi_pipeline.explain import METHODS
-from wsi_pipeline.explain.files import read_values, stretch
-from wsi_pipeline.explain.image_maps import MAPS_SCHEMA
-from wsi_pipeline.models.preprocess import crop_centre
+from wsi_pipeline.explain.files import MAPS_SCHEMA, read_values, stretch
 
 _REASONS = {
     "average_exact_match": "no evaluated image has both a mask and a map",
@@ -53,7 +50,9 @@ def localise_image(
 
 def crop_mask(mask: NDArray[np.bool_], shape: tuple[int, ...]) -> NDArray[np.bool_]:
     """Cut out the centre that a model's map is of: (H, W) -> (h, w)."""
-    return crop_centre(torch.from_numpy(mask), (shape[0], shape[1])).numpy()
+    (height, width), (h, w) = mask.shape, shape
+    top, left = (height - h) // 2, (width - w) // 2  # as `models.preprocess.crop_centre`
+    return mask[top : top + h, left : left + w]
 
 
 def localisation_of(

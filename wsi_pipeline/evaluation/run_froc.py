@@ -32,6 +32,7 @@ from wsi_pipeline.evaluation.froc_results import (
     write_band,
     write_curve,
     write_lesions,
+    write_operating_points,
 )
 from wsi_pipeline.evaluation.inputs import EvaluationSlide
 from wsi_pipeline.evaluation.lesions import LesionReference, label_polygons, no_lesions
@@ -170,11 +171,13 @@ def write_frocs(
     for definition, froc in frocs.items():
         write_curve(out / f"froc_{definition}.csv", froc.curve)
         write_band(out / f"froc_{definition}_band.csv", froc.curve)
+        write_operating_points(out / f"froc_{definition}_rates.csv", froc.curve)
         write_lesions(out / f"lesions_{definition}.csv", froc.lesions)
         write_json(out / f"froc_{definition}.json", froc_to_json(froc.curve))
     chosen = frocs[primary]
     write_curve(out / "froc.csv", chosen.curve)
     write_band(out / "froc_band.csv", chosen.curve)
+    write_operating_points(out / "froc_rates.csv", chosen.curve)
     write_lesions(out / "lesions.csv", chosen.lesions)
     write_csv(out / "detections.csv", DETECTION_COLUMNS, frocs["camelyon16"].detections)
     draw_froc(out / "froc.png", [froc.curve for froc in frocs.values()])

@@ -12,13 +12,6 @@ from tiling.wording import name_some, pluralize
 from wsi_pipeline.contracts import SPLITS
 from wsi_pipeline.csv_files import write_csv
 from wsi_pipeline.evaluation.bootstrap import Resamples
-from wsi_pipeline.evaluation.calibration import (
-    N_BINS,
-    apply_temperature,
-    calibration_figures,
-    fit_temperature,
-    reliability_curve,
-)
 from wsi_pipeline.evaluation.figures import (
     Figures,
     add_decisions,
@@ -36,6 +29,13 @@ from wsi_pipeline.evaluation.metastases import KINDS, SOURCE, largest_metastasis
 from wsi_pipeline.evaluation.metrics import PATIENT, SLIDE, ranking_figures
 from wsi_pipeline.evaluation.slide import SlideThreshold
 from wsi_pipeline.evaluation.tables import Cell
+from wsi_pipeline.training.calibration import (
+    N_BINS,
+    apply_temperature,
+    calibration_figures,
+    fit_temperature,
+    reliability_curve,
+)
 
 CALIBRATION_COLUMNS = (
     "bin_low", "bin_high", "n", "mean_score", "positive_share",

@@ -307,7 +307,7 @@ def score_copies(
         logit(torch.stack([change(number) for number in range(first, min(first + step, count))]))
         for first in range(0, count, step)
     ]
-    return np.asarray(torch.cat(parts).double().cpu().numpy())
+    return np.asarray(torch.cat(parts).cpu().double().numpy())
 
 
 def logit_of(model: PatchClassifier, pixels: NDArray[Any]) -> float:

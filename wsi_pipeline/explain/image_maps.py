@@ -16,8 +16,6 @@ from wsi_pipeline.explain.pictures import draw_sheet
 from wsi_pipeline.models import PatchClassifier
 from wsi_pipeline.models.preprocess import crop_centre
 
-MAPS_SCHEMA = "wsi-pipeline/image-maps/2"
-
 
 def write_image_map(
     folder: Path,

@@ -92,7 +92,7 @@ def lime(
     model: PatchClassifier, image: Tensor, *, target: Target, seed: int, config: LimeSettings
 ) -> Found:
     """Return each pixel the weight of its superpixel: (1, C, h, w) -> (h, w)."""
-    pixels = image[0].permute(1, 2, 0).double().cpu().numpy()
+    pixels = image[0].permute(1, 2, 0).cpu().double().numpy()
     superpixels = divide(pixels, config)
     presence = draw_presence(int(superpixels.max()) + 1, config.samples, seed)
     without = _average_within(image[0], superpixels)

@@ -192,7 +192,7 @@ def unveil(
 
 def _probability(logit: TargetLogit, image: Tensor) -> float:
     with torch.no_grad():
-        return float(logit(image).double().sigmoid())
+        return float(logit(image).cpu().double().sigmoid())
 
 
 def _find_saliency(
@@ -204,7 +204,7 @@ def _find_saliency(
     found = guided_smoothgrad(
         model, image.detach().clone(), target=target, seed=seed, config=smooth_config
     )
-    values = found.detach().double().cpu().numpy()
+    values = found.detach().cpu().double().numpy()
     return stretch(values) if np.ptp(values) > 0 else np.zeros(values.shape)
 
 

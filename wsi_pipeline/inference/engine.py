@@ -103,6 +103,7 @@ def predict_store(
     batch_size: int | None = None,
     readers: int = 2,
     output: Output = "scores",
+    temperature: float | None = None,
     columns: int | None = None,
     rule: Rule = SLIDE_RULE,
     tolerance: float = 0.02,
@@ -133,6 +134,8 @@ def predict_store(
         Threads that read ahead.
     output : {"scores", "logits"}
         What is given of each patch.
+    temperature : float, optional
+        Divides the logits, for calibrated scores.
     columns : int, optional
         Logits of each patch that the model returns, (B, columns), the score's first; None: (B,).
     rule : Rule
@@ -179,6 +182,7 @@ def predict_store(
         compiler=compiler,
         limit=batch_size or automatic_batch_size(store.kind.shape[0], device),
         output=output,
+        temperature=temperature,
     )
     exact = precision == "fp32" and compiler == "none"
     first = _read_first(store, rows, most=1 if exact else N_COMPARED)

@@ -77,6 +77,8 @@ class Forward:
         Patches at once.
     output : {"scores", "logits"}
         What is given of each patch; the score is the sigmoid of the logit.
+    temperature : float, optional
+        Divides the logits, for calibrated scores.
 
     Attributes
     ----------
@@ -95,8 +97,10 @@ class Forward:
         compiler: Compiler = "none",
         limit: int,
         output: Output = "scores",
+        temperature: float | None = None,
     ) -> None:
         self.output = output
+        self._temperature = temperature
         self._plain = place_model(model, device).eval()
         self._model: Any = torch.compile(self._plain) if compiler == "inductor" else self._plain
         self._padded = compiler == "inductor"
@@ -223,7 +227,10 @@ class Forward:
             return self._finish(self._model(x))
 
     def _finish(self, logits: Tensor) -> Tensor:
-        return logits.float().sigmoid() if self.output == "scores" else logits.float()
+        exact = logits.float()
+        if self._temperature is not None:
+            exact = exact / self._temperature
+        return exact.sigmoid() if self.output == "scores" else exact
 
     @contextlib.contextmanager
     def _inference(self, precision: Precision) -> Iterator[None]:

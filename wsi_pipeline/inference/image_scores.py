@@ -38,7 +38,13 @@ def write_scores(
     logits: NDArray[np.floating[Any]],
     about: Mapping[str, Any],
 ) -> list[Path]:
-    """Write ``images.csv``, and ``images.json`` with the origin of the scores and the rule."""
+    """Write ``images.csv``, and ``images.json`` with the origin of the scores and the rule.
+
+    Parameters
+    ----------
+    logits : (N,)
+        Calibrated, that is divided by it, where `about` has a temperature.
+    """
     scores = sigmoid(logits)
     predicted = Rule(about["threshold"], about["strict"]).decide(scores)
     files = [folder / "images.csv", folder / "images.json"]

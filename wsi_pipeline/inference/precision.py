@@ -1,15 +1,18 @@
 """Is a faster precision good enough? Compare it with fp32 on a slide's first patches."""
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from tiling.wording import pluralize
 from wsi_pipeline.contracts import Rule
-from wsi_pipeline.inference.forward import Forward
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from wsi_pipeline.inference.forward import Forward
 
 # Patches compared per slide: on the CPU fp32 takes about three times as long as bf16, so this costs
 # a slide of a thousand patches two percent.
@@ -43,7 +46,7 @@ class PrecisionCheck:
 
 
 def compare_with_fp32(
-    forward: Forward, pixels: Tensor, *, slide_id: str, rule: Rule, tolerance: float
+    forward: "Forward", pixels: "Tensor", *, slide_id: str, rule: Rule, tolerance: float
 ) -> PrecisionCheck:
     """Score patches both ways.
 

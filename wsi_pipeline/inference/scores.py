@@ -34,6 +34,7 @@ TRAINED_ON = (
 )
 
 PROBABILITIES = "probabilities"  # of each class, of a model with several
+TEMPERATURE = "temperature"  # attribute of calibrated scores: what divided the logits
 FAR_FROM_TRAINING = "far_from_training"  # attribute of slides unlike those of the training
 _JSON_NAMES = "json_attributes"  # attribute that lists which of its neighbours are JSON text
 _DIGEST = "attributes_sha256"
@@ -80,6 +81,7 @@ def make_scores(
     fingerprint: str,
     classes: Sequence[str] = (),
     positive: Sequence[str] = (),
+    temperature: float | None = None,
     far_from_training: str = "",
 ) -> Scores:
     """Put a slide's scores together with where they are and what made them.
@@ -103,6 +105,8 @@ def make_scores(
     classes, positive : sequence of str
         Of a model of another program: its classes, and those that add up to the score. The slides
         that it was trained on are not known.
+    temperature : float, optional
+        By which the scores are calibrated; None: they are not.
     far_from_training : str
         How the slide differs from those that the model was trained on; empty: it does not.
     """
@@ -122,6 +126,8 @@ def make_scores(
     else:
         # So that the evaluation can refuse to test a model on its own training patients.
         attributes[TRAINED_ON] = meta.provenance()
+    if temperature is not None:
+        attributes[TEMPERATURE] = temperature
     if far_from_training:
         attributes[FAR_FROM_TRAINING] = far_from_training
     return Scores(

@@ -5,7 +5,6 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from os import cpu_count
 from pathlib import Path
 from typing import Literal
 
@@ -13,12 +12,14 @@ from tiling.build import tile_slide
 from tiling.contracts import OnProgress, StrPath, TileConfig
 from tiling.errors import GridError, PatchSizeError
 from tiling.store import PatchStore
+from tiling.threads import count_cores
 from wsi_pipeline.cohort.colours import find_far
 from wsi_pipeline.cohort.stain_view import normalise_patches, stain_method
+from wsi_pipeline.config.checkpoint_header import require_temperature
 from wsi_pipeline.config.devices import resolve_device, resolve_precision
 from wsi_pipeline.config.model_files import find_model, fit_meta, open_external
 from wsi_pipeline.config.reading import digest_settings
-from wsi_pipeline.config.settings import PredictConfig
+from wsi_pipeline.config.settings import PredictConfig, score_settings
 from wsi_pipeline.contracts import Scores
 from wsi_pipeline.errors import ConfigError, InferenceError
 from wsi_pipeline.inference.engine import predict_store
@@ -38,6 +39,7 @@ def predict(
     mpp: float | None = None,
     architecture: str | None = None,
     positive: Sequence[str] = (),
+    calibrated: bool = False,
     device: str = "auto",
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto",
     batch_size: int | None = None,
@@ -66,6 +68,9 @@ def predict(
         Network of a plain state dict.
     positive : sequence of str
         Classes of a model of another program whose probabilities add up to the score.
+    calibrated : bool
+        Divide the logits by the temperature that training fitted on its validation patches, so
+        that scores are probabilities where the classes are as frequent as there.
     device : str
         ``auto`` (the first CUDA device, or the CPU), ``cpu``, ``cuda`` or ``cuda:N``.
     precision : {"auto", "fp32", "bf16", "fp16"}
@@ -89,13 +94,16 @@ def predict(
     SlideError, GridError, TissueError
         If the slide cannot be opened, has no resolution, or no patch with tissue.
     CheckpointError
-        If the checkpoint is missing, damaged or of an unknown model.
+        If the checkpoint is missing, damaged or of an unknown model, or has no temperature that
+        calibrated scores need.
     ConfigError
         If the device is not there, a setting is out of range, or `tile` or `mpp` come with a store.
     InferenceError
         If the patches are not such as the model was trained on, or cannot be read.
     """
-    settings = PredictConfig(batch_size=batch_size, precision=precision, readers=readers)
+    settings = PredictConfig(
+        batch_size=batch_size, precision=precision, readers=readers, calibrated=calibrated
+    )
     target = resolve_device(device)
     exact = resolve_precision(precision, target)
     if isinstance(checkpoint, tuple):
@@ -103,6 +111,10 @@ def predict(
         checkpoint_digest = digest_model(model, meta)
     else:
         model, meta, checkpoint_digest = _load(Path(checkpoint), architecture, positive)
+    temperature = None
+    if calibrated:
+        name = f"the {meta.model} given" if isinstance(checkpoint, tuple) else Path(checkpoint)
+        temperature = require_temperature(meta, name)
     network, classes, chosen = with_classes(model)
     with _open_patches(slide, meta, tile, mpp) as store:
         meta = fit_meta(meta, store.kind)
@@ -114,7 +126,8 @@ def predict(
             device=target,
             precision=exact,
             batch_size=batch_size,
-            readers=readers or max(2, cpu_count() or 1),
+            readers=readers or max(2, count_cores()),
+            temperature=temperature,
             columns=1 + len(classes) if classes else None,
             tolerance=settings.tolerance,
             max_unreadable=store.tiling["max_unreadable"],
@@ -123,7 +136,6 @@ def predict(
         if far := find_far(patches, meta.card):
             log.warning("%s: %s", store.slide_id, far)
         check = summary.precision_check
-        how = (settings.precision, settings.compiler, settings.tolerance)
         return make_scores(
             store,
             values,
@@ -131,9 +143,12 @@ def predict(
             checkpoint_digest,
             precision=exact,
             precision_check=check.as_plain() if check else None,
-            fingerprint=digest_settings(store.fingerprint, checkpoint_digest, *how),
+            fingerprint=digest_settings(
+                store.fingerprint, checkpoint_digest, *score_settings(settings)
+            ),
             classes=classes,
             positive=chosen,
+            temperature=temperature,
             far_from_training=far,
         )
 
@@ -184,7 +199,7 @@ def _open_patches(
                 config=cut,
                 mpp=mpp,
                 content_cache=content,
-                threads=cpu_count() or 1,
+                threads=count_cores(),
             )
         except PatchSizeError as error:
             raise GridError(f"{error.fact}; {error.remedy_if_fixed}") from error

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from wsi_pipeline.config.devices import require_float64
 from wsi_pipeline.errors import ModelError
 from wsi_pipeline.models.prototype_sources import PrototypeSources
 from wsi_pipeline.models.vgg import ReLU, VGGFeatures
@@ -137,6 +138,7 @@ class ProtoPNet(VGGFeatures):
         -------
         distances : (B, P, h, w)
         """
+        require_float64(z.device, "a ProtoPNet adds up its distances")
         with torch.autocast(z.device.type, enabled=False):
             z, p = z.double(), self.prototypes.double()
             own = z.square().sum(dim=1, keepdim=True)

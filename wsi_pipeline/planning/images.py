@@ -113,8 +113,8 @@ def _decode(task: PrepareImages, *, quiet: bool) -> tuple[dict[str, str], tuple[
     first = ""
     shape: tuple[int, ...] = ()
     load = partial(load_image, folder, config)
-    with StageProgress("plan", 1, quiet=quiet) as progress:
-        progress.begin(ALL)
+    with StageProgress("plan", 1, noun="folder", quiet=quiet) as progress:
+        progress.begin(ALL, "image")
         for row, (image, why) in enumerate(map_in_threads(load, entries, threads=task.threads)):
             if image is None:
                 problems[entries[row].image_id] = why

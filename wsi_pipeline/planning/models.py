@@ -4,6 +4,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from wsi_pipeline.config.extras import explain_missing
 from wsi_pipeline.config.reading import Config
 from wsi_pipeline.config.settings import TrainConfig, fill_in_sampling
 from wsi_pipeline.errors import PipelineError
@@ -51,6 +52,11 @@ def plan_models(
             each, problem = _time_model(settings, shape, device), ""
         except (PipelineError, RuntimeError) as error:
             each, problem = None, str(error)
+        except ModuleNotFoundError as error:
+            message = explain_missing(error, "train" if "train" in stages else "predict")
+            if message is None:
+                raise
+            each, problem = None, message
         n_scored = n_predicted if "predict" in stages else 0
         found.append(ModelPlan(name, each, n_all, n_scored, problem))
     return found

@@ -10,9 +10,9 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from os import cpu_count
 from typing import TypeVar
 
+from tiling.threads import count_cores
 from wsi_pipeline.errors import StageError
 
 Item = TypeVar("Item")
@@ -21,9 +21,24 @@ Result = TypeVar("Result")
 MOST_WORKERS = 8  # by default; more rarely help where slides lie on one disk
 
 
-def default_workers() -> int:
-    """As many processes as there are cores, within reason."""
-    return min(MOST_WORKERS, cpu_count() or 1)
+def choose_workers(given: int | None, *, takes_all_cores: bool) -> int:
+    """Choose how many slides, images or models a command processes at a time.
+
+    Parameters
+    ----------
+    given : int, optional
+        The option ``--workers``. Default: as many as keep the cores of this process busy.
+    takes_all_cores : bool
+        One of them takes all cores: its reading and computing have threads of their own.
+
+    Examples
+    --------
+    >>> choose_workers(3, takes_all_cores=True), choose_workers(None, takes_all_cores=True)
+    (3, 1)
+    """
+    if given is not None:
+        return given
+    return 1 if takes_all_cores else min(MOST_WORKERS, count_cores())
 
 
 def map_in_processes(

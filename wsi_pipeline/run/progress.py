@@ -9,7 +9,6 @@ from typing import Self
 from rich.console import Console
 from rich.progress import (
     BarColumn,
-    MofNCompleteColumn,
     Progress,
     ProgressColumn,
     Task,
@@ -18,19 +17,27 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from tiling.wording import format_duration, format_rate
+from tiling.wording import format_duration, format_rate, plural, pluralize
 
 # Without a terminal (a cluster's log file), a long slide prints a line this often.
 PLAIN_INTERVAL_S = 20.0
 LEAST_LEFT_S = 10.0  # shorter remaining times are not shown
 
 
-class _SpeedColumn(ProgressColumn):
-    """Patches or steps per second of the current slide or model."""
+class _CountColumn(ProgressColumn):
+    """How many are done of how many, and what they are."""
 
     def render(self, task: Task) -> Text:
-        is_inner = task.id > 0  # the first task counts slides
-        return Text(format_rate(task.speed) if is_inner and task.speed else "")
+        if task.total is None:
+            return Text("")
+        return Text(f"{task.completed:.0f}/{task.total:.0f} {plural(task.fields['noun'])}")
+
+
+class _SpeedColumn(ProgressColumn):
+    """How many per second of what is counted, or how long each takes."""
+
+    def render(self, task: Task) -> Text:
+        return Text(format_rate(task.speed, task.fields["noun"]) if task.speed else "")
 
 
 _console: Console | None = None
@@ -51,6 +58,8 @@ class StageProgress:
     ----------
     stage : str
     n_units : int
+    noun : str
+        What a unit is.
     quiet : bool
         Show failures only.
     in_background : bool
@@ -64,12 +73,15 @@ class StageProgress:
         stage: str,
         n_units: int,
         *,
+        noun: str = "slide",
         quiet: bool = False,
         in_background: bool = False,
         on_end: Callable[[str], None] | None = None,
     ) -> None:
         self._stage = stage
         self._n_units = n_units
+        self._noun = noun
+        self._counted = ""  # what is counted inside the current unit
         self._quiet = quiet
         self._done = 0
         self._name = ""
@@ -88,15 +100,15 @@ class StageProgress:
             self._bars = Progress(
                 TextColumn("{task.description}", markup=False),
                 BarColumn(),
-                MofNCompleteColumn(),
+                _CountColumn(),
                 _SpeedColumn(),
                 TimeRemainingColumn(),
                 console=self._console,
                 transient=True,
             )
             self._bars.start()
-            self._outer = self._bars.add_task(self._stage, total=self._n_units)
-            self._inner = self._bars.add_task("", total=None, visible=False)
+            self._outer = self._bars.add_task(self._stage, total=self._n_units, noun=self._noun)
+            self._inner = self._bars.add_task("", total=None, visible=False, noun="")
         return self
 
     def __exit__(
@@ -108,14 +120,17 @@ class StageProgress:
         if self._bars:
             self._bars.stop()
 
-    def begin(self, name: str) -> None:
-        """Show the slide or model that is next."""
+    def begin(self, name: str, counted: str) -> None:
+        """Show the slide or model that is next, inside which `counted` are counted: a noun."""
         self._name = name
+        self._counted = counted
         self._started = self._last_line = time.monotonic()
         self._first_begun = self._first_begun or self._started
         self._begun.add(name)
         if self._bars:
-            self._bars.reset(self._inner, description=f"  {name}", visible=True, total=None)
+            self._bars.reset(
+                self._inner, description=f"  {name}", visible=True, total=None, noun=counted
+            )
 
     def begin_all(self, names: Sequence[str]) -> None:
         """Register the slides or models that several workers are going to process."""
@@ -138,7 +153,8 @@ class StageProgress:
             self._last_line = time.monotonic()
             rate = done / (self._last_line - self._started)
             left = f", about {format_duration((total - done) / rate)} left" if done < total else ""
-            self.line(f"{self._name}: {done} of {total}, {format_rate(rate)}{left}")
+            at = f"{done} of {pluralize(total, self._counted)}"
+            self.line(f"{self._name}: {at}, {format_rate(rate, self._counted)}{left}")
 
     def end(self, name: str, line: str, *, failed: bool = False) -> None:
         """Show the outcome of a slide or model; failures are shown even if quiet."""
@@ -157,7 +173,10 @@ class StageProgress:
         self._n_worked += 1
         elapsed = time.monotonic() - self._first_begun
         left = elapsed / self._n_worked * (self._n_units - self._done)
-        return f" (about {format_duration(left)} left)" if left >= LEAST_LEFT_S else ""
+        if left < LEAST_LEFT_S:
+            return ""
+        rate = format_rate(self._n_worked / elapsed, self._noun)
+        return f" ({rate}, about {format_duration(left)} left)"
 
     def line(self, text: str) -> None:
         """Write one line, unless quiet."""

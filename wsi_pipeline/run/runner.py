@@ -58,6 +58,7 @@ class StageResult:
     kept: tuple[str, ...]
     failed: tuple[str, ...]
     notes: tuple[str, ...] = ()  # lines printed after it
+    output: Path | None = None  # what was written
 
     @property
     def exit_code(self) -> int:
@@ -70,7 +71,10 @@ class StageResult:
         parts = [f"{len(self.done)} done"]
         parts += [f"{len(self.kept)} kept from before"] if self.kept else []
         parts += [f"{len(self.failed)} failed ({', '.join(self.failed)})"] if self.failed else []
-        return "\n".join((f"{self.stage}: " + ", ".join(parts), *self.notes))
+        line = f"{self.stage}: {', '.join(parts)}"
+        if self.output is not None and self.exit_code != 1:
+            line += f"; output: {self.output}"
+        return "\n".join((line, *self.notes))
 
 
 def run_stage(
@@ -121,6 +125,7 @@ def run_stage(
     with StageProgress(
         stage,
         len(tasks),
+        noun=tasks[0].noun if tasks else "unit",
         quiet=options.quiet,
         in_background=on_end is not None,
         on_end=on_end,
@@ -141,7 +146,8 @@ def run_stage(
             done += made
             kept += finished + still
             failed += unreadable + lost
-    result = StageResult(stage, tuple(done), tuple(kept), tuple(failed))
+    output = run.path / {known.name: known.output for known in STAGES}.get(stage, "")
+    result = StageResult(stage, tuple(done), tuple(kept), tuple(failed), output=output)
     with _writing(run, stage, jobs):
         write_failures(run)
         if options.shard:
@@ -267,7 +273,7 @@ def _process_jobs(
 
 
 def _perform_here(job: Job, *, progress: StageProgress, print_line: PrintLine) -> Outcome:
-    progress.begin(job.task.unit.title)
+    progress.begin(job.task.unit.title, job.task.counted)
     return perform(job, on_progress=progress.inside, print_line=print_line)
 
 
@@ -334,7 +340,7 @@ def _text_to_restore(run: RunFolder) -> str | None:
 _PER_COMMAND = ("input", "out", "stages")  # never recalled
 
 
-def recall_settings(run: RunFolder, stage: str) -> dict[str, Any]:
+def recall_settings(run: RunFolder, stage: str) -> dict[str, tuple[Any, str]]:
     """Recall the settings of a run, so that they need not be given to each stage.
 
     Each section of the config is the one of the last run of its own stage (``heatmap`` for
@@ -344,8 +350,8 @@ def recall_settings(run: RunFolder, stage: str) -> dict[str, Any]:
     Returns
     -------
     recalled : dict
-        A config as plain values, for `config.reading.read_config`, with paths reduced to file
-        names. Empty before the first stage.
+        Plain values, with paths reduced to file names, and the stage that they were set by; by
+        section of the config. Empty before the first stage.
 
     Raises
     ------
@@ -364,11 +370,11 @@ def recall_settings(run: RunFolder, stage: str) -> dict[str, Any]:
     configs = {name: done.get("config", {}) for name, done in recorded if name not in not_recalled}
     if not configs:
         return {}
-    latest = configs.get(stage) or list(configs.values())[-1]
+    latest = stage if configs.get(stage) else list(configs)[-1]
     recalled = {}
-    for name in dict.fromkeys(key for config in (*configs.values(), latest) for key in config):
-        own = configs.get(owners.get(name, name), {})
-        source = own if name in own else latest
-        if name in source and name not in _PER_COMMAND:
-            recalled[name] = source[name]
+    for name in dict.fromkeys(key for config in configs.values() for key in config):
+        own = owners.get(name, name)
+        source = own if name in configs.get(own, {}) else latest
+        if name in configs[source] and name not in _PER_COMMAND:
+            recalled[name] = (configs[source][name], source)
     return recalled

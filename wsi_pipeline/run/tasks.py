@@ -12,10 +12,12 @@ import traceback
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
 from tiling.contracts import OnProgress
 from tiling.errors import ExpectedError
 from tiling.files import write_text
+from wsi_pipeline.config.extras import explain_missing
 from wsi_pipeline.config.reading import anchor_paths
 from wsi_pipeline.contracts import PrintLine, Reporter
 from wsi_pipeline.layout import RunFolder, Unit
@@ -40,6 +42,9 @@ class Task(ABC):
     Tasks are sent to workers, so their fields must be picklable, and paths must be fields of the
     task or of dataclasses, lists and mappings in them.
     """
+
+    noun: ClassVar[str] = "slide"  # what a unit is
+    counted: ClassVar[str] = "patch"  # what its progress counts
 
     @property
     @abstractmethod
@@ -184,6 +189,8 @@ def _sentence(unit: Unit, error: Exception) -> str:
         return f"{unit.name}: not enough memory in {unit.stage}; lower --workers or the batch size"
     if isinstance(error, ExpectedError):
         return str(error)
+    if message := explain_missing(error, unit.stage):
+        return f"{unit.name}: {message}"
     if isinstance(error, OSError) and error.filename and error.strerror:
         return f"{unit.name}: {error.filename}: {error.strerror} (in {unit.stage})"
     return f"{unit.name}: unexpected {type(error).__name__} in {unit.stage}: {error}"

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from tiling.contracts import OnProgress
 from tiling.files import digest_file, move_into, scratch_folder
@@ -46,6 +46,8 @@ if TYPE_CHECKING:
 class EvaluateSlides(Task):
     """Compare the scores of one model with the reference."""
 
+    noun: ClassVar[str] = "model"
+    counted: ClassVar[str] = "slide"
     model: str
     entries: Sequence[SlideEntry]
     left_out: Sequence[str]  # ids of slides that failed
@@ -188,6 +190,8 @@ IMAGE_METRICS = "wsi-pipeline/image-metrics/3"  # what metrics.json holds
 class EvaluateImages(Task):
     """Compare the scores of one model with the classes of the images."""
 
+    noun: ClassVar[str] = "model"
+    counted: ClassVar[str] = "image"
     model: str
     config: EvaluateConfig
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,6 +49,8 @@ SHEET_ROWS = 16  # patches or images; more could not be read in the report
 class ExplainSubjects(Task):
     """Explain some patches or images of one model by one method."""
 
+    noun: ClassVar[str] = "method"
+    counted: ClassVar[str] = "map"
     model: str
     method: str
     checkpoint: Path

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,6 +43,8 @@ def curves_unit(model: str, method: str) -> Unit:
 class TraceCurves(Task):
     """Trace the deletion and insertion curves of one method's finished maps."""
 
+    noun: ClassVar[str] = "method"
+    counted: ClassVar[str] = "map"
     model: str
     method: str
     checkpoint: Path
@@ -130,6 +132,8 @@ def trace(
 class JudgeFilters(Task):
     """Choose PatchNet's best filter on images of val, and measure it on those evaluated."""
 
+    noun: ClassVar[str] = "model"
+    counted: ClassVar[str] = "map"
     model: str
     checkpoint: Path
     val: tuple[Subject, ...]

@@ -4,7 +4,7 @@ import os
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from tiling.contracts import OnProgress
 from tiling.files import remove_leftovers
@@ -89,6 +89,8 @@ class ExportSlideFiles(Task):
 class ExportImages(Task):
     """Write the scores of single images in another tool's format, a file for each."""
 
+    noun: ClassVar[str] = "model"
+    counted: ClassVar[str] = "image"
     cohort: ImageCohort
     model: str
     name: str  # of the format
@@ -166,7 +168,8 @@ def _export_format(
     if not tasks:
         raise StageError(f"{run.path}: nothing to export: {_why_nothing(run, chosen, by_id)}")
     result = run_stage("export", run, tasks, config, options)
-    return replace(result, notes=name_unscored(run, [m for m in chosen if m], by_id))
+    notes = name_unscored(run, [m for m in chosen if m], by_id)
+    return replace(result, notes=notes, output=out or run.path / "exports" / name)
 
 
 def export(

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -48,6 +48,7 @@ MAP_STEP_PX = 16  # of a pixel of a model's own map: VGG's stride before its las
 class BuildHeatmap(Task):
     """Build the heatmap of one slide."""
 
+    counted: ClassVar[str] = "part"
     entry: SlideEntry
     model: str
     config: HeatmapConfig

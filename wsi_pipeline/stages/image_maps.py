@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -34,6 +34,8 @@ from wsi_pipeline.run.tasks import Done, Job, Task
 class MapImages(Task):
     """Draw where one model looks in some images."""
 
+    noun: ClassVar[str] = "model"
+    counted: ClassVar[str] = "image"
     model: str
     cohort: ImageCohort
     checkpoint: Path
@@ -51,7 +53,7 @@ class MapImages(Task):
 
     def fingerprint(self, run: RunFolder) -> str:
         """Hash images, checkpoint, and which images are shown."""
-        from wsi_pipeline.explain.image_maps import MAPS_SCHEMA
+        from wsi_pipeline.explain.files import MAPS_SCHEMA
 
         return digest_settings(
             self.cohort.digest(),
@@ -68,7 +70,8 @@ class MapImages(Task):
         """Write the maps of each image and an overview."""
         from wsi_pipeline.config.devices import resolve_device
         from wsi_pipeline.explain import load_method
-        from wsi_pipeline.explain.image_maps import MAPS_SCHEMA, write_image_map
+        from wsi_pipeline.explain.files import MAPS_SCHEMA
+        from wsi_pipeline.explain.image_maps import write_image_map
         from wsi_pipeline.models.checkpoint import digest, load_checkpoint
 
         run = job.run

@@ -2,11 +2,11 @@
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from os import cpu_count
 from typing import TYPE_CHECKING
 
 from tiling.errors import of_damage
 from tiling.files import digest_file
+from tiling.threads import count_cores
 from tiling.wording import name_some
 from wsi_pipeline.cohort.image_folder import ALL
 from wsi_pipeline.cohort.kinds import require_sound
@@ -31,7 +31,7 @@ def slide_bytes(entry: SlideEntry) -> int:
 
 def threads_per_slide(options: Options, n_slides: int) -> int:
     """Cores for each of the slides that are worked on at a time."""
-    return max(1, (cpu_count() or 1) // max(1, min(options.workers, n_slides)))
+    return max(1, count_cores() // max(1, min(options.workers, n_slides)))
 
 
 def check_device(options: Options, *precisions: str) -> None:

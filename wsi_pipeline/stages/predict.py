@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,9 +21,11 @@ from wsi_pipeline.cohort.image_folder import ALL, ImageEntry
 from wsi_pipeline.cohort.kinds import ImageCohort, cohort_of, warn_of_unused
 from wsi_pipeline.cohort.slides import digest_store, open_store
 from wsi_pipeline.cohort.stain_view import normalise_patches, stain_method
+from wsi_pipeline.config.checkpoint_header import require_temperature
+from wsi_pipeline.config.extras import require
 from wsi_pipeline.config.model_files import ExternalModel, fit_meta
 from wsi_pipeline.config.reading import Config, digest_settings
-from wsi_pipeline.config.settings import PredictConfig
+from wsi_pipeline.config.settings import PredictConfig, score_settings
 from wsi_pipeline.contracts import Rule, SlideEntry
 from wsi_pipeline.errors import ConfigError, StageError
 from wsi_pipeline.layout import RunFolder, Unit
@@ -82,8 +85,8 @@ class PredictSlide(Task):
         return slide_bytes(self.entry)
 
     def fingerprint(self, run: RunFolder) -> str:
-        """Hash store, checkpoint and what changes a score: batches and threads change none."""
-        how = (self.config.precision, self.config.compiler, self.config.tolerance)
+        """Hash store, checkpoint and the settings that change a score."""
+        how = score_settings(self.config)
         return digest_settings(digest_store(run, self.entry), self.digest, *how)
 
     def __call__(self, job: Job, on_progress: OnProgress) -> Done:
@@ -98,6 +101,7 @@ class PredictSlide(Task):
         device = resolve_device(self.device, worker=worker_number())
         precision = resolve_precision(config.precision, device)
         loaded, meta = load_model(self.checkpoint, self.digest, self.external)
+        temperature = require_temperature(meta, self.checkpoint) if config.calibrated else None
         model, classes, positive = with_classes(loaded)
         journal = job.run.journal(self.model, entry.slide_id)
         with open_store(job.run, entry) as store:
@@ -112,6 +116,7 @@ class PredictSlide(Task):
                 compiler=config.compiler,
                 batch_size=config.batch_size,
                 readers=config.readers or max(2, self.threads),
+                temperature=temperature,
                 columns=1 + len(classes) if classes else None,
                 tolerance=config.tolerance,
                 max_unreadable=store.tiling["max_unreadable"],
@@ -135,6 +140,7 @@ class PredictSlide(Task):
                     fingerprint=job.fingerprint,
                     classes=classes,
                     positive=positive,
+                    temperature=temperature,
                     far_from_training=far,
                 ),
             )
@@ -146,6 +152,8 @@ class PredictSlide(Task):
 class PredictImages(Task):
     """Score the images of a folder with one checkpoint; or the part of one task of a job array."""
 
+    noun: ClassVar[str] = "model"
+    counted: ClassVar[str] = "image"
     model: str
     cohort: ImageCohort
     checkpoint: Path
@@ -168,6 +176,7 @@ class PredictImages(Task):
             self.config.precision,
             self.config.splits,
             self.config.tolerance,
+            *(["calibrated"] if self.config.calibrated else []),
             *([self.part, self.config.batch_size] if self.part else []),
         )
 
@@ -178,10 +187,11 @@ class PredictImages(Task):
         from wsi_pipeline.inference import predict_store
         from wsi_pipeline.inference.forward import batch_pixels
         from wsi_pipeline.inference.image_scores import write_scores
-        from wsi_pipeline.inference.scores import TRAINED_ON
+        from wsi_pipeline.inference.scores import TEMPERATURE, TRAINED_ON
 
         run, config, images = job.run, self.config, self.cohort.array()
         network, meta = load_model(self.checkpoint, self.digest, self.external)
+        temperature = require_temperature(meta, self.checkpoint) if config.calibrated else None
         meta = fit_meta(meta, images.kind)
         rows, chosen = self._choose()
         device = resolve_device(self.device)
@@ -200,6 +210,7 @@ class PredictImages(Task):
             batch_size=batch_size,
             readers=config.readers or 1,  # from one array in memory or cache: more gain nothing
             output="logits",
+            temperature=temperature,
             rule=rule,
             tolerance=config.tolerance,
             part=self.part,
@@ -216,6 +227,7 @@ class PredictImages(Task):
             "fingerprint": replace(self, part=None).fingerprint(run),
             "classes": list(meta.class_names),
             **({} if self.external else {TRAINED_ON: meta.provenance()}),
+            **({} if temperature is None else {TEMPERATURE: temperature}),
             "threshold": rule.threshold,
             "strict": rule.strict,
         }
@@ -270,7 +282,7 @@ def predict(
     by_name = _find_checkpoints(run, checkpoints, config)
     cohort, splits = cohort_of(run), config.predict.splits
     cohort = cohort.prepared(None if splits is None else (*splits, None))
-    _check_checkpoints(run, by_name)
+    _check_checkpoints(run, by_name, config.predict)
     if isinstance(cohort, ImageCohort):
         return _predict_images(cohort, config, options, checkpoints=by_name)
     tasks = _predict_tasks(cohort.entries, by_name, config, options)
@@ -294,12 +306,16 @@ def _check_choice_of_device(options: Options, config: Config) -> None:
         check_device(options, config.predict.precision)
 
 
-def _check_checkpoints(run: RunFolder, by_name: Mapping[str, ModelSource]) -> None:
+def _check_checkpoints(
+    run: RunFolder, by_name: Mapping[str, ModelSource], config: PredictConfig
+) -> None:
     """Report missing and invalid checkpoints before any slide is processed."""
     if not by_name:
         raise StageError(f"{run.path}: no checkpoint; train a model or use --checkpoint FILE")
     for source in by_name.values():
         source.check()
+        if config.calibrated:
+            require_temperature(source.meta, source.path)
 
 
 def _predict_tasks(
@@ -349,7 +365,8 @@ def predict_slides(
     StageError
         If the run holds patches with pixels, which this would replace.
     """
-    _check_choice_of_device(options, config)  # before any time is spent
+    require("torch")  # before any time is spent
+    _check_choice_of_device(options, config)
     sources = find_sources(checkpoints, config.predict)
     otherwise = (config.tile.patch_px, config.tile.target_mpp)
     needs = needed_patches(sources, otherwise=otherwise)
@@ -408,7 +425,7 @@ def tile_and_predict(
         if cut.exit_code == 1:
             return [cut]
         return [cut, predict(run, config, options, checkpoints=checkpoints)]
-    _check_checkpoints(run, by_name)
+    _check_checkpoints(run, by_name, config.predict)
     tiling = prepare_tiling(run, cutting, options, fixed=fixed)
     splits = config.predict.splits
     chosen = [

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
 from tiling.contracts import OnProgress
 from tiling.files import json_text, read_json_object
@@ -24,6 +25,7 @@ NOT_REPORTED = (".ome.tif", ".h5", ".npy")  # files that a report is not made fr
 class ReportRun(Task):
     """Write the report of a run."""
 
+    noun: ClassVar[str] = "report"
     models: Sequence[str]
     config: ReportConfig
     of_images: bool

@@ -3,13 +3,13 @@
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from os import cpu_count
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from tiling.contracts import OnProgress, TileConfig
 from tiling.errors import GridError, PatchSizeError
 from tiling.geometry import check_tile_config
+from tiling.threads import count_cores
 from tiling.wording import pluralize
 from wsi_pipeline.cohort.image_folder import (
     ALL,
@@ -110,6 +110,8 @@ class TileSlide(Task):
 class PrepareImages(Task):
     """Put the images of a folder into one array."""
 
+    noun: ClassVar[str] = "folder"
+    counted: ClassVar[str] = "image"
     folder: Path
     entries: Sequence[ImageEntry]
     classes: Sequence[str]
@@ -281,8 +283,7 @@ def prepare_task(config: Config) -> PrepareImages:
         entries = split_images(entries, found)
     if copies := describe_image_copies(config.input, entries):
         log.warning("%s", copies)
-    threads = max(1, cpu_count() or 1)
-    return PrepareImages(config.input, entries, classes, config.images, threads)
+    return PrepareImages(config.input, entries, classes, config.images, count_cores())
 
 
 def _forget_mended(run: RunFolder, before: Sequence[Mapping[str, Any]]) -> None:

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from tiling.files import digest_file
 from wsi_pipeline.cohort.kinds import Cohort, cohort_of
@@ -22,6 +23,8 @@ log = logging.getLogger(__name__)
 class TrainModel(Task):
     """Train one model."""
 
+    noun: ClassVar[str] = "model"
+    counted: ClassVar[str] = "batch"
     model: str
     cohort: Cohort  # what is tiled of the splits train and val
     config: TrainConfig
@@ -81,6 +84,8 @@ def train(
     run: RunFolder, config: Config, options: Options, *, models: Sequence[str] = ()
 ) -> StageResult:
     """Patch stores, or single images -> checkpoints."""
+    from wsi_pipeline.training.event_files import check_installed
+
     cohort = cohort_of(run)
     chosen = {
         name: fill_in_sampling(settings, images=cohort.of_images)
@@ -101,6 +106,8 @@ def train(
                 name,
                 steps,
             )
+        if settings.log == "tensorboard":
+            check_installed()
         if settings.freeze is not None and settings.model.weights is None:
             log.warning(
                 "train.%s.freeze=%s keeps random weights as they are, since it starts from none; "

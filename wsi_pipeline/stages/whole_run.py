@@ -95,6 +95,13 @@ def _check_computing(config: Config, options: Options) -> None:
     precisions: list[str] = [settings.precision for settings in trained.values()]
     if "predict" in config.stages:
         precisions.append(config.predict.precision)
+        blind = [name for name, settings in trained.items() if settings.monitor == "none"]
+        if blind and config.predict.calibrated:
+            raise ConfigError(
+                f"predict.calibrated needs a temperature, which is fitted in validation, but "
+                f"train.{blind[0]}.monitor is none; set it to loss or roc_auc, or set "
+                "predict.calibrated=false"
+            )
     if precisions:
         inputs_stage.check_device(options, *precisions)
 

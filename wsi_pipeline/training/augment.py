@@ -87,7 +87,7 @@ class Augment:
         if not len(x):
             return x
         numbers = draw_numbers(self._seed, samples)
-        drawn = torch.from_numpy(numbers).to(x.device)
+        drawn = torch.from_numpy(numbers)  # on the CPU: not every device has float64
         number = {name: drawn[:, place] for place, name in enumerate(_DECIDES)}
         config = self._config
         if self._crop is not None:
@@ -97,7 +97,8 @@ class Augment:
         if config.stain and x.shape[1] == 3:
             sides = torch.stack([2 * number[f"stain_{n}"] - 1 for n in range(6)], dim=1)
             x = change_stains(x, 1 + config.stain * sides[:, :3], config.stain * sides[:, 3:])
-        x = self._perturb(x, {name: _column(values, x) for name, values in number.items()})
+        near = drawn.to(x.dtype).to(x.device, non_blocking=True)[:, :, None, None, None]
+        x = self._perturb(x, {name: near[:, place] for place, name in enumerate(_DECIDES)})
         if not (config.flips or config.rotate_180):
             return x
         low = numbers < 0.5
@@ -140,7 +141,7 @@ def crop_at(x: Tensor, size: tuple[int, int], top: Tensor, left: Tensor) -> Tens
     ----------
     x : (B, C, H, W)
     size : (height, width), px
-    top, left : (B,) in [0, 1)
+    top, left : (B,) in [0, 1), on the CPU
         Position as a share of the possible offsets, which are equally likely.
     """
     height, width = size
@@ -150,7 +151,10 @@ def crop_at(x: Tensor, size: tuple[int, int], top: Tensor, left: Tensor) -> Tens
             f"an image of {x.shape[-1]} x {x.shape[-2]} px is smaller than the crop of {width} x "
             f"{height} px; set a smaller crop, or a larger size of images"
         )
-    offsets = [(share * (room + 1)).long() for share, room in ((top, room_y), (left, room_x))]
+    offsets = [
+        (share * (room + 1)).long().to(x.device, non_blocking=True)
+        for share, room in ((top, room_y), (left, room_x))
+    ]
     rows = offsets[0][:, None] + torch.arange(height, device=x.device)  # (B, height)
     columns = offsets[1][:, None] + torch.arange(width, device=x.device)
     image = torch.arange(len(x), device=x.device)[:, None, None]
@@ -164,11 +168,12 @@ def zoom_in(x: Tensor, factor: Tensor) -> Tensor:
     Parameters
     ----------
     x : (B, C, H, W)
-    factor : (B,), at least 1
+    factor : (B,), at least 1, on the CPU
         Bilinear in between.
     """
     theta = torch.zeros(len(x), 2, 3, dtype=x.dtype, device=x.device)
-    theta[:, 0, 0] = theta[:, 1, 1] = (1 / factor).to(x.dtype)
+    scale = (1 / factor).to(x.dtype).to(x.device, non_blocking=True)
+    theta[:, 0, 0] = theta[:, 1, 1] = scale
     grid = F.affine_grid(theta, list(x.shape), align_corners=False)
     return F.grid_sample(x, grid, mode="bilinear", padding_mode="border", align_corners=False)
 
@@ -182,26 +187,23 @@ def change_stains(x: Tensor, factor: Tensor, shift: Tensor) -> Tensor:
     ----------
     x : (B, 3, H, W) float in [0, 1]
         Values below 1/255 count as that: black has no finite optical density.
-    factor : (B, 3)
+    factor : (B, 3), on the CPU
         Of each stain's amount.
-    shift : (B, 3)
+    shift : (B, 3), on the CPU
         Added to the amounts, also where there is no tissue, in units of natural optical density.
 
     Returns
     -------
     x : (B, 3, H, W) float in [0, 1]
     """
-    stains = torch.tensor(RUIFROK, dtype=torch.float64, device=x.device)  # (stain, channel)
+    stains = torch.tensor(RUIFROK, dtype=torch.float64)  # (stain, channel)
     amounts = torch.linalg.inv(stains).T  # of a density (3,)
     matrix = stains.T @ (factor.double()[:, :, None] * amounts)  # (B, 3, 3)
     offset = shift.double() @ stains
     density = x.clamp_min(1 / 255).log_().neg_()
-    density = torch.einsum("bij,bjhw->bihw", matrix.to(x.dtype), density)
-    return density.add_(offset.to(x.dtype)[:, :, None, None]).neg_().exp_().clamp_(0, 1)
-
-
-def _column(values: Tensor, x: Tensor) -> Tensor:
-    return values.to(x.dtype)[:, None, None, None]
+    matrix, offset = (v.to(x.dtype).to(x.device, non_blocking=True) for v in (matrix, offset))
+    density = torch.einsum("bij,bjhw->bihw", matrix, density)
+    return density.add_(offset[:, :, None, None]).neg_().exp_().clamp_(0, 1)
 
 
 def _grey(x: Tensor) -> Tensor:

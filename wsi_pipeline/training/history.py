@@ -23,6 +23,11 @@ class EpochRecord:
     val_roc_auc: float | None  # over the validation patches, if there are any
     train_accuracy: float | None = None  # after the epoch, where training may stop by it
     note: str = ""  # what followed the training pass, such as a push of prototypes
+    # Of temperature scaling on the validation patches; None also in histories of earlier versions
+    val_temperature: float | None = None  # that divides the logits
+    val_loss_calibrated: float | None = None  # E after it
+    val_ece: float | None = None  # expected calibration error before it
+    val_ece_calibrated: float | None = None  # and after it
     # Wall clock time of the training pass, without validation: differs from run to run.
     seconds: float | None = field(default=None, compare=False)
 

@@ -13,6 +13,7 @@ References
    `wsi_pipeline.config.settings.RECIPES`.
 """
 
+import contextlib
 import logging
 import math
 import time
@@ -53,8 +54,11 @@ from wsi_pipeline.contracts import PrintLine, Rule
 from wsi_pipeline.errors import TrainingError
 from wsi_pipeline.training import processes
 from wsi_pipeline.training.augment import Augment
+from wsi_pipeline.training.calibration import calibration_figures, fit_logit_temperature
 from wsi_pipeline.training.course import TrainingPatches
 from wsi_pipeline.training.courses import choose_course
+from wsi_pipeline.training.event_files import FOLDER as EVENTS_FOLDER
+from wsi_pipeline.training.event_files import EventFiles, check_installed, remove_event_files
 from wsi_pipeline.training.history import (
     EpochRecord,
     best_epoch,
@@ -120,7 +124,8 @@ def train_model(
         Folder, created if missing.
         Gets ``checkpoint.safetensors`` (last), ``config.json``, ``model_card.md``,
         ``history.csv``, ``draws.csv`` and ``curves.png``, of a ProtoPNet also ``prototypes.json``
-        and, if pruned, ``pruning.csv``; meanwhile ``resume.safetensors``.
+        and, if pruned, ``pruning.csv``; meanwhile ``resume.safetensors``. With
+        ``log="tensorboard"`` event files in ``tensorboard/``.
     device : str or torch.device
         ``auto`` (the first CUDA device, or the CPU), ``cpu``, ``cuda`` or ``cuda:N``.
     fingerprint : str
@@ -153,6 +158,8 @@ def train_model(
     device = resolve_device(device) if isinstance(device, str) else device
     check_section("train", config)
     config = replace(config, precision=_resolve_precision(config.precision, device))
+    if config.log == "tensorboard":
+        check_installed()
     val = () if config.monitor == "none" else val
     check_stores(train, val, patients, validated=config.monitor != "none")
     stain = config.model.preprocess.stain
@@ -176,13 +183,20 @@ def train_model(
         elif writes:
             for name in (CHECKPOINT_FILE, *FURTHER):
                 (out / name).unlink(missing_ok=True)  # of other settings or inputs
-        while (stopped := training.stop_reason()) is None:
-            training.run_epoch(on_progress)
-            report(training.describe_epoch())
-            if writes:
-                write_resume(out / RESUME_FILE, training.state(), key=key)
-                write_history(out / "history.csv", training.history)
-                write_ledger(out / "draws.csv", training.drawn, train, patients)
+            remove_event_files(out / EVENTS_FOLDER)
+        with contextlib.ExitStack() as stack:
+            events = None
+            if writes and config.log == "tensorboard":
+                events = stack.enter_context(EventFiles(out / EVENTS_FOLDER, training.history))
+            while (stopped := training.stop_reason()) is None:
+                training.run_epoch(on_progress)
+                report(training.describe_epoch())
+                if writes:
+                    write_resume(out / RESUME_FILE, training.state(), key=key)
+                    write_history(out / "history.csv", training.history)
+                    write_ledger(out / "draws.csv", training.drawn, train, patients)
+                if events is not None:
+                    events.add(training.history[-1])
         files = list(OUTPUTS)
         if writes:
             files += _finish(out, config, training, train, val, patients, fingerprint)
@@ -346,8 +360,11 @@ class _Training:
         accuracy = None
         if self._config.stop_at_train_accuracy is not None:
             accuracy = self._accuracy(self._fitted, epoch)
-        val_loss, val_roc_auc = self.validate(epoch) if self._val else (None, None)
-        record = EpochRecord(epoch, lr, train_loss, val_loss, val_roc_auc, accuracy, note, seconds)
+        record = EpochRecord(
+            epoch, lr, train_loss, None, None, accuracy, note=note, seconds=seconds
+        )
+        if self._val:
+            record = self.validate(record)
         self.history.append(record)
         self._course.adapt(record)
         if self._course.may_keep(epoch) and self.best is record:  # compared with all epochs before
@@ -367,9 +384,9 @@ class _Training:
         best = self.best
         self.model.load_state_dict(self.best_weights)
         files, changed = self._course.finish(best.epoch, self._read_training, out)
-        if changed and self._val:
-            loss, auc = self.validate(best.epoch)
-            self._remeasured = replace(best, val_loss=loss, val_roc_auc=auc)
+        # An earlier version that began this training recorded no temperature.
+        if self._val and (changed or best.val_temperature is None):
+            self._remeasured = self.validate(best)
         return files
 
     def _read_training(self, most: int | None) -> Iterator[TrainingPatches]:
@@ -398,7 +415,8 @@ class _Training:
             for start, n in zip(starts, sizes, strict=True)
         ]
         self._course.set_training()
-        losses = Losses(every=1 if self._device.type == "cpu" else FETCHED_EVERY)
+        every = 1 if self._device.type == "cpu" else FETCHED_EVERY
+        losses = Losses(self._device, every=every)
         weights: list[int] = []  # the last batch of a pass may be smaller
         if self._course.has_even_pace(epoch):
             self._pace.begin_epoch()
@@ -443,14 +461,14 @@ class _Training:
 
         Returns
         -------
-        loss : scalar float64, on the device
-            This process's part of that mean.
+        losses : (parts,) float32, on the device
+            Their sum is this process's part of that mean.
         """
         n_in_all = processes.sum_over_all(len(label), self._device)
         if not n_in_all:
             return None
         self._course.optimizer.zero_grad(set_to_none=True)
-        own = torch.zeros((), dtype=torch.float64, device=self._device)
+        own = []
         # A process without a patch has one empty part: it takes part in the sum of gradients.
         parts = np.array_split(np.arange(len(label)), min(self._config.accumulate, len(label)) or 1)
         for number, part in enumerate(parts):
@@ -460,11 +478,11 @@ class _Training:
                 with compute_in(self._precision, self._device):
                     loss = self._loss(x, y)
                 loss = loss * (len(part) / n_in_all)
-                own += loss.detach()
+                own.append(loss.detach())
                 torch.autograd.backward(self._scaler.scale(loss * processes.n_processes()))
         self._scaler.step(self._course.optimizer)
         self._scaler.update()
-        return own
+        return torch.stack(own)
 
     def _prepare(
         self,
@@ -479,18 +497,29 @@ class _Training:
         x = to_unit_range(pixels[part[0] : part[-1] + 1], self._device)
         return augment(x, samples[part])
 
-    def validate(self, epoch: int) -> tuple[float, float]:
-        """Return the validation loss E (mean cross-entropy) and the ROC AUC."""
-        logits, label = self._logits(self._chosen, epoch)
+    def validate(self, record: EpochRecord) -> EpochRecord:
+        """Measure the validation loss E (mean cross-entropy), ROC AUC and calibration."""
+        logits, label = self._logits(self._chosen, record.epoch)
         if len(np.unique(label)) < len(CLASS_NAMES):
             raise TrainingError(
                 f"{self._config.model.name}: of the "
                 f"{pluralize(len(self._chosen.label), 'validation patch')} those of "
                 "one class cannot be read; check the slide files of split val"
             )
-        y = torch.from_numpy(label.astype(np.float64))
-        loss = float(F.binary_cross_entropy_with_logits(torch.from_numpy(logits), y))
-        return loss, float(roc_auc_score(label, logits))
+        temperature = fit_logit_temperature(label, logits)
+        assert temperature is not None  # there are patches of both classes
+        (loss, ece), (scaled_loss, scaled_ece) = (
+            _measure_calibration(label, z) for z in (logits, logits / temperature)
+        )
+        return replace(
+            record,
+            val_loss=loss,
+            val_roc_auc=float(roc_auc_score(label, logits)),
+            val_temperature=temperature,
+            val_loss_calibrated=scaled_loss,
+            val_ece=ece,
+            val_ece_calibrated=scaled_ece,
+        )
 
     def _accuracy(self, chosen: Rows, epoch: int) -> float:
         """Share of patches classified correctly, by the model's own rule."""
@@ -513,7 +542,7 @@ class _Training:
                 x = to_unit_range(batch.pixels, self._device)
                 with compute_in(self._precision, self._device):
                     found = self._course.logits(x)
-                part[batch.readable] = found.double().cpu().numpy()
+                part[batch.readable] = found.cpu().double().numpy()
                 if not np.isfinite(part[batch.readable]).all():
                     part[batch.readable & ~np.isfinite(part)] = np.inf  # NaN means unread
             parts.append(part)
@@ -551,6 +580,17 @@ class _Training:
             f"{self._config.model.name}: {what} in epoch {epoch}: training diverged; lower its "
             f"learning rate (lr, now {self._config.lr:g})"
         )
+
+
+def _measure_calibration(
+    label: NDArray[np.int8], logits: NDArray[np.float64]
+) -> tuple[float, float]:
+    """Return the mean cross-entropy and the expected calibration error."""
+    z = torch.from_numpy(logits)
+    loss = F.binary_cross_entropy_with_logits(z, torch.from_numpy(label.astype(np.float64)))
+    curve = calibration_figures(label, z.sigmoid().numpy())
+    assert curve is not None
+    return float(loss), curve.ece
 
 
 def epoch_seed(seed: int, epoch: int) -> int:

@@ -30,8 +30,12 @@ class CourseLoss(nn.Module):
 class Losses:
     """Losses of an epoch, fetched from the device some at a time: it never waits in between.
 
+    They are added up in float64 on the CPU, since not every device has it.
+
     Parameters
     ----------
+    device : torch.device
+        Of the losses.
     every : int
         Steps.
 
@@ -41,21 +45,27 @@ class Losses:
         Those fetched so far, summed over the processes.
     """
 
-    def __init__(self, *, every: int) -> None:
+    def __init__(self, device: torch.device, *, every: int) -> None:
         self.values: list[float] = []
+        self._device = device
         self._every = every
         self._waiting: list[Tensor] = []
 
-    def add(self, loss: Tensor) -> Sequence[float]:
-        """Note a process's part of a loss, and return the losses that are fetched by it."""
-        self._waiting.append(loss)
+    def add(self, parts: Tensor) -> Sequence[float]:
+        """Note the parts of a process's loss, (n,); return the losses that are fetched by it."""
+        self._waiting.append(parts)
         return self.fetch() if len(self._waiting) >= self._every else ()
 
     def fetch(self) -> Sequence[float]:
         """Fetch what is waiting."""
         if not self._waiting:
             return ()
-        found = processes.sum_losses(torch.stack(self._waiting))
+        values = torch.cat(self._waiting).cpu().tolist()
+        own = []
+        for parts in self._waiting:
+            own.append(sum(values[: len(parts)], start=0.0))
+            del values[: len(parts)]
+        found = processes.sum_losses(own, self._device)
         self._waiting.clear()
         self.values += found
         return found

@@ -30,6 +30,7 @@ PROTOTYPES_FILE = "prototypes.json"
 PRUNING_FILE = "pruning.csv"
 FURTHER = (PROTOTYPES_FILE, PRUNING_FILE)  # of some architectures
 UNREADABLE = -2
+_METRICS = ("val_loss", "val_loss_calibrated", "val_roc_auc", "val_ece", "val_ece_calibrated")
 
 
 def describe_training(
@@ -61,11 +62,7 @@ def describe_training(
         train_patients=groups[0],
         val_patients=groups[1],
         epoch=best.epoch,
-        metrics={
-            name: value
-            for name, value in (("val_loss", best.val_loss), ("val_roc_auc", best.val_roc_auc))
-            if value is not None
-        },
+        metrics={name: value for name in _METRICS if (value := getattr(best, name)) is not None},
         card={
             "splits": [
                 _count(name, stores, groups[i])
@@ -74,6 +71,7 @@ def describe_training(
             ],
             "colours": None if kind.single else describe_training_colours(train),
             "weights": describe_weights(config.model.weights) if config.model.weights else None,
+            "temperature": best.val_temperature,
             # Of patches, `evaluate` has a threshold of its own.
             **({"positive_if": str(Rule(model.threshold, model.strict))} if kind.single else {}),
         },

@@ -77,6 +77,8 @@ class Pace:
     def _now(self) -> float:
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
+        elif self._device.type == "mps":
+            torch.mps.synchronize()
         return self._clock()
 
     def _warn(self, per_step: float, left: float, steps_per_epoch: int) -> str:

@@ -26,7 +26,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from wsi_pipeline.config.devices import check_one_each, resolve_device
@@ -71,11 +71,13 @@ def sum_over_all(value: float, device: torch.device) -> float:
     return float(total)
 
 
-def sum_losses(values: Tensor) -> list[float]:
-    """Sum numbers over the processes: (n,) float64 on the device."""
-    if dist.is_initialized():
-        dist.all_reduce(values)
-    return [float(value) for value in values.cpu()]
+def sum_losses(values: Sequence[float], device: torch.device) -> list[float]:
+    """Sum each of several numbers over the processes."""
+    if not dist.is_initialized():
+        return list(values)
+    totals = torch.tensor(values, dtype=torch.float64, device=device)
+    dist.all_reduce(totals)
+    return [float(total) for total in totals.cpu()]
 
 
 def share_gradients(loss: nn.Module) -> nn.Module:

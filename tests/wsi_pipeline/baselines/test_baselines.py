@@ -192,6 +192,7 @@ def test_an_interrupted_command_continues_with_the_features_it_kept(tmp_path, mo
     """The message said that what is finished is kept, and nothing was."""
     folder = make_nuclei(tmp_path / "data", 6)
     command = ["baselines", str(folder), "--set", "channels=1", "--split", "folds", "--folds", "3"]
+    command += ["--workers", "1"]
     assert cli.main([*command, "--out", str(tmp_path / "undisturbed"), "--quiet"]) == 0
     computed = count_computed(monkeypatch)
     extract = baseline_features._extract
@@ -222,7 +223,7 @@ def test_without_out_no_features_are_kept_and_the_message_says_so(nuclei, monkey
         raise KeyboardInterrupt
 
     monkeypatch.setattr(baseline_features, "_extract", interrupt)
-    assert cli.main(["baselines", str(nuclei), "--set", "channels=1"]) == 130
+    assert cli.main(["baselines", str(nuclei), "--set", "channels=1", "--workers", "1"]) == 130
     assert "without --out nothing is kept; the same command starts over" in capsys.readouterr().err
 
 
@@ -270,6 +271,7 @@ def test_a_disk_that_is_full_is_reported_once(nuclei, tmp_path, monkeypatch, cap
 
     monkeypatch.setattr(baseline_features, "write_json", full)
     arguments = ["baselines", str(nuclei), "--set", "channels=1", "--out", str(tmp_path)]
+    arguments += ["--workers", "1"]
     assert cli.main(arguments) == 1
     assert capsys.readouterr().err.count("No space left on device") == 1
 

@@ -1,11 +1,18 @@
 """The command line as the contract has it: options, exit codes, what is printed."""
 
+import inspect
+import os
+from importlib import import_module
+
 import pytest
 import typer
 from typer.main import get_command
 
 from tests.helpers.slides import halve, tissue, write_slide
+from tiling.threads import count_cores
 from wsi_pipeline.cli.app import app, main
+from wsi_pipeline.config import stages as registry
+from wsi_pipeline.run import process_pool
 
 STAGES = ("tile", "train", "predict", "heatmap", "evaluate", "report", "run", "export", "explain")
 OPTIONS = {
@@ -39,6 +46,55 @@ def test_every_stage_takes_the_options_of_the_contract(stage):
     assert OPTIONS - known == ({"--config"} if stage == "run" else set())
 
 
+def test_help_offers_a_device_where_the_stage_uses_one():
+    """Each module of a stage is read: the others take the option and print that it is unused."""
+    for stage in load_stages():
+        source = inspect.getsource(stage)
+        offered = {
+            option
+            for parameter in commands()[stage.__name__.rpartition(".")[2]].params
+            for option in parameter.opts
+            if not parameter.hidden
+        }
+        assert ("--device" in offered) == ("options.device" in source), stage.__name__
+        assert ("--workers" in offered) == (not stage.__name__.endswith("report"))
+
+
+def load_stages():
+    return [import_module(f"wsi_pipeline.stages.{stage.name}") for stage in registry.STAGES]
+
+
+def test_an_option_without_effect_is_taken_with_a_note(tmp_path, capsys):
+    assert main(["evaluate", str(tmp_path), "--device", "cpu"]) == 1  # no run
+    assert "--device has no effect in this command" in capsys.readouterr().err
+    assert main(["evaluate", str(tmp_path)]) == 1
+    assert "no effect" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("command", "takes_all_cores"),
+    [(name, True) for name in STAGES] + [(name, False) for name in ("slides", "plan", "baselines")],
+)
+def test_workers_have_one_default_policy(command, takes_all_cores, monkeypatch):
+    """As many as keep the cores of this process busy."""
+    monkeypatch.setattr(process_pool, "count_cores", lambda: 5)
+    (workers,) = [p for p in commands()[command].params if "--workers" in p.opts]
+    assert workers.default is None
+    assert "Default: one where it takes all cores" in workers.help
+    assert process_pool.choose_workers(None, takes_all_cores=takes_all_cores) == (
+        1 if takes_all_cores else 5
+    )
+    assert process_pool.choose_workers(3, takes_all_cores=takes_all_cores) == 3
+
+
+def test_cores_are_those_of_this_process(monkeypatch):
+    """A job of four cores on a machine of 64 started as many threads as it has cores."""
+    if not hasattr(os, "sched_getaffinity"):
+        pytest.skip("the system does not name the cores of a process")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 2, 5})
+    assert count_cores() == 3
+
+
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("device", ["gpu", "cuda:", "cuda:x", ""])
 def test_a_device_that_cannot_be_one_is_a_usage_error_of_every_stage(
@@ -56,7 +112,7 @@ def test_quiet_prints_one_line(slide, tmp_path, capsys):
     """It promises the last line and printed one or two for each stage."""
     run = tmp_path / "run"
     assert main(["tile", str(slide), "--out", str(run), "--quiet", *SMALL]) == 0
-    assert capsys.readouterr().out.splitlines() == ["tile: 1 done"]
+    assert capsys.readouterr().out.splitlines() == [f"tile: 1 done; output: {run}/tiles"]
     config = tmp_path / "config.yaml"
     config.write_text(f"{{input: {slide}, out: {run}, stages: [tile, report]}}\n")
     assert main(["run", str(config), "--quiet", *LONG]) == 0

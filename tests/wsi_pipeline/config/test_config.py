@@ -266,7 +266,12 @@ def test_precision_patchnet_starts_from_paper_1_and_the_others_from_paper_2(tmp_
 def test_a_setting_that_came_later_leaves_fingerprints_as_they_were():
     """Checkpoints of earlier versions are kept where training does what it did."""
     vgg = TrainConfig(model=ModelConfig(name="vgg16"))
-    for config in (vgg, replace(vgg, sampling="balanced"), replace(vgg, readers=5)):
+    for config in (
+        vgg,
+        replace(vgg, sampling="balanced"),
+        replace(vgg, readers=5),
+        replace(vgg, log="tensorboard"),
+    ):
         assert digest_settings(result_settings(config)) == "3190b992ab6f1acd"
     stained = replace(vgg.model, preprocess=PreprocessConfig(stain="macenko"))
     for config in (

@@ -7,6 +7,7 @@ from wsi_pipeline.config.devices import (
     check_one_each,
     compute_in,
     reproducible,
+    require_float64,
     resolve_device,
     resolve_precision,
 )
@@ -56,7 +57,7 @@ def test_processes_that_would_share_a_gpu_are_refused(monkeypatch, name, process
 
 @pytest.mark.parametrize("name", ["gpu", "cuda:", "cuda:x", "CPU", ""])
 def test_an_unknown_device_is_refused_with_the_known_ones(name):
-    with pytest.raises(ConfigError, match="auto, cpu or cuda:0"):
+    with pytest.raises(ConfigError, match=r"auto, cpu, cuda:0 \(cuda:1, ...\) or mps"):
         resolve_device(name)
 
 
@@ -98,3 +99,22 @@ def test_reproducible_leaves_no_trace_in_torch():
     assert torch.equal(first, second)
     assert torch.equal(torch.get_rng_state(), before)
     assert not torch.backends.cudnn.deterministic
+
+
+def test_the_gpu_of_a_mac_is_taken_where_it_is_named_and_there(monkeypatch):
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match=r"device mps not found: .*; use --device auto or cpu"):
+        resolve_device("mps")
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert resolve_device("mps") == torch.device("mps")
+    assert resolve_device("auto") == CPU
+    assert resolve_precision("auto", torch.device("mps")) == "fp32"
+    with pytest.raises(ConfigError, match="is one GPU for 2 processes"):
+        check_one_each("mps", 2)
+
+
+def test_what_needs_float64_is_refused_where_there_is_none():
+    require_float64(CPU, "it computes")
+    with pytest.raises(ConfigError, match="it computes in float64, which device mps lacks"):
+        require_float64(torch.device("mps"), "it computes")

@@ -18,6 +18,7 @@ from wsi_pipeline.evaluation.froc import (
     froc_to_json,
     match_detections,
     match_patches,
+    rate_name,
     read_sensitivity,
     replicate_sensitivities,
 )
@@ -66,11 +67,19 @@ def test_curve_and_score_equal_the_definition(hits, denominator, at_rate, oracle
     if any(None in point[1:] for point in points):
         assert result["score"] is None
         assert set(result["sensitivity_at"].values()) == {None}
+        assert set(result["operating_points"].values()) == {None}
         assert result["undefined"]["score"]
     else:
         expected = [oracle.read(points, rate, at_rate) for rate in RATES]
         assert list(result["sensitivity_at"].values()) == pytest.approx(expected, abs=1e-12)
         assert result["score"] == pytest.approx(sum(expected) / 6, abs=1e-12)
+        for rate, point in zip(RATES, result["operating_points"].values(), strict=True):
+            allowed = [p for p in points if p[1] <= rate]
+            most = max(p[1:] for p in allowed)
+            first = next(p for p in allowed if p[1:] == most)  # thresholds descend
+            assert tuple(point.values()) == first
+            if at_rate == "step":
+                assert point["sensitivity"] == result["sensitivity_at"][rate_name(rate)]
         assert result["undefined"] == {}
 
 

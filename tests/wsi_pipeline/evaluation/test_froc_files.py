@@ -84,6 +84,15 @@ def test_a_small_cohort_by_hand(options):
         (0.6, 0.75, 0.5),  # by way of 0.85 and 0.7, on a horizontal line
     ]
     assert result["sensitivity_at"] == dict.fromkeys(["0.25", "0.5", "1", "2", "4", "8"], 0.5)
+    assert [list(p.values()) for p in result["operating_points"].values()] == [
+        [0.85, 0.25, 0.5],
+        [0.7, 0.5, 0.5],
+        *[[0.6, 0.75, 0.5]] * 4,
+    ]
+    assert [row["threshold"] for row in read_csv(options.out / "froc_rates.csv")] == [
+        *("0.85", "0.7"),
+        *["0.6"] * 4,
+    ]
     assert result["score"] == 0.5
     assert result["score_ci95"] is None
     assert result["undefined"] == {}

@@ -121,5 +121,7 @@ def test_two_teams_of_one_name_are_a_wrong_usage(data, tmp_path, capsys):
 def test_one_team_is_written_as_ever(data, tmp_path, capsys):
     assert froc(data, tmp_path, "good") == 0
     printed = capsys.readouterr().out.splitlines()
-    assert printed[-2:] == [str(tmp_path / "froc.html"), str(tmp_path / "froc.json")]
+    assert printed[-2:] == [str(tmp_path / "froc.json"), str(tmp_path / "froc.html")]
     assert not (tmp_path / "teams.json").exists()
+    assert froc(data, tmp_path, "good", more=("--quiet",)) == 0
+    assert capsys.readouterr().out == f"{tmp_path / 'froc.html'}\n"

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from tests.helpers.quick_pictures import quick_pictures
-from wsi_pipeline.contracts import FrocCurve
+from wsi_pipeline.contracts import FrocCurve, OperatingPoint
 from wsi_pipeline.evaluation import plots
 from wsi_pipeline.evaluation.metrics import Confusion
 from wsi_pipeline.evaluation.ranking import ranking_curves
@@ -27,6 +27,7 @@ FROC = FrocCurve(
     avg_fps=np.array([0, 0.5, 4]),
     sensitivity=np.array([0, 0.5, 1]),
     sensitivity_at={"0.5": 0.5, "4": 1.0},
+    operating_points={"0.5": OperatingPoint(0.8, 0.5, 0.5), "4": OperatingPoint(0.3, 4.0, 1.0)},
     score=0.75,
     band={"avg_fps": [0.25, 1.0, 8.0], "low": [0.1, 0.2, 0.6], "high": [0.5, 0.9, 1.0]},
 )

@@ -14,10 +14,10 @@ from tiling.contracts import Annotation
 from wsi_pipeline.config.settings import EvaluateConfig
 from wsi_pipeline.contracts import Detections, Heatmap, Scores
 from wsi_pipeline.errors import EvaluationError
-from wsi_pipeline.evaluation.calibration import apply_temperature
 from wsi_pipeline.evaluation.inputs import EvaluationSlide
 from wsi_pipeline.evaluation.localisation import draw_mask, localise
 from wsi_pipeline.evaluation.run_evaluation import evaluate_run
+from wsi_pipeline.training.calibration import apply_temperature
 
 SETTINGS = EvaluateConfig(bootstrap=60)
 CONTRACT_FILES = {

@@ -71,6 +71,8 @@ def test_froc_page_shows_every_figure_and_its_interval(froc):
     figures = [result["score"], *result["score_ci95"], *result["sensitivity_at"].values()]
     for ends in result["bootstrap"]["sensitivity_at_ci95"].values():
         figures += ends
+    for point in result["operating_points"].values():
+        figures += [value for value in point.values() if value is not None]
     assert set(figures) <= set(page.numbers)
     assert 'class="band series-0"' in (froc / "froc.html").read_text(encoding="utf-8")
     with (froc / "lesions.csv").open(newline="") as file:

@@ -17,31 +17,31 @@ def clock(monkeypatch):
 
 def test_says_slides_patches_speed_and_time_left(clock, capsys):
     with StageProgress("tile", 3) as bar:
-        bar.begin("a")
+        bar.begin("a", "patch")
         clock[0] += 25
         bar.inside(500, 2000)
         clock[0] += 75
         bar.end("a", "2000 patches")
     lines = capsys.readouterr().err.splitlines()
-    assert lines[0] == "tile: a: 500 of 2000, 20/s, about 75 s left"
-    assert lines[1] == "tile: [1/3] a: 2000 patches (about 3 min left)"
+    assert lines[0] == "tile: a: 500 of 2000 patches, 20/s, about 75 s left"
+    assert lines[1] == "tile: [1/3] a: 2000 patches (2 min per slide, about 3 min left)"
 
 
 def test_what_was_kept_does_not_shorten_the_time_left(clock, capsys):
     with StageProgress("tile", 100) as bar:
         for number in range(98):
             bar.end(str(number), "finished before, kept")
-        bar.begin("a")
+        bar.begin("a", "patch")
         clock[0] += 60
         bar.end("a", "done")
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == "tile: [1/100] 0: finished before, kept"
-    assert lines[-1] == "tile: [99/100] a: done (about 60 s left)"
+    assert lines[-1] == "tile: [99/100] a: done (60 s per slide, about 60 s left)"
 
 
 def test_quiet_shows_failures_only(clock, capsys):
     with StageProgress("tile", 2, quiet=True) as bar:
-        bar.begin("a")
+        bar.begin("a", "patch")
         clock[0] += 100
         bar.inside(1, 2)
         bar.end("a", "done")
@@ -50,25 +50,26 @@ def test_quiet_shows_failures_only(clock, capsys):
 
 
 @pytest.mark.parametrize(
-    ("done", "rate"), [(8, "0.27/s"), (90, "3.0/s"), (2, "15 s each"), (3000, "100/s")]
+    ("done", "rate"),
+    [(8, "3.8 s per batch"), (90, "3.0/s"), (2, "15 s per batch"), (3000, "100/s")],
 )
 def test_slow_work_has_a_rate_above_zero(clock, capsys, done, rate):
     """A training of four steps a second or fewer was shown as 0/s."""
     with StageProgress("train", 1) as bar:
-        bar.begin("vgg16")
+        bar.begin("vgg16", "batch")
         clock[0] += 30
         bar.inside(done, 4000)
-    assert f"vgg16: {done} of 4000, {rate}, about" in capsys.readouterr().err
-    speed = SimpleNamespace(speed=done / 30, id=1)
+    assert f"vgg16: {done} of 4000 batches, {rate}, about" in capsys.readouterr().err
+    speed = SimpleNamespace(speed=done / 30, fields={"noun": "batch"})
     assert progress._SpeedColumn().render(speed).plain == rate
 
 
 def test_nothing_is_left_at_the_end(clock, capsys):
     with StageProgress("train", 1) as bar:
-        bar.begin("vgg16")
+        bar.begin("vgg16", "batch")
         clock[0] += 30
         bar.inside(130, 130)
-    assert capsys.readouterr().err == "train: vgg16: 130 of 130, 4.3/s\n"
+    assert capsys.readouterr().err == "train: vgg16: 130 of 130 batches, 4.3/s\n"
 
 
 def test_the_time_left_is_reported_for_several_workers_too(clock, capsys):
@@ -79,4 +80,13 @@ def test_the_time_left_is_reported_for_several_workers_too(clock, capsys):
         for number in range(2):  # two workers, side by side
             bar.end(str(number), "done")
     lines = capsys.readouterr().err.splitlines()
-    assert lines[-1] == "tile: [3/10] 1: done (about 2 min left)"  # 7 more, 20 s each
+    assert (
+        lines[-1] == "tile: [3/10] 1: done (20 s per slide, about 2 min left)"
+    )  # 7 more, 20 s each
+
+
+def test_the_bar_names_what_it_counts():
+    count = progress._CountColumn()
+    task = SimpleNamespace(completed=3, total=40, fields={"noun": "batch"})
+    assert count.render(task).plain == "3/40 batches"
+    assert count.render(SimpleNamespace(total=None)).plain == ""

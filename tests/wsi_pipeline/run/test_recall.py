@@ -21,7 +21,11 @@ def test_stages_alone_keep_what_the_run_recorded(copy, capsys):
 def test_training_says_which_settings_it_recalls(copy, capsys):
     assert main(["train", str(copy / "run")]) == 0
     message = capsys.readouterr().err
-    assert "run.json: patchnet.model.options.m=5, patchnet.model.options.stride=5" in message
+    given = "patchnet.model.options.m=5, patchnet.model.options.stride=5"
+    assert f"train: settings that differ from the defaults, from {copy}/run/run.json: {given}" in (
+        message
+    )
+    assert "patchnet.max_epochs=2 (set by train)" in message
     assert "patchnet.lr=0.01, patchnet.batch_size=8" in message
     assert "optimizer" not in message  # as the recipe has it
     assert main(["train", str(copy / "run"), "--quiet"]) == 0
@@ -43,6 +47,8 @@ def test_a_section_is_what_its_own_stage_last_ran_with(copy, capsys):
     assert main(["heatmap", str(run), "--set", "overlap=max", "--quiet"]) == 0
     capsys.readouterr()
     assert main(["evaluate", str(run), "--set", "top_k=3"]) == 0
+    message = capsys.readouterr().err
+    assert "bootstrap=20 (set by evaluate); heatmap.overlap=max (set by heatmap)" in message
     given = json.loads((run / "run.json").read_text())["stages"]
     assert list(given)[-1] == "evaluate"
     assert given["evaluate"]["config"]["heatmap"]["overlap"] == "max"  # as they were built
@@ -51,6 +57,20 @@ def test_a_section_is_what_its_own_stage_last_ran_with(copy, capsys):
     message = capsys.readouterr()
     assert "4 kept" in message.out
     assert "overlap=max" in message.err
+
+
+def test_what_the_command_line_sets_otherwise_is_not_listed(copy, capsys):
+    run = str(copy / "run")
+    assert main(["predict", run, "--set", "batch_size=3"]) == 0
+    capsys.readouterr()
+    assert main(["predict", run]) == 0
+    assert "batch_size=3" in capsys.readouterr().err
+    assert main(["predict", run, "--set", "batch_size=4"]) == 0
+    assert "batch_size" not in capsys.readouterr().err
+    assert main(["train", run, "--set", "seed=5"]) == 0
+    capsys.readouterr()
+    assert main(["train", run]) == 0
+    assert "; seed=5 (set by train)" in capsys.readouterr().err
 
 
 def test_one_export_does_not_affect_the_next(copy, capsys):

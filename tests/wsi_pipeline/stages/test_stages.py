@@ -152,6 +152,49 @@ def test_a_second_run_keeps_everything(copy, capsys):
     assert contents(copy / "run") == before
 
 
+@pytest.mark.parametrize(
+    ("command", "output", "following"),
+    [
+        (["train"], "models", "predict RUN"),
+        (["predict"], "scores", "heatmap RUN"),
+        (["heatmap"], "heatmaps", "evaluate RUN"),
+        (["evaluate"], "evaluation", "report RUN"),
+        (["report"], "report.html", ""),
+    ],
+)
+def test_a_stage_ends_with_its_output_and_the_next_command(
+    copy, capsys, command, output, following
+):
+    run = str(copy / "run")
+    assert main([*command, run]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0].endswith(f"; output: {run}/{output}")
+    assert (copy / "run" / output).exists()
+    nexts = [f"next: wsi-pipeline {following.replace('RUN', run)}"] if following else []
+    assert [line for line in printed if line.startswith("next:")] == nexts
+
+    assert main([*command, run, "--quiet"]) == 0
+    assert "next:" not in capsys.readouterr().out
+
+
+def test_after_tiling_the_next_command_is_one_that_can_run(copy, capsys):
+    """Training needs labels, and a model where the config has none."""
+    data, run = copy / "data", copy / "new"
+    how = ["--out", str(run), "--config", str(copy / "config.yaml")]
+    assert main(["tile", str(data / "manifest.csv"), *how]) == 0
+    assert f"next: wsi-pipeline train {run}\n" in capsys.readouterr().out
+    settings = ["--set", "patch_px=32", "--set", "target_mpp=0.5", "--set", "tissue.mpp=2.0"]
+    settings += ["--set", "tissue.min_object_um2=100.0"]
+    assert main(["tile", str(data / "manifest.csv"), "--out", str(run), *settings]) == 0
+    assert f"next: wsi-pipeline train {run} --model vgg16\n" in capsys.readouterr().out
+    assert main(["tile", str(data / "s0.tif"), "--out", str(copy / "one"), *settings]) == 0
+    assert f"next: wsi-pipeline predict {copy / 'one'} --checkpoint FILE\n" in (
+        capsys.readouterr().out
+    )
+    assert main(["tile", str(data / "manifest.csv"), *how, "--shard", "0/2"]) == 0
+    assert f"next: wsi-pipeline collect {run}\n" in capsys.readouterr().out
+
+
 def test_a_changed_setting_is_named_stale_and_only_what_depends_on_it_is_built(copy, capsys):
     assert again(copy, "--set", "evaluate.threshold=0.6") == 0
     captured = capsys.readouterr()

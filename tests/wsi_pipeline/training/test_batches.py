@@ -146,8 +146,8 @@ def test_a_starved_device_is_reported_with_a_remedy(fake_store, tmp_path):
 
 
 def test_losses_are_fetched_some_at_a_time_and_none_is_lost():
-    losses = Losses(every=3)
-    fetched = [list(losses.add(torch.tensor(float(n), dtype=torch.float64))) for n in range(5)]
+    losses = Losses(CPU, every=3)
+    fetched = [list(losses.add(torch.tensor([n - 0.5, 0.5]))) for n in range(5)]
     assert fetched == [[], [], [0.0, 1.0, 2.0], [], []]
     assert losses.fetch() == [3.0, 4.0]
     assert losses.values == [0.0, 1.0, 2.0, 3.0, 4.0]

@@ -54,7 +54,7 @@ def test_a_resumed_training_prints_the_remaining_epochs(fake_store, tmp_path):
 
 
 def test_an_epoch_whose_weights_cannot_be_kept_is_not_the_best():
-    history = [EpochRecord(n, 1e-4, 0.5, 0.4, 0.9, 0.25, "a push", 130.0) for n in (1, 2)]
+    history = [EpochRecord(n, 1e-4, 0.5, 0.4, 0.9, 0.25, "a push", seconds=130.0) for n in (1, 2)]
     about = {"monitor": "roc_auc", "max_epochs": 2}
     line = describe_epoch(history, [], **about)
     assert line.endswith("val ROC AUC 0.900, train accuracy 25.0 %, rate 1.0e-04, 2 min")

@@ -65,14 +65,21 @@ def test_the_rule_equals_a_counter_that_is_carried_along(aucs):
 
 
 def test_history_is_a_csv_in_full_precision(tmp_path):
-    history = [EpochRecord(1, 5e-5, 0.1 + 0.2, 2 / 3, 0.9, 1 / 3, "pushed; fitted", 12.345)]
+    calibration = (1.5, 0.6, 0.2, 0.1)
+    history = [
+        EpochRecord(1, 5e-5, 0.1 + 0.2, 2 / 3, 0.9, 1 / 3, "pushed; fitted", *calibration, 12.345)
+    ]
     write_history(tmp_path / "history.csv", history)
 
     header, line = (tmp_path / "history.csv").read_text().splitlines()
-    assert header == "epoch,lr,train_loss,val_loss,val_roc_auc,train_accuracy,note,seconds"
-    *numbers, note, seconds = line.split(",")
-    assert [float(v) for v in numbers] == [1, 5e-5, 0.1 + 0.2, 2 / 3, 0.9, 1 / 3]
-    assert (note, float(seconds)) == ("pushed; fitted", 12.345)
+    assert header == (
+        "epoch,lr,train_loss,val_loss,val_roc_auc,train_accuracy,note,"
+        "val_temperature,val_loss_calibrated,val_ece,val_ece_calibrated,seconds"
+    )
+    cells = line.split(",")
+    assert [float(v) for v in cells[:6]] == [1, 5e-5, 0.1 + 0.2, 2 / 3, 0.9, 1 / 3]
+    assert cells[6] == "pushed; fitted"
+    assert [float(v) for v in cells[7:]] == [*calibration, 12.345]
 
 
 def test_curves_are_a_png_with_the_same_bytes_each_time(tmp_path):

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from scipy.special import expit
 
 from tests.helpers.tiny_training import (
     CPU,
@@ -24,6 +25,7 @@ from wsi_pipeline.errors import ConfigError, TrainingError
 from wsi_pipeline.inference import predict_store
 from wsi_pipeline.models.checkpoint import load_checkpoint, read_tensors, write_tensors
 from wsi_pipeline.training import loop, train_model
+from wsi_pipeline.training.calibration import calibration_figures
 from wsi_pipeline.training.recipe import build_optimizer, build_scheduler
 
 # ------------------------------------------------------------------ what comes out
@@ -51,9 +53,9 @@ def test_the_seconds_of_each_epoch_are_those_of_its_training_pass(
         clock[0] += 2.5
         return step(self, *arguments)
 
-    def slow_validation(self, epoch):
+    def slow_validation(self, record):
         clock[0] += 40
-        return validate(self, epoch)
+        return validate(self, record)
 
     monkeypatch.setattr(loop._Training, "_step", slow_step)
     monkeypatch.setattr(loop._Training, "validate", slow_validation)
@@ -115,7 +117,7 @@ def test_a_shuffled_epoch_passes_over_every_patch_once(fake_store, tmp_path, mon
 def test_the_loss_of_a_shuffled_epoch_is_a_mean_over_patches(fake_store, tmp_path, monkeypatch):
     """The last batch holds one patch, the others four."""
     losses = iter([1.0, 1.0, 1.0, 1.0, 1.0, 22.0] * 4)
-    monkeypatch.setattr(loop._Training, "_step", lambda *_: torch.tensor(next(losses)))
+    monkeypatch.setattr(loop._Training, "_step", lambda *_: torch.tensor([next(losses)]))
     train(fake_store, tmp_path, SHUFFLE)
     assert float(rows_of(tmp_path / "history.csv")[0]["train_loss"]) == (20 + 22) / 21
 
@@ -211,6 +213,33 @@ def test_the_history_matches_the_kept_weights(fake_store, tmp_path):
     assert summary.best.val_loss == pytest.approx(loss, rel=1e-5)
 
 
+def test_the_temperature_is_that_of_the_kept_weights(fake_store, tmp_path):
+    """Temperature, loss and calibration error, recomputed from the checkpoint's own logits."""
+    summary = train(fake_store, tmp_path)
+    model, meta = load_checkpoint(summary.checkpoint)
+    store = fake_store("c", [0, 1] * 4)
+    logits, _ = predict_store(model, meta, store, device=CPU, output="logits")
+    grid = np.geomspace(0.05, 20, 20_001)
+    losses = [np.logaddexp(0, np.where(store.label == 1, -1, 1) * logits / t).mean() for t in grid]
+
+    assert meta.temperature == summary.best.val_temperature
+    assert meta.temperature == pytest.approx(grid[np.argmin(losses)], rel=1e-3)
+    assert meta.metrics["val_loss_calibrated"] == pytest.approx(min(losses), abs=1e-6)
+    assert meta.metrics["val_loss_calibrated"] <= meta.metrics["val_loss"]
+    calibrated, _ = predict_store(model, meta, store, device=CPU, temperature=meta.temperature)
+    for name, scores in (("val_ece", expit(logits)), ("val_ece_calibrated", calibrated)):
+        figures = calibration_figures(store.label, scores)
+        assert meta.metrics[name] == pytest.approx(figures.ece, abs=1e-6)
+    kept = rows_of(tmp_path / "history.csv")[meta.epoch - 1]
+    assert float(kept["val_temperature"]) == meta.temperature
+
+
+def test_without_validation_there_is_no_temperature(fake_store, tmp_path):
+    summary = train(fake_store, tmp_path, replace(TINY, monitor="none", max_epochs=1))
+    assert load_checkpoint(summary.checkpoint)[1].temperature is None
+    assert rows_of(tmp_path / "history.csv")[0]["val_temperature"] == ""
+
+
 def test_training_learns_what_is_plain_to_see(fake_store, tmp_path):
     config = replace(
         TINY, lr=3e-3, optimizer="adam", steps_per_epoch=20, augment=AugmentConfig(hue=0.0)
@@ -297,7 +326,8 @@ def test_training_stops_early_and_the_rate_falls_when_nothing_improves(
     fake_store, tmp_path, monkeypatch
 ):
     """With a validation that never changes: halved after 1 + 3 epochs, stopped after 1 + 5."""
-    monkeypatch.setattr(loop._Training, "validate", lambda self, epoch: (0.7, 0.6))
+    same = {"val_loss": 0.7, "val_roc_auc": 0.6, "val_temperature": 1.0}
+    monkeypatch.setattr(loop._Training, "validate", lambda self, record: replace(record, **same))
     summary = train(fake_store, tmp_path, replace(TINY, max_epochs=50))
 
     rows = rows_of(tmp_path / "history.csv")

@@ -46,6 +46,15 @@ def test_a_card_counts_patients_slides_and_patches(model):
     assert "not a medical device" in card
     metrics = json.loads((model / "config.json").read_text())["metrics"]
     assert f"| ROC AUC, validation | {metrics['val_roc_auc']:.4f} |" in card
+    meta = read_meta(model / "checkpoint.safetensors")
+    assert f"| temperature | {meta.temperature:.4f}; " in card
+    lines = card.splitlines()
+    for name, what in (
+        ("val_loss", "cross-entropy"), ("val_ece", "expected calibration error")
+    ):  # fmt: skip
+        at = lines.index(f"| {what}, validation | {metrics[name]:.4f} |")
+        after = metrics[f"{name}_calibrated"]
+        assert lines[at + 1] == f"| the same, with the temperature | {after:.4f} |"
 
 
 def test_a_card_names_no_slide_patient_or_folder(model, tmp_path):
@@ -64,6 +73,7 @@ def test_a_checkpoint_of_an_earlier_version_has_a_card_with_gaps():
     meta = CheckpointMeta("vgg16", {}, patch_px=64, target_mpp=0.5, train_slides=("a", "b"))
     card = render_model_card(meta)
     assert "| initial weights | not recorded |" in card
+    assert "| temperature | not recorded |" in card
     assert "training: 2 slides" in card
     assert "None: the training monitored no validation data." in card
 

@@ -347,7 +347,11 @@ def test_weights_are_kept_only_after_a_push_and_by_the_metric(tmp_path, monkeypa
     from wsi_pipeline.training import loop
 
     aucs = {1: 0.99, 2: 0.7, 3: 0.98, 4: 0.9, 5: 0.97, 6: 0.8}
-    monkeypatch.setattr(loop._Training, "validate", lambda self, epoch: (0.5, aucs[epoch]))
+    monkeypatch.setattr(
+        loop._Training,
+        "validate",
+        lambda self, r: replace(r, val_loss=0.5, val_roc_auc=aucs[r.epoch]),
+    )
     summary = train(tmp_path, replace(TINY, max_epochs=6))
     assert summary.best.epoch == 4
     found = json.loads((tmp_path / "prototypes.json").read_text())
@@ -358,7 +362,11 @@ def test_training_does_not_stop_before_the_first_push(tmp_path, monkeypatch):
     """Epoch 1 is the best by its loss; a patience of 1 would end in epoch 2."""
     from wsi_pipeline.training import loop
 
-    monkeypatch.setattr(loop._Training, "validate", lambda self, epoch: (0.5, 0.9 - epoch / 100))
+    monkeypatch.setattr(
+        loop._Training,
+        "validate",
+        lambda self, r: replace(r, val_loss=0.5, val_roc_auc=0.9 - r.epoch / 100),
+    )
     own = replace(TINY.protopnet, push_from=4)
     summary = train(tmp_path, replace(TINY, max_epochs=10, patience=2, protopnet=own))
     assert (summary.epochs, summary.best.epoch) == (6, 4)

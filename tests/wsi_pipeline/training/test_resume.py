@@ -22,6 +22,7 @@ from tests.helpers.tiny_training import (
     Killed,
     contents,
     kill_after,
+    rows_of,
     train,
     train_on_two_slides,
 )
@@ -29,7 +30,7 @@ from wsi_pipeline.cohort.data import to_unit_range
 from wsi_pipeline.config.settings import ModelConfig, TrainConfig
 from wsi_pipeline.errors import ModelError
 from wsi_pipeline.models import MODELS, PatchClassifier, build_model
-from wsi_pipeline.models.checkpoint import load_checkpoint
+from wsi_pipeline.models.checkpoint import load_checkpoint, read_tensors, write_tensors
 from wsi_pipeline.training import loop, outputs
 from wsi_pipeline.training.recipe import build_classifier, build_optimizer
 from wsi_pipeline.training.resume import optimizer_tensors, restore_optimizer
@@ -123,7 +124,11 @@ def test_optimiser_state_comes_back_in_the_layout_of_its_parameters():
 
 def test_rate_and_best_weights_survive_a_kill(fake_store, tmp_path, monkeypatch):
     """Best in epoch 1, halved after epoch 4, killed in epoch 6, stopped after it."""
-    monkeypatch.setattr(loop._Training, "validate", lambda self, epoch: (0.7, 0.9 / epoch))
+    monkeypatch.setattr(
+        loop._Training,
+        "validate",
+        lambda self, r: replace(r, val_loss=0.7, val_roc_auc=0.9 / r.epoch),
+    )
     config = replace(TINY, max_epochs=50)
     train(fake_store, tmp_path / "undisturbed", config)
     with pytest.raises(Killed):
@@ -279,3 +284,26 @@ def test_a_process_killed_outright_is_resumed_to_the_same_bytes(tmp_path):
     assert start("killed", 0).wait(120) == 0
 
     assert contents(tmp_path / "killed") == contents(tmp_path / "undisturbed")
+
+
+def test_a_training_begun_by_a_version_without_temperatures_ends_with_one(
+    fake_store, tmp_path, undisturbed
+):
+    out = tmp_path / "model"
+    with pytest.raises(Killed):
+        train(fake_store, out, on_progress=kill_after(8))  # in the third of four epochs
+    path = out / loop.RESUME_FILE
+    tensors, header = read_tensors(path)
+    for record in header["history"]:
+        for name in [name for name in record if name.endswith(("_temperature", "_calibrated"))]:
+            del record[name]
+        del record["val_ece"]
+    del header["weights_sha256"]
+    write_tensors(path, tensors, header)
+    summary = train(fake_store, out)
+
+    assert summary.resumed_from == 2
+    assert load_checkpoint(summary.checkpoint)[1].temperature is not None
+    assert contents(out)["checkpoint.safetensors"] == undisturbed["checkpoint.safetensors"]
+    rows = rows_of(out / "history.csv")
+    assert [bool(row["val_temperature"]) for row in rows] == [False, False, True, True]

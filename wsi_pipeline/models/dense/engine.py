@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from wsi_pipeline.config.devices import exact_fp32
+from wsi_pipeline.config.devices import exact_fp32, require_float64
 from wsi_pipeline.errors import ModelError
 from wsi_pipeline.models.dense.costs import cheaper_by_patches, tile_products
 from wsi_pipeline.models.dense.regions import TorchCorners, assemble, compute_regions, read_out
@@ -73,6 +73,7 @@ class DenseEngine:
                 "the dense map's block is at least 1 and its products toom-cook or direct, got "
                 f"block={block}, products={products!r}"
             )
+        require_float64(readout.device, "the dense map of a PatchNet is prepared")
         self.weights: DenseWeights = transform_weights(
             convolutions, readout, readout_bias, products
         )

@@ -2,12 +2,14 @@
 
 import numpy as np
 import pytest
+from scipy.optimize import minimize_scalar
 from scipy.special import expit
 from sklearn.metrics import brier_score_loss, log_loss, roc_auc_score
 
-from wsi_pipeline.evaluation.calibration import (
+from wsi_pipeline.training.calibration import (
     apply_temperature,
     calibration_figures,
+    fit_logit_temperature,
     fit_temperature,
     reliability_curve,
 )
@@ -87,3 +89,42 @@ def test_scores_at_the_ends_do_no_harm():
     scores[:4] = [0, 0, 1, 1]
     labels[:4] = [0, 1, 0, 1]
     assert np.isfinite(fit_temperature(labels, scores.astype(np.float32)).value)
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("temperature", [0.2, 1.0, 6.0])
+def test_the_temperature_of_logits_is_the_minimum_that_an_optimiser_finds(temperature, seed):
+    labels, scores = synthetic(1.0, n=300, seed=seed)
+    logits = np.log(scores / (1 - scores)) * temperature
+
+    def loss(log_temperature):
+        return log_loss(labels, expit(logits / np.exp(log_temperature)))
+
+    found = minimize_scalar(loss, bounds=(-3, 3), method="bounded", options={"xatol": 1e-9})
+    fitted = fit_logit_temperature(labels, logits)
+    assert fitted == pytest.approx(np.exp(found.x), rel=1e-5)
+    grid = np.linspace(-2.9, 2.9, 400)
+    assert loss(np.log(fitted)) <= min(map(loss, grid)) + 1e-12
+
+
+@pytest.mark.parametrize(
+    ("labels", "logits", "temperature"),
+    [
+        ([], [], None),
+        ([0, 0], [-1.0, 2.0], None),
+        ([1, 1], [-1.0, 2.0], None),
+        ([0, 1], [-800.0, 900.0], 0.05),
+        ([1, 0], [-1.0, 2.0], 20.0),
+        ([1, 0, 0, 1], [-900.0, -900.0, 900.0, 900.0], 20.0),
+    ],
+    ids=["none", "negative", "positive", "separable", "reversed", "chance"],
+)
+def test_the_temperature_of_logits_has_bounds(labels, logits, temperature):
+    assert fit_logit_temperature(np.array(labels, np.int8), np.array(logits)) == temperature
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1e3])
+def test_a_temperature_outside_the_bounds_becomes_the_nearer_bound(scale):
+    labels, scores = synthetic(1.0, n=300)
+    fitted = fit_logit_temperature(labels, np.log(scores / (1 - scores)) * scale)
+    assert fitted == (0.05 if scale < 1 else 20.0)

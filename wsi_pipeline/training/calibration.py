@@ -1,9 +1,9 @@
 """Calibration of scores: reliability, calibration errors, and temperature scaling.
 
 A model is calibrated where, of the patches scored p, a share p is positive. The temperature T
-divides the logits, ``sigmoid(logit(score) / T)``: it changes the confidence of
-a model but not its ranking, so neither ROC AUC nor FROC changes. It is fitted on the validation
-split alone.
+divides the logits, ``sigmoid(logit / T)``: it changes the confidence of a model but not the ranking
+of its patches. It is fitted on the validation split alone: by training on the logits of each
+epoch, and by `evaluate` on the scores.
 
 References
 ----------
@@ -24,7 +24,8 @@ from scipy.special import expit, logit
 N_BINS = 15  # equal-width (Guo et al. 2017)
 
 _CLOSEST = 1e-7  # float32 scores come no nearer to 1 than 6e-8: beyond it a logit is rounding
-_LARGEST_LOG = np.log(1000.0)  # temperatures from 0.001 to 1000 are searched
+_WIDEST = 1000.0  # of scores, temperatures from 0.001 to 1000 are searched
+LARGEST_TEMPERATURE = 20.0  # of logits in training; the smallest is its inverse
 
 
 @dataclass(frozen=True)
@@ -102,10 +103,7 @@ def calibration_figures(
 def fit_temperature(
     labels: NDArray[np.integer[Any]], scores: NDArray[np.floating[Any]]
 ) -> Temperature:
-    """Find the temperature under which the labels are likeliest.
-
-    The likelihood is concave in 1 / T (logistic regression with one weight), so the place where its
-    slope is zero is the only one, and bisection finds it.
+    """Find the temperature of scores under which the labels are likeliest.
 
     Parameters
     ----------
@@ -115,20 +113,69 @@ def fit_temperature(
     """
     if not labels.size:
         return Temperature(None, "no labelled validation patch to fit a temperature on")
-    positive = (labels == 1).astype(np.float64)
-    if positive.min() == positive.max():
-        which = "positive" if positive[0] else "negative"
+    value = _likeliest(labels, _logits(scores), largest=_WIDEST)
+    if value is None:
+        which = "positive" if labels[0] == 1 else "negative"
         return Temperature(None, f"all validation patches ({labels.size}) are {which}")
-    z = _logits(scores)
+    if value == _WIDEST:
+        return Temperature(None, "the scores rank validation patches no better than chance")
+    if value == 1 / _WIDEST:
+        return Temperature(None, "the score 0.5 separates the validation patches without an error")
+    return Temperature(value)
+
+
+def fit_logit_temperature(
+    labels: NDArray[np.integer[Any]], logits: NDArray[np.floating[Any]]
+) -> float | None:
+    """Find the temperature of a model's logits under which the labels are likeliest.
+
+    A model's logit is what its `forward` returns: the log-odds of the final score. So one
+    definition holds for all models: of a PatchNet the logit of the mean probability of its small
+    patches is divided, not the logits of these; of a ProtoPNet the difference of both classes'.
+
+    Parameters
+    ----------
+    labels : (N,) 1 or 0
+    logits : (N,) finite
+        Of validation patches.
+
+    Returns
+    -------
+    temperature : float or None
+        From 1/20 to 20. The smallest where the logit 0 separates the classes without an error,
+        since a smaller one would always be likelier; the largest where the logits rank them no
+        better than chance. None unless there are patches of both classes.
+
+    Examples
+    --------
+    >>> fit_logit_temperature(np.array([0, 1]), np.array([-1.0, 2.0]))
+    0.05
+    >>> fit_logit_temperature(np.array([1, 1]), np.array([-1.0, 2.0]))
+    """
+    return _likeliest(labels, np.asarray(logits, np.float64), largest=LARGEST_TEMPERATURE)
+
+
+def _likeliest(
+    labels: NDArray[np.integer[Any]], z: NDArray[np.float64], *, largest: float
+) -> float | None:
+    """Find the likeliest temperature from 1 / largest to largest; None without both classes.
+
+    The negative log-likelihood is convex in 1 / T (logistic regression with one weight), so the
+    place where its slope is zero is the only one, and a bracketed search finds it.
+    """
+    positive = (labels == 1).astype(np.float64)
+    if not positive.size or positive.min() == positive.max():
+        return None
 
     def slope(log_sharpness: float) -> float:
         return float(np.mean((expit(z * np.exp(log_sharpness)) - positive) * z))
 
-    if slope(-_LARGEST_LOG) >= 0:
-        return Temperature(None, "the scores rank validation patches no better than chance")
-    if slope(_LARGEST_LOG) <= 0:
-        return Temperature(None, "the score 0.5 separates the validation patches without an error")
-    return Temperature(float(np.exp(-brentq(slope, -_LARGEST_LOG, _LARGEST_LOG, xtol=1e-10))))
+    end = np.log(largest)
+    if slope(-end) >= 0:
+        return largest
+    if slope(end) <= 0:
+        return 1 / largest
+    return float(np.exp(-brentq(slope, -end, end, xtol=1e-10)))
 
 
 def apply_temperature(scores: NDArray[np.floating[Any]], temperature: float) -> NDArray[np.float64]:
