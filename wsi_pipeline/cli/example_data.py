@@ -28,8 +28,8 @@ def example(
     ] = 0,
 ) -> None:
     """Draw small example data to try the commands of the tutorials on."""
+    from tiling.threads import count_cores
     from wsi_pipeline.demo.example import write_example
-    from wsi_pipeline.run.process_pool import default_workers
 
-    lines = write_example(kind.value, out, seed=seed, workers=default_workers())
+    lines = write_example(kind.value, out, seed=seed, workers=count_cores())
     print("\n".join(f"{out}/{line}" for line in lines))

@@ -84,11 +84,20 @@ def _slide_specs(size: tuple[int, int], *, diameters: Sequence[int]) -> list[Sli
         patient = f"p{number + 1:02d}"
         diameter = diameters[number % len(diameters)]
         at = (0.42 + 0.04 * (number % 5), 0.56 - 0.04 * (number % 4))
-        rest = {"n_glands": 5, "n_vessels": 3, "n_fat": 1, "lymphoid": 0.2 + 0.05 * (number % 5)}
-        specs.append(
-            SlideSpec(f"{patient}_a", patient, "train", size, (TumourSpec(at, diameter),), **rest)
-        )
-        specs.append(SlideSpec(f"{patient}_b", patient, "train", size, **rest))
+        for suffix, tumours in (("a", (TumourSpec(at, diameter),)), ("b", ())):
+            specs.append(
+                SlideSpec(
+                    f"{patient}_{suffix}",
+                    patient,
+                    "train",
+                    size,
+                    tumours,
+                    n_glands=5,
+                    n_vessels=3,
+                    n_fat=1,
+                    lymphoid=0.2 + 0.05 * (number % 5),
+                )
+            )
     return specs
 
 
