@@ -5,7 +5,7 @@ from pathlib import Path
 from setuptools import setup
 from setuptools.command.build_py import build_py
 
-PAGES = ("*.md", "images/*")
+PAGES = ("*.md", "tutorials/*.md", "images/*")
 
 
 class BuildWithDocs(build_py):

@@ -103,6 +103,7 @@ def test_commands(installed, tmp_path):
     assert (pages / "tile.md").read_bytes() == (ROOT / "docs/tile.md").read_bytes()
     pictures = {path.name for path in (ROOT / "docs/images").iterdir()}
     assert {path.name for path in (pages / "images").iterdir()} == pictures
+    assert (pages / "tutorials/slides.md").is_file()
 
 
 def test_the_quick_demo_ends_with_its_report(installed, tmp_path):

@@ -38,8 +38,8 @@ def find_docs() -> Path:
 def list_pages(folder: Path) -> list[str]:
     """Format one line per page: its name and its title."""
     titles = {
-        page.stem: page.read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ")
-        for page in sorted(folder.glob("*.md"))
+        name: page.read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ")
+        for name, page in _pages(folder).items()
     }
     width = max(map(len, titles), default=0)
     return [f"{name:{width}}  {title}" for name, title in titles.items()]
@@ -54,9 +54,15 @@ def find_page(folder: Path, name: str) -> Path:
         If there is no such page.
     """
     stem = name.removeprefix("docs/").removesuffix(".md")
-    known = {page.stem: page for page in folder.glob("*.md")}
+    known = _pages(folder)
     if stem not in known:
         close = difflib.get_close_matches(stem, known, n=1)
         hint = f"did you mean {close[0]!r}?" if close else "wsi-pipeline docs lists all pages"
         raise typer.BadParameter(f"no page {name!r}; {hint}")
     return known[stem]
+
+
+def _pages(folder: Path) -> dict[str, Path]:
+    """Find all pages, by name: of a tutorial, ``tutorials/slides``."""
+    found = [*sorted(folder.glob("*.md")), *sorted(folder.glob("tutorials/*.md"))]
+    return {page.relative_to(folder).with_suffix("").as_posix(): page for page in found}

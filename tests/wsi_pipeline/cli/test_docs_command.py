@@ -13,7 +13,8 @@ PAGES = Path(__file__).parents[3] / "docs"
 def test_the_list_has_every_page_with_its_title(capsys):
     assert main(["docs"]) == 0
     lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
-    assert set(lines) == {page.stem for page in PAGES.glob("*.md")}
+    tutorials = {f"tutorials/{page.stem}" for page in PAGES.glob("tutorials/*.md")}
+    assert set(lines) == {page.stem for page in PAGES.glob("*.md")} | tutorials
     assert lines["coordinates"] == (PAGES / "coordinates.md").read_text().splitlines()[0][2:]
 
 
@@ -21,6 +22,11 @@ def test_the_list_has_every_page_with_its_title(capsys):
 def test_a_page_is_printed_as_it_is(name, capsys):
     assert main(["docs", name]) == 0
     assert capsys.readouterr().out == (PAGES / "tile.md").read_text(encoding="utf-8")
+
+
+def test_a_tutorial_is_printed_as_it_is(capsys):
+    assert main(["docs", "tutorials/slides"]) == 0
+    assert capsys.readouterr().out == (PAGES / "tutorials/slides.md").read_text(encoding="utf-8")
 
 
 def test_paths(capsys):
