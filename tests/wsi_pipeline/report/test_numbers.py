@@ -377,6 +377,19 @@ def sensitivities(false, n_slides, best, n_lesions):
     return read
 
 
+def choose_points(false, n_slides, best, n_lesions):
+    """The threshold for each rate: most false positives, then most lesions, then the highest."""
+    points = [(0.0, 0.0, np.inf)]
+    for t in {s for s in [*false, *best] if s is not None}:
+        found = sum(s is not None and s >= t for s in best)
+        points.append((sum(s >= t for s in false) / n_slides, found / n_lesions, t))
+    chosen = [max(p for p in points if p[0] <= rate) for rate in RATES]
+    return [
+        {"avg_fps": a, "sensitivity": b} | ({"threshold": t} if np.isfinite(t) else {})
+        for a, b, t in chosen
+    ]
+
+
 def froc_section(tables, definition):
     lesions = [
         (r["slide_id"], float(r["best_score"]) if r["best_score"] else None)
@@ -410,7 +423,11 @@ def froc_section(tables, definition):
     variances = np.nanvar(replicates, axis=0) * len(n) / (len(n) - 1)
     ends = [by_patient(p, v, n) for p, v in zip(as_is, variances, strict=True)]
     names = ["0.25", "0.5", "1", "2", "4", "8"]
+    points = choose_points(
+        [s for _, s in false], len(counted), [s for _, s in lesions], len(lesions)
+    )
     return {
+        "operating_points": dict(zip(names, points, strict=True)),
         "n_slides": len(tables.slides),
         "n_normal": len(normal),
         "n_lesions": len(lesions),
