@@ -3,7 +3,6 @@
 All is drawn from a seed. The folders look like a user's own: no manifest, no splits.
 """
 
-import csv
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import product
@@ -15,6 +14,7 @@ from PIL import Image
 
 from tiling.annotation.formats.asap_xml import write_asap_xml
 from tiling.files import write_aside
+from wsi_pipeline.csv_files import write_csv
 from wsi_pipeline.demo.painting import Drawn, paint_slide, seed_rng
 from wsi_pipeline.demo.pyramid import shrink, write_pyramid
 from wsi_pipeline.demo.specs import MPP, SlideSpec, TumourSpec
@@ -120,13 +120,16 @@ def _draw_images(out: Path, *, seed: int, workers: int) -> list[str]:
     specs = _slide_specs(IMAGE_SIZE, diameters=(280, 250, 270, 240))
     _draw_each(partial(_cut_images, out=out, seed=seed), specs, workers)
     files = sorted(path.relative_to(out) for path in out.glob("[nt]*/*.png"))
-    with (out / "table.csv").open("w", newline="", encoding="utf-8") as file:
-        table = csv.writer(file, lineterminator="\n")
-        table.writerow(["file", "class", "patient", "mask"])
-        for path in files:
-            patient = path.name.partition("_")[0]
-            mask = f"masks/{path.name}" if path.parent.name == "tumour" else ""
-            table.writerow([path.as_posix(), path.parent.name, patient, mask])
+    rows = [
+        (
+            path.as_posix(),
+            path.parent.name,
+            path.name.partition("_")[0],
+            f"masks/{path.name}" if path.parent.name == "tumour" else None,
+        )
+        for path in files
+    ]
+    write_csv(out / "table.csv", ["file", "class", "patient", "mask"], rows)
     counts = {name: len(list((out / name).glob("*.png"))) for name in ("normal", "tumour")}
     return [
         *(f"{name}/: {count} images of {IMAGE_PX} px" for name, count in counts.items()),
@@ -172,10 +175,8 @@ def _draw_teams(out: Path, *, seed: int, workers: int) -> list[str]:
     for name, outlines in lesions.items():
         polygons = [(f"lesion {n}", "Tumor", outline) for n, outline in enumerate(outlines)]
         write_asap_xml(out / "reference" / f"{name}.xml", polygons, ["Tumor"])
-    with (out / "slides.csv").open("w", newline="", encoding="utf-8") as file:
-        table = csv.writer(file, lineterminator="\n")
-        table.writerow(["slide_id", "label"])
-        table.writerows([name, int(name in lesions)] for name in names)
+    rows = [(name, int(name in lesions)) for name in names]
+    write_csv(out / "slides.csv", ["slide_id", "label"], rows)
     for team in TEAMS:
         for name in names:
             _write_detections(
@@ -213,10 +214,7 @@ def _write_detections(
         (round(float(1 / (1 + np.exp(-logit))), 4), int(x), int(y))
         for logit, (x, y) in zip(logits, [*found, *others], strict=True)
     ]
-    with path.open("w", newline="", encoding="utf-8") as file:
-        table = csv.writer(file, lineterminator="\n")
-        table.writerow(["prob", "x", "y"])
-        table.writerows(sorted(rows, reverse=True))
+    write_csv(path, ["prob", "x", "y"], sorted(rows, reverse=True))
 
 
 EXAMPLES: dict[str, Callable[..., list[str]]] = {

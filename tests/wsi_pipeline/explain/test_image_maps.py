@@ -116,7 +116,7 @@ def test_models_without_maps_are_named_with_the_reason(run, tmp_path, capsys):
     assert cli.main(["predict", str(run), *named]) == 0
     assert cli.main(heatmap) == 0
     out = message(capsys)
-    assert "heatmap: 1 done\n" in out
+    assert "heatmap: 1 done;" in out
     assert "no maps of brought: its scores are by a checkpoint outside the run; copy" in out
 
     train(run, "--set", "lr=0.01")

@@ -12,6 +12,7 @@ import pytest
 import tifffile
 import zarr
 
+from tests.helpers.printed import summaries
 from tests.helpers.quick_pictures import quick_pictures
 from tests.helpers.tiny_cohort import TUMOUR, draw_cohort
 from tiling.files import digest_file
@@ -248,7 +249,7 @@ def test_every_format_that_is_named_is_written(run, capsys):
     """Of two, only the last was written."""
     formats = ["--format", "qupath", "--format", "wsinfer-coords", "--format", "qupath"]
     assert main(["export", str(run), *formats, "--model", "patchnet"]) == 0
-    printed = capsys.readouterr().out.splitlines()
+    printed = summaries(capsys.readouterr().out)
     assert [line for line in printed if "done" in line] == [
         "export qupath: 4 done",
         "export wsinfer-coords: 6 done",
@@ -432,8 +433,8 @@ def test_run_exports_what_the_config_names(run, capsys):
     shutil.rmtree(run / "exports", ignore_errors=True)
     formats = "export.formats=[camelyon16, clam-coords]"
     assert run_with(run, "stages=[export, report]", formats, "export.splits=[test]") == 0
-    captured = capsys.readouterr().out
-    assert "export camelyon16: 2 done\nexport clam-coords: 2 done\nreport: " in captured
+    printed = "\n".join(summaries(capsys.readouterr().out))
+    assert "export camelyon16: 2 done\nexport clam-coords: 2 done\nreport: " in printed
     found = {path.name for path in (run / "exports").rglob("*.*")}
     assert found == {"s4.csv", "s5.csv", "s4.h5", "s5.h5"}
     assert run_with(run, "stages=[export, report]", formats, "export.splits=[test]") == 0

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from tests.helpers.external_models import CLASSES, TRANSFORM, ColourNet, describe, write_zoo
+from tests.helpers.printed import summaries
 from tests.helpers.slides import halve, tissue, write_slide
 from tests.helpers.tiny_cohort import draw_cohort
 from tiling import PatchStore, TileConfig, TissueConfig
@@ -119,7 +120,7 @@ def test_results_are_kept_until_the_model_or_its_description_changes(
         assert main([*asked, *more]) == 0
         return capsys.readouterr().out
 
-    assert score() == "predict: 0 done, 1 kept from before\n"  # its classes are recalled
+    assert summaries(score()) == ["predict: 0 done, 1 kept from before"]  # its classes are recalled
     warned = [r.getMessage() for r in caplog.records if "code of its author" in r.getMessage()]
     assert warned == [
         f"{tmp_path / 'colours/torchscript_model.pt'} is a TorchScript file: it runs code of its "

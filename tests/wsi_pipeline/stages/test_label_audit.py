@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from tests.helpers.annotation_files import write_geojson
+from tests.helpers.printed import summaries
 from tests.helpers.tiny_cohort import draw_cohort
 from tiling.store import PatchStore
 from tiling.wording import pluralize
@@ -123,7 +124,7 @@ def test_the_json_says_what_the_tables_say(whole):
 
 def test_one_line_is_reported_at_the_end(data, whole, capsys):
     assert tile(data, whole) == 0
-    last = capsys.readouterr().out.strip().splitlines()[-1]
+    last = summaries(capsys.readouterr().out)[-1]
     assert last.startswith("labels: 480 patches of 6 slides, 4 patients: 57 positive (12 %), ")
     assert last.endswith("review them in tiles/label_audit/")
 
@@ -237,6 +238,6 @@ def test_slides_without_labels_have_no_audit(data, tmp_path, capsys):
     alone = shutil.copy(data / "s1.tif", tmp_path / "s1.tif")
     run = tmp_path / "run"
     assert main(["tile", str(alone), "--out", str(run), *SETTINGS]) == 0
-    last = capsys.readouterr().out.splitlines()[-1]
+    last = summaries(capsys.readouterr().out)[-1]
     assert last.startswith("labels: no slide has a label or an annotation, so these can be scored")
     assert not (run / "tiles/label_audit").exists()

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers.printed import summaries
 from tests.helpers.slides import halve, tissue, write_slide
 from wsi_pipeline.cli.app import main
 from wsi_pipeline.csv_files import read_csv
@@ -48,7 +49,7 @@ def scores_of(run: Path) -> dict[str, bytes]:
 
 def test_scores_are_those_of_one_stage_after_the_other(data, tmp_path, capsys):
     assert predict(data, tmp_path / "ahead") == 0
-    printed = capsys.readouterr().out.splitlines()
+    printed = summaries(capsys.readouterr().out)
     assert printed == ["tile: 3 done", "predict: 3 done"]
     tile = ["tile", str(data / "slides"), "--out", str(tmp_path / "after"), *SETTINGS]
     assert main([*tile, "--set", "tile.store=coords", "--set", "tile.patch_px=32"]) == 0
@@ -66,7 +67,7 @@ def apply(data: Path, run: Path, *more: str) -> int:
 
 def test_apply_does_what_its_stages_do_one_after_the_other(data, tmp_path, capsys):
     assert apply(data, tmp_path / "one") == 0
-    printed = capsys.readouterr().out.splitlines()
+    printed = summaries(capsys.readouterr().out)
     assert printed[:4] == [
         "tile: 3 done", "predict: 3 done", "heatmap: 3 done", "export qupath: 3 done"
     ]  # fmt: skip
@@ -99,7 +100,7 @@ def test_what_is_finished_is_kept(data, tmp_path, capsys):
     before = scores_of(tmp_path)
     capsys.readouterr()
     assert predict(data, tmp_path) == 0
-    printed = capsys.readouterr().out.splitlines()
+    printed = summaries(capsys.readouterr().out)
     assert printed == ["tile: 0 done, 3 kept from before", "predict: 0 done, 3 kept from before"]
     assert scores_of(tmp_path) == before
 
@@ -154,7 +155,7 @@ def test_a_slide_that_cannot_be_tiled_does_not_cost_the_others(data, tmp_path, c
     assert main([*asked, "--checkpoint", checkpoint]) == 3
     captured = capsys.readouterr()
     assert "predict: [2/2] s2" in captured.err  # not of three
-    printed = captured.out.splitlines()
+    printed = summaries(captured.out)
     assert printed == ["tile: 2 done, 1 failed (s1)", "predict: 2 done"]
     (row,) = read_csv(tmp_path / "run/failures.csv", error=StageError)
     assert (row["slide_id"], row["stage"]) == ("s1", "tile")
@@ -171,7 +172,7 @@ def test_where_no_slide_can_be_tiled_nothing_is_scored(data, tmp_path, capsys):
 
 def test_several_models_are_asked_one_after_the_other(data, tmp_path, capsys):
     assert predict(data, tmp_path, "--checkpoint", str(data / "other.safetensors")) == 0
-    assert capsys.readouterr().out.splitlines() == ["tile: 3 done", "predict: 6 done"]
+    assert summaries(capsys.readouterr().out) == ["tile: 3 done", "predict: 6 done"]
 
 
 INTERRUPTED = """
@@ -220,6 +221,6 @@ def test_run_tiles_and_predicts_together_with_a_given_model(data, tmp_path, monk
         "tile: {target_mpp: 0.5, patch_px: 32, tissue: {mpp: 2.0, min_object_um2: 100.0}}\n"
     )
     assert main(["run", str(config)]) == 0
-    printed = capsys.readouterr().out.splitlines()
+    printed = summaries(capsys.readouterr().out)
     assert printed == ["tile: 3 done", "predict: 3 done", "heatmap: 3 done"]
     assert len(list((run / "heatmaps/one").glob("*.png"))) == 3
