@@ -11,6 +11,7 @@ References
 """
 
 import csv
+import difflib
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -206,6 +207,24 @@ def read_csv(path: Path, *, error: type[PipelineError]) -> list[dict[str, str]]:
     rows = iterate_csv(path, error=error)
     _, header = next(rows, (0, []))
     return [dict(as_mapping(header, cells)) for _, cells in rows]
+
+
+def check_spelling(
+    path: Path, names: Sequence[str], known: Sequence[str], *, error: type[PipelineError]
+) -> None:
+    """Refuse a column that nearly has a known name: its content would be ignored silently.
+
+    Other columns are the user's own.
+
+    Raises
+    ------
+    error
+        Naming the known column.
+    """
+    for name in names:
+        close = difflib.get_close_matches(name.strip().lower(), known, n=1, cutoff=0.8)
+        if name not in known and close and close[0] not in names:
+            raise error(f"{path}: unknown column '{name}'; did you mean '{close[0]}'?")
 
 
 def as_mapping(header: Sequence[str], cells: Sequence[str]) -> Mapping[str, str]:

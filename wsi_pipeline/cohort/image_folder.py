@@ -15,7 +15,7 @@ from wsi_pipeline.cohort.manifest import IMAGE_SUFFIXES, check_entries, with_spl
 from wsi_pipeline.cohort.patients import patient_finder
 from wsi_pipeline.config.settings import ImagesConfig
 from wsi_pipeline.contracts import SPLITS, SlideEntry, Split
-from wsi_pipeline.csv_files import as_mapping, iterate_csv, read_csv, update_csv
+from wsi_pipeline.csv_files import as_mapping, check_spelling, iterate_csv, read_csv, update_csv
 from wsi_pipeline.errors import ManifestError
 from wsi_pipeline.names import check_name, check_twins, find_text_problem, printable
 
@@ -153,6 +153,7 @@ def _read_table(folder: Path, path: Path, with_splits: bool) -> list[ImageEntry]
         raise ManifestError(
             f"{path}: no column 'file' in the header {list(names)}; known: {', '.join(COLUMNS)}"
         )
+    check_spelling(path, names, COLUMNS, error=ManifestError)
     if not with_splits:
         rows = [(line, {**row, "split": ""}) for line, row in rows]
     return [_parse_row(folder, path, line, row) for line, row in rows]

@@ -5,7 +5,6 @@ and never stops the others. What makes the data set itself wrong (ids, labels, p
 is an error here, before any work is done.
 """
 
-import difflib
 import math
 import os
 from collections import defaultdict
@@ -17,7 +16,7 @@ from typing import cast, get_args
 from tiling.contracts import Unclassified
 from tiling.listing.slide_files import slide_stem
 from wsi_pipeline.contracts import SPLITS, SlideEntry, Split
-from wsi_pipeline.csv_files import as_mapping, guard, iterate_csv, update_csv
+from wsi_pipeline.csv_files import as_mapping, check_spelling, guard, iterate_csv, update_csv
 from wsi_pipeline.errors import ManifestError, StageError
 from wsi_pipeline.layout import RunFolder
 from wsi_pipeline.names import check_name, describe_twins, find_text_problem, name_key, printable
@@ -66,11 +65,7 @@ def _check_header(path: Path, names: Sequence[str]) -> None:
     if "slide" not in names:
         hint = "; use commas between columns" if any(";" in name for name in names) else ""
         raise ManifestError(f"{path}: no column 'slide' in the header {list(names)}{hint}")
-    for name in names:
-        # Other columns are the user's own; one that nearly has our name would be lost silently.
-        close = difflib.get_close_matches(name.strip().lower(), COLUMNS, n=1, cutoff=0.8)
-        if name not in COLUMNS and close and close[0] not in names:
-            raise ManifestError(f"{path}: unknown column '{name}'; did you mean '{close[0]}'?")
+    check_spelling(path, names, COLUMNS, error=ManifestError)
     doubled = sorted({name for name in names if names.count(name) > 1 and name in COLUMNS})
     if doubled:
         raise ManifestError(f"{path}: column '{doubled[0]}' is repeated in the header")

@@ -79,7 +79,8 @@ def assign_splits(
         return _validate_by_some(entries, val_fraction=val_fraction, seed=seed)
     if any(entry.split for entry in entries):
         raise ManifestError(
-            "the manifest has splits already; remove its split column or the config's splits. "
+            "the manifest has splits already; set the config's splits to null (--set splits=null) "
+            "or remove the manifest's split column. "
             "(Where it has train and test alone, for every entry, splits.val_fraction takes val "
             "from train.)"
         )

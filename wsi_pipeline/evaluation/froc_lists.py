@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from wsi_pipeline.csv_files import check_spelling
 from wsi_pipeline.errors import EvaluationError
 from wsi_pipeline.evaluation.csv_columns import Layout, NotPlainError, read_columns
 from wsi_pipeline.evaluation.slide_names import SlideIndex, list_ids
@@ -95,6 +96,8 @@ def read_table(
                     f"{where}: no column '{missing[0]}' in the header {','.join(fields)}; "
                     f"the columns are {','.join(columns)}"
                 )
+            names = [field.strip().lower() for field in fields]
+            check_spelling(path, names, (*columns, *optional), error=EvaluationError)
             places = [find_column(fields, name) for name in (*columns, *optional)]
             width = len(fields)
             continue

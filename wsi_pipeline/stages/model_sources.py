@@ -155,6 +155,18 @@ def needed_patches(
     """List the different (side in px, µm per px) of patches that models need.
 
     A model without a description takes those of `otherwise`.
+
+    Raises
+    ------
+    CheckpointError
+        If a model was trained on single images, for which a slide has no patches.
     """
-    metas = (source.meta for source in sources.values())
+    metas = [source.meta for source in sources.values()]
+    for source, meta in zip(sources.values(), metas, strict=True):
+        if meta.image_shape is not None:
+            raise CheckpointError(
+                f"{source.path}: {meta.model} was trained on single images, so the patches of a "
+                "slide are undefined; for new images run tile FOLDER --set 'images={}' --out RUN, "
+                "then predict RUN --checkpoint FILE"
+            )
     return sorted({(m.patch_px, m.target_mpp) if m.patch_px else otherwise for m in metas})

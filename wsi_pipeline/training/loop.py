@@ -93,6 +93,7 @@ log = logging.getLogger(__name__)
 
 
 RESUME_FILE = "resume.safetensors"
+PREVIOUS_FILE = "previous.safetensors"  # an earlier checkpoint, until its successor is written
 
 
 def train_model(
@@ -181,8 +182,11 @@ def train_model(
         if resumed_from:
             report(f"resuming after epoch {resumed_from}/{config.max_epochs}")
         elif writes:
-            for name in (CHECKPOINT_FILE, *FURTHER):
-                (out / name).unlink(missing_ok=True)  # of other settings or inputs
+            if (out / CHECKPOINT_FILE).exists():  # of other settings or inputs
+                (out / CHECKPOINT_FILE).replace(out / PREVIOUS_FILE)
+                report(f"the earlier checkpoint is {PREVIOUS_FILE} until this training ends")
+            for name in FURTHER:
+                (out / name).unlink(missing_ok=True)
             remove_event_files(out / EVENTS_FOLDER)
         with contextlib.ExitStack() as stack:
             events = None
@@ -247,7 +251,8 @@ def _finish(
         history=training.history,
         best=training.best,
     )
-    (out / RESUME_FILE).unlink(missing_ok=True)
+    for name in (RESUME_FILE, PREVIOUS_FILE):
+        (out / name).unlink(missing_ok=True)
     return files
 
 

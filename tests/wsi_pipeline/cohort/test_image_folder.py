@@ -94,6 +94,8 @@ def test_a_table_without_classes_takes_those_of_the_folders(tmp_path):
     ("text", "message"),
     [
         ("name,class\n1.png,x\n", "no column 'file'"),
+        ("file,klass\n1.png,x\n", "did you mean 'class'"),
+        ("file,class,pacient\n1.png,x,p1\n", "did you mean 'patient'"),
         ("file,class\nnone.png,x\n", "no such file"),
         ("file,class\n../1.png,x\n", "path within the folder"),
         ("file,class,split\n1.png,x,training\n", "split 'training' is none of"),

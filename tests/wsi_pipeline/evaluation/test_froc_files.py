@@ -318,6 +318,7 @@ def test_a_polygon_far_larger_than_a_slide_is_refused_in_one_line(options):
         ("slide_id,label\nt1,\n", r"s\.csv, line 2: label must be 1 .* got ''"),
         ("slide_id,label\nt1,1\nt1,1\n", r"line 2: t1 and .*line 3: t1 name the same slide"),
         ("slide_id,etiket\nt1,1\n", r"line 1: no column 'label'"),
+        ("slide_id,label,pateint\nt1,1,p1\n", "did you mean 'patient'"),
         ("slide_id,label\n", "lists no slides"),
         ("slide_id,label\nt1\n", "line 2: 1 fields, expected 2"),
     ],

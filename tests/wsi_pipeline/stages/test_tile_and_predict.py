@@ -43,6 +43,15 @@ def predict(data: Path, run: Path, *more: str) -> int:
     return main([*asked, *SETTINGS, *more])
 
 
+def test_a_model_of_single_images_has_no_patches_of_slides(data, tmp_path, capsys):
+    meta = CheckpointMeta("patchnet", OPTIONS, patch_px=32, target_mpp=0.0, image_shape=(32, 48, 3))
+    save_checkpoint(tmp_path / "m.safetensors", build_model("patchnet", **OPTIONS), meta)
+    asked = ["apply", str(data / "slides"), "--out", str(tmp_path / "run")]
+    assert main([*asked, "--checkpoint", str(tmp_path / "m.safetensors")]) == 1
+    assert "was trained on single images" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 def scores_of(run: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in (run / "scores/one").glob("*.h5")}
 

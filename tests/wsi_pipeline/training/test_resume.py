@@ -49,6 +49,22 @@ def test_another_seed_gives_other_weights(fake_store, tmp_path, undisturbed):
     assert contents(tmp_path / "other")["history.csv"] != undisturbed["history.csv"]
 
 
+def test_an_earlier_checkpoint_is_kept_until_its_successor_is_written(
+    fake_store, tmp_path, undisturbed
+):
+    """A training that diverged, or was interrupted, cost the model that was there before."""
+    out = tmp_path / "again"
+    train(fake_store, out, replace(TINY, seed=1))
+    earlier = (out / "checkpoint.safetensors").read_bytes()
+    for _ in range(2):  # the second finds no checkpoint, and must not lose the kept one
+        with pytest.raises(Killed):
+            train(fake_store, out, on_progress=kill_after(1))
+        assert not (out / "checkpoint.safetensors").exists()  # it is of other settings
+        assert (out / "previous.safetensors").read_bytes() == earlier
+    train(fake_store, out)
+    assert contents(out) == undisturbed
+
+
 @settings(max_examples=6, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(kills=st.lists(st.integers(1, 8), min_size=1, max_size=3))
 def test_a_training_killed_at_any_batch_comes_out_the_same(
