@@ -53,8 +53,7 @@ def run_without(*commands, folder, hidden=MODULES) -> list[tuple[int, str]]:
     assert done.returncode == 0, done.stderr
     parts = done.stderr.split("\n$ ")[1:]
     answers = [
-        [line for line in part.strip().splitlines() if ": settings from " not in line]
-        for part in parts
+        [line for line in part.strip().splitlines() if ": settings " not in line] for part in parts
     ]
     assert len(answers) == len(commands), done.stderr
     return [(int(lines[-1]), "\n".join(lines[1:-1])) for lines in answers]
