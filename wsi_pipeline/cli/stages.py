@@ -49,7 +49,7 @@ def tile(
     settings = replace(read_config(config, set_ or (), section="tile"), input=input, out=out)
     result = tile_stage.tile(RunFolder(out), settings, options)
     next_line = describe_next("tile", out)
-    if tile_stage.UNLABELLED in result.notes:
+    if {tile_stage.UNLABELLED, tile_stage.UNCLASSED}.intersection(result.notes):
         next_line = f"{describe_next('train', out)} --checkpoint FILE"  # of predict
     elif not settings.train:
         next_line += " --model vgg16"

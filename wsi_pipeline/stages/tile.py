@@ -47,6 +47,10 @@ UNLABELLED = (
     "labels: no slide has a label or an annotation, so these can be scored, not trained on; "
     "`wsi-pipeline slides INPUT --annotations DIR --csv FILE` writes a manifest with labels"
 )
+UNCLASSED = (
+    "labels: no image has a class, so these can be scored, not trained on; to train, sort them "
+    "into class folders, or name the classes in images.table"
+)
 
 
 @dataclass(frozen=True)
@@ -263,7 +267,8 @@ def _tile_images(run: RunFolder, config: Config, options: Options) -> StageResul
     ids = {e.image_id for e in entries}
     lost = [row["slide_id"] for row in iterate_failures(run) if row["slide_id"] in ids]
     write_failures(run)
-    return replace(result, failed=(*result.failed, *lost))
+    notes = result.notes if any(e.label >= 0 for e in entries) else (*result.notes, UNCLASSED)
+    return replace(result, failed=(*result.failed, *lost), notes=notes)
 
 
 def prepare_task(config: Config) -> PrepareImages:

@@ -252,6 +252,13 @@ def test_images_of_no_class_are_scored_but_not_evaluated(finished, tmp_path, cap
     assert cli.main(["evaluate", str(tmp_path / "run"), "--quiet"]) == 1
     assert "no scored image with a class" in (tmp_path / "run" / "failures.csv").read_text()
 
+    capsys.readouterr()
+    again = ["tile", str(folder), "--out", str(tmp_path / "again"), "--set", "images={channels: 1}"]
+    assert cli.main(again) == 0
+    printed = capsys.readouterr().out
+    assert "no image has a class, so these can be scored, not trained on" in printed
+    assert printed.endswith(f"next: wsi-pipeline predict {tmp_path / 'again'} --checkpoint FILE\n")
+
 
 def test_images_the_model_was_trained_on_are_no_test_of_it(finished, tmp_path):
     root, _ = finished
