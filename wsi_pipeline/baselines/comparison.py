@@ -143,10 +143,15 @@ def run_baselines(
         rounds=len(rounds),
         largest=ranked.largest_class(classes),
         n_kept=sum(found.kept for _, found in computed),
-        without_shape=""
-        if has_masks
-        else "no masks: name them in a table, or give --nonzero-is-object",
+        without_shape="" if has_masks else _describe_missing_masks(listed),
     )
+
+
+def _describe_missing_masks(listed: Sequence[ImageEntry]) -> str:
+    n = sum(not entry.mask for entry in listed)
+    if n == len(listed):
+        return "no masks: name them in a table, or give --nonzero-is-object"
+    return f"{n} of {pluralize(len(listed), 'image')} have no mask, and it needs one of each"
 
 
 # ------------------------------------------------------------ which images train

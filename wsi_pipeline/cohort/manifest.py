@@ -10,7 +10,7 @@ import os
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import cast, get_args
 
 from tiling.contracts import Unclassified
@@ -63,7 +63,11 @@ def read_manifest(path: Path, *, check_names: bool = True) -> list[SlideEntry]:
 
 def _check_header(path: Path, names: Sequence[str]) -> None:
     if "slide" not in names:
-        hint = "; use commas between columns" if any(";" in name for name in names) else ""
+        hint = ""
+        if any(";" in name for name in names):
+            hint = "; use commas between columns"
+        elif any(PurePath(name).suffix for name in names):
+            hint = f"; the first line looks like data: begin with a header ({','.join(COLUMNS)})"
         raise ManifestError(f"{path}: no column 'slide' in the header {list(names)}{hint}")
     check_spelling(path, names, COLUMNS, error=ManifestError)
     doubled = sorted({name for name in names if names.count(name) > 1 and name in COLUMNS})

@@ -3,6 +3,7 @@
 import csv
 import errno
 import re
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -348,6 +349,21 @@ def test_a_broken_file_is_named_and_left_out(tmp_path, capsys):
     assert "left out: 03.png: cannot be decoded" in printed.err or "BJ/03.png" in printed.err
     assert "15 images" in printed.out
     assert "no masks" in printed.out
+
+
+def test_images_without_their_mask_are_counted(tmp_path, capsys):
+    """They were said to have none at all."""
+    folder = make_nuclei(tmp_path / "data", 8)
+    shutil.copy(folder / "BJ/00.png", folder / "mask.png")
+    rows = [
+        f"{name}/{i:02d}.png,{name},{'mask.png' * (name == 'BJ')}\n"
+        for name in ("BJ", "NIH3T3")
+        for i in range(8)
+    ]
+    (folder / "t.csv").write_text("file,class,mask\n" + "".join(rows))
+    asked = ["--set", "channels=1", "--set", f"table={folder / 't.csv'}", "--quiet"]
+    assert cli.main(["baselines", str(folder), *asked]) == 0
+    assert "8 of 16 images have no mask" in capsys.readouterr().out
 
 
 def test_masks_of_a_table_give_the_shapes(nuclei, tmp_path):

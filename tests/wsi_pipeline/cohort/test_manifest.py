@@ -52,6 +52,7 @@ def test_a_byte_order_mark_does_no_harm(tmp_path):
     [
         pytest.param("file\na.svs\n", "no column 'slide'", id="no-slide-column"),
         pytest.param("slide;label\na.svs;1\n", "use commas", id="semicolons"),
+        pytest.param("a.svs,1\nb.svs,0\n", "first line looks like data", id="no-header"),
         pytest.param("slide,anotation\na.svs,a.xml\n", "did you mean 'annotation'", id="typo"),
         pytest.param("slide,label\na.svs,tumor\n", "line 2: label 'tumor'", id="label"),
         pytest.param("slide,split\na.svs,training\n", "split 'training'", id="split"),
