@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from tiling.files import digest_file
 from wsi_pipeline.cohort.kinds import Cohort, cohort_of
+from wsi_pipeline.config.extras import require
 from wsi_pipeline.config.reading import Config, digest_settings
 from wsi_pipeline.config.settings import TrainConfig, fill_in_sampling, result_settings
 from wsi_pipeline.contracts import Reporter, Split
@@ -84,7 +85,6 @@ def train(
     run: RunFolder, config: Config, options: Options, *, models: Sequence[str] = ()
 ) -> StageResult:
     """Patch stores, or single images -> checkpoints."""
-    from wsi_pipeline.training.event_files import check_installed
 
     cohort = cohort_of(run)
     chosen = {
@@ -107,7 +107,7 @@ def train(
                 steps,
             )
         if settings.log == "tensorboard":
-            check_installed()
+            require("tensorboard")
         if settings.freeze is not None and settings.model.weights is None:
             log.warning(
                 "train.%s.freeze=%s keeps random weights as they are, since it starts from none; "

@@ -1,29 +1,13 @@
 """TensorBoard event files of a training: its history, to be watched while it grows."""
 
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from wsi_pipeline.errors import ConfigError
 from wsi_pipeline.training.history import EpochRecord
 
 FOLDER = "tensorboard"  # in the folder of the model
-
-
-def check_installed() -> None:
-    """Refuse to log without the package, before any training.
-
-    Raises
-    ------
-    ConfigError
-        With what to install.
-    """
-    if find_spec("tensorboard") is None:
-        raise ConfigError(
-            "`train --log tensorboard` needs TensorBoard: pip install 'wsi-pipeline[tensorboard]'"
-        )
 
 
 def remove_event_files(folder: Path) -> None:

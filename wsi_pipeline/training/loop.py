@@ -48,6 +48,7 @@ from wsi_pipeline.config.devices import (
     resolve_device,
     resolve_precision,
 )
+from wsi_pipeline.config.extras import require
 from wsi_pipeline.config.reading import as_plain, check_section
 from wsi_pipeline.config.settings import TrainConfig, result_settings
 from wsi_pipeline.contracts import PrintLine, Rule
@@ -58,7 +59,7 @@ from wsi_pipeline.training.calibration import calibration_figures, fit_logit_tem
 from wsi_pipeline.training.course import TrainingPatches
 from wsi_pipeline.training.courses import choose_course
 from wsi_pipeline.training.event_files import FOLDER as EVENTS_FOLDER
-from wsi_pipeline.training.event_files import EventFiles, check_installed, remove_event_files
+from wsi_pipeline.training.event_files import EventFiles, remove_event_files
 from wsi_pipeline.training.history import (
     EpochRecord,
     best_epoch,
@@ -148,6 +149,8 @@ def train_model(
     ------
     ConfigError
         If a setting is out of its range, or the device is not available.
+    ModuleNotFoundError
+        If ``log`` is ``"tensorboard"`` without that package.
     TrainingError
         If a split lacks a class, stores differ in patch size or resolution, a patient is in both
         splits, or the loss becomes NaN or infinite. ``val`` is ignored if nothing is monitored.
@@ -160,7 +163,7 @@ def train_model(
     check_section("train", config)
     config = replace(config, precision=_resolve_precision(config.precision, device))
     if config.log == "tensorboard":
-        check_installed()
+        require("tensorboard")
     val = () if config.monitor == "none" else val
     check_stores(train, val, patients, validated=config.monitor != "none")
     stain = config.model.preprocess.stain

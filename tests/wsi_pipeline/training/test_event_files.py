@@ -5,8 +5,7 @@ from dataclasses import replace
 import pytest
 
 from tests.helpers.tiny_training import TINY, Killed, contents, kill_after, rows_of, train
-from wsi_pipeline.errors import ConfigError
-from wsi_pipeline.training import event_files
+from wsi_pipeline.config import extras
 
 LOGGED = replace(TINY, log="tensorboard")
 COLUMNS = {
@@ -78,7 +77,10 @@ def test_another_training_leaves_no_event_files_of_the_one_before(fake_store, tm
 
 
 def test_without_the_package_nothing_is_trained(fake_store, tmp_path, monkeypatch):
-    monkeypatch.setattr(event_files, "find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"pip install 'wsi-pipeline\[tensorboard\]'"):
+    monkeypatch.setattr(extras, "find_spec", lambda name: None)
+    with pytest.raises(ModuleNotFoundError) as raised:
         train(fake_store, tmp_path, LOGGED)
+    assert extras.explain_missing(raised.value, "train") == (
+        "`train` needs TensorBoard for --log tensorboard: pip install 'wsi-pipeline[tensorboard]'"
+    )
     assert contents(tmp_path) == {}
