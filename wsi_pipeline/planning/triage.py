@@ -254,6 +254,10 @@ def triage(
             entries, proposals.annotations, others_are_normal=are_normal
         )
         notes += unmatched
+    named = _propose_ids(entries)
+    if proposals.patient_pattern is not None:
+        named = propose_patients(named, listing.same_as, proposals.patient_pattern)
+    propose_splits(named, proposals)  # refuses impossible shares before the slides are read
     propose = path.suffix.lower() != ".csv"
     tasks = [CheckTask(entry, propose) for entry in anchor_paths(entries, Path.cwd())]
     checks: list[SlideCheck] = [SlideCheck()] * len(tasks)
@@ -262,9 +266,6 @@ def triage(
             seen = SlideCheck(problem=str(found)) if isinstance(found, StageError) else found
             checks[number] = seen
             progress.end(printable(entries[number].path.name), seen.problem or "checked")
-    named = _propose_ids(entries)
-    if proposals.patient_pattern is not None:
-        named = propose_patients(named, listing.same_as, proposals.patient_pattern)
     checks = [
         replace(seen, notes=seen.notes + _renamed(before, after))
         for seen, before, after in zip(checks, entries, named, strict=True)

@@ -152,7 +152,7 @@ def _export_format(
         cohort = cohort.prepared()
     chosen = _choose_models(run, name, models)
     settings = _fill_in(run, config, name)
-    _check(settings)
+    check_export(settings)
     by_id = {e.slide_id: e for e in cohort.slides if _is_wanted(e, settings)}
     tasks: list[Task] = []
     for model in chosen:
@@ -322,7 +322,8 @@ def _fill_in(run: RunFolder, config: Config, name: str) -> ExportConfig:
     return replace(asked, **missing)
 
 
-def _check(settings: ExportConfig) -> None:
+def check_export(settings: ExportConfig) -> None:
+    """Refuse settings by which nothing could be written."""
     if not settings.thresholds:
         raise ConfigError("export.thresholds: name at least one score in [0, 1], e.g. [0.5]")
     if not settings.class_name or not settings.class_name.isprintable():

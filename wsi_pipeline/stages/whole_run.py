@@ -7,7 +7,7 @@ from wsi_pipeline.config.model_files import find_model
 from wsi_pipeline.config.reading import Config
 from wsi_pipeline.config.stages import STAGES
 from wsi_pipeline.errors import ConfigError
-from wsi_pipeline.explain import list_methods
+from wsi_pipeline.explain import check_layer, list_methods
 from wsi_pipeline.exports import check_format, load_image_format
 from wsi_pipeline.layout import RunFolder
 from wsi_pipeline.run.runner import Options, StageResult
@@ -77,6 +77,7 @@ def _check(config: Config, options: Options) -> None:
         )
     _check_computing(config, options)
     _check_split(config)
+    _check_settings(config)
     check = load_image_format if config.images else check_format
     for name in config.export.formats:
         check(name)
@@ -104,6 +105,22 @@ def _check_computing(config: Config, options: Options) -> None:
             )
     if precisions:
         inputs_stage.check_device(options, *precisions)
+
+
+def _check_settings(config: Config) -> None:
+    """Refuse settings that only the last stages would refuse."""
+    from wsi_pipeline.evaluation.froc import check_rates
+    from wsi_pipeline.stages.export import check_export
+    from wsi_pipeline.stages.heatmap import check_map_method
+
+    if "heatmap" in config.stages:
+        check_map_method(config)
+    if "evaluate" in config.stages and not config.images:
+        check_rates(config.evaluate.rates)
+    if "explain" in config.stages and config.explain.methods:
+        check_layer("explain.layer", config.explain.layer, list_methods(config.explain.methods))
+    if "export" in config.stages:
+        check_export(config.export)
 
 
 def _check_split(config: Config) -> None:
