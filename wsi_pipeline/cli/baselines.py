@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from tiling.wording import pluralize
-from wsi_pipeline.cli.options import FileOption, QuietOption, SetOption, WorkersOption
+from wsi_pipeline.cli.options import FileOption, QuietOption, SetOption, WorkersOption, refuse_idle
 
 
 class BaselineSplit(StrEnum):
@@ -88,6 +88,8 @@ def baselines(
     from wsi_pipeline.run.process_pool import choose_workers
     from wsi_pipeline.run.progress import StageProgress
 
+    if split is not BaselineSplit.folds:
+        refuse_idle("without --split folds", {"--folds": folds})
     settings = read_config(config, set_ or (), section="images")
     shares = settings.splits or SplitConfig()
     options = BaselineOptions(

@@ -136,6 +136,22 @@ def check_each(check: Callable[[str], None]) -> Callable[[list[str]], list[str]]
     return callback
 
 
+def refuse_idle(why: str, given: Mapping[str, object]) -> None:
+    """Refuse options that were given and have no effect.
+
+    Parameters
+    ----------
+    why : str
+        What they need or contradict, for example ``without --bootstrap``.
+    given : mapping
+        Values by option; None and False: it was not given.
+    """
+    idle = [name for name, value in given.items() if value is not None and value is not False]
+    if idle:
+        verb = "has" if len(idle) == 1 else "have"
+        raise typer.BadParameter(f"{' and '.join(idle)} {verb} no effect {why}")
+
+
 def make_options(
     workers: WorkersOption = None,
     device: DeviceOption = "auto",

@@ -15,6 +15,7 @@ from wsi_pipeline.cli.options import (
     ShardOption,
     WorkersOption,
     make_options,
+    refuse_idle,
 )
 
 
@@ -58,7 +59,9 @@ def slides(
             help="Divide the patients between splits: shares for val and test, e.g. 0.2,0.2.",
         ),
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of --splits.")] = 0,
+    seed: Annotated[
+        int | None, typer.Option("--seed", min=0, help="Seed of --splits. Default: 0.")
+    ] = None,
     workers: WorkersOption = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Overwrite an existing --csv file.")
@@ -70,14 +73,18 @@ def slides(
     from wsi_pipeline.planning.triage import check_target, describe, triage, write_triage
     from wsi_pipeline.run.process_pool import choose_workers
 
-    if csv is not None:
+    if splits is None:
+        refuse_idle("without --splits", {"--seed": seed})
+    if csv is None:
+        refuse_idle("without --csv", {"--overwrite": overwrite})
+    else:
         check_target(csv, overwrite=overwrite)
     proposals = Proposals(
         annotations=annotations,
         unannotated=unannotated.value,
         patient_pattern=patient_from,
         splits=None if splits is None else _parse_shares(splits),
-        seed=seed,
+        seed=seed or 0,
     )
     n_workers = choose_workers(workers, takes_all_cores=False)
     found = triage(input, proposals, workers=n_workers, quiet=quiet)

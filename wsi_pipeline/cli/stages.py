@@ -23,6 +23,7 @@ from wsi_pipeline.cli.options import (
     describe_model,
     finish,
     read_settings,
+    refuse_idle,
     with_options,
 )
 from wsi_pipeline.explain import METHODS, list_methods
@@ -326,6 +327,12 @@ def explain(
     from wsi_pipeline.layout import RunFolder
     from wsi_pipeline.stages import explain as explain_stage
 
+    chosen = {"--top": top, "--errors": errors}
+    for option, names in {"--patches": patches, "--images": images}.items():
+        if names:
+            refuse_idle(f"with {option}", {**chosen, "--masked": masked})
+    if masked:
+        refuse_idle("with --masked", chosen)
     given = {"top": top, "errors": errors, "layer": layer}
     given |= {"masked": masked, "curve_steps": curves}
     short = [f"{key}={json.dumps(value)}" for key, value in given.items() if value is not None]

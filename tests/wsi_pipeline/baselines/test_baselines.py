@@ -279,7 +279,7 @@ def test_a_disk_that_is_full_is_reported_once(nuclei, tmp_path, monkeypatch, cap
 
 @pytest.mark.parametrize(
     ("words", "folds", "seed"),
-    [((), 3, 7), (("--folds", "4"), 4, 7), (("--seed", "0"), 3, 0)],
+    [((), 3, 7), (("--split", "folds", "--folds", "4"), 4, 7), (("--seed", "0"), 3, 0)],
 )
 def test_folds_and_seed_are_the_configs_by_default(tmp_path, monkeypatch, words, folds, seed):
     asked = []

@@ -140,3 +140,47 @@ def test_a_report_that_was_not_made_is_not_named(slide, tmp_path, capsys):
 def test_froc_with_missing_or_wrong_options_is_a_usage_error(words, tmp_path):
     assert main(["froc", "--out", str(tmp_path / "out"), *words]) == 2
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        ("froc --detections d --reference r --out o --stratified --seed 0",
+         "--stratified and --seed have no effect without --bootstrap"),
+        ("froc --detections d --reference r --out o --seed 1", "--seed has no effect"),
+        ("slides s --seed 1", "--seed has no effect without --splits"),
+        ("slides s --overwrite", "--overwrite has no effect without --csv"),
+        ("stage --predictions p --out o --seed 1", "--seed has no effect without --reference"),
+        ("stage --predictions p --reference r --out o --bootstrap 0 --seed 1",
+         "--seed has no effect with --bootstrap 0"),
+        ("baselines images --folds 4", "--folds has no effect without --split folds"),
+        ("explain r --method all --masked 3 --top 2", "--top has no effect with --masked"),
+        ("explain r --method all --patches p --masked 3", "--masked has no effect with --patches"),
+    ],
+)  # fmt: skip
+def test_an_option_that_does_nothing_is_refused(words, problem, capsys):
+    assert main(words.split()) == 2
+    assert problem in plain_text(capsys.readouterr().err)
+
+
+def plain_text(message: str) -> str:
+    """Return a usage error without the frame that breaks its lines."""
+    return " ".join(message.replace("│", " ").split())
+
+
+@pytest.mark.parametrize(
+    ("setting", "problem"),
+    [
+        ("evaluate.rates=[1, 1]", "a rate is repeated"),
+        ("heatmap.filters=[0]", "heatmap.filters"),
+        ("explain={methods: [occlusion], layer: features.1}", "explain.layer"),
+        ("export={formats: [qupath], thresholds: []}", "export.thresholds"),
+    ],
+)
+def test_run_refuses_settings_of_its_last_stages_first(setting, problem, slide, tmp_path, capsys):
+    config = tmp_path / "config.yaml"
+    run = tmp_path / "run"
+    config.write_text(f"{{input: {slide}, out: {run}, train: {{vgg16: {{}}}}}}\n")
+    assert main(["run", str(config), "--set", setting]) == 1
+    assert problem in capsys.readouterr().err
+    assert not run.exists()
