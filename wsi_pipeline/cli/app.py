@@ -33,6 +33,16 @@ from wsi_pipeline.config.stages import STAGES
 from wsi_pipeline.run.interrupts import EXIT_INTERRUPTED, end_now, watch_signals
 
 
+class _CurrentStderr:
+    """Standard error as it is now: a moving progress bar replaces it, and prints lines above."""
+
+    def write(self, text: str) -> int:
+        return sys.stderr.write(text)
+
+    def flush(self) -> None:
+        sys.stderr.flush()
+
+
 class Program(TyperGroup):
     """All commands. Errors are turned into a message and an exit code here, and only here."""
 
@@ -118,7 +128,7 @@ def _program(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program; returns its exit code."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=_CurrentStderr())
     logging.getLogger("tifffile").propagate = False  # its doubts are reported with the slide's name
     stop_watching = watch_signals()
     for stream in (sys.stdout, sys.stderr):  # names that the terminal cannot show are escaped

@@ -46,7 +46,8 @@ _console: Console | None = None
 def _open_console() -> Console:
     """Return the console of standard error, which two stages at a time share."""
     global _console
-    if _console is None or _console.file is not sys.stderr:
+    stream = getattr(sys.stderr, "rich_proxied_file", sys.stderr)  # below a moving bar
+    if _console is None or _console.file is not stream:
         _console = Console(file=sys.stderr, highlight=False, soft_wrap=True, emoji=False)
     return _console
 
