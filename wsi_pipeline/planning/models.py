@@ -68,8 +68,9 @@ def _time_model(settings: TrainConfig, shape: tuple[int, int, int], device: str)
 
     from wsi_pipeline.config.devices import resolve_device
     from wsi_pipeline.config.reading import as_plain
-    from wsi_pipeline.models import build_model
+    from wsi_pipeline.models import build_model, check_image_size
 
+    check_image_size(settings.model, shape[:2])
     place = resolve_device(device)
     model = build_model(
         settings.model.name,

@@ -93,6 +93,11 @@ def _check(config: Config, options: Options) -> None:
 def _check_computing(config: Config, options: Options) -> None:
     """Refuse at once what a later stage would refuse after the hours of those before it."""
     trained = train_stage.models_to_train(config, ()) if "train" in config.stages else {}
+    if trained and not config.images:
+        from wsi_pipeline.models import check_image_size
+
+        for settings in trained.values():
+            check_image_size(settings.model, (config.tile.patch_px, config.tile.patch_px))
     precisions: list[str] = [settings.precision for settings in trained.values()]
     if "predict" in config.stages:
         precisions.append(config.predict.precision)

@@ -53,6 +53,7 @@ from wsi_pipeline.config.reading import as_plain, check_section
 from wsi_pipeline.config.settings import TrainConfig, result_settings
 from wsi_pipeline.contracts import PrintLine, Rule
 from wsi_pipeline.errors import TrainingError
+from wsi_pipeline.models import check_image_size
 from wsi_pipeline.training import processes
 from wsi_pipeline.training.augment import Augment
 from wsi_pipeline.training.calibration import calibration_figures, fit_logit_temperature
@@ -166,6 +167,7 @@ def train_model(
         require("tensorboard")
     val = () if config.monitor == "none" else val
     check_stores(train, val, patients, validated=config.monitor != "none")
+    check_image_size(config.model, train[0].kind.shape[:2])
     stain = config.model.preprocess.stain
     train, val = ([normalise_patches(store, stain) for store in split] for split in (train, val))
     writes = processes.rank() == 0
