@@ -16,12 +16,25 @@ from typing import cast, get_args
 from tiling.contracts import Unclassified
 from tiling.listing.slide_files import slide_stem
 from wsi_pipeline.contracts import SPLITS, SlideEntry, Split
-from wsi_pipeline.csv_files import as_mapping, check_spelling, guard, iterate_csv, update_csv
+from wsi_pipeline.csv_files import (
+    as_mapping,
+    check_spelling,
+    describe_unused,
+    guard,
+    iterate_csv,
+    update_csv,
+)
 from wsi_pipeline.errors import ManifestError, StageError
 from wsi_pipeline.layout import RunFolder
 from wsi_pipeline.names import check_name, describe_twins, find_text_problem, name_key, printable
 
 COLUMNS = ("slide", "slide_id", "patient", "label", "annotation", "split", "mpp", "unclassified")
+
+# Columns that the command `slides` adds for a person to read.
+FACTS = (
+    "readable", "problem", "notes", "vendor", "width", "height", "levels", "downsamples", "mpp_x",
+    "mpp_y", "objective_power", "bounds", "probe", "bytes", "duplicate_of",
+)  # fmt: skip
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")  # of a folder of images
 
@@ -59,6 +72,13 @@ def read_manifest(path: Path, *, check_names: bool = True) -> list[SlideEntry]:
     if not entries:
         raise ManifestError(f"{path}: the manifest has no rows; name at least one slide")
     return entries
+
+
+def describe_unused_columns(path: Path) -> list[str]:
+    """Name a manifest's columns that are not used, in one line or none."""
+    rows = iterate_csv(path, error=ManifestError, undecodable="surrogateescape")
+    _, header = next(rows, (0, []))
+    return [printable(line) for line in describe_unused(path, header, (*COLUMNS, *FACTS))]
 
 
 def _check_header(path: Path, names: Sequence[str]) -> None:

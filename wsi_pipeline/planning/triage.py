@@ -17,7 +17,7 @@ from tiling.errors import AnnotationError, SlideError, TilingError
 from tiling.readers.common import is_square
 from tiling.wording import pluralize
 from wsi_pipeline.cohort.listing import list_input
-from wsi_pipeline.cohort.manifest import COLUMNS, manifest_row
+from wsi_pipeline.cohort.manifest import COLUMNS, FACTS, manifest_row
 from wsi_pipeline.config.reading import anchor_paths
 from wsi_pipeline.contracts import SlideEntry
 from wsi_pipeline.csv_files import as_mapping, iterate_csv, write_csv
@@ -34,10 +34,6 @@ from wsi_pipeline.planning.proposals import (
 from wsi_pipeline.run.process_pool import map_in_processes
 from wsi_pipeline.run.progress import StageProgress
 
-FACTS = (
-    "readable", "problem", "notes", "vendor", "width", "height", "levels", "downsamples", "mpp_x",
-    "mpp_y", "objective_power", "bounds", "probe", "bytes", "duplicate_of",
-)  # fmt: skip
 PROBE_PX = 64  # side of a probed region, px at its level
 
 
