@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from wsi_pipeline.cli.options import (
+    EXIT_NOTHING_DONE,
     ArchitectureOption,
     ConfigOption,
     ModelOption,
@@ -85,21 +86,26 @@ def apply(
     set_: SetOption = None,
 ) -> None:
     """Apply a model to slides: scores, heatmaps and files for QuPath, in one command."""
+    from wsi_pipeline.cli.stages import next_of_shard
     from wsi_pipeline.layout import RunFolder
     from wsi_pipeline.stages.whole_run import apply_models
 
     set_ = [*(set_ or ()), *describe_model(architecture, positive)]
     settings = read_settings(out, config, set_, section="predict", quiet=options.quiet)
+    formats = list(dict.fromkeys(formats or ["qupath"]))
     results = apply_models(
         RunFolder(out),
         replace(settings, out=out),
         options,
         slides=slides,
         checkpoints=checkpoint,
-        formats=formats or ["qupath"],
+        formats=formats,
     )
-    written = "" if results[-1].exit_code == 1 else f"{out / 'heatmaps'}, {out / 'exports'}"
-    finish(results, out, written, quiet=options.quiet)
+    places = {"heatmaps": out / "heatmaps"} | {name: out / "exports" / name for name in formats}
+    written = ", ".join(f"{name}: {place}" for name, place in places.items() if place.is_dir())
+    next_line = next_of_shard("", out, options)
+    done = results[-1].exit_code != EXIT_NOTHING_DONE
+    finish(results, out, written if done else "", next_line=next_line, quiet=options.quiet)
 
 
 def demo(

@@ -54,10 +54,10 @@ def tile(
         next_line = f"{describe_next('train', out)} --checkpoint FILE"  # of predict
     elif not settings.train:
         next_line += " --model vgg16"
-    finish([result], out, next_line=_or_collect(next_line, out, options), quiet=options.quiet)
+    finish([result], out, next_line=next_of_shard(next_line, out, options), quiet=options.quiet)
 
 
-def _or_collect(next_line: str, run: Path, options: "Options") -> str:
+def next_of_shard(next_line: str, run: Path, options: "Options") -> str:
     """Return the line with the next command; of one task of a job array, ``collect``."""
     return f"next: wsi-pipeline collect {shlex.quote(str(run))}" if options.shard else next_line
 
@@ -77,7 +77,7 @@ def _stage_command(
     settings = read_settings(run, config, set_, section=section, models=models, quiet=options.quiet)
     found = stage(RunFolder(run), replace(settings, out=run), options, **chosen)
     results = found if isinstance(found, list) else [found]
-    next_line = _or_collect(describe_next(section, run), run, options)
+    next_line = next_of_shard(describe_next(section, run), run, options)
     finish(results, run, next_line=next_line, quiet=options.quiet)
 
 
@@ -180,7 +180,7 @@ def predict(
         results = predict_stage.predict_slides(folder, settings, options, slides, checkpoints=files)
     else:
         results = [predict_stage.predict(folder, settings, options, checkpoints=files)]
-    next_line = _or_collect(describe_next("predict", run), run, options)
+    next_line = next_of_shard(describe_next("predict", run), run, options)
     finish(results, run, next_line=next_line, quiet=options.quiet)
 
 
@@ -348,5 +348,5 @@ def explain(
         patches=patches,
         images=images or (),
     )
-    next_line = _or_collect(describe_next("explain", run), run, options)
+    next_line = next_of_shard(describe_next("explain", run), run, options)
     finish(results, run, next_line=next_line, quiet=options.quiet)

@@ -4,7 +4,7 @@ import errno
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,8 @@ class Options:
     dask: str | None = None
     overwrite: bool = False  # rebuild finished units
     quiet: bool = False
+    # Slides of the shard, where one command runs several stages: no stage waits for other shards.
+    slides: frozenset[str] | None = None
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,16 @@ class StageResult:
         return "\n".join((line, *self.notes))
 
 
+def keep_slides(options: Options, tiled: StageResult) -> Options:
+    """Return the options of the stages that follow `tile` in one command: a shard keeps its slides.
+
+    Without shards they are the same.
+    """
+    if options.shard is None:
+        return options
+    return replace(options, slides=frozenset((*tiled.done, *tiled.kept, *tiled.failed)))
+
+
 def run_stage(
     stage: str,
     run: RunFolder,
@@ -99,7 +111,8 @@ def run_stage(
         One per unit.
     config, options
     of_shard : bool
-        The tasks are those of `options.shard` alone; otherwise they are of all shards.
+        The tasks are those of `options.shard` alone, as always with `options.slides`; otherwise
+        they are of all shards.
     arriving : iterable of Task or None, optional
         The same tasks, each as soon as it can begin; None in place of one that never can.
     on_end : function, optional
@@ -114,7 +127,7 @@ def run_stage(
     if not tasks:
         raise StageError(f"{run.path}: nothing to {stage}")
     groups = {(task.unit.variant, task.unit.model) for task in tasks}
-    if not of_shard:
+    if not of_shard and options.slides is None:
         chosen = select_shard({task.unit.name: task.weight for task in tasks}, options.shard)
         tasks = [task for task in tasks if task.unit.name in chosen]
     before = _text_to_restore(run)

@@ -296,6 +296,14 @@ def _to_evaluate(
         if (everything or e.split in named) and (e.label is not None or e.annotation is not None)
     ]
     if not wanted:
+        if not any(e.label is not None or e.annotation is not None for e in entries):
+            raise StageError(
+                f"{run.path}: nothing to compare the scores of {model} with: no slide has a label "
+                "or an annotation. wsi-pipeline slides SLIDES --annotations DIR --csv manifest.csv "
+                "writes a manifest with both; pass it to the command that made this run (apply or "
+                "tile) in place of the slides, then evaluate again (heatmap, export and report "
+                "need no labels)"
+            )
         among = "in the manifest" if everything else f"in the splits {' and '.join(sorted(named))}"
         raise StageError(
             f"{run.path}: nothing to compare the scores of {model} with: no slide {among} has a "

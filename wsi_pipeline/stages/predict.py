@@ -37,7 +37,7 @@ from wsi_pipeline.run.parts import (
     unit_of_part,
     write_part,
 )
-from wsi_pipeline.run.runner import Options, StageResult, read_run_json, run_stage
+from wsi_pipeline.run.runner import Options, StageResult, keep_slides, read_run_json, run_stage
 from wsi_pipeline.run.shards import Shard
 from wsi_pipeline.run.tasks import Done, Job, Task
 from wsi_pipeline.stages.inputs import (
@@ -280,7 +280,7 @@ def predict(
     """Patch stores, or single images -> scores, by each checkpoint."""
     check_device(options, config.predict.precision)
     by_name = _find_checkpoints(run, checkpoints, config)
-    cohort, splits = cohort_of(run), config.predict.splits
+    cohort, splits = cohort_of(run, options.slides), config.predict.splits
     cohort = cohort.prepared(None if splits is None else (*splits, None))
     _check_checkpoints(run, by_name, config.predict)
     if isinstance(cohort, ImageCohort):
@@ -361,7 +361,7 @@ def predict_slides(
     Raises
     ------
     ConfigError
-        If there is no checkpoint, they need different patches, or only a shard is asked for.
+        If there is no checkpoint, or they need different patches.
     StageError
         If the run holds patches with pixels, which this would replace.
     """
@@ -376,11 +376,6 @@ def predict_slides(
             if not needs
             else f"--slides: the checkpoints need different patches ({name_some(_sizes(needs))}); "
             "predict with one at a time, each into a RUN of its own"
-        )
-    if options.shard:
-        raise ConfigError(
-            "--shard: slides that are given to predict or apply are tiled and scored in one go; in "
-            "a job array run tile first (--set tile.store=coords), then predict without --slides"
         )
     before = read_run_json(run).get("tile", {}).get("config", {}).get("tile", {})
     if before.get("store") == "patches" and any(run.tiles.glob("*.zarr")):
@@ -422,7 +417,8 @@ def tile_and_predict(
     by_name = _find_checkpoints(run, checkpoints, config) if at_hand else {}
     if len(by_name) != 1:
         cut = tile(run, cutting, options, fixed=fixed)
-        if cut.exit_code == 1:
+        options = keep_slides(options, cut)
+        if cut.exit_code == 1 or options.slides == frozenset():
             return [cut]
         return [cut, predict(run, config, options, checkpoints=checkpoints)]
     _check_checkpoints(run, by_name, config.predict)

@@ -1,8 +1,10 @@
 """The commands that run several stages: ``run`` and ``apply``."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
+from wsi_pipeline.cohort.kinds import cohort_of
 from wsi_pipeline.config.model_files import find_model
 from wsi_pipeline.config.reading import Config
 from wsi_pipeline.config.stages import STAGES
@@ -10,7 +12,8 @@ from wsi_pipeline.errors import ConfigError
 from wsi_pipeline.explain import check_layer, list_methods
 from wsi_pipeline.exports import check_format, load_image_format
 from wsi_pipeline.layout import RunFolder
-from wsi_pipeline.run.runner import Options, StageResult
+from wsi_pipeline.run.runner import Options, StageResult, keep_slides
+from wsi_pipeline.run.shards import select_shard
 from wsi_pipeline.stages import inputs as inputs_stage
 from wsi_pipeline.stages import load_stage
 from wsi_pipeline.stages import predict as predict_stage
@@ -29,7 +32,7 @@ def run_stages(run: RunFolder, config: Config, options: Options) -> list[StageRe
     """
     _check(config, options)
     results: list[StageResult] = []
-    for result in _run(run, config, options):
+    for result in _run(run, config, _divide(run, config, options)):
         results.append(result)
         if result.exit_code == 1:
             break
@@ -52,11 +55,14 @@ def apply_models(
     ConfigError, CheckpointError
         If a checkpoint is not one, or two have one name.
     """
-    from wsi_pipeline.stages.export import export
-    from wsi_pipeline.stages.heatmap import heatmap
+    from wsi_pipeline.stages.export import check_export, export
+    from wsi_pipeline.stages.heatmap import check_map_method, heatmap
 
+    check_map_method(config)
+    check_export(config.export)
     results = predict_stage.predict_slides(run, config, options, slides, checkpoints=checkpoints)
-    if results[-1].exit_code == 1:
+    options = keep_slides(options, results[0])
+    if results[-1].exit_code == 1 or options.slides == frozenset():
         return results
     models = [model_name(find_model(path)) for path in checkpoints]
     results.append(heatmap(run, config, options, models=models))
@@ -139,11 +145,28 @@ def _check_split(config: Config) -> None:
         )
 
 
+def _divide(run: RunFolder, config: Config, options: Options) -> Options:
+    """Choose the slides of a shard once for several stages, which cannot wait for other shards.
+
+    If one of them is `tile`, its slides are those of the others (`keep_slides`).
+    """
+    if options.shard is None or config.images or len(config.stages) < 2 or "tile" in config.stages:
+        return options
+    wanted = config.predict.splits if "predict" in config.stages else None
+    tiled = cohort_of(run).prepared(None if wanted is None else (*wanted, None)).slides
+    weights = {entry.slide_id: inputs_stage.slide_bytes(entry) for entry in tiled}
+    return replace(options, slides=frozenset(select_shard(weights, options.shard)))
+
+
 def _run(run: RunFolder, config: Config, options: Options) -> Iterator[StageResult]:
     together = {"tile", "predict"} <= set(config.stages) and "train" not in config.stages
     if together:
-        yield from predict_stage.tile_and_predict(run, config, config, options)
+        both = predict_stage.tile_and_predict(run, config, config, options)
+        yield from both
+        options = keep_slides(options, both[0])
     for stage in STAGES:
+        if options.slides == frozenset():  # more shards than slides
+            return
         if stage.name not in config.stages or (together and stage.name in ("tile", "predict")):
             continue
         variants = getattr(getattr(config, stage.name), stage.variants) if stage.variants else None
@@ -152,3 +175,5 @@ def _run(run: RunFolder, config: Config, options: Options) -> Iterator[StageResu
         named = {} if variants is None else {"names": variants}
         found = load_stage(stage.name)(run, config, options, **named)
         yield from found if isinstance(found, list) else [found]
+        if stage.name == "tile" and isinstance(found, StageResult) and not config.images:
+            options = keep_slides(options, found)

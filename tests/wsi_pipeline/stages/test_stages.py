@@ -473,9 +473,8 @@ def test_slides_are_scored_straight_from_their_files_as_the_checkpoint_needs(fin
             "contains patches written by tile",
         ),
         (["{new}", "--slides", "{data}"], "--slides needs a --checkpoint"),
-        (["{new}", "--slides", "{data}", "--checkpoint", "{file}", "--shard", "0/2"], "run tile"),
     ],
-    ids=["patches", "no checkpoint", "shard"],
+    ids=["patches", "no checkpoint"],
 )
 def test_slides_that_cannot_be_scored_so_are_refused(copy, tmp_path, capsys, arguments, printed):
     places = {
