@@ -31,8 +31,13 @@ class BaselineBalance(StrEnum):
 
 def baselines(
     folder: Annotated[
-        Path, typer.Argument(metavar="FOLDER", help="Folder of images.", show_default=False)
-    ],
+        Path | None,
+        typer.Argument(
+            metavar="FOLDER",
+            help="Folder of images. Default: the config's input.",
+            show_default=False,
+        ),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -91,6 +96,9 @@ def baselines(
     if split is not BaselineSplit.folds:
         refuse_idle("without --split folds", {"--folds": folds})
     settings = read_config(config, set_ or (), section="images")
+    folder = folder or settings.input
+    if folder is None:
+        raise typer.BadParameter("give a FOLDER of images, or --config FILE with an input")
     shares = settings.splits or SplitConfig()
     options = BaselineOptions(
         scheme=split.value if split else None,

@@ -58,7 +58,8 @@ GUIDES = {
         "slides.md",
     ),
     "plan": Guide(
-        ("plan my.yaml", "plan my.yaml --set tile.stride_px=256 --format json"), "plan.md"
+        ("plan my.yaml", "plan slides/ --config my.yaml --set tile.stride_px=256 --format json"),
+        "plan.md",
     ),
     "tile": Guide(
         (
@@ -118,7 +119,7 @@ GUIDES = {
     ),
     "run": Guide(
         (
-            "run configs/camelyon16.yaml --set input=manifest.csv --out run",
+            "run manifest.csv --config configs/camelyon16.yaml --out run",
             "run my.yaml --set 'stages=[tile, train]' --workers 4",
         ),
         "config.md",

@@ -10,14 +10,17 @@ from wsi_pipeline.cli.options import (
     EXIT_NOTHING_DONE,
     ArchitectureOption,
     ConfigOption,
+    FileOption,
     ModelOption,
     PositiveOption,
     QuietOption,
     RunArgument,
+    RunInputArgument,
     SetOption,
     check_each,
     describe_model,
     finish,
+    read_run_config,
     read_settings,
     with_options,
 )
@@ -30,19 +33,17 @@ if TYPE_CHECKING:
 
 @with_options()
 def run(
-    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file.")],
     options: "Options",
+    given: RunInputArgument = None,
     out: Annotated[
         Path | None,
         typer.Option("--out", metavar="RUN", help="Run folder, overrides the config's."),
     ] = None,
+    config: FileOption = None,
     set_: SetOption = None,
 ) -> None:
     """Run all stages listed in a config, in order; finished outputs are kept."""
-    from wsi_pipeline.config.reading import read_config
-
-    settings = read_config(config, set_ or ())
-    _run(replace(settings, out=out) if out else settings, options)
+    _run(read_run_config(given, config, set_, out), options)
 
 
 def _run(settings: "Config", options: "Options") -> NoReturn:

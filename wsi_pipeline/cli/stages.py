@@ -35,9 +35,19 @@ if TYPE_CHECKING:
 
 @with_options(unused=["device"])
 def tile(
-    input: Annotated[Path, typer.Argument(metavar="INPUT", help="Slide, folder or manifest.")],
-    out: Annotated[Path, typer.Option("--out", metavar="RUN", help="Run folder.")],
     options: "Options",
+    input: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="INPUT",
+            help="Slide, folder or manifest. Default: the config's input.",
+            show_default=False,
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="RUN", help="Run folder. Default: the config's out."),
+    ] = None,
     config: FileOption = None,
     set_: SetOption = None,
 ) -> None:
@@ -47,7 +57,12 @@ def tile(
     from wsi_pipeline.stages import tile as tile_stage
 
     # Tiling starts a run, so recorded settings are not read.
-    settings = replace(read_config(config, set_ or (), section="tile"), input=input, out=out)
+    settings = read_config(config, set_ or (), section="tile")
+    input, out = input or settings.input, out or settings.out
+    if input is None or out is None:
+        missing = "INPUT" if input is None else "--out RUN"
+        raise typer.BadParameter(f"give {missing}, or name it in the config (--config FILE)")
+    settings = replace(settings, input=input, out=out)
     result = tile_stage.tile(RunFolder(out), settings, options)
     next_line = describe_next("tile", out)
     if {tile_stage.UNLABELLED, tile_stage.UNCLASSED}.intersection(result.notes):

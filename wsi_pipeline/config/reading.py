@@ -198,8 +198,8 @@ def _complete_models(trained: Any) -> None:
 def _read_yaml(path: Path) -> dict[str, Any]:
     if path.suffix.lower() == ".csv" or path.is_dir():
         raise ConfigError(
-            f"{path}: a config is a YAML file; pass a manifest or a folder of slides as "
-            f"--set input={path}"
+            f"{path}: a config is a YAML file; pass a manifest or a folder of slides in addition "
+            f"to it: {path} --config CONFIG"
         )
     try:
         values = parse_yaml(read_text(path))

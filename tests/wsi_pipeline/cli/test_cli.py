@@ -43,7 +43,7 @@ def test_every_command_has_help(name, capsys):
 @pytest.mark.parametrize("stage", STAGES)
 def test_every_stage_takes_the_options_of_the_contract(stage):
     known = {option for parameter in commands()[stage].params for option in parameter.opts}
-    assert OPTIONS - known == ({"--config"} if stage == "run" else set())
+    assert known >= OPTIONS
 
 
 def test_help_offers_a_device_where_the_stage_uses_one():
@@ -184,3 +184,29 @@ def test_run_refuses_settings_of_its_last_stages_first(setting, problem, slide, 
     assert main(["run", str(config), "--set", setting]) == 1
     assert problem in capsys.readouterr().err
     assert not run.exists()
+
+
+def test_input_and_config_are_given_in_one_way(slide, tmp_path, monkeypatch, capsys):
+    """tile took INPUT --config FILE; plan and run took CONFIG alone."""
+    config = tmp_path / "config.yaml"
+    settings = "stages: [tile]\ntile: {patch_px: 32, tissue: {mpp: 2.0, min_object_um2: 100}}\n"
+    config.write_text(f"input: nowhere.tif\nout: run\n{settings}")
+    words = [str(slide), "--config", str(config), "--quiet"]
+    monkeypatch.chdir(tmp_path)
+    assert main(["plan", *words]) == 0
+    assert main(["run", *words, "--out", "one"]) == 0
+    assert main(["tile", *words]) == 0
+    config.write_text(f"input: {slide}\nout: other\n{settings}")
+    for command in ("plan", "run", "tile"):
+        assert main([command, "--config", str(config), "--quiet"]) == 0, command
+    stores = [tmp_path / run / "tiles/a.zarr/zarr.json" for run in ("one", "run", "other")]
+    assert len({path.read_bytes() for path in stores}) == 1
+    capsys.readouterr()
+    for command, problem in {
+        "plan": "give a CONFIG",
+        "run": "give a CONFIG",
+        "tile": "give INPUT",
+        "baselines": "give a FOLDER",
+    }.items():
+        assert main([command]) == 2
+        assert problem in plain_text(capsys.readouterr().err)
