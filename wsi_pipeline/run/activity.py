@@ -60,6 +60,7 @@ class Ended:
     outcome: str  # see `Ending`
     time: float  # of its end, s since 1970
     seconds: float
+    fingerprint: str  # of what was made; empty: nothing, or not recorded
 
 
 @dataclass
@@ -83,6 +84,17 @@ class Process:
     def command(self) -> str:
         """Log of the command that it belongs to: its own, or of a worker that of another one."""
         return str(self.about.get("worker_of") or self.name)
+
+    @property
+    def shard(self) -> str:
+        """Its part of the data set, for example ``3/16``; empty: all of it."""
+        return str(self.about.get("shard") or "")
+
+    @property
+    def n_units(self) -> int | None:
+        """Units that the command was given; None of a worker."""
+        n = self.about.get("units")
+        return n if isinstance(n, int) else None
 
 
 class StageLog:
@@ -181,9 +193,18 @@ _open: dict[str, StageLog] = {}  # logs that this process writes, by that of the
 
 @contextmanager
 def log_stage(
-    run: RunFolder, stage: str, *, n_units: int, shard: Shard | None = None
+    run: RunFolder, stage: str, *, n_units: int, settings: str, shard: Shard | None = None
 ) -> Iterator[StageLog]:
     """Log the work of this process on a stage.
+
+    Parameters
+    ----------
+    run, stage
+    n_units : int
+        Units of the stage, or of its shard.
+    settings : str
+        Digest of the settings of the stage.
+    shard : Shard, optional
 
     Yields
     ------
@@ -191,7 +212,7 @@ def log_stage(
         Its name is to be passed to `log_unit`.
     """
     part = f"{shard.index}/{shard.count}" if shard else ""
-    written = StageLog(run, stage, shard=part, more={"units": n_units})
+    written = StageLog(run, stage, shard=part, more={"units": n_units, "settings": settings})
     _open[written.name] = written
     try:
         with written.beating():
@@ -215,7 +236,7 @@ class Took:
 
 
 @contextmanager
-def log_unit(run: RunFolder, unit: Unit, command: str) -> Iterator[Callable[[Ending], Took]]:
+def log_unit(run: RunFolder, unit: Unit, command: str) -> Iterator[Callable[[Ending, str], Took]]:
     """Log the work on a unit, in the process that does it.
 
     Parameters
@@ -226,7 +247,7 @@ def log_unit(run: RunFolder, unit: Unit, command: str) -> Iterator[Callable[[End
     Yields
     ------
     end : function
-        To be called with the outcome.
+        To be called with the outcome, and the fingerprint of what was made, if anything was.
     """
     begun = time.monotonic()
 
@@ -234,15 +255,16 @@ def log_unit(run: RunFolder, unit: Unit, command: str) -> Iterator[Callable[[End
         return Took(round(time.monotonic() - begun, 3), platform.node(), _now())
 
     if not command:
-        yield lambda outcome: took()
+        yield lambda outcome, fingerprint: took()
         return
     here = _open.get(command)
     own = here if here is not None else _open_as_worker(run, unit.stage, command)
     own.write_unit("start", unit)
 
-    def end(outcome: Ending) -> Took:
+    def end(outcome: Ending, fingerprint: str) -> Took:
         found = took()
-        own.write_unit(outcome, unit, seconds=found.seconds, host=found.host)
+        made = {"fingerprint": fingerprint} if fingerprint else {}
+        own.write_unit(outcome, unit, seconds=found.seconds, host=found.host, **made)
         return found
 
     if here is not None:  # whose file is touched by `log_stage`
@@ -369,7 +391,8 @@ def _add(process: Process, event: str, at: float, found: dict[str, Any]) -> None
     else:
         unit = _key(found)
         process.working.pop(unit, None)
-        process.ended.append(Ended(unit, event, at, float(found.get("seconds") or 0)))
+        seconds, made = float(found.get("seconds") or 0), str(found.get("fingerprint", ""))
+        process.ended.append(Ended(unit, event, at, seconds, made))
 
 
 def _key(found: Mapping[str, Any]) -> UnitKey:

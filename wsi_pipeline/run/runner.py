@@ -2,14 +2,20 @@
 
 import errno
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tiling.files import json_text, read_json_object, remove_leftovers_below, update_text
+from tiling.files import (
+    digest_json,
+    json_text,
+    read_json_object,
+    remove_leftovers_below,
+    update_text,
+)
 from tiling.wording import name_some
 from wsi_pipeline.config.reading import Config, as_plain, digest_settings
 from wsi_pipeline.config.stages import STAGES
@@ -124,7 +130,13 @@ def run_stage(
     kept: list[str] = []
     failed: list[str] = []
     with (
-        log_stage(run, stage, n_units=len(tasks), shard=options.shard) as logged,
+        log_stage(
+            run,
+            stage,
+            n_units=len(tasks),
+            settings=digest_recorded(as_plain(config), stage),
+            shard=options.shard,
+        ) as logged,
         StageProgress(
             stage,
             len(tasks),
@@ -298,6 +310,11 @@ def _write_run_json(stage: str, run: RunFolder, config: Config) -> None:
     stages.pop(stage, None)  # the stage that ran last is the last in the file
     stages[stage] = {"config": as_plain(config), "versions": versions()}
     update_text(run.path / "run.json", json_text({"seed": config.seed, "stages": stages}))
+
+
+def digest_recorded(config: Mapping[str, Any], stage: str) -> str:
+    """Hash the settings of a stage as ``run.json`` records them."""
+    return digest_json([config.get(stage), config.get("seed")])
 
 
 def read_run_json(run: RunFolder) -> dict[str, Any]:

@@ -108,6 +108,7 @@ class Outcome:
     ok: bool
     line: str
     kept: bool = False  # was finished before
+    fingerprint: str = ""  # of what was made
     took: Took | None = None
 
     @property
@@ -126,7 +127,7 @@ def perform(
     job = anchor_paths(job, job.folder)
     with log_unit(job.run, job.task.unit, job.log) as end:
         outcome = _perform(job, on_progress, print_line)
-        return replace(outcome, took=end(outcome.name))
+        return replace(outcome, took=end(outcome.name, outcome.fingerprint))
 
 
 def _perform(job: Job, on_progress: OnProgress | None, print_line: PrintLine | None) -> Outcome:
@@ -144,11 +145,13 @@ def _perform(job: Job, on_progress: OnProgress | None, print_line: PrintLine | N
             return Outcome(True, "finished before, kept", kept=True)
         clear_mark(run, unit)
         files, line = job.task(job, Reporter(on_progress or _silent, print_titled))
-        mark_finished(run, unit, job.fingerprint or job.task.made_fingerprint(run), files)
+        fingerprint = job.fingerprint or job.task.made_fingerprint(run)
+        mark_finished(run, unit, fingerprint, files)
     except Exception as error:
         return fail(run, unit, error, folder=job.folder)
     reasons = "out of date" if found.state == "stale" else "; ".join(found.problems)
-    return Outcome(True, f"{reasons}, rebuilt: {line}" if reasons else line)
+    line = f"{reasons}, rebuilt: {line}" if reasons else line
+    return Outcome(True, line, fingerprint=fingerprint)
 
 
 def _examine(job: Job) -> tuple[Job, Examined]:
