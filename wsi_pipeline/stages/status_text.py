@@ -25,7 +25,7 @@ def as_plain(status: Status) -> dict[str, Any]:
 
 def describe(status: Status, *, every: bool = False) -> list[str]:
     """Describe a run for a reader; `every`: all processes and all names."""
-    lines = [f"{status.cohort}; {_show(status.time)}", *_table(status.stages, status.time)]
+    lines = [f"{status.cohort}; {_show(status.time)}", "", *_table(status.stages, status.time)]
     for one in status.stages:
         for state in ("failed", "out_of_date"):
             if names := one.ids[state]:
@@ -108,7 +108,7 @@ def _table(stages: Sequence[Progress], now: float) -> list[str]:
     for one in stages:
         end = "" if one.end is None else f"{_show(one.end)}, in {format_duration(one.end - now)}"
         each = "" if one.seconds is None else format_duration(one.seconds)
-        rate = "" if one.per_hour is None or one.expected.is_one else f"{one.per_hour:,.4g}"
+        rate = "" if one.per_hour is None or one.expected.is_one else _rate(one.per_hour)
         counts = [str(len(one.ids[state])) for state in states]
         parts = f" ({one.parts[0]} of {one.parts[1]} parts)" if one.parts else ""
         rows.append([one.expected.title + parts, *counts, each, rate, end])
@@ -117,6 +117,10 @@ def _table(stages: Sequence[Progress], now: float) -> list[str]:
         "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip()
         for row in rows
     ]
+
+
+def _rate(per_hour: float) -> str:
+    return f"{per_hour:,.0f}" if per_hour >= 10 else f"{per_hour:.2g}"
 
 
 def _describe_working(one: Working, now: float) -> str:
