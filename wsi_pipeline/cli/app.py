@@ -28,6 +28,7 @@ from wsi_pipeline.cli.options import EXIT_NOTHING_DONE
 from wsi_pipeline.cli.planning import plan, slides
 from wsi_pipeline.cli.pn_stage import stage as stage_patients
 from wsi_pipeline.cli.runs import apply, collect, compare, demo, run
+from wsi_pipeline.cli.status import status
 from wsi_pipeline.config.extras import explain_missing
 from wsi_pipeline.config.stages import STAGES
 from wsi_pipeline.run.interrupts import EXIT_INTERRUPTED, end_now, watch_signals
@@ -95,7 +96,7 @@ WITH_OPTIONS: dict[str, Callable[..., None]] = {
 BEFORE_A_RUN: tuple[Callable[..., None], ...] = (init, settings, slides, plan)
 FURTHER: tuple[Callable[..., None], ...] = (
     *(run, apply, demo, example, froc, stage_patients),
-    *(compare, baselines, collect, doctor, docs),
+    *(compare, baselines, status, collect, doctor, docs),
 )
 
 for command in BEFORE_A_RUN:

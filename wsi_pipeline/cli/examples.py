@@ -158,6 +158,7 @@ GUIDES = {
         "baselines.md",
         ("images", "splits"),
     ),
+    "status": Guide(("status run", "status run --json"), "status.md"),
     "collect": Guide(("collect run", "collect run --verify"), "cluster.md"),
     "docs": Guide(("docs", "docs tile"), "README.md"),
     "doctor": Guide(("doctor", "doctor run/models/vgg16/checkpoint.safetensors"), "errors.md"),

@@ -1,7 +1,7 @@
 """The data set of a run as a stage sees it: slides, or single images; two kinds of one thing."""
 
 import logging
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -74,7 +74,13 @@ class Cohort(Protocol):
     def describe(self) -> list[str]:
         """Say what units of work do not: of images, how many there are and cannot be read."""
 
-    def ready_units(self, splits: Sequence[str | None] | None, *, scored_by: str = "") -> list[str]:
+    def ready_units(
+        self,
+        splits: Sequence[str | None] | None,
+        *,
+        is_marked: Callable[[Unit], bool],
+        scored_by: str = "",
+    ) -> list[str]:
         """Name the units that are tiled, in one of `splits` (None: any), and scored by a model."""
 
     def check_splits(self, needed: Sequence[Split], made: SplitConfig | None) -> None:
@@ -115,11 +121,17 @@ class SlideCohort:
         """The slides."""
         return [e.slide_id for e in self.entries]
 
-    def ready_units(self, splits: Sequence[str | None] | None, *, scored_by: str = "") -> list[str]:
+    def ready_units(
+        self,
+        splits: Sequence[str | None] | None,
+        *,
+        is_marked: Callable[[Unit], bool],
+        scored_by: str = "",
+    ) -> list[str]:
         """Name the slides that are tiled, in one of `splits` (None: any), and scored by a model."""
         found = [e.slide_id for e in self.entries if splits is None or e.split in splits]
         stages = [("tile", ""), *([("predict", scored_by)] if scored_by else [])]
-        return [s for s in found if all(Unit(name, s, m).is_marked(self.run) for name, m in stages)]
+        return [s for s in found if all(is_marked(Unit(name, s, m)) for name, m in stages)]
 
     def check_splits(self, needed: Sequence[Split], made: SplitConfig | None) -> None:
         """Refuse to train where a split has no slide at all."""
@@ -169,7 +181,13 @@ class ImageCohort:
 
     units = (ALL,)
 
-    def ready_units(self, splits: Sequence[str | None] | None, *, scored_by: str = "") -> list[str]:
+    def ready_units(
+        self,
+        splits: Sequence[str | None] | None,
+        *,
+        is_marked: Callable[[Unit], bool],
+        scored_by: str = "",
+    ) -> list[str]:
         """Name the one unit, which is of all splits."""
         return [ALL]
 

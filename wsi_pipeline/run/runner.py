@@ -2,21 +2,28 @@
 
 import errno
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tiling.files import json_text, read_json_object, remove_leftovers_below, update_text
+from tiling.files import (
+    digest_json,
+    json_text,
+    read_json_object,
+    remove_leftovers_below,
+    update_text,
+)
 from tiling.wording import name_some
 from wsi_pipeline.config.reading import Config, as_plain, digest_settings
 from wsi_pipeline.config.stages import STAGES
 from wsi_pipeline.config.versions import versions
 from wsi_pipeline.contracts import PrintLine
 from wsi_pipeline.errors import StageError
-from wsi_pipeline.layout import RunFolder
+from wsi_pipeline.layout import RunFolder, Unit
+from wsi_pipeline.run.activity import StageLog, log_stage
 from wsi_pipeline.run.cluster import map_tasks
 from wsi_pipeline.run.progress import StageProgress
 from wsi_pipeline.run.shards import Shard, select_shard
@@ -135,27 +142,36 @@ def run_stage(
     done: list[str] = []
     kept: list[str] = []
     failed: list[str] = []
-    with StageProgress(
-        stage,
-        len(tasks),
-        noun=tasks[0].noun if tasks else "unit",
-        quiet=options.quiet,
-        in_background=on_end is not None,
-        on_end=on_end,
-    ) as progress:
+    with (
+        log_stage(
+            run,
+            stage,
+            n_units=len(tasks),
+            settings=digest_recorded(as_plain(config), stage),
+            shard=options.shard,
+        ) as logged,
+        StageProgress(
+            stage,
+            len(tasks),
+            noun=tasks[0].noun if tasks else "unit",
+            quiet=options.quiet,
+            in_background=on_end is not None,
+            on_end=on_end,
+        ) as progress,
+    ):
         begun = False
         for part in [tasks] if arriving is None else ([one] if one else None for one in arriving):
             if part is None:
                 progress.leave_out()
                 continue
             with check_each_once():
-                finished, new, unreadable = _sort_out(run, part, options, progress)
+                finished, new, unreadable = _sort_out(run, part, options, progress, logged)
             jobs += new
             if not begun:
                 with _writing(run, stage, new):
                     _begin(stage, run, config, options, groups)
                 begun = True
-            made, still, lost = _process_jobs(run, new, config, options, progress)
+            made, still, lost = _process_jobs(run, new, config, options, progress, logged)
             done += made
             kept += finished + still
             failed += unreadable + lost
@@ -215,9 +231,14 @@ def _mark_shard(run: RunFolder, stage: str, config: Config, shard: Shard, *, end
 
 
 def _sort_out(
-    run: RunFolder, tasks: Sequence[Task], options: Options, progress: StageProgress
+    run: RunFolder,
+    tasks: Sequence[Task],
+    options: Options,
+    progress: StageProgress,
+    logged: StageLog,
 ) -> tuple[list[str], list[Job], list[str]]:
     """Separate finished units, units to process, and units whose inputs cannot be examined."""
+    stale: list[Unit] = []
     kept: list[str] = []
     jobs: list[Job] = []
     failed: list[str] = []
@@ -235,6 +256,7 @@ def _sort_out(
                 )
         except Exception as error:  # one bad input must not stop the others
             outcome = fail(run, task.unit, error)
+            logged.write_unit(outcome.name, task.unit)
             if options.overwrite:  # the earlier output is not wanted
                 with suppress(OSError):
                     clear_mark(run, task.unit)
@@ -248,10 +270,12 @@ def _sort_out(
             progress.end(name, "finished before, kept")
             continue
         if found.state == "stale":
+            stale.append(task.unit)
             progress.line(f"{name}: out of date (settings or inputs changed); rebuilding")
         if found.problems:
             progress.line(f"{name}: {'; '.join(found.problems)}; rebuilding")
-        jobs.append(Job(run, task, fingerprint, Path.cwd(), options.overwrite))
+        jobs.append(Job(run, task, fingerprint, Path.cwd(), options.overwrite, logged.name))
+    logged.write_examined(len(kept), stale)
     return kept, jobs, failed
 
 
@@ -261,6 +285,7 @@ def _process_jobs(
     config: Config,
     options: Options,
     progress: StageProgress,
+    logged: StageLog,
 ) -> tuple[list[str], list[str], list[str]]:
     done: list[str] = []
     kept: list[str] = []
@@ -280,7 +305,9 @@ def _process_jobs(
     for number, result in results:
         unit = jobs[number].task.unit
         outcome = result if isinstance(result, Outcome) else fail(run, unit, result)
-        progress.end(unit.title, outcome.line, failed=not outcome.ok)
+        if outcome.took is None:  # its worker was lost
+            logged.write_unit(outcome.name, unit)
+        progress.end(unit.title, outcome.line, failed=not outcome.ok, took=outcome.took)
         (kept if outcome.kept else done if outcome.ok else failed).append(unit.title)
     return done, kept, failed
 
@@ -296,6 +323,11 @@ def _write_run_json(stage: str, run: RunFolder, config: Config) -> None:
     stages.pop(stage, None)  # the stage that ran last is the last in the file
     stages[stage] = {"config": as_plain(config), "versions": versions()}
     update_text(run.path / "run.json", json_text({"seed": config.seed, "stages": stages}))
+
+
+def digest_recorded(config: Mapping[str, Any], stage: str) -> str:
+    """Hash the settings of a stage as ``run.json`` records them."""
+    return digest_json([config.get(stage), config.get("seed")])
 
 
 def read_run_json(run: RunFolder) -> dict[str, Any]:
