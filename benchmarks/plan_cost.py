@@ -37,12 +37,13 @@ TINY_PX, LARGE_PX = 300, 20_160
 TURNS = {"tiny": 64, "large": 4}  # slides that are planned and tiled in turn
 
 
-def draw_tiny(path, seed):
-    """Write a slide of one pink, speckled ellipse on glass, two levels."""
+def draw_tiny(path, seed, size=(TINY_PX, TINY_PX)):
+    """Write a slide of one pink, speckled ellipse on glass, two levels; returns its bytes."""
     rng = np.random.default_rng(seed)
-    y, x = np.mgrid[:TINY_PX, :TINY_PX] / TINY_PX - 0.5
-    inside = x**2 + y**2 < 0.38**2
-    pixels = np.full((TINY_PX, TINY_PX, 3), 245, np.uint8)
+    width, height = size
+    y, x = np.mgrid[:height, :width]
+    inside = (x / width - 0.5) ** 2 + (y / height - 0.5) ** 2 < 0.38**2
+    pixels = np.full((height, width, 3), 245, np.uint8)
     pixels[inside] = np.array([200, 110, 160]) + rng.integers(-25, 26, (int(inside.sum()), 1))
     resolution = {"resolution": (20_000, 20_000), "resolutionunit": "CENTIMETER"}  # 0.5 µm per px
     with tifffile.TiffWriter(path) as tif:
@@ -165,9 +166,7 @@ def main():
             time.sleep(1)  # what has just been written is hashed twice
             for store in ("patches", "coords"):
                 folder = Path(scratch) / f"{kind}_{store}"
-                results.append(
-                    compare(source, kind, store, patch_px, arguments.workers, folder)
-                )
+                results.append(compare(source, kind, store, patch_px, arguments.workers, folder))
                 print(json.dumps(results[-1], indent=1), flush=True)
     write_json(arguments.out, {"benchmark": "plan_cost", "results": results})
 

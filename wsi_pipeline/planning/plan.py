@@ -281,9 +281,7 @@ def _plan_slides(
             if not isinstance(result, StageError):
                 found[chosen[place]] = result
     planned = [found[number] for number in range(len(tasks))]
-    plans, error = add_pictures(
-        [one.plan for one in planned], [one.picture for one in planned]
-    )
+    plans, error = add_pictures([one.plan for one in planned], [one.picture for one in planned])
     return plans, [one.audited for one in planned if one.audited is not None], error
 
 

@@ -204,9 +204,10 @@ def iterate_failures(run: RunFolder) -> Iterator[dict[str, str]]:
 
 def forget_failures(run: RunFolder, stages: Sequence[str], *, listed: Sequence[str]) -> None:
     """Remove the failures of slides that are no longer in the manifest."""
+    ids = set(listed)
     for stage in stages:
         for path in (run.path / ".state" / stage).rglob("*.failed.json"):
-            if path.name.removesuffix(".failed.json") not in listed:
+            if path.name.removesuffix(".failed.json") not in ids:
                 path.unlink(missing_ok=True)
 
 
