@@ -1,4 +1,4 @@
-"""What `plan` costs against `tile`, which it predicts: tiny slides by the thousand, a few large ones.
+"""What `plan` costs against `tile`, which it predicts: many tiny slides, a few large ones.
 
 Slides are copies of a few files with other bytes at their end, so that each has a digest of its
 own. Both commands run as processes with the same number of workers (seconds from start to end,

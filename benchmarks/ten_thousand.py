@@ -1,4 +1,4 @@
-"""A run of 10,000 tiny slides, from their files to the report: time, memory, open files of each step.
+"""A run of 10,000 tiny slides, from their files to the report: time and memory of each step.
 
 Draws slides of 640 x 64 px (copies of a few files with other bytes at their end, so that each has a
 digest of its own) and runs `slides`, `plan`, `tile` (coordinates, as a job array of some tasks, one
@@ -15,12 +15,12 @@ the slides in test and the fifth in val.
 """
 
 import argparse
+import itertools
 import json
 import math
 import os
 import re
 import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -43,9 +43,10 @@ TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 INTERVAL_S = 0.1  # between two looks at a command's processes
 # System calls that a file server answers; reads and writes of file contents are not among them.
 METADATA_CALLS = (
-    "open openat stat newfstatat statx lstat access faccessat2 getdents64 mkdir mkdirat rename "
-    "renameat renameat2 unlink unlinkat readlink readlinkat utimensat fsync fdatasync"
-).split()
+    *("open", "openat", "stat", "newfstatat", "statx", "lstat", "access", "faccessat2"),
+    *("getdents64", "mkdir", "mkdirat", "rename", "renameat", "renameat2", "unlink", "unlinkat"),
+    *("rmdir", "readlink", "readlinkat", "utimensat", "fsync", "fdatasync"),
+)
 CONFIG = """
 input: {source}
 out: {run}
@@ -62,7 +63,7 @@ def look_at(pid):
     try:
         after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         status = Path(f"/proc/{pid}/status").read_text()
-        n_open = len(os.listdir(f"/proc/{pid}/fd"))
+        n_open = sum(1 for _ in Path(f"/proc/{pid}/fd").iterdir())
         children = [
             int(child)
             for task in Path(f"/proc/{pid}/task").iterdir()
@@ -78,9 +79,12 @@ def look_at(pid):
 def measure(*arguments):
     """Run a command and look at its processes until it ends."""
     start, cpu_by_pid, most_memory, most_open = time.perf_counter(), {}, 0.0, 0
-    with subprocess.Popen(
-        [COMMAND, *map(str, arguments)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-    ) as process:
+    with (
+        tempfile.TemporaryFile() as errors,
+        subprocess.Popen(
+            [COMMAND, *map(str, arguments)], stdout=subprocess.DEVNULL, stderr=errors
+        ) as process,
+    ):
         while process.poll() is None:
             waiting, memory = [process.pid], 0.0
             while waiting:
@@ -178,7 +182,7 @@ def run_all(folder, n_slides, n_shards, measure):
 
 def growth(results, name, key):
     """Exponent of each size's figure on the number of slides, against the size before."""
-    pairs = zip(results, results[1:], strict=False)
+    pairs = itertools.pairwise(results)
     return [
         round(
             math.log(b["steps"][name][key] / a["steps"][name][key])
