@@ -21,7 +21,8 @@ def finished_entries(
     entries = [e for e in entries if splits is None or e.split in splits]
     tiled = [e for e in entries if Unit("tile", e.slide_id).is_marked(run)]
     failed = {row["slide_id"] for row in iterate_failures(run) if row["stage"] == "tile"}
-    waiting = [e.slide_id for e in entries if e not in tiled and e.slide_id not in failed]
+    done = {e.slide_id for e in tiled} | failed
+    waiting = [e.slide_id for e in entries if e.slide_id not in done]
     if waiting:
         raise StageError(
             f"not tiled yet: {len(waiting)} of {pluralize(len(entries), 'slide')}: "

@@ -34,6 +34,7 @@ class SlidePlan:
     seconds: float = 0.0  # to tile it; 0 where it is finished
     unreadable_probes: int = 0
     notes: tuple[str, ...] = ()
+    is_picture_estimated: bool = False  # its bytes: the mean of those that were drawn
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,7 @@ class RunPlan:
     problems: tuple[str, ...] = ()  # of the run as a whole
     shard_bytes: tuple[int, ...] = ()  # of slide files in each shard
     workers: int = 1
+    picture_error: int = 0  # bytes: two standard errors of those of pictures that were not drawn
     of: str = "slide"  # what one of `slides` is: a slide, or an image
 
     @property
@@ -117,6 +119,7 @@ class RunPlan:
                 "bytes": sum(s.bytes for s in self.slides) + self.extra.bytes,
                 "new_files": self.new_files,
                 "new_bytes": self.new_bytes,
+                "new_bytes_error": self.picture_error,
                 "seconds": sum(s.seconds for s in self.new) / self.workers,
             },
             "estimates": {
