@@ -29,6 +29,7 @@ from wsi_pipeline.cli.planning import plan, slides
 from wsi_pipeline.cli.pn_stage import stage as stage_patients
 from wsi_pipeline.cli.runs import apply, collect, compare, demo, run
 from wsi_pipeline.cli.status import status
+from wsi_pipeline.cli.urls import check_urls
 from wsi_pipeline.config.extras import explain_missing
 from wsi_pipeline.config.stages import STAGES
 from wsi_pipeline.run.interrupts import EXIT_INTERRUPTED, end_now, watch_signals
@@ -100,13 +101,13 @@ FURTHER: tuple[Callable[..., None], ...] = (
 )
 
 for command in BEFORE_A_RUN:
-    app.command(epilog=epilog_of(command.__name__))(command)
+    app.command(epilog=epilog_of(command.__name__))(check_urls(command, command.__name__))
 for stage in STAGES:
     app.command(stage.name, help=stage.summary, epilog=epilog_of(stage.name))(
-        WITH_OPTIONS.get(stage.name) or stages.make_command(stage.name)
+        check_urls(WITH_OPTIONS.get(stage.name) or stages.make_command(stage.name), stage.name)
     )
 for command in FURTHER:
-    app.command(epilog=epilog_of(command.__name__))(command)
+    app.command(epilog=epilog_of(command.__name__))(check_urls(command, command.__name__))
 
 
 def _print_version(wanted: bool) -> None:

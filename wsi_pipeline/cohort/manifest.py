@@ -15,6 +15,7 @@ from typing import cast, get_args
 
 from tiling.contracts import Unclassified
 from tiling.listing.slide_files import slide_stem
+from tiling.urls import is_url
 from wsi_pipeline.contracts import SPLITS, SlideEntry, Split
 from wsi_pipeline.csv_files import (
     as_mapping,
@@ -120,6 +121,11 @@ def _locate(where: str, folder: Path, cell: str) -> Path:
     """Find the file that a cell names; spaces around a name are of the file if one is so named."""
     if "\0" in cell:
         raise ManifestError(f"{where}: a file name with a NUL character, '{printable(cell)}'")
+    if is_url(cell.strip()):
+        raise ManifestError(
+            f"{where}: {cell.strip()} is a URL, and slides, annotations and masks are read from "
+            "file systems only; copy it to a local folder and list that (docs/storage.md)"
+        )
     name = cell if os.path.lexists(folder / cell) else cell.strip()
     if "bytes" in find_text_problem(name) and not os.path.lexists(folder / name):
         raise ManifestError(

@@ -22,6 +22,8 @@ class Stage:
     output: str = ""  # what it writes, in the run folder
     reads_scores: bool = False  # slides without scores are not expected
     reads: tuple[str, ...] = ()  # further settings of the run that it uses
+    # Why its run folder must be on a file system; empty: it may be at a URL (docs/storage.md).
+    needs_files: str = "its files are renamed and opened in place"
     variants: str = ""  # setting that lists the outputs per unit; their settings are not recalled
 
     @property

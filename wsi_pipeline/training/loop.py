@@ -31,6 +31,7 @@ from torch.nn import functional as F
 from tiling.contracts import CLASS_NAMES, OnProgress, StrPath
 from tiling.files import digest_json, remove_leftovers
 from tiling.threads import map_in_threads
+from tiling.urls import local_path
 from tiling.wording import pluralize
 from wsi_pipeline.cohort.data import (
     Batch,
@@ -157,7 +158,7 @@ def train_model(
         splits, or the loss becomes NaN or infinite. ``val`` is ignored if nothing is monitored.
     """
     started = time.perf_counter()
-    out = Path(out)
+    out = local_path(out, "the output of training")
     if patients is None:
         patients = {store.slide_id: store.slide_id for store in (*train, *val)}
     device = resolve_device(device) if isinstance(device, str) else device
