@@ -4,7 +4,7 @@ import errno
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -86,14 +86,10 @@ class StageResult:
         return "\n".join((line, *self.notes))
 
 
-def keep_slides(options: Options, tiled: StageResult) -> Options:
-    """Return the options of the stages that follow `tile` in one command: a shard keeps its slides.
-
-    Without shards they are the same.
-    """
-    if options.shard is None:
-        return options
-    return replace(options, slides=frozenset((*tiled.done, *tiled.kept, *tiled.failed)))
+def end_empty_shard(run: RunFolder, stage: str, config: Config, options: Options) -> None:
+    """Record that a shard without slides has ended, since `collect` expects every shard."""
+    if options.shard:
+        _mark_shard(run, stage, config, options.shard, ended=True)
 
 
 def run_stage(

@@ -37,7 +37,13 @@ from wsi_pipeline.run.parts import (
     unit_of_part,
     write_part,
 )
-from wsi_pipeline.run.runner import Options, StageResult, keep_slides, read_run_json, run_stage
+from wsi_pipeline.run.runner import (
+    Options,
+    StageResult,
+    end_empty_shard,
+    read_run_json,
+    run_stage,
+)
 from wsi_pipeline.run.shards import Shard
 from wsi_pipeline.run.tasks import Done, Job, Task
 from wsi_pipeline.stages.inputs import (
@@ -417,8 +423,11 @@ def tile_and_predict(
     by_name = _find_checkpoints(run, checkpoints, config) if at_hand else {}
     if len(by_name) != 1:
         cut = tile(run, cutting, options, fixed=fixed)
-        options = keep_slides(options, cut)
-        if cut.exit_code == 1 or options.slides == frozenset():
+        options = keep_slides(run, config, options, cut)
+        if cut.exit_code == 1:
+            return [cut]
+        if options.slides == frozenset():
+            end_empty_shard(run, "predict", config, options)
             return [cut]
         return [cut, predict(run, config, options, checkpoints=checkpoints)]
     _check_checkpoints(run, by_name, config.predict)
@@ -462,6 +471,19 @@ def tile_and_predict(
     if not scored and cut.exit_code != 1:
         scored.append(predict(run, config, options, checkpoints=checkpoints))  # raises the reason
     return [cut, *scored]
+
+
+def keep_slides(run: RunFolder, config: Config, options: Options, tiled: StageResult) -> Options:
+    """Return the options of what follows `tile` in one command: a shard keeps the slides to score.
+
+    Without shards they are the same.
+    """
+    if options.shard is None:
+        return options
+    own, splits = (*tiled.done, *tiled.kept, *tiled.failed), config.predict.splits
+    slides = cohort_of(run, own).slides
+    wanted = (e.slide_id for e in slides if splits is None or e.split in (*splits, None))
+    return replace(options, slides=frozenset(wanted))
 
 
 class _Tiled:

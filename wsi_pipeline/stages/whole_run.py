@@ -12,13 +12,14 @@ from wsi_pipeline.errors import ConfigError
 from wsi_pipeline.explain import check_layer, list_methods
 from wsi_pipeline.exports import check_format, load_image_format
 from wsi_pipeline.layout import RunFolder
-from wsi_pipeline.run.runner import Options, StageResult, keep_slides
+from wsi_pipeline.run.runner import Options, StageResult, end_empty_shard
 from wsi_pipeline.run.shards import select_shard
 from wsi_pipeline.stages import inputs as inputs_stage
 from wsi_pipeline.stages import load_stage
 from wsi_pipeline.stages import predict as predict_stage
 from wsi_pipeline.stages import train as train_stage
 from wsi_pipeline.stages.model_sources import model_name
+from wsi_pipeline.stages.predict import keep_slides
 
 
 def run_stages(run: RunFolder, config: Config, options: Options) -> list[StageResult]:
@@ -61,8 +62,12 @@ def apply_models(
     check_map_method(config)
     check_export(config.export)
     results = predict_stage.predict_slides(run, config, options, slides, checkpoints=checkpoints)
-    options = keep_slides(options, results[0])
-    if results[-1].exit_code == 1 or options.slides == frozenset():
+    options = keep_slides(run, config, options, results[0])
+    if results[-1].exit_code == 1:
+        return results
+    if options.slides == frozenset():  # more shards than slides
+        for stage in ("heatmap", "export"):
+            end_empty_shard(run, stage, config, options)
         return results
     models = [model_name(find_model(path)) for path in checkpoints]
     results.append(heatmap(run, config, options, models=models))
@@ -163,17 +168,18 @@ def _run(run: RunFolder, config: Config, options: Options) -> Iterator[StageResu
     if together:
         both = predict_stage.tile_and_predict(run, config, config, options)
         yield from both
-        options = keep_slides(options, both[0])
+        options = keep_slides(run, config, options, both[0])
     for stage in STAGES:
-        if options.slides == frozenset():  # more shards than slides
-            return
         if stage.name not in config.stages or (together and stage.name in ("tile", "predict")):
             continue
         variants = getattr(getattr(config, stage.name), stage.variants) if stage.variants else None
         if variants == ():
             continue
+        if options.slides == frozenset():  # more shards than slides
+            end_empty_shard(run, stage.name, config, options)
+            continue
         named = {} if variants is None else {"names": variants}
         found = load_stage(stage.name)(run, config, options, **named)
         yield from found if isinstance(found, list) else [found]
         if stage.name == "tile" and isinstance(found, StageResult) and not config.images:
-            options = keep_slides(options, found)
+            options = keep_slides(run, config, options, found)

@@ -193,12 +193,11 @@ def test_input_and_config_are_given_in_one_way(slide, tmp_path, monkeypatch, cap
     config.write_text(f"input: nowhere.tif\nout: run\n{settings}")
     words = [str(slide), "--config", str(config), "--quiet"]
     monkeypatch.chdir(tmp_path)
-    assert main(["plan", *words]) == 0
+    assert main(["plan", *words, "--workers", "1"]) == 0
     assert main(["run", *words, "--out", "one"]) == 0
     assert main(["tile", *words]) == 0
     config.write_text(f"input: {slide}\nout: other\n{settings}")
-    for command in ("plan", "run", "tile"):
-        assert main([command, "--config", str(config), "--quiet"]) == 0, command
+    assert main(["tile", "--config", str(config), "--quiet"]) == 0
     stores = [tmp_path / run / "tiles/a.zarr/zarr.json" for run in ("one", "run", "other")]
     assert len({path.read_bytes() for path in stores}) == 1
     capsys.readouterr()

@@ -304,14 +304,3 @@ def test_other_files_named_after_a_slide_matter_only_where_it_would_be_normal(
     assert "P0_slide_1.png" in capsys.readouterr().out
     assert main(["slides", str(cohort), *outlines, "--unannotated", "normal"]) == 1
     assert "named after slide P0_slide_1.tif" in capsys.readouterr().err
-
-
-def test_columns_that_nothing_reads_are_named_once(cohort, tmp_path, capsys):
-    """A column of the user's own, or one with a wrong name; not the findings of this command."""
-    look(cohort, tmp_path / "m.csv")
-    capsys.readouterr()
-    header, *rows = (tmp_path / "m.csv").read_text().splitlines()
-    lines = [f"{header},age,grade", *(f"{row},50,2" for row in rows)]
-    (tmp_path / "m.csv").write_text("\n".join(lines))
-    assert main(["slides", str(tmp_path / "m.csv")]) == 0
-    assert capsys.readouterr().out.count("m.csv: columns not used: age, grade\n") == 1
