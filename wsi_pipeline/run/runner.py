@@ -262,7 +262,7 @@ def _sort_out(
         if found.problems:
             progress.line(f"{name}: {'; '.join(found.problems)}; rebuilding")
         jobs.append(Job(run, task, fingerprint, Path.cwd(), options.overwrite, logged.name))
-    logged.write_examined(len(kept), stale)
+    logged.write_examined(new=len(jobs), kept=len(kept), stale=stale)
     return kept, jobs, failed
 
 

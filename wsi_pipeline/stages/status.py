@@ -149,10 +149,10 @@ class _Activity:
         """Describe the commands that stopped, of stages with unfinished units."""
         for command in self.stopped:
             if command.stage in unfinished:
-                lost = dict(command.working)
-                for worker in self.workers.get(command.name, ()):
-                    lost |= worker.working
-                yield self._describe(command, "stopped", lost)
+                both = (command, *self.workers.get(command.name, ()))
+                lost = {unit: at for process in both for unit, at in process.working.items()}
+                last = replace(command, seen=max(process.seen for process in both))
+                yield self._describe(last, "stopped", lost)
 
     def _describe(self, command: Process, doing: Doing, on: Mapping[UnitKey, float]) -> Working:
         both = (command, *self.workers.get(command.name, ()))
@@ -212,12 +212,12 @@ class _History:
         return cls(by_group, ended, changed, stale)
 
     def is_stale(self, unit: UnitKey) -> bool:
-        """Whether a finished unit is out of date, as far as the logs have it."""
+        """Whether a finished unit is out of date, or made from one that is, by the logs."""
         ended = self.ended.get(unit)
         if unit in self.stale and (ended is None or ended < self.stale[unit]):
             return True
         return ended is not None and any(
-            self.changed.get(source, ended) > ended
+            self.changed.get(source, ended) > ended or self.is_stale(source)
             for stage in _MADE_FROM.get(unit.stage, ())
             for source in (
                 UnitKey(stage, unit.slide_id, "", ""),

@@ -155,7 +155,9 @@ def test_scores_are_out_of_date_once_their_patches_are_others(run):
     log_done(run, Unit("tile", "s2"), "b" * 16)
     assert counts(run, "predict") == {"done": 3, "out_of_date": 1}
     log_done(run, Unit("train", "", "vgg16"), "c" * 16)
+    log_done(run, Unit("heatmap", "s0", "vgg16"), "d" * 16)
     assert counts(run, "predict") == {"out_of_date": 4}
+    assert counts(run, "heatmap") == {"out_of_date": 1, "missing": 3}  # of old scores
 
 
 def test_nothing_is_written(run, tmp_path):
