@@ -275,6 +275,12 @@ def log_unit(run: RunFolder, unit: Unit, command: str) -> Iterator[Callable[[End
         yield end
 
 
+def log_lost(unit: Unit, command: str) -> None:
+    """Log in the command's process that the worker of a unit was lost."""
+    if command in _open:
+        _open[command].write_unit("failed", unit)
+
+
 def _open_as_worker(run: RunFolder, stage: str, command: str) -> StageLog:
     """Open the log of a worker: the same one for all units of a command."""
     if len(_open) >= MOST_WORKER_LOGS:
