@@ -128,7 +128,7 @@ class StageLog:
         self._stage = stage
         self._lock = threading.Lock()
         self._is_torn = False  # the last line may be there in part
-        self._n_units = 0
+        self._has_work = bool(worker_of)
         about = {"stage": stage, **describe_process(), "shard": shard or None}
         self.write("begin", **about, worker_of=worker_of or None, **(more or {}))
 
@@ -147,11 +147,12 @@ class StageLog:
 
     def write_unit(self, event: str, unit: Unit, **values: Any) -> None:
         """Append a line on a unit."""
-        self._n_units += 1
+        self._has_work = True
         self.write(event, **_name(unit), **values)
 
-    def write_examined(self, kept: int, stale: Sequence[Unit]) -> None:
-        """Append what was found before the work began."""
+    def write_examined(self, *, new: int, kept: int, stale: Sequence[Unit]) -> None:
+        """Append what was found before the work began: units to process, `stale` among them."""
+        self._has_work |= new > 0  # perhaps by workers
         if kept or stale:
             self.write("examined", kept=kept, stale=[_name(unit) for unit in stale])
 
@@ -175,7 +176,7 @@ class StageLog:
 
     def close(self, event: str) -> None:
         """Write the last line; a process that had nothing to do leaves no log."""
-        if self._n_units:
+        if self._has_work:
             self.write(event)
             return
         with suppress(OSError):
@@ -272,6 +273,12 @@ def log_unit(run: RunFolder, unit: Unit, command: str) -> Iterator[Callable[[End
         return
     with own.beating():
         yield end
+
+
+def log_lost(unit: Unit, command: str) -> None:
+    """Log in the command's process that the worker of a unit was lost."""
+    if command in _open:
+        _open[command].write_unit("failed", unit)
 
 
 def _open_as_worker(run: RunFolder, stage: str, command: str) -> StageLog:

@@ -22,8 +22,8 @@ from wsi_pipeline.config.stages import STAGES
 from wsi_pipeline.config.versions import versions
 from wsi_pipeline.contracts import PrintLine
 from wsi_pipeline.errors import StageError
-from wsi_pipeline.layout import RunFolder, Unit
-from wsi_pipeline.run.activity import StageLog, log_stage
+from wsi_pipeline.layout import RunFolder
+from wsi_pipeline.run.activity import StageLog, log_lost, log_stage
 from wsi_pipeline.run.cluster import map_tasks
 from wsi_pipeline.run.progress import StageProgress
 from wsi_pipeline.run.shards import Shard, select_shard
@@ -167,7 +167,7 @@ def run_stage(
                 with _writing(run, stage, new):
                     _begin(stage, run, config, options, groups)
                 begun = True
-            made, still, lost = _process_jobs(run, new, config, options, progress, logged)
+            made, still, lost = _process_jobs(run, new, config, options, progress)
             done += made
             kept += finished + still
             failed += unreadable + lost
@@ -234,7 +234,7 @@ def _sort_out(
     logged: StageLog,
 ) -> tuple[list[str], list[Job], list[str]]:
     """Separate finished units, units to process, and units whose inputs cannot be examined."""
-    stale: list[Unit] = []
+    stale: list[Task] = []
     kept: list[str] = []
     jobs: list[Job] = []
     failed: list[str] = []
@@ -266,12 +266,12 @@ def _sort_out(
             progress.end(name, "finished before, kept")
             continue
         if found.state == "stale":
-            stale.append(task.unit)
+            stale.append(task)
             progress.line(f"{name}: out of date (settings or inputs changed); rebuilding")
         if found.problems:
             progress.line(f"{name}: {'; '.join(found.problems)}; rebuilding")
         jobs.append(Job(run, task, fingerprint, Path.cwd(), options.overwrite, logged.name))
-    logged.write_examined(len(kept), stale)
+    logged.write_examined(new=len(jobs), kept=len(kept), stale=[task.unit for task in stale])
     return kept, jobs, failed
 
 
@@ -281,7 +281,6 @@ def _process_jobs(
     config: Config,
     options: Options,
     progress: StageProgress,
-    logged: StageLog,
 ) -> tuple[list[str], list[str], list[str]]:
     done: list[str] = []
     kept: list[str] = []
@@ -302,7 +301,7 @@ def _process_jobs(
         unit = jobs[number].task.unit
         outcome = result if isinstance(result, Outcome) else fail(run, unit, result)
         if outcome.took is None:  # its worker was lost
-            logged.write_unit(outcome.name, unit)
+            log_lost(unit, jobs[number].log)
         progress.end(unit.title, outcome.line, failed=not outcome.ok, took=outcome.took)
         (kept if outcome.kept else done if outcome.ok else failed).append(unit.title)
     return done, kept, failed

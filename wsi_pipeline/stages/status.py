@@ -16,10 +16,12 @@ from typing import Any, Literal, get_args
 from tiling.wording import pluralize
 from wsi_pipeline.cohort.image_folder import ALL
 from wsi_pipeline.cohort.kinds import Cohort, ImageCohort, cohort_of
+from wsi_pipeline.config.stages import STAGES
 from wsi_pipeline.layout import RunFolder
 from wsi_pipeline.run.activity import Ended, Process, UnitKey, is_alive, read_logs
 from wsi_pipeline.run.mark_index import MarkFolder, MarkIndex
 from wsi_pipeline.run.runner import digest_recorded, read_run_json
+from wsi_pipeline.run.state import missing_shards
 from wsi_pipeline.stages.expected import Expected, index_stages, list_expected
 
 State = Literal["done", "running", "failed", "missing", "out_of_date"]
@@ -55,12 +57,25 @@ class Working:
 
 
 @dataclass(frozen=True)
+class JobArray:
+    """The latest job array of a stage, until all of its tasks have ended."""
+
+    stage: str
+    count: int  # tasks
+    n_ended: int
+    running: Sequence[int]  # their numbers, from 0, as in --shard
+    stopped: Sequence[int]
+    not_begun: Sequence[int]  # or they left no log
+
+
+@dataclass(frozen=True)
 class Status:
     """What a run has done, and what it is doing."""
 
     time: float  # s since 1970
     cohort: str  # how much there is, in words
     stages: tuple[Progress, ...]
+    arrays: tuple[JobArray, ...]
     processes: tuple[Working, ...]
 
 
@@ -92,7 +107,26 @@ def find_status(run: RunFolder, *, now: float | None = None) -> Status:
     ]
     unfinished = {p.expected.stage for p in stages if len(p.ids["done"]) < len(p.expected.units)}
     shown = (*at_work.describe_running(), *at_work.describe_stopped(unfinished))
-    return Status(now, _count(cohort, marks), tuple(stages), shown)
+    arrays = tuple(_list_arrays(run, shown))
+    return Status(now, _count(cohort, marks), tuple(stages), arrays, shown)
+
+
+def _list_arrays(run: RunFolder, processes: Iterable[Working]) -> Iterator[JobArray]:
+    found: dict[tuple[str, str, Doing], list[int]] = {}  # by stage, size and what they do
+    for one in processes:
+        if one.n_units is not None and one.process.shard:
+            index, _, size = one.process.shard.partition("/")
+            found.setdefault((one.process.stage, size, one.doing), []).append(int(index))
+    for stage in STAGES:
+        count, open_ = missing_shards(run, stage.name) if stage.is_shardable else (0, [])
+        if not open_:
+            continue
+        running, stopped = (
+            sorted(set(found.get((stage.name, str(count), doing), ())) & set(open_))
+            for doing in get_args(Doing)
+        )
+        rest = sorted(set(open_).difference(running, stopped))
+        yield JobArray(stage.name, count, count - len(open_), running, stopped, rest)
 
 
 def _count(cohort: Cohort, marks: MarkIndex) -> str:
@@ -149,10 +183,10 @@ class _Activity:
         """Describe the commands that stopped, of stages with unfinished units."""
         for command in self.stopped:
             if command.stage in unfinished:
-                lost = dict(command.working)
-                for worker in self.workers.get(command.name, ()):
-                    lost |= worker.working
-                yield self._describe(command, "stopped", lost)
+                both = (command, *self.workers.get(command.name, ()))
+                lost = {unit: at for process in both for unit, at in process.working.items()}
+                last = replace(command, seen=max(process.seen for process in both))
+                yield self._describe(last, "stopped", lost)
 
     def _describe(self, command: Process, doing: Doing, on: Mapping[UnitKey, float]) -> Working:
         both = (command, *self.workers.get(command.name, ()))
@@ -212,12 +246,12 @@ class _History:
         return cls(by_group, ended, changed, stale)
 
     def is_stale(self, unit: UnitKey) -> bool:
-        """Whether a finished unit is out of date, as far as the logs have it."""
+        """Whether a finished unit is out of date, or made from one that is, by the logs."""
         ended = self.ended.get(unit)
         if unit in self.stale and (ended is None or ended < self.stale[unit]):
             return True
         return ended is not None and any(
-            self.changed.get(source, ended) > ended
+            self.changed.get(source, ended) > ended or self.is_stale(source)
             for stage in _MADE_FROM.get(unit.stage, ())
             for source in (
                 UnitKey(stage, unit.slide_id, "", ""),

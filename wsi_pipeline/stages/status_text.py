@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from typing import Any, get_args
 
 from tiling.wording import format_duration, name_some, pluralize
-from wsi_pipeline.stages.status import Doing, Progress, State, Status, Working
+from wsi_pipeline.stages.status import Doing, JobArray, Progress, State, Status, Working
 
 SCHEMA = "wsi-pipeline/status/1"
 MOST_SHOWN = 10  # processes, unless all of them are asked for
@@ -19,6 +19,7 @@ def as_plain(status: Status) -> dict[str, Any]:
         "schema": SCHEMA,
         "time": _iso(status.time),
         "stages": [_plain_progress(one) for one in status.stages],
+        "arrays": [asdict(one) for one in status.arrays],
         "processes": [_plain_working(one) for one in status.processes],
     }
 
@@ -31,6 +32,7 @@ def describe(status: Status, *, every: bool = False) -> list[str]:
             if names := one.ids[state]:
                 some = name_some(names, len(names) if every else MOST_NAMES)
                 lines.append(f"{one.expected.title}: {_WORDS[state]}: {some}")
+    lines += [_describe_array(one) for one in status.arrays]
     for doing in get_args(Doing):
         found = [one for one in status.processes if one.doing == doing]
         if not found:
@@ -117,6 +119,30 @@ def _table(stages: Sequence[Progress], now: float) -> list[str]:
         "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip()
         for row in rows
     ]
+
+
+def _describe_array(one: JobArray) -> str:
+    parts = [f"{one.n_ended} ended", f"{len(one.running)} running"]
+    for what, tasks in (("stopped", one.stopped), ("not begun", one.not_begun)):
+        parts += [f"{len(tasks)} {what} ({write_ranges(tasks)})"] if tasks else []
+    return f"{one.stage}: array of {pluralize(one.count, 'task')}: {', '.join(parts)}"
+
+
+def write_ranges(numbers: Sequence[int]) -> str:
+    """Write ascending numbers as schedulers take them.
+
+    Examples
+    --------
+    >>> write_ranges([3, 7, 8, 9])
+    '3,7-9'
+    """
+    ranges: list[list[int]] = []
+    for number in numbers:
+        if ranges and number == ranges[-1][-1] + 1:
+            ranges[-1][1:] = [number]
+        else:
+            ranges.append([number])
+    return ",".join("-".join(map(str, one)) for one in ranges)
 
 
 def _rate(per_hour: float) -> str:

@@ -22,6 +22,7 @@ from wsi_pipeline.layout import RunFolder, Unit
 from wsi_pipeline.run import activity
 from wsi_pipeline.run.runner import Options, run_stage
 from wsi_pipeline.run.shards import Shard
+from wsi_pipeline.run.state import mark_shard
 from wsi_pipeline.stages.status import find_status
 from wsi_pipeline.stages.status_text import as_plain, describe
 
@@ -75,12 +76,17 @@ def test_two_tasks_of_an_array_one_of_them_killed(run, tmp_path):
         tasks[0].kill()
         tasks[0].wait()
         assert counts(run) == {"done": 1, "running": 1, "missing": 2}
+        assert status(run)["arrays"] == [
+            {"stage": "tile", "count": 2, "n_ended": 0}
+            | {"running": [1], "stopped": [0], "not_begun": []}
+        ]
         stopped, alive = sorted(status(run)["processes"], key=lambda one: one["shard"])
         assert (stopped["state"], stopped["pid"]) == ("stopped", tasks[0].pid)
         assert stopped["working_on"][0]["slide_id"] == "s0"
         assert (alive["state"], alive["n_ended"]) == ("running", 1)
         lines = describe(find_status(run))
         assert "stopped without finishing: 1 process" in lines
+        assert "tile: array of 2 tasks: 0 ended, 1 running, 1 stopped (0)" in lines
         assert any(re.search(r"0/2.*0 of 2 ended.*working on s0$", line) for line in lines)
 
         let_go(tmp_path, *SLIDES)
@@ -88,7 +94,7 @@ def test_two_tasks_of_an_array_one_of_them_killed(run, tmp_path):
         assert [one["state"] for one in status(run)["processes"]] == ["stopped"]
         work(tmp_path, options=Options(shard=Shard(0, 2)))
         assert counts(run) == {"done": 4}
-        assert status(run)["processes"] == []
+        assert status(run)["processes"] == status(run)["arrays"] == []
     finally:
         for task in tasks:
             task.kill()
@@ -155,7 +161,9 @@ def test_scores_are_out_of_date_once_their_patches_are_others(run):
     log_done(run, Unit("tile", "s2"), "b" * 16)
     assert counts(run, "predict") == {"done": 3, "out_of_date": 1}
     log_done(run, Unit("train", "", "vgg16"), "c" * 16)
+    log_done(run, Unit("heatmap", "s0", "vgg16"), "d" * 16)
     assert counts(run, "predict") == {"out_of_date": 4}
+    assert counts(run, "heatmap") == {"out_of_date": 1, "missing": 3}  # of old scores
 
 
 def test_nothing_is_written(run, tmp_path):
@@ -321,9 +329,10 @@ def test_the_command(run, tmp_path, capsys):
 
 def test_every_key_of_the_json_is_documented(run):
     write_log(run)
+    mark_shard(run, "tile", 0, 2, settings="", ended=True)
     found = status(run)
     page = (ROOT / "docs/status.md").read_text(encoding="utf-8")
-    keys = {*found, *found["stages"][0], *found["processes"][0]}
+    keys = {*found, *found["stages"][0], *found["arrays"][0], *found["processes"][0]}
     keys |= {*found["processes"][0]["working_on"][0]}
     assert not {key for key in keys if f"`{key}`" not in page}
 
