@@ -10,7 +10,7 @@ exponent p of N^p in processor seconds: 1 is linear, 2 quadratic. `evaluate` wor
 the slides in test and the fifth in val.
 
     python benchmarks/ten_thousand.py
-    python benchmarks/ten_thousand.py --slides 300 1000 --shards 4
+    python benchmarks/ten_thousand.py --tasks 40 --run 1             # a tenth of the time
     python benchmarks/ten_thousand.py --slides 100 200 --strace      # counts system calls, slower
 """
 
@@ -20,6 +20,7 @@ import json
 import math
 import os
 import re
+import shutil
 import subprocess
 import tempfile
 import time
@@ -30,14 +31,17 @@ from plan_cost import COMMAND, draw_cohort, draw_tiny
 
 from tiling.files import write_json
 from tiling.store import PatchStore
+from tiling.store_files import finish_store, read_attributes, read_table, write_table
 from wsi_pipeline.cohort.manifest import read_run_manifest
 from wsi_pipeline.contracts import Scores
 from wsi_pipeline.inference.scores import write_scores
 from wsi_pipeline.layout import RunFolder, Unit
-from wsi_pipeline.run.state import mark_finished
+from wsi_pipeline.names import JOB_ARRAYS
+from wsi_pipeline.run.state import mark_finished, mark_shard
 
 RESULT = Path(__file__).parent / "results" / "ten_thousand.json"
 SIZE_PX = (640, 64)  # such a picture is small: its drawing would take most of the time
+N_CONTENTS = 8  # files with other pixels
 MODEL = "drawn"
 TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 INTERVAL_S = 0.1  # between two looks at a command's processes
@@ -98,9 +102,8 @@ def measure(*arguments):
             most_memory = max(most_memory, memory)
             time.sleep(INTERVAL_S)
         if process.returncode:
-            raise SystemExit(
-                f"{arguments}: exit code {process.returncode}\n{process.stderr.read()}"
-            )
+            errors.seek(0)
+            raise SystemExit(f"{arguments}: {process.returncode}\n{errors.read().decode()}")
     return {
         "s": time.perf_counter() - start,
         "cpu_s": sum(cpu_by_pid.values()),
@@ -126,15 +129,50 @@ def count_calls(*arguments):
 def draw_slides(folder, n_slides):
     """Draw the slides; returns their manifest."""
     folder.mkdir(parents=True)
-    contents = [draw_tiny(folder / "drawn.tif", seed, SIZE_PX) for seed in range(8)]
+    contents = [draw_tiny(folder / "drawn.tif", seed, SIZE_PX) for seed in range(N_CONTENTS)]
     return draw_cohort(folder / "slides", n_slides, contents, ".tif")
+
+
+def draw_stores(run):
+    """Draw the stores of slides that are not tiled, as `tile` writes and marks them.
+
+    They hold what the stores of some tiled slides hold.
+    """
+    entries = read_run_manifest(run)
+    patterns = []
+    for entry in entries:
+        path = run.store(entry.slide_id)
+        if len(patterns) < N_CONTENTS and path.is_dir():
+            attributes = read_attributes(path)
+            patterns.append((attributes, read_table(path, attributes), run.qc(entry.slide_id)))
+    n_drawn = 0
+    for number, entry in enumerate(entries):
+        unit, store = Unit("tile", entry.slide_id), run.store(entry.slide_id)
+        if unit.is_marked(run):
+            continue
+        attributes, table, picture = patterns[number % len(patterns)]
+        about = {**attributes, "fingerprint": entry.slide_id, "slide_label": entry.label}
+        about["slide"] = {**attributes["slide"], "slide_id": entry.slide_id}
+        write_table(store, table)
+        finish_store(store, about, table)
+        shutil.copyfile(picture, run.qc(entry.slide_id))
+        mark_finished(run, unit, "drawn", [store, run.qc(entry.slide_id)])
+        n_drawn += 1
+    return n_drawn
+
+
+def draw_ends(run, n_tasks):
+    """Record that the other tasks of the array have ended, as task 0 did."""
+    folder = run.path / ".state" / "tile" / JOB_ARRAYS
+    settings = json.loads((folder / f"0-of-{n_tasks}.json").read_text())["settings"]
+    for task in range(n_tasks):
+        mark_shard(run, "tile", task, n_tasks, settings=settings, ended=True)
 
 
 def draw_scores(run):
     """Draw the score file of every tiled slide, as `predict` writes and marks it."""
     nothing = {"train_slides": [], "train_patients": [], "val_slides": [], "val_patients": []}
     rng = np.random.default_rng(0)
-    start = time.perf_counter()
     for entry in read_run_manifest(run):
         store = PatchStore.open(run.store(entry.slide_id))
         values = rng.beta(2 + 2 * (entry.label or 0), 4, len(store.coords)).astype(np.float32)
@@ -144,10 +182,9 @@ def draw_scores(run):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_scores(path, Scores(store.coords, values, about, {"patch_size": 64}))
         mark_finished(run, Unit("predict", entry.slide_id, MODEL), "drawn", [path])
-    return {"s": time.perf_counter() - start}
 
 
-def run_all(folder, n_slides, n_shards, measure):
+def run_all(folder, n_slides, n_tasks, n_run, measure):
     """Run every step on a cohort; what `measure` found of each."""
     source, run = draw_slides(folder, n_slides), RunFolder(folder / "run")
     config = folder / "config.yaml"
@@ -159,13 +196,19 @@ def run_all(folder, n_slides, n_shards, measure):
         steps[name] = measure(*arguments)
         print(n_slides, name, json.dumps(steps[name]), flush=True)
 
+    def tile(name, task):
+        shard = ("--shard", f"{task}/{n_tasks}", "--workers", 1, "--quiet")
+        step(name, "tile", source, "--out", run.path, "--config", config, *shard)
+
     step("slides", "slides", source, "--quiet")
-    step("plan", "plan", config, "--quiet")
-    for shard in range(n_shards):
-        words = ("--config", config, "--workers", 1, "--shard", f"{shard}/{n_shards}", "--quiet")
-        step(f"tile {shard}", "tile", source, "--out", run.path, *words)
-    step("tile 0 again", "tile", source, "--out", run.path, *words[:4], "--shard", f"0/{n_shards}")
-    print(n_slides, "scores", draw_scores(run), flush=True)
+    # Of a part, as many slides are planned as are tiled; the whole list is read in either case.
+    step("plan", "plan", config, "--quiet", *(("--shard", f"0/{n_tasks}") if n_run else ()))
+    for task in range(n_run or n_tasks):
+        tile(f"tile, task {task}", task)
+    n_drawn = draw_stores(run)
+    draw_ends(run, n_tasks)
+    tile("tile, task 0, all finished", 0)
+    draw_scores(run)
     step("collect", "collect", run.path)
     step("evaluate", "evaluate", run.path, "--quiet")
     step("report", "report", run.path, "--quiet")
@@ -173,6 +216,7 @@ def run_all(folder, n_slides, n_shards, measure):
     files = [path for path in run.path.rglob("*") if path.is_file()]
     return {
         "slides": n_slides,
+        "stores drawn": n_drawn,
         "steps": steps,
         "files": len(files),
         "mib": sum(path.stat().st_size for path in files) / 2**20,
@@ -199,7 +243,13 @@ def main():
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--slides", type=int, nargs="+", default=[1000, 3000, 10_000])
-    parser.add_argument("--shards", type=int, default=8, help="tasks of the job array of tile")
+    parser.add_argument("--tasks", type=int, default=8, help="of the job array of tile")
+    parser.add_argument(
+        "--run",
+        type=int,
+        default=0,
+        help="run so many tasks of the array alone, plan the slides of one, draw the other stores",
+    )
     parser.add_argument("--strace", action="store_true", help="count system calls, not time")
     parser.add_argument("--out", type=Path, default=RESULT)
     arguments = parser.parse_args()
@@ -209,7 +259,9 @@ def main():
     for n_slides in arguments.slides:
         with tempfile.TemporaryDirectory() as scratch:
             chosen = count_calls if arguments.strace else measure
-            results.append(run_all(Path(scratch) / "cohort", n_slides, arguments.shards, chosen))
+            results.append(
+                run_all(Path(scratch) / "cohort", n_slides, arguments.tasks, arguments.run, chosen)
+            )
         grown = {name: growth(results, name, key) for name in results[0]["steps"]}
         write_json(
             arguments.out,

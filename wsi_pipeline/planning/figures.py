@@ -46,12 +46,16 @@ class ModelPlan:
     train_patches: int  # at most, over all epochs
     predict_patches: int
     problem: str = ""
+    frozen_seconds_per_patch: float = 0.0  # of `seconds_per_patch`, in blocks that are not trained
+    frozen_patches: int = 0  # that training passes through them: maps may be kept
 
     @property
     def train_seconds(self) -> float | None:
         """At most: training may stop early."""
-        each = self.seconds_per_patch
-        return None if each is None else BACKWARD * each * self.train_patches
+        each, frozen = self.seconds_per_patch, self.frozen_seconds_per_patch
+        if each is None:
+            return None
+        return frozen * self.frozen_patches + BACKWARD * (each - frozen) * self.train_patches
 
     @property
     def predict_seconds(self) -> float | None:
