@@ -36,7 +36,7 @@ from tiling.slide import open_slide
 from tiling.store_files import TileTable, damaged, no_array, read_attributes, read_table
 from tiling.strips import StripPlan, plan_strips
 from tiling.urls import as_path, local_path
-from tiling.zarr_arrays import METADATA
+from tiling.zarr_arrays import METADATA, open_by_zarr
 
 log = logging.getLogger(__name__)
 
@@ -383,7 +383,7 @@ class _StoredPatches:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._raw = RawShards.open(path / "patches")
-        self._array: Any = None if self._raw else _open_by_zarr(path / "patches")
+        self._array: Any = None if self._raw else open_by_zarr(path / "patches")
 
     def read_into(
         self,
@@ -404,12 +404,6 @@ class _StoredPatches:
 
     def close(self) -> None:
         """Nothing stays open between reads."""
-
-
-def _open_by_zarr(path: Path) -> Any:
-    import zarr
-
-    return zarr.open_array(path, mode="r", zarr_format=3)
 
 
 class _SlidePatches:

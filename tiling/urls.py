@@ -124,8 +124,9 @@ class RemotePath(PosixPath):
         return self
 
     def resolve(self, strict: bool = False) -> "RemotePath":
-        """Return itself: there are no links."""
-        return self
+        """Take out ``..``; there are no links."""
+        scheme, *parts = self.parts
+        return RemotePath(f"{scheme}/{os.path.normpath('/' + '/'.join(parts))}")
 
     def is_symlink(self) -> bool:
         """There are no links."""
@@ -166,10 +167,17 @@ class RemotePath(PosixPath):
 
     def iterdir(self) -> Iterator["RemotePath"]:  # type: ignore[override]  # of its own kind
         """What is directly below it."""
+        return iter([self / name for name in self._list()])
+
+    def _list(self) -> dict[str, bool]:
+        """Names of what is directly below it, and whether each is a folder: one listing."""
         with _named(self):
             files, key = self._place()
-            found = sorted({name.rstrip("/") for name in files.ls(key, detail=False)})
-        return iter([self / name.rpartition("/")[2] for name in found if name != key.rstrip("/")])
+            found = {one["name"].rstrip("/"): one["type"] for one in files.ls(key, detail=True)}
+        found.pop(key.rstrip("/"), None)  # of a prefix that is an object, too
+        return {
+            name.rpartition("/")[2]: kind == "directory" for name, kind in sorted(found.items())
+        }
 
     def measure_all(self) -> dict[str, int]:
         """Sizes of all objects below it, by their path from here: one listing."""
@@ -197,14 +205,30 @@ class RemotePath(PosixPath):
         )
 
     def glob(self, pattern: str, **_: Any) -> Iterator["RemotePath"]:  # type: ignore[override]
-        """What is directly below it with a name."""
-        if "/" in pattern or "**" in pattern:
-            refuse(self, f"'{pattern}' is looked for in file systems only")
+        """What is below it with a name: ``name``, ``name/``, ``folder/name`` or ``**/name``."""
+        first, _slash, rest = pattern.partition("/")
+        if first == "**":
+            return self.rglob(rest)
         try:
-            found = list(self.iterdir())
+            if not rest:
+                folders_only = pattern.endswith("/")
+                found = [
+                    self / name
+                    for name, is_folder in self._list().items()
+                    if fnmatch.fnmatchcase(name, first) and (is_folder or not folders_only)
+                ]
+            elif "/" not in rest:
+                found = [
+                    path
+                    for path in self.rglob(rest)
+                    if len(path.parts) == len(self.parts) + 2
+                    and fnmatch.fnmatchcase(path.parts[-2], first)
+                ]
+            else:
+                refuse(self, f"'{pattern}' is looked for in file systems only")
         except FileNotFoundError:
-            return iter(())
-        return iter([path for path in found if fnmatch.fnmatchcase(path.name, pattern)])
+            found = []
+        return iter(found)
 
     # --- reading ---------------------------------------------------------------------------
 
@@ -212,7 +236,14 @@ class RemotePath(PosixPath):
         """Read an object: one request."""
         with _named(self):
             files, key = self._place()
-            return bytes(files.cat_file(key))
+            try:  # without a range, s3fs would ask for the size first
+                return bytes(files.cat_file(key, start=0))
+            except FileNotFoundError:
+                raise
+            except OSError:  # an empty object has no ranges
+                if self.stat().st_size:
+                    raise
+                return b""
 
     def read_text(self, encoding: str | None = None, errors: str | None = None) -> str:
         """Read an object as text."""
@@ -233,16 +264,6 @@ class RemotePath(PosixPath):
         if mode == "rb":
             return content
         return io.TextIOWrapper(content, encoding or "utf-8", errors, newline)
-
-    def read_ranges(self, ranges: Sequence[tuple[int | None, int | None]]) -> list[bytes]:
-        """Read bytes [start, end) of an object, all at a time; (-n, None): the last n."""
-        with _named(self):
-            files, key = self._place()
-            starts, ends = [first for first, _ in ranges], [end for _, end in ranges]
-            if len(ranges) == 1:
-                return [files.cat_file(key, start=starts[0], end=ends[0])]
-            found = files.cat_ranges([key] * len(ranges), starts, ends, on_error="raise")
-            return list(found)
 
     # --- changing --------------------------------------------------------------------------
 
@@ -295,6 +316,45 @@ class RemotePath(PosixPath):
         except ValueError as error:
             raise LocalOnlyError(f"{self}: {error}") from error
         return files, str(key)
+
+
+def read_ranges(
+    requests: Sequence[tuple[RemotePath, int, int | None]],
+) -> list[bytes]:
+    """Read bytes [start, end) of objects of one store, all requests at a time.
+
+    Parameters
+    ----------
+    requests : sequence of (path, start, end)
+        (path, -n, None): the last n bytes.
+
+    Returns
+    -------
+    contents : list of bytes
+        Fewer bytes than were asked for where the object ends.
+
+    Raises
+    ------
+    FileNotFoundError
+        If an object is missing.
+    """
+    if not requests:
+        return []
+    first = requests[0][0]
+    with _named(first):
+        places = [path._place() for path, _, _ in requests]
+        files = places[0][0]
+        found = files.cat_ranges(
+            [key for _, key in places],
+            [start for _, start, _ in requests],
+            [end for _, _, end in requests],
+            on_error="return",
+        )
+    for (path, _, _), content in zip(requests, found, strict=True):
+        if isinstance(content, Exception):
+            with _named(path):
+                raise content
+    return list(found)
 
 
 @contextmanager

@@ -6,9 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from tiling.urls import as_path, is_url, refuse
-from wsi_pipeline.config.stages import STAGES
+from wsi_pipeline.config.stages import STAGES, check_run_folder
 
-RUN_NAMES = {stage.name: "out" if stage.name == "tile" else "run" for stage in STAGES}
+# Parameters that may be a URL: the run folder.
+RUN_NAMES = {stage.name: "out" if stage.name == "tile" else "run" for stage in STAGES} | {
+    "run": "out",
+    "apply": "out",
+    "collect": "run",
+}
 
 
 def check_urls(command: Callable[..., None], name: str) -> Callable[..., None]:
@@ -21,7 +26,7 @@ def check_urls(command: Callable[..., None], name: str) -> Callable[..., None]:
     name : str
         Of the command.
     """
-    reason_by_stage = {stage.name: stage.needs_files for stage in STAGES}
+    stages = {stage.name for stage in STAGES}
 
     @functools.wraps(command)
     def checked(**values: Any) -> None:
@@ -29,8 +34,8 @@ def check_urls(command: Callable[..., None], name: str) -> Callable[..., None]:
             for path in filter(is_url, _paths(value)):
                 if parameter != RUN_NAMES.get(name):
                     refuse(as_path(path), f"{name} takes no URL here, only a path")
-                elif reason := reason_by_stage[name]:
-                    refuse(as_path(path), f"{name} needs a run folder on a file system ({reason})")
+                elif name in stages:
+                    check_run_folder(name, as_path(path))
         command(**{key: as_path(v) if isinstance(v, Path) else v for key, v in values.items()})
 
     return checked

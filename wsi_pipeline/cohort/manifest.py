@@ -126,6 +126,8 @@ def _locate(where: str, folder: Path, cell: str) -> Path:
             f"{where}: {cell.strip()} is a URL, and slides, annotations and masks are read from "
             "file systems only; copy it to a local folder and list that (docs/storage.md)"
         )
+    if is_url(folder):  # slides are on this machine
+        folder = Path()
     name = cell if os.path.lexists(folder / cell) else cell.strip()
     if "bytes" in find_text_problem(name) and not os.path.lexists(folder / name):
         raise ManifestError(
@@ -245,7 +247,8 @@ def write_manifest(path: Path, entries: Sequence[SlideEntry]) -> None:
     """Write a manifest that `read_manifest` reads back as the same entries.
 
     Paths are written relative to the manifest's folder, so that no folder of this machine is
-    recorded and the data set can be moved; bytes that are not UTF-8 are written unchanged.
+    recorded and the data set can be moved (a manifest at a URL has absolute ones); bytes that are
+    not UTF-8 are written unchanged.
     """
     rows = (manifest_row(entry, path.parent) for entry in entries)
     update_csv(path, COLUMNS, rows, undecodable="surrogateescape")
@@ -268,7 +271,8 @@ def manifest_row(e: SlideEntry, folder: Path) -> list[str]:
 def _relative(path: Path, folder: Path) -> str:
     # A link keeps its own name: the name of its target may identify a patient.
     named = path.parent.resolve() / path.name
-    text = Path(os.path.relpath(named, folder.resolve())).as_posix()
+    text = str(named) if is_url(folder) else os.path.relpath(named, folder.resolve())
+    text = Path(text).as_posix()
     # A name that is guarded in a CSV, or trimmed, is no path to other programs.
     return text if guard(text) == text and text == text.lstrip() else f"./{text}"
 

@@ -87,6 +87,11 @@ class Config:
         default_factory=dict
     )  # for --dask slurm: dask-jobqueue's options
 
+    def __post_init__(self) -> None:
+        """Take a run folder's URL as one."""
+        if self.out is not None:
+            object.__setattr__(self, "out", as_path(self.out))
+
 
 _RECORDED = "run.json, the recorded settings of this run (--config FILE replaces them)"
 

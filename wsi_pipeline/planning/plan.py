@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from tiling.contracts import TileConfig
 from tiling.errors import ExpectedError, SlideError
+from tiling.urls import local_path
 from tiling.wording import pluralize
 from wsi_pipeline.cohort.splits import advise_missing_split
 from wsi_pipeline.config.reading import Config, anchor_paths
@@ -212,6 +213,8 @@ def plan_run(
     ConfigError, ManifestError
         If not even the list of slides can be made.
     """
+    if config.out is not None:
+        local_path(config.out, "the run folder of a plan")
     if config.images is not None:
         return plan_images(config, device=device, shard=shard, quiet=quiet)
     entries = list_entries(config)

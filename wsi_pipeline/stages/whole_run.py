@@ -7,7 +7,7 @@ from pathlib import Path
 from wsi_pipeline.cohort.kinds import cohort_of
 from wsi_pipeline.config.model_files import find_model
 from wsi_pipeline.config.reading import Config
-from wsi_pipeline.config.stages import STAGES
+from wsi_pipeline.config.stages import STAGES, check_run_folder
 from wsi_pipeline.errors import ConfigError
 from wsi_pipeline.explain import check_layer, list_methods
 from wsi_pipeline.exports import check_format, load_image_format
@@ -32,6 +32,8 @@ def run_stages(run: RunFolder, config: Config, options: Options) -> list[StageRe
         a model or precision that cannot be.
     """
     _check(config, options)
+    for name in config.stages:
+        check_run_folder(name, run.path)
     results: list[StageResult] = []
     for result in _run(run, config, _divide(run, config, options)):
         results.append(result)
