@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from wsi_pipeline.run import progress
+from wsi_pipeline.run.activity import Took
 from wsi_pipeline.run.progress import StageProgress
 
 
@@ -90,3 +91,10 @@ def test_the_bar_names_what_it_counts():
     task = SimpleNamespace(completed=3, total=40, fields={"noun": "batch"})
     assert count.render(task).plain == "3/40 batches"
     assert count.render(SimpleNamespace(total=None)).plain == ""
+
+
+def test_without_a_terminal_a_line_has_seconds_machine_and_time(capsys):
+    with StageProgress("tile", 1) as bar:
+        bar.end("a", "2000 patches", took=Took(84.2, "node17", "2026-11-29T11:25:32.123+00:00"))
+    line = "tile: [1/1] a: 2000 patches [84 s on node17, 2026-11-29T11:25:32Z]\n"
+    assert capsys.readouterr().err == line
