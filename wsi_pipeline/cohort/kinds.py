@@ -1,7 +1,7 @@
 """The data set of a run as a stage sees it: slides, or single images; two kinds of one thing."""
 
 import logging
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -24,6 +24,7 @@ from wsi_pipeline.config.reading import (
 from wsi_pipeline.contracts import SlideEntry, Split
 from wsi_pipeline.errors import StageError
 from wsi_pipeline.layout import RunFolder, Unit
+from wsi_pipeline.run.mark_index import MarkIndex
 from wsi_pipeline.run.state import check_unit
 
 if TYPE_CHECKING:
@@ -75,11 +76,7 @@ class Cohort(Protocol):
         """Say what units of work do not: of images, how many there are and cannot be read."""
 
     def ready_units(
-        self,
-        splits: Sequence[str | None] | None,
-        *,
-        is_marked: Callable[[Unit], bool],
-        scored_by: str = "",
+        self, splits: Sequence[str | None] | None, marks: MarkIndex, *, scored_by: str = ""
     ) -> list[str]:
         """Name the units that are tiled, in one of `splits` (None: any), and scored by a model."""
 
@@ -122,16 +119,12 @@ class SlideCohort:
         return [e.slide_id for e in self.entries]
 
     def ready_units(
-        self,
-        splits: Sequence[str | None] | None,
-        *,
-        is_marked: Callable[[Unit], bool],
-        scored_by: str = "",
+        self, splits: Sequence[str | None] | None, marks: MarkIndex, *, scored_by: str = ""
     ) -> list[str]:
         """Name the slides that are tiled, in one of `splits` (None: any), and scored by a model."""
         found = [e.slide_id for e in self.entries if splits is None or e.split in splits]
         stages = [("tile", ""), *([("predict", scored_by)] if scored_by else [])]
-        return [s for s in found if all(is_marked(Unit(name, s, m)) for name, m in stages)]
+        return [s for s in found if all(marks.is_marked(Unit(name, s, m)) for name, m in stages)]
 
     def check_splits(self, needed: Sequence[Split], made: SplitConfig | None) -> None:
         """Refuse to train where a split has no slide at all."""
@@ -182,11 +175,7 @@ class ImageCohort:
     units = (ALL,)
 
     def ready_units(
-        self,
-        splits: Sequence[str | None] | None,
-        *,
-        is_marked: Callable[[Unit], bool],
-        scored_by: str = "",
+        self, splits: Sequence[str | None] | None, marks: MarkIndex, *, scored_by: str = ""
     ) -> list[str]:
         """Name the one unit, which is of all splits."""
         return [ALL]

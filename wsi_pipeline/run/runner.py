@@ -9,13 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tiling.files import (
-    digest_json,
-    json_text,
-    read_json_object,
-    remove_leftovers_below,
-    update_text,
-)
+from tiling.files import json_text, read_json_object, remove_leftovers_below, update_text
 from tiling.wording import name_some
 from wsi_pipeline.config.reading import Config, as_plain, digest_settings
 from wsi_pipeline.config.stages import STAGES
@@ -322,7 +316,7 @@ def _write_run_json(stage: str, run: RunFolder, config: Config) -> None:
 
 def digest_recorded(config: Mapping[str, Any], stage: str) -> str:
     """Hash the settings of a stage as ``run.json`` records them."""
-    return digest_json([config.get(stage), config.get("seed")])
+    return digest_settings(config.get(stage), config.get("seed"))
 
 
 def read_run_json(run: RunFolder) -> dict[str, Any]:

@@ -80,7 +80,7 @@ def _wanted(
     always = () if stage.reads_scores else (None,)
     splits = None if asked is None else (*asked, *always)
     scored_by = model if stage.reads_scores else ""
-    return cohort.ready_units(splits, scored_by=scored_by, is_marked=marks.is_marked)
+    return cohort.ready_units(splits, marks, scored_by=scored_by)
 
 
 def _find_begun(run: RunFolder, stage: Stage, marks: MarkIndex) -> list[tuple[str, str]]:

@@ -154,6 +154,9 @@ class _Activity:
                 commands[process.name] = process
             else:
                 workers.setdefault(process.command, []).append(process)
+        for name, theirs in workers.items():
+            if name in commands:
+                commands[name], *workers[name] = _without_lost([commands[name], *theirs])
         running: list[Process] = []
         stopped: list[Process] = []
         later: dict[str, set[str]] = {}  # by stage, the parts that later commands work on
@@ -198,6 +201,22 @@ class _Activity:
         """The units that are being worked on."""
         both = (p for command in self.running for p in (command, *self.workers[command.name]))
         return {_whole(unit) for process in both for unit in process.working}
+
+
+def _without_lost(processes: Sequence[Process]) -> list[Process]:
+    """Leave out units that another process of a command has begun or ended since.
+
+    Their worker was lost, on a machine that cannot be asked.
+    """
+    last: dict[UnitKey, float] = {}
+    for process in processes:
+        ends = ((ended.unit, ended.time) for ended in process.ended)
+        for unit, at in (*ends, *process.working.items()):
+            last[unit] = max(at, last.get(unit, at))
+    return [
+        replace(p, working={unit: at for unit, at in p.working.items() if at == last[unit]})
+        for p in processes
+    ]
 
 
 def _is_taken_over(shard: str, later: Collection[str]) -> bool:

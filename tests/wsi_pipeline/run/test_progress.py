@@ -11,6 +11,7 @@ from rich.console import Console
 
 from wsi_pipeline.cli import app
 from wsi_pipeline.run import progress
+from wsi_pipeline.run.activity import Took
 from wsi_pipeline.run.progress import StageProgress
 
 
@@ -113,3 +114,10 @@ def test_warnings_and_lines_of_a_second_stage_leave_the_moving_bar_whole(monkeyp
     shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "\r", terminal.getvalue())
     lines = [re.sub(r".*\r", "", line) for line in shown.splitlines()]
     assert {"s1: no mpp", "predict: one slide"} <= {line.rstrip() for line in lines}
+
+
+def test_without_a_terminal_a_line_has_seconds_machine_and_time(capsys):
+    with StageProgress("tile", 1) as bar:
+        bar.end("a", "2000 patches", took=Took(84.2, "node17", "2026-11-29T11:25:32.123+00:00"))
+    line = "tile: [1/1] a: 2000 patches [84 s on node17, 2026-11-29T11:25:32Z]\n"
+    assert capsys.readouterr().err == line

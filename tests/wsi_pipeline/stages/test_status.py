@@ -344,3 +344,21 @@ def test_a_list_of_many_processes_is_short(run):
     assert len(lines) < 20
     assert "  and 20 more (--all lists them)" in lines
     assert len(describe(find_status(run), every=True)) > 30
+
+
+def test_a_slide_whose_worker_was_lost_has_failed_and_is_not_running(run):
+    unit = Unit("tile", "s0")
+    with activity.log_stage(run, "tile", n_units=1, settings="") as log:
+        write_log(run, worker_of=log.name, host=platform.node())  # it died while working on s0
+        activity.log_lost(unit, log.name)
+        [command] = status(run)["processes"]
+        assert (command["n_ended"], command["working_on"]) == (1, [])
+        assert counts(run) == {"missing": 4}
+
+
+def test_a_process_that_works_touches_its_log(run, monkeypatch):
+    monkeypatch.setattr(activity, "BEAT_S", 0.01)
+    with activity.log_stage(run, "tile", n_units=1, settings="") as log:
+        path = run.logs / log.name
+        os.utime(path, (1, 1))
+        wait_until(lambda: path.stat().st_mtime > 1)
