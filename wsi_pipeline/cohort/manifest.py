@@ -8,8 +8,9 @@ is an error here, before any work is done.
 import math
 import os
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path, PurePath
 from typing import cast, get_args
 
@@ -250,28 +251,33 @@ def write_manifest(path: Path, entries: Sequence[SlideEntry]) -> None:
     recorded and the data set can be moved (a manifest at a URL has absolute ones); bytes that are
     not UTF-8 are written unchanged.
     """
-    rows = (manifest_row(entry, path.parent) for entry in entries)
+    rows = manifest_rows(entries, path.parent)
     update_csv(path, COLUMNS, rows, undecodable="surrogateescape")
 
 
-def manifest_row(e: SlideEntry, folder: Path) -> list[str]:
-    """Write an entry as the fields of `COLUMNS`, of a manifest in `folder`."""
+def manifest_rows(entries: Iterable[SlideEntry], folder: Path) -> list[list[str]]:
+    """Write entries as the fields of `COLUMNS`, of a manifest in `folder`."""
+    resolve = cache(Path.resolve)  # each folder once: every part of its path is looked at
+    return [_manifest_row(e, folder, resolve) for e in entries]
+
+
+def _manifest_row(e: SlideEntry, folder: Path, resolve: Callable[[Path], Path]) -> list[str]:
     return [
-        _relative(e.path, folder),
+        _relative(e.path, folder, resolve),
         e.slide_id,
         e.patient,
         "" if e.label is None else str(e.label),
-        _relative(e.annotation, folder) if e.annotation else "",
+        _relative(e.annotation, folder, resolve) if e.annotation else "",
         e.split or "",
         "" if e.mpp is None else repr(e.mpp),
         e.unclassified or "",
     ]
 
 
-def _relative(path: Path, folder: Path) -> str:
+def _relative(path: Path, folder: Path, resolve: Callable[[Path], Path]) -> str:
     # A link keeps its own name: the name of its target may identify a patient.
-    named = path.parent.resolve() / path.name
-    text = str(named) if is_url(folder) else os.path.relpath(named, folder.resolve())
+    named = resolve(path.parent) / path.name
+    text = str(named) if is_url(folder) else os.path.relpath(named, resolve(folder))
     text = Path(text).as_posix()
     # A name that is guarded in a CSV, or trimmed, is no path to other programs.
     return text if guard(text) == text and text == text.lstrip() else f"./{text}"

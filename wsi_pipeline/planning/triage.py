@@ -17,7 +17,7 @@ from tiling.errors import AnnotationError, SlideError, TilingError
 from tiling.readers.common import is_square
 from tiling.wording import pluralize
 from wsi_pipeline.cohort.listing import list_input
-from wsi_pipeline.cohort.manifest import COLUMNS, FACTS, manifest_row
+from wsi_pipeline.cohort.manifest import COLUMNS, FACTS, manifest_rows
 from wsi_pipeline.config.reading import anchor_paths
 from wsi_pipeline.contracts import SlideEntry
 from wsi_pipeline.csv_files import as_mapping, iterate_csv, write_csv
@@ -360,10 +360,10 @@ def write_triage(path: Path, found: Triage, *, source: Path) -> None:
     own = _own_columns(source)
     names = list(own[0]) if own else []
     rows = []
-    for number, entry in enumerate(found.entries):
+    for number, row in enumerate(manifest_rows(found.entries, path.parent)):
         facts = _facts(found.checks[number], found.duplicate_of[number])
         rest = own[number].values() if own else ()
-        rows.append([*manifest_row(entry, path.parent), *facts, *rest])
+        rows.append([*row, *facts, *rest])
     write_csv(path, [*COLUMNS, *FACTS, *names], rows, undecodable="surrogateescape")
 
 

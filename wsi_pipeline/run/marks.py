@@ -11,7 +11,9 @@ file adds a note to the mark of the stage that made it, which then rebuilds the 
 
 import logging
 import os
-from collections.abc import Iterable, Sequence
+import stat
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
@@ -192,9 +194,28 @@ def measure(path: Path) -> int | None:
     """Bytes of a file, or of all files in a folder; None if it does not exist."""
     if isinstance(path, RemotePath) and path.is_dir():
         return sum(path.measure_all().values())
-    if path.is_dir():
-        return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-    return path.stat().st_size if path.is_file() else None
+    try:
+        found = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    if stat.S_ISDIR(found.st_mode):
+        return sum(size for _, size in _list_files(path))
+    return found.st_size if stat.S_ISREG(found.st_mode) else None
+
+
+def _list_files(folder: Path) -> Iterator[tuple[Path, int]]:
+    """List the files in a folder and below it, with their bytes.
+
+    Each folder is listed once and each file looked at once: of a store of coordinates, half of what
+    `Path.rglob` and `Path.is_file` ask a file server for.
+    """
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            path = Path(parent, name)
+            with suppress(FileNotFoundError):  # a link to nothing
+                found = path.stat()
+                if stat.S_ISREG(found.st_mode):
+                    yield path, found.st_size
 
 
 def digest_output(path: Path) -> str:
@@ -205,7 +226,7 @@ def digest_output(path: Path) -> str:
         from tiling.store_files import digest_table_files
 
         return digest_table_files(path)
-    return digest_files(path, (file for file in path.rglob("*") if file.is_file()))
+    return digest_files(path, (file for file, _ in _list_files(path)))
 
 
 def _has_pixels(path: Path) -> bool:
