@@ -27,7 +27,14 @@ from wsi_pipeline.run.state import (
     write_failures,
 )
 
-COMMAND = "from wsi_pipeline.cli.app import entry; entry()"
+ROOT = Path(__file__).parents[3]
+COMMAND = """
+import sys
+from tests.helpers.quick_pictures import quick_pictures
+from wsi_pipeline.cli.app import main
+with quick_pictures():
+    sys.exit(main(sys.argv[1:]))
+"""
 STAGES = "stages=[tile,predict,heatmap,evaluate,export,report]"
 
 
@@ -116,11 +123,12 @@ def test_training_in_a_bucket_is_refused_before_anything_is_done(tmp_path, capsy
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_run_in_a_bucket_that_is_killed_and_resumed_equals_a_local_one(
     server, cohort, tmp_path, capsys
 ):
     config, here, there = cohort / "config.yaml", tmp_path / "run", as_path(f"{server.url}/run")
-    both = ["--set", STAGES, "--set", "export.formats=[qupath, ome-zarr, clam]"]
+    both = ["--set", STAGES, "--set", "export.formats=[qupath, ome-zarr]"]
     assert main(["run", str(config), "--out", str(here), "--set", "stages=[tile, train]"]) == 0
     models = [path for path in (here / "models").rglob("*") if path.is_file()]
     there.put_all(here, [path.relative_to(here).as_posix() for path in models])
@@ -128,7 +136,7 @@ def test_a_run_in_a_bucket_that_is_killed_and_resumed_equals_a_local_one(
 
     random = np.random.default_rng(0)
     words = ["run", str(config), "--out", str(there), *both]
-    for n_uploads in random.integers(5, 60, 4).tolist():
+    for n_uploads in random.integers(5, 60, 3).tolist():
         _kill_after(n_uploads, words, server)
     assert main(words) == 0
     capsys.readouterr()
@@ -141,7 +149,7 @@ def test_a_run_in_a_bucket_that_is_killed_and_resumed_equals_a_local_one(
     # Of the place where slides are, the stages that ran here, and the training, which was not there
     assert {re.sub(r"^\.state/content/s\d\.digest$", "content", name) for name in differ} == {
         *("slides.csv", "run.json", "content", "report.html"),
-        *(".state/train/patchnet/patchnet.done.json", ".state/report/run.done.json"),
+        ".state/train/patchnet/patchnet.done.json",
     }
 
     server.requests.clear()
@@ -154,7 +162,7 @@ def test_a_run_in_a_bucket_that_is_killed_and_resumed_equals_a_local_one(
 def _kill_after(n_uploads: int, words: list[str], server: Server) -> None:
     """Run a command, and kill it by SIGKILL after so many uploads."""
     server.requests.clear()
-    with subprocess.Popen([sys.executable, "-c", COMMAND, *words]) as process:
+    with subprocess.Popen([sys.executable, "-c", COMMAND, *words], cwd=ROOT) as process:
         while server.count("PUT") < n_uploads and process.poll() is None:
             time.sleep(0.005)
         process.kill()
