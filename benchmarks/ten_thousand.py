@@ -115,7 +115,16 @@ def measure(*arguments):
 def count_calls(*arguments):
     """Run a command under strace; how often it called each system call on metadata."""
     with tempfile.NamedTemporaryFile() as table:
-        trace = ["strace", "-f", "-c", "-o", table.name, "-e", f"trace={','.join(METADATA_CALLS)}"]
+        trace = [
+            "strace",
+            "-f",
+            "--seccomp-bpf",
+            "-c",
+            "-o",
+            table.name,
+            "-e",
+            f"trace={','.join(METADATA_CALLS)}",
+        ]
         command = [*trace, COMMAND, *map(str, arguments)]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         lines = [line.split() for line in Path(table.name).read_text().splitlines()]
