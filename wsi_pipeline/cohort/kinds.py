@@ -1,7 +1,7 @@
 """The data set of a run as a stage sees it: slides, or single images; two kinds of one thing."""
 
 import logging
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -135,7 +135,7 @@ class SlideCohort:
 
     def prepared(self, splits: Sequence[str | None] | None = None) -> "SlideCohort":
         """Return the slides that have a patch store."""
-        return SlideCohort(self.run, finished_entries(self.run, self.entries, splits))
+        return SlideCohort(self.run, finished_entries(self.run, splits))
 
     def digest(self) -> list[tuple[str, str, str | None, str]]:
         """Hash each slide's store."""
@@ -250,14 +250,8 @@ class ImageCohort:
         return {e.patient: e.patient for e in self.entries}
 
 
-def cohort_of(run: RunFolder, only: Collection[str] | None = None) -> SlideCohort | ImageCohort:
+def cohort_of(run: RunFolder) -> SlideCohort | ImageCohort:
     """Return the data set of a run.
-
-    Parameters
-    ----------
-    run : RunFolder
-    only : collection of str, optional
-        Ids of slides; default: all. Images are not divided.
 
     Raises
     ------
@@ -266,8 +260,7 @@ def cohort_of(run: RunFolder, only: Collection[str] | None = None) -> SlideCohor
     """
     if run.images.is_file():
         return ImageCohort(run)
-    entries = read_run_manifest(run)
-    return SlideCohort(run, [e for e in entries if only is None or e.slide_id in only])
+    return SlideCohort(run, read_run_manifest(run))
 
 
 def warn_of_unused(config: Config, section: str) -> None:

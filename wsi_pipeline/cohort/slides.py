@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from tiling.errors import StoreError
 from tiling.wording import name_some, pluralize
+from wsi_pipeline.cohort.manifest import read_run_manifest
 from wsi_pipeline.contracts import SlideEntry
 from wsi_pipeline.errors import StageError
 from wsi_pipeline.layout import RunFolder, Unit
@@ -15,10 +16,10 @@ if TYPE_CHECKING:
 
 
 def finished_entries(
-    run: RunFolder, entries: Sequence[SlideEntry], splits: Sequence[str | None] | None = None
+    run: RunFolder, splits: Sequence[str | None] | None = None
 ) -> list[SlideEntry]:
-    """Choose the slides that have a patch store and are in one of `splits` (None: in any)."""
-    entries = [e for e in entries if splits is None or e.split in splits]
+    """List the slides that have a patch store and are in one of `splits` (None: in any)."""
+    entries = [e for e in read_run_manifest(run) if splits is None or e.split in splits]
     tiled = [e for e in entries if Unit("tile", e.slide_id).is_marked(run)]
     failed = {row["slide_id"] for row in iterate_failures(run) if row["stage"] == "tile"}
     done = {e.slide_id for e in tiled} | failed

@@ -48,8 +48,6 @@ class Options:
     dask: str | None = None
     overwrite: bool = False  # rebuild finished units
     quiet: bool = False
-    # Slides of the shard, where one command runs several stages: no stage waits for other shards.
-    slides: frozenset[str] | None = None
 
 
 @dataclass(frozen=True)
@@ -80,12 +78,6 @@ class StageResult:
         return "\n".join((line, *self.notes))
 
 
-def end_empty_shard(run: RunFolder, stage: str, config: Config, options: Options) -> None:
-    """Record that a shard without slides has ended, since `collect` expects every shard."""
-    if options.shard:
-        _mark_shard(run, stage, config, options.shard, ended=True)
-
-
 def run_stage(
     stage: str,
     run: RunFolder,
@@ -108,8 +100,7 @@ def run_stage(
         One per unit.
     config, options
     of_shard : bool
-        The tasks are those of `options.shard` alone, as always with `options.slides`; otherwise
-        they are of all shards.
+        The tasks are those of `options.shard` alone; otherwise they are of all shards.
     arriving : iterable of Task or None, optional
         The same tasks, each as soon as it can begin; None in place of one that never can.
     on_end : function, optional
@@ -124,7 +115,7 @@ def run_stage(
     if not tasks:
         raise StageError(f"{run.path}: nothing to {stage}")
     groups = {(task.unit.variant, task.unit.model) for task in tasks}
-    if not of_shard and options.slides is None:
+    if not of_shard:
         chosen = select_shard({task.unit.name: task.weight for task in tasks}, options.shard)
         tasks = [task for task in tasks if task.unit.name in chosen]
     before = _text_to_restore(run)

@@ -146,7 +146,7 @@ def _export_format(
     models: Sequence[str],
     out: Path | None,
 ) -> StageResult:
-    cohort = cohort_of(run, options.slides)
+    cohort = cohort_of(run)
     if isinstance(cohort, ImageCohort):
         _check_images(cohort, name)
         cohort = cohort.prepared()

@@ -267,7 +267,7 @@ def heatmap(
     run: RunFolder, config: Config, options: Options, *, models: Sequence[str] = ()
 ) -> StageResult:
     """Scores -> heatmaps; of images, maps of those models that have any."""
-    cohort = cohort_of(run, options.slides)
+    cohort = cohort_of(run)
     check_map_method(config)
     if isinstance(cohort, ImageCohort):
         named = choose_scored_models(run, models)

@@ -1,10 +1,8 @@
 """The commands that run several stages: ``run`` and ``apply``."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 
-from wsi_pipeline.cohort.kinds import cohort_of
 from wsi_pipeline.config.model_files import find_model
 from wsi_pipeline.config.reading import Config
 from wsi_pipeline.config.stages import STAGES, check_run_folder
@@ -12,14 +10,12 @@ from wsi_pipeline.errors import ConfigError
 from wsi_pipeline.explain import check_layer, list_methods
 from wsi_pipeline.exports import check_format, load_image_format
 from wsi_pipeline.layout import RunFolder
-from wsi_pipeline.run.runner import Options, StageResult, end_empty_shard
-from wsi_pipeline.run.shards import select_shard
+from wsi_pipeline.run.runner import Options, StageResult
 from wsi_pipeline.stages import inputs as inputs_stage
 from wsi_pipeline.stages import load_stage
 from wsi_pipeline.stages import predict as predict_stage
 from wsi_pipeline.stages import train as train_stage
 from wsi_pipeline.stages.model_sources import model_name
-from wsi_pipeline.stages.predict import keep_slides
 
 
 def run_stages(run: RunFolder, config: Config, options: Options) -> list[StageResult]:
@@ -35,7 +31,7 @@ def run_stages(run: RunFolder, config: Config, options: Options) -> list[StageRe
     for name in config.stages:
         check_run_folder(name, run.path)
     results: list[StageResult] = []
-    for result in _run(run, config, _divide(run, config, options)):
+    for result in _run(run, config, options):
         results.append(result)
         if result.exit_code == 1:
             break
@@ -64,12 +60,7 @@ def apply_models(
     check_map_method(config)
     check_export(config.export)
     results = predict_stage.predict_slides(run, config, options, slides, checkpoints=checkpoints)
-    options = keep_slides(run, config, options, results[0])
     if results[-1].exit_code == 1:
-        return results
-    if options.slides == frozenset():  # more shards than slides
-        for stage in ("heatmap", "export"):
-            end_empty_shard(run, stage, config, options)
         return results
     models = [model_name(find_model(path)) for path in checkpoints]
     results.append(heatmap(run, config, options, models=models))
@@ -152,36 +143,16 @@ def _check_split(config: Config) -> None:
         )
 
 
-def _divide(run: RunFolder, config: Config, options: Options) -> Options:
-    """Choose the slides of a shard once for several stages, which cannot wait for other shards.
-
-    If one of them is `tile`, its slides are those of the others (`keep_slides`).
-    """
-    if options.shard is None or config.images or len(config.stages) < 2 or "tile" in config.stages:
-        return options
-    wanted = config.predict.splits if "predict" in config.stages else None
-    tiled = cohort_of(run).prepared(None if wanted is None else (*wanted, None)).slides
-    weights = {entry.slide_id: inputs_stage.slide_bytes(entry) for entry in tiled}
-    return replace(options, slides=frozenset(select_shard(weights, options.shard)))
-
-
 def _run(run: RunFolder, config: Config, options: Options) -> Iterator[StageResult]:
     together = {"tile", "predict"} <= set(config.stages) and "train" not in config.stages
     if together:
-        both = predict_stage.tile_and_predict(run, config, config, options)
-        yield from both
-        options = keep_slides(run, config, options, both[0])
+        yield from predict_stage.tile_and_predict(run, config, config, options)
     for stage in STAGES:
         if stage.name not in config.stages or (together and stage.name in ("tile", "predict")):
             continue
         variants = getattr(getattr(config, stage.name), stage.variants) if stage.variants else None
         if variants == ():
             continue
-        if options.slides == frozenset():  # more shards than slides
-            end_empty_shard(run, stage.name, config, options)
-            continue
         named = {} if variants is None else {"names": variants}
         found = load_stage(stage.name)(run, config, options, **named)
         yield from found if isinstance(found, list) else [found]
-        if stage.name == "tile" and isinstance(found, StageResult) and not config.images:
-            options = keep_slides(run, config, options, found)
