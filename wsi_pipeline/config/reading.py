@@ -19,6 +19,7 @@ from pydantic import AfterValidator, TypeAdapter, ValidationError
 from tiling.contracts import StrPath, TileConfig
 from tiling.files import digest_json, read_text
 from wsi_pipeline.config.settings import (
+    ClusterConfig,
     EvaluateConfig,
     ExplainConfig,
     ExportConfig,
@@ -82,9 +83,7 @@ class Config:
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     report: ReportConfig = field(default_factory=ReportConfig)
     export: ExportConfig = field(default_factory=ExportConfig)
-    cluster: dict[str, Any] = field(
-        default_factory=dict
-    )  # for --dask slurm: dask-jobqueue's options
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
 
 
 _RECORDED = "run.json, the recorded settings of this run (--config FILE replaces them)"
@@ -97,6 +96,7 @@ _PATHS = (
     ("tile", "coords"),
     ("tile", "tissue", "mask"),
     ("train", "*", "model", "weights"),
+    ("cluster", "container"),
 )
 
 

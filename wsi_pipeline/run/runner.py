@@ -271,7 +271,7 @@ def _process_jobs(
         jobs,
         workers=options.workers,
         dask=options.dask,
-        cluster_options=config.cluster,
+        cluster_options=config.cluster.of_dask(),
         print_line=progress.line,
     )
     for number, result in results:
