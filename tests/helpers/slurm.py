@@ -62,9 +62,14 @@ class Slurm:
     """A running Slurm; its commands are given `environment`."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
+        self.folder = self.programs = folder
         path = f"{os.environ['PATH']}:/usr/sbin:/sbin"
         self.environment = dict(os.environ, SLURM_CONF=f"{folder}/slurm.conf", PATH=path)
+
+    def put_first(self, programs: Path) -> None:
+        """Put a folder of programs first in the path; jobs do so by ``setup``."""
+        self.programs = programs
+        self.environment["PATH"] = f"{programs}:{self.environment['PATH']}"
 
     def run(self, *words: str) -> str:
         """Run a command and return what it prints."""
@@ -82,7 +87,7 @@ class Slurm:
             found[of.get("ArrayTaskId", of["JobId"])] = of
         return found
 
-    def wait(self, jobs: Sequence[str], *, timeout_s: float = 100) -> dict[str, list[str]]:
+    def wait(self, jobs: Sequence[str], *, timeout_s: float = 300) -> dict[str, list[str]]:
         """Wait until jobs have ended; return the states of the tasks of each."""
         states: dict[str, list[str]] = {}
 
@@ -95,7 +100,7 @@ class Slurm:
         self.until(have_ended, timeout_s=timeout_s, what=f"jobs {jobs}")
         return states
 
-    def until(self, done: Callable[[], bool], *, timeout_s: float = 60, what: str = "it") -> None:
+    def until(self, done: Callable[[], bool], *, timeout_s: float = 120, what: str = "it") -> None:
         """Wait until something is so."""
         deadline = time.monotonic() + timeout_s
         while not done():
