@@ -87,6 +87,13 @@ class Slurm:
             found[of.get("ArrayTaskId", of["JobId"])] = of
         return found
 
+    def kill(self, job: str) -> None:
+        """Kill the processes of a running job, as for want of memory."""
+        [of] = self.states(job).values()
+        for line in self.run("scontrol", "listpids", of["JobId"]).splitlines()[1:]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(line.split()[0]), signal.SIGKILL)
+
     def wait(self, jobs: Sequence[str], *, timeout_s: float = 300) -> dict[str, list[str]]:
         """Wait until jobs have ended; return the states of the tasks of each."""
         states: dict[str, list[str]] = {}
