@@ -70,6 +70,9 @@ def write_scripts(
         raise ConfigError("no run folder; set out in the config, or use --set out=RUN")
     if submission.checkpoints and "train" in config.stages:
         raise ConfigError("--checkpoint: leave train out of the config's stages")
+    for path in submission.checkpoints:  # now, not after the hours of tile
+        if not path.exists():
+            raise ConfigError(f"--checkpoint {path}: no such file")
     check_stages(config)
     n_slides = None if config.images is not None else len(list_entries(config))
     jobs = list_jobs(config, n_slides=n_slides)

@@ -198,6 +198,9 @@ def test_a_checkpoint_is_what_predict_is_given(folder, capsys):
     assert submit("slurm", "--checkpoint", "a model.safetensors") == 1
     assert "leave train out" in capsys.readouterr().err
     stages = ["--set", "stages=[tile, predict]"]
+    assert submit("slurm", "--checkpoint", "a model.safetensors", *stages) == 1
+    assert "a model.safetensors: no such file" in capsys.readouterr().err
+    Path("a model.safetensors").touch()
     assert submit("slurm", "--checkpoint", "a model.safetensors", *stages) == 0
     assert run_script("slurm", "predict") == 0
     config = str(folder / "config.yaml")
