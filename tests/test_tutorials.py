@@ -11,15 +11,19 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FENCE = re.compile(r"^```(sh|text)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 PROGRAM = "import sys; from wsi_pipeline.cli.app import entry; entry()"
-# Runs the tasks of an array one after another, as Slurm would start them.
+# Runs a job, or the tasks of an array one after another, as Slurm would start them.
 SBATCH = """#!/bin/bash
 script=${@: -1}
 range=$(sed -n 's/^#SBATCH --array=//p' "$script")
+if [ -z "$range" ]; then
+  bash "$script" > logs/slurm-1.out 2>&1 && echo 1
+  exit
+fi
 first=${range%-*} last=${range#*-}
 export SLURM_ARRAY_TASK_MIN=$first SLURM_ARRAY_TASK_MAX=$last SLURM_ARRAY_TASK_STEP=1
 export SLURM_ARRAY_TASK_COUNT=$((last - first + 1))
 for task in $(seq "$first" "$last"); do
-  SLURM_ARRAY_TASK_ID=$task bash "$script" > "slurm-1_$task.out" 2>&1 || exit
+  SLURM_ARRAY_TASK_ID=$task bash "$script" > "logs/slurm-1_$task.out" 2>&1 || exit
 done
 echo 1
 """

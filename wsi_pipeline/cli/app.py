@@ -23,6 +23,7 @@ from wsi_pipeline.cli.example_data import example
 from wsi_pipeline.cli.examples import epilog_of
 from wsi_pipeline.cli.froc import froc
 from wsi_pipeline.cli.interrupt import describe_interrupt
+from wsi_pipeline.cli.jobs import submit
 from wsi_pipeline.cli.manual import init, settings
 from wsi_pipeline.cli.options import EXIT_NOTHING_DONE
 from wsi_pipeline.cli.planning import plan, slides
@@ -96,8 +97,8 @@ WITH_OPTIONS: dict[str, Callable[..., None]] = {
 }
 BEFORE_A_RUN: tuple[Callable[..., None], ...] = (init, settings, slides, plan)
 FURTHER: tuple[Callable[..., None], ...] = (
-    *(run, apply, demo, example, froc, stage_patients),
-    *(compare, baselines, status, collect, doctor, docs),
+    *(run, apply, submit, status, demo, example, froc, stage_patients),
+    *(compare, baselines, collect, doctor, docs),
 )
 
 for command in BEFORE_A_RUN:

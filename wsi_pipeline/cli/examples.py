@@ -132,6 +132,14 @@ GUIDES = {
         "predict.md",
         ("predict", "heatmap", "export"),
     ),
+    "submit": Guide(
+        (
+            "submit my.yaml --cluster slurm",
+            "submit my.yaml --cluster slurm --set cluster.tasks=16 --submit",
+        ),
+        "cluster.md",
+        ("cluster",),
+    ),
     "demo": Guide(("demo", "demo --quick --out my_demo"), "README.md"),
     "example": Guide(
         ("example slides data", "example teams challenge --seed 1"), "tutorials/slides.md"

@@ -25,6 +25,7 @@ from wsi_pipeline.contracts import SlideEntry, Split
 from wsi_pipeline.errors import StageError
 from wsi_pipeline.layout import RunFolder, Unit
 from wsi_pipeline.run.mark_index import MarkIndex
+from wsi_pipeline.run.shards import Shard
 from wsi_pipeline.run.state import check_unit
 
 if TYPE_CHECKING:
@@ -83,8 +84,10 @@ class Cohort(Protocol):
     def check_splits(self, needed: Sequence[Split], made: SplitConfig | None) -> None:
         """Refuse to train where a split is empty; `made`: how the splits were made, if here."""
 
-    def prepared(self, splits: Sequence[str | None] | None = None) -> "Cohort":
-        """Return what is tiled of some splits (None: of all), or a StageError."""
+    def prepared(
+        self, splits: Sequence[str | None] | None = None, shard: Shard | None = None
+    ) -> "Cohort":
+        """Return what is tiled of some splits (None: of all) in a shard, or a StageError."""
 
     def digest(self) -> Any:
         """Hash what the patches were made from, their groups and splits; JSON can hold it."""
@@ -133,9 +136,11 @@ class SlideCohort:
                 advice = advise_missing_split(self.entries, split, made=made)
                 raise StageError(f"{self.run.path}: no slide in split {split}: {advice}")
 
-    def prepared(self, splits: Sequence[str | None] | None = None) -> "SlideCohort":
+    def prepared(
+        self, splits: Sequence[str | None] | None = None, shard: Shard | None = None
+    ) -> "SlideCohort":
         """Return the slides that have a patch store."""
-        return SlideCohort(self.run, finished_entries(self.run, splits))
+        return SlideCohort(self.run, finished_entries(self.run, splits, shard))
 
     def digest(self) -> list[tuple[str, str, str | None, str]]:
         """Hash each slide's store."""
@@ -199,8 +204,10 @@ class ImageCohort:
                 advice = advise_image_split(split)
                 raise StageError(f"{self.run.path}: no image in split {split}: {advice}")
 
-    def prepared(self, splits: Sequence[str | None] | None = None) -> "ImageCohort":
-        """See that the images are prepared and sound, whatever their splits."""
+    def prepared(
+        self, splits: Sequence[str | None] | None = None, shard: Shard | None = None
+    ) -> "ImageCohort":
+        """See that all images are prepared and sound, whatever their splits."""
         from wsi_pipeline.cohort.image_store import read_about
 
         run, unit = self.run, Unit("tile", ALL)

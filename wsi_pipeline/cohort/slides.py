@@ -9,17 +9,41 @@ from wsi_pipeline.cohort.manifest import read_run_manifest
 from wsi_pipeline.contracts import SlideEntry
 from wsi_pipeline.errors import StageError
 from wsi_pipeline.layout import RunFolder, Unit
+from wsi_pipeline.run.shards import Shard, select_shard
 from wsi_pipeline.run.state import check_unit, iterate_failures
 
 if TYPE_CHECKING:
     from tiling.store import PatchStore
 
 
+def slide_bytes(entry: SlideEntry) -> int:
+    """Weigh a slide by its file, for the balance of shards."""
+    return entry.path.stat().st_size if entry.path.is_file() else 0
+
+
+def entries_in_shard(entries: Sequence[SlideEntry], shard: Shard | None) -> list[SlideEntry]:
+    """Choose the slides of one shard among all slides of a run.
+
+    Every stage divides the whole list, whichever slides it works on, so that a task of a job array
+    has the same slides in each stage.
+    """
+    if shard is None:
+        return list(entries)
+    chosen = select_shard({e.slide_id: slide_bytes(e) for e in entries}, shard)
+    return [e for e in entries if e.slide_id in chosen]
+
+
 def finished_entries(
-    run: RunFolder, splits: Sequence[str | None] | None = None
+    run: RunFolder, splits: Sequence[str | None] | None = None, shard: Shard | None = None
 ) -> list[SlideEntry]:
-    """List the slides that have a patch store and are in one of `splits` (None: in any)."""
-    entries = [e for e in read_run_manifest(run) if splits is None or e.split in splits]
+    """List the slides of a shard that have a patch store and are in one of `splits` (None: in any).
+
+    Of a shard, there may be none: all of its slides failed, or are in other splits.
+    """
+    listed = read_run_manifest(run)
+    wanted = [e for e in listed if splits is None or e.split in splits]
+    mine = {e.slide_id for e in entries_in_shard(listed, shard)}
+    entries = [e for e in wanted if e.slide_id in mine]
     tiled = [e for e in entries if Unit("tile", e.slide_id).is_marked(run)]
     failed = {row["slide_id"] for row in iterate_failures(run) if row["stage"] == "tile"}
     done = {e.slide_id for e in tiled} | failed
@@ -30,7 +54,7 @@ def finished_entries(
             f"{name_some(waiting)}; run: wsi-pipeline tile INPUT --out {run.path} "
             "(see also: wsi-pipeline collect)"
         )
-    if not tiled:
+    if not tiled and (shard is None or not wanted):
         where = f" in split {' or '.join(s or '(none)' for s in splits)}" if splits else ""
         raise StageError(
             f"{run.path}: no tiled slide{where}; fill the split column of the manifest (or set "

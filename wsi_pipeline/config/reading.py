@@ -20,6 +20,7 @@ from tiling.contracts import StrPath, TileConfig
 from tiling.files import digest_json, read_text
 from tiling.urls import as_path, is_url, local_path
 from wsi_pipeline.config.settings import (
+    ClusterConfig,
     EvaluateConfig,
     ExplainConfig,
     ExportConfig,
@@ -83,9 +84,7 @@ class Config:
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     report: ReportConfig = field(default_factory=ReportConfig)
     export: ExportConfig = field(default_factory=ExportConfig)
-    cluster: dict[str, Any] = field(
-        default_factory=dict
-    )  # for --dask slurm: dask-jobqueue's options
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
 
     def __post_init__(self) -> None:
         """Take a run folder's URL as one."""
@@ -103,6 +102,7 @@ _PATHS = (
     ("tile", "coords"),
     ("tile", "tissue", "mask"),
     ("train", "*", "model", "weights"),
+    ("cluster", "container"),
 )
 
 

@@ -11,8 +11,9 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter, ValidationError
 
+from wsi_pipeline.config.stages import STAGES
 from wsi_pipeline.contracts import AtRate, Definition, Split
 
 Optimizer = Literal["rmsprop", "adam", "sgd"]
@@ -478,3 +479,78 @@ class ExportConfig:
     overlap: Overlap | None = None
     detection_threshold: Score | None = None  # None: as in the run's evaluation
     detection_radius_um: Positive | None = None  # None: as in the run's evaluation
+
+
+def _seconds_as_time(value: Any) -> Any:
+    """Write seconds as HH:MM:SS: YAML reads 02:00:00 without quotes as a number."""
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+        minutes, seconds = divmod(value, 60)
+        return f"{minutes // 60:02}:{minutes % 60:02}:{seconds:02}"
+    return value
+
+
+Memory = Annotated[str, Field(pattern=r"^\d+(\.\d+)? ?[KMGT]i?B$")]
+Walltime = Annotated[
+    str, BeforeValidator(_seconds_as_time), Field(pattern=r"^\d{1,4}:[0-5]\d:[0-5]\d$")
+]
+Word = Annotated[str, Field(pattern=r"^[^\s'\"`\\$]+$")]  # part of a scheduler's directive
+Line = Annotated[str, Field(pattern=r"^[^\r\n]+$")]
+
+
+@dataclass(frozen=True)
+class JobConfig:
+    """Resources of a job in a batch system; None: the default of its stage."""
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
+
+    cores: Count | None = None
+    memory: Memory | None = None  # of the job; GB: 10^9 bytes, GiB: 2^30
+    walltime: Walltime | None = None  # HH:MM:SS
+    queue: Word | None = None  # Slurm: partition
+    gpus: Annotated[int, Field(ge=0)] | None = None  # of the stages that use one
+    gpu_type: Word | None = None  # Slurm: --gres=gpu:TYPE:N
+    tasks: Count | None = None  # of the array of a stage of slides, at most one per slide
+    at_once: Count | None = None  # tasks of an array that run at the same time; None: any number
+    options: tuple[Line, ...] | None = None  # of the scheduler, e.g. --qos=long
+
+
+def _check_job(values: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Refuse resources of a stage that are none."""
+    known = (*(stage.name for stage in STAGES), "collect")
+    for stage, own in values.items():
+        if stage not in known:
+            raise ValueError(f"no stage '{stage}'; known: {', '.join(known)}")
+        try:
+            TypeAdapter(JobConfig).validate_python(own)
+        except ValidationError as error:
+            first = error.errors()[0]
+            key = ".".join(map(str, (stage, *first["loc"])))
+            raise ValueError(f"{key}: {first['msg'][:1].lower()}{first['msg'][1:]}") from error
+    return values
+
+
+@dataclass(frozen=True)
+class ClusterConfig(JobConfig):
+    """Jobs of ``submit``, and workers of ``--dask slurm``."""
+
+    gpu_queue: Word | None = None  # of jobs with GPUs; None: as the others
+    account: Word | None = None
+    setup: tuple[str, ...] = ()  # shell lines before each command: modules, activation
+    container: Path | None = None  # Apptainer image; None: none
+    binds: tuple[Line, ...] = ()  # folders that the container sees
+    failed_slides: Literal["continue", "stop"] = "continue"  # jobs after a stage with exit code 3
+    grace_s: Count = 60  # before the time limit, to end in order
+    requeue: Annotated[int, Field(ge=0)] = 3  # times that a job continues after its time limit
+    stages: Annotated[dict[str, dict[str, Any]], AfterValidator(_check_job)] = field(
+        default_factory=dict
+    )  # resources of single stages
+    processes: Count | None = None  # of Dask in a job
+    dask: dict[str, Any] = field(default_factory=dict)  # further options of dask-jobqueue
+
+    def of_dask(self) -> dict[str, Any]:
+        """Return the options of dask-jobqueue that are set."""
+        names = ("cores", "memory", "walltime", "queue", "processes", "account")
+        own = {name: getattr(self, name) for name in names}
+        own["job_script_prologue"] = list(self.setup) or None
+        own["job_extra_directives"] = list(self.options or ()) or None
+        return {key: value for key, value in own.items() if value is not None} | self.dask

@@ -16,6 +16,7 @@ from tiling.contracts import TileConfig
 from tiling.errors import ExpectedError, SlideError
 from tiling.urls import local_path
 from tiling.wording import pluralize
+from wsi_pipeline.cohort.slides import slide_bytes
 from wsi_pipeline.cohort.splits import advise_missing_split
 from wsi_pipeline.config.reading import Config, anchor_paths
 from wsi_pipeline.contracts import SlideEntry
@@ -37,7 +38,6 @@ from wsi_pipeline.run.progress import StageProgress
 from wsi_pipeline.run.shards import Shard, select_shard
 from wsi_pipeline.run.slide_contents import TileInputs, old_tile_fingerprint, tile_inputs
 from wsi_pipeline.run.state import State, unit_state
-from wsi_pipeline.stages.inputs import slide_bytes
 from wsi_pipeline.stages.label_audit import Audited, audit_slide
 from wsi_pipeline.stages.tile import list_entries
 

@@ -29,6 +29,7 @@ from wsi_pipeline.run.state import (
     forget_shards,
     mark_shard,
     record_splits,
+    shards_folder,
     write_failures,
 )
 from wsi_pipeline.run.tasks import Job, Outcome, Task, fail, perform
@@ -60,13 +61,14 @@ class StageResult:
     failed: tuple[str, ...]
     notes: tuple[str, ...] = ()  # lines printed after it
     output: Path | None = None  # what was written
+    of_shard: bool = False  # the rest is done by other tasks of a job array
 
     @property
     def exit_code(self) -> int:
         """0 all done, 3 some failed, 1 nothing could be done."""
         if not self.failed:
             return 0
-        return 3 if self.done or self.kept else 1
+        return 3 if self.done or self.kept or self.of_shard else 1
 
     def __str__(self) -> str:
         parts = [f"{len(self.done)} done"]
@@ -100,7 +102,8 @@ def run_stage(
         One per unit.
     config, options
     of_shard : bool
-        The tasks are those of `options.shard` alone; otherwise they are of all shards.
+        The tasks are those of `options.shard` alone, which may have none; otherwise they are of all
+        shards.
     arriving : iterable of Task or None, optional
         The same tasks, each as soon as it can begin; None in place of one that never can.
     on_end : function, optional
@@ -112,7 +115,7 @@ def run_stage(
     StageError
         If the stage has no units, or the run folder cannot be written to.
     """
-    if not tasks:
+    if not tasks and not (of_shard and options.shard):
         raise StageError(f"{run.path}: nothing to {stage}")
     groups = {(task.unit.variant, task.unit.model) for task in tasks}
     if not of_shard:
@@ -157,7 +160,14 @@ def run_stage(
             kept += finished + still
             failed += unreadable + lost
     output = run.path / {known.name: known.output for known in STAGES}.get(stage, "")
-    result = StageResult(stage, tuple(done), tuple(kept), tuple(failed), output=output)
+    result = StageResult(
+        stage,
+        tuple(done),
+        tuple(kept),
+        tuple(failed),
+        output=output,
+        of_shard=options.shard is not None,
+    )
     with _writing(run, stage, jobs):
         write_failures(run)
         if options.shard:
@@ -199,7 +209,7 @@ def _begin(
         _mark_shard(run, stage, config, options.shard, ended=False)
     else:  # other tasks of an array may be at work in this run folder
         remove_leftovers_below(run.path)
-    _write_run_json(stage, run, config)
+    _write_run_json(stage, run, config, options.shard)
     section: Any = getattr(config, stage, None)
     if hasattr(section, "splits"):
         for variant, model in groups:
@@ -279,7 +289,7 @@ def _process_jobs(
         jobs,
         workers=options.workers,
         dask=options.dask,
-        cluster_options=config.cluster,
+        cluster_options=config.cluster.of_dask(),
         print_line=progress.line,
     )
     for number, result in results:
@@ -297,12 +307,38 @@ def _perform_here(job: Job, *, progress: StageProgress, print_line: PrintLine) -
     return perform(job, on_progress=progress.inside, print_line=print_line)
 
 
-def _write_run_json(stage: str, run: RunFolder, config: Config) -> None:
-    """Record the settings and versions of each stage."""
-    stages = read_run_json(run)
-    stages.pop(stage, None)  # the stage that ran last is the last in the file
-    stages[stage] = {"config": as_plain(config), "versions": versions()}
-    update_text(run.path / "run.json", json_text({"seed": config.seed, "stages": stages}))
+def _write_run_json(stage: str, run: RunFolder, config: Config, shard: Shard | None) -> None:
+    """Record the settings and versions of each stage.
+
+    Tasks of several job arrays may do so at the same time. Each first records its stage in a file
+    next to the marks of its shards, and compares these files after it has written ``run.json``:
+    whichever task writes last has seen them all.
+    """
+    record = {"config": as_plain(config), "versions": versions()}
+    own = shards_folder(run, stage) / "settings.json"
+    if shard:
+        update_text(own, json_text(record))
+    else:
+        own.unlink(missing_ok=True)
+    while True:
+        recorded = _read_records(run)
+        stages = read_run_json(run) | recorded
+        stages.pop(stage, None)  # the stage that ran last is the last in the file
+        stages[stage] = record
+        update_text(run.path / "run.json", json_text({"seed": config.seed, "stages": stages}))
+        if _read_records(run) == recorded:
+            return
+
+
+def _read_records(run: RunFolder) -> dict[str, Any]:
+    """Read what tasks of job arrays have recorded, by stage; damaged files are left out."""
+    found = {}
+    for stage in STAGES:
+        with suppress(OSError, ValueError):
+            record = read_json_object(shards_folder(run, stage.name) / "settings.json")
+            if _is_stage(record):
+                found[stage.name] = record
+    return found
 
 
 def digest_recorded(config: Mapping[str, Any], stage: str) -> str:

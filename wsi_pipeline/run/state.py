@@ -260,7 +260,8 @@ def read_splits(
     return None if splits is None else list(splits)
 
 
-def _shards_folder(run: RunFolder, stage: str) -> Path:
+def shards_folder(run: RunFolder, stage: str) -> Path:
+    """Folder with the records of a stage's job arrays."""
     return run.path / ".state" / stage / JOB_ARRAYS
 
 
@@ -268,13 +269,20 @@ def mark_shard(
     run: RunFolder, stage: str, index: int, count: int, *, settings: str, ended: bool
 ) -> None:
     """Record that a task of a job array has begun or ended."""
-    path = _shards_folder(run, stage) / f"{index}-of-{count}.json"
+    path = shards_folder(run, stage) / f"{index}-of-{count}.json"
     write_json(path, {"index": index, "count": count, "settings": settings, "ended": ended})
+
+
+def has_ended(run: RunFolder, stage: str, index: int, count: int) -> bool:
+    """Whether a task of a job array has ended, in the latest array of that size."""
+    path = shards_folder(run, stage) / f"{index}-of-{count}.json"
+    found = _read_shard(path) if path.is_file() else None
+    return found is not None and found[-1]
 
 
 def forget_shards(run: RunFolder, stage: str) -> None:
     """Remove the records of earlier job arrays, after the whole stage has run in one piece."""
-    for path in _shards_folder(run, stage).glob("*-of-*.json"):
+    for path in shards_folder(run, stage).glob("*-of-*.json"):
         path.unlink(missing_ok=True)
 
 
@@ -293,7 +301,7 @@ def missing_shards(run: RunFolder, stage: str) -> tuple[int, list[int]]:
     The latest array is that of the last recorded task; tasks of another size or of other settings
     belong to an earlier array.
     """
-    paths = sort_by_time(_shards_folder(run, stage).glob("*-of-*.json"))
+    paths = sort_by_time(shards_folder(run, stage).glob("*-of-*.json"))
     shards = [shard for shard in map(_read_shard, paths) if shard is not None]
     if not shards:
         return 0, []

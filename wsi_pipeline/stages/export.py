@@ -11,7 +11,7 @@ from tiling.urls import is_url
 from tiling.wording import name_some, pluralize
 from wsi_pipeline.cohort.image_folder import ALL
 from wsi_pipeline.cohort.kinds import ImageCohort, cohort_of
-from wsi_pipeline.cohort.slides import digest_store, open_store
+from wsi_pipeline.cohort.slides import digest_store, entries_in_shard, open_store, slide_bytes
 from wsi_pipeline.config.reading import Config, digest_settings
 from wsi_pipeline.config.settings import ExportConfig
 from wsi_pipeline.contracts import SlideEntry
@@ -29,7 +29,7 @@ from wsi_pipeline.stages.inputs import (
     digest_scores_by_origin,
     name_unscored,
     scored,
-    slide_bytes,
+    scored_before,
     why_unscored,
 )
 
@@ -150,7 +150,7 @@ def _export_format(
     if isinstance(cohort, ImageCohort):
         _check_images(cohort, name)
         cohort = cohort.prepared()
-    chosen = _choose_models(run, name, models)
+    chosen = _choose_models(run, name, models, options)
     settings = _fill_in(run, config, name)
     check_export(settings)
     by_id = {e.slide_id: e for e in cohort.slides if _is_wanted(e, settings)}
@@ -165,9 +165,14 @@ def _export_format(
             tasks.append(ExportImages(cohort, model, name, settings, folder))
         for slide_id in scored(run, model, by_id) if model else _tiled(run, by_id):
             tasks.append(ExportSlideFiles(by_id[slide_id], model, name, settings, folder))
-    if not tasks:
+    if not tasks and not scored_before(run, options):
         raise StageError(f"{run.path}: nothing to export: {_why_nothing(run, chosen, by_id)}")
-    result = run_stage("export", run, tasks, config, options)
+    of_slides = not isinstance(cohort, ImageCohort)  # images are one unit
+    if of_slides:
+        mine = {e.slide_id for e in entries_in_shard(cohort.slides, options.shard)}
+        tasks = [task for task in tasks if task.unit.slide_id in mine]
+        by_id = {slide_id: by_id[slide_id] for slide_id in by_id if slide_id in mine}
+    result = run_stage("export", run, tasks, config, options, of_shard=of_slides)
     notes = name_unscored(run, [m for m in chosen if m], by_id)
     return replace(result, notes=notes, output=out or run.path / "exports" / name)
 
@@ -241,13 +246,13 @@ def _check_images(cohort: ImageCohort, name: str) -> None:
         )
 
 
-def _choose_models(run: RunFolder, name: str, models: Sequence[str]) -> list[str]:
+def _choose_models(run: RunFolder, name: str, models: Sequence[str], options: Options) -> list[str]:
     if name in COORDS_ONLY:
         if models:
             raise ConfigError(f"{name} holds no scores: leave out --model {models[0]}")
         return [""]
     try:
-        return choose_scored_models(run, models)
+        return choose_scored_models(run, models, options)
     except StageError as error:
         raise StageError(
             f"{error} (without any, where the patches lie: --format {' or '.join(COORDS_ONLY)})"

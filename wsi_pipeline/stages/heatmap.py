@@ -9,7 +9,7 @@ import numpy as np
 from tiling.contracts import OnProgress
 from tiling.wording import format_number, pluralize
 from wsi_pipeline.cohort.kinds import ImageCohort, cohort_of
-from wsi_pipeline.cohort.slides import open_store
+from wsi_pipeline.cohort.slides import entries_in_shard, open_store, slide_bytes
 from wsi_pipeline.cohort.stain_view import fit_slide_map, normalise_patches, stain_method
 from wsi_pipeline.config.reading import Config, digest_settings
 from wsi_pipeline.config.settings import (
@@ -31,7 +31,7 @@ from wsi_pipeline.stages.inputs import (
     digest_scores_by_origin,
     name_unscored,
     scored,
-    slide_bytes,
+    scored_before,
     why_unscored,
 )
 from wsi_pipeline.stages.model_sources import load_model
@@ -275,17 +275,19 @@ def heatmap(
     entries = cohort.entries
     check_map_names(config, entries)
     by_id = {e.slide_id: e for e in entries}
-    chosen = choose_scored_models(run, models)
+    chosen = choose_scored_models(run, models, options)
     methods, notes = _choose_methods(run, chosen, config)
     tasks = [
         BuildHeatmap(by_id[slide_id], model, config.heatmap, options.device, methods[model])
         for model in chosen
         for slide_id in scored(run, model, by_id)
     ]
-    if not tasks:
+    if not tasks and not scored_before(run, options):
         raise StageError(f"{run.path}: nothing to heatmap: {why_unscored(run, chosen, by_id)}")
-    result = run_stage("heatmap", run, tasks, config, options)
-    return replace(result, notes=(*notes, *name_unscored(run, chosen, by_id)))
+    mine = {e.slide_id for e in entries_in_shard(entries, options.shard)}
+    tasks = [task for task in tasks if task.entry.slide_id in mine]
+    result = run_stage("heatmap", run, tasks, config, options, of_shard=True)
+    return replace(result, notes=(*notes, *name_unscored(run, chosen, mine)))
 
 
 def check_map_method(config: Config) -> None:

@@ -11,22 +11,18 @@ from tiling.wording import name_some
 from wsi_pipeline.cohort.image_folder import ALL
 from wsi_pipeline.cohort.kinds import require_sound
 from wsi_pipeline.config.settings import HeatmapConfig
-from wsi_pipeline.contracts import Heatmap, Scores, SlideEntry
+from wsi_pipeline.contracts import Heatmap, Scores
 from wsi_pipeline.errors import ScoresError, StageError
 from wsi_pipeline.layout import RunFolder, Unit
 from wsi_pipeline.names import check_twins
 from wsi_pipeline.run.marks import read_mark
 from wsi_pipeline.run.runner import Options
+from wsi_pipeline.run.state import has_ended
 
 if TYPE_CHECKING:
     from tiling.store import PatchStore
 
 log = logging.getLogger(__name__)
-
-
-def slide_bytes(entry: SlideEntry) -> int:
-    """Weigh a slide by its file, for the balance of shards."""
-    return entry.path.stat().st_size if entry.path.is_file() else 0
 
 
 def threads_per_slide(options: Options, n_slides: int) -> int:
@@ -61,9 +57,16 @@ def check_model_names(run: RunFolder, models: Iterable[str]) -> None:
     )
 
 
-def choose_scored_models(run: RunFolder, names: Sequence[str]) -> list[str]:
-    """Choose the models named, or all that have scores."""
+def choose_scored_models(
+    run: RunFolder, names: Sequence[str], options: Options | None = None
+) -> list[str]:
+    """Choose the models named, or all that have scores.
+
+    There may be none where `options` name a shard that ``predict`` has ended.
+    """
     found = run.models_with("scores")
+    if not found and options is not None and scored_before(run, options):
+        return list(names)
     unknown = [name for name in names if name not in found]
     if unknown or not found:
         raise StageError(
@@ -71,6 +74,12 @@ def choose_scored_models(run: RunFolder, names: Sequence[str]) -> list[str]:
             f"run: wsi-pipeline predict {run.path}"
         )
     return list(names) or found
+
+
+def scored_before(run: RunFolder, options: Options) -> bool:
+    """Whether ``predict`` has ended the same shard, so that no scores means none to be expected."""
+    shard = options.shard
+    return shard is not None and has_ended(run, "predict", shard.index, shard.count)
 
 
 def scored(run: RunFolder, model: str, slide_ids: Iterable[str]) -> list[str]:

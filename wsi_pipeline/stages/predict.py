@@ -19,7 +19,7 @@ from tiling.wording import name_some, pluralize
 from wsi_pipeline.cohort.colours import find_far
 from wsi_pipeline.cohort.image_folder import ALL, ImageEntry
 from wsi_pipeline.cohort.kinds import ImageCohort, cohort_of, warn_of_unused
-from wsi_pipeline.cohort.slides import digest_store, open_store
+from wsi_pipeline.cohort.slides import digest_store, open_store, slide_bytes
 from wsi_pipeline.cohort.stain_view import normalise_patches, stain_method
 from wsi_pipeline.config.checkpoint_header import require_temperature
 from wsi_pipeline.config.extras import require
@@ -43,7 +43,6 @@ from wsi_pipeline.run.tasks import Done, Job, Task
 from wsi_pipeline.stages.inputs import (
     check_device,
     check_model_names,
-    slide_bytes,
     threads_per_slide,
 )
 from wsi_pipeline.stages.model_sources import (
@@ -281,12 +280,12 @@ def predict(
     check_device(options, config.predict.precision)
     by_name = _find_checkpoints(run, checkpoints, config)
     cohort, splits = cohort_of(run), config.predict.splits
-    cohort = cohort.prepared(None if splits is None else (*splits, None))
+    cohort = cohort.prepared(None if splits is None else (*splits, None), options.shard)
     _check_checkpoints(run, by_name, config.predict)
     if isinstance(cohort, ImageCohort):
         return _predict_images(cohort, config, options, checkpoints=by_name)
     tasks = _predict_tasks(cohort.entries, by_name, config, options)
-    return run_stage("predict", run, tasks, config, options)
+    return run_stage("predict", run, tasks, config, options, of_shard=True)
 
 
 def _find_checkpoints(

@@ -24,6 +24,7 @@ from wsi_pipeline.cohort.image_folder import describe_copies as describe_image_c
 from wsi_pipeline.cohort.kinds import warn_of_unused
 from wsi_pipeline.cohort.listing import check_copies, describe_copies, read_input
 from wsi_pipeline.cohort.manifest import with_splits, write_manifest
+from wsi_pipeline.cohort.slides import slide_bytes
 from wsi_pipeline.cohort.splits import assign_splits
 from wsi_pipeline.config.reading import Config
 from wsi_pipeline.config.settings import OWN_METHOD, ImagesConfig, slide_map_method
@@ -39,7 +40,7 @@ from wsi_pipeline.run.slide_contents import (
 )
 from wsi_pipeline.run.state import forget_failures, iterate_failures, record_failure, write_failures
 from wsi_pipeline.run.tasks import Done, Job, Task
-from wsi_pipeline.stages.inputs import slide_bytes, threads_per_slide
+from wsi_pipeline.stages.inputs import threads_per_slide
 
 log = logging.getLogger(__name__)
 

@@ -80,6 +80,17 @@ def _check(config: Config, options: Options) -> None:
             "collect, then the others once"
         )
     _check_computing(config, options)
+    check_stages(config)
+
+
+def check_stages(config: Config) -> None:
+    """Refuse at once what a later stage would refuse after the hours of those before it.
+
+    Raises
+    ------
+    ConfigError
+        If a split that is to be evaluated is not scored, or an export or explanation is unknown.
+    """
     _check_split(config)
     _check_settings(config)
     check = load_image_format if config.images else check_format

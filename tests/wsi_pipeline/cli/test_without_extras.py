@@ -88,6 +88,7 @@ def test_commands_that_need_no_network_work_without_extras(copy):
         ("plan", "config.yaml", "--set", "stages=[tile]", "--out", "planned"),
         ("tile", manifest, "--out", "new", "--config", "config.yaml"),
         ("evaluate", run, "--overwrite"),
+        ("submit", "config.yaml", "--cluster", "slurm", "--out", "jobs"),
     ]
     found = run_without(*commands, folder=copy)
     failed = [answer for answer in zip(commands, found, strict=True) if answer[1][0]]

@@ -1,0 +1,1 @@
+"""Job scripts of all stages of a run for batch systems: Slurm, PBS, Grid Engine."""
