@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any, Literal, overload
 
-from tiling.threads import check_stopped
+from tiling.threads import check_stopped, map_in_threads
 
 _HERE = -100  # AT_FDCWD; the paths given are absolute
 _RENAME_EXCHANGE = 2  # renameat2(2)
@@ -25,6 +25,9 @@ _OCCUPIED = {errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR}
 _ATTEMPTS = 100
 BLOCK_BYTES = 2**20  # read at once by `digest_file`
 MAX_DEPTH = 50  # of our own JSON files: settings are five or six deep
+# Files flushed at a time: a disk writes several in the time of one (docs/reliability.md).
+_FLUSHES = 8
+_CANNOT_FLUSH = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EROFS}
 
 _HOST = hashlib.sha256(platform.node().encode()).hexdigest()[:8]
 
@@ -169,6 +172,56 @@ def move_into(scratch: Path, folder: Path, *, last: str = "") -> list[Path]:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (scratch / name).replace(folder / name)
     return [folder / name for name in sorted(names)]
+
+
+def make_durable(paths: Iterable[Path], *, root: Path) -> None:
+    """Flush files to the disk: after this call a power loss does not take them.
+
+    The files are flushed first, then the folders that list them, up to the one of `root`. Where
+    `root` does not contain a path, its own folder is the last.
+
+    Parameters
+    ----------
+    paths : iterable of Path
+        Files; folders, with everything in them; or files that have been removed, so that they do
+        not return.
+    root : Path
+
+    Raises
+    ------
+    OSError
+        If the disk is full or damaged: some file systems report it only here.
+    """
+    files: dict[Path, None] = {}
+    folders: dict[Path, None] = {}
+    for path in paths:
+        for folder, _, names in os.walk(path):  # nothing, unless it is a folder
+            folders[Path(folder)] = None
+            files.update((Path(folder, name), None) for name in names)
+        if path.is_file():
+            files[path] = None
+        is_inside = path.is_relative_to(root)
+        for parent in path.parents:
+            folders[parent] = None
+            if not is_inside or parent == root.parent:
+                break
+    for group in (files, folders):
+        for _ in map_in_threads(_flush, group, threads=_FLUSHES):
+            pass
+
+
+def _flush(path: Path) -> None:
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except (FileNotFoundError, PermissionError):  # moved by another process; a folder not ours
+        return
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _CANNOT_FLUSH:  # there is nothing to flush on such a file system
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def _scratch_beside(path: Path) -> Path:

@@ -231,6 +231,7 @@ def _sort_out(
         if found.state == "finished" and not options.overwrite:
             with suppress(OSError):  # it may have failed since, for example on a damaged input
                 task.unit.mark(run, "failed").unlink(missing_ok=True)
+                task.clean_up(run)  # the command that finished it may have been killed here
             kept.append(name)
             progress.end(name, "finished before, kept")
             continue

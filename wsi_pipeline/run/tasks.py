@@ -75,6 +75,9 @@ class Task(ABC):
         """Fingerprint as computed by earlier versions; None if unchanged."""
         return None
 
+    def clean_up(self, run: RunFolder) -> None:  # noqa: B027  # most tasks keep nothing
+        """Remove what an interrupted task would continue from; the unit is marked finished."""
+
     @abstractmethod
     def __call__(self, job: "Job", on_progress: Reporter) -> Done:
         """Do the work.
@@ -133,6 +136,8 @@ def perform(
         mark_finished(run, unit, job.fingerprint or job.task.made_fingerprint(run), files)
     except Exception as error:
         return fail(run, unit, error, folder=job.folder)
+    with contextlib.suppress(OSError):  # the next command tries again
+        job.task.clean_up(run)
     reasons = "out of date" if found.state == "stale" else "; ".join(found.problems)
     return Outcome(True, f"{reasons}, rebuilt: {line}" if reasons else line)
 
