@@ -27,6 +27,7 @@ BLOCK_BYTES = 2**20  # read at once by `digest_file`
 MAX_DEPTH = 50  # of our own JSON files: settings are five or six deep
 # Files flushed at a time: a disk writes several in the time of one (docs/reliability.md).
 _FLUSHES = 8
+FULL = {errno.ENOSPC, errno.EDQUOT}  # errors of a full disk, or a used-up quota
 _CANNOT_FLUSH = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EROFS}
 
 _HOST = hashlib.sha256(platform.node().encode()).hexdigest()[:8]
@@ -136,6 +137,10 @@ def write_aside(path: Path, *, is_ours: Callable[[Path], bool] = _never) -> Iter
             _replace_folder(scratch, path)
         else:
             scratch.replace(path)
+    except OSError as error:
+        if error.errno in FULL and error.filename is None:  # writing to an open file names none
+            error.filename = str(path)
+        raise
     finally:
         _remove(scratch)
 

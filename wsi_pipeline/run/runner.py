@@ -4,7 +4,7 @@ import errno
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from wsi_pipeline.contracts import PrintLine
 from wsi_pipeline.errors import StageError
 from wsi_pipeline.layout import RunFolder
 from wsi_pipeline.run.cluster import map_tasks
+from wsi_pipeline.run.full_disk import describe_full, is_full
 from wsi_pipeline.run.progress import StageProgress
 from wsi_pipeline.run.shards import Shard, select_shard
 from wsi_pipeline.run.state import (
@@ -25,6 +26,7 @@ from wsi_pipeline.run.state import (
     check_each_once,
     clear_mark,
     examine_unit,
+    forget_attempts,
     forget_shards,
     mark_shard,
     record_splits,
@@ -59,11 +61,12 @@ class StageResult:
     failed: tuple[str, ...]
     notes: tuple[str, ...] = ()  # lines printed after it
     output: Path | None = None  # what was written
+    unrecorded: str = ""  # why failures, or settings, could not be written
 
     @property
     def exit_code(self) -> int:
         """0 all done, 3 some failed, 1 nothing could be done."""
-        if not self.failed:
+        if not self.failed and not self.unrecorded:
             return 0
         return 3 if self.done or self.kept else 1
 
@@ -122,6 +125,7 @@ def run_stage(
     done: list[str] = []
     kept: list[str] = []
     failed: list[str] = []
+    unrecorded = ""
     with StageProgress(
         stage,
         len(tasks),
@@ -139,24 +143,38 @@ def run_stage(
                 finished, new, unreadable = _sort_out(run, part, options, progress)
             jobs += new
             if not begun:
-                with _writing(run, stage, new):
-                    _begin(stage, run, config, options, groups)
+                try:
+                    with _writing(run, stage, new):
+                        _begin(stage, run, config, options, groups)
+                except OSError as error:
+                    if not is_full(error):
+                        raise
+                    unrecorded = describe_full(run.path)
+                    kept += finished
+                    failed += [*unreadable, *(job.task.unit.title for job in new)]
+                    break
                 begun = True
-            made, still, lost = _process_jobs(run, new, config, options, progress)
+            made, still, lost, why = _process_jobs(run, new, config, options, progress)
+            unrecorded = unrecorded or why
             done += made
             kept += finished + still
             failed += unreadable + lost
     output = run.path / {known.name: known.output for known in STAGES}.get(stage, "")
     result = StageResult(stage, tuple(done), tuple(kept), tuple(failed), output=output)
-    with _writing(run, stage, jobs):
-        write_failures(run)
-        if options.shard:
-            _mark_shard(run, stage, config, options.shard, ended=True)
-        else:
-            forget_shards(run, stage)
-        if result.exit_code == 1 and not options.shard and before is not None:
-            update_text(run.path / "run.json", before)  # every unit failed with these settings
-    return result
+    try:
+        with _writing(run, stage, jobs):
+            write_failures(run)
+            if options.shard:
+                _mark_shard(run, stage, config, options.shard, ended=True)
+            else:
+                forget_shards(run, stage)
+            if result.exit_code == 1 and not options.shard and before is not None:
+                update_text(run.path / "run.json", before)  # every unit failed with these settings
+    except OSError as error:
+        if not is_full(error):
+            raise
+        unrecorded = describe_full(run.path)
+    return replace(result, unrecorded=unrecorded)
 
 
 @contextmanager
@@ -229,9 +247,11 @@ def _sort_out(
             failed.append(name)
             continue
         if found.state == "finished" and not options.overwrite:
-            with suppress(OSError):  # it may have failed since, for example on a damaged input
-                task.unit.mark(run, "failed").unlink(missing_ok=True)
-                task.clean_up(run)  # the command that finished it may have been killed here
+            # It may have failed since, for example on a damaged input; or the command that finished
+            # it was killed before it removed these.
+            with suppress(OSError):
+                forget_attempts(run, task.unit)
+                task.clean_up(run)
             kept.append(name)
             progress.end(name, "finished before, kept")
             continue
@@ -249,10 +269,12 @@ def _process_jobs(
     config: Config,
     options: Options,
     progress: StageProgress,
-) -> tuple[list[str], list[str], list[str]]:
+) -> tuple[list[str], list[str], list[str], str]:
+    """Process units; return those done, kept and failed, and why a failure was not recorded."""
     done: list[str] = []
     kept: list[str] = []
     failed: list[str] = []
+    unrecorded = ""
     in_process = options.dask is None and (options.workers == 1 or len(jobs) <= 1)
     work = partial(_perform_here, progress=progress) if in_process else perform
     if not in_process:
@@ -270,7 +292,8 @@ def _process_jobs(
         outcome = result if isinstance(result, Outcome) else fail(run, unit, result)
         progress.end(unit.title, outcome.line, failed=not outcome.ok)
         (kept if outcome.kept else done if outcome.ok else failed).append(unit.title)
-    return done, kept, failed
+        unrecorded = unrecorded or outcome.unrecorded
+    return done, kept, failed, unrecorded
 
 
 def _perform_here(job: Job, *, progress: StageProgress, print_line: PrintLine) -> Outcome:

@@ -132,6 +132,11 @@ def mark_finished(run: RunFolder, unit: Unit, fingerprint: str, files: Sequence[
     make_durable(files, root=run.path)
     write_mark(done, mark)
     make_durable([done], root=run.path)
+    forget_attempts(run, unit)
+
+
+def forget_attempts(run: RunFolder, unit: Unit) -> None:
+    """Remove what a finished unit's earlier attempts recorded: failure and list of files."""
     unit.mark(run, "failed").unlink(missing_ok=True)
     unit.mark(run, "earlier").unlink(missing_ok=True)
 

@@ -5,7 +5,6 @@ what it needs, catches every error, and returns the outcome.
 """
 
 import contextlib
-import errno
 import logging
 import re
 import traceback
@@ -22,10 +21,12 @@ from wsi_pipeline.config.reading import anchor_paths
 from wsi_pipeline.contracts import PrintLine, Reporter
 from wsi_pipeline.layout import RunFolder, Unit
 from wsi_pipeline.names import fit_file_name, printable
+from wsi_pipeline.run.full_disk import describe_full, is_full
 from wsi_pipeline.run.state import (
     Examined,
     clear_mark,
     examine_unit,
+    forget_attempts,
     mark_finished,
     record_damage,
     record_failure,
@@ -109,6 +110,7 @@ class Outcome:
     ok: bool
     line: str
     kept: bool = False  # was finished before
+    unrecorded: str = ""  # why its failure could not be recorded
 
 
 def perform(
@@ -154,7 +156,8 @@ def _examine(job: Job) -> tuple[Job, Examined]:
     found = examine_unit(run, unit, fingerprint)
     if found.state == "finished":
         with contextlib.suppress(OSError):  # it may have failed since
-            unit.mark(run, "failed").unlink(missing_ok=True)
+            forget_attempts(run, unit)
+            job.task.clean_up(run)
     return replace(job, fingerprint=fingerprint), found
 
 
@@ -174,18 +177,21 @@ def fail(run: RunFolder, unit: Unit, error: Exception, *, folder: Path | None = 
         message = re.sub(rf"(?<![\w./-]){re.escape(str(folder))}/", "", message)
     message = "\n".join(map(printable, message.split("\n")))  # it may contain any file name
     trace = "".join(traceback.format_exception(error))
+    unrecorded = ""
     try:
         record_failure(run, unit, type(error).__name__, message)
         stage = "-".join(filter(None, (unit.stage, unit.variant)))
         log_name = fit_file_name((stage, unit.model or "slide", unit.name), ".log")
         write_text(run.logs / log_name, trace)
     except OSError as second:  # for example a full disk
-        log.warning("%s: the failure could not be recorded (%s)", unit.name, second)
-    return Outcome(False, f"FAILED: {message}")
+        unrecorded = f"{run.path}: failures could not be recorded ({second.strerror or second})"
+        if is_full(second):
+            unrecorded = describe_full(run.path)
+    return Outcome(False, f"FAILED: {message}", unrecorded=unrecorded)
 
 
 def _sentence(unit: Unit, error: Exception) -> str:
-    if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
+    if is_full(error):
         return (
             f"{unit.name}: no space left on the device while {unit.stage} was writing; free some "
             "and run the same command again: finished slides are kept"
