@@ -190,13 +190,22 @@ def fail(run: RunFolder, unit: Unit, error: Exception, *, folder: Path | None = 
     return Outcome(False, f"FAILED: {message}", unrecorded=unrecorded)
 
 
+def _is_out_of_memory(error: Exception) -> bool:
+    # PyTorch's exception for a GPU; on a CPU it has none of its own.
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or "can't allocate memory" in str(error)
+    )
+
+
 def _sentence(unit: Unit, error: Exception) -> str:
     if is_full(error):
         return (
             f"{unit.name}: no space left on the device while {unit.stage} was writing; free some "
             "and run the same command again: finished slides are kept"
         )
-    if isinstance(error, MemoryError):
+    if _is_out_of_memory(error):
         return f"{unit.name}: not enough memory in {unit.stage}; lower --workers or the batch size"
     if isinstance(error, ExpectedError):
         return str(error)
