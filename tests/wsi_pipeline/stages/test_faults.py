@@ -51,7 +51,7 @@ def finish(process: subprocess.Popen) -> tuple[str, int]:
 # ------------------------------------------------------------ slides
 
 
-@pytest.mark.parametrize("how", ["vanishes", "changes"])
+@pytest.mark.parametrize("how", ["vanishes", pytest.param("changes", marks=pytest.mark.slow)])
 def test_a_slide_that_vanishes_or_changes_between_the_others_fails_alone(
     copy, capsys, monkeypatch, how
 ):
@@ -84,12 +84,13 @@ def test_a_slide_that_vanishes_or_changes_between_the_others_fails_alone(
 # ------------------------------------------------------------ clocks
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("of_data", "of_run", "of_marks"),
     [
         pytest.param(4e9, 4e9, 4e9, id="all-in-the-future"),
-        pytest.param(1e8, 1e8, 1e8, id="all-in-the-past", marks=pytest.mark.slow),
-        pytest.param(4e9, 1e9, 1e8, id="slides-newer-than-stores", marks=pytest.mark.slow),
+        pytest.param(1e8, 1e8, 1e8, id="all-in-the-past"),
+        pytest.param(4e9, 1e9, 1e8, id="slides-newer-than-stores"),
         pytest.param(1e8, 1e9, 4e9, id="marks-in-the-future"),
     ],
 )
@@ -165,9 +166,12 @@ def test_a_file_of_another_version_is_named_and_rebuilt(copy, capsys, caplog, ch
 @pytest.mark.parametrize(
     "error",
     [
-        MemoryError(),
+        pytest.param(MemoryError(), marks=pytest.mark.slow),
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
-        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"),
+        pytest.param(
+            RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"),
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["python", "gpu", "cpu"],
 )
