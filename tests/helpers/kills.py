@@ -15,6 +15,7 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -61,6 +62,7 @@ class Killer:
         self.run = folder / "run"
         self.rng = random.Random(seed)
         self.log = folder / "log"
+        self.groups: list[int] = []  # of killed commands
         draw_cohort(folder / "data")
         write_config(folder, folder / "data", self.run)
         names = {"data": folder / "data", "run": self.run, "config": folder / "config.yaml"}
@@ -98,11 +100,15 @@ class Killer:
                 case.faults += self.half_done(case.name)
             n_before = len(self.marks(name))
             text = self.finish(command)
+            if any(self.run.rglob("*.part")):  # workers have outlived the command they belong to
+                self.end_groups()
+                self.finish(command)
             kept = sum(int(n) for n in re.findall(r"(\d+) kept from before", text))
             if kept != n_before:
                 case.faults.append(f"{case.name}: {n_before} were finished, {kept} kept")
             case.trees += 1
             case.faults += self.compare(case.name, undisturbed)
+        self.end_groups()
         return case
 
     def restore(self, name: str, *, remove: bool = True) -> None:
@@ -142,6 +148,7 @@ class Killer:
     def kill(self, command: Sequence[str], after_s: float) -> int:
         """Kill a command, alone or with its workers; 1 if it was still at work."""
         child = self.start(command)
+        self.groups.append(child)
         until = time.monotonic() + after_s
         while time.monotonic() < until:
             if os.waitpid(child, os.WNOHANG)[0]:
@@ -153,6 +160,13 @@ class Killer:
             os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
         return 1
+
+    def end_groups(self) -> None:
+        """End what is left of killed commands."""
+        for group in self.groups:
+            with suppress(ProcessLookupError):
+                os.killpg(group, signal.SIGKILL)
+        self.groups.clear()
 
     def finish(self, command: Sequence[str]) -> str:
         """Run a command to its end; return what it printed."""
