@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any, Literal, overload
 
-from tiling.threads import check_stopped
+from tiling.threads import check_stopped, map_in_threads
 from tiling.urls import RemotePath
 
 _HERE = -100  # AT_FDCWD; the paths given are absolute
@@ -27,6 +27,10 @@ _OCCUPIED = {errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR}
 _ATTEMPTS = 100
 BLOCK_BYTES = 2**20  # read at once by `digest_file`
 MAX_DEPTH = 50  # of our own JSON files: settings are five or six deep
+# Files flushed at a time: a disk writes several in the time of one (docs/reliability.md).
+_FLUSHES = 8
+FULL = {errno.ENOSPC, errno.EDQUOT}  # errors of a full disk, or a used-up quota
+_CANNOT_FLUSH = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EROFS}
 
 _HOST = hashlib.sha256(platform.node().encode()).hexdigest()[:8]
 
@@ -149,6 +153,10 @@ def write_aside(path: Path, *, is_ours: Callable[[Path], bool] = _never) -> Iter
             _replace_folder(scratch, path)
         else:
             scratch.replace(path)
+    except OSError as error:
+        if error.errno in FULL and error.filename is None:  # writing to an open file names none
+            error.filename = str(path)
+        raise
     finally:
         _remove(scratch)
 
@@ -216,6 +224,58 @@ def _upload_folder(scratch: Path, path: RemotePath) -> None:
         (path / name).put(scratch / name)
     for name in set(old) - set(names):
         (path / name).unlink(missing_ok=True)
+
+
+def make_durable(paths: Iterable[Path], *, root: Path) -> None:
+    """Flush files to the disk: after this call a power loss does not take them.
+
+    The files are flushed first, then the folders that list them, up to the one of `root`. Where
+    `root` does not contain a path, its own folder is the last.
+
+    Parameters
+    ----------
+    paths : iterable of Path
+        Files; folders, with everything in them; or files that have been removed, so that they do
+        not return.
+    root : Path
+
+    Raises
+    ------
+    OSError
+        If the disk is full or damaged: some file systems report it only here.
+    """
+    files: dict[Path, None] = {}
+    folders: dict[Path, None] = {}
+    for path in paths:
+        if isinstance(path, RemotePath):  # an object is there once it is uploaded
+            continue
+        for folder, _, names in os.walk(path):  # nothing, unless it is a folder
+            folders[Path(folder)] = None
+            files.update((Path(folder, name), None) for name in names)
+        if path.is_file():
+            files[path] = None
+        is_inside = path.is_relative_to(root)
+        for parent in path.parents:
+            folders[parent] = None
+            if not is_inside or parent == root.parent:
+                break
+    for group in (files, folders):
+        for _ in map_in_threads(_flush, group, threads=_FLUSHES):
+            pass
+
+
+def _flush(path: Path) -> None:
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except (FileNotFoundError, PermissionError):  # moved by another process; a folder not ours
+        return
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _CANNOT_FLUSH:  # there is nothing to flush on such a file system
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def _scratch_beside(path: Path) -> Path:

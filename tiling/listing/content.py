@@ -34,6 +34,7 @@ UNREAD = KIND + "0" * 64  # in place of a digest that is not needed
 # A file that changed so recently may change again without another time: most file systems count in
 # steps of some milliseconds.
 RECENT_NS = 100_000_000
+AHEAD_NS = 60_000_000_000  # the clock of a file server may be ahead; a date further ahead is wrong
 ATTEMPTS = 2  # to read a slide that changes meanwhile, if only its permissions
 
 
@@ -150,7 +151,7 @@ class _Look:
 
 
 def _look(path: Path, parts: Sequence[SlidePart]) -> _Look:
-    facts, newest, changed = [], 0, 0
+    facts, times, changed = [], [], 0
     for part in parts:
         try:
             # Opening queries the file server, where a mere stat may be answered from a cache.
@@ -159,10 +160,12 @@ def _look(path: Path, parts: Sequence[SlidePart]) -> _Look:
         except OSError as error:
             raise explain_unreadable(path, error) from error
         facts.append((part.path.name, found.st_size, found.st_mtime_ns))
-        newest = max(newest, found.st_mtime_ns, found.st_ctime_ns)
+        times += [found.st_mtime_ns, found.st_ctime_ns]
         changed = max(changed, found.st_ctime_ns)
     state = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
-    return _Look(state, changed, is_recent=time.time_ns() - newest < RECENT_NS)
+    now = time.time_ns()
+    is_recent = any(-AHEAD_NS < now - changed_at < RECENT_NS for changed_at in times)
+    return _Look(state, changed, is_recent)
 
 
 # By absolute path, of this process: what `look_at_files` gave, and the content.

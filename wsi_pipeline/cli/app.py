@@ -8,6 +8,7 @@ import io
 import logging
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -33,6 +34,7 @@ from wsi_pipeline.cli.status import status
 from wsi_pipeline.cli.urls import check_urls
 from wsi_pipeline.config.extras import explain_missing
 from wsi_pipeline.config.stages import STAGES
+from wsi_pipeline.run.full_disk import describe_full, is_full
 from wsi_pipeline.run.interrupts import EXIT_INTERRUPTED, end_now, watch_signals
 
 
@@ -67,6 +69,12 @@ class Program(TyperGroup):
             print(message, file=sys.stderr)
             raise typer.Exit(EXIT_NOTHING_DONE) from error
         except OSError as error:
+            if is_full(error):
+                print(
+                    describe_full(Path(error.filename).parent if error.filename else None),
+                    file=sys.stderr,
+                )
+                raise typer.Exit(EXIT_NOTHING_DONE) from error
             where = f"{error.filename}: " if error.filename else ""
             print(f"{where}{error.strerror or error}", file=sys.stderr)
             raise typer.Exit(EXIT_NOTHING_DONE) from error

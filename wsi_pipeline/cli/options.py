@@ -281,7 +281,10 @@ def finish(
         print(line)
     codes = {result.exit_code for result in results}
     code = EXIT_NOTHING_DONE if EXIT_NOTHING_DONE in codes else max(codes, default=0)
-    if code:
+    unrecorded = dict.fromkeys(result.unrecorded for result in results if result.unrecorded)
+    if unrecorded:
+        print(*unrecorded, sep="\n", file=sys.stderr)
+    elif code:
         print(f"failures: {run / 'failures.csv'}; tracebacks: {run / 'logs'}", file=sys.stderr)
     if last_line:
         print(last_line)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from tiling.contracts import StrPath
-from tiling.files import digest_file, read_bytes, write_aside
+from tiling.files import digest_file, make_durable, read_bytes, write_aside
 from tiling.urls import as_path
 from wsi_pipeline.config.checkpoint_header import (
     HEADER_DIGEST,
@@ -110,10 +110,15 @@ def digest(path: Path) -> str:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
-    """Write named tensors and a JSON header as one safetensors file atomically."""
+    """Write named tensors and a JSON header as one safetensors file atomically.
+
+    The earlier file is replaced after the new one is on the disk: a power loss leaves one of them.
+    """
     data = _encode_tensors(tensors, header)
     with write_aside(path) as scratch:
         scratch.write_bytes(data)  # save_file would write a file that only its owner can read
+        make_durable([scratch], root=path.parent)
+    make_durable([path], root=path.parent)
 
 
 def _encode_tensors(tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> bytes:

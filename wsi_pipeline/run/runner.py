@@ -4,7 +4,7 @@ import errno
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from wsi_pipeline.errors import StageError
 from wsi_pipeline.layout import RunFolder
 from wsi_pipeline.run.activity import StageLog, log_lost, log_stage
 from wsi_pipeline.run.cluster import map_tasks
+from wsi_pipeline.run.full_disk import describe_full, is_full
 from wsi_pipeline.run.progress import StageProgress
 from wsi_pipeline.run.shards import Shard, select_shard
 from wsi_pipeline.run.state import (
@@ -26,6 +27,7 @@ from wsi_pipeline.run.state import (
     check_each_once,
     clear_mark,
     examine_unit,
+    forget_attempts,
     forget_shards,
     mark_shard,
     record_splits,
@@ -62,11 +64,12 @@ class StageResult:
     notes: tuple[str, ...] = ()  # lines printed after it
     output: Path | None = None  # what was written
     of_shard: bool = False  # the rest is done by other tasks of a job array
+    unrecorded: str = ""  # why failures, or settings, could not be written
 
     @property
     def exit_code(self) -> int:
         """0 all done, 3 some failed, 1 nothing could be done."""
-        if not self.failed:
+        if not self.failed and not self.unrecorded:
             return 0
         return 3 if self.done or self.kept or self.of_shard else 1
 
@@ -126,6 +129,7 @@ def run_stage(
     done: list[str] = []
     kept: list[str] = []
     failed: list[str] = []
+    unrecorded = ""
     with (
         log_stage(
             run,
@@ -152,10 +156,19 @@ def run_stage(
                 finished, new, unreadable = _sort_out(run, part, options, progress, logged)
             jobs += new
             if not begun:
-                with _writing(run, stage, new):
-                    _begin(stage, run, config, options, groups)
+                try:
+                    with _writing(run, stage, new):
+                        _begin(stage, run, config, options, groups)
+                except OSError as error:
+                    if not is_full(error):
+                        raise
+                    unrecorded = describe_full(run.path)
+                    kept += finished
+                    failed += [*unreadable, *(job.task.unit.title for job in new)]
+                    break
                 begun = True
-            made, still, lost = _process_jobs(run, new, config, options, progress)
+            made, still, lost, why = _process_jobs(run, new, config, options, progress)
+            unrecorded = unrecorded or why
             done += made
             kept += finished + still
             failed += unreadable + lost
@@ -168,15 +181,20 @@ def run_stage(
         output=output,
         of_shard=options.shard is not None,
     )
-    with _writing(run, stage, jobs):
-        write_failures(run)
-        if options.shard:
-            _mark_shard(run, stage, config, options.shard, ended=True)
-        else:
-            forget_shards(run, stage)
-        if result.exit_code == 1 and not options.shard and before is not None:
-            update_text(run.path / "run.json", before)  # every unit failed with these settings
-    return result
+    try:
+        with _writing(run, stage, jobs):
+            write_failures(run)
+            if options.shard:
+                _mark_shard(run, stage, config, options.shard, ended=True)
+            else:
+                forget_shards(run, stage)
+            if result.exit_code == 1 and not options.shard and before is not None:
+                update_text(run.path / "run.json", before)  # every unit failed with these settings
+    except OSError as error:
+        if not is_full(error):
+            raise
+        unrecorded = describe_full(run.path)
+    return replace(result, unrecorded=unrecorded)
 
 
 @contextmanager
@@ -255,8 +273,11 @@ def _sort_out(
             failed.append(name)
             continue
         if found.state == "finished" and not options.overwrite:
-            with suppress(OSError):  # it may have failed since, for example on a damaged input
-                task.unit.mark(run, "failed").unlink(missing_ok=True)
+            # It may have failed since, for example on a damaged input; or the command that finished
+            # it was killed before it removed these.
+            with suppress(OSError):
+                forget_attempts(run, task.unit)
+                task.clean_up(run)
             kept.append(name)
             progress.end(name, "finished before, kept")
             continue
@@ -276,10 +297,12 @@ def _process_jobs(
     config: Config,
     options: Options,
     progress: StageProgress,
-) -> tuple[list[str], list[str], list[str]]:
+) -> tuple[list[str], list[str], list[str], str]:
+    """Process units; return those done, kept and failed, and why a failure was not recorded."""
     done: list[str] = []
     kept: list[str] = []
     failed: list[str] = []
+    unrecorded = ""
     in_process = options.dask is None and (options.workers == 1 or len(jobs) <= 1)
     work = partial(_perform_here, progress=progress) if in_process else perform
     if not in_process:
@@ -299,7 +322,8 @@ def _process_jobs(
             log_lost(unit, jobs[number].log)
         progress.end(unit.title, outcome.line, failed=not outcome.ok, took=outcome.took)
         (kept if outcome.kept else done if outcome.ok else failed).append(unit.title)
-    return done, kept, failed
+        unrecorded = unrecorded or outcome.unrecorded
+    return done, kept, failed, unrecorded
 
 
 def _perform_here(job: Job, *, progress: StageProgress, print_line: PrintLine) -> Outcome:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
-from tiling.files import json_text, read_json_object, update_text, write_json
+from tiling.files import json_text, make_durable, read_json_object, update_text, write_json
 from wsi_pipeline.csv_files import update_csv
 from wsi_pipeline.errors import StageError
 from wsi_pipeline.layout import RunFolder, Unit
@@ -120,12 +120,23 @@ def check_unit(run: RunFolder, unit: Unit, names: Sequence[str] | None = None) -
 
 
 def mark_finished(run: RunFolder, unit: Unit, fingerprint: str, files: Sequence[Path]) -> None:
-    """Mark a unit as finished; remove its record of failure and its earlier files."""
+    """Mark a unit as finished; remove its record of failure and its earlier files.
+
+    The files are on the disk before their mark: a power loss leaves no mark without them.
+    """
     mark, absent = make_mark(run.path, fingerprint, files)
     if absent:
         raise StageError(f"{unit.name}: {unit.stage} ended without writing {', '.join(absent)}")
     _remove_earlier(run, unit, list(mark.files))
-    write_mark(unit.mark(run, "done"), mark)
+    done = unit.mark(run, "done")
+    make_durable(files, root=run.path)
+    write_mark(done, mark)
+    make_durable([done], root=run.path)
+    forget_attempts(run, unit)
+
+
+def forget_attempts(run: RunFolder, unit: Unit) -> None:
+    """Remove what a finished unit's earlier attempts recorded: failure and list of files."""
     unit.mark(run, "failed").unlink(missing_ok=True)
     unit.mark(run, "earlier").unlink(missing_ok=True)
 
@@ -134,7 +145,9 @@ def clear_mark(run: RunFolder, unit: Unit) -> None:
     """Remove a unit's mark before its output is rebuilt; keep the list of its files."""
     done = unit.mark(run, "done")
     list_earlier(run, unit, [done])
-    done.unlink(missing_ok=True)
+    if done.exists():
+        done.unlink(missing_ok=True)
+        make_durable([done], root=run.path)  # it must not return to files of other settings
 
 
 def list_earlier(run: RunFolder, unit: Unit, marks: Iterable[Path]) -> None:

@@ -5,7 +5,6 @@ what it needs, catches every error, and returns the outcome.
 """
 
 import contextlib
-import errno
 import logging
 import re
 import traceback
@@ -23,10 +22,12 @@ from wsi_pipeline.contracts import PrintLine, Reporter
 from wsi_pipeline.layout import RunFolder, Unit
 from wsi_pipeline.names import fit_file_name, printable
 from wsi_pipeline.run.activity import Ending, Took, log_unit
+from wsi_pipeline.run.full_disk import describe_full, is_full
 from wsi_pipeline.run.state import (
     Examined,
     clear_mark,
     examine_unit,
+    forget_attempts,
     mark_finished,
     record_damage,
     record_failure,
@@ -76,6 +77,9 @@ class Task(ABC):
         """Fingerprint as computed by earlier versions; None if unchanged."""
         return None
 
+    def clean_up(self, run: RunFolder) -> None:  # noqa: B027  # most tasks keep nothing
+        """Remove what an interrupted task would continue from; the unit is marked finished."""
+
     @abstractmethod
     def __call__(self, job: "Job", on_progress: Reporter) -> Done:
         """Do the work.
@@ -110,6 +114,7 @@ class Outcome:
     kept: bool = False  # was finished before
     fingerprint: str = ""  # of what was made
     took: Took | None = None
+    unrecorded: str = ""  # why its failure could not be recorded
 
     @property
     def name(self) -> Ending:
@@ -149,6 +154,8 @@ def _perform(job: Job, on_progress: OnProgress | None, print_line: PrintLine | N
         mark_finished(run, unit, fingerprint, files)
     except Exception as error:
         return fail(run, unit, error, folder=job.folder)
+    with contextlib.suppress(OSError):  # the next command tries again
+        job.task.clean_up(run)
     reasons = "out of date" if found.state == "stale" else "; ".join(found.problems)
     line = f"{reasons}, rebuilt: {line}" if reasons else line
     return Outcome(True, line, fingerprint=fingerprint)
@@ -166,7 +173,8 @@ def _examine(job: Job) -> tuple[Job, Examined]:
     found = examine_unit(run, unit, fingerprint)
     if found.state == "finished":
         with contextlib.suppress(OSError):  # it may have failed since
-            unit.mark(run, "failed").unlink(missing_ok=True)
+            forget_attempts(run, unit)
+            job.task.clean_up(run)
     return replace(job, fingerprint=fingerprint), found
 
 
@@ -186,23 +194,35 @@ def fail(run: RunFolder, unit: Unit, error: Exception, *, folder: Path | None = 
         message = re.sub(rf"(?<![\w./-]){re.escape(str(folder))}/", "", message)
     message = "\n".join(map(printable, message.split("\n")))  # it may contain any file name
     trace = "".join(traceback.format_exception(error))
+    unrecorded = ""
     try:
         record_failure(run, unit, type(error).__name__, message)
         stage = "-".join(filter(None, (unit.stage, unit.variant)))
         log_name = fit_file_name((stage, unit.model or "slide", unit.name), ".log")
         write_text(run.logs / log_name, trace)
     except OSError as second:  # for example a full disk
-        log.warning("%s: the failure could not be recorded (%s)", unit.name, second)
-    return Outcome(False, f"FAILED: {message}")
+        unrecorded = f"{run.path}: failures could not be recorded ({second.strerror or second})"
+        if is_full(second):
+            unrecorded = describe_full(run.path)
+    return Outcome(False, f"FAILED: {message}", unrecorded=unrecorded)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    # PyTorch's exception for a GPU; on a CPU it has none of its own.
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or "can't allocate memory" in str(error)
+    )
 
 
 def _sentence(unit: Unit, error: Exception) -> str:
-    if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
+    if is_full(error):
         return (
             f"{unit.name}: no space left on the device while {unit.stage} was writing; free some "
             "and run the same command again: finished slides are kept"
         )
-    if isinstance(error, MemoryError):
+    if _is_out_of_memory(error):
         return f"{unit.name}: not enough memory in {unit.stage}; lower --workers or the batch size"
     if isinstance(error, ExpectedError):
         return str(error)

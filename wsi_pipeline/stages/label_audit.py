@@ -35,6 +35,7 @@ from wsi_pipeline.contracts import SlideEntry
 from wsi_pipeline.csv_files import format_csv, read_csv
 from wsi_pipeline.errors import StageError
 from wsi_pipeline.layout import RunFolder, Unit
+from wsi_pipeline.run.full_disk import describe_full, is_full
 from wsi_pipeline.run.state import clear_mark, examine_unit, mark_finished, record_damage
 
 if TYPE_CHECKING:
@@ -118,7 +119,7 @@ def update_audit(run: RunFolder, *, overwrite: bool = False) -> str:
         log.debug("label audit", exc_info=True)
         if isinstance(error, ExpectedError) and error.damaged is not None:
             record_damage(run, error.damaged, "the label audit", str(error))
-        return f"label audit: not made: {error}"
+        return f"label audit: not made: {describe_full(run.path) if is_full(error) else error}"
 
 
 def has_labels(entries: Iterable[SlideEntry]) -> bool:

@@ -143,8 +143,11 @@ class PredictSlide(Task):
                     far_from_training=far,
                 ),
             )
-        journal.unlink(missing_ok=True)
         return [path], str(summary)
+
+    def clean_up(self, run: RunFolder) -> None:
+        """Remove the journal."""
+        run.journal(self.model, self.entry.slide_id).unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
@@ -239,8 +242,11 @@ class PredictImages(Task):
             common = about | {"batch_size": batch_size, "data": self.cohort.digest()}
             write_part(files[0], self.part.count, common, {"logits": logits, "rows": rows})
             line = f"a part of {line}"
-        journal.unlink(missing_ok=True)
         return files, line
+
+    def clean_up(self, run: RunFolder) -> None:
+        """Remove the journal."""
+        run.journal(self.model, self.unit.slide_id).unlink(missing_ok=True)
 
     def _choose(self) -> tuple[NDArray[np.int64], list[ImageEntry]]:
         """Choose the images of the splits that are to be scored: rows of the array, entries."""

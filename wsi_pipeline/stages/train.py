@@ -77,8 +77,15 @@ class TrainModel(Task):
                 fingerprint=job.fingerprint,
                 on_progress=on_progress,
                 print_line=on_progress.line,
+                keep_state=True,
             )
         return list(summary.files), str(summary)
+
+    def clean_up(self, run: RunFolder) -> None:
+        """Remove the state of the training."""
+        from wsi_pipeline.training.loop import RESUME_FILE
+
+        (run.model(self.model) / RESUME_FILE).unlink(missing_ok=True)
 
 
 def train(

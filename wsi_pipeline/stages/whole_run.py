@@ -1,6 +1,7 @@
 """The commands that run several stages: ``run`` and ``apply``."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from wsi_pipeline.config.model_files import find_model
@@ -10,6 +11,7 @@ from wsi_pipeline.errors import ConfigError
 from wsi_pipeline.explain import check_layer, list_methods
 from wsi_pipeline.exports import check_format, load_image_format
 from wsi_pipeline.layout import RunFolder
+from wsi_pipeline.run.full_disk import describe_full, is_full
 from wsi_pipeline.run.runner import Options, StageResult
 from wsi_pipeline.stages import inputs as inputs_stage
 from wsi_pipeline.stages import load_stage
@@ -31,10 +33,15 @@ def run_stages(run: RunFolder, config: Config, options: Options) -> list[StageRe
     for name in config.stages:
         check_run_folder(name, run.path)
     results: list[StageResult] = []
-    for result in _run(run, config, options):
-        results.append(result)
-        if result.exit_code == 1:
-            break
+    try:
+        for result in _run(run, config, options):
+            results.append(result)
+            if result.exit_code == 1:
+                break
+    except OSError as error:
+        if not results or not is_full(error):
+            raise
+        results[-1] = replace(results[-1], unrecorded=describe_full(run.path))
     return results
 
 

@@ -111,6 +111,7 @@ def train_model(
     readers: int = 2,
     on_progress: OnProgress | None = None,
     print_line: PrintLine | None = None,
+    keep_state: bool = False,
 ) -> TrainSummary:
     """Train a model, or continue an interrupted training of the same settings.
 
@@ -141,6 +142,8 @@ def train_model(
         Called after each batch with batches done and batches at most.
     print_line : function, optional
         Called with a line of text where an interrupted training continues, and after each epoch.
+    keep_state : bool
+        Keep ``resume.safetensors`` after the end; the caller removes it.
 
     Returns
     -------
@@ -210,6 +213,8 @@ def train_model(
         files = list(OUTPUTS)
         if writes:
             files += _finish(out, config, training, train, val, patients, fingerprint)
+            if not keep_state:
+                (out / RESUME_FILE).unlink(missing_ok=True)
     return TrainSummary(
         checkpoint=out / CHECKPOINT_FILE,
         epochs=len(training.history),
@@ -257,8 +262,7 @@ def _finish(
         history=training.history,
         best=training.best,
     )
-    for name in (RESUME_FILE, PREVIOUS_FILE):
-        (out / name).unlink(missing_ok=True)
+    (out / PREVIOUS_FILE).unlink(missing_ok=True)
     return files
 
 

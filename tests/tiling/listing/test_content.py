@@ -138,6 +138,15 @@ def test_a_slide_that_has_only_just_changed_is_not_remembered(slide, tmp_path, m
     assert not (tmp_path / "a.digest").exists()
 
 
+def test_a_slide_dated_in_the_future_is_read_once(slide, tmp_path, hashed):
+    """Each command read it again, until that date."""
+    os.utime(slide, (4e9, 4e9))
+    time.sleep(content.RECENT_NS / 1e9 + 0.02)
+    for _ in range(2):
+        digest_content(slide, cache=tmp_path / "a.digest")
+    assert len(hashed) == 1
+
+
 def test_where_nothing_can_be_written_the_digest_is_given_all_the_same(slide, tmp_path):
     (tmp_path / "file").touch()
     assert digest_content(slide, cache=tmp_path / "file" / "a.digest").startswith("sha256:")

@@ -1,15 +1,16 @@
 """Killed at any moment and started again, or run twice at once: the same bytes."""
 
-import random
+import json
+import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from tests.helpers.slides import halve, tissue, write_slide
 
+ROOT = Path(__file__).parents[3]
 TILE = [sys.executable, "-c", "import sys; from wsi_pipeline.cli.app import main; sys.exit(main())"]
 SETTINGS = ["--set", "patch_px=32", "--set", "tissue.mpp=2.0", "--set", "stride_px=8", "--quiet"]
 
@@ -29,15 +30,14 @@ def contents(run: Path) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def cohort(tmp_path_factory):
-    """Two slides, and the run folder and seconds of an undisturbed tiling."""
+    """Two slides, and what an undisturbed tiling of them wrote."""
     folder = tmp_path_factory.mktemp("kills")
     (folder / "slides").mkdir()
     for number in range(2):
         pixels = tissue(900, 700, seed=number)
         write_slide(folder / "slides" / f"s{number}.tif", [pixels, halve(pixels)])
-    started = time.monotonic()
     subprocess.run(tile_command(folder / "slides", folder / "run"), check=True)
-    return folder / "slides", contents(folder / "run"), time.monotonic() - started
+    return folder / "slides", contents(folder / "run")
 
 
 @pytest.fixture
@@ -46,47 +46,27 @@ def run(cohort, request):
     return cohort[0].parent / request.node.name
 
 
-def kill_until_done(slides: Path, run: Path, *, seconds: float, kills: int, seed: int) -> int:
-    """Kill a tiling at random moments, then let it finish; give how many kills hit it at work."""
-    rng = random.Random(seed)
-    hit = 0
-    for _ in range(kills):
-        process = subprocess.Popen(tile_command(slides, run), stderr=subprocess.PIPE)
-        try:
-            process.communicate(timeout=rng.uniform(0.2, 1.0) * seconds)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.communicate()
-            hit += 1
-        for store in (run / "tiles").glob("*.zarr"):
-            assert (store / "zarr.json").is_file(), "what has a store's name is a whole store"
-    subprocess.run(tile_command(slides, run), check=True)
-    return hit
-
-
 @pytest.mark.slow
-def test_tiling_killed_at_random_moments_gives_the_same_bytes(cohort, run):
-    slides, undisturbed, seconds = cohort
-
-    hit = kill_until_done(slides, run, seconds=seconds, kills=4, seed=1)
-
-    assert hit >= 1
-    assert contents(run) == undisturbed
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", range(4))
-def test_tiling_killed_at_many_moments_gives_the_same_bytes(cohort, run, seed):
-    slides, undisturbed, seconds = cohort
-
-    kill_until_done(slides, run, seconds=seconds, kills=6, seed=100 + seed)
-
-    assert contents(run) == undisturbed
+@pytest.mark.timeout(0)
+def test_stages_killed_at_random_moments_end_as_if_undisturbed(tmp_path):
+    """One kill of each stage, and of those with workers; WSI_PIPELINE_KILLS sets another sum."""
+    n_kills = int(os.environ.get("WSI_PIPELINE_KILLS", "11"))
+    in_workers = max(1, n_kills // 50)  # starting workers takes seconds
+    each = max(1, (n_kills - 3 * in_workers) // 8)
+    command = [sys.executable, "-m", "tests.helpers.kills", str(tmp_path), "--kills", str(each)]
+    done = subprocess.run(
+        [*command, "--in-workers", str(in_workers)], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    cases = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(cases) == 8 + 3
+    assert [fault for case in cases for fault in case["faults"]] == []
+    assert {case["kills"] for case in cases} == {each, in_workers}
 
 
 @pytest.mark.slow
 def test_two_processes_on_the_same_slides_do_no_harm(cohort, run):
-    slides, undisturbed, _ = cohort
+    slides, undisturbed = cohort
     command = tile_command(slides, run)
 
     processes = [subprocess.Popen(command, stderr=subprocess.PIPE) for _ in range(2)]
@@ -99,7 +79,7 @@ def test_two_processes_on_the_same_slides_do_no_harm(cohort, run):
 @pytest.mark.slow
 def test_a_finished_slide_stays_readable_while_another_process_rebuilds_it(cohort, run):
     """With --overwrite the old store is there until the new one is."""
-    slides, undisturbed, _ = cohort
+    slides, undisturbed = cohort
     command = tile_command(slides, run)
     subprocess.run(command, check=True)
 
