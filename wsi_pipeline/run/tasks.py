@@ -57,6 +57,11 @@ class Task(ABC):
         """Amount of work, to balance shards."""
         return 1
 
+    @property
+    def on_gpu(self) -> bool:
+        """Whether the work uses a GPU where there is one."""
+        return False
+
     @abstractmethod
     def fingerprint(self, run: RunFolder) -> str:
         """Hash the settings and inputs of the output.

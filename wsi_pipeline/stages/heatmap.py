@@ -65,6 +65,11 @@ class BuildHeatmap(Task):
         """Size of the slide's file."""
         return slide_bytes(self.entry)
 
+    @property
+    def on_gpu(self) -> bool:
+        """Where a network draws the map, unless the CPU is asked for."""
+        return self.method is not None and self.device != "cpu"
+
     def fingerprint(self, run: RunFolder) -> str:
         """Hash scores and settings."""
         scores = digest_scores(run, self.model, self.entry.slide_id)
@@ -126,7 +131,6 @@ class BuildHeatmap(Task):
         """Load the model that the scores are by."""
         from wsi_pipeline.config.devices import resolve_device
         from wsi_pipeline.models.checkpoint import digest
-        from wsi_pipeline.run.cluster import worker_number
 
         entry = self.entry
         checkpoint = job.run.checkpoint(self.model)
@@ -143,7 +147,7 @@ class BuildHeatmap(Task):
                 "run predict again"
             )
         model, _ = load_model(checkpoint, found)
-        placed: PatchClassifier = model.to(resolve_device(self.device, worker=worker_number()))
+        placed: PatchClassifier = model.to(resolve_device(self.device))
         return placed
 
     def _map_densely(

@@ -30,7 +30,9 @@ def slide_bytes(entry: SlideEntry) -> int:
 
 
 def threads_per_slide(options: Options, n_slides: int) -> int:
-    """Cores for each of the slides that are worked on at a time."""
+    """Cores for each of the slides that are worked on at a time; 0: all that its worker has."""
+    if options.dask not in (None, "local"):
+        return 0
     return max(1, count_cores() // max(1, min(options.workers, n_slides)))
 
 
