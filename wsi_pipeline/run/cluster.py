@@ -31,8 +31,8 @@ def map_tasks(
 ) -> Iterator[tuple[int, Result | StageError]]:
     """Run `work` on every task; yield each task's number and result as it ends.
 
-    A task whose process is lost, or that ends with an error, is tried once more, alone. In this
-    process, errors are raised.
+    A task whose process is lost, or that ends with an error, is tried once more, after the others;
+    on this machine alone, since they may have taken its memory. In this process, errors are raised.
 
     Parameters
     ----------

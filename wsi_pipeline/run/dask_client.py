@@ -49,6 +49,7 @@ class _Connected:
     place: str  # for messages
     n_sent: int  # tasks that may be at the scheduler at a time
     is_own: bool
+    shares_memory: bool = False  # all workers are on this machine
     causes: Sequence[str] = ()  # why workers of this machine ended
 
 
@@ -126,7 +127,7 @@ class _Mapping:
             result = self._receive(future, may_try_again=number not in tried)
             if result is None:
                 tried.add(number)
-                again.append(number)
+                (again if self._connected.shares_memory else waiting).append(number)
             else:
                 yield number, result[0]
 
@@ -283,7 +284,7 @@ def _open_local(environments: Sequence[Mapping[str, str]]) -> Iterator[_Connecte
         LocalCluster(
             n_workers=0,
             host="127.0.0.1",
-            dashboard_address=None,
+            dashboard_address="127.0.0.1:0",  # any free port, this machine only
             silence_logs=logging.CRITICAL + 1,
         ) as cluster,
         _LocalWorkers(cluster.scheduler_address, environments, causes),
@@ -291,7 +292,14 @@ def _open_local(environments: Sequence[Mapping[str, str]]) -> Iterator[_Connecte
     ):
         with suppress(TimeoutError):  # one is enough to begin with
             client.wait_for_workers(len(environments), timeout=START_S)
-        yield _Connected(client, "local", len(environments), is_own=True, causes=causes)
+        yield _Connected(
+            client,
+            "local",
+            len(environments),
+            is_own=True,
+            shares_memory=True,
+            causes=causes,
+        )
 
 
 class _LocalWorkers:

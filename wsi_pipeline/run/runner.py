@@ -295,7 +295,7 @@ def _process_jobs(
     else:
         jobs = sorted(jobs, key=lambda job: -job.task.weight)  # none begins large and last
         progress.begin_all([job.task.unit.title for job in jobs])
-        if any(job.task.on_gpu for job in jobs):
+        if jobs and all(job.task.on_gpu for job in jobs):
             gpus = list_gpus(options.device) if options.dask in (None, "local") else []
             if 0 < len(gpus) < min(options.workers, len(jobs)):
                 progress.line(

@@ -59,7 +59,7 @@ class Task(ABC):
 
     @property
     def on_gpu(self) -> bool:
-        """Whether the work uses a GPU where there is one."""
+        """Whether the work uses one GPU where there is any."""
         return False
 
     @abstractmethod
@@ -92,6 +92,17 @@ class Task(ABC):
         line : str
             Summary of the work.
         """
+
+
+class NetworkTask(Task):
+    """Work of a network."""
+
+    device: str
+
+    @property
+    def on_gpu(self) -> bool:
+        """Unless the CPU is asked for."""
+        return self.device != "cpu"
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,7 @@ def check_device(options: Options, *precisions: str) -> None:
     """
     from wsi_pipeline.config.devices import resolve_device, resolve_precision
 
-    if options.dask is None:
+    if options.dask in (None, "local"):
         device = resolve_device(options.device)
         for precision in precisions:
             resolve_precision(precision, device)

@@ -46,7 +46,7 @@ from wsi_pipeline.run.runner import (
     run_stage,
 )
 from wsi_pipeline.run.shards import Shard
-from wsi_pipeline.run.tasks import Done, Job, Task
+from wsi_pipeline.run.tasks import Done, Job, NetworkTask
 from wsi_pipeline.stages.inputs import (
     check_device,
     check_model_names,
@@ -69,7 +69,7 @@ WAIT_S = 0.1  # between checks for an interrupt
 
 
 @dataclass(frozen=True)
-class PredictSlide(Task):
+class PredictSlide(NetworkTask):
     """Score the patches of one slide with one checkpoint."""
 
     entry: SlideEntry
@@ -90,11 +90,6 @@ class PredictSlide(Task):
     def weight(self) -> int:
         """Size of the slide's file."""
         return slide_bytes(self.entry)
-
-    @property
-    def on_gpu(self) -> bool:
-        """Unless the CPU is asked for."""
-        return self.device != "cpu"
 
     def fingerprint(self, run: RunFolder) -> str:
         """Hash store, checkpoint and the settings that change a score."""
@@ -160,7 +155,7 @@ class PredictSlide(Task):
 
 
 @dataclass(frozen=True)
-class PredictImages(Task):
+class PredictImages(NetworkTask):
     """Score the images of a folder with one checkpoint; or the part of one task of a job array."""
 
     noun: ClassVar[str] = "model"
@@ -178,11 +173,6 @@ class PredictImages(Task):
     def unit(self) -> Unit:
         """All images, by the model; or a part of them."""
         return unit_of_part(Unit("predict", ALL, self.model), self.part)
-
-    @property
-    def on_gpu(self) -> bool:
-        """Unless the CPU is asked for."""
-        return self.device != "cpu"
 
     def fingerprint(self, run: RunFolder) -> str:
         """Hash images, checkpoint and what changes a score; of a part what decides on it, too."""

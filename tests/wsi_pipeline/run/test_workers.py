@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -23,12 +24,13 @@ from wsi_pipeline.config.settings import ModelConfig, TrainConfig
 from wsi_pipeline.config.stages import STAGES
 from wsi_pipeline.contracts import SlideEntry
 from wsi_pipeline.errors import ConfigError, StageError
-from wsi_pipeline.layout import RunFolder
+from wsi_pipeline.layout import RunFolder, Unit
 from wsi_pipeline.run import dask_client, gpus
 from wsi_pipeline.run.cluster import map_tasks
 from wsi_pipeline.run.dask_client import complete_slurm_options
 from wsi_pipeline.run.process_pool import describe_end, map_in_processes
-from wsi_pipeline.run.tasks import Job, Task, perform
+from wsi_pipeline.run.runner import Options, run_stage
+from wsi_pipeline.run.tasks import Done, Job, NetworkTask, Task, perform
 from wsi_pipeline.stages.evaluate import EvaluateSlides
 from wsi_pipeline.stages.explain import ExplainSubjects
 from wsi_pipeline.stages.export import ExportSlideFiles
@@ -165,8 +167,53 @@ def test_gpus_are_those_that_this_process_sees(monkeypatch, device, visible, fou
     assert gpus.list_gpus(device) == found
 
 
+@dataclass(frozen=True)
+class UseGpu(NetworkTask):
+    """Notes the GPU that it sees."""
+
+    name: str
+    device: str
+
+    @property
+    def unit(self) -> Unit:
+        return Unit("predict", self.name, "m")
+
+    def fingerprint(self, run: RunFolder) -> str:
+        return "x"
+
+    def __call__(self, job: Job, on_progress) -> Done:
+        return [], f"GPU {os.environ.get('CUDA_VISIBLE_DEVICES')}"
+
+
+@pytest.mark.parametrize(
+    ("device", "printed", "seen"),
+    [("auto", True, {"GPU 7", "GPU 8"}), ("cpu", False, {"GPU None"})],
+)
+def test_a_stage_starts_one_process_for_each_gpu(
+    tmp_path, monkeypatch, capsys, device, printed, seen
+):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr("wsi_pipeline.run.runner.list_gpus", lambda _: ["7", "8"])
+    tasks = [UseGpu(f"s{number}", device) for number in range(12)]
+    result = run_stage("predict", RunFolder(tmp_path), tasks, Config(), Options(workers=3))
+    assert len(result.done) == 12
+    lines = capsys.readouterr().err
+    assert {line for line in ("GPU 7", "GPU 8", "GPU None") if line in lines} <= seen
+    assert ("2 processes, one per GPU (--workers 3)" in lines) == printed
+
+
+def test_what_uses_one_gpu():
+    tasks = tasks_of(3)
+    found = {stage for stage, task in tasks.items() if task.on_gpu}
+    assert found == {"train", "predict", "heatmap", "explain"}
+    assert not any(replace(tasks[stage], device="cpu").on_gpu for stage in found)
+    assert not replace(tasks["heatmap"], method=None).on_gpu
+    several = replace(tasks["train"].config, processes=2)
+    assert not replace(tasks["train"], config=several).on_gpu
+
+
 @pytest.mark.slow
-def test_tasks_on_a_gpu_go_to_dask_workers_that_declare_one():
+def test_tasks_on_a_gpu_go_to_dask_workers_that_declare_one(tmp_path):
     from distributed import LocalCluster
 
     found = run(work.get_gpu, range(4), gpus=["3", "5"], dask="local")
@@ -180,6 +227,7 @@ def test_tasks_on_a_gpu_go_to_dask_workers_that_declare_one():
         address = cluster.scheduler_address
         assert set(run(work.has_gpu, range(8), gpus=[], dask=address).values()) == {True}
         assert set(run(work.has_gpu, range(8), dask=address).values()) == {True, False}
+        assert run(work.fail_at_first, [tmp_path / "a"], dask=address) == {0: "done"}
 
 
 def test_jobs_of_slurm_declare_the_gpu_that_they_are_given():
@@ -231,7 +279,7 @@ def start(*words: object, **options) -> Iterator[subprocess.Popen[str]]:
 @contextmanager
 def start_scheduler() -> Iterator[tuple[str, subprocess.Popen[str]]]:
     words = ("-m", "distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", "0")
-    with start(*words, "--no-dashboard") as scheduler:
+    with start(*words, "--dashboard-address", "127.0.0.1:0") as scheduler:
         for line in scheduler.stderr:
             if "Scheduler at:" in line:
                 break
@@ -299,11 +347,11 @@ def test_semaphores_would_be_found():
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    """Twelve slides."""
+    """Six slides."""
     data = tmp_path / "data"
     data.mkdir()
-    for number in range(12):
-        slides.write_slide(data / f"s{number:02d}.tif", [slides.tissue(600, 500, seed=number)])
+    for number in range(6):
+        slides.write_slide(data / f"s{number}.tif", [slides.tissue(300, 260, seed=number)])
     return tmp_path
 
 
@@ -320,7 +368,7 @@ def test_a_lost_scheduler_is_reported_and_what_is_finished_kept(folder, monkeypa
         start_worker(address),
         start("-c", COMMAND, *TILE, "--out", "run", "--dask", address, cwd=folder) as command,
     ):
-        assert "[1/12]" in command.stderr.readline()
+        assert "[1/6]" in command.stderr.readline()
         scheduler.kill()
         printed = command.stderr.read()
         assert command.wait() == 3
@@ -329,7 +377,7 @@ def test_a_lost_scheduler_is_reported_and_what_is_finished_kept(folder, monkeypa
     assert "Traceback" not in printed
     assert "FAILED" not in printed
     finished = len(list((folder / "run/tiles").glob("*.zarr")))
-    assert 1 <= finished < 12
+    assert 1 <= finished < 6
     assert main([*TILE, "--out", "run"]) == 0  # the same command, without a scheduler
     assert main([*TILE, "--out", "whole"]) == 0
     assert f"{finished} kept from before" in capsys.readouterr().out
