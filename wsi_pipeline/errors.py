@@ -61,3 +61,26 @@ class ReportError(PipelineError, ValueError):
 
 class StageError(PipelineError, RuntimeError):
     """A stage cannot run: its input is missing, or a worker was lost."""
+
+
+class SchedulerLostError(StageError):
+    """The connection to a Dask scheduler was lost.
+
+    Parameters
+    ----------
+    place : str
+        Its address.
+    """
+
+    kept = ""  # what is kept, for the message
+    exit_code = 1  # of the command; 3 if something was finished
+
+    def __init__(self, place: str) -> None:
+        super().__init__(place)
+        self.place = place
+
+    def __str__(self) -> str:
+        return (
+            f"the scheduler at {self.place} was lost{self.kept}; start it again and run the same "
+            "command"
+        )

@@ -1,9 +1,9 @@
 """The papers' linear models on a folder of images: one table, as in PatchNet paper 1."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -83,6 +83,8 @@ def run_baselines(
     *,
     keep: Path | None = None,
     workers: int = 1,
+    dask: str | None = None,
+    cluster_options: Mapping[str, Any] | None = None,
     on_progress: OnProgress | None = None,
 ) -> Baselines:
     """Train and test all linear models of the papers on a folder of images.
@@ -97,6 +99,8 @@ def run_baselines(
         Folder that keeps the features of each image, for a later call on the same images.
     workers : int
         Processes that compute features.
+    dask, cluster_options
+        Where to compute them instead: see `wsi_pipeline.run.cluster.map_tasks`.
     on_progress : function, optional
         Called with images done and to do.
 
@@ -119,6 +123,8 @@ def run_baselines(
         with_shape=has_masks,
         keep=keep,
         workers=workers,
+        dask=dask,
+        cluster_options=cluster_options,
         on_progress=on_progress,
     )
     problems = {e.image_id: found.problem for e, found in computed if found.problem}

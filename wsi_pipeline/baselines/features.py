@@ -5,10 +5,11 @@ that affect its pixels, and the versions of the definitions and of mahotas. The 
 changed image or setting are therefore computed again.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import mahotas
 import numpy as np
@@ -29,7 +30,7 @@ from wsi_pipeline.cohort.image_pixels import fit_image, read_image
 from wsi_pipeline.config.reading import anchor_paths
 from wsi_pipeline.config.settings import ImagesConfig
 from wsi_pipeline.errors import ManifestError, ModelError, StageError
-from wsi_pipeline.run.process_pool import map_in_processes
+from wsi_pipeline.run.cluster import map_tasks
 
 _SCHEMA = "wsi-pipeline/features/1"
 _TEXTURES = ("pftas", "haralick", "zernike")  # of every image
@@ -56,6 +57,8 @@ def compute_features(
     with_shape: bool,
     keep: Path | None = None,
     workers: int = 1,
+    dask: str | None = None,
+    cluster_options: Mapping[str, Any] | None = None,
     on_progress: OnProgress | None = None,
 ) -> list[tuple[ImageEntry, ImageFeatures]]:
     """Compute the features of images, or read those cached by an earlier call.
@@ -73,6 +76,8 @@ def compute_features(
         Folder that keeps the features of each image; None: they are not kept.
     workers : int
         Processes.
+    dask, cluster_options
+        Where to compute them instead: see `wsi_pipeline.run.cluster.map_tasks`.
     on_progress : function, optional
         Called with images done and to do.
 
@@ -91,10 +96,18 @@ def compute_features(
     work = partial(_find, folder, config, with_shape, keep)
     found: list[ImageFeatures] = [ImageFeatures()] * len(entries)
     results: Iterable[tuple[int, ImageFeatures | StageError]] = enumerate(map(work, entries))
-    if workers > 1 and len(entries) > 1:
+    if dask is not None or (workers > 1 and len(entries) > 1):
         near, kept_in = anchor_paths((folder, keep), Path.cwd())
         work = partial(_find, near, config, with_shape, kept_in)
-        results = map_in_processes(work, entries, workers=workers, preload=(__name__,))
+        results = map_tasks(
+            work,
+            entries,
+            workers=workers,
+            apart=True,
+            dask=dask,
+            cluster_options=cluster_options,
+            preload=(__name__,),
+        )
     for done, (number, result) in enumerate(results, start=1):
         if isinstance(result, StageError):  # its worker died
             result = ImageFeatures(problem=f"{entries[number].file}: {result}")

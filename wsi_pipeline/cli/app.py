@@ -62,7 +62,7 @@ class Program(TyperGroup):
             return super().invoke(ctx)
         except ExpectedError as error:
             print(f"{type(error).__name__}: {error}", file=sys.stderr)
-            raise typer.Exit(EXIT_NOTHING_DONE) from error
+            raise typer.Exit(getattr(error, "exit_code", EXIT_NOTHING_DONE)) from error
         except ModuleNotFoundError as error:
             if (message := explain_missing(error, ctx.invoked_subcommand)) is None:
                 raise

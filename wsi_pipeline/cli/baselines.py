@@ -9,7 +9,14 @@ from typing import Annotated
 import typer
 
 from tiling.wording import pluralize
-from wsi_pipeline.cli.options import FileOption, QuietOption, SetOption, WorkersOption, refuse_idle
+from wsi_pipeline.cli.options import (
+    DaskOption,
+    FileOption,
+    QuietOption,
+    SetOption,
+    WorkersOption,
+    refuse_idle,
+)
 
 
 class BaselineSplit(StrEnum):
@@ -79,6 +86,7 @@ def baselines(
     config: FileOption = None,
     set_: SetOption = None,
     workers: WorkersOption = None,
+    dask: DaskOption = None,
     quiet: QuietOption = False,
 ) -> None:
     """Fit linear models on classic texture features and print the table of the PatchNet papers."""
@@ -115,6 +123,8 @@ def baselines(
             options,
             keep=out / "features" if out else None,
             workers=choose_workers(workers, takes_all_cores=False),
+            dask=dask,
+            cluster_options=settings.cluster.of_dask(),
             on_progress=progress.inside,
         )
         kept = f", features of {found.n_kept} kept from before" if found.n_kept else ""

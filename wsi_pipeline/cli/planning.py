@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from wsi_pipeline.cli.options import (
+    DaskOption,
     DeviceOption,
     FileOption,
     QuietOption,
@@ -65,6 +66,7 @@ def slides(
         int | None, typer.Option("--seed", min=0, help="Seed of --splits. Default: 0.")
     ] = None,
     workers: WorkersOption = None,
+    dask: DaskOption = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Overwrite an existing --csv file.")
     ] = False,
@@ -89,7 +91,7 @@ def slides(
         seed=seed or 0,
     )
     n_workers = choose_workers(workers, takes_all_cores=False)
-    found = triage(input, proposals, workers=n_workers, quiet=quiet)
+    found = triage(input, proposals, workers=n_workers, dask=dask, quiet=quiet)
     lines = describe(found)
     print("\n".join(lines[-1:] if quiet else lines))
     if csv is not None:

@@ -23,7 +23,7 @@ from wsi_pipeline.demo import layout as plan
 from wsi_pipeline.demo.painting import paint_slide
 from wsi_pipeline.demo.pyramid import write_pyramid
 from wsi_pipeline.demo.specs import MPP, SlideSpec, TumourSpec
-from wsi_pipeline.run.process_pool import map_in_processes
+from wsi_pipeline.run.cluster import map_tasks
 
 log = logging.getLogger(__name__)
 
@@ -163,8 +163,7 @@ def draw_cohort(
         return manifest
     mark.unlink(missing_ok=True)
     work = functools.partial(_draw_slide, out=out, seed=seed)
-    here = enumerate(map(work, slides))
-    for number, result in here if workers == 1 else map_in_processes(work, slides, workers=workers):
+    for number, result in map_tasks(work, slides, workers=workers):
         if isinstance(result, Exception):
             raise result
         log.info("%s: drawn", slides[number].slide_id)

@@ -15,7 +15,7 @@ from wsi_pipeline.config.reading import Config
 from wsi_pipeline.contracts import SlideEntry
 from wsi_pipeline.errors import StageError
 from wsi_pipeline.layout import RunFolder
-from wsi_pipeline.run.process_pool import map_in_processes
+from wsi_pipeline.run.cluster import map_tasks
 from wsi_pipeline.stages.label_audit import Audited, choose, has_labels, make_files, make_sample
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def _plan_audit(audited: Sequence[Audited], config: TileConfig, *, workers: int)
     chosen = choose(audited)
     tasks = [SampleTask(one, patch, one.entry.tile_config(config)) for one, patch in chosen]
     samples: dict[tuple[str, int], Sample] = {}
-    for number, found in map_in_processes(read_sample, tasks, workers=workers):
+    for number, found in map_tasks(read_sample, tasks, workers=workers, apart=True):
         if not isinstance(found, StageError):
             one, patch = chosen[number]
             samples[one.entry.slide_id, patch.row] = found

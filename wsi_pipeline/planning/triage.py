@@ -31,7 +31,7 @@ from wsi_pipeline.planning.proposals import (
     propose_splits,
     summarise,
 )
-from wsi_pipeline.run.process_pool import map_in_processes
+from wsi_pipeline.run.cluster import map_tasks
 from wsi_pipeline.run.progress import StageProgress
 
 PROBE_PX = 64  # side of a probed region, px at its level
@@ -229,9 +229,14 @@ def _check_annotation(
 
 
 def triage(
-    path: Path, proposals: Proposals | None = None, *, workers: int, quiet: bool = False
+    path: Path,
+    proposals: Proposals | None = None,
+    *,
+    workers: int,
+    dask: str | None = None,
+    quiet: bool = False,
 ) -> Triage:
-    """Look at each slide of a slide, folder or manifest.
+    """Look at each slide of a slide, folder or manifest, here or on Dask.
 
     Raises
     ------
@@ -258,7 +263,7 @@ def triage(
     tasks = [CheckTask(entry, propose) for entry in anchor_paths(entries, Path.cwd())]
     checks: list[SlideCheck] = [SlideCheck()] * len(tasks)
     with StageProgress("slides", len(tasks), quiet=quiet) as progress:
-        for number, found in map_in_processes(check_slide, tasks, workers=workers):
+        for number, found in map_tasks(check_slide, tasks, workers=workers, apart=True, dask=dask):
             seen = SlideCheck(problem=str(found)) if isinstance(found, StageError) else found
             checks[number] = seen
             progress.end(printable(entries[number].path.name), seen.problem or "checked")

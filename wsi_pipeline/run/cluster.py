@@ -1,22 +1,17 @@
-"""Mapping of work over slides: in this process, on Dask, or on Slurm.
+"""Mapping of work over slides: in this process, in others on this machine, or on Dask.
 
-Dask can be a ``LocalCluster``, any scheduler, or Slurm through dask-jobqueue.
+Every command that processes several slides or images does it here. Dask can be workers on this
+machine, any scheduler, or Slurm through dask-jobqueue (`wsi_pipeline.run.dask_client`).
 """
 
-import logging
-import multiprocessing
-import os
-import sys
-import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
 from functools import partial
 from typing import Any, TypeVar
 
+from tiling.threads import count_cores
 from wsi_pipeline.contracts import PrintLine
-from wsi_pipeline.errors import ConfigError, StageError
-
-log = logging.getLogger(__name__)
+from wsi_pipeline.errors import StageError
+from wsi_pipeline.run.process_pool import PRELOAD, THREAD_VARIABLES, map_in_processes
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -27,188 +22,95 @@ def map_tasks(
     tasks: Sequence[Task],
     *,
     workers: int = 1,
+    apart: bool = False,
     dask: str | None = None,
     cluster_options: Mapping[str, Any] | None = None,
+    gpus: Sequence[str] | None = None,
     print_line: PrintLine | None = None,
+    preload: Sequence[str] = PRELOAD,
 ) -> Iterator[tuple[int, Result | StageError]]:
     """Run `work` on every task; yield each task's number and result as it ends.
+
+    A task whose process is lost, or that ends with an error, is tried once more, after the others;
+    on this machine alone, since they may have taken its memory. In this process, errors are raised.
 
     Parameters
     ----------
     work : callable
         Importable by name; must catch its own errors.
+    tasks : sequence
+        Can be sent to a process; paths absolute, or relative to a folder in the task.
     workers : int
         Processes on this machine, or of the cluster that `dask` starts; at most one per task.
+    apart : bool
+        Never run a task in this process, which a damaged file could end.
     dask : str, optional
         ``local``, ``slurm``, or a scheduler's address (``tcp://...``).
     cluster_options : mapping, optional
         Arguments of dask-jobqueue's ``SLURMCluster``: cores, memory, walltime, ...
+    gpus : sequence of str, optional
+        The tasks use a GPU, and these are the ones of this machine to share out, as
+        ``CUDA_VISIBLE_DEVICES`` names them: one for each process. None: they use no GPU.
     print_line : function, optional
         Called here, perhaps by another thread, with each line that `work` reports by the keyword
         argument `print_line` that it then gets.
+    preload : names of modules
+        Imported once, for all processes of this machine.
 
     Yields
     ------
     number, result
-        A `StageError` in place of a result if a worker was lost, for example out of memory.
+        A `StageError` in place of a result if its process was lost twice, for example for lack of
+        memory.
+
+    Raises
+    ------
+    SchedulerLostError
+        If the connection to a scheduler was lost. What was yielded before is done.
     """
     if not tasks:
         return
-    workers = min(workers, len(tasks))
-    if dask is None and workers <= 1:
+    workers = min(workers, len(tasks), *([len(gpus)] if gpus and _is_local(dask) else []))
+    if dask is None and workers <= 1 and not apart:
         here = partial(work, print_line=print_line) if print_line else work
         for number, task in enumerate(tasks):
             yield number, here(task)
-        return
-    with (
-        _dask_client(dask or "local", workers, dict(cluster_options or {})) as client,
-        _receive_lines(client, print_line) as send_line,
-    ):
-        there = partial(work, print_line=send_line) if send_line else work
-        yield from _map_on_client(client, there, tasks)
-
-
-@contextmanager
-def _receive_lines(client: Any, print_line: PrintLine | None) -> Iterator[PrintLine | None]:
-    """Print lines of workers here; yields what they call with each."""
-    if print_line is None:
-        yield None
-        return
-    topic = f"wsi-pipeline-{uuid.uuid4()}"  # other commands may use the same scheduler
-    client.subscribe_topic(topic, lambda event: print_line(event[1]))
-    try:
-        yield partial(_send_line, topic)
-    finally:
-        client.unsubscribe_topic(topic)
-
-
-def _send_line(topic: str, line: str) -> None:
-    """Send a line from a worker to the command that waits for it."""
-    from distributed import get_worker
-
-    get_worker().log_event(topic, line)
-
-
-def worker_number() -> int | None:
-    """Number of this process among the workers of a local cluster; None if it is not one.
-
-    Workers of a batch system are not numbered: each job sees the GPUs assigned to it.
-    """
-    # A worker has imported it; anywhere else its import would take a second.
-    distributed = sys.modules.get("distributed")
-    if distributed is None:
-        return None
-    try:
-        name = distributed.get_worker().name
-    except ValueError:  # no worker
-        return None
-    return name if isinstance(name, int) else None
-
-
-def _map_on_client(
-    client: Any, work: Callable[[Task], Result], tasks: Sequence[Task]
-) -> Iterator[tuple[int, Result | StageError]]:
-    from distributed import as_completed
-
-    # A task that ends with an error is retried once; one whose worker dies, three times (Dask's
-    # distributed.scheduler.allowed-failures). Then its slide has failed.
-    futures = client.map(work, tasks, pure=False, retries=1)
-    number_by_key = {future.key: number for number, future in enumerate(futures)}
-    for future in as_completed(futures):
-        number = number_by_key[future.key]
-        try:
-            yield number, future.result()
-        except Exception as error:
-            log.debug("task %d was lost", number, exc_info=error)
-            yield (
-                number,
-                StageError(
-                    f"its worker was lost ({type(error).__name__}); often too little memory: "
-                    "lower --workers"
-                ),
-            )
-        future.release()
-
-
-@contextmanager
-def _dask_client(dask: str, workers: int, options: dict[str, Any]) -> Iterator[Any]:
-    with _environment_kept():
-        yield from _open_client(dask, workers, options)
-
-
-@contextmanager
-def _environment_kept() -> Iterator[None]:
-    """Undo changes of this process's environment by Dask's nannies.
-
-    They set OMP_NUM_THREADS=1 for their workers, and every library imported here afterwards would
-    compute on one thread.
-    """
-    before = dict(os.environ)
-    try:
-        yield
-    finally:
-        for name in set(os.environ) - set(before):
-            del os.environ[name]
-        os.environ.update(before)
-
-
-def _open_client(dask: str, workers: int, options: dict[str, Any]) -> Iterator[Any]:
-    from distributed import Client, LocalCluster
-
-    logging.getLogger("distributed").setLevel(logging.ERROR)  # it reports every connection
-    if dask == "local":
-        cluster = LocalCluster(
-            n_workers=workers,
-            threads_per_worker=1,
-            host="127.0.0.1",
-            dashboard_address="127.0.0.1:0",  # any free port, this machine only
-            silence_logs=logging.ERROR,
+    elif dask is None:
+        yield from map_in_processes(
+            work,
+            tasks,
+            workers=workers,
+            preload=preload,
+            environments=share_machine(workers, gpus),
+            print_line=print_line,
         )
-    elif dask == "slurm":
-        cluster = _slurm_cluster(workers, options)
     else:
-        with closing(_connect(dask)) as client:
-            yield client
-        return
-    with cluster, Client(cluster) as client:
-        try:
-            yield client
-        except BaseException:
-            _kill_workers(cluster)
-            raise
+        from wsi_pipeline.run.dask_client import map_on_dask
+
+        yield from map_on_dask(
+            work,
+            tasks,
+            dask=dask,
+            environments=share_machine(workers, gpus),
+            options=dict(cluster_options or {}),
+            on_gpu=gpus is not None,
+            print_line=print_line,
+        )
 
 
-def _kill_workers(cluster: Any) -> None:
-    """Kill the workers on this machine: closing a cluster waits for running tasks."""
-    for nanny in getattr(cluster, "workers", {}).values():
-        nanny.auto_restart = False
-    for process in multiprocessing.active_children():
-        process.kill()
+def _is_local(dask: str | None) -> bool:
+    return dask in (None, "local")
 
 
-def _connect(address: str) -> Any:
-    from distributed import Client
+def share_machine(workers: int, gpus: Sequence[str] | None = None) -> list[dict[str, str]]:
+    """Environment of each process of this machine: its share of the cores, and its GPU.
 
-    try:
-        return Client(address, timeout=10)
-    except (OSError, ValueError, TimeoutError) as error:
-        raise StageError(
-            f"--dask {address}: cannot connect to a Dask scheduler ({error}); "
-            "use tcp://HOST:PORT, local or slurm"
-        ) from error
-
-
-def _slurm_cluster(workers: int, options: dict[str, Any]) -> Any:
-    from dask_jobqueue.slurm import SLURMCluster
-
-    # Workers on other nodes must reach the scheduler; the dashboard stays local.
-    options.setdefault("scheduler_options", {"dashboard_address": "127.0.0.1:0"})
-    try:
-        cluster = SLURMCluster(**options)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(
-            f"--dask slurm: {error}; set it in the config under cluster "
-            "(cores, memory, walltime, queue, account, ...)"
-        ) from error
-    cluster.scale(jobs=workers)
-    return cluster
+    Examples
+    --------
+    >>> [one["CUDA_VISIBLE_DEVICES"] for one in share_machine(2, ["0", "1"])]
+    ['0', '1']
+    """
+    cores = str(max(1, count_cores() // workers))
+    threads = dict.fromkeys(THREAD_VARIABLES, cores)
+    shared = [{"CUDA_VISIBLE_DEVICES": gpus[n % len(gpus)]} if gpus else {} for n in range(workers)]
+    return [threads | one for one in shared]

@@ -86,6 +86,7 @@ class StageProgress:
         self._counted = ""  # what is counted inside the current unit
         self._quiet = quiet
         self._done = 0
+        self.n_succeeded = 0  # also of those finished before
         self._name = ""
         self._first_begun: float | None = None
         self._begun: set[str] = set()
@@ -167,6 +168,7 @@ class StageProgress:
         if took is not None and not self._console.is_terminal:
             line += f" [{format_duration(took.seconds)} on {took.host}, {took.at[:19]}Z]"
         self._done += 1
+        self.n_succeeded += not failed
         if self._bars:
             self._bars.update(self._outer, completed=self._done)
         if failed or not self._quiet:

@@ -10,16 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from tiling.files import json_text, read_json_object, remove_leftovers_below, update_text
-from tiling.wording import name_some
+from tiling.wording import name_some, plural, pluralize
 from wsi_pipeline.config.reading import Config, as_plain, digest_settings
 from wsi_pipeline.config.stages import STAGES
 from wsi_pipeline.config.versions import versions
 from wsi_pipeline.contracts import PrintLine
-from wsi_pipeline.errors import StageError
+from wsi_pipeline.errors import SchedulerLostError, StageError
 from wsi_pipeline.layout import RunFolder
 from wsi_pipeline.run.activity import StageLog, log_lost, log_stage
 from wsi_pipeline.run.cluster import map_tasks
 from wsi_pipeline.run.full_disk import describe_full, is_full
+from wsi_pipeline.run.gpus import list_gpus
+from wsi_pipeline.run.process_pool import PRELOAD
 from wsi_pipeline.run.progress import StageProgress
 from wsi_pipeline.run.shards import Shard, select_shard
 from wsi_pipeline.run.state import (
@@ -167,7 +169,13 @@ def run_stage(
                     failed += [*unreadable, *(job.task.unit.title for job in new)]
                     break
                 begun = True
-            made, still, lost, why = _process_jobs(run, new, config, options, progress)
+            try:
+                made, still, lost, why = _process_jobs(run, new, config, options, progress)
+            except SchedulerLostError as error:
+                write_failures(run)
+                error.kept = f"; finished {plural(tasks[0].noun)} are kept"
+                error.exit_code = 3 if progress.n_succeeded else 1
+                raise
             unrecorded = unrecorded or why
             done += made
             kept += finished + still
@@ -304,16 +312,28 @@ def _process_jobs(
     failed: list[str] = []
     unrecorded = ""
     in_process = options.dask is None and (options.workers == 1 or len(jobs) <= 1)
-    work = partial(_perform_here, progress=progress) if in_process else perform
-    if not in_process:
+    work: Callable[..., Outcome] = perform
+    gpus: list[str] | None = None
+    if in_process:
+        work = partial(_perform_here, progress=progress)
+    else:
+        jobs = sorted(jobs, key=lambda job: -job.task.weight)  # none begins large and last
         progress.begin_all([job.task.unit.title for job in jobs])
+        if jobs and all(job.task.on_gpu for job in jobs):
+            gpus = list_gpus(options.device) if options.dask in (None, "local") else []
+            if 0 < len(gpus) < min(options.workers, len(jobs)):
+                progress.line(
+                    f"{pluralize(len(gpus), 'process')}, one per GPU (--workers {options.workers})"
+                )
     results = map_tasks(
         work,
         jobs,
         workers=options.workers,
         dask=options.dask,
         cluster_options=config.cluster.of_dask(),
+        gpus=gpus,
         print_line=progress.line,
+        preload=(*PRELOAD, *{type(job.task).__module__ for job in jobs}),
     )
     for number, result in results:
         unit = jobs[number].task.unit

@@ -58,6 +58,11 @@ class Task(ABC):
         """Amount of work, to balance shards."""
         return 1
 
+    @property
+    def on_gpu(self) -> bool:
+        """Whether the work uses one GPU where there is any."""
+        return False
+
     @abstractmethod
     def fingerprint(self, run: RunFolder) -> str:
         """Hash the settings and inputs of the output.
@@ -91,6 +96,17 @@ class Task(ABC):
         line : str
             Summary of the work.
         """
+
+
+class NetworkTask(Task):
+    """Work of a network."""
+
+    device: str
+
+    @property
+    def on_gpu(self) -> bool:
+        """Unless the CPU is asked for."""
+        return self.device != "cpu"
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from wsi_pipeline.explain import METHODS, check_layer, list_methods
 from wsi_pipeline.layout import RunFolder, Unit
 from wsi_pipeline.run.runner import READ_ONLY, Options, StageResult, run_stage
 from wsi_pipeline.run.shards import select_shard
-from wsi_pipeline.run.tasks import Done, Job, Task
+from wsi_pipeline.run.tasks import Done, Job, NetworkTask
 from wsi_pipeline.stages.candidates import (
     Candidates,
     choose_subjects,
@@ -46,7 +46,7 @@ SHEET_ROWS = 16  # patches or images; more could not be read in the report
 
 
 @dataclass(frozen=True)
-class ExplainSubjects(Task):
+class ExplainSubjects(NetworkTask):
     """Explain some patches or images of one model by one method."""
 
     noun: ClassVar[str] = "method"

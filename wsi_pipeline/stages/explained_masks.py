@@ -19,7 +19,7 @@ from wsi_pipeline.errors import StageError
 from wsi_pipeline.explain import METHODS
 from wsi_pipeline.layout import RunFolder, Unit
 from wsi_pipeline.run.runner import Options, StageResult, run_stage
-from wsi_pipeline.run.tasks import Done, Job, Task
+from wsi_pipeline.run.tasks import Done, Job, NetworkTask
 from wsi_pipeline.stages.model_sources import load_model
 from wsi_pipeline.stages.subjects import Masks, Subject, read_pixels
 
@@ -40,7 +40,7 @@ def curves_unit(model: str, method: str) -> Unit:
 
 
 @dataclass(frozen=True)
-class TraceCurves(Task):
+class TraceCurves(NetworkTask):
     """Trace the deletion and insertion curves of one method's finished maps."""
 
     noun: ClassVar[str] = "method"
@@ -129,7 +129,7 @@ def trace(
 
 
 @dataclass(frozen=True)
-class JudgeFilters(Task):
+class JudgeFilters(NetworkTask):
     """Choose PatchNet's best filter on images of val, and measure it on those evaluated."""
 
     noun: ClassVar[str] = "model"

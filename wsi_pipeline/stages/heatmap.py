@@ -22,7 +22,7 @@ from wsi_pipeline.contracts import Heatmap, Scores, SlideEntry
 from wsi_pipeline.errors import ConfigError, HeatmapError, StageError
 from wsi_pipeline.layout import RunFolder, Unit
 from wsi_pipeline.run.runner import Options, StageResult, run_stage
-from wsi_pipeline.run.tasks import Done, Job, Task
+from wsi_pipeline.run.tasks import Done, Job, NetworkTask
 from wsi_pipeline.stages.image_maps import map_images
 from wsi_pipeline.stages.inputs import (
     build_store_heatmap,
@@ -45,7 +45,7 @@ MAP_STEP_PX = 16  # of a pixel of a model's own map: VGG's stride before its las
 
 
 @dataclass(frozen=True)
-class BuildHeatmap(Task):
+class BuildHeatmap(NetworkTask):
     """Build the heatmap of one slide."""
 
     counted: ClassVar[str] = "part"
@@ -64,6 +64,11 @@ class BuildHeatmap(Task):
     def weight(self) -> int:
         """Size of the slide's file."""
         return slide_bytes(self.entry)
+
+    @property
+    def on_gpu(self) -> bool:
+        """Where a network draws the map, unless the CPU is asked for."""
+        return self.method is not None and super().on_gpu
 
     def fingerprint(self, run: RunFolder) -> str:
         """Hash scores and settings."""
@@ -126,7 +131,6 @@ class BuildHeatmap(Task):
         """Load the model that the scores are by."""
         from wsi_pipeline.config.devices import resolve_device
         from wsi_pipeline.models.checkpoint import digest
-        from wsi_pipeline.run.cluster import worker_number
 
         entry = self.entry
         checkpoint = job.run.checkpoint(self.model)
@@ -143,7 +147,7 @@ class BuildHeatmap(Task):
                 "run predict again"
             )
         model, _ = load_model(checkpoint, found)
-        placed: PatchClassifier = model.to(resolve_device(self.device, worker=worker_number()))
+        placed: PatchClassifier = model.to(resolve_device(self.device))
         return placed
 
     def _map_densely(

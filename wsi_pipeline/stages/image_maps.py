@@ -27,11 +27,11 @@ from wsi_pipeline.run.parts import (
 )
 from wsi_pipeline.run.runner import Options, StageResult
 from wsi_pipeline.run.shards import Shard
-from wsi_pipeline.run.tasks import Done, Job, Task
+from wsi_pipeline.run.tasks import Done, Job, NetworkTask
 
 
 @dataclass(frozen=True)
-class MapImages(Task):
+class MapImages(NetworkTask):
     """Draw where one model looks in some images."""
 
     noun: ClassVar[str] = "model"

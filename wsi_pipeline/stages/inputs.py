@@ -26,7 +26,9 @@ log = logging.getLogger(__name__)
 
 
 def threads_per_slide(options: Options, n_slides: int) -> int:
-    """Cores for each of the slides that are worked on at a time."""
+    """Cores for each of the slides that are worked on at a time; 0: all that its worker has."""
+    if options.dask not in (None, "local"):
+        return 0
     return max(1, count_cores() // max(1, min(options.workers, n_slides)))
 
 
@@ -37,7 +39,7 @@ def check_device(options: Options, *precisions: str) -> None:
     """
     from wsi_pipeline.config.devices import resolve_device, resolve_precision
 
-    if options.dask is None:
+    if options.dask in (None, "local"):
         device = resolve_device(options.device)
         for precision in precisions:
             resolve_precision(precision, device)

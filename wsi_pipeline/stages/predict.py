@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tiling.contracts import OnProgress
-from tiling.threads import Stopped, check_stopped, in_background
+from tiling.threads import Stopped, check_stopped, count_cores, in_background
 from tiling.wording import name_some, pluralize
 from wsi_pipeline.cohort.colours import find_far
 from wsi_pipeline.cohort.image_folder import ALL, ImageEntry
@@ -29,6 +29,7 @@ from wsi_pipeline.config.settings import PredictConfig, score_settings
 from wsi_pipeline.contracts import Rule, SlideEntry
 from wsi_pipeline.errors import ConfigError, StageError
 from wsi_pipeline.layout import RunFolder, Unit
+from wsi_pipeline.run.gpus import list_gpus
 from wsi_pipeline.run.parts import (
     Part,
     merge_parts,
@@ -39,7 +40,7 @@ from wsi_pipeline.run.parts import (
 )
 from wsi_pipeline.run.runner import Options, StageResult, read_run_json, run_stage
 from wsi_pipeline.run.shards import Shard
-from wsi_pipeline.run.tasks import Done, Job, Task
+from wsi_pipeline.run.tasks import Done, Job, NetworkTask
 from wsi_pipeline.stages.inputs import (
     check_device,
     check_model_names,
@@ -61,7 +62,7 @@ WAIT_S = 0.1  # between checks for an interrupt
 
 
 @dataclass(frozen=True)
-class PredictSlide(Task):
+class PredictSlide(NetworkTask):
     """Score the patches of one slide with one checkpoint."""
 
     entry: SlideEntry
@@ -70,7 +71,7 @@ class PredictSlide(Task):
     digest: str  # of the checkpoint's bytes
     config: PredictConfig
     device: str
-    threads: int
+    threads: int  # 0: the cores of the process
     external: ExternalModel | None = None  # None: a checkpoint of this program
 
     @property
@@ -94,10 +95,9 @@ class PredictSlide(Task):
         from wsi_pipeline.inference import predict_store
         from wsi_pipeline.inference.scores import make_scores, write_scores
         from wsi_pipeline.models.external import with_classes
-        from wsi_pipeline.run.cluster import worker_number
 
         entry, config = self.entry, self.config
-        device = resolve_device(self.device, worker=worker_number())
+        device = resolve_device(self.device)
         precision = resolve_precision(config.precision, device)
         loaded, meta = load_model(self.checkpoint, self.digest, self.external)
         temperature = require_temperature(meta, self.checkpoint) if config.calibrated else None
@@ -114,7 +114,7 @@ class PredictSlide(Task):
                 precision=precision,
                 compiler=config.compiler,
                 batch_size=config.batch_size,
-                readers=config.readers or max(2, self.threads),
+                readers=config.readers or max(2, self.threads or count_cores()),
                 temperature=temperature,
                 columns=1 + len(classes) if classes else None,
                 tolerance=config.tolerance,
@@ -151,7 +151,7 @@ class PredictSlide(Task):
 
 
 @dataclass(frozen=True)
-class PredictImages(Task):
+class PredictImages(NetworkTask):
     """Score the images of a folder with one checkpoint; or the part of one task of a job array."""
 
     noun: ClassVar[str] = "model"
@@ -329,7 +329,9 @@ def _predict_tasks(
     config: Config,
     options: Options,
 ) -> list[PredictSlide]:
-    threads, how = threads_per_slide(options, len(entries)), config.predict
+    gpus = list_gpus(options.device) if options.workers > 1 else []  # one process for each
+    threads = threads_per_slide(options, min(len(entries), len(gpus) or len(entries)))
+    how = config.predict
     return [
         PredictSlide(e, model, one.path, digest, how, options.device, threads, one.external)
         for model, one in by_name.items()

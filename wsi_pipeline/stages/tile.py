@@ -61,7 +61,7 @@ class TileSlide(Task):
 
     entry: SlideEntry
     config: TileConfig
-    threads: int
+    threads: int  # 0: the cores of the process
     fixed: bool  # a checkpoint decides on size and resolution
 
     @property
@@ -102,7 +102,7 @@ class TileSlide(Task):
                 **tile_inputs(entry, self.config),
                 qc_path=picture,
                 content_cache=job.run.content(entry.slide_id),
-                threads=self.threads,
+                threads=self.threads or count_cores(),
                 on_progress=on_progress,
             )
         except PatchSizeError as error:

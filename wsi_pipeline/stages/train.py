@@ -14,14 +14,14 @@ from wsi_pipeline.contracts import Reporter, Split
 from wsi_pipeline.errors import ConfigError
 from wsi_pipeline.layout import RunFolder, Unit
 from wsi_pipeline.run.runner import Options, StageResult, run_stage
-from wsi_pipeline.run.tasks import Done, Job, Task
+from wsi_pipeline.run.tasks import Done, Job, NetworkTask
 from wsi_pipeline.stages.inputs import check_device, check_model_names
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class TrainModel(Task):
+class TrainModel(NetworkTask):
     """Train one model."""
 
     noun: ClassVar[str] = "model"
@@ -35,6 +35,11 @@ class TrainModel(Task):
     def unit(self) -> Unit:
         """The model."""
         return Unit("train", model=self.model)
+
+    @property
+    def on_gpu(self) -> bool:
+        """Unless it uses several, or the CPU is asked for."""
+        return self.config.processes == 1 and super().on_gpu
 
     def fingerprint(self, run: RunFolder) -> str:
         """Hash patches or images, splits, settings and weights to start from."""

@@ -86,7 +86,7 @@ def test_commands_that_need_no_network_work_without_extras(copy):
         *(("export", run, "--format", name) for name in ("qupath", "clam", "ome-zarr")),
         ("slides", manifest),
         ("plan", "config.yaml", "--set", "stages=[tile]", "--out", "planned"),
-        ("tile", manifest, "--out", "new", "--config", "config.yaml"),
+        ("tile", manifest, "--out", "new", "--config", "config.yaml", "--workers", "2"),
         ("evaluate", run, "--overwrite"),
         ("submit", "config.yaml", "--cluster", "slurm", "--out", "jobs"),
     ]
@@ -96,7 +96,7 @@ def test_commands_that_need_no_network_work_without_extras(copy):
 
 
 TORCH = "needs PyTorch: pip install 'wsi-pipeline[torch]'"
-CLUSTER = "needs Dask for --workers above 1 and --dask: pip install 'wsi-pipeline[cluster]'"
+CLUSTER = "needs Dask for --dask: pip install 'wsi-pipeline[cluster]'"
 
 
 @pytest.mark.slow
@@ -112,7 +112,7 @@ def test_commands_that_need_an_extra_name_it(copy):
         apply: TORCH,
         ("demo", "--out", "demo"): TORCH,
         ("run", "config.yaml"): TORCH,
-        ("tile", "data", "--out", "new", "--workers", "2"): CLUSTER,
+        ("tile", "data", "--out", "new", "--dask", "local"): CLUSTER,
         ("evaluate", run, "--dask", "local", "--overwrite"): CLUSTER,
         ("baselines", "data"): "needs mahotas: pip install 'wsi-pipeline[textures]'",
     }

@@ -267,7 +267,7 @@ def test_what_a_manifest_has_is_not_proposed_anew(cohort, tmp_path, capsys):
 def test_what_cannot_be_filled_in_is_an_error_before_any_slide_is_read(
     cohort, tmp_path, capsys, monkeypatch, options, problem
 ):
-    monkeypatch.setattr(triage_module, "map_in_processes", None)
+    monkeypatch.setattr(triage_module, "map_tasks", None)
     target = tmp_path / "m.csv"
     assert main(["slides", str(cohort), "--csv", str(target), "--quiet", *options]) == 1
     assert problem in capsys.readouterr().err

@@ -1,14 +1,10 @@
-"""Shards: disjoint, covering, balanced; job arrays of four schedulers; Dask."""
-
-import contextlib
-import os
-from pathlib import Path
+"""Shards: disjoint, covering, balanced; job arrays of four schedulers; tasks in this process."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wsi_pipeline.errors import ConfigError, StageError
+from wsi_pipeline.errors import ConfigError
 from wsi_pipeline.run.cluster import map_tasks
 from wsi_pipeline.run.shards import Shard, parse_shard, select_shard
 
@@ -216,67 +212,6 @@ def double(number: int) -> int:
 
 def test_tasks_run_here_in_order():
     assert list(map_tasks(double, [1, 2, 3])) == [(0, 2), (1, 4), (2, 6)]
-
-
-@pytest.mark.slow
-def test_a_scheduler_that_is_not_there_is_named():
-    with pytest.raises(StageError, match=r"tcp://127\.0\.0\.1:9"):
-        list(map_tasks(double, [1, 2], dask="tcp://127.0.0.1:9"))
-
-
-def count_attempts(path: Path) -> int:
-    """Leave a file for each attempt at a task; how many came before."""
-    before = len(list(path.parent.glob(f"{path.name}.*")))
-    path.with_suffix(f".{before}").touch()
-    return before
-
-
-def fail_at_first(path: Path) -> str:
-    if count_attempts(path) == 0:
-        raise OSError("a file system that was away for a moment")
-    return "done"
-
-
-def fail_always(path: Path) -> str:
-    count_attempts(path)
-    raise OSError("a file that cannot be read")
-
-
-@pytest.mark.slow
-def test_a_task_that_ends_with_an_error_is_tried_once_more(tmp_path):
-    """And not more often: its slide has failed."""
-    [(_, once)] = list(map_tasks(fail_at_first, [tmp_path / "a"], dask="local"))
-    [(_, never)] = list(map_tasks(fail_always, [tmp_path / "b"], dask="local"))
-    assert once == "done"
-    assert isinstance(never, StageError)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.0", "a.1", "b.0", "b.1"]
-
-
-@pytest.mark.slow
-def test_dask_leaves_the_environment_as_it_was(monkeypatch):
-    """Its nannies set OMP_NUM_THREADS=1; torch, imported later, then used one core only."""
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    before = dict(os.environ)
-    results = list(map_tasks(double, [1, 2, 3], workers=2))
-    assert sorted(results) == [(0, 2), (1, 4), (2, 6)]
-    assert dict(os.environ) == before
-
-
-@pytest.mark.parametrize(("tasks", "started"), [(4, 4), (9, 8), (1, 0), (0, 0)])
-def test_no_more_workers_start_than_there_are_tasks(monkeypatch, tasks, started):
-    """`--workers 8` started eight processes for four slides."""
-    seen = []
-
-    class Cluster:
-        def __init__(self, *, n_workers, **options):
-            seen.append(n_workers)
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr("distributed.LocalCluster", Cluster)
-    with contextlib.suppress(KeyboardInterrupt):
-        results = list(map_tasks(double, list(range(tasks)), workers=8))
-        assert [value for _, value in results] == [2 * n for n in range(tasks)]
-    assert seen == ([started] if started else [])
 
 
 def test_a_cluster_is_not_started_for_nothing(monkeypatch):
