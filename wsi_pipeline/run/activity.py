@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tiling.files import parse_json, read_bytes
+from tiling.urls import is_url
 from wsi_pipeline.layout import RunFolder, Unit
 from wsi_pipeline.run.shards import ARRAYS, Shard
 
@@ -125,6 +126,7 @@ class StageLog:
         who = f"{host or 'host'}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
         self.name = f"{stage}{part}.{who}.jsonl"
         self._path = (run.logs / self.name).absolute()
+        self._is_kept = not is_url(self._path)  # object stores do not append
         self._stage = stage
         self._lock = threading.Lock()
         self._is_torn = False  # the last line may be there in part
@@ -134,6 +136,8 @@ class StageLog:
 
     def write(self, event: str, **values: Any) -> None:
         """Append a line, if that is possible."""
+        if not self._is_kept:
+            return
         line = json.dumps({"event": event, "time": _now(), **values})
         with self._lock:
             try:
@@ -162,7 +166,7 @@ class StageLog:
         stop = threading.Event()
 
         def beat() -> None:
-            while not stop.wait(BEAT_S):
+            while self._is_kept and not stop.wait(BEAT_S):
                 with suppress(OSError):
                     os.utime(self._path)
 
@@ -176,7 +180,7 @@ class StageLog:
 
     def close(self, event: str) -> None:
         """Write the last line; a process that had nothing to do leaves no log."""
-        if self._has_work:
+        if self._has_work or not self._is_kept:
             self.write(event)
             return
         with suppress(OSError):

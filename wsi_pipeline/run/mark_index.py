@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tiling.urls import RemotePath
 from wsi_pipeline.layout import RunFolder, Unit
 from wsi_pipeline.names import JOB_ARRAYS, find_name_problem
 
@@ -55,6 +56,14 @@ def index_marks(run: RunFolder, stages: Iterable[str]) -> MarkIndex:
     """List the marks of some stages, each folder once; marks may be written meanwhile."""
     folders: dict[tuple[str, ...], MarkFolder] = {}
     state = run.path / ".state"
+    if isinstance(state, RemotePath):
+        for stage in stages:
+            for name in (state / stage).measure_all():
+                *names, last = (stage, *name.split("/"))
+                for depth in range(1, len(names) + 1):  # also those that have folders only
+                    folders.setdefault(tuple(names[:depth]), MarkFolder())
+                _add(folders[tuple(names)], last)
+        return MarkIndex(folders)
     waiting: list[tuple[str, ...]] = [(stage,) for stage in stages]
     while waiting:
         path = waiting.pop()

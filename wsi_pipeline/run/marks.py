@@ -209,6 +209,9 @@ def _list_files(folder: Path) -> Iterator[tuple[Path, int]]:
     Each folder is listed once and each file looked at once: of a store of coordinates, half of what
     `Path.rglob` and `Path.is_file` ask a file server for.
     """
+    if isinstance(folder, RemotePath):
+        yield from ((folder / name, size) for name, size in folder.measure_all().items())
+        return
     for parent, _, names in os.walk(folder):
         for name in names:
             path = Path(parent, name)

@@ -18,6 +18,7 @@ from tiling.urls import RemotePath, as_path
 from wsi_pipeline.cli.app import main
 from wsi_pipeline.errors import StageError
 from wsi_pipeline.layout import RunFolder, Unit
+from wsi_pipeline.run.mark_index import index_marks
 from wsi_pipeline.run.marks import read_mark
 from wsi_pipeline.run.state import (
     clear_mark,
@@ -74,6 +75,10 @@ def test_a_mark_is_written_last_and_compared_with_the_objects(server, tmp_path):
     assert examine_unit(run, unit, "of settings").state == "missing"
     record_failure(run, unit, "SlideError", "unreadable")
     assert write_failures(run) == 1
+    marks = index_marks(run, ["tile", "train"])
+    assert marks.is_marked(unit)
+    assert marks.of("tile").failed == {"s1"}
+    assert not marks.of("train").has_files
     clear_mark(run, unit)
     assert not unit.is_marked(run)
 
