@@ -475,7 +475,7 @@ def test_what_is_wrong_with_an_entry_point_is_named():
         find_architecture("broken")
     with pytest.raises(ModelError, match=r"'plain' is no subclass of .*PatchClassifier"):
         find_architecture("plain")
-    with pytest.raises(ModelError, match=r"'vgg17'; known: .*darkness"):
+    with pytest.raises(ModelError, match=r"'vgg17'; did you mean 'vgg1.'\? known: .*darkness"):
         find_architecture("vgg17")
 
 
