@@ -99,8 +99,11 @@ def find_model(path: Path) -> Path:
     found = sorted(file for file in path.iterdir() if file.suffix in (".pt", ".pt2", ".pth"))
     if len(found) == 1:
         return found[0]
-    names = f"it has {name_some(file.name for file in found)}" if found else "it has none"
-    raise CheckpointError(f"{path}: a folder with one model is needed, and {names}; name the file")
+    trained = sorted(path.glob(f"models/*/{CHECKPOINT_NAME}"))  # of a run folder
+    names = name_some(str(file.relative_to(path)) for file in found or trained) or "none"
+    raise CheckpointError(
+        f"{path}: a folder with one model is needed, and it has {names}; name the file"
+    )
 
 
 def open_external(

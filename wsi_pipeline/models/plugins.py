@@ -3,6 +3,7 @@
 A package's own code runs only where one of its models is named.
 """
 
+import difflib
 from collections.abc import Sequence
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
@@ -34,10 +35,12 @@ def load_plugin(name: str, *, known: Sequence[str]) -> Any:
     """
     found: list[EntryPoint] = list(entry_points(group=GROUP, name=name))
     if not found:
-        names = ", ".join([*known, *list_plugins()])
+        names = [*known, *list_plugins()]
+        close = difflib.get_close_matches(name, names, n=1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
         raise ModelError(
-            f"no model is called {name!r}; known: {names}; a package adds its own by an entry "
-            f"point of the group {GROUP}"
+            f"no model is called {name!r}; {hint}known: {', '.join(names)}; a package adds its own "
+            f"by an entry point of the group {GROUP}"
         )
     values = sorted({point.value for point in found})
     if len(values) > 1:

@@ -371,7 +371,7 @@ def test_another_architecture_is_refused_with_what_to_do(tmp_path, resnet):
     torch.save(resnet.state_dict(), tmp_path / "a.pth")
     with pytest.raises(ModelError, match=r"not a state dict of resnet34: it has no .*give another"):
         load(tmp_path / "a.pth", architecture="resnet34", positive=())
-    with pytest.raises(ModelError, match=r"no model is called 'resnet19'; known: .*vgg16_bn"):
+    with pytest.raises(ModelError, match=r"'resnet19'; did you mean 'resnet.*known: .*vgg16_bn"):
         load(tmp_path / "a.pth", architecture="resnet19", positive=())
     with pytest.raises(ConfigError, match=r"a state dict, .*by --architecture NAME"):
         open_external(tmp_path / "a.pth")
@@ -475,5 +475,12 @@ def test_what_is_wrong_with_an_entry_point_is_named():
         find_architecture("broken")
     with pytest.raises(ModelError, match=r"'plain' is no subclass of .*PatchClassifier"):
         find_architecture("plain")
-    with pytest.raises(ModelError, match=r"'vgg17'; known: .*darkness"):
+    with pytest.raises(ModelError, match=r"'vgg17'; did you mean 'vgg1.'\? known: .*darkness"):
         find_architecture("vgg17")
+
+
+def test_a_run_folder_in_place_of_a_model_names_its_checkpoints(tmp_path):
+    (tmp_path / "models/vgg16").mkdir(parents=True)
+    (tmp_path / "models/vgg16/checkpoint.safetensors").touch()
+    with pytest.raises(CheckpointError, match=r"it has models/vgg16/checkpoint\.safetensors;"):
+        find_model(tmp_path)
