@@ -45,8 +45,9 @@ FLOORS = [
     {"tiling.dataset", "tiling.geometry", "tiling.grid", "tiling.hdf5", "tiling.polygons"}
     | {"tiling.qc"}
     | {"tiling.readers", "tiling.resample", "tiling.shards", "tiling.zarr_arrays"},
-    {"tiling.components", "tiling.contracts", "tiling.errors", "tiling.files", "tiling.strips"}
-    | {"tiling.wording"},
+    {"tiling.components", "tiling.contracts", "tiling.files", "tiling.strips"} | {"tiling.wording"},
+    {"tiling.urls"},
+    {"tiling.errors"},
     {"tiling.threads"},
     {"tiling"},
     {"tiling.lazy"},

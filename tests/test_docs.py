@@ -153,8 +153,8 @@ def test_a_wrong_command_line_is_noticed():
         ["sbatch", "--wrap"],
         ["ls"],
     ]
-    for wrong in (["fly"], ["tile", "x", "--out", "y", "--colour", "red"], ["tile", "x"]):
-        with pytest.raises(Exception, match=r"no command fly|colour|out"):
+    for wrong in (["fly"], ["tile", "x", "--out", "y", "--colour", "red"], ["predict"]):
+        with pytest.raises(Exception, match=r"no command fly|colour|run"):
             parse(wrong)
 
 

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 from dataclasses import asdict
+from functools import cache
 from typing import Any
 
 from tiling.annotation.slide_annotation import describe_lesions
@@ -22,7 +23,7 @@ def store_attributes(
         "slide_label": plan.slide_label,
         "lesions": describe_lesions(plan.annotation, plan.info),
         "fingerprint": fingerprint,
-        "versions": _versions(),
+        "versions": dict(_versions()),
         "notes": list(notes),
     }
 
@@ -44,6 +45,7 @@ def _resolved(config: TileConfig, geometry: TileGeometry, info: SlideInfo) -> di
     }
 
 
+@cache  # of a process: reading them takes longer than a small table
 def _versions() -> dict[str, str]:
     versions = {}
     for name in VERSIONED:

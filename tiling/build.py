@@ -24,6 +24,7 @@ from tiling.store_files import TileTable, finish_store, is_store_folder, write_t
 from tiling.threads import in_background
 from tiling.tile_plan import check_has_tiles, plan_tiles
 from tiling.tissue.slide_tissue import digest_mask
+from tiling.urls import as_path, local_path
 from tiling.wording import format_duration, format_rate, pluralize
 from tiling.write_pixels import write_pixels
 
@@ -175,14 +176,15 @@ def tile_slide(
         full.
     """
     started = time.monotonic()
-    slide_path, store_path = Path(slide_path), Path(store_path)
+    slide_path, store_path = local_path(slide_path, "slides"), as_path(store_path)
     try:
         check_replaceable(store_path, is_store_folder)
     except FileExistsError as error:
         raise StoreError(f"{store_path}: {error.strerror}") from error
-    annotation_path = None if annotation_path is None else Path(annotation_path)
-    qc_path = None if qc_path is None else Path(qc_path)
-    content_cache = None if content_cache is None else Path(content_cache)
+    if annotation_path is not None:
+        annotation_path = local_path(annotation_path, "annotations")
+    qc_path = None if qc_path is None else as_path(qc_path)
+    content_cache = None if content_cache is None else as_path(content_cache)
     slide_id = slide_stem(slide_path.name) if slide_id is None else slide_id
     config = TileConfig() if config is None else config
     state = look_at_files(slide_path)

@@ -14,6 +14,8 @@ from typing import Any, Literal, Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from tiling.urls import local_path
+
 SCHEMA = "wsi-pipeline/patch-store/1"
 
 OnProgress = Callable[[int, int], None]  # called with what is done, and of how much
@@ -156,7 +158,7 @@ class TissueConfig:
 
     def __post_init__(self) -> None:
         if self.mask is not None:  # a str is taken, too
-            object.__setattr__(self, "mask", Path(self.mask))
+            object.__setattr__(self, "mask", local_path(self.mask, "tissue masks"))
 
 
 @dataclass(frozen=True)
@@ -189,7 +191,7 @@ class TileConfig:
 
     def __post_init__(self) -> None:
         if self.coords is not None:
-            object.__setattr__(self, "coords", Path(self.coords))
+            object.__setattr__(self, "coords", local_path(self.coords, "coordinates"))
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,14 @@ import platform
 import re
 import shutil
 import stat
+import tempfile
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any, Literal, overload
 
 from tiling.threads import check_stopped, map_in_threads
+from tiling.urls import RemotePath
 
 _HERE = -100  # AT_FDCWD; the paths given are absolute
 _RENAME_EXCHANGE = 2  # renameat2(2)
@@ -79,7 +81,8 @@ def open_file(
     errors: str | None = None,
 ) -> IO[Any]:
     """Open a regular file for reading; `OSError` for anything else (see `check_file`)."""
-    check_file(path)
+    if not isinstance(path, RemotePath):  # for which asking takes as long as reading
+        check_file(path)
     if mode == "rb":
         return path.open("rb")
     return path.open(encoding=encoding, newline=newline, errors=errors)
@@ -87,14 +90,14 @@ def open_file(
 
 def read_bytes(path: Path) -> bytes:
     """Read a regular file's bytes; `OSError` for anything else (see `check_file`)."""
-    check_file(path)
-    return path.read_bytes()
+    with open_file(path, "rb") as file:
+        return file.read()
 
 
 def read_text(path: Path, *, encoding: str = "utf-8") -> str:
     """Read a regular file's text; `OSError` for anything else (see `check_file`)."""
-    check_file(path)
-    return path.read_text(encoding=encoding)
+    with open_file(path, encoding=encoding) as file:
+        return file.read()
 
 
 def _never(_: Path) -> bool:
@@ -112,6 +115,9 @@ def write_aside(path: Path, *, is_ours: Callable[[Path], bool] = _never) -> Iter
     A folder takes the place of an empty folder, or of one that is ours; anything else may be
     somebody's, and would be lost.
 
+    At a URL nothing can be renamed: the scratch path is in a local folder (`tempfile`), and is
+    uploaded on success. A file replaces the old one as a whole; of a folder see `_upload_folder`.
+
     Parameters
     ----------
     path : Path
@@ -128,6 +134,16 @@ def write_aside(path: Path, *, is_ours: Callable[[Path], bool] = _never) -> Iter
     FileExistsError
         If a folder was written, and something else is at `path`; it is left as it is.
     """
+    if isinstance(path, RemotePath):
+        with tempfile.TemporaryDirectory() as folder:
+            scratch = Path(folder) / path.name
+            yield scratch
+            if scratch.is_dir():
+                check_replaceable(path, is_ours)
+                _upload_folder(scratch, path)
+            else:
+                path.put(scratch)
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = _scratch_beside(path)
     try:
@@ -147,7 +163,14 @@ def write_aside(path: Path, *, is_ours: Callable[[Path], bool] = _never) -> Iter
 
 @contextlib.contextmanager
 def scratch_folder(folder: Path) -> Iterator[Path]:
-    """Return an empty scratch folder next to `folder`, removed at the end; see `move_into`."""
+    """Return an empty scratch folder next to `folder`, removed at the end; see `move_into`.
+
+    Of a URL it is a local folder.
+    """
+    if isinstance(folder, RemotePath):
+        with tempfile.TemporaryDirectory() as local:
+            yield Path(local)
+        return
     folder.parent.mkdir(parents=True, exist_ok=True)
     scratch = _scratch_beside(folder)
     scratch.mkdir()
@@ -173,7 +196,12 @@ def move_into(scratch: Path, folder: Path, *, last: str = "") -> list[Path]:
         In their new place.
     """
     names = [path.relative_to(scratch) for path in scratch.rglob("*") if path.is_file()]
-    for name in sorted(names, key=lambda name: (name.as_posix() == last, name)):
+    names.sort(key=lambda name: (name.as_posix() == last, name))
+    if isinstance(folder, RemotePath):
+        for name in names:
+            (folder / name).put(scratch / name)
+        return [folder / name for name in sorted(names)]
+    for name in names:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (scratch / name).replace(folder / name)
     return [folder / name for name in sorted(names)]
@@ -200,12 +228,14 @@ def make_durable(paths: Iterable[Path], *, root: Path) -> None:
     files: dict[Path, None] = {}
     folders: dict[Path, None] = {}
     for path in paths:
+        if isinstance(path, RemotePath):  # an object is there when its upload has ended
+            continue
         for folder, _, names in os.walk(path):  # nothing, unless it is a folder
             folders[Path(folder)] = None
             files.update((Path(folder, name), None) for name in names)
         if path.is_file():
             files[path] = None
-        is_inside = path.is_relative_to(root)
+        is_inside = not isinstance(root, RemotePath) and path.is_relative_to(root)
         for parent in path.parents:
             folders[parent] = None
             if not is_inside or parent == root.parent:
@@ -229,6 +259,25 @@ def _flush(path: Path) -> None:
         os.close(descriptor)
 
 
+def _upload_folder(scratch: Path, path: RemotePath) -> None:
+    """Upload a folder in place of another, so that nothing unfinished looks finished.
+
+    The files at its root (of a store, the metadata with its finished mark) make a folder what it
+    is: the old ones are deleted first, the new ones uploaded last. Old files that are not among the
+    new ones are deleted in the end; two processes that upload the same files may do so at once.
+    """
+    old = path.measure_all()
+    names = [file.relative_to(scratch).as_posix() for file in scratch.rglob("*") if file.is_file()]
+    for name in old:
+        if "/" not in name:
+            (path / name).unlink(missing_ok=True)
+    path.put_all(scratch, [name for name in names if "/" in name])
+    for name in sorted(name for name in names if "/" not in name):
+        (path / name).put(scratch / name)
+    for name in set(old) - set(names):
+        (path / name).unlink(missing_ok=True)
+
+
 def _scratch_beside(path: Path) -> Path:
     # The name states its process, so that leftovers of dead processes can be recognised.
     return path.parent / f".{path.name}.{_HOST}-{os.getpid()}-{uuid.uuid4().hex[:8]}.part"
@@ -248,20 +297,24 @@ def check_replaceable(path: Path, is_ours: Callable[[Path], bool]) -> None:
     FileExistsError
         If `path` is there, and neither an empty folder nor ours.
     """
-    if not os.path.lexists(path):
+    if not _is_there(path):
         return
     is_folder = path.is_dir() and not path.is_symlink()
     try:
         is_free = is_folder and (not any(path.iterdir()) or is_ours(path))
     except FileNotFoundError:  # another process has just moved it aside
         return
-    if not is_free and os.path.lexists(path):
+    if not is_free and _is_there(path):
         raise FileExistsError(
             errno.EEXIST,
             "something is there that was not written by this program, and is not replaced; name "
             "another path, or move it away",
             str(path),
         )
+
+
+def _is_there(path: Path) -> bool:
+    return path.exists() if isinstance(path, RemotePath) else os.path.lexists(path)
 
 
 def _replace_folder(scratch: Path, path: Path) -> None:
@@ -334,6 +387,8 @@ def remove_leftovers_below(folder: Path) -> int:
     -------
     n_removed : int
     """
+    if isinstance(folder, RemotePath):  # whose scratch files are local
+        return 0
     n_removed = 0
     for parent, names, _ in os.walk(folder):
         n_removed += remove_leftovers(Path(parent))

@@ -9,9 +9,10 @@ earlier versions have none; they are read as they are.
 
 import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import google_crc32c
 import numpy as np
@@ -20,9 +21,15 @@ from numpy.typing import NDArray
 from tiling.contracts import PixelArrays
 from tiling.errors import StoreError, of_damage
 from tiling.files import read_json_object
+from tiling.urls import RemotePath, read_ranges
 
 CHECKSUM_BYTES = 4  # CRC-32C, little-endian: behind each patch, and behind the index
 INDEX_ENTRY_BYTES = 16  # offset and length of a chunk, 8 bytes each
+NOWHERE = 2**63  # offset of a patch that is not in its shard
+# At a URL, patches this near to each other are one request: the bytes between them take no longer
+# than another request would (10 ms at 100 MB/s). A request is not longer than the second.
+GAP_BYTES = 2**20
+REQUEST_BYTES = 32 * 2**20
 
 
 class RawShards:
@@ -44,6 +51,8 @@ class RawShards:
         Whether a checksum follows each patch.
     """
 
+    _verified_at_once = 1  # patches
+
     def __init__(
         self,
         folder: Path,
@@ -57,16 +66,18 @@ class RawShards:
         self._n_patches = n_patches
         self._patch_bytes = patch_bytes
         self._shard_length = shard_length
+        self._chunk_bytes = patch_bytes + CHECKSUM_BYTES * checked
         self.checked = checked
         self._offsets_by_shard: dict[int, NDArray[np.uint64]] = {}
 
     @classmethod
-    def open(cls, folder: Path) -> Self | None:
+    def open(cls, folder: Path) -> "RawShards | None":
         """Look at the array's metadata; None where its bytes are not plain patches."""
         metadata = read_json_object(folder / "zarr.json")
         if not _is_raw(metadata):
             return None
-        return cls(
+        kind = RemoteShards if isinstance(folder, RemotePath) else cls
+        return kind(
             folder,
             n_patches=metadata["shape"][0],
             patch_bytes=math.prod(metadata["shape"][1:]),
@@ -90,12 +101,14 @@ class RawShards:
 
     def find_damage(self, shards: Iterable[int] | None = None) -> str | None:
         """Read shards, all by default, and describe the first damage; None: there is none."""
-        patch = np.empty((1, self._patch_bytes), np.uint8)
+        n = self._verified_at_once
+        patches = np.empty((n, self._patch_bytes), np.uint8)
         for shard in self if shards is None else shards:
             first = shard * self._shard_length
-            for row in range(first, min(first + self._shard_length, self._n_patches)):
+            end = min(first + self._shard_length, self._n_patches)
+            for start in range(first, end, n):
                 try:
-                    self.read_into(np.array([row]), patch)
+                    self.read_into(np.arange(start, min(start + n, end)), patches)
                 except StoreError as error:
                     return str(error)
         return None
@@ -122,7 +135,7 @@ class RawShards:
             offsets = self._offsets(shard, file)
             for position, slot in zip(positions.tolist(), slots.tolist(), strict=True):
                 offset = int(offsets[slot])
-                if offset == 2**63:
+                if offset == NOWHERE:
                     raise self._damaged(shard, "it was cut off or its index is wrong")
                 self._fill(file, offset, out[position], shard, slot)
         finally:
@@ -137,14 +150,19 @@ class RawShards:
                 raise self._damaged(shard, "it is shorter than its index")
             tail = np.empty(index_bytes + CHECKSUM_BYTES, np.uint8)
             self._read_at(file, start, [tail.data], shard)
-            if crc32c(tail[:index_bytes]) != tail[index_bytes:].view("<u4")[0]:
-                raise self._damaged(shard, "it was cut off or its index is wrong")
-            offsets, lengths = tail[:index_bytes].view("<u8").reshape(-1, 2).T
-            length = self._patch_bytes + CHECKSUM_BYTES * self.checked
-            fits = (lengths == length) & (offsets <= start - length)
-            # A slot without a patch: beyond the last patch of the slide, else it is damage.
-            self._offsets_by_shard[shard] = np.where(fits, offsets, np.uint64(2**63))
+            self._keep_offsets(shard, tail, start)
         return self._offsets_by_shard[shard]
+
+    def _keep_offsets(self, shard: int, tail: NDArray[np.uint8], start: int) -> None:
+        """Parse the index at the end of a shard, which begins at `start`."""
+        index_bytes = len(tail) - CHECKSUM_BYTES
+        if crc32c(tail[:index_bytes]) != tail[index_bytes:].view("<u4")[0]:
+            raise self._damaged(shard, "it was cut off or its index is wrong")
+        offsets, lengths = tail[:index_bytes].view("<u8").reshape(-1, 2).T
+        length = self._chunk_bytes
+        fits = (lengths == length) & (offsets <= start - length)
+        # A slot without a patch: beyond the last patch of the slide, else it is damage.
+        self._offsets_by_shard[shard] = np.where(fits, offsets, np.uint64(NOWHERE))
 
     def _fill(
         self, file: int, offset: int, patch: NDArray[np.uint8], shard: int, slot: int
@@ -175,6 +193,96 @@ class RawShards:
         return of_damage(
             StoreError(f"{store.name}: damaged: shard {shard}: {cause}; run tile again"), store
         )
+
+
+class RemoteShards(RawShards):
+    """The same at a URL: few requests, and all of a call at a time."""
+
+    _verified_at_once = 64
+
+    def read_into(self, rows: NDArray[np.int64], out: PixelArrays) -> None:
+        """Fill n arrays (P, P, 3) with the patches of `rows` (n,).
+
+        Raises
+        ------
+        StoreError
+            As of `RawShards`.
+        """
+        shards, slots = np.divmod(rows, self._shard_length)
+        self._fetch_offsets(np.unique(shards).tolist())
+        spans: list[_Span] = []
+        for position in np.argsort(rows, kind="stable").tolist():
+            shard = int(shards[position])
+            start = int(self._offsets_by_shard[shard][slots[position]])
+            if start == NOWHERE:
+                raise self._damaged(shard, "it was cut off or its index is wrong")
+            end = start + self._chunk_bytes
+            last = spans[-1] if spans else None
+            if last is None or not last.takes(shard, start, end):
+                last = _Span(shard, start, end, [])
+                spans.append(last)
+            last.end = max(last.end, end)
+            last.places.append((position, start))
+        requests = [(span.shard, span.start, span.end) for span in spans]
+        for span, content in zip(spans, self._request(requests), strict=True):
+            self._take(span, content, rows, out)
+
+    def _fetch_offsets(self, shards: list[int]) -> None:
+        wanted = [shard for shard in shards if shard not in self._offsets_by_shard]
+        n_bytes = INDEX_ENTRY_BYTES * self._shard_length + CHECKSUM_BYTES
+        tails = self._request([(shard, -n_bytes, None) for shard in wanted])
+        for shard, tail in zip(wanted, tails, strict=True):
+            if len(tail) < n_bytes:
+                raise self._damaged(shard, "it is shorter than its index")
+            self._keep_offsets(shard, np.frombuffer(tail, np.uint8), NOWHERE)
+
+    def _take(
+        self,
+        span: "_Span",
+        content: bytes,
+        rows: NDArray[np.int64],
+        out: PixelArrays,
+    ) -> None:
+        """Copy the patches of a request to their places, verified."""
+        if len(content) != span.end - span.start:
+            raise self._damaged(span.shard, "it ends too early")
+        found = np.frombuffer(content, np.uint8)
+        for position, start in span.places:
+            chunk = found[start - span.start :][: self._chunk_bytes]
+            patch, checksum = chunk[: self._patch_bytes], chunk[self._patch_bytes :]
+            if self.checked and crc32c(patch) != int.from_bytes(checksum, "little"):
+                row = rows[position]
+                raise self._damaged(span.shard, f"the checksum of patch {row} does not match")
+            out[position][...] = patch.reshape(out[position].shape)
+
+    def _request(self, wanted: Sequence[tuple[int, int, int | None]]) -> list[bytes]:
+        """Read bytes of shards: shard, start, end as of `read_ranges`."""
+        paths = [self.shard_path(shard) for shard, _, _ in wanted]
+        ranges = [
+            (path, start, end)
+            for path, (_, start, end) in zip(paths, wanted, strict=True)
+            if isinstance(path, RemotePath)
+        ]
+        try:
+            return read_ranges(ranges)
+        except FileNotFoundError as error:
+            missing = next(i for i, path in enumerate(paths) if str(path) == error.filename)
+            raise self._damaged(wanted[missing][0], "its file is missing") from error
+
+
+@dataclass
+class _Span:
+    """Bytes of a shard that are one request."""
+
+    shard: int
+    start: int
+    end: int
+    places: list[tuple[int, int]]  # of each patch in it: its place in the result, its first byte
+
+    def takes(self, shard: int, start: int, end: int) -> bool:
+        """Whether a patch further on belongs to the same request."""
+        near = start - self.end <= GAP_BYTES and end - self.start <= REQUEST_BYTES
+        return shard == self.shard and self.start <= start and near
 
 
 class ShardWriter:

@@ -10,6 +10,7 @@ from tiling.listing.content import digest_content
 from tiling.listing.slide_parts import check_companions, check_slide_file
 from tiling.readers import READERS
 from tiling.readers.common import note_mpp, note_stated_mpp
+from tiling.urls import local_path
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +44,7 @@ def open_slide(path: StrPath, *, cache_bytes: int | None = None) -> Slide:
     UnsupportedSlideError
         If the file is sound, but not one 8-bit picture, or compressed as nothing here reads.
     """
-    path = Path(path)
+    path = local_path(path, "slides")
     check_slide_file(path)
     check_companions(path)
     for reader in READERS:

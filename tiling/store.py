@@ -35,7 +35,8 @@ from tiling.shards import RawShards
 from tiling.slide import open_slide
 from tiling.store_files import TileTable, damaged, no_array, read_attributes, read_table
 from tiling.strips import StripPlan, plan_strips
-from tiling.zarr_arrays import METADATA
+from tiling.urls import as_path, local_path
+from tiling.zarr_arrays import METADATA, open_by_zarr
 
 log = logging.getLogger(__name__)
 
@@ -138,7 +139,7 @@ class PatchStore:
         StoreError
             If the store is missing, unfinished, damaged or not ours.
         """
-        path = Path(path)
+        path = as_path(path)
         attributes = read_attributes(path)
         try:
             table = read_table(path, attributes)
@@ -146,8 +147,8 @@ class PatchStore:
                 path,
                 attributes=attributes,
                 table=table,
-                slide_path=None if slide_path is None else Path(slide_path),
-                content_cache=None if content_cache is None else Path(content_cache),
+                slide_path=None if slide_path is None else local_path(slide_path, "slides"),
+                content_cache=None if content_cache is None else as_path(content_cache),
                 random=random,
             )
             store._check_pixels()
@@ -382,7 +383,7 @@ class _StoredPatches:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._raw = RawShards.open(path / "patches")
-        self._array: Any = None if self._raw else _open_by_zarr(path / "patches")
+        self._array: Any = None if self._raw else open_by_zarr(path / "patches")
 
     def read_into(
         self,
@@ -403,12 +404,6 @@ class _StoredPatches:
 
     def close(self) -> None:
         """Nothing stays open between reads."""
-
-
-def _open_by_zarr(path: Path) -> Any:
-    import zarr
-
-    return zarr.open_array(path, mode="r", zarr_format=3)
 
 
 class _SlidePatches:

@@ -10,6 +10,7 @@ Uncompressed, a patch is a run of bytes at a known place in its shard, and the c
 import hashlib
 import json
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from tiling.contracts import SCHEMA
 from tiling.errors import StoreError, of_damage
 from tiling.files import digest_files, read_json_object
 from tiling.shards import RawShards
+from tiling.urls import RemotePath
 from tiling.zarr_arrays import (
     METADATA,
     Target,
@@ -219,7 +221,10 @@ def stored_fingerprint(path: Path) -> str | None:
 def digest_table_files(path: Path) -> str:
     """Hash every file of a store but its shards of pixels, which hold checksums of their own."""
     pixels = path / "patches" / "c"
-    files = (Path(folder) / name for folder, _, names in os.walk(path) for name in names)
+    if isinstance(path, RemotePath):
+        files: Iterable[Path] = path.rglob("*")
+    else:
+        files = (Path(folder) / name for folder, _, names in os.walk(path) for name in names)
     return digest_files(path, (file for file in files if not file.is_relative_to(pixels)))
 
 

@@ -9,7 +9,7 @@ long work calls `check_stopped` between its steps.
 import collections
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TypeVar
@@ -74,6 +74,8 @@ def map_in_threads(
 ) -> Iterator[Result]:
     """Apply a function to each item in background threads, yielding results in order.
 
+    A single item of a sequence is worked on in the caller's thread.
+
     Where the caller ends early (Ctrl-C, an error, a generator that is closed), no item is begun any
     more, and those that are being worked on end at their next `check_stopped`.
 
@@ -88,6 +90,11 @@ def map_in_threads(
     ahead : int
         How many results may wait.
     """
+    if isinstance(items, Sequence) and len(items) <= 1:
+        for item in items:  # nothing to do at the same time: no thread is worth its start
+            check_stopped()
+            yield work(item)
+        return
     stop = threading.Event()
 
     def run(item: Item) -> Result:

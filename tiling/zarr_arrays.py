@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from tiling.files import read_bytes, read_json_object
+from tiling.urls import RemotePath
 
 GZIP_LEVEL = 4  # a table of 350,000 patches in 0.1 s
 GZIP_BITS = 31  # zlib's window for a stream with gzip's header
@@ -75,16 +76,15 @@ def read_array(folder: Path) -> NDArray[Any]:
     """
     metadata = read_json_object(folder / METADATA)
     if not _is_plain(metadata):
-        import zarr
-
-        return np.asarray(zarr.open_array(folder, mode="r", zarr_format=3)[...])
+        return np.asarray(open_by_zarr(folder)[...])
     shape = tuple(metadata["shape"])
     dtype = np.dtype(metadata["data_type"]).newbyteorder("<")
     n_bytes = math.prod(shape) * dtype.itemsize
     chunk = folder / _chunk_key("", len(shape))
-    if not chunk.is_file():
+    try:
+        compressed = read_bytes(chunk)
+    except FileNotFoundError:
         return np.zeros(shape, dtype.newbyteorder("="))
-    compressed = read_bytes(chunk)
     compressed, checksum = compressed[:-CHECKSUM_BYTES], compressed[-CHECKSUM_BYTES:]
     if _checksum(compressed) != checksum:
         raise ValueError(f"{folder.name}: the checksum of its chunk does not match")
@@ -93,6 +93,16 @@ def read_array(folder: Path) -> NDArray[Any]:
     if len(data) != n_bytes or not stream.eof:
         raise ValueError(f"{folder.name}: its chunk does not hold {n_bytes} bytes")
     return np.frombuffer(data, dtype).reshape(shape).astype(dtype.newbyteorder("="))
+
+
+def open_by_zarr(folder: Path) -> Any:
+    """Open an array in any form with zarr-python, for reading."""
+    import zarr
+
+    if not isinstance(folder, RemotePath):
+        return zarr.open_array(folder, mode="r", zarr_format=3)
+    store = zarr.storage.FsspecStore.from_url(str(folder), read_only=True)
+    return zarr.open_array(store, mode="r", zarr_format=3)
 
 
 def describe_array(

@@ -227,6 +227,19 @@ def check_spelling(
             raise error(f"{path}: unknown column '{name}'; did you mean '{close[0]}'?")
 
 
+def describe_unused(path: Path, names: Sequence[str], known: Iterable[str]) -> list[str]:
+    """Name the columns of a file that nothing reads, in one line or none.
+
+    Examples
+    --------
+    >>> describe_unused(Path("m.csv"), ["slide", "age", ""], ["slide", "label"])
+    ['m.csv: columns not used: age']
+    """
+    used = set(known)
+    unused = [name for name in names if name.strip() and name not in used]
+    return [f"{path}: columns not used: {', '.join(unused)}"] if unused else []
+
+
 def as_mapping(header: Sequence[str], cells: Sequence[str]) -> Mapping[str, str]:
     """Pair a row's fields with the header's; those that are missing are empty."""
     return dict(zip(header, [*cells, *[""] * (len(header) - len(cells))], strict=False))

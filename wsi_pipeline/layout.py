@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from tiling.urls import as_path
 from wsi_pipeline.errors import StageError
 from wsi_pipeline.names import check_name, find_name_problem
 
@@ -13,6 +14,10 @@ class RunFolder:
     """Paths of one run."""
 
     path: Path
+
+    def __post_init__(self) -> None:
+        """Take a URL as one, also where `Path` has joined its slashes."""
+        object.__setattr__(self, "path", as_path(self.path))
 
     @property
     def manifest(self) -> Path:

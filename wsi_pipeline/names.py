@@ -9,6 +9,7 @@ import hashlib
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 
 from wsi_pipeline.errors import ConfigError, PipelineError
 
@@ -34,6 +35,7 @@ _CATEGORIES = {
 }
 
 
+@lru_cache(maxsize=2**16)  # each unit of work is checked, and has the name of a slide
 def find_name_problem(name: str) -> str:
     """Find out why a name is not valid for a file or folder.
 

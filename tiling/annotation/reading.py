@@ -31,6 +31,7 @@ from tiling.annotation.formats.drawing import Drawing, shorten_names
 from tiling.annotation.formats.text import read_bytes
 from tiling.contracts import Annotation, AnnotationOrigin, StrPath, Unclassified
 from tiling.errors import AnnotationError
+from tiling.urls import local_path
 
 
 def read_annotation(
@@ -71,7 +72,7 @@ def read_annotation(
     AnnotationError
         If the file cannot be read, is in none of the formats, or a vertex is not a position.
     """
-    path = Path(path)
+    path = local_path(path, "annotations")
     corner = (0, 0) if bounds is None else bounds[:2]
     drawing = Drawing(
         offset_l0=corner if origin == "bounds" else (0, 0),

@@ -25,6 +25,7 @@ from tiling.errors import SlideError
 from tiling.files import digest_file, digest_json, open_file, read_json_object, write_json
 from tiling.listing.samples import fingerprint_file
 from tiling.listing.slide_parts import SlidePart, explain_unreadable, list_parts
+from tiling.urls import is_url
 
 log = logging.getLogger(__name__)
 
@@ -189,8 +190,11 @@ def _keep(path: Path, look: _Look, content: str, cache: Path | None) -> None:
         return
     value = {"state": look.state, "content": content}
     try:
+        if is_url(cache):  # where no date can be set
+            value |= {"changed": _hash_date(look)}
         write_json(cache, value | {"check": _check(value)})
-        os.utime(cache, ns=(look.changed_ns, look.changed_ns))
+        if not is_url(cache):
+            os.utime(cache, ns=(look.changed_ns, look.changed_ns))
     except OSError as error:  # a run folder may be read-only
         log.debug("%s: not kept (%s)", cache.name, error)
 
@@ -198,12 +202,19 @@ def _keep(path: Path, look: _Look, content: str, cache: Path | None) -> None:
 def _read(cache: Path, look: _Look) -> str | None:
     try:
         found = read_json_object(cache)
-        is_same = _is_date(cache.stat().st_mtime_ns, look.changed_ns)
+        if is_url(cache):
+            is_same = found["changed"] == _hash_date(look)
+        else:
+            is_same = _is_date(cache.stat().st_mtime_ns, look.changed_ns)
         if not is_same or found["state"] != look.state or found["check"] != _check(found):
             return None
         return str(found["content"])
     except (OSError, ValueError, LookupError):
         return None
+
+
+def _hash_date(look: _Look) -> str:
+    return hashlib.sha256(str(look.changed_ns).encode()).hexdigest()
 
 
 def _is_date(stored_ns: int, date_ns: int) -> bool:

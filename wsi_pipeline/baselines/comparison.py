@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from tiling.contracts import OnProgress
 from tiling.wording import format_percent, pluralize
-from wsi_pipeline.baselines.features import compute_features
+from wsi_pipeline.baselines.features import Features, compute_features
 from wsi_pipeline.baselines.textures import Row, fit_classifier, list_rows
 from wsi_pipeline.cohort.image_folder import ImageEntry, as_slides, list_images, split_images
 from wsi_pipeline.cohort.image_store import choose_equal, raise_to_parity
@@ -58,6 +58,7 @@ class Result:
     decision: NDArray[np.float64]
     roc_auc: float | None  # of the test images (without any: val); None if a class is missing
     roc_auc_ci95: tuple[float, float] | None  # by resampled patients
+    undefined: str = ""  # why there is no ROC AUC, or no interval
 
 
 @dataclass(frozen=True)
@@ -122,10 +123,19 @@ def run_baselines(
     )
     problems = {e.image_id: found.problem for e, found in computed if found.problem}
     read = [(e, found.features) for e, found in computed if not found.problem]
+    without_shape = "" if has_masks else _describe_missing_masks(listed)
+    if has_masks:
+        without_shape = _describe_empty_masks(read, classes)
+        has_masks = not without_shape
+    if has_masks:
+        empty = {e for e, values in read if "shape" not in values}
+        problems |= {e.image_id: f"{e.file}: its mask contains no object" for e in empty}
+        read = [(e, values) for e, values in read if e not in empty]
     entries = [e for e, _ in read]
     if not entries:
         raise ManifestError(f"{folder}: no image could be read: {next(iter(problems.values()))}")
-    features = {name: np.stack([values[name] for _, values in read]) for name in read[0][1]}
+    names = dict.fromkeys(part for row in list_rows(with_shape=has_masks) for part in row.features)
+    features = {name: np.stack([values[name] for _, values in read]) for name in names}
     rounds = list(_rounds(folder, entries, options))
     labels = np.array([e.label for e in entries], np.int8)
     ranked = _Ranked.of(entries, labels, rounds, seed=options.seed)
@@ -143,7 +153,7 @@ def run_baselines(
         rounds=len(rounds),
         largest=ranked.largest_class(classes),
         n_kept=sum(found.kept for _, found in computed),
-        without_shape="" if has_masks else _describe_missing_masks(listed),
+        without_shape=without_shape,
     )
 
 
@@ -152,6 +162,17 @@ def _describe_missing_masks(listed: Sequence[ImageEntry]) -> str:
     if n == len(listed):
         return "no masks: name them in a table, or give --nonzero-is-object"
     return f"{n} of {pluralize(len(listed), 'image')} have no mask, and it needs one of each"
+
+
+def _describe_empty_masks(
+    read: Sequence[tuple[ImageEntry, Features]], classes: tuple[str, str]
+) -> str:
+    """Explain that a class has no objects, as where masks outline the tumour; empty: both have."""
+    for label, name in enumerate(classes):
+        own = [values for e, values in read if e.label == label]
+        if own and not any("shape" in values for values in own):
+            return f"no mask of the class {name} contains an object"
+    return ""
 
 
 # ------------------------------------------------------------ which images train
@@ -222,7 +243,7 @@ def _measure(
         name: _mean(right[np.any([split == name for split in rounds], axis=0)])
         for name in ("val", "test")
     }
-    roc_auc, interval = ranked.measure(decision)
+    roc_auc, interval, undefined = ranked.measure(decision)
     return Result(
         row,
         x.shape[1],
@@ -232,6 +253,7 @@ def _measure(
         decision=decision,
         roc_auc=roc_auc,
         roc_auc_ci95=interval,
+        undefined=undefined,
     )
 
 
@@ -261,10 +283,12 @@ class _Ranked:
 
     def measure(
         self, decision: NDArray[np.float64]
-    ) -> tuple[float | None, tuple[float, float] | None]:
-        """Compute the ROC AUC and its interval by patient; None where a class is missing."""
-        if self.resamples is None or np.unique(self.labels).size < 2:
-            return None, None
+    ) -> tuple[float | None, tuple[float, float] | None, str]:
+        """Compute the ROC AUC and its interval by patient, and explain which of them is None."""
+        if self.resamples is None:
+            return None, None, "no ROC AUC: no test or validation images"
+        if np.unique(self.labels).size < 2:
+            return None, None, "no ROC AUC: the images tested are of one class"
         values = decision[self.rows]
         once = np.ones((1, len(values)), np.int64)
         found = percentile_interval(
@@ -272,8 +296,10 @@ class _Ranked:
             self.resamples,
             kinds=by_class(self.labels, "images"),
         )
-        interval = (found.low, found.high) if isinstance(found, Interval) else None
-        return float(weighted_roc_auc(self.labels, values, once)[0]), interval
+        value = float(weighted_roc_auc(self.labels, values, once)[0])
+        if isinstance(found, Interval):
+            return value, (found.low, found.high), ""
+        return value, None, f"no interval of the ROC AUC: {found.reason}"
 
     def largest_class(self, classes: tuple[str, str]) -> tuple[str, float] | None:
         """Return the larger class and its share: the accuracy of always answering it."""
@@ -325,6 +351,7 @@ def format_table(found: Baselines) -> str:
     if found.largest:
         name, share = found.largest
         lines.append(f"always answering {name}: {_percent(share)}")
+    lines += dict.fromkeys(r.undefined for r in found.results if r.undefined)
     if found.without_shape:
         lines.append(f"without the model of nuclei (shape + LBP + PFTAS): {found.without_shape}")
     return "\n".join(lines).lstrip("\n")

@@ -68,7 +68,7 @@ def compute_features(
     config : ImagesConfig
     with_shape : bool
         Also local binary patterns and the shape of the object: of an image's mask, or without one
-        of its pixels above 0.
+        of its pixels above 0. An image with an empty mask has neither.
     keep : Path, optional
         Folder that keeps the features of each image; None: they are not kept.
     workers : int
@@ -135,6 +135,7 @@ def _extract(folder: Path, config: ImagesConfig, with_shape: bool, entry: ImageE
     mask = None
     if with_shape and entry.mask:
         mask = read_object_mask(folder, entry.mask, image.shape, config)
+        with_shape = bool(mask.any())  # a mask of the tumour is empty in a normal image
     elif with_shape:
         mask = np.asarray(fitted.any(axis=2))
     features = extract_features(fitted, _names(with_shape), mask=mask)

@@ -29,10 +29,22 @@ from wsi_pipeline.cli.options import EXIT_NOTHING_DONE
 from wsi_pipeline.cli.planning import plan, slides
 from wsi_pipeline.cli.pn_stage import stage as stage_patients
 from wsi_pipeline.cli.runs import apply, collect, compare, demo, run
+from wsi_pipeline.cli.status import status
+from wsi_pipeline.cli.urls import check_urls
 from wsi_pipeline.config.extras import explain_missing
 from wsi_pipeline.config.stages import STAGES
 from wsi_pipeline.run.full_disk import describe_full, is_full
 from wsi_pipeline.run.interrupts import EXIT_INTERRUPTED, end_now, watch_signals
+
+
+class _CurrentStderr:
+    """Standard error as it is now: a moving progress bar replaces it, and prints lines above."""
+
+    def write(self, text: str) -> int:
+        return sys.stderr.write(text)
+
+    def flush(self) -> None:
+        sys.stderr.flush()
 
 
 class Program(TyperGroup):
@@ -93,17 +105,17 @@ WITH_OPTIONS: dict[str, Callable[..., None]] = {
 BEFORE_A_RUN: tuple[Callable[..., None], ...] = (init, settings, slides, plan)
 FURTHER: tuple[Callable[..., None], ...] = (
     *(run, apply, demo, example, froc, stage_patients),
-    *(compare, baselines, collect, doctor, docs),
+    *(compare, baselines, status, collect, doctor, docs),
 )
 
 for command in BEFORE_A_RUN:
-    app.command(epilog=epilog_of(command.__name__))(command)
+    app.command(epilog=epilog_of(command.__name__))(check_urls(command, command.__name__))
 for stage in STAGES:
     app.command(stage.name, help=stage.summary, epilog=epilog_of(stage.name))(
-        WITH_OPTIONS.get(stage.name) or stages.make_command(stage.name)
+        check_urls(WITH_OPTIONS.get(stage.name) or stages.make_command(stage.name), stage.name)
     )
 for command in FURTHER:
-    app.command(epilog=epilog_of(command.__name__))(command)
+    app.command(epilog=epilog_of(command.__name__))(check_urls(command, command.__name__))
 
 
 def _print_version(wanted: bool) -> None:
@@ -126,7 +138,7 @@ def _program(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program; returns its exit code."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=_CurrentStderr())
     logging.getLogger("tifffile").propagate = False  # its doubts are reported with the slide's name
     stop_watching = watch_signals()
     for stream in (sys.stdout, sys.stderr):  # names that the terminal cannot show are escaped

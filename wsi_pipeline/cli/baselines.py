@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from tiling.wording import pluralize
-from wsi_pipeline.cli.options import FileOption, QuietOption, SetOption, WorkersOption
+from wsi_pipeline.cli.options import FileOption, QuietOption, SetOption, WorkersOption, refuse_idle
 
 
 class BaselineSplit(StrEnum):
@@ -31,8 +31,13 @@ class BaselineBalance(StrEnum):
 
 def baselines(
     folder: Annotated[
-        Path, typer.Argument(metavar="FOLDER", help="Folder of images.", show_default=False)
-    ],
+        Path | None,
+        typer.Argument(
+            metavar="FOLDER",
+            help="Folder of images. Default: the config's input.",
+            show_default=False,
+        ),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -88,7 +93,12 @@ def baselines(
     from wsi_pipeline.run.process_pool import choose_workers
     from wsi_pipeline.run.progress import StageProgress
 
+    if split is not BaselineSplit.folds:
+        refuse_idle("without --split folds", {"--folds": folds})
     settings = read_config(config, set_ or (), section="images")
+    folder = folder or settings.input
+    if folder is None:
+        raise typer.BadParameter("give a FOLDER of images, or --config FILE with an input")
     shares = settings.splits or SplitConfig()
     options = BaselineOptions(
         scheme=split.value if split else None,

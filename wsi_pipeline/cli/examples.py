@@ -58,7 +58,8 @@ GUIDES = {
         "slides.md",
     ),
     "plan": Guide(
-        ("plan my.yaml", "plan my.yaml --set tile.stride_px=256 --format json"), "plan.md"
+        ("plan my.yaml", "plan slides/ --config my.yaml --set tile.stride_px=256 --format json"),
+        "plan.md",
     ),
     "tile": Guide(
         (
@@ -118,7 +119,7 @@ GUIDES = {
     ),
     "run": Guide(
         (
-            "run configs/camelyon16.yaml --set input=manifest.csv --out run",
+            "run manifest.csv --config configs/camelyon16.yaml --out run",
             "run my.yaml --set 'stages=[tile, train]' --workers 4",
         ),
         "config.md",
@@ -157,6 +158,7 @@ GUIDES = {
         "baselines.md",
         ("images", "splits"),
     ),
+    "status": Guide(("status run", "status run --json"), "status.md"),
     "collect": Guide(("collect run", "collect run --verify"), "cluster.md"),
     "docs": Guide(("docs", "docs tile"), "README.md"),
     "doctor": Guide(("doctor", "doctor run/models/vgg16/checkpoint.safetensors"), "errors.md"),

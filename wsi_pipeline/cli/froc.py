@@ -6,9 +6,7 @@ from typing import Annotated
 
 import typer
 
-from wsi_pipeline.cli.options import (
-    QuietOption,
-)
+from wsi_pipeline.cli.options import QuietOption, refuse_idle
 
 
 class FrocDefinition(StrEnum):
@@ -96,7 +94,9 @@ def froc(
     stratified: Annotated[
         bool, typer.Option("--stratified", help="Resample tumour and normal slides separately.")
     ] = False,
-    seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
+    seed: Annotated[
+        int | None, typer.Option("--seed", min=0, help="Seed of --bootstrap. Default: 0.")
+    ] = None,
     mask_downsample: Annotated[
         float | None,
         typer.Option("--mask-downsample", help="Level-0 px per mask px. Default: from the file."),
@@ -138,7 +138,7 @@ def froc(
         at_rate=at_rate.value,
         rates=_parse_rates(rates),
         bootstrap=bootstrap,
-        seed=seed,
+        seed=seed or 0,
         stratified=stratified,
         mask_downsample=mask_downsample,
         mpp=mpp,
@@ -150,6 +150,8 @@ def froc(
         teams = name_teams((detections if options.detections else patches) or [])
     except EvaluationError as error:
         raise typer.BadParameter(str(error)) from error
+    if len(teams) == 1 and not bootstrap:
+        refuse_idle("without --bootstrap", {"--stratified": stratified, "--seed": seed})
     if len(teams) == 1:
         run_froc(options, print_line=print_line)
         print_line(str(out / "froc.json"))

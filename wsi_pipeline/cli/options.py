@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, get_args
 
@@ -19,6 +20,14 @@ EXIT_NOTHING_DONE = 1
 
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.", show_default=False)]
 FileOption = Annotated[Path | None, typer.Option("--config", help="Settings, a YAML file.")]
+RunInputArgument = Annotated[
+    Path | None,
+    typer.Argument(
+        metavar="CONFIG",
+        help="YAML file; or, with --config, the slide, folder or manifest in place of its input.",
+        show_default=False,
+    ),
+]
 ConfigOption = Annotated[
     Path | None,
     typer.Option(
@@ -134,6 +143,44 @@ def check_each(check: Callable[[str], None]) -> Callable[[list[str]], list[str]]
         return names
 
     return callback
+
+
+def read_run_config(
+    given: Path | None, config: Path | None, set_: Sequence[str] | None, out: Path | None
+) -> "Config":
+    """Read the settings of a whole run: of ``CONFIG``, or of ``INPUT --config CONFIG`` as in tile.
+
+    Parameters
+    ----------
+    given, config : Path, optional
+        The argument, and the value of ``--config``.
+    set_ : sequence of str, optional
+    out : Path, optional
+        Overrides the config's run folder.
+    """
+    from wsi_pipeline.config.reading import read_config
+
+    if given is None and config is None:
+        raise typer.BadParameter("give a CONFIG, a YAML file (wsi-pipeline init prints one)")
+    settings = read_config(config or given, set_ or ())
+    settings = replace(settings, input=given) if config and given else settings
+    return replace(settings, out=out) if out else settings
+
+
+def refuse_idle(why: str, given: Mapping[str, object]) -> None:
+    """Refuse options that were given and have no effect.
+
+    Parameters
+    ----------
+    why : str
+        What they need or contradict, for example ``without --bootstrap``.
+    given : mapping
+        Values by option; None and False: it was not given.
+    """
+    idle = [name for name, value in given.items() if value is not None and value is not False]
+    if idle:
+        verb = "has" if len(idle) == 1 else "have"
+        raise typer.BadParameter(f"{' and '.join(idle)} {verb} no effect {why}")
 
 
 def make_options(

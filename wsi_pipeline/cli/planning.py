@@ -1,7 +1,6 @@
 """Commands before a run: ``slides`` and ``plan``."""
 
 import json
-from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -10,11 +9,15 @@ import typer
 
 from wsi_pipeline.cli.options import (
     DeviceOption,
+    FileOption,
     QuietOption,
+    RunInputArgument,
     SetOption,
     ShardOption,
     WorkersOption,
     make_options,
+    read_run_config,
+    refuse_idle,
 )
 
 
@@ -58,7 +61,9 @@ def slides(
             help="Divide the patients between splits: shares for val and test, e.g. 0.2,0.2.",
         ),
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of --splits.")] = 0,
+    seed: Annotated[
+        int | None, typer.Option("--seed", min=0, help="Seed of --splits. Default: 0.")
+    ] = None,
     workers: WorkersOption = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Overwrite an existing --csv file.")
@@ -70,14 +75,18 @@ def slides(
     from wsi_pipeline.planning.triage import check_target, describe, triage, write_triage
     from wsi_pipeline.run.process_pool import choose_workers
 
-    if csv is not None:
+    if splits is None:
+        refuse_idle("without --splits", {"--seed": seed})
+    if csv is None:
+        refuse_idle("without --csv", {"--overwrite": overwrite})
+    else:
         check_target(csv, overwrite=overwrite)
     proposals = Proposals(
         annotations=annotations,
         unannotated=unannotated.value,
         patient_pattern=patient_from,
         splits=None if splits is None else _parse_shares(splits),
-        seed=seed,
+        seed=seed or 0,
     )
     n_workers = choose_workers(workers, takes_all_cores=False)
     found = triage(input, proposals, workers=n_workers, quiet=quiet)
@@ -110,11 +119,12 @@ class PlanFormat(StrEnum):
 
 
 def plan(
-    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file.")],
+    given: RunInputArgument = None,
     out: Annotated[
         Path | None,
         typer.Option("--out", metavar="RUN", help="Run folder, overrides the config's."),
     ] = None,
+    config: FileOption = None,
     set_: SetOption = None,
     workers: WorkersOption = None,
     device: DeviceOption = "auto",
@@ -125,13 +135,11 @@ def plan(
     quiet: QuietOption = False,
 ) -> None:
     """Preview a run on slides or images: what it does, what fails, disk space and time it needs."""
-    from wsi_pipeline.config.reading import read_config
     from wsi_pipeline.planning.plan import plan_run
     from wsi_pipeline.planning.plan_text import describe, summarise
     from wsi_pipeline.run.process_pool import choose_workers
 
-    settings = read_config(config, set_ or ())
-    settings = replace(settings, out=out) if out else settings
+    settings = read_run_config(given, config, set_, out)
     n_workers = choose_workers(workers, takes_all_cores=False)
     part = make_options(n_workers, device, shard, None, False, quiet).shard
     found = plan_run(settings, workers=n_workers, device=device, shard=part, quiet=quiet)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from wsi_pipeline.cli.options import QuietOption
+from wsi_pipeline.cli.options import QuietOption, refuse_idle
 
 
 class MissingRule(StrEnum):
@@ -53,17 +53,26 @@ def stage(
         int, typer.Option("--nodes", min=0, help="Nodes of each patient; 0: any number.")
     ] = 5,
     bootstrap: Annotated[
-        int,
+        int | None,
         typer.Option(
-            "--bootstrap", min=0, help="Resampled sets of patients for intervals; 0: no interval."
+            "--bootstrap",
+            min=0,
+            help="Resampled sets of patients for intervals; 0: no interval. Default: 1000.",
         ),
-    ] = 1000,
-    seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option("--seed", min=0, help="Seed of --bootstrap. Default: 0.")
+    ] = None,
     quiet: QuietOption = False,
 ) -> None:
     """Stage patients from their lymph nodes (CAMELYON17), and compare stages by weighted kappa."""
     from wsi_pipeline.errors import EvaluationError
-    from wsi_pipeline.evaluation.pn_stage_files import StageOptions, check_options, run_stage
+    from wsi_pipeline.evaluation.pn_stage_files import (
+        REPLICATES,
+        StageOptions,
+        check_options,
+        run_stage,
+    )
 
     def print_line(line: str) -> None:
         if not quiet:
@@ -78,9 +87,13 @@ def stage(
         reference=reference,
         missing=missing.value,
         nodes=nodes,
-        bootstrap=bootstrap,
-        seed=seed,
+        bootstrap=REPLICATES if bootstrap is None else bootstrap,
+        seed=seed or 0,
     )
+    if reference is None:
+        refuse_idle("without --reference", {"--bootstrap": bootstrap, "--seed": seed})
+    if bootstrap == 0:
+        refuse_idle("with --bootstrap 0", {"--seed": seed})
     try:
         check_options(options)
     except EvaluationError as error:

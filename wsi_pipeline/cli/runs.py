@@ -7,16 +7,20 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from wsi_pipeline.cli.options import (
+    EXIT_NOTHING_DONE,
     ArchitectureOption,
     ConfigOption,
+    FileOption,
     ModelOption,
     PositiveOption,
     QuietOption,
     RunArgument,
+    RunInputArgument,
     SetOption,
     check_each,
     describe_model,
     finish,
+    read_run_config,
     read_settings,
     with_options,
 )
@@ -29,19 +33,17 @@ if TYPE_CHECKING:
 
 @with_options()
 def run(
-    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file.")],
     options: "Options",
+    given: RunInputArgument = None,
     out: Annotated[
         Path | None,
         typer.Option("--out", metavar="RUN", help="Run folder, overrides the config's."),
     ] = None,
+    config: FileOption = None,
     set_: SetOption = None,
 ) -> None:
     """Run all stages listed in a config, in order; finished outputs are kept."""
-    from wsi_pipeline.config.reading import read_config
-
-    settings = read_config(config, set_ or ())
-    _run(replace(settings, out=out) if out else settings, options)
+    _run(read_run_config(given, config, set_, out), options)
 
 
 def _run(settings: "Config", options: "Options") -> NoReturn:
@@ -85,21 +87,26 @@ def apply(
     set_: SetOption = None,
 ) -> None:
     """Apply a model to slides: scores, heatmaps and files for QuPath, in one command."""
+    from wsi_pipeline.cli.stages import next_of_shard
     from wsi_pipeline.layout import RunFolder
     from wsi_pipeline.stages.whole_run import apply_models
 
     set_ = [*(set_ or ()), *describe_model(architecture, positive)]
     settings = read_settings(out, config, set_, section="predict", quiet=options.quiet)
+    formats = list(dict.fromkeys(formats or ["qupath"]))
     results = apply_models(
         RunFolder(out),
         replace(settings, out=out),
         options,
         slides=slides,
         checkpoints=checkpoint,
-        formats=formats or ["qupath"],
+        formats=formats,
     )
-    written = "" if results[-1].exit_code == 1 else f"{out / 'heatmaps'}, {out / 'exports'}"
-    finish(results, out, written, quiet=options.quiet)
+    places = {"heatmaps": out / "heatmaps"} | {name: out / "exports" / name for name in formats}
+    written = ", ".join(f"{name}: {place}" for name, place in places.items() if place.is_dir())
+    next_line = next_of_shard("", out, options)
+    done = results[-1].exit_code != EXIT_NOTHING_DONE
+    finish(results, out, written if done else "", next_line=next_line, quiet=options.quiet)
 
 
 def demo(

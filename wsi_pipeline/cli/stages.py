@@ -23,6 +23,7 @@ from wsi_pipeline.cli.options import (
     describe_model,
     finish,
     read_settings,
+    refuse_idle,
     with_options,
 )
 from wsi_pipeline.explain import METHODS, list_methods
@@ -34,9 +35,19 @@ if TYPE_CHECKING:
 
 @with_options(unused=["device"])
 def tile(
-    input: Annotated[Path, typer.Argument(metavar="INPUT", help="Slide, folder or manifest.")],
-    out: Annotated[Path, typer.Option("--out", metavar="RUN", help="Run folder.")],
     options: "Options",
+    input: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="INPUT",
+            help="Slide, folder or manifest. Default: the config's input.",
+            show_default=False,
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="RUN", help="Run folder. Default: the config's out."),
+    ] = None,
     config: FileOption = None,
     set_: SetOption = None,
 ) -> None:
@@ -46,17 +57,22 @@ def tile(
     from wsi_pipeline.stages import tile as tile_stage
 
     # Tiling starts a run, so recorded settings are not read.
-    settings = replace(read_config(config, set_ or (), section="tile"), input=input, out=out)
+    settings = read_config(config, set_ or (), section="tile")
+    input, out = input or settings.input, out or settings.out
+    if input is None or out is None:
+        missing = "INPUT" if input is None else "--out RUN"
+        raise typer.BadParameter(f"give {missing}, or name it in the config (--config FILE)")
+    settings = replace(settings, input=input, out=out)
     result = tile_stage.tile(RunFolder(out), settings, options)
     next_line = describe_next("tile", out)
     if {tile_stage.UNLABELLED, tile_stage.UNCLASSED}.intersection(result.notes):
         next_line = f"{describe_next('train', out)} --checkpoint FILE"  # of predict
     elif not settings.train:
         next_line += " --model vgg16"
-    finish([result], out, next_line=_or_collect(next_line, out, options), quiet=options.quiet)
+    finish([result], out, next_line=next_of_shard(next_line, out, options), quiet=options.quiet)
 
 
-def _or_collect(next_line: str, run: Path, options: "Options") -> str:
+def next_of_shard(next_line: str, run: Path, options: "Options") -> str:
     """Return the line with the next command; of one task of a job array, ``collect``."""
     return f"next: wsi-pipeline collect {shlex.quote(str(run))}" if options.shard else next_line
 
@@ -76,7 +92,7 @@ def _stage_command(
     settings = read_settings(run, config, set_, section=section, models=models, quiet=options.quiet)
     found = stage(RunFolder(run), replace(settings, out=run), options, **chosen)
     results = found if isinstance(found, list) else [found]
-    next_line = _or_collect(describe_next(section, run), run, options)
+    next_line = next_of_shard(describe_next(section, run), run, options)
     finish(results, run, next_line=next_line, quiet=options.quiet)
 
 
@@ -179,7 +195,7 @@ def predict(
         results = predict_stage.predict_slides(folder, settings, options, slides, checkpoints=files)
     else:
         results = [predict_stage.predict(folder, settings, options, checkpoints=files)]
-    next_line = _or_collect(describe_next("predict", run), run, options)
+    next_line = next_of_shard(describe_next("predict", run), run, options)
     finish(results, run, next_line=next_line, quiet=options.quiet)
 
 
@@ -326,6 +342,12 @@ def explain(
     from wsi_pipeline.layout import RunFolder
     from wsi_pipeline.stages import explain as explain_stage
 
+    chosen = {"--top": top, "--errors": errors}
+    for option, names in {"--patches": patches, "--images": images}.items():
+        if names:
+            refuse_idle(f"with {option}", {**chosen, "--masked": masked})
+    if masked:
+        refuse_idle("with --masked", chosen)
     given = {"top": top, "errors": errors, "layer": layer}
     given |= {"masked": masked, "curve_steps": curves}
     short = [f"{key}={json.dumps(value)}" for key, value in given.items() if value is not None]
@@ -341,5 +363,5 @@ def explain(
         patches=patches,
         images=images or (),
     )
-    next_line = _or_collect(describe_next("explain", run), run, options)
+    next_line = next_of_shard(describe_next("explain", run), run, options)
     finish(results, run, next_line=next_line, quiet=options.quiet)

@@ -5,6 +5,7 @@ split too. Images that lie in FOLDER itself are of no known class: to predict on
 whose rows are the data set.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -15,9 +16,18 @@ from wsi_pipeline.cohort.manifest import IMAGE_SUFFIXES, check_entries, with_spl
 from wsi_pipeline.cohort.patients import patient_finder
 from wsi_pipeline.config.settings import ImagesConfig
 from wsi_pipeline.contracts import SPLITS, SlideEntry, Split
-from wsi_pipeline.csv_files import as_mapping, check_spelling, iterate_csv, read_csv, update_csv
+from wsi_pipeline.csv_files import (
+    as_mapping,
+    check_spelling,
+    describe_unused,
+    iterate_csv,
+    read_csv,
+    update_csv,
+)
 from wsi_pipeline.errors import ManifestError
 from wsi_pipeline.names import check_name, check_twins, find_text_problem, printable
+
+log = logging.getLogger(__name__)
 
 UNNAMED = ("0", "1")  # classes of unsorted images
 COLUMNS = ("file", "class", "patient", "split", "mask")
@@ -154,6 +164,8 @@ def _read_table(folder: Path, path: Path, with_splits: bool) -> list[ImageEntry]
             f"{path}: no column 'file' in the header {list(names)}; known: {', '.join(COLUMNS)}"
         )
     check_spelling(path, names, COLUMNS, error=ManifestError)
+    for line in describe_unused(path, names, COLUMNS):
+        log.warning("%s", line)
     if not with_splits:
         rows = [(line, {**row, "split": ""}) for line, row in rows]
     return [_parse_row(folder, path, line, row) for line, row in rows]

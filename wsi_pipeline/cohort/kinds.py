@@ -1,7 +1,7 @@
 """The data set of a run as a stage sees it: slides, or single images; two kinds of one thing."""
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -24,6 +24,7 @@ from wsi_pipeline.config.reading import (
 from wsi_pipeline.contracts import SlideEntry, Split
 from wsi_pipeline.errors import StageError
 from wsi_pipeline.layout import RunFolder, Unit
+from wsi_pipeline.run.mark_index import MarkIndex
 from wsi_pipeline.run.state import check_unit
 
 if TYPE_CHECKING:
@@ -74,7 +75,9 @@ class Cohort(Protocol):
     def describe(self) -> list[str]:
         """Say what units of work do not: of images, how many there are and cannot be read."""
 
-    def ready_units(self, splits: Sequence[str | None] | None, *, scored_by: str = "") -> list[str]:
+    def ready_units(
+        self, splits: Sequence[str | None] | None, marks: MarkIndex, *, scored_by: str = ""
+    ) -> list[str]:
         """Name the units that are tiled, in one of `splits` (None: any), and scored by a model."""
 
     def check_splits(self, needed: Sequence[Split], made: SplitConfig | None) -> None:
@@ -115,11 +118,13 @@ class SlideCohort:
         """The slides."""
         return [e.slide_id for e in self.entries]
 
-    def ready_units(self, splits: Sequence[str | None] | None, *, scored_by: str = "") -> list[str]:
+    def ready_units(
+        self, splits: Sequence[str | None] | None, marks: MarkIndex, *, scored_by: str = ""
+    ) -> list[str]:
         """Name the slides that are tiled, in one of `splits` (None: any), and scored by a model."""
         found = [e.slide_id for e in self.entries if splits is None or e.split in splits]
         stages = [("tile", ""), *([("predict", scored_by)] if scored_by else [])]
-        return [s for s in found if all(Unit(name, s, m).is_marked(self.run) for name, m in stages)]
+        return [s for s in found if all(marks.is_marked(Unit(name, s, m)) for name, m in stages)]
 
     def check_splits(self, needed: Sequence[Split], made: SplitConfig | None) -> None:
         """Refuse to train where a split has no slide at all."""
@@ -130,7 +135,7 @@ class SlideCohort:
 
     def prepared(self, splits: Sequence[str | None] | None = None) -> "SlideCohort":
         """Return the slides that have a patch store."""
-        return SlideCohort(self.run, finished_entries(self.run, splits))
+        return SlideCohort(self.run, finished_entries(self.run, self.entries, splits))
 
     def digest(self) -> list[tuple[str, str, str | None, str]]:
         """Hash each slide's store."""
@@ -169,7 +174,9 @@ class ImageCohort:
 
     units = (ALL,)
 
-    def ready_units(self, splits: Sequence[str | None] | None, *, scored_by: str = "") -> list[str]:
+    def ready_units(
+        self, splits: Sequence[str | None] | None, marks: MarkIndex, *, scored_by: str = ""
+    ) -> list[str]:
         """Name the one unit, which is of all splits."""
         return [ALL]
 
@@ -243,8 +250,14 @@ class ImageCohort:
         return {e.patient: e.patient for e in self.entries}
 
 
-def cohort_of(run: RunFolder) -> SlideCohort | ImageCohort:
+def cohort_of(run: RunFolder, only: Collection[str] | None = None) -> SlideCohort | ImageCohort:
     """Return the data set of a run.
+
+    Parameters
+    ----------
+    run : RunFolder
+    only : collection of str, optional
+        Ids of slides; default: all. Images are not divided.
 
     Raises
     ------
@@ -253,7 +266,8 @@ def cohort_of(run: RunFolder) -> SlideCohort | ImageCohort:
     """
     if run.images.is_file():
         return ImageCohort(run)
-    return SlideCohort(run, read_run_manifest(run))
+    entries = read_run_manifest(run)
+    return SlideCohort(run, [e for e in entries if only is None or e.slide_id in only])
 
 
 def warn_of_unused(config: Config, section: str) -> None:

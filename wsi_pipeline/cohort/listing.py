@@ -20,7 +20,12 @@ from tiling.listing.slide_files import (
 )
 from tiling.same_content import find_same_content
 from tiling.wording import name_some
-from wsi_pipeline.cohort.manifest import IMAGE_SUFFIXES, check_entries, read_manifest
+from wsi_pipeline.cohort.manifest import (
+    IMAGE_SUFFIXES,
+    check_entries,
+    describe_unused_columns,
+    read_manifest,
+)
 from wsi_pipeline.contracts import SlideEntry
 from wsi_pipeline.errors import ManifestError
 from wsi_pipeline.names import find_name_problem, printable, shorten
@@ -34,7 +39,7 @@ class Listing:
 
     entries: tuple[SlideEntry, ...]
     same_as: tuple[int | None, ...]  # number of the first entry with the same content, if earlier
-    notes: tuple[str, ...] = ()  # skipped files, and why
+    notes: tuple[str, ...] = ()  # files and columns that are not used, and why
 
 
 def read_input(path: Path) -> Listing:
@@ -71,7 +76,8 @@ def list_input(path: Path) -> Listing:
         )
     if path.suffix.lower() == ".csv":
         entries = read_manifest(path, check_names=False)
-        return Listing(tuple(entries), tuple(find_same_content([e.path for e in entries])))
+        same_as = find_same_content([e.path for e in entries])
+        return Listing(tuple(entries), tuple(same_as), tuple(describe_unused_columns(path)))
     return Listing((_entry(path),), (None,))
 
 

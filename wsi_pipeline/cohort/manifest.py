@@ -8,20 +8,35 @@ is an error here, before any work is done.
 import math
 import os
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path, PurePath
 from typing import cast, get_args
 
 from tiling.contracts import Unclassified
 from tiling.listing.slide_files import slide_stem
+from tiling.urls import is_url
 from wsi_pipeline.contracts import SPLITS, SlideEntry, Split
-from wsi_pipeline.csv_files import as_mapping, check_spelling, guard, iterate_csv, update_csv
+from wsi_pipeline.csv_files import (
+    as_mapping,
+    check_spelling,
+    describe_unused,
+    guard,
+    iterate_csv,
+    update_csv,
+)
 from wsi_pipeline.errors import ManifestError, StageError
 from wsi_pipeline.layout import RunFolder
 from wsi_pipeline.names import check_name, describe_twins, find_text_problem, name_key, printable
 
 COLUMNS = ("slide", "slide_id", "patient", "label", "annotation", "split", "mpp", "unclassified")
+
+# Columns that the command `slides` adds for a person to read.
+FACTS = (
+    "readable", "problem", "notes", "vendor", "width", "height", "levels", "downsamples", "mpp_x",
+    "mpp_y", "objective_power", "bounds", "probe", "bytes", "duplicate_of",
+)  # fmt: skip
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")  # of a folder of images
 
@@ -59,6 +74,13 @@ def read_manifest(path: Path, *, check_names: bool = True) -> list[SlideEntry]:
     if not entries:
         raise ManifestError(f"{path}: the manifest has no rows; name at least one slide")
     return entries
+
+
+def describe_unused_columns(path: Path) -> list[str]:
+    """Name a manifest's columns that are not used, in one line or none."""
+    rows = iterate_csv(path, error=ManifestError, undecodable="surrogateescape")
+    _, header = next(rows, (0, []))
+    return [printable(line) for line in describe_unused(path, header, (*COLUMNS, *FACTS))]
 
 
 def _check_header(path: Path, names: Sequence[str]) -> None:
@@ -100,6 +122,13 @@ def _locate(where: str, folder: Path, cell: str) -> Path:
     """Find the file that a cell names; spaces around a name are of the file if one is so named."""
     if "\0" in cell:
         raise ManifestError(f"{where}: a file name with a NUL character, '{printable(cell)}'")
+    if is_url(cell.strip()):
+        raise ManifestError(
+            f"{where}: {cell.strip()} is a URL, and slides, annotations and masks are read from "
+            "file systems only; copy it to a local folder and list that (docs/storage.md)"
+        )
+    if is_url(folder):  # slides are on this machine
+        folder = Path()
     name = cell if os.path.lexists(folder / cell) else cell.strip()
     if "bytes" in find_text_problem(name) and not os.path.lexists(folder / name):
         raise ManifestError(
@@ -219,30 +248,37 @@ def write_manifest(path: Path, entries: Sequence[SlideEntry]) -> None:
     """Write a manifest that `read_manifest` reads back as the same entries.
 
     Paths are written relative to the manifest's folder, so that no folder of this machine is
-    recorded and the data set can be moved; bytes that are not UTF-8 are written unchanged.
+    recorded and the data set can be moved (a manifest at a URL has absolute ones); bytes that are
+    not UTF-8 are written unchanged.
     """
-    rows = (manifest_row(entry, path.parent) for entry in entries)
+    rows = manifest_rows(entries, path.parent)
     update_csv(path, COLUMNS, rows, undecodable="surrogateescape")
 
 
-def manifest_row(e: SlideEntry, folder: Path) -> list[str]:
-    """Write an entry as the fields of `COLUMNS`, of a manifest in `folder`."""
+def manifest_rows(entries: Iterable[SlideEntry], folder: Path) -> list[list[str]]:
+    """Write entries as the fields of `COLUMNS`, of a manifest in `folder`."""
+    resolve = cache(Path.resolve)  # each folder once: every part of its path is looked at
+    return [_manifest_row(e, folder, resolve) for e in entries]
+
+
+def _manifest_row(e: SlideEntry, folder: Path, resolve: Callable[[Path], Path]) -> list[str]:
     return [
-        _relative(e.path, folder),
+        _relative(e.path, folder, resolve),
         e.slide_id,
         e.patient,
         "" if e.label is None else str(e.label),
-        _relative(e.annotation, folder) if e.annotation else "",
+        _relative(e.annotation, folder, resolve) if e.annotation else "",
         e.split or "",
         "" if e.mpp is None else repr(e.mpp),
         e.unclassified or "",
     ]
 
 
-def _relative(path: Path, folder: Path) -> str:
+def _relative(path: Path, folder: Path, resolve: Callable[[Path], Path]) -> str:
     # A link keeps its own name: the name of its target may identify a patient.
-    named = path.parent.resolve() / path.name
-    text = Path(os.path.relpath(named, folder.resolve())).as_posix()
+    named = resolve(path.parent) / path.name
+    text = str(named) if is_url(folder) else os.path.relpath(named, resolve(folder))
+    text = Path(text).as_posix()
     # A name that is guarded in a CSV, or trimmed, is no path to other programs.
     return text if guard(text) == text and text == text.lstrip() else f"./{text}"
 

@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING
 
 from tiling.errors import StoreError
 from tiling.wording import name_some, pluralize
-from wsi_pipeline.cohort.manifest import read_run_manifest
 from wsi_pipeline.contracts import SlideEntry
 from wsi_pipeline.errors import StageError
 from wsi_pipeline.layout import RunFolder, Unit
@@ -16,13 +15,14 @@ if TYPE_CHECKING:
 
 
 def finished_entries(
-    run: RunFolder, splits: Sequence[str | None] | None = None
+    run: RunFolder, entries: Sequence[SlideEntry], splits: Sequence[str | None] | None = None
 ) -> list[SlideEntry]:
-    """List the slides that have a patch store and are in one of `splits` (None: in any)."""
-    entries = [e for e in read_run_manifest(run) if splits is None or e.split in splits]
+    """Choose the slides that have a patch store and are in one of `splits` (None: in any)."""
+    entries = [e for e in entries if splits is None or e.split in splits]
     tiled = [e for e in entries if Unit("tile", e.slide_id).is_marked(run)]
     failed = {row["slide_id"] for row in iterate_failures(run) if row["stage"] == "tile"}
-    waiting = [e.slide_id for e in entries if e not in tiled and e.slide_id not in failed]
+    done = {e.slide_id for e in tiled} | failed
+    waiting = [e.slide_id for e in entries if e.slide_id not in done]
     if waiting:
         raise StageError(
             f"not tiled yet: {len(waiting)} of {pluralize(len(entries), 'slide')}: "

@@ -15,6 +15,7 @@ import safetensors
 
 from tiling.contracts import CLASS_NAMES, PatchKind
 from tiling.files import check_file, parse_json
+from tiling.urls import RemotePath, read_ranges
 from wsi_pipeline.contracts import PROVENANCE
 from wsi_pipeline.errors import CheckpointError
 
@@ -23,6 +24,8 @@ SCHEMA = "wsi-pipeline/checkpoint/1"
 # One key only: the order of several would differ from file to file.
 HEADER_KEY = "wsi_pipeline"
 HEADER_DIGEST = "header_sha256"  # of everything else in the header's JSON
+_LENGTH_BYTES = 8  # of a safetensors file: the length of its JSON header, little-endian
+_MOST_HEADER_BYTES = 100 * 10**6  # safetensors reads no longer ones
 
 
 @dataclass(frozen=True)
@@ -143,6 +146,27 @@ def _is_temperature(value: object) -> bool:
     return isinstance(value, float) and 0 < value < math.inf
 
 
+def read_metadata(path: Path) -> dict[str, str]:
+    """Read the texts that a safetensors file holds in addition to its tensors.
+
+    Raises
+    ------
+    OSError, SafetensorError
+        If the file is missing or damaged.
+    """
+    if isinstance(path, RemotePath):  # two requests, not all weights
+        try:
+            (length,) = read_ranges([(path, 0, _LENGTH_BYTES)])
+            n_bytes = min(int.from_bytes(length, "little"), _MOST_HEADER_BYTES)
+            (text,) = read_ranges([(path, _LENGTH_BYTES, _LENGTH_BYTES + n_bytes)])
+            return dict(parse_json(text).get("__metadata__") or {})
+        except (ValueError, AttributeError) as error:
+            raise safetensors.SafetensorError(str(error)) from error
+    check_file(path)
+    with safetensors.safe_open(path, framework="np") as file:
+        return dict(file.metadata() or {})
+
+
 def read_header(path: Path) -> dict[str, Any]:
     """Read the JSON header of a safetensors file.
 
@@ -152,9 +176,7 @@ def read_header(path: Path) -> dict[str, Any]:
         If the file is missing, damaged, or not written by this program.
     """
     try:
-        check_file(path)
-        with safetensors.safe_open(path, framework="np") as file:
-            metadata = file.metadata() or {}
+        metadata = read_metadata(path)
     except FileNotFoundError as error:
         raise CheckpointError(
             f"{path}: no such checkpoint; run train first, or check the path"

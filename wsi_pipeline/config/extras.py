@@ -32,6 +32,7 @@ EXTRAS = (
         ("train", "predict", "explain", "apply", "demo"),
     ),
     Extra("cluster", "Dask", ("distributed", "dask_jobqueue"), ("--workers above 1", "--dask")),
+    Extra("remote", "s3fs", ("fsspec", "s3fs"), ("run folders at URLs",)),
     Extra("textures", "mahotas", ("mahotas",), ("baselines",)),
     Extra("tensorboard", "TensorBoard", ("tensorboard",), ("--log tensorboard",)),
 )

@@ -18,7 +18,7 @@ import safetensors
 from tiling.contracts import CLASS_NAMES, PatchKind
 from tiling.files import check_file, digest_file
 from tiling.wording import name_some
-from wsi_pipeline.config.checkpoint_header import HEADER_KEY, CheckpointMeta
+from wsi_pipeline.config.checkpoint_header import HEADER_KEY, CheckpointMeta, read_metadata
 from wsi_pipeline.config.zoo_config import IMAGENET, Step, ZooConfig, read_zoo_config
 from wsi_pipeline.errors import CheckpointError, ConfigError
 
@@ -246,9 +246,7 @@ def _find_kind(path: Path) -> Kind | None:
 
 def _is_checkpoint(path: Path) -> bool:
     try:
-        check_file(path)
-        with safetensors.safe_open(path, framework="np") as file:
-            return HEADER_KEY in (file.metadata() or {})
+        return HEADER_KEY in read_metadata(path)
     except (OSError, safetensors.SafetensorError):
         return True  # read_meta gives the reason
 

@@ -18,6 +18,7 @@ from pydantic import AfterValidator, TypeAdapter, ValidationError
 
 from tiling.contracts import StrPath, TileConfig
 from tiling.files import digest_json, read_text
+from tiling.urls import as_path, is_url, local_path
 from wsi_pipeline.config.settings import (
     EvaluateConfig,
     ExplainConfig,
@@ -86,6 +87,11 @@ class Config:
         default_factory=dict
     )  # for --dask slurm: dask-jobqueue's options
 
+    def __post_init__(self) -> None:
+        """Take a run folder's URL as one."""
+        if self.out is not None:
+            object.__setattr__(self, "out", as_path(self.out))
+
 
 _RECORDED = "run.json, the recorded settings of this run (--config FILE replaces them)"
 
@@ -131,6 +137,7 @@ def read_config(
     ConfigError
         With the file, the key and what is expected.
     """
+    path = None if path is None else local_path(path, "a config")
     _check_model_names(models, "--model")
     values = _read_yaml(path) if path else deepcopy(dict(recorded or {}))
     if path:
@@ -198,8 +205,8 @@ def _complete_models(trained: Any) -> None:
 def _read_yaml(path: Path) -> dict[str, Any]:
     if path.suffix.lower() == ".csv" or path.is_dir():
         raise ConfigError(
-            f"{path}: a config is a YAML file; pass a manifest or a folder of slides as "
-            f"--set input={path}"
+            f"{path}: a config is a YAML file; pass a manifest or a folder of slides in addition "
+            f"to it: {path} --config CONFIG"
         )
     try:
         values = parse_yaml(read_text(path))
@@ -219,7 +226,7 @@ def _resolve_paths(values: dict[str, Any], resolve: Callable[[str], str]) -> Non
         for holder in _holders(values, keys[:-1]):
             value = holder.get(keys[-1])
             if isinstance(value, str):
-                holder[keys[-1]] = resolve(value)
+                holder[keys[-1]] = value if is_url(value) else resolve(value)
 
 
 def _holders(values: Any, keys: Sequence[str]) -> Iterable[dict[str, Any]]:
@@ -339,6 +346,8 @@ def check_section(section: str, settings: Any) -> None:
 
 
 def _validate(values: Mapping[str, Any], source: str, kind: type[Settings]) -> Settings:
+    if kind is Config and (urls := _find_urls(values)):
+        raise ConfigError(f"{source}: " + "; ".join(urls))
     try:
         settings = TypeAdapter(kind).validate_python(values)
     except ValidationError as error:
@@ -348,6 +357,27 @@ def _validate(values: Mapping[str, Any], source: str, kind: type[Settings]) -> S
     if problems:
         raise ConfigError(f"{source}: " + "; ".join(problems))
     return settings
+
+
+def _find_urls(values: Mapping[str, Any]) -> list[str]:
+    """Describe the settings that are URLs and must be on a file system: all but the run folder."""
+    return [
+        f"{key} must be on a file system, got {as_path(path)}; copy it to a local folder and give "
+        "that (docs/storage.md)"
+        for keys in _PATHS
+        if keys != ("out",)
+        for key, path in _values_at(values, keys)
+        if isinstance(path, (str, Path)) and is_url(path)
+    ]
+
+
+def _values_at(values: Any, keys: Sequence[str], before: str = "") -> Iterable[tuple[str, Any]]:
+    """Find the values of a key with ``*`` for any name; yield each with its own key."""
+    if not keys:
+        yield before.removesuffix("."), values
+    elif isinstance(values, Mapping):
+        for name in values if keys[0] == "*" else [keys[0]]:
+            yield from _values_at(values.get(name), keys[1:], f"{before}{name}.")
 
 
 def _odd_numbers(given: Any, settings: Any, key: str = "") -> Iterable[str]:
@@ -429,7 +459,7 @@ def anchor_paths(value: Value, folder: Path) -> Value:
     elif isinstance(value, (list, tuple)):
         found = type(value)(anchor_paths(item, folder) for item in value)
     elif isinstance(value, Path):
-        found = folder / value
+        found = value if is_url(value) else folder / value
     return found  # type: ignore[no-any-return]  # of the same type throughout
 
 

@@ -6,7 +6,10 @@ that job arrays can divide, what ``collect`` expects, and the stage of each reca
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
+
+from tiling.urls import is_url, refuse
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,8 @@ class Stage:
     output: str = ""  # what it writes, in the run folder
     reads_scores: bool = False  # slides without scores are not expected
     reads: tuple[str, ...] = ()  # further settings of the run that it uses
+    # Why its run folder must be on a file system; empty: it may be at a URL (docs/storage.md).
+    needs_files: str = ""
     variants: str = ""  # setting that lists the outputs per unit; their settings are not recalled
 
     @property
@@ -44,6 +49,8 @@ STAGES = (
         "model",
         reads=("seed",),
         output="models",
+        needs_files="training reads patches one by one in random order, and replaces its "
+        "checkpoints by renaming",
     ),
     Stage(
         "predict",
@@ -98,3 +105,16 @@ def find_stage(name: str) -> Stage:
         If there is none.
     """
     return {stage.name: stage for stage in STAGES}[name]
+
+
+def check_run_folder(stage: str, path: Path) -> None:
+    """Check that a stage can work in a run folder at a URL.
+
+    Raises
+    ------
+    LocalOnlyError
+        If it needs a file system.
+    """
+    reason = find_stage(stage).needs_files
+    if reason and is_url(path):
+        refuse(path, f"{stage} needs a run folder on a file system ({reason})")

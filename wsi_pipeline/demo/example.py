@@ -66,7 +66,7 @@ def write_example(kind: str, out: Path, *, seed: int = 0, workers: int = 1) -> l
 
 
 def _draw_slides(out: Path, *, seed: int, workers: int) -> list[str]:
-    specs = list(_slide_specs(SLIDE_SIZE, diameters=(260, 330, 300, 220)))
+    specs = _slide_specs(SLIDE_SIZE, diameters=(260, 330, 300, 220), seed=seed)
     (out / "slides").mkdir()
     (out / "annotations").mkdir()
     _draw_each(partial(_write_slide, out=out, seed=seed), specs, workers)
@@ -77,11 +77,12 @@ def _draw_slides(out: Path, *, seed: int, workers: int) -> list[str]:
     ]
 
 
-def _slide_specs(size: tuple[int, int], *, diameters: Sequence[int]) -> list[SlideSpec]:
-    # Two slides of each patient, one with a tumour and one without.
+def _slide_specs(size: tuple[int, int], *, diameters: Sequence[int], seed: int) -> list[SlideSpec]:
+    # Two slides of each patient, one with a tumour and one without. Each seed has patients of its
+    # own, so that the slides of two seeds can be in training and test.
     specs = []
     for number in range(PATIENTS):
-        patient = f"p{number + 1:02d}"
+        patient = f"p{seed * PATIENTS + number + 1:02d}"
         diameter = diameters[number % len(diameters)]
         at = (0.42 + 0.04 * (number % 5), 0.56 - 0.04 * (number % 4))
         for name, tumours in (("a", (TumourSpec(at, diameter),)), ("b", ())):
@@ -117,7 +118,7 @@ def _write_slide(spec: SlideSpec, *, out: Path, seed: int) -> None:
 def _draw_images(out: Path, *, seed: int, workers: int) -> list[str]:
     for name in ("normal", "tumour", "masks"):
         (out / name).mkdir()
-    specs = _slide_specs(IMAGE_SIZE, diameters=(280, 250, 270, 240))
+    specs = _slide_specs(IMAGE_SIZE, diameters=(280, 250, 270, 240), seed=seed)
     _draw_each(partial(_cut_images, out=out, seed=seed), specs, workers)
     files = sorted(path.relative_to(out) for path in out.glob("[nt]*/*.png"))
     rows = [
@@ -168,7 +169,8 @@ def _mask_tumour(drawn: Drawn, size: tuple[int, int]) -> NDArray[np.bool_]:
 
 def _draw_teams(out: Path, *, seed: int, workers: int) -> list[str]:
     del workers  # takes no time
-    names = [f"case_{n + 1:03d}" for n in range(CHALLENGE_TUMOUR + CHALLENGE_NORMAL)]
+    n_cases = CHALLENGE_TUMOUR + CHALLENGE_NORMAL
+    names = [f"case_{seed * n_cases + n + 1:03d}" for n in range(n_cases)]
     lesions = {name: _place_lesions(seed_rng(seed, name)) for name in names[:CHALLENGE_TUMOUR]}
     for folder in ("reference", *TEAMS):
         (out / folder).mkdir()

@@ -1,11 +1,11 @@
 """FROC of detections in memory, as CAMELYON16 counts them."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 
 from tiling.contracts import StrPath
+from tiling.urls import local_path
 from tiling.wording import name_some, pluralize
 from wsi_pipeline.contracts import AtRate, Denominator, Detections, FrocCurve
 from wsi_pipeline.errors import EvaluationError
@@ -116,7 +116,7 @@ def _find_lesions(
         return known
     if known is None:
         return no_lesions(mpp=1.0)  # no length is measured on a normal slide
-    path = Path(known)
+    path = local_path(known, "references")
     slide_mpp = mpp.get(slide) if isinstance(mpp, Mapping) else mpp
     if slide_mpp is None:
         raise EvaluationError(

@@ -89,6 +89,7 @@ def run_teams(
     EvaluationError
         If a team's files are wrong, the teams are on different slides, or a score is undefined.
     """
+    _check_files(teams)
     options = replace(options, bootstrap=options.bootstrap or REPLICATES)
     found: list[tuple[Team, ScoredSlides]] = []
     read = functools.cache(read_reference)  # finding the lesions takes longer than matching points
@@ -112,6 +113,13 @@ def run_teams(
     write_json(options.out / FILE, {"teams": rows})
     _write_table(options.out / "teams.csv", rows)
     return rows
+
+
+def _check_files(teams: Sequence[Team]) -> None:
+    """Refuse a misspelt path before the first team is scored, which can take minutes."""
+    missing = [str(team.path) for team in teams if not team.path.exists()]
+    if missing:
+        raise EvaluationError(f"{', '.join(missing)}: no such file or folder")
 
 
 def _check_same_slides(first: tuple[Team, ScoredSlides], other: tuple[Team, ScoredSlides]) -> None:

@@ -5,7 +5,7 @@ split is used only to choose the slide threshold. Every number can be recomputed
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tiling.files import write_json
-from tiling.wording import pluralize
+from tiling.wording import name_some, pluralize
 from wsi_pipeline.config.settings import EvaluateConfig, EvaluatedSplit
 from wsi_pipeline.contracts import DEFINITIONS, Rule
 from wsi_pipeline.csv_files import write_csv, write_tables
@@ -63,6 +63,7 @@ from wsi_pipeline.evaluation.sections import (
 from wsi_pipeline.evaluation.slide import SlideThreshold, aggregate_scores, freeze_threshold
 from wsi_pipeline.evaluation.sweep import sweep_columns, sweep_rows, sweep_thresholds
 from wsi_pipeline.evaluation.tables import Cell
+from wsi_pipeline.inference.scores import TEMPERATURE
 
 log = logging.getLogger(__name__)
 
@@ -112,6 +113,7 @@ def evaluate_run(
         has seen a patient that it would be tested on.
     """
     test, val = _choose_slides(slides, settings.split)
+    _refuse_mixtures({s.slide_id: s for s in (*test, *val)}.values(), model)
     notes = _choice_notes(slides, test, settings) + _guard(test, val, settings)
     if left_out:
         notes.insert(0, f"left out of every figure, since they failed: {', '.join(left_out)}")
@@ -197,6 +199,24 @@ def _check_slide(slide: EvaluationSlide) -> None:
         raise EvaluationError(
             f"slide {slide.slide_id} has label 0 but its annotation holds a lesion; "
             "one of the two is wrong: correct the manifest or the annotation"
+        )
+
+
+def _refuse_mixtures(slides: Iterable[EvaluationSlide], model: str) -> None:
+    """Refuse scores of which some are calibrated, or that several checkpoints have made."""
+    kinds: dict[str, list[str]] = {}
+    for slide in slides:
+        about = slide.scores.attributes
+        digest, temperature = str(about.get("checkpoint"))[:12], about.get(TEMPERATURE)
+        kind = f"by checkpoint {digest}, "
+        kind += "plain" if temperature is None else f"calibrated (temperature {temperature:.4g})"
+        kinds.setdefault(kind, []).append(slide.slide_id)
+    if len(kinds) > 1:
+        found = "; ".join(f"{kind}: {name_some(ids)}" for kind, ids in kinds.items())
+        raise EvaluationError(
+            f"the scores of {model} are of {len(kinds)} kinds, so no threshold fits all of them: "
+            f"{found}. Run predict again for all splits, with one checkpoint and one value of "
+            "predict.calibrated"
         )
 
 

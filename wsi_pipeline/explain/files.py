@@ -13,7 +13,7 @@ import tifffile
 from numpy.typing import NDArray
 from PIL import Image
 
-from tiling.files import write_aside
+from tiling.files import open_file, write_aside
 from wsi_pipeline.errors import PipelineError
 
 MAPS_SCHEMA = "wsi-pipeline/image-maps/2"  # of the list of a folder's maps
@@ -86,7 +86,8 @@ def read_values(path: Path, *, error: type[PipelineError], stage: str) -> NDArra
         If it is missing or damaged.
     """
     try:
-        return np.asarray(tifffile.imread(path), np.float32)
+        with open_file(path, "rb") as file:
+            return np.asarray(tifffile.imread(file), np.float32)
     except (OSError, ValueError, tifffile.TiffFileError) as cause:
         raise error(f"{path.name}: its map cannot be read; run {stage} again") from cause
 

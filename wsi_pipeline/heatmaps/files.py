@@ -13,7 +13,7 @@ import numpy as np
 import tifffile
 from numpy.typing import NDArray
 
-from tiling.files import write_aside
+from tiling.files import open_file, write_aside
 from wsi_pipeline.contracts import Heatmap
 from wsi_pipeline.errors import HeatmapError
 
@@ -154,7 +154,7 @@ def read_heatmap(path: Path) -> Heatmap:
         If the file is missing, damaged or not written by this program.
     """
     try:
-        with tifffile.TiffFile(path) as tiff:
+        with open_file(path, "rb") as file, tifffile.TiffFile(file) as tiff:
             facts = _read_facts(tiff.pages.first.description)
             values: NDArray[np.float32] = tiff.pages.first.asarray()
     except FileNotFoundError as error:

@@ -24,6 +24,8 @@ from typing import IO
 import numpy as np
 from numpy.typing import NDArray
 
+from tiling.urls import is_url
+
 log = logging.getLogger(__name__)
 
 _RECORD = struct.Struct("<III")
@@ -49,7 +51,8 @@ class Journal:
     """
 
     def __init__(self, path: Path | None, *, key: str, columns: int | None = None) -> None:
-        self._path = path
+        # Object stores do not append: there, a killed prediction begins its slide again.
+        self._path = None if path is None or is_url(path) else path
         self._columns = columns
         self._header = json.dumps({"format": _FORMAT, "key": key}).encode() + b"\n"
         self._file: IO[bytes] | None = None

@@ -13,6 +13,7 @@ from tiling.contracts import OnProgress, StrPath, TileConfig
 from tiling.errors import GridError, PatchSizeError
 from tiling.store import PatchStore
 from tiling.threads import count_cores
+from tiling.urls import local_path
 from wsi_pipeline.cohort.colours import find_far
 from wsi_pipeline.cohort.stain_view import normalise_patches, stain_method
 from wsi_pipeline.config.checkpoint_header import require_temperature
@@ -110,7 +111,8 @@ def predict(
         model, meta = checkpoint
         checkpoint_digest = digest_model(model, meta)
     else:
-        model, meta, checkpoint_digest = _load(Path(checkpoint), architecture, positive)
+        checkpoint = local_path(checkpoint, "checkpoints")
+        model, meta, checkpoint_digest = _load(checkpoint, architecture, positive)
     temperature = None
     if calibrated:
         name = f"the {meta.model} given" if isinstance(checkpoint, tuple) else Path(checkpoint)
@@ -180,7 +182,7 @@ def _open_patches(
                 )
         yield slide
         return
-    path = Path(slide)
+    path = local_path(slide, "slides")
     cut = tile or TileConfig()
     if meta.patch_px:
         cut = replace(cut, patch_px=meta.patch_px, target_mpp=meta.target_mpp)

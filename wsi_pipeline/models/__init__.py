@@ -5,7 +5,7 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
-from wsi_pipeline.config.settings import PreprocessConfig, preprocess_settings
+from wsi_pipeline.config.settings import ModelConfig, PreprocessConfig, preprocess_settings
 from wsi_pipeline.errors import ModelError
 from wsi_pipeline.models.base import BlockClassifier, PatchClassifier
 from wsi_pipeline.models.cam import CAM
@@ -16,7 +16,14 @@ from wsi_pipeline.models.protopnet import ProtoPNet
 from wsi_pipeline.models.resnet import ResNet18, ResNet34, ResNet50
 from wsi_pipeline.models.vgg import VGG11, VGG16, VGG19, VGG11Pooled
 
-__all__ = ["MODELS", "BlockClassifier", "PatchClassifier", "build_model", "find_architecture"]
+__all__ = [
+    "MODELS",
+    "BlockClassifier",
+    "PatchClassifier",
+    "build_model",
+    "check_image_size",
+    "find_architecture",
+]
 
 MODELS: dict[str, type[PatchClassifier]] = {
     "cam": CAM,
@@ -91,6 +98,22 @@ def build_model(
         model.preprocess = Preprocess(chosen)
         model.options = {**model.options, "preprocess": preprocess_settings(chosen)}
     return model
+
+
+def check_image_size(model: ModelConfig, size: tuple[int, int]) -> None:
+    """Refuse to train a model on images that its options do not fit.
+
+    Parameters
+    ----------
+    model : ModelConfig
+    size : (height, width), px
+        Of patches or images, before a crop.
+
+    Raises
+    ------
+    ModelError
+    """
+    find_architecture(model.name).check_size(model.preprocess.crop or size, **model.options)
 
 
 def _read_preprocess(values: Mapping[str, Any]) -> PreprocessConfig:

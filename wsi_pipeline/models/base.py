@@ -45,6 +45,21 @@ class PatchClassifier(nn.Module, ABC):
             Their sigmoid is the score F(I).
         """
 
+    @classmethod
+    def check_size(cls, size: tuple[int, int], **options: Any) -> None:
+        """Refuse options that do not fit the images to train on.
+
+        Parameters
+        ----------
+        size : (height, width), px
+        **options
+            Of the model.
+
+        Raises
+        ------
+        ModelError
+        """
+
     def prepare(self, x: Tensor) -> Tensor:
         """Prepare images for the network: (B, C, H, W) -> (B, C, h, w)."""
         return x if self.preprocess is None else self.preprocess(x)

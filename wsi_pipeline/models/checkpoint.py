@@ -19,6 +19,7 @@ from torch import Tensor
 
 from tiling.contracts import StrPath
 from tiling.files import digest_file, make_durable, read_bytes, write_aside
+from tiling.urls import as_path
 from wsi_pipeline.config.checkpoint_header import (
     HEADER_DIGEST,
     HEADER_KEY,
@@ -80,7 +81,7 @@ def load_checkpoint(path: StrPath) -> tuple[PatchClassifier, CheckpointMeta]:
     CheckpointError
         If the file is missing, damaged, not a checkpoint, or of an unknown model.
     """
-    path = Path(path)
+    path = as_path(path)
     meta = read_meta(path)
     tensors, _ = read_tensors(path)
     try:

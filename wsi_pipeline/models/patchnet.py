@@ -12,7 +12,7 @@ References
 """
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,8 @@ Normalise = Literal["unit", "minmax"]
 # Paper 1 gives strides with its data sets: (m, s) = (15, 3) DTD, (15, 5) and (31, 10) ISIC 2016,
 # (17, 5) nuclei. Paper 2 gives none; 3, 5, 5, 10 for m = 11, 17, 21, 31 is our choice.
 STRIDE_BY_SIDE = {11: 3, 15: 3, 17: 5, 21: 5, 31: 10}
+
+M = 17  # default side of a patch, px
 
 # Values of one layer's output that are computed at once. Patches share nothing, so this changes no
 # result; on a CPU layers that stay in its cache are 1.5 times as fast (measured, m = 17 and 31).
@@ -172,7 +174,7 @@ class PatchNet(PatchClassifier):
     def __init__(
         self,
         *,
-        m: int = 17,
+        m: int = M,
         stride: int | None = None,
         grid: Grid = "ceil",
         region: int | None = None,
@@ -213,6 +215,18 @@ class PatchNet(PatchClassifier):
             "filters": filters,
             "depth": depth,
         }
+
+    @classmethod
+    def check_size(cls, size: tuple[int, int], *, m: int = M, **_: Any) -> None:
+        """Refuse a patch that is larger than the image: most of it would be padding."""
+        height, width = size
+        if isinstance(m, int) and m > min(size):
+            largest = (min(size) - 1) // 2 * 2 + 1
+            raise ModelError(
+                f"PatchNet's patch of {m} x {m} px is larger than the images to train on, "
+                f"{width} x {height} px; set model.options.m to an odd number of at most "
+                f"{largest}, or train on larger ones"
+            )
 
     def forward(self, x: Tensor) -> Tensor:
         """Return log P - log(1 - P) of each image, whose sigmoid is P = mean Q.

@@ -34,6 +34,7 @@ class SlidePlan:
     seconds: float = 0.0  # to tile it; 0 where it is finished
     unreadable_probes: int = 0
     notes: tuple[str, ...] = ()
+    is_picture_estimated: bool = False  # its bytes: the mean of those that were drawn
 
 
 @dataclass(frozen=True)
@@ -45,12 +46,16 @@ class ModelPlan:
     train_patches: int  # at most, over all epochs
     predict_patches: int
     problem: str = ""
+    frozen_seconds_per_patch: float = 0.0  # of `seconds_per_patch`, in blocks that are not trained
+    frozen_patches: int = 0  # that training passes through them: maps may be kept
 
     @property
     def train_seconds(self) -> float | None:
         """At most: training may stop early."""
-        each = self.seconds_per_patch
-        return None if each is None else BACKWARD * each * self.train_patches
+        each, frozen = self.seconds_per_patch, self.frozen_seconds_per_patch
+        if each is None:
+            return None
+        return frozen * self.frozen_patches + BACKWARD * (each - frozen) * self.train_patches
 
     @property
     def predict_seconds(self) -> float | None:
@@ -75,6 +80,7 @@ class RunPlan:
     problems: tuple[str, ...] = ()  # of the run as a whole
     shard_bytes: tuple[int, ...] = ()  # of slide files in each shard
     workers: int = 1
+    picture_error: int = 0  # bytes: two standard errors of those of pictures that were not drawn
     of: str = "slide"  # what one of `slides` is: a slide, or an image
 
     @property
@@ -117,6 +123,7 @@ class RunPlan:
                 "bytes": sum(s.bytes for s in self.slides) + self.extra.bytes,
                 "new_files": self.new_files,
                 "new_bytes": self.new_bytes,
+                "new_bytes_error": self.picture_error,
                 "seconds": sum(s.seconds for s in self.new) / self.workers,
             },
             "estimates": {

@@ -2,17 +2,19 @@
 
 Patches, labels, files and bytes of the patch stores are counted as tiling counts them. Times come
 from a short probe of this machine, and scores are not known yet, so score files and heatmaps are
-estimates.
+estimates. Drawing the pictures takes longer than all else for a small slide: in a large cohort a
+sample is drawn (`wsi_pipeline.planning.pictures`).
 """
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tiling.contracts import TileConfig
 from tiling.errors import ExpectedError, SlideError
+from tiling.urls import local_path
 from tiling.wording import pluralize
 from wsi_pipeline.cohort.splits import advise_missing_split
 from wsi_pipeline.config.reading import Config, anchor_paths
@@ -29,6 +31,7 @@ from wsi_pipeline.planning.figures import (
 )
 from wsi_pipeline.planning.images import plan_images
 from wsi_pipeline.planning.models import plan_models
+from wsi_pipeline.planning.pictures import Picture, add_pictures, choose_drawn
 from wsi_pipeline.run.process_pool import map_in_processes
 from wsi_pipeline.run.progress import StageProgress
 from wsi_pipeline.run.shards import Shard, select_shard
@@ -43,6 +46,7 @@ if TYPE_CHECKING:
     from tiling.tile_plan import TilePlan
 
 PROBE_PATCHES, PROBE_S = 8, 1.0  # per slide: read so many patches, no longer than that
+UNSTORED_PATCHES = 3  # where tile stores coordinates only and reads none: can they be decoded?
 # From the files of the demo: the frame of a score file and of a heatmap; the largest overlay.
 SCORES_BYTES, BYTES_PER_SCORE, HEATMAP_BYTES, OVERLAY_BYTES = 9_000, 20, 2_300, 2_000_000
 PYRAMID = 4 / 3  # a pyramid's levels together, of its first
@@ -55,25 +59,35 @@ class PlanTask:
     entry: SlideEntry
     config: TileConfig
     run: Path | None
+    draw: bool = True  # the picture, for its size
+
+
+@dataclass(frozen=True)
+class PlannedSlide:
+    """What came of planning one slide."""
+
+    plan: SlidePlan  # bytes and seconds without those of its picture
+    audited: Audited | None = None  # None: it would fail
+    picture: Picture | None = None  # None: not drawn
 
 
 # --- one slide -------------------------------------------------------------------------------
 
 
-def plan_slide(task: PlanTask) -> tuple[SlidePlan, Audited | None]:
+def plan_slide(task: PlanTask) -> PlannedSlide:
     """Plan one slide, and look its labels over; why it would fail is part of the answer."""
     entry = task.entry
     try:
         return _plan_slide(task)
     except (ExpectedError, OSError) as error:
-        return SlidePlan(entry.slide_id, entry.split, problem=str(error)), None
+        problem = str(error)
     except Exception as error:  # a reader's bug must not lose the other slides
         problem = f"{entry.slide_id}: unexpected {type(error).__name__}: {error}"
-        return SlidePlan(entry.slide_id, entry.split, problem=problem), None
+    return PlannedSlide(SlidePlan(entry.slide_id, entry.split, problem=problem))
 
 
-def _plan_slide(task: PlanTask) -> tuple[SlidePlan, Audited]:
-    from tiling.footprint import picture_footprint, store_footprint
+def _plan_slide(task: PlanTask) -> PlannedSlide:
+    from tiling.footprint import picture_bytes, store_footprint
     from tiling.slide import open_slide
     from tiling.tile_plan import check_has_tiles, plan_tiles
 
@@ -83,12 +97,18 @@ def _plan_slide(task: PlanTask) -> tuple[SlidePlan, Audited]:
     with open_slide(entry.path) as slide:
         plan = plan_tiles(slide, entry.path, **known)
         check_has_tiles(plan, task.config)
-        takes = store_footprint(plan, task.config, fingerprint) + picture_footprint(slide, plan)
+        takes = store_footprint(plan, task.config, fingerprint)
         seconds = time.monotonic() - started
+        picture = None
+        if task.draw:
+            n_bytes = picture_bytes(slide, plan)
+            picture = Picture(n_bytes, time.monotonic() - started - seconds)
         n_bad = 0
         if state != "finished":
-            each, n_bad, n_read = _probe(slide, plan)
-            seconds += each * len(plan.table.coords) if task.config.store == "patches" else 0.0
+            is_stored = task.config.store == "patches"
+            most = PROBE_PATCHES if is_stored else UNSTORED_PATCHES
+            each, n_bad, n_read = _probe(slide, plan, most)
+            seconds += each * len(plan.table.coords) if is_stored else 0.0
             _check_probe(n_bad, n_read, task)
     audited = audit_slide(
         entry,
@@ -115,7 +135,7 @@ def _plan_slide(task: PlanTask) -> tuple[SlidePlan, Audited]:
         unreadable_probes=n_bad,
         notes=plan.notes,
     )
-    return planned, audited
+    return PlannedSlide(planned, audited, picture)
 
 
 def _look_up(task: PlanTask, known: TileInputs) -> tuple[State, str]:
@@ -137,14 +157,14 @@ def _look_up(task: PlanTask, known: TileInputs) -> tuple[State, str]:
     return state, fingerprint
 
 
-def _probe(slide: "Slide", plan: "TilePlan") -> tuple[float, int, int]:
+def _probe(slide: "Slide", plan: "TilePlan", most: int) -> tuple[float, int, int]:
     """Read some patches; returns seconds per patch, how many were unreadable, how many read."""
     import numpy as np
 
     from tiling.patches import read_patch
 
     n_patches = len(plan.table.coords)
-    rows = np.unique(np.linspace(0, n_patches - 1, min(PROBE_PATCHES, n_patches)).astype(int))
+    rows = np.unique(np.linspace(0, n_patches - 1, min(most, n_patches)).astype(int))
     started, n_bad, n_read = time.monotonic(), 0, 0
     for row in rows:
         x, y = plan.table.coords[row].tolist()
@@ -193,13 +213,15 @@ def plan_run(
     ConfigError, ManifestError
         If not even the list of slides can be made.
     """
+    if config.out is not None:
+        local_path(config.out, "the run folder of a plan")
     if config.images is not None:
         return plan_images(config, device=device, shard=shard, quiet=quiet)
     entries = list_entries(config)
     weights = {entry.slide_id: slide_bytes(entry) for entry in entries}
     chosen = select_shard(weights, shard)
     mine = [entry for entry in entries if entry.slide_id in chosen]
-    slides, audited = _plan_slides(mine, config, workers=workers, quiet=quiet)
+    slides, audited, picture_error = _plan_slides(mine, config, workers=workers, quiet=quiet)
     side = config.tile.patch_px
     n_trained = sum(s.positive + s.negative for s in slides if s.split == "train")
     models = (
@@ -225,6 +247,7 @@ def plan_run(
         ),
         shard_bytes=_shard_bytes(weights, shard),
         workers=max(1, min(workers, len(mine))),
+        picture_error=picture_error,
     )
 
 
@@ -237,22 +260,32 @@ def _shard_bytes(weights: dict[str, int], shard: Shard | None) -> tuple[int, ...
 
 def _plan_slides(
     entries: Sequence[SlideEntry], config: Config, *, workers: int, quiet: bool
-) -> tuple[list[SlidePlan], list[Audited]]:
+) -> tuple[list[SlidePlan], list[Audited], int]:
     near, run = anchor_paths((list(entries), config.out), Path.cwd())
-    tasks = [PlanTask(entry, entry.tile_config(config.tile), run) for entry in near]
-    plans: dict[int, SlidePlan] = {}
-    audited: dict[int, Audited] = {}
+    drawn = choose_drawn(len(near))
+    tasks = [
+        PlanTask(entry, entry.tile_config(config.tile), run, draw=number in drawn)
+        for number, entry in enumerate(near)
+    ]
+    found: dict[int, PlannedSlide] = {}
     with StageProgress("plan", len(tasks), quiet=quiet) as progress:
-        for number, found in map_in_processes(plan_slide, tasks, workers=workers):
+        for number, result in map_in_processes(plan_slide, tasks, workers=workers):
             entry = entries[number]
-            if isinstance(found, StageError):
-                problem = f"{entry.path.name}: {found}"
-                found = SlidePlan(entry.slide_id, entry.split, problem=problem), None
-            plans[number], labels = found
-            if labels is not None:
-                audited[number] = labels
-            progress.end(entry.slide_id, "would fail" if plans[number].problem else "planned")
-    return [plans[number] for number in sorted(plans)], [audited[n] for n in sorted(audited)]
+            if isinstance(result, StageError):
+                problem = f"{entry.path.name}: {result}"
+                result = PlannedSlide(SlidePlan(entry.slide_id, entry.split, problem=problem))
+            found[number] = result
+            progress.end(entry.slide_id, "would fail" if result.plan.problem else "planned")
+    if all(one.picture is None for one in found.values()):  # every one drawn would fail
+        good = [number for number, one in found.items() if not one.plan.problem]
+        chosen = [good[place] for place in sorted(choose_drawn(len(good)))]
+        again = [replace(tasks[number], draw=True) for number in chosen]
+        for place, result in map_in_processes(plan_slide, again, workers=workers):
+            if not isinstance(result, StageError):
+                found[chosen[place]] = result
+    planned = [found[number] for number in range(len(tasks))]
+    plans, error = add_pictures([one.plan for one in planned], [one.picture for one in planned])
+    return plans, [one.audited for one in planned if one.audited is not None], error
 
 
 def _estimate(slides: Sequence[SlidePlan], config: Config) -> dict[str, tuple[int, int]]:

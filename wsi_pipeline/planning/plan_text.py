@@ -56,6 +56,11 @@ def summarise(plan: RunPlan) -> list[str]:
         f"{format_duration(sum(s.seconds for s in plan.new) / plan.workers)} with "
         f"{pluralize(plan.workers, 'worker')}",
     ]
+    if n_guessed := sum(s.is_picture_estimated for s in plan.new):
+        lines.append(
+            f"tile: of these, the sizes of {pluralize(n_guessed, 'picture')} are estimated from a "
+            f"sample: the total is within {size_text(plan.picture_error)} (two standard errors)"
+        )
     lines += [
         f"{stage}: about {size_text(size)} in {pluralize(files, 'file')} (an estimate)"
         for stage, (files, size) in plan.estimates.items()

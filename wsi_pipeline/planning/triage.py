@@ -17,7 +17,7 @@ from tiling.errors import AnnotationError, SlideError, TilingError
 from tiling.readers.common import is_square
 from tiling.wording import pluralize
 from wsi_pipeline.cohort.listing import list_input
-from wsi_pipeline.cohort.manifest import COLUMNS, manifest_row
+from wsi_pipeline.cohort.manifest import COLUMNS, FACTS, manifest_rows
 from wsi_pipeline.config.reading import anchor_paths
 from wsi_pipeline.contracts import SlideEntry
 from wsi_pipeline.csv_files import as_mapping, iterate_csv, write_csv
@@ -34,10 +34,6 @@ from wsi_pipeline.planning.proposals import (
 from wsi_pipeline.run.process_pool import map_in_processes
 from wsi_pipeline.run.progress import StageProgress
 
-FACTS = (
-    "readable", "problem", "notes", "vendor", "width", "height", "levels", "downsamples", "mpp_x",
-    "mpp_y", "objective_power", "bounds", "probe", "bytes", "duplicate_of",
-)  # fmt: skip
 PROBE_PX = 64  # side of a probed region, px at its level
 
 
@@ -254,6 +250,10 @@ def triage(
             entries, proposals.annotations, others_are_normal=are_normal
         )
         notes += unmatched
+    named = _propose_ids(entries)
+    if proposals.patient_pattern is not None:
+        named = propose_patients(named, listing.same_as, proposals.patient_pattern)
+    propose_splits(named, proposals)  # refuses impossible shares before the slides are read
     propose = path.suffix.lower() != ".csv"
     tasks = [CheckTask(entry, propose) for entry in anchor_paths(entries, Path.cwd())]
     checks: list[SlideCheck] = [SlideCheck()] * len(tasks)
@@ -262,9 +262,6 @@ def triage(
             seen = SlideCheck(problem=str(found)) if isinstance(found, StageError) else found
             checks[number] = seen
             progress.end(printable(entries[number].path.name), seen.problem or "checked")
-    named = _propose_ids(entries)
-    if proposals.patient_pattern is not None:
-        named = propose_patients(named, listing.same_as, proposals.patient_pattern)
     checks = [
         replace(seen, notes=seen.notes + _renamed(before, after))
         for seen, before, after in zip(checks, entries, named, strict=True)
@@ -363,10 +360,10 @@ def write_triage(path: Path, found: Triage, *, source: Path) -> None:
     own = _own_columns(source)
     names = list(own[0]) if own else []
     rows = []
-    for number, entry in enumerate(found.entries):
+    for number, row in enumerate(manifest_rows(found.entries, path.parent)):
         facts = _facts(found.checks[number], found.duplicate_of[number])
         rest = own[number].values() if own else ()
-        rows.append([*manifest_row(entry, path.parent), *facts, *rest])
+        rows.append([*row, *facts, *rest])
     write_csv(path, [*COLUMNS, *FACTS, *names], rows, undecodable="surrogateescape")
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from tiling.files import open_file
 from wsi_pipeline.errors import ReportError
 
 LONGEST_PX = 900  # side of an embedded picture; sharp on a phone and on paper, some 60 kB
@@ -33,7 +34,7 @@ def embed_picture(path: Path, *, longest_px: int = LONGEST_PX) -> str:
         If the file is no picture.
     """
     try:
-        with Image.open(path) as picture:
+        with open_file(path, "rb") as file, Image.open(file) as picture:
             small = picture.convert("RGB")
     except OSError as error:
         raise ReportError(

@@ -11,12 +11,15 @@ file adds a note to the mark of the stage that made it, which then rebuilds the 
 
 import logging
 import os
-from collections.abc import Iterable, Sequence
+import stat
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
 from tiling.files import digest_file, digest_files, read_json_object, write_json
+from tiling.urls import RemotePath, is_url
 
 log = logging.getLogger(__name__)
 
@@ -121,12 +124,19 @@ def make_mark(root: Path, fingerprint: str, files: Iterable[Path]) -> tuple[Mark
         Missing files.
     """
     # An export may be outside the run folder.
-    paths = {Path(os.path.relpath(path, root)).as_posix(): path for path in files}
+    paths = {relative_name(path, root): path for path in files}
     sizes = {name: measure(path) for name, path in paths.items()}
     absent = [name for name, size in sizes.items() if size is None]
     whole = {name: size for name, size in sizes.items() if size is not None}
     sha256 = {name: digest_output(paths[name]) for name in whole}
     return Mark(fingerprint, whole, sha256), absent
+
+
+def relative_name(path: Path, root: Path) -> str:
+    """Path of a file as marks name it: from the run folder, also where it is outside."""
+    if is_url(root):
+        return path.relative_to(root).as_posix()
+    return Path(os.path.relpath(path, root)).as_posix()
 
 
 def add_damage(path: Path, sentence: str) -> None:
@@ -161,7 +171,7 @@ def _find_problem(path: Path, name: str, mark_path: Path, mark: Mark) -> Problem
         return Problem(name, "is missing", is_missing=True)
     if size != mark.files[name]:
         return Problem(name, f"has {size} bytes, not {mark.files[name]}")
-    if name not in mark.sha256:
+    if name not in mark.sha256 or is_url(path):  # where each upload is atomic and checked
         return None
     if digest_output(path) != mark.sha256[name]:
         return Problem(name, "has changed since it was written")
@@ -171,7 +181,7 @@ def _find_problem(path: Path, name: str, mark_path: Path, mark: Mark) -> Problem
 
 def marked_file(root: Path, name: str) -> Path:
     """Path of a file of a mark. Links are not resolved: the run folder may be a link."""
-    return Path(os.path.normpath(root / name))
+    return root / name if is_url(root) else Path(os.path.normpath(root / name))
 
 
 def is_inside(name: str) -> bool:
@@ -182,9 +192,30 @@ def is_inside(name: str) -> bool:
 
 def measure(path: Path) -> int | None:
     """Bytes of a file, or of all files in a folder; None if it does not exist."""
-    if path.is_dir():
-        return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-    return path.stat().st_size if path.is_file() else None
+    if isinstance(path, RemotePath) and path.is_dir():
+        return sum(path.measure_all().values())
+    try:
+        found = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    if stat.S_ISDIR(found.st_mode):
+        return sum(size for _, size in _list_files(path))
+    return found.st_size if stat.S_ISREG(found.st_mode) else None
+
+
+def _list_files(folder: Path) -> Iterator[tuple[Path, int]]:
+    """List the files in a folder and below it, with their bytes.
+
+    Each folder is listed once and each file looked at once: of a store of coordinates, half of what
+    `Path.rglob` and `Path.is_file` ask a file server for.
+    """
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            path = Path(parent, name)
+            with suppress(FileNotFoundError):  # a link to nothing
+                found = path.stat()
+                if stat.S_ISREG(found.st_mode):
+                    yield path, found.st_size
 
 
 def digest_output(path: Path) -> str:
@@ -195,7 +226,7 @@ def digest_output(path: Path) -> str:
         from tiling.store_files import digest_table_files
 
         return digest_table_files(path)
-    return digest_files(path, (file for file in path.rglob("*") if file.is_file()))
+    return digest_files(path, (file for file, _ in _list_files(path)))
 
 
 def _has_pixels(path: Path) -> bool:

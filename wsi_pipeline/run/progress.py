@@ -18,6 +18,7 @@ from rich.progress import (
 from rich.text import Text
 
 from tiling.wording import format_duration, format_rate, plural, pluralize
+from wsi_pipeline.run.activity import Took
 
 # Without a terminal (a cluster's log file), a long slide prints a line this often.
 PLAIN_INTERVAL_S = 20.0
@@ -46,7 +47,8 @@ _console: Console | None = None
 def _open_console() -> Console:
     """Return the console of standard error, which two stages at a time share."""
     global _console
-    if _console is None or _console.file is not sys.stderr:
+    stream = getattr(sys.stderr, "rich_proxied_file", sys.stderr)  # below a moving bar
+    if _console is None or _console.file is not stream:
         _console = Console(file=sys.stderr, highlight=False, soft_wrap=True, emoji=False)
     return _console
 
@@ -156,8 +158,14 @@ class StageProgress:
             at = f"{done} of {pluralize(total, self._counted)}"
             self.line(f"{self._name}: {at}, {format_rate(rate, self._counted)}{left}")
 
-    def end(self, name: str, line: str, *, failed: bool = False) -> None:
-        """Show the outcome of a slide or model; failures are shown even if quiet."""
+    def end(self, name: str, line: str, *, failed: bool = False, took: Took | None = None) -> None:
+        """Show the outcome of a slide or model; failures are shown even if quiet.
+
+        Without a terminal, for example in the log file of a job, also how long it took, and when
+        and where it ended.
+        """
+        if took is not None and not self._console.is_terminal:
+            line += f" [{format_duration(took.seconds)} on {took.host}, {took.at[:19]}Z]"
         self._done += 1
         if self._bars:
             self._bars.update(self._outer, completed=self._done)

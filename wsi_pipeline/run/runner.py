@@ -2,7 +2,7 @@
 
 import errno
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,6 +17,7 @@ from wsi_pipeline.config.versions import versions
 from wsi_pipeline.contracts import PrintLine
 from wsi_pipeline.errors import StageError
 from wsi_pipeline.layout import RunFolder
+from wsi_pipeline.run.activity import StageLog, log_lost, log_stage
 from wsi_pipeline.run.cluster import map_tasks
 from wsi_pipeline.run.full_disk import describe_full, is_full
 from wsi_pipeline.run.progress import StageProgress
@@ -49,6 +50,8 @@ class Options:
     dask: str | None = None
     overwrite: bool = False  # rebuild finished units
     quiet: bool = False
+    # Slides of the shard, where one command runs several stages: no stage waits for other shards.
+    slides: frozenset[str] | None = None
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,12 @@ class StageResult:
         return "\n".join((line, *self.notes))
 
 
+def end_empty_shard(run: RunFolder, stage: str, config: Config, options: Options) -> None:
+    """Record that a shard without slides has ended, since `collect` expects every shard."""
+    if options.shard:
+        _mark_shard(run, stage, config, options.shard, ended=True)
+
+
 def run_stage(
     stage: str,
     run: RunFolder,
@@ -102,7 +111,8 @@ def run_stage(
         One per unit.
     config, options
     of_shard : bool
-        The tasks are those of `options.shard` alone; otherwise they are of all shards.
+        The tasks are those of `options.shard` alone, as always with `options.slides`; otherwise
+        they are of all shards.
     arriving : iterable of Task or None, optional
         The same tasks, each as soon as it can begin; None in place of one that never can.
     on_end : function, optional
@@ -117,7 +127,7 @@ def run_stage(
     if not tasks:
         raise StageError(f"{run.path}: nothing to {stage}")
     groups = {(task.unit.variant, task.unit.model) for task in tasks}
-    if not of_shard:
+    if not of_shard and options.slides is None:
         chosen = select_shard({task.unit.name: task.weight for task in tasks}, options.shard)
         tasks = [task for task in tasks if task.unit.name in chosen]
     before = _text_to_restore(run)
@@ -126,21 +136,30 @@ def run_stage(
     kept: list[str] = []
     failed: list[str] = []
     unrecorded = ""
-    with StageProgress(
-        stage,
-        len(tasks),
-        noun=tasks[0].noun if tasks else "unit",
-        quiet=options.quiet,
-        in_background=on_end is not None,
-        on_end=on_end,
-    ) as progress:
+    with (
+        log_stage(
+            run,
+            stage,
+            n_units=len(tasks),
+            settings=digest_recorded(as_plain(config), stage),
+            shard=options.shard,
+        ) as logged,
+        StageProgress(
+            stage,
+            len(tasks),
+            noun=tasks[0].noun if tasks else "unit",
+            quiet=options.quiet,
+            in_background=on_end is not None,
+            on_end=on_end,
+        ) as progress,
+    ):
         begun = False
         for part in [tasks] if arriving is None else ([one] if one else None for one in arriving):
             if part is None:
                 progress.leave_out()
                 continue
             with check_each_once():
-                finished, new, unreadable = _sort_out(run, part, options, progress)
+                finished, new, unreadable = _sort_out(run, part, options, progress, logged)
             jobs += new
             if not begun:
                 try:
@@ -220,9 +239,14 @@ def _mark_shard(run: RunFolder, stage: str, config: Config, shard: Shard, *, end
 
 
 def _sort_out(
-    run: RunFolder, tasks: Sequence[Task], options: Options, progress: StageProgress
+    run: RunFolder,
+    tasks: Sequence[Task],
+    options: Options,
+    progress: StageProgress,
+    logged: StageLog,
 ) -> tuple[list[str], list[Job], list[str]]:
     """Separate finished units, units to process, and units whose inputs cannot be examined."""
+    stale: list[Task] = []
     kept: list[str] = []
     jobs: list[Job] = []
     failed: list[str] = []
@@ -240,6 +264,7 @@ def _sort_out(
                 )
         except Exception as error:  # one bad input must not stop the others
             outcome = fail(run, task.unit, error)
+            logged.write_unit(outcome.name, task.unit)
             if options.overwrite:  # the earlier output is not wanted
                 with suppress(OSError):
                     clear_mark(run, task.unit)
@@ -256,10 +281,12 @@ def _sort_out(
             progress.end(name, "finished before, kept")
             continue
         if found.state == "stale":
+            stale.append(task)
             progress.line(f"{name}: out of date (settings or inputs changed); rebuilding")
         if found.problems:
             progress.line(f"{name}: {'; '.join(found.problems)}; rebuilding")
-        jobs.append(Job(run, task, fingerprint, Path.cwd(), options.overwrite))
+        jobs.append(Job(run, task, fingerprint, Path.cwd(), options.overwrite, logged.name))
+    logged.write_examined(new=len(jobs), kept=len(kept), stale=[task.unit for task in stale])
     return kept, jobs, failed
 
 
@@ -290,7 +317,9 @@ def _process_jobs(
     for number, result in results:
         unit = jobs[number].task.unit
         outcome = result if isinstance(result, Outcome) else fail(run, unit, result)
-        progress.end(unit.title, outcome.line, failed=not outcome.ok)
+        if outcome.took is None:  # its worker was lost
+            log_lost(unit, jobs[number].log)
+        progress.end(unit.title, outcome.line, failed=not outcome.ok, took=outcome.took)
         (kept if outcome.kept else done if outcome.ok else failed).append(unit.title)
         unrecorded = unrecorded or outcome.unrecorded
     return done, kept, failed, unrecorded
@@ -307,6 +336,11 @@ def _write_run_json(stage: str, run: RunFolder, config: Config) -> None:
     stages.pop(stage, None)  # the stage that ran last is the last in the file
     stages[stage] = {"config": as_plain(config), "versions": versions()}
     update_text(run.path / "run.json", json_text({"seed": config.seed, "stages": stages}))
+
+
+def digest_recorded(config: Mapping[str, Any], stage: str) -> str:
+    """Hash the settings of a stage as ``run.json`` records them."""
+    return digest_settings(config.get(stage), config.get("seed"))
 
 
 def read_run_json(run: RunFolder) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TypedDict
 
 from tiling.contracts import TileConfig
+from tiling.urls import is_url
 from wsi_pipeline.contracts import SlideEntry
 from wsi_pipeline.layout import RunFolder, Unit
 from wsi_pipeline.run.marks import read_mark, write_mark
@@ -105,6 +106,7 @@ def _adopt_old_mark(
     try:
         times = path.stat()
         write_mark(path, replace(mark, fingerprint=fingerprint))
-        os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+        if not is_url(path):  # where no date can be set
+            os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
     except OSError as error:
         log.debug("%s: its mark is left as it is (%s)", entry.slide_id, error)

@@ -172,14 +172,21 @@ def _remove_earlier(run: RunFolder, unit: Unit, names: Sequence[str]) -> None:
         and (PurePosixPath(name).parent in folders or deep & {*PurePosixPath(name).parents})
         and marked_file(run.path, name).is_file()
     ]
-    if not left:
-        return
-    marks = unit.mark(run, "done").parent.glob("*.done.json")
-    others = {name for mark in marks for name in read_names(mark)}
     for name in left:
-        if name not in others:
+        if not _is_marked_elsewhere(run, unit, name):
             log.debug("%s: removed %s, made under other settings", unit.title, name)
             marked_file(run.path, name).unlink(missing_ok=True)
+
+
+def _is_marked_elsewhere(run: RunFolder, unit: Unit, name: str) -> bool:
+    """Whether a file is that of another unit of the stage.
+
+    A file's name, or that of a folder it is in, starts with its unit's. So a few marks are looked
+    for; to read those of all slides for each slide would take hours in a large run.
+    """
+    folder = unit.mark(run, "done").parent
+    starts = {part[:end] for part in PurePosixPath(name).parts for end in range(1, len(part) + 1)}
+    return any(name in read_names(folder / f"{start}.done.json") for start in starts)
 
 
 def record_damage(run: RunFolder, path: Path, stage: str, message: str) -> None:
@@ -217,9 +224,10 @@ def iterate_failures(run: RunFolder) -> Iterator[dict[str, str]]:
 
 def forget_failures(run: RunFolder, stages: Sequence[str], *, listed: Sequence[str]) -> None:
     """Remove the failures of slides that are no longer in the manifest."""
+    ids = set(listed)
     for stage in stages:
         for path in (run.path / ".state" / stage).rglob("*.failed.json"):
-            if path.name.removesuffix(".failed.json") not in listed:
+            if path.name.removesuffix(".failed.json") not in ids:
                 path.unlink(missing_ok=True)
 
 

@@ -21,6 +21,7 @@ from wsi_pipeline.config.reading import anchor_paths
 from wsi_pipeline.contracts import PrintLine, Reporter
 from wsi_pipeline.layout import RunFolder, Unit
 from wsi_pipeline.names import fit_file_name, printable
+from wsi_pipeline.run.activity import Ending, Took, log_unit
 from wsi_pipeline.run.full_disk import describe_full, is_full
 from wsi_pipeline.run.state import (
     Examined,
@@ -101,6 +102,7 @@ class Job:
     fingerprint: str  # empty: the worker computes it
     folder: Path  # working folder of the command, where relative paths start
     overwrite: bool = False  # process it even if it is finished
+    log: str = ""  # name of the command's log (`run.activity`); empty: none
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,13 @@ class Outcome:
     line: str
     kept: bool = False  # was finished before
     unrecorded: str = ""  # why its failure could not be recorded
+    fingerprint: str = ""  # of what was made
+    took: Took | None = None
+
+    @property
+    def name(self) -> Ending:
+        """The outcome in a word, as in the logs."""
+        return "kept" if self.kept else "done" if self.ok else "failed"
 
 
 def perform(
@@ -121,6 +130,12 @@ def perform(
     Lines that the task reports are printed with its title in front.
     """
     job = anchor_paths(job, job.folder)
+    with log_unit(job.run, job.task.unit, job.log) as end:
+        outcome = _perform(job, on_progress, print_line)
+        return replace(outcome, took=end(outcome.name, outcome.fingerprint))
+
+
+def _perform(job: Job, on_progress: OnProgress | None, print_line: PrintLine | None) -> Outcome:
     run, unit = job.run, job.task.unit
 
     def print_titled(line: str) -> None:
@@ -135,13 +150,15 @@ def perform(
             return Outcome(True, "finished before, kept", kept=True)
         clear_mark(run, unit)
         files, line = job.task(job, Reporter(on_progress or _silent, print_titled))
-        mark_finished(run, unit, job.fingerprint or job.task.made_fingerprint(run), files)
+        fingerprint = job.fingerprint or job.task.made_fingerprint(run)
+        mark_finished(run, unit, fingerprint, files)
     except Exception as error:
         return fail(run, unit, error, folder=job.folder)
     with contextlib.suppress(OSError):  # the next command tries again
         job.task.clean_up(run)
     reasons = "out of date" if found.state == "stale" else "; ".join(found.problems)
-    return Outcome(True, f"{reasons}, rebuilt: {line}" if reasons else line)
+    line = f"{reasons}, rebuilt: {line}" if reasons else line
+    return Outcome(True, line, fingerprint=fingerprint)
 
 
 def _examine(job: Job) -> tuple[Job, Examined]:

@@ -4,27 +4,25 @@ A unit counts as done if its files are as its mark has them, which is what the s
 sizes, and checksums of everything but pixels. With `verify`, pixels are read as well.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from tiling.wording import name_some, pluralize
-from wsi_pipeline.cohort.image_folder import ALL
-from wsi_pipeline.cohort.kinds import Cohort, cohort_of
-from wsi_pipeline.config.stages import STAGES, Stage
+from wsi_pipeline.cohort.kinds import cohort_of
 from wsi_pipeline.contracts import SlideEntry
 from wsi_pipeline.errors import StageError
 from wsi_pipeline.layout import RunFolder, Unit
-from wsi_pipeline.names import JOB_ARRAYS, find_name_problem
+from wsi_pipeline.names import find_name_problem
 from wsi_pipeline.run.marks import Problem, find_problems, read_mark
 from wsi_pipeline.run.runner import READ_ONLY, read_stages
 from wsi_pipeline.run.state import (
     iterate_failures,
     missing_shards,
-    read_splits,
     record_damage,
     write_failures,
 )
+from wsi_pipeline.stages.expected import Expected, index_stages, list_expected
 from wsi_pipeline.stages.image_maps import merge_maps
 from wsi_pipeline.stages.predict import merge_images
 
@@ -39,15 +37,6 @@ class Collected:
 
 
 _State = Literal["done", "failed", "missing", "damaged"]  # in the order of a job's line
-
-
-@dataclass(frozen=True)
-class _Job:
-    """A stage that has begun, and its expected units."""
-
-    stage: str
-    title: str
-    units: Sequence[Unit]
 
 
 def collect(run: RunFolder, *, verify: bool = False) -> Collected:
@@ -75,7 +64,7 @@ def collect(run: RunFolder, *, verify: bool = False) -> Collected:
         stages = {}
         lines.append(str(error))
         n_missing += 1
-    jobs = _expect(run, cohort, stages)
+    jobs = list_expected(run, cohort, stages, index_stages(run))
     for job in jobs:
         described, n = _describe(job, states)
         lines += described
@@ -160,89 +149,17 @@ class _UnitStates:
         return "missing" if all(p.is_missing for p in problems or ()) else "damaged"
 
 
-def _describe(job: _Job, states: _UnitStates) -> tuple[list[str], int]:
+def _describe(job: Expected, states: _UnitStates) -> tuple[list[str], int]:
     units: dict[_State, list[Unit]] = {state: [] for state in get_args(_State)}
     for unit in job.units:
         units[states.state(unit)].append(unit)
     bad = [*units["damaged"], *units["missing"]]
     why = [str(problem) for unit in bad for problem in states.problems(unit) or ()]
     lines = [f"{job.title}: {name_some(why, 20)}"] if why else []
-    if [u.slide_id for u in job.units] in ([ALL], [""]):  # all images, a model or the report
+    if job.is_one:
         return [f"{job.title}: {states.state(job.units[0])}", *lines], len(bad)
     line = f"{job.title}: {len(units['done'])} of {pluralize(len(job.units), 'slide')} done"
     for state, those in units.items():
         if those and state != "done":
             line += f", {len(those)} {state} ({name_some([u.name for u in those], 20)})"
     return [line, *lines], len(bad)
-
-
-def _expect(run: RunFolder, cohort: Cohort, stages: Mapping[str, Any]) -> list[_Job]:
-    """List the jobs that have begun, according to files and marks."""
-
-    def wanted(stage: Stage, model: str, variant: str) -> list[str]:
-        """List the units that a stage was last asked to work on, and can."""
-        config = stages.get(stage.name, {}).get("config", {}).get(stage.name) or {}
-        asked = read_splits(run, stage.name, variant, model, config.get("splits"))
-        always = () if stage.reads_scores else (None,)
-        splits = None if asked is None else (*asked, *always)
-        return cohort.ready_units(splits, scored_by=model if stage.reads_scores else "")
-
-    jobs = []
-    for stage in STAGES:
-        if stage.unit == "slide":
-            units = [Unit(stage.name, s) for s in cohort.units]
-            jobs.append(_Job(stage.name, stage.name, units))
-        elif stage.unit == "model":
-            jobs += _expect_models(run, stage)
-        elif stage.unit == "run":
-            jobs += _expect_whole(run, stage.name)
-        else:
-            for variant, model in _find_begun(run, stage):
-                title = " ".join(filter(None, (stage.name, variant, model)))
-                units = [Unit(stage.name, s, model, variant) for s in wanted(stage, model, variant)]
-                jobs.append(_Job(stage.name, title, units))
-    return jobs
-
-
-def _find_begun(run: RunFolder, stage: Stage) -> list[tuple[str, str]]:
-    """List the variants and models that a stage of slides and models has begun."""
-    if stage.variants:
-        return _find_variants(run, stage.name)
-    return [("", model) for model in _models_of(run, stage.name, stage.folder)]
-
-
-def _models_of(run: RunFolder, stage: str, folder: str) -> list[str]:
-    """List the models that a stage has worked on, though its files may have been purged."""
-    marked = {path.name for path in (run.path / ".state" / stage).glob("*/")}
-    with_files = run.models_with(folder) if folder else []
-    return sorted({*with_files, *(marked - {JOB_ARRAYS})})
-
-
-def _expect_models(run: RunFolder, of: Stage) -> list[_Job]:
-    """List the models that a stage has begun; a checkpoint that was copied in is none of them."""
-    stage = of.name
-    if of.variants:
-        return [
-            _Job(stage, f"{stage} {variant} {model}", [Unit(stage, "", model, variant)])
-            for variant, model in _find_variants(run, stage)
-        ]
-    folders = (run.path / ".state" / stage).glob("*/")
-    names = (path.name for path in folders if path.name != JOB_ARRAYS)
-    found = {name for name in names if not find_name_problem(name)}  # others are not ours
-    if stage == "train":  # one that was stopped has no mark yet
-        found |= {m for m in run.models_with("models") if not run.checkpoint(m).is_file()}
-    return [_Job(stage, f"{stage} {model}", [Unit(stage, model=model)]) for model in sorted(found)]
-
-
-def _expect_whole(run: RunFolder, stage: str) -> list[_Job]:
-    begun = any((run.path / ".state" / stage).glob("run.*.json"))
-    return [_Job(stage, stage, [Unit(stage)])] if begun else []
-
-
-def _find_variants(run: RunFolder, stage: str) -> list[tuple[str, str]]:
-    """List the variants and models (of an export of coordinates: none) that were begun."""
-    state = run.path / ".state" / stage
-    marks = [path.parent.relative_to(state).parts for path in state.glob("**/*.json")]
-    ours = (of for of in marks if of[0] != JOB_ARRAYS and not any(map(find_name_problem, of)))
-    found = {(of[0], of[1] if of[1:] else "") for of in ours}
-    return sorted(found)

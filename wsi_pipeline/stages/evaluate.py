@@ -296,6 +296,14 @@ def _to_evaluate(
         if (everything or e.split in named) and (e.label is not None or e.annotation is not None)
     ]
     if not wanted:
+        if not any(e.label is not None or e.annotation is not None for e in entries):
+            raise StageError(
+                f"{run.path}: nothing to compare the scores of {model} with: no slide has a label "
+                "or an annotation. wsi-pipeline slides SLIDES --annotations DIR --csv manifest.csv "
+                "writes a manifest with both; pass it to the command that made this run (apply or "
+                "tile) in place of the slides, then evaluate again (heatmap, export and report "
+                "need no labels)"
+            )
         among = "in the manifest" if everything else f"in the splits {' and '.join(sorted(named))}"
         raise StageError(
             f"{run.path}: nothing to compare the scores of {model} with: no slide {among} has a "
@@ -307,14 +315,15 @@ def _to_evaluate(
         e.slide_id: (Unit("tile", e.slide_id), Unit("predict", e.slide_id, model)) for e in wanted
     }
     failed = {s for s, both in units.items() if any(u.mark(run, "failed").is_file() for u in both)}
-    waiting = [e for e in wanted if e.slide_id not in done | failed]
+    ended = done | failed
+    waiting = [e for e in wanted if e.slide_id not in ended]
     if waiting:
         raise StageError(
             f"no scores of {model} yet for {len(waiting)} of {pluralize(len(wanted), 'slide')}: "
             f"{name_some([e.slide_id for e in waiting])}; run: wsi-pipeline predict {run.path}"
             f"{_also_splits(waiting, config.predict.splits)}"
         )
-    left_out = tuple(e.slide_id for e in wanted if e.slide_id in failed - done)
+    left_out = tuple(e.slide_id for e in wanted if e.slide_id not in done)  # they failed
     return tuple(e for e in wanted if e.slide_id in done), left_out
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tiling.contracts import OnProgress
-from tiling.files import digest_file, move_into, scratch_folder, write_json
+from tiling.files import digest_file, move_into, open_file, scratch_folder, write_json
 from tiling.wording import pluralize
 from wsi_pipeline.cohort.kinds import cohort_of
 from wsi_pipeline.cohort.stain_view import stain_method
@@ -327,8 +327,8 @@ def _draw_sheet(run: RunFolder, model: str, subjects: Sequence[Subject]) -> None
     def read_grey(path: Path) -> NDArray[np.uint8] | None:
         if not path.is_file():
             return None
-        with Image.open(path) as file:
-            return np.asarray(file)
+        with open_file(path, "rb") as file, Image.open(file) as picture:
+            return np.asarray(picture)
 
     folder = run.explanations(model)
     names = [n for n in METHODS if Unit("explain", model=model, variant=n).is_marked(run)]

@@ -1,6 +1,5 @@
 """The stage ``export``: scores, or coordinates alone -> other tools' files."""
 
-import os
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any, ClassVar
 
 from tiling.contracts import OnProgress
 from tiling.files import remove_leftovers
+from tiling.urls import is_url
 from tiling.wording import name_some, pluralize
 from wsi_pipeline.cohort.image_folder import ALL
 from wsi_pipeline.cohort.kinds import ImageCohort, cohort_of
@@ -18,7 +18,7 @@ from wsi_pipeline.contracts import SlideEntry
 from wsi_pipeline.errors import ConfigError, StageError
 from wsi_pipeline.exports import COORDS_ONLY, check_format, load_image_format
 from wsi_pipeline.layout import RunFolder, Unit
-from wsi_pipeline.run.marks import marked_file, read_names
+from wsi_pipeline.run.marks import marked_file, read_names, relative_name
 from wsi_pipeline.run.runner import Options, StageResult, read_run_json, run_stage
 from wsi_pipeline.run.tasks import Done, Job, Task
 from wsi_pipeline.stages.inputs import (
@@ -146,13 +146,13 @@ def _export_format(
     models: Sequence[str],
     out: Path | None,
 ) -> StageResult:
-    cohort = cohort_of(run)
+    cohort = cohort_of(run, options.slides)
     if isinstance(cohort, ImageCohort):
         _check_images(cohort, name)
         cohort = cohort.prepared()
     chosen = _choose_models(run, name, models)
     settings = _fill_in(run, config, name)
-    _check(settings)
+    check_export(settings)
     by_id = {e.slide_id: e for e in cohort.slides if _is_wanted(e, settings)}
     tasks: list[Task] = []
     for model in chosen:
@@ -273,6 +273,8 @@ def _is_wanted(entry: SlideEntry, settings: ExportConfig) -> bool:
 def _folder(run: RunFolder, name: str, model: str, out: Path | None, *, several: bool) -> Path:
     if out is None:
         return run.exports(name, model)
+    if is_url(run.path):
+        raise ConfigError(f"{run.path}: exports of a run at a URL are written to it; omit --out")
     return out / model if several else out
 
 
@@ -292,7 +294,7 @@ def _refuse_shared(run: RunFolder, name: str, model: str, folder: Path) -> None:
 
 
 def _from_run(run: RunFolder, path: Path) -> str:
-    return Path(os.path.relpath(path, run.path)).as_posix()
+    return relative_name(path, run.path)
 
 
 def _fill_in(run: RunFolder, config: Config, name: str) -> ExportConfig:
@@ -322,7 +324,8 @@ def _fill_in(run: RunFolder, config: Config, name: str) -> ExportConfig:
     return replace(asked, **missing)
 
 
-def _check(settings: ExportConfig) -> None:
+def check_export(settings: ExportConfig) -> None:
+    """Refuse settings by which nothing could be written."""
     if not settings.thresholds:
         raise ConfigError("export.thresholds: name at least one score in [0, 1], e.g. [0.5]")
     if not settings.class_name or not settings.class_name.isprintable():

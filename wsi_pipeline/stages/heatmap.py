@@ -267,8 +267,8 @@ def heatmap(
     run: RunFolder, config: Config, options: Options, *, models: Sequence[str] = ()
 ) -> StageResult:
     """Scores -> heatmaps; of images, maps of those models that have any."""
-    cohort = cohort_of(run)
-    _check_method(config)
+    cohort = cohort_of(run, options.slides)
+    check_map_method(config)
     if isinstance(cohort, ImageCohort):
         named = choose_scored_models(run, models)
         return map_images(cohort.prepared(), config, options, models=named)
@@ -288,7 +288,7 @@ def heatmap(
     return replace(result, notes=(*notes, *name_unscored(run, chosen, by_id)))
 
 
-def _check_method(config: Config) -> None:
+def check_map_method(config: Config) -> None:
     """Refuse settings of a model's own map that would do nothing."""
     from wsi_pipeline.explain import check_layer, check_method
 

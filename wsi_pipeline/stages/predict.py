@@ -37,7 +37,13 @@ from wsi_pipeline.run.parts import (
     unit_of_part,
     write_part,
 )
-from wsi_pipeline.run.runner import Options, StageResult, read_run_json, run_stage
+from wsi_pipeline.run.runner import (
+    Options,
+    StageResult,
+    end_empty_shard,
+    read_run_json,
+    run_stage,
+)
 from wsi_pipeline.run.shards import Shard
 from wsi_pipeline.run.tasks import Done, Job, Task
 from wsi_pipeline.stages.inputs import (
@@ -286,7 +292,7 @@ def predict(
     """Patch stores, or single images -> scores, by each checkpoint."""
     check_device(options, config.predict.precision)
     by_name = _find_checkpoints(run, checkpoints, config)
-    cohort, splits = cohort_of(run), config.predict.splits
+    cohort, splits = cohort_of(run, options.slides), config.predict.splits
     cohort = cohort.prepared(None if splits is None else (*splits, None))
     _check_checkpoints(run, by_name, config.predict)
     if isinstance(cohort, ImageCohort):
@@ -367,7 +373,7 @@ def predict_slides(
     Raises
     ------
     ConfigError
-        If there is no checkpoint, they need different patches, or only a shard is asked for.
+        If there is no checkpoint, or they need different patches.
     StageError
         If the run holds patches with pixels, which this would replace.
     """
@@ -382,11 +388,6 @@ def predict_slides(
             if not needs
             else f"--slides: the checkpoints need different patches ({name_some(_sizes(needs))}); "
             "predict with one at a time, each into a RUN of its own"
-        )
-    if options.shard:
-        raise ConfigError(
-            "--shard: slides that are given to predict or apply are tiled and scored in one go; in "
-            "a job array run tile first (--set tile.store=coords), then predict without --slides"
         )
     before = read_run_json(run).get("tile", {}).get("config", {}).get("tile", {})
     if before.get("store") == "patches" and any(run.tiles.glob("*.zarr")):
@@ -428,7 +429,11 @@ def tile_and_predict(
     by_name = _find_checkpoints(run, checkpoints, config) if at_hand else {}
     if len(by_name) != 1:
         cut = tile(run, cutting, options, fixed=fixed)
+        options = keep_slides(run, config, options, cut)
         if cut.exit_code == 1:
+            return [cut]
+        if options.slides == frozenset():
+            end_empty_shard(run, "predict", config, options)
             return [cut]
         return [cut, predict(run, config, options, checkpoints=checkpoints)]
     _check_checkpoints(run, by_name, config.predict)
@@ -472,6 +477,19 @@ def tile_and_predict(
     if not scored and cut.exit_code != 1:
         scored.append(predict(run, config, options, checkpoints=checkpoints))  # raises the reason
     return [cut, *scored]
+
+
+def keep_slides(run: RunFolder, config: Config, options: Options, tiled: StageResult) -> Options:
+    """Return the options of what follows `tile` in one command: a shard keeps the slides to score.
+
+    Without shards they are the same.
+    """
+    if options.shard is None:
+        return options
+    own, splits = (*tiled.done, *tiled.kept, *tiled.failed), config.predict.splits
+    slides = cohort_of(run, own).slides
+    wanted = (e.slide_id for e in slides if splits is None or e.split in (*splits, None))
+    return replace(options, slides=frozenset(wanted))
 
 
 class _Tiled:

@@ -10,6 +10,7 @@ from tiling.contracts import OnProgress, TileConfig
 from tiling.errors import GridError, PatchSizeError
 from tiling.geometry import check_tile_config
 from tiling.threads import count_cores
+from tiling.urls import local_path
 from tiling.wording import pluralize
 from wsi_pipeline.cohort.image_folder import (
     ALL,
@@ -252,6 +253,7 @@ def add_audit(run: RunFolder, result: StageResult, options: Options) -> StageRes
 
 def _tile_images(run: RunFolder, config: Config, options: Options) -> StageResult:
     """Image files -> one array."""
+    local_path(run.path, "the run folder of single images")
     if run.manifest.is_file():
         raise ConfigError(f"{run.path}: is a run on slides; use another run folder for images")
     warn_of_unused(config, "tile")

@@ -123,7 +123,23 @@ def train(
                 settings.freeze,
             )
     tasks = [TrainModel(name, prepared, how, options.device) for name, how in chosen.items()]
-    return run_stage("train", run, tasks, config, options)
+    result = run_stage("train", run, tasks, config, options)
+    logged = [name for name in result.kept if chosen[name].log == "tensorboard"]
+    return replace(result, notes=(*result.notes, *_log_kept(run, logged)))
+
+
+def _log_kept(run: RunFolder, models: Sequence[str]) -> list[str]:
+    """Write the event files of trainings that ended without them; return a line for each."""
+    from wsi_pipeline.training.event_files import FOLDER, EventFiles, has_event_files
+    from wsi_pipeline.training.history import read_history
+
+    lines = []
+    for model in models:
+        folder = run.model(model) / FOLDER
+        if not has_event_files(folder):
+            with EventFiles(folder, read_history(run.model(model) / "history.csv")):
+                lines.append(f"{model}: was trained before; event files written to {folder}")
+    return lines
 
 
 def models_to_train(config: Config, names: Sequence[str]) -> dict[str, TrainConfig]:

@@ -4,20 +4,23 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from wsi_pipeline.cohort.kinds import cohort_of
 from wsi_pipeline.config.model_files import find_model
 from wsi_pipeline.config.reading import Config
-from wsi_pipeline.config.stages import STAGES
+from wsi_pipeline.config.stages import STAGES, check_run_folder
 from wsi_pipeline.errors import ConfigError
-from wsi_pipeline.explain import list_methods
+from wsi_pipeline.explain import check_layer, list_methods
 from wsi_pipeline.exports import check_format, load_image_format
 from wsi_pipeline.layout import RunFolder
 from wsi_pipeline.run.full_disk import describe_full, is_full
-from wsi_pipeline.run.runner import Options, StageResult
+from wsi_pipeline.run.runner import Options, StageResult, end_empty_shard
+from wsi_pipeline.run.shards import select_shard
 from wsi_pipeline.stages import inputs as inputs_stage
 from wsi_pipeline.stages import load_stage
 from wsi_pipeline.stages import predict as predict_stage
 from wsi_pipeline.stages import train as train_stage
 from wsi_pipeline.stages.model_sources import model_name
+from wsi_pipeline.stages.predict import keep_slides
 
 
 def run_stages(run: RunFolder, config: Config, options: Options) -> list[StageResult]:
@@ -30,9 +33,11 @@ def run_stages(run: RunFolder, config: Config, options: Options) -> list[StageRe
         a model or precision that cannot be.
     """
     _check(config, options)
+    for name in config.stages:
+        check_run_folder(name, run.path)
     results: list[StageResult] = []
     try:
-        for result in _run(run, config, options):
+        for result in _run(run, config, _divide(run, config, options)):
             results.append(result)
             if result.exit_code == 1:
                 break
@@ -59,11 +64,18 @@ def apply_models(
     ConfigError, CheckpointError
         If a checkpoint is not one, or two have one name.
     """
-    from wsi_pipeline.stages.export import export
-    from wsi_pipeline.stages.heatmap import heatmap
+    from wsi_pipeline.stages.export import check_export, export
+    from wsi_pipeline.stages.heatmap import check_map_method, heatmap
 
+    check_map_method(config)
+    check_export(config.export)
     results = predict_stage.predict_slides(run, config, options, slides, checkpoints=checkpoints)
+    options = keep_slides(run, config, options, results[0])
     if results[-1].exit_code == 1:
+        return results
+    if options.slides == frozenset():  # more shards than slides
+        for stage in ("heatmap", "export"):
+            end_empty_shard(run, stage, config, options)
         return results
     models = [model_name(find_model(path)) for path in checkpoints]
     results.append(heatmap(run, config, options, models=models))
@@ -84,6 +96,7 @@ def _check(config: Config, options: Options) -> None:
         )
     _check_computing(config, options)
     _check_split(config)
+    _check_settings(config)
     check = load_image_format if config.images else check_format
     for name in config.export.formats:
         check(name)
@@ -99,6 +112,11 @@ def _check(config: Config, options: Options) -> None:
 def _check_computing(config: Config, options: Options) -> None:
     """Refuse at once what a later stage would refuse after the hours of those before it."""
     trained = train_stage.models_to_train(config, ()) if "train" in config.stages else {}
+    if trained and not config.images:
+        from wsi_pipeline.models import check_image_size
+
+        for settings in trained.values():
+            check_image_size(settings.model, (config.tile.patch_px, config.tile.patch_px))
     precisions: list[str] = [settings.precision for settings in trained.values()]
     if "predict" in config.stages:
         precisions.append(config.predict.precision)
@@ -113,6 +131,22 @@ def _check_computing(config: Config, options: Options) -> None:
         inputs_stage.check_device(options, *precisions)
 
 
+def _check_settings(config: Config) -> None:
+    """Refuse settings that only the last stages would refuse."""
+    from wsi_pipeline.evaluation.froc import check_rates
+    from wsi_pipeline.stages.export import check_export
+    from wsi_pipeline.stages.heatmap import check_map_method
+
+    if "heatmap" in config.stages:
+        check_map_method(config)
+    if "evaluate" in config.stages and not config.images:
+        check_rates(config.evaluate.rates)
+    if "explain" in config.stages and config.explain.methods:
+        check_layer("explain.layer", config.explain.layer, list_methods(config.explain.methods))
+    if "export" in config.stages:
+        check_export(config.export)
+
+
 def _check_split(config: Config) -> None:
     """Refuse to evaluate a split that predict is not to score."""
     split, scored = config.evaluate.split, config.predict.splits
@@ -124,16 +158,36 @@ def _check_split(config: Config) -> None:
         )
 
 
+def _divide(run: RunFolder, config: Config, options: Options) -> Options:
+    """Choose the slides of a shard once for several stages, which cannot wait for other shards.
+
+    If one of them is `tile`, its slides are those of the others (`keep_slides`).
+    """
+    if options.shard is None or config.images or len(config.stages) < 2 or "tile" in config.stages:
+        return options
+    wanted = config.predict.splits if "predict" in config.stages else None
+    tiled = cohort_of(run).prepared(None if wanted is None else (*wanted, None)).slides
+    weights = {entry.slide_id: inputs_stage.slide_bytes(entry) for entry in tiled}
+    return replace(options, slides=frozenset(select_shard(weights, options.shard)))
+
+
 def _run(run: RunFolder, config: Config, options: Options) -> Iterator[StageResult]:
     together = {"tile", "predict"} <= set(config.stages) and "train" not in config.stages
     if together:
-        yield from predict_stage.tile_and_predict(run, config, config, options)
+        both = predict_stage.tile_and_predict(run, config, config, options)
+        yield from both
+        options = keep_slides(run, config, options, both[0])
     for stage in STAGES:
         if stage.name not in config.stages or (together and stage.name in ("tile", "predict")):
             continue
         variants = getattr(getattr(config, stage.name), stage.variants) if stage.variants else None
         if variants == ():
             continue
+        if options.slides == frozenset():  # more shards than slides
+            end_empty_shard(run, stage.name, config, options)
+            continue
         named = {} if variants is None else {"names": variants}
         found = load_stage(stage.name)(run, config, options, **named)
         yield from found if isinstance(found, list) else [found]
+        if stage.name == "tile" and isinstance(found, StageResult) and not config.images:
+            options = keep_slides(run, config, options, found)

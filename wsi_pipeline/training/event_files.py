@@ -10,9 +10,17 @@ from wsi_pipeline.training.history import EpochRecord
 FOLDER = "tensorboard"  # in the folder of the model
 
 
+_NAMES = "events.out.tfevents.*"
+
+
+def has_event_files(folder: Path) -> bool:
+    """Whether a training was logged."""
+    return any(folder.glob(_NAMES))
+
+
 def remove_event_files(folder: Path) -> None:
     """Remove the event files of an earlier training, and nothing else."""
-    for path in folder.glob("events.out.tfevents.*"):
+    for path in folder.glob(_NAMES):
         path.unlink(missing_ok=True)
 
 

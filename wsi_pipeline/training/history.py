@@ -9,7 +9,8 @@ from pathlib import Path
 
 from tiling.wording import format_duration, format_number, format_percent, pluralize
 from wsi_pipeline.config.settings import Monitor
-from wsi_pipeline.csv_files import write_csv
+from wsi_pipeline.csv_files import read_csv, write_csv
+from wsi_pipeline.errors import TrainingError
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,29 @@ def write_history(path: Path, history: Sequence[EpochRecord]) -> None:
     """Write ``history.csv``: one line per epoch, numbers in full precision."""
     header = [field.name for field in fields(EpochRecord)]
     write_csv(path, header, (astuple(record) for record in history))
+
+
+def read_history(path: Path) -> list[EpochRecord]:
+    """Read what `write_history` has written.
+
+    Raises
+    ------
+    TrainingError
+        If the file cannot be read.
+    """
+    numbers = {known.name for known in fields(EpochRecord)} - {"epoch", "note"}
+    rows = read_csv(path, error=TrainingError)
+    try:
+        return [
+            EpochRecord(
+                epoch=int(row["epoch"]),
+                note=row.get("note", ""),
+                **{name: float(row[name]) for name in numbers if row.get(name)},
+            )
+            for row in rows
+        ]
+    except (KeyError, TypeError, ValueError) as error:
+        raise TrainingError(f"{path}: not the history of a training ({error})") from error
 
 
 def describe_epoch(

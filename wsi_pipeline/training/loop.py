@@ -31,6 +31,7 @@ from torch.nn import functional as F
 from tiling.contracts import CLASS_NAMES, OnProgress, StrPath
 from tiling.files import digest_json, remove_leftovers
 from tiling.threads import map_in_threads
+from tiling.urls import local_path
 from tiling.wording import pluralize
 from wsi_pipeline.cohort.data import (
     Batch,
@@ -53,6 +54,7 @@ from wsi_pipeline.config.reading import as_plain, check_section
 from wsi_pipeline.config.settings import TrainConfig, result_settings
 from wsi_pipeline.contracts import PrintLine, Rule
 from wsi_pipeline.errors import TrainingError
+from wsi_pipeline.models import check_image_size
 from wsi_pipeline.training import processes
 from wsi_pipeline.training.augment import Augment
 from wsi_pipeline.training.calibration import calibration_figures, fit_logit_temperature
@@ -159,7 +161,7 @@ def train_model(
         splits, or the loss becomes NaN or infinite. ``val`` is ignored if nothing is monitored.
     """
     started = time.perf_counter()
-    out = Path(out)
+    out = local_path(out, "the output of training")
     if patients is None:
         patients = {store.slide_id: store.slide_id for store in (*train, *val)}
     device = resolve_device(device) if isinstance(device, str) else device
@@ -169,6 +171,7 @@ def train_model(
         require("tensorboard")
     val = () if config.monitor == "none" else val
     check_stores(train, val, patients, validated=config.monitor != "none")
+    check_image_size(config.model, train[0].kind.shape[:2])
     stain = config.model.preprocess.stain
     train, val = ([normalise_patches(store, stain) for store in split] for split in (train, val))
     writes = processes.rank() == 0

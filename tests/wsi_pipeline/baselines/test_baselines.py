@@ -279,7 +279,7 @@ def test_a_disk_that_is_full_is_reported_once(nuclei, tmp_path, monkeypatch, cap
 
 @pytest.mark.parametrize(
     ("words", "folds", "seed"),
-    [((), 3, 7), (("--folds", "4"), 4, 7), (("--seed", "0"), 3, 0)],
+    [((), 3, 7), (("--split", "folds", "--folds", "4"), 4, 7), (("--seed", "0"), 3, 0)],
 )
 def test_folds_and_seed_are_the_configs_by_default(tmp_path, monkeypatch, words, folds, seed):
     asked = []
@@ -387,3 +387,21 @@ def test_a_split_without_training_images_is_refused(nuclei, tmp_path):
     config = ImagesConfig(channels=1, table=tmp_path / "t.csv")
     with pytest.raises(ModelError, match="both classes"):
         run_baselines(nuclei, config, BaselineOptions())
+
+
+def test_empty_masks_of_the_normal_class_and_few_patients_are_explained(tmp_path):
+    """Each normal image was left out for its black mask, and then one class was left."""
+    folder = make_nuclei(tmp_path, 4)
+    rows = ["file,class,patient,mask"]
+    for path in sorted(folder.rglob("*.png")):
+        file, name = path.relative_to(folder), path.parent.name
+        mask = file if name == "NIH3T3" else "black.png"
+        rows.append(f"{file},{name},p{path.stem},{mask}")
+    Image.fromarray(np.zeros((48, 48), np.uint8)).save(folder / "black.png")
+    (folder / "table.csv").write_text("\n".join(rows))
+    config = ImagesConfig(channels=1, table=folder / "table.csv")
+    found = run_baselines(folder, config, BaselineOptions(scheme="groups"))
+    assert not found.problems
+    table = format_table(found)
+    assert "(shape + LBP + PFTAS): no mask of the class BJ contains an object" in table
+    assert "no interval of the ROC AUC: 4 patients, at least 5 are needed" in table

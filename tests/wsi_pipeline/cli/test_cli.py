@@ -43,7 +43,7 @@ def test_every_command_has_help(name, capsys):
 @pytest.mark.parametrize("stage", STAGES)
 def test_every_stage_takes_the_options_of_the_contract(stage):
     known = {option for parameter in commands()[stage].params for option in parameter.opts}
-    assert OPTIONS - known == ({"--config"} if stage == "run" else set())
+    assert known >= OPTIONS
 
 
 def test_help_offers_a_device_where_the_stage_uses_one():
@@ -140,3 +140,72 @@ def test_a_report_that_was_not_made_is_not_named(slide, tmp_path, capsys):
 def test_froc_with_missing_or_wrong_options_is_a_usage_error(words, tmp_path):
     assert main(["froc", "--out", str(tmp_path / "out"), *words]) == 2
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        ("froc --detections d --reference r --out o --stratified --seed 0",
+         "--stratified and --seed have no effect without --bootstrap"),
+        ("froc --detections d --reference r --out o --seed 1", "--seed has no effect"),
+        ("slides s --seed 1", "--seed has no effect without --splits"),
+        ("slides s --overwrite", "--overwrite has no effect without --csv"),
+        ("stage --predictions p --out o --seed 1", "--seed has no effect without --reference"),
+        ("stage --predictions p --reference r --out o --bootstrap 0 --seed 1",
+         "--seed has no effect with --bootstrap 0"),
+        ("baselines images --folds 4", "--folds has no effect without --split folds"),
+        ("explain r --method all --masked 3 --top 2", "--top has no effect with --masked"),
+        ("explain r --method all --patches p --masked 3", "--masked has no effect with --patches"),
+    ],
+)  # fmt: skip
+def test_an_option_that_does_nothing_is_refused(words, problem, capsys):
+    assert main(words.split()) == 2
+    assert problem in plain_text(capsys.readouterr().err)
+
+
+def plain_text(message: str) -> str:
+    """Return a usage error without the frame that breaks its lines."""
+    return " ".join(message.replace("│", " ").split())
+
+
+@pytest.mark.parametrize(
+    ("setting", "problem"),
+    [
+        ("evaluate.rates=[1, 1]", "a rate is repeated"),
+        ("heatmap.filters=[0]", "heatmap.filters"),
+        ("explain={methods: [occlusion], layer: features.1}", "explain.layer"),
+        ("export={formats: [qupath], thresholds: []}", "export.thresholds"),
+    ],
+)
+def test_run_refuses_settings_of_its_last_stages_first(setting, problem, slide, tmp_path, capsys):
+    config = tmp_path / "config.yaml"
+    run = tmp_path / "run"
+    config.write_text(f"{{input: {slide}, out: {run}, train: {{vgg16: {{}}}}}}\n")
+    assert main(["run", str(config), "--set", setting]) == 1
+    assert problem in capsys.readouterr().err
+    assert not run.exists()
+
+
+def test_input_and_config_are_given_in_one_way(slide, tmp_path, monkeypatch, capsys):
+    """tile took INPUT --config FILE; plan and run took CONFIG alone."""
+    config = tmp_path / "config.yaml"
+    settings = "stages: [tile]\ntile: {patch_px: 32, tissue: {mpp: 2.0, min_object_um2: 100}}\n"
+    config.write_text(f"input: nowhere.tif\nout: run\n{settings}")
+    words = [str(slide), "--config", str(config), "--quiet"]
+    monkeypatch.chdir(tmp_path)
+    assert main(["plan", *words, "--workers", "1"]) == 0
+    assert main(["run", *words, "--out", "one"]) == 0
+    assert main(["tile", *words]) == 0
+    config.write_text(f"input: {slide}\nout: other\n{settings}")
+    assert main(["tile", "--config", str(config), "--quiet"]) == 0
+    stores = [tmp_path / run / "tiles/a.zarr/zarr.json" for run in ("one", "run", "other")]
+    assert len({path.read_bytes() for path in stores}) == 1
+    capsys.readouterr()
+    for command, problem in {
+        "plan": "give a CONFIG",
+        "run": "give a CONFIG",
+        "tile": "give INPUT",
+        "baselines": "give a FOLDER",
+    }.items():
+        assert main([command]) == 2
+        assert problem in plain_text(capsys.readouterr().err)

@@ -224,3 +224,9 @@ def test_copies_in_two_splits_are_reported(tmp_path):
     message = describe_copies(tmp_path, entries)
     assert "different splits: a/0.png (train) and b/0.png (test); results" in message
     assert describe_copies(tmp_path, entries[2:]) == ""
+
+
+def test_columns_of_a_table_that_nothing_reads_are_named(tmp_path, caplog):
+    touch(tmp_path, "1.png", "2.png")
+    list_images(tmp_path, table(tmp_path, "file,class,age\n1.png,x,5\n2.png,y,6\n"))
+    assert [line.partition(": ")[2] for line in caplog.messages] == ["columns not used: age"]

@@ -13,7 +13,7 @@ from tests.helpers.dicoms import write_series
 from tests.helpers.slides import halve, tissue, write_slide
 from wsi_pipeline.cli.app import main
 from wsi_pipeline.cohort.listing import describe_copies, list_input, read_input
-from wsi_pipeline.cohort.manifest import read_manifest, write_manifest
+from wsi_pipeline.cohort.manifest import COLUMNS, FACTS, read_manifest, write_manifest
 from wsi_pipeline.config.reading import Config, SplitConfig
 from wsi_pipeline.errors import ManifestError
 from wsi_pipeline.models import build_model
@@ -333,3 +333,10 @@ def test_a_nul_in_a_path_is_refused(tmp_path):
     (tmp_path / "m.csv").write_bytes(b"slide,slide_id\na\0.svs,x\n")
     with pytest.raises(ManifestError, match="NUL character"):
         read_manifest(tmp_path / "m.csv")
+
+
+def test_columns_that_nothing_reads_are_named(tmp_path):
+    """A column of the user's own, or one with a wrong name; not the findings of `slides`."""
+    path = tmp_path / "m.csv"
+    path.write_text(",".join(["slide", "age", *COLUMNS[1:], *FACTS, "grade"]) + "\nx.tif\n")
+    assert read_input(path).notes == (f"{path}: columns not used: age, grade",)

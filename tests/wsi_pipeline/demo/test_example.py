@@ -67,3 +67,18 @@ def test_the_same_seed_gives_the_same_files(tmp_path):
         if (folder_files := [p for p in (tmp_path / folder).rglob("*") if p.is_file()])
     }
     assert files["a"] == files["b"] != files["c"]
+
+
+@pytest.mark.parametrize("kind", example.EXAMPLES)
+def test_each_seed_has_patients_of_its_own(kind, monkeypatch, tmp_path):
+    """New slides were refused next to the trained ones: both were of patient p01."""
+    drawn = []
+    monkeypatch.setattr(example, "_draw_each", lambda draw, specs, workers: drawn.extend(specs))
+    named = []
+    for seed in (0, 1):
+        drawn.clear()
+        out = tmp_path / str(seed)
+        example.write_example(kind, out, seed=seed)
+        named.append({s.patient for s in drawn} | {path.stem for path in out.rglob("case_*")})
+    assert len(named[0]) == len(named[1]) > 1
+    assert not named[0] & named[1]

@@ -98,6 +98,13 @@ def test_equal_teams_share_a_rank_and_do_not_differ(data, tmp_path):
     assert (rows[1]["difference"], rows[1]["p_value"]) == (0.0, 1.0)
 
 
+def test_a_misspelt_team_is_refused_before_any_is_scored(data, tmp_path, capsys):
+    assert froc(data, tmp_path / "out", "good", "gone") == 1
+    seen = capsys.readouterr()
+    assert f"{data / 'gone'}: no such file or folder" in seen.err
+    assert "---" not in seen.out
+
+
 def test_teams_on_different_slides_are_refused(data, tmp_path, capsys):
     (tmp_path / "fewer").mkdir()
     for path in sorted((data / "good").iterdir())[1:]:  # s00 is normal: nothing else names it

@@ -593,3 +593,24 @@ def test_validation_slides_that_were_trained_on_are_noted(tmp_path):
     slides = seen(cohort(4), train_slides=["v1"])
     metrics = evaluate_run(slides, settings=SETTINGS, out=tmp_path, model="m")
     assert any("too optimistic: v1" in note for note in metrics["notes"])
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ({"checkpoint": "abc"}, {"checkpoint": "abc", "temperature": 2.5}),
+        ({"checkpoint": "abc"}, {"checkpoint": "def"}),
+    ],
+    ids=["calibrated-and-plain", "two-checkpoints"],
+)
+def test_scores_of_two_kinds_are_not_evaluated_together(one, other, tmp_path):
+    """A threshold chosen on plain scores of val was applied to calibrated ones of test."""
+    slides = [
+        replace(s, scores=replace(s.scores, attributes=one if s.split == "val" else other))
+        for s in cohort()
+    ]
+    with pytest.raises(EvaluationError, match=r"2 kinds.* plain: v0, v1") as raised:
+        evaluate_run(slides, settings=SETTINGS, out=tmp_path, model="vgg16")
+    if "temperature" in other:
+        assert "calibrated (temperature 2.5): t0" in str(raised.value)
+    assert not list(tmp_path.iterdir())

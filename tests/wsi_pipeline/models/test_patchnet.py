@@ -1,11 +1,14 @@
 """PatchNet against the papers' definitions and plain loops (paper 1, 3.2 to 3.5)."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from torch.nn import functional as F
 
+from tests.helpers.tiny_training import TINY, train
+from wsi_pipeline.config.settings import ModelConfig
 from wsi_pipeline.errors import ModelError
 from wsi_pipeline.models import build_model, patchnet
 from wsi_pipeline.models.patchnet import (
@@ -269,3 +272,18 @@ def test_a_small_image_is_padded_by_ceil_and_refused_by_floor():
     assert PatchNet(m=11, stride=3, filters=1, depth=1)(x).shape == (1,)
     with pytest.raises(ModelError, match="holds no patch of m=11"):
         PatchNet(m=11, stride=3, filters=1, depth=1, grid="floor")(x)
+
+
+def test_a_patch_larger_than_the_tile_is_refused_by_training(fake_store, tmp_path):
+    """m=99 on tiles of 48 px was trained, mostly on padding."""
+    config = replace(TINY, model=ModelConfig("patchnet", {"m": 99}))
+    with pytest.raises(ModelError, match=r"99 x 99 px .* of at most \d+, or"):
+        train(fake_store, tmp_path, config)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("size", "largest"), [((48, 60), 47), ((60, 47), 47)])
+def test_the_largest_patch_that_fits_is_named(size, largest):
+    PatchNet.check_size(size, m=largest, stride=3)
+    with pytest.raises(ModelError, match=f"at most {largest},"):
+        PatchNet.check_size(size, m=largest + 2)

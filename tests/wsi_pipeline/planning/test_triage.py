@@ -14,6 +14,7 @@ from wsi_pipeline.cli.app import main
 from wsi_pipeline.cohort.listing import read_input
 from wsi_pipeline.cohort.splits import assign_splits
 from wsi_pipeline.errors import StageError
+from wsi_pipeline.planning import triage as triage_module
 from wsi_pipeline.run.process_pool import map_in_processes
 
 OUTLINE = '{"positive": [{"name": "a", "vertices": [[90, 90], [200, 90], [200, 200]]}]}'
@@ -263,7 +264,10 @@ def test_what_a_manifest_has_is_not_proposed_anew(cohort, tmp_path, capsys):
         (["--splits", "0.6,0.6"], "must be in [0, 1) and leave patients to train on"),
     ],
 )
-def test_what_cannot_be_filled_in_is_an_error(cohort, tmp_path, capsys, options, problem):
+def test_what_cannot_be_filled_in_is_an_error_before_any_slide_is_read(
+    cohort, tmp_path, capsys, monkeypatch, options, problem
+):
+    monkeypatch.setattr(triage_module, "map_in_processes", None)
     target = tmp_path / "m.csv"
     assert main(["slides", str(cohort), "--csv", str(target), "--quiet", *options]) == 1
     assert problem in capsys.readouterr().err

@@ -1,10 +1,17 @@
 """Plain lines, as a cluster's log file shows them."""
 
+import io
+import logging
+import re
+import sys
 from types import SimpleNamespace
 
 import pytest
+from rich.console import Console
 
+from wsi_pipeline.cli import app
 from wsi_pipeline.run import progress
+from wsi_pipeline.run.activity import Took
 from wsi_pipeline.run.progress import StageProgress
 
 
@@ -90,3 +97,27 @@ def test_the_bar_names_what_it_counts():
     task = SimpleNamespace(completed=3, total=40, fields={"noun": "batch"})
     assert count.render(task).plain == "3/40 batches"
     assert count.render(SimpleNamespace(total=None)).plain == ""
+
+
+def test_warnings_and_lines_of_a_second_stage_leave_the_moving_bar_whole(monkeypatch):
+    """A warning was written behind the bar, on its line."""
+    terminal = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    console = Console(file=terminal, force_terminal=True, color_system=None, width=80)
+    monkeypatch.setattr(progress, "_console", console)
+    handler = logging.StreamHandler(app._CurrentStderr())
+    with StageProgress("tile", 2) as bar:
+        bar.begin("a", "patch")
+        handler.emit(logging.makeLogRecord({"msg": "s1: no mpp"}))
+        with StageProgress("predict", 1, in_background=True) as other:
+            other.line("one slide")
+    shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "\r", terminal.getvalue())
+    lines = [re.sub(r".*\r", "", line) for line in shown.splitlines()]
+    assert {"s1: no mpp", "predict: one slide"} <= {line.rstrip() for line in lines}
+
+
+def test_without_a_terminal_a_line_has_seconds_machine_and_time(capsys):
+    with StageProgress("tile", 1) as bar:
+        bar.end("a", "2000 patches", took=Took(84.2, "node17", "2026-11-29T11:25:32.123+00:00"))
+    line = "tile: [1/1] a: 2000 patches [84 s on node17, 2026-11-29T11:25:32Z]\n"
+    assert capsys.readouterr().err == line

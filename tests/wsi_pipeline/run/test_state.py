@@ -63,9 +63,9 @@ def test_a_kill_after_the_mark_leaves_it_finished(run):
 
 def test_files_that_another_unit_has_made_since_stay(run):
     """The dense map of the slide s once had the name of the heatmap of the slide s.dense."""
-    finish(run, "maps/s.patchnet.png", "maps/s.png")
+    finish(run, "maps/s.dense.png", "maps/s.png")
     other = Unit("heatmap", "s.dense", "m")
-    (made,) = finish(run, "maps/s.patchnet.png", unit=other)
+    (made,) = finish(run, "maps/s.dense.png", unit=other)
     finish(run, "maps/s.png")
     assert made.read_text() == "s.dense"
     assert unit_state(run, other, "f") == "finished"

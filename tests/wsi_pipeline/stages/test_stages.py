@@ -345,12 +345,17 @@ def test_scores_with_nothing_to_compare_them_with_are_reported(copy, capsys):
     manifest = copy / "run/slides.csv"
     rows = [row.split(",") for row in manifest.read_text().splitlines()]
     names = rows[0]
-    for row in rows[1:]:
-        for name in ("label", "annotation"):
-            row[names.index(name)] = ""
-    manifest.write_text("\n".join(",".join(row) for row in rows) + "\n")
-    assert main(["evaluate", str(copy / "run")]) == 1
-    assert "no slide in the splits test and val has a label" in capsys.readouterr().err
+    for hidden, problem in (
+        ({"test", "val"}, "no slide in the splits test and val has a label"),
+        ({"test", "val", "train"}, "wsi-pipeline slides SLIDES --annotations DIR"),
+    ):
+        for row in rows[1:]:
+            if row[names.index("split")] in hidden:
+                for name in ("label", "annotation"):
+                    row[names.index(name)] = ""
+        manifest.write_text("\n".join(",".join(row) for row in rows) + "\n")
+        assert main(["evaluate", str(copy / "run")]) == 1
+        assert problem in capsys.readouterr().err
 
 
 def test_a_checkpoint_for_other_patches_is_refused_with_the_remedy(copy, capsys):
@@ -473,9 +478,8 @@ def test_slides_are_scored_straight_from_their_files_as_the_checkpoint_needs(fin
             "contains patches written by tile",
         ),
         (["{new}", "--slides", "{data}"], "--slides needs a --checkpoint"),
-        (["{new}", "--slides", "{data}", "--checkpoint", "{file}", "--shard", "0/2"], "run tile"),
     ],
-    ids=["patches", "no checkpoint", "shard"],
+    ids=["patches", "no checkpoint"],
 )
 def test_slides_that_cannot_be_scored_so_are_refused(copy, tmp_path, capsys, arguments, printed):
     places = {

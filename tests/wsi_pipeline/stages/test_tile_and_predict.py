@@ -94,7 +94,68 @@ def test_apply_does_what_its_stages_do_one_after_the_other(data, tmp_path, capsy
             assert (tmp_path / "other" / path).read_bytes() == content, path
     capsys.readouterr()
     assert apply(data, tmp_path / "one") == 0
-    assert "export qupath: 0 done, 3 kept from before" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "export qupath: 0 done, 3 kept from before" in printed
+    heatmaps, exports = tmp_path / "one/heatmaps", tmp_path / "one/exports/qupath"
+    assert printed.splitlines()[-1] == f"heatmaps: {heatmaps}, qupath: {exports}"
+    assert main(["evaluate", str(tmp_path / "one")]) == 1
+    problem = capsys.readouterr().err
+    assert "no slide has a label or an annotation" in problem
+    assert "wsi-pipeline slides SLIDES --annotations DIR --csv manifest.csv" in problem
+
+
+def applied(run: Path) -> dict[Path, bytes]:
+    folders = ("scores", "heatmaps", "exports")
+    paths = [path for folder in folders for path in (run / folder).rglob("*") if path.is_file()]
+    return {path.relative_to(run): path.read_bytes() for path in paths}
+
+
+def test_shards_of_apply_are_together_what_one_command_does(data, tmp_path, capsys):
+    """--shard was in the help and was refused."""
+    run = tmp_path / "run"
+    assert apply(data, run, "--shard", "1/2") == 0
+    assert f"next: wsi-pipeline collect {run}" in capsys.readouterr().out
+    assert main(["collect", str(run)]) == 3
+    printed = capsys.readouterr().out
+    assert printed.count("1 shard of 2 never ended: 0") == 4  # stages
+    assert apply(data, run, "--shard", "0/2") == 0
+    assert "kept" not in capsys.readouterr().out
+    assert main(["collect", str(run)]) == 0
+    assert apply(data, tmp_path / "whole", "--quiet") == 0
+    assert applied(run) == applied(tmp_path / "whole")
+
+
+def test_a_shard_none_of_whose_slides_is_to_be_scored_ends_well(data, tmp_path, capsys):
+    run, manifest = tmp_path / "run", tmp_path / "manifest.csv"
+    slides = data / "slides"
+    manifest.write_text(f"slide,split\n{slides}/s0.tif,train\n{slides}/s1.tif,test\n")
+    asked = ["predict", str(run), "--slides", str(manifest), *SETTINGS]
+    asked += ["--checkpoint", str(data / "one.safetensors"), "--set", "predict.splits=[test]"]
+    for index in (0, 1):
+        assert main([*asked, "--shard", f"{index}/2"]) == 0
+    assert list(scores_of(run)) == ["s1.h5"]
+    capsys.readouterr()
+    assert main(["collect", str(run)]) == 0
+
+
+@pytest.mark.parametrize("first", [[], ["tile"]], ids=["tile too", "tiled before"])
+def test_a_shard_of_several_stages_waits_for_no_other_one(data, tmp_path, first):
+    run = tmp_path / "run"
+    (run / "models/one").mkdir(parents=True)
+    content = (data / "one.safetensors").read_bytes()
+    (run / "models/one/checkpoint.safetensors").write_bytes(content)
+    config = tmp_path / "config.yaml"
+    config.write_text(
+        f"input: {data / 'slides'}\nout: {run}\n"
+        "tile: {target_mpp: 0.5, patch_px: 32, tissue: {mpp: 2.0, min_object_um2: 100.0}}\n"
+    )
+    stages = [stage for stage in ("tile", "predict", "heatmap") if stage not in first]
+    if first:
+        assert main(["run", str(config), "--set", "stages=[tile]", "--quiet"]) == 0
+    for index, n_done in ((1, {1, 2}), (0, {3})):
+        words = ["--set", f"stages=[{', '.join(stages)}]", "--quiet", "--shard", f"{index}/2"]
+        assert main(["run", str(config), *words]) == 0
+        assert len(list((run / "heatmaps/one").glob("*.png"))) in n_done
 
 
 def test_apply_takes_the_formats_that_export_takes(data, tmp_path, capsys):

@@ -12,7 +12,13 @@ from tests.helpers.tiny_cohort import draw_cohort, write_config
 from tests.helpers.tiny_training import TINY, Killed, kill_after, rows_of, train
 from wsi_pipeline.cli.app import main
 from wsi_pipeline.run import progress
-from wsi_pipeline.training.history import EpochRecord, describe_epoch
+from wsi_pipeline.training.event_files import EventFiles
+from wsi_pipeline.training.history import (
+    EpochRecord,
+    describe_epoch,
+    read_history,
+    write_history,
+)
 
 LINE = re.compile(
     r"epoch (\d)/4: loss ([\d.]+), val loss ([\d.]+), val ROC AUC ([\d.]+), rate 1\.0e-04, "
@@ -96,6 +102,25 @@ def test_a_line_leaves_the_moving_bar_whole(tiled, monkeypatch):
     lines = [re.sub(r".*\r", "", line) for line in shown.splitlines() if ": loss" in line]
     assert len(lines) == 2
     assert all(line.startswith("train: patchnet: epoch ") for line in lines)
+
+
+def test_a_finished_training_is_logged_from_its_history(tiled, capsys):
+    """--log tensorboard was taken and wrote nothing."""
+    pytest.importorskip("tensorboard", reason="the extra tensorboard is not installed")
+    run_training(tiled)
+    model = tiled / "run/models/patchnet"
+    words = ["train", str(tiled / "run"), "--config", str(tiled / "config.yaml")]
+    for _ in range(2):
+        assert main([*words, "--log", "tensorboard"]) == 0
+    assert capsys.readouterr().out.count("event files written to") == 1
+    (found,) = (model / "tensorboard").iterdir()
+    with EventFiles(model / "expected", read_history(model / "history.csv")):
+        pass
+    (expected,) = (model / "expected").iterdir()
+    assert found.stat().st_size == expected.stat().st_size
+    history = read_history(model / "history.csv")
+    write_history(model / "again.csv", history)
+    assert (model / "again.csv").read_bytes() == (model / "history.csv").read_bytes()
 
 
 @pytest.mark.slow
