@@ -1,5 +1,6 @@
 """An S3 server on this machine (moto's), for tests of URLs, and the requests it got."""
 
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -44,6 +45,9 @@ def serve_s3() -> Iterator[Server]:
 
     patch.setattr(thread._server.RequestHandlerClass, "log_request", record)
     try:
+        # What moto stores belongs to the process, not to the server.
+        reset = urllib.request.Request(f"http://{host}:{port}/moto-api/reset", method="POST")
+        urllib.request.urlopen(reset).close()
         s3fs.S3FileSystem.clear_instance_cache()
         s3fs.S3FileSystem().mkdir(BUCKET)
         yield found

@@ -20,7 +20,7 @@ from wsi_pipeline.config.stages import STAGES
 
 URL = "s3://bucket/thing"
 # Of required options that are no paths.
-VALUES = {"formats": "qupath", "methods": "saliency", "kind": "slides"}
+VALUES = {"formats": "qupath", "methods": "saliency", "kind": "slides", "cluster": "slurm"}
 LOCAL = {stage.name for stage in STAGES if stage.needs_files}
 COMMANDS = {
     command.name or command.callback.__name__: command for command in app.registered_commands
