@@ -20,7 +20,7 @@ MODULES = sorted([*ROOT.glob("tiling/**/*.py"), *ROOT.glob("wsi_pipeline/**/*.py
 # another. A room is a folder, or a module next to the folders.
 FLOORS = [
     {"wsi_pipeline.cli"},
-    {"wsi_pipeline.planning", "wsi_pipeline.jobs"},
+    {"wsi_pipeline.planning", "wsi_pipeline.jobs", "wsi_pipeline.viewer"},
     {"wsi_pipeline.stages", "wsi_pipeline.baselines", "wsi_pipeline.demo"},
     {"wsi_pipeline.report", "wsi_pipeline.exports"},
     {"wsi_pipeline.evaluation"},

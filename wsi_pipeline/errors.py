@@ -63,6 +63,10 @@ class StageError(PipelineError, RuntimeError):
     """A stage cannot run: its input is missing, or a worker was lost."""
 
 
+class ViewError(PipelineError, ValueError):
+    """What the viewer is asked for is not there."""
+
+
 class SchedulerLostError(StageError):
     """The connection to a Dask scheduler was lost.
 

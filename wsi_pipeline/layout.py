@@ -118,6 +118,10 @@ class RunFolder:
         """Folder of a model's evaluation."""
         return self.path / "evaluation" / model
 
+    def review(self, slide_id: str) -> Path:
+        """What a person thought of a slide's patches and regions."""
+        return self.path / "review" / f"{slide_id}.geojson"
+
     def exports(self, name: str, model: str) -> Path:
         """Folder of a model's scores in another tool's format."""
         return self.path / "exports" / name / model

@@ -32,6 +32,7 @@ from wsi_pipeline.cli.pn_stage import stage as stage_patients
 from wsi_pipeline.cli.runs import apply, collect, compare, demo, run
 from wsi_pipeline.cli.status import status
 from wsi_pipeline.cli.urls import check_urls
+from wsi_pipeline.cli.view import view
 from wsi_pipeline.config.extras import explain_missing
 from wsi_pipeline.config.stages import STAGES
 from wsi_pipeline.run.full_disk import describe_full, is_full
@@ -106,7 +107,7 @@ WITH_OPTIONS: dict[str, Callable[..., None]] = {
 BEFORE_A_RUN: tuple[Callable[..., None], ...] = (init, settings, slides, plan)
 FURTHER: tuple[Callable[..., None], ...] = (
     *(run, apply, submit, status, demo, example, froc, stage_patients),
-    *(compare, baselines, collect, doctor, docs),
+    *(compare, view, baselines, collect, doctor, docs),
 )
 
 for command in BEFORE_A_RUN:

@@ -158,6 +158,7 @@ GUIDES = {
         ),
         "stage.md",
     ),
+    "view": Guide(("view run/", "view run/ --port 8000 --open"), "view.md"),
     "compare": Guide(
         ("compare run --out comparison", "compare run_a run_b --out comparison"), "report.md"
     ),

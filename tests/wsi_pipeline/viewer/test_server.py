@@ -1,0 +1,217 @@
+import http.client
+import json
+import threading
+
+import numpy as np
+import pytest
+
+from wsi_pipeline.errors import ViewError
+from wsi_pipeline.heatmaps.files import read_heatmap
+from wsi_pipeline.inference.scores import read_scores
+from wsi_pipeline.layout import RunFolder
+from wsi_pipeline.viewer.answers import Answers
+from wsi_pipeline.viewer.review import Reviews
+from wsi_pipeline.viewer.server import Viewer
+from wsi_pipeline.viewer.shown_run import ShownRun
+from wsi_pipeline.viewer.shown_slide import PATCH
+
+
+class Client:
+    """Asks a viewer that runs in a thread."""
+
+    def __init__(self, run):
+        folder = RunFolder(run)
+        self.viewer = Viewer(Answers(ShownRun(folder), Reviews(folder)))
+        self.address = self.viewer.address
+        threading.Thread(target=self.viewer.serve_forever, daemon=True).start()
+        self.connection = http.client.HTTPConnection("127.0.0.1", self.address.port, timeout=60)
+
+    def ask(self, path, *, method="GET", body=None, token=None, **headers):
+        token = self.address.token if token is None else token
+        self.connection.request(method, f"/{token}/{path}", body, headers)
+        answer = self.connection.getresponse()
+        return answer.status, answer.read(), answer.headers
+
+    def json(self, path):
+        status, body, _ = self.ask(path)
+        assert status == 200, body
+        return json.loads(body)
+
+    def close(self):
+        self.connection.close()
+        self.viewer.shutdown()
+        self.viewer.server_close()
+
+
+@pytest.fixture
+def client(copy):
+    one = Client(copy / "run")
+    yield one
+    one.close()
+
+
+@pytest.fixture(scope="module")
+def reading(finished):
+    one = Client(finished / "run")
+    yield one
+    one.close()
+
+
+class TestWhoIsServed:
+    def test_only_this_machine_is_listened_to(self, reading):
+        assert reading.viewer.server_address[0] == "127.0.0.1"
+
+    @pytest.mark.parametrize("token", ["", "x", "../", "%00"])
+    def test_nothing_is_served_without_the_token(self, reading, token):
+        for path in ("", "viewer.js", "api/run", "tile/s5/0/0/0", "thumbnail/s5"):
+            status, body, _ = reading.ask(path, token=token)
+            assert status == 403
+            assert "wsi-pipeline view printed" in json.loads(body)["error"]
+
+    def test_a_page_of_another_name_for_this_machine_gets_nothing(self, reading):
+        status, body, _ = reading.ask("api/run", Host="evil.example")
+        assert (status, json.loads(body)["error"]) == (403, "only this machine is served")
+
+    @pytest.mark.parametrize(
+        "headers",
+        [
+            {"Origin": "http://evil.example", "Content-Type": "application/json"},
+            {"Content-Type": "text/plain"},
+        ],
+    )
+    def test_other_pages_cannot_change_a_review(self, client, copy, headers):
+        body = json.dumps({"add": {"points": [[0, 0], [1, 0], [1, 1]], "verdict": "right"}})
+        status, _, _ = client.ask("api/review/s5", method="POST", body=body, **headers)
+        assert status == 403
+        assert not (copy / "run" / "review").exists()
+
+    @pytest.mark.parametrize(
+        "path",
+        [
+            "../manifest.csv",
+            "api/slide/..%2Fs5",
+            "api/slide/%2Fetc%2Fpasswd",
+            "map/s5/..%2F..%2Fdata/scores",
+            "map/s5/patchnet/..%2Fs5",
+            "api/model/s5/..%2F..",
+            "patches/s5?model=..%2F..",
+            "tile/s5/0/0/-1",
+            "tile/s5/99/0/0",
+            "tile/s5/0/0/9999999999999999999",
+            "patch/s5/100000",
+            "api/at/s5?x=nan&y=0",
+            "api/at/s5",
+            "run.json",
+            "slides.csv",
+        ],
+    )
+    def test_only_what_is_named_in_the_run_is_served(self, reading, path):
+        status, body, _ = reading.ask(path)
+        assert status == 404
+        assert list(json.loads(body)) == ["error"]
+
+    def test_no_answer_names_a_folder_of_this_machine(self, client, copy):
+        (copy / "data" / "s4.tif").unlink()
+        for path in ("", "api/run", "api/slide/s5", "api/slide/s4", "api/model/s5/patchnet", "x"):
+            _, body, headers = client.ask(path)
+            assert str(copy).encode() not in body
+            assert headers["Cache-Control"] == "no-store"
+            assert "default-src 'none'" in headers["Content-Security-Policy"]
+
+    def test_a_port_that_is_taken_is_named(self, reading, finished):
+        folder = RunFolder(finished / "run")
+        with pytest.raises(ViewError, match=f"port {reading.address.port} .*--port"):
+            Viewer(Answers(ShownRun(folder), Reviews(folder)), port=reading.address.port)
+
+
+class TestWhatIsServed:
+    def test_the_run(self, reading):
+        found = reading.json("api/run")
+        assert [slide["id"] for slide in found["slides"]] == [f"s{n}" for n in range(6)]
+        [model] = found["models"]
+        assert model["name"] == "patchnet"
+        assert all(slide["is_there"] for slide in found["slides"])
+        assert {bool(slide["scores"]["patchnet"]) for slide in found["slides"][2:]} == {True}
+
+    def test_patches_are_the_stores_and_the_score_files(self, reading, finished):
+        _, body, _ = reading.ask("patches/s5?model=patchnet")
+        found = np.frombuffer(body, PATCH)
+        scores = read_scores(RunFolder(finished / "run").scores("patchnet", "s5"))
+        np.testing.assert_array_equal(np.column_stack([found["x"], found["y"]]), scores.coords)
+        np.testing.assert_array_equal(found["score"], scores.scores)
+        assert {1, 0} == set(found["label"].tolist())
+
+    def test_the_values_at_a_place_are_those_of_the_files(self, reading, finished):
+        run = RunFolder(finished / "run")
+        heatmap = read_heatmap(run.heatmap("patchnet", "s5"))
+        scores = read_scores(run.scores("patchnet", "s5"))
+        rng = np.random.default_rng(0)
+        for x, y in rng.uniform((0, 0), heatmap.slide_size, (40, 2)):
+            found = reading.json(f"api/at/s5?x={x}&y={y}")
+            value = heatmap.values[int(y // heatmap.pixel_l0[1]), int(x // heatmap.pixel_l0[0])]
+            shown = found["values"]["patchnet"]["scores"]
+            assert shown == (None if np.isnan(value) else float(value))
+            for patch in found["patches"]:
+                assert (scores.coords[patch["row"]] == (patch["x"], patch["y"])).all()
+                assert patch["scores"]["patchnet"] == float(scores.scores[patch["row"]])
+                assert 0 <= x - patch["x"] < 32
+                assert 0 <= y - patch["y"] < 32
+
+    def test_outlines_are_those_of_the_annotation(self, reading):
+        [lesion] = reading.json("api/outlines/s5")["lesions"]
+        assert sorted({tuple(point) for point in lesion[0]}) == [
+            (120.0, 100.0), (120.0, 230.0), (260.0, 100.0), (260.0, 230.0)
+        ]  # fmt: skip
+        assert reading.json("api/outlines/s4") == {"lesions": [], "notes": []}
+
+    def test_a_slide_that_is_gone_is_a_sentence(self, client, copy):
+        (copy / "data" / "s5.tif").unlink()
+        status, body, _ = client.ask("api/slide/s5")
+        assert status == 404
+        assert "s5.tif is not where" in json.loads(body)["error"]
+        [gone] = [one["id"] for one in client.json("api/run")["slides"] if not one["is_there"]]
+        assert gone == "s5"
+
+    def test_a_heatmap_that_is_being_made_or_damaged_is_a_sentence(self, client, copy):
+        path = RunFolder(copy / "run").heatmap("patchnet", "s5")
+        path.write_bytes(path.read_bytes()[:200])
+        status, body, _ = client.ask("map/s5/patchnet/scores")
+        assert status == 404
+        assert "s5.ome.tif" in json.loads(body)["error"]
+        path.unlink()
+        assert client.json("api/slide/s5")["maps"]["patchnet"] == []
+        _, body, _ = client.ask("map/s5/patchnet/scores")
+        assert "make it with wsi-pipeline heatmap" in json.loads(body)["error"]
+
+    def test_a_heatmap_that_is_replaced_is_read_again(self, client, copy):
+        run = RunFolder(copy / "run")
+        before = client.json("map/s5/patchnet/scores")
+        run.heatmap("patchnet", "s5").write_bytes(run.heatmap("patchnet", "s4").read_bytes())
+        assert client.json("map/s5/patchnet/scores")["high"] != before["high"]
+
+    def test_a_patch_is_explained(self, reading):
+        status, body, headers = reading.ask("explain/s5/0/patchnet/saliency")
+        assert (status, headers["Content-Type"]) == (200, "image/png")
+        assert body.startswith(b"\x89PNG")
+        for path, says in (
+            ("explain/s5/0/patchnet/cam", "explains"),
+            ("explain/s5/0/patchnet/magic", "magic"),
+            ("explain/s5/0/vgg16/saliency", "no such model"),
+            ("explain/s5/99999/patchnet/saliency", "no patch 99999"),
+        ):
+            status, body, _ = reading.ask(path)
+            assert status == 404
+            assert says in json.loads(body)["error"]
+
+    def test_a_review_is_kept(self, client, copy):
+        mark = {"points": [[0, 0], [9, 0], [9, 9]], "verdict": "unsure", "note": "<b>?</b>"}
+        status, _, _ = client.ask(
+            "api/review/s5",
+            method="POST",
+            body=json.dumps({"add": mark}),
+            **{"Content-Type": "application/json"},
+        )
+        assert status == 200
+        assert (copy / "run" / "review" / "s5.geojson").is_file()
+        [feature] = client.json("api/review/s5")["features"]
+        assert feature["properties"]["name"] == "<b>?</b>"

@@ -1,0 +1,1 @@
+"""A run in the browser: slides, heatmaps, annotations and reviews, served on this machine only."""

@@ -1,0 +1,211 @@
+"""A run as the viewer shows it: its slides, models and scores, read again when files change."""
+
+import math
+import threading
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from tiling.open_slides import ReopenedSlide
+from tiling.slide import open_slide
+from wsi_pipeline.cohort.manifest import read_run_manifest
+from wsi_pipeline.errors import ViewError
+from wsi_pipeline.explain import METHODS
+from wsi_pipeline.inference.scores import read_highest_score
+from wsi_pipeline.layout import RunFolder
+from wsi_pipeline.report.gather import read_json, read_rows
+from wsi_pipeline.viewer.explained import explain_patch
+from wsi_pipeline.viewer.memory import Kept
+from wsi_pipeline.viewer.shown_slide import ShownSlide, Stores
+
+DEFAULT_BUDGET = 512 << 20  # bytes of tiles, maps and pictures
+
+
+class ShownRun:
+    """What the viewer shows of a run.
+
+    Parameters
+    ----------
+    run : RunFolder
+    budget : bytes
+        For what is kept: tiles as JPEG, pixels of tiles, heatmaps. The decoded file tiles of open
+        slides have a budget of their own (docs/readers.md).
+
+    Raises
+    ------
+    StageError
+        If this is no run on slides.
+    """
+
+    def __init__(self, run: RunFolder, *, budget: int = DEFAULT_BUDGET) -> None:
+        self.run = run
+        self.entries = {entry.slide_id: entry for entry in read_run_manifest(run)}
+        self._stores = Stores(run)
+        self._tiles: Kept[bytes] = Kept(budget // 4, len)
+        self._pixels: Kept[Any] = Kept(budget // 4, lambda pixels: pixels.nbytes)
+        self._maps: Kept[Any] = Kept(budget // 2, lambda found: found.n_bytes)
+        self._slides: dict[str, ShownSlide] = {}
+        self._lock = threading.Lock()
+        self._explaining = threading.Lock()  # one model at a time in memory
+
+    def check(self, slide_id: str) -> str:
+        """Refuse the name of a slide that the run has not.
+
+        Raises
+        ------
+        ViewError
+        """
+        if slide_id not in self.entries:
+            raise ViewError(f"{slide_id!r}: this run has no such slide")
+        return slide_id
+
+    def slide(self, slide_id: str) -> ShownSlide:
+        """Return a slide of the run, opened when it is first shown.
+
+        Raises
+        ------
+        ViewError
+            If the run has no such slide.
+        """
+        entry = self.entries[self.check(slide_id)]
+        with self._lock:
+            if slide_id not in self._slides:
+                self._slides[slide_id] = ShownSlide(
+                    self.run,
+                    entry,
+                    ReopenedSlide(lambda: open_slide(entry.path)),
+                    stores=self._stores,
+                    tiles=self._tiles,
+                    pixels=self._pixels,
+                    maps=self._maps,
+                )
+            return self._slides[slide_id]
+
+    def close(self) -> None:
+        """Close all files."""
+        with self._lock:
+            for slide in self._slides.values():
+                slide.close()
+        self._stores.close()
+
+    def models(self) -> list[str]:
+        """Names of the models that have scores, heatmaps or an evaluation."""
+        found = {
+            name
+            for folder in ("scores", "heatmaps", "evaluation")
+            for name in self.run.models_with(folder)
+        }
+        return sorted(found)
+
+    def describe(self) -> dict[str, Any]:
+        """Describe the run: its models, and for each slide what a list is sorted by."""
+        models = self.models()
+        evaluated = {model: self._read_evaluation(model) for model in models}
+        return {
+            "name": self.run.path.resolve().name,
+            "models": [
+                {
+                    "name": model,
+                    "threshold": evaluated[model].threshold,
+                    "methods": list(METHODS) if self.run.checkpoint(model).is_file() else [],
+                }
+                for model in models
+            ],
+            "slides": [
+                {
+                    "id": entry.slide_id,
+                    "label": entry.label,
+                    "split": entry.split,
+                    "is_there": entry.path.exists(),
+                    "scores": {
+                        model: self._score_of(model, entry.slide_id, evaluated[model].scores)
+                        for model in models
+                    },
+                    "missed": {
+                        model: evaluated[model].missed.get(entry.slide_id) for model in models
+                    },
+                    "n_errors": {
+                        model: evaluated[model].errors.get(entry.slide_id, 0) for model in models
+                    },
+                }
+                for entry in self.entries.values()
+            ],
+        }
+
+    def _score_of(self, model: str, slide_id: str, known: Mapping[str, float]) -> float | None:
+        """The slide's score as evaluated, else its highest patch score."""
+        if slide_id in known:
+            return known[slide_id]
+        return _highest(*_stamped(self.run.scores(model, slide_id)))
+
+    def _read_evaluation(self, model: str) -> "_Evaluation":
+        folder = self.run.evaluation(model)
+        scores = {
+            row["slide_id"]: float(row["score"])
+            for name in ("validation.csv", "slides.csv")
+            for row in read_rows(folder / name)
+            if row.get("score")
+        }
+        missed = Counter[str]()
+        for row in read_rows(folder / "lesions_camelyon16.csv"):
+            missed[row["slide_id"]] += row["status"] == "missed"
+        return _Evaluation(
+            scores,
+            missed,
+            errors=Counter(row["slide_id"] for row in read_rows(folder / "errors.csv")),
+            threshold=find_threshold(read_json(folder / "metrics.json") or {}),
+        )
+
+    def explain(self, slide_id: str, row: int, model: str, method: str) -> bytes:
+        """Explain a patch by a method: a PNG of its map over it.
+
+        Raises
+        ------
+        ViewError
+            If the run has no checkpoint of the model, or no such patch.
+        ConfigError, ModelError
+            If there is no such method, or it does not explain the model.
+        """
+        entry = self.entries[self.check(slide_id)]
+        self.slide(slide_id).check_patch(row)
+        if model not in self.models():
+            raise ViewError(f"{model!r}: this run has no such model")
+        with self._explaining:
+            return explain_patch(self.run, entry, row, model, method)
+
+
+@dataclass(frozen=True)
+class _Evaluation:
+    """What `evaluate` found of a model; empty where it has not run."""
+
+    scores: Mapping[str, float]  # by slide
+    missed: Mapping[str, int]  # lesions, by slide
+    errors: Mapping[str, int]  # listed, by slide
+    threshold: float | None  # of patches
+
+
+def find_threshold(metrics: Mapping[str, Any]) -> float | None:
+    """Find the threshold of patches that `evaluate` used.
+
+    Examples
+    --------
+    >>> find_threshold({"threshold": 0.25}), find_threshold({})
+    (0.25, None)
+    """
+    value = metrics.get("threshold")
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+
+
+def _stamped(path: Path) -> tuple[Path, int]:
+    try:
+        return path, path.stat().st_mtime_ns
+    except OSError:
+        return path, 0
+
+
+@lru_cache(maxsize=1 << 16)
+def _highest(path: Path, stamp: int) -> float | None:
+    return read_highest_score(path) if stamp else None
