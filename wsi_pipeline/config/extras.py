@@ -31,7 +31,7 @@ EXTRAS = (
         ("torch", "captum", "llvmlite", "numba"),
         ("train", "predict", "explain", "apply", "demo"),
     ),
-    Extra("cluster", "Dask", ("distributed", "dask_jobqueue"), ("--dask",)),
+    Extra("cluster", "Dask", ("dask", "distributed", "dask_jobqueue"), ("--dask",)),
     Extra("remote", "s3fs", ("fsspec", "s3fs"), ("run folders at URLs",)),
     Extra("textures", "mahotas", ("mahotas",), ("baselines",)),
     Extra("tensorboard", "TensorBoard", ("tensorboard",), ("--log tensorboard",)),

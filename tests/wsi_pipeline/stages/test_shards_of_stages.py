@@ -47,7 +47,7 @@ def test_every_stage_divides_the_slides_of_the_manifest(copy, monkeypatch):
     """`heatmap` divided those that had scores when it began."""
     worked_on: list[str] = []
 
-    def note(run, tasks, options, progress):
+    def note(run, tasks, options, progress, logged):
         worked_on.extend(task.unit.slide_id for task in tasks)
         return [], [], []
 
