@@ -1,5 +1,6 @@
 """The container recipes: parsed and checked; built where a tool and the base image can be had."""
 
+import os
 import re
 import shlex
 import shutil
@@ -147,7 +148,11 @@ def test_the_image_is_built_and_runs():
         pytest.skip("neither podman nor buildah is installed")
 
     def call(*words: str, check: bool = True) -> "subprocess.CompletedProcess[str]":
-        return subprocess.run([tool, *words], cwd=ROOT, capture_output=True, text=True, check=check)
+        # In a chroot: another runtime than the kernel's own may not start inside a container.
+        env = {**os.environ, "BUILDAH_ISOLATION": "chroot"}
+        return subprocess.run(
+            [tool, *words], cwd=ROOT, env=env, capture_output=True, text=True, check=check
+        )
 
     base = f"docker.io/library/{dict(parse_dockerfile(DOCKERFILE))['FROM']}"
     if not call("images", "-q", base, check=False).stdout.strip():
@@ -155,7 +160,10 @@ def test_the_image_is_built_and_runs():
         if pulled.returncode:
             pytest.skip(f"{base} cannot be had: {pulled.stderr.strip().splitlines()[-1]}")
     image = "localhost/wsi-pipeline-test"
-    call("build", "-t", image, ".")
+    built = call("build", "-t", image, ".", check=False)
+    if built.returncode and "connection broken" in built.stderr + built.stdout:
+        pytest.skip("no package index can be reached from inside a build")
+    assert built.returncode == 0, built.stderr
     if tool == "podman":
         done = call("run", "--rm", image, "doctor")
     else:

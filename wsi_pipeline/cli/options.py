@@ -192,6 +192,7 @@ def make_options(
     quiet: QuietOption = False,
 ) -> "Options":
     """Collect the options common to all stages."""
+    from wsi_pipeline.config.extras import require
     from wsi_pipeline.config.settings import DEVICE_NAME
     from wsi_pipeline.errors import ConfigError
     from wsi_pipeline.run.process_pool import choose_workers
@@ -204,6 +205,8 @@ def make_options(
         part = parse_shard(shard) if shard else None
     except ConfigError as error:
         raise typer.BadParameter(str(error)) from error
+    if dask is not None:
+        require("cluster")  # before a stage begins, and says so in its log
     n_workers = choose_workers(workers, takes_all_cores=True)
     return Options(n_workers, device, part, dask, overwrite, quiet)
 
