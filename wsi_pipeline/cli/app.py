@@ -35,6 +35,7 @@ from wsi_pipeline.cli.urls import check_urls
 from wsi_pipeline.cli.view import view
 from wsi_pipeline.config.extras import explain_missing
 from wsi_pipeline.config.stages import STAGES
+from wsi_pipeline.errors import SchedulerLostError
 from wsi_pipeline.run.full_disk import describe_full, is_full
 from wsi_pipeline.run.interrupts import EXIT_INTERRUPTED, end_now, watch_signals
 
@@ -63,7 +64,8 @@ class Program(TyperGroup):
             return super().invoke(ctx)
         except ExpectedError as error:
             print(f"{type(error).__name__}: {error}", file=sys.stderr)
-            raise typer.Exit(getattr(error, "exit_code", EXIT_NOTHING_DONE)) from error
+            code = error.exit_code if isinstance(error, SchedulerLostError) else EXIT_NOTHING_DONE
+            raise typer.Exit(code) from error
         except ModuleNotFoundError as error:
             if (message := explain_missing(error, ctx.invoked_subcommand)) is None:
                 raise

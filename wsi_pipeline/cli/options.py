@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, get_args
 
 import typer
 
+from wsi_pipeline.config.extras import require
+
 if TYPE_CHECKING:
     from wsi_pipeline.config.reading import Config
     from wsi_pipeline.run.runner import Options, StageResult
@@ -54,9 +56,23 @@ ShardOption = Annotated[
     str | None,
     typer.Option("--shard", metavar="I/N", help="Part I of N (from 0), or auto in a job array."),
 ]
+
+
+def _require_dask(address: str | None) -> str | None:
+    """Check that Dask is installed before a command begins any work."""
+    if address is not None:
+        require("cluster")
+    return address
+
+
 DaskOption = Annotated[
     str | None,
-    typer.Option("--dask", metavar="ADDRESS", help="Address of a scheduler, local or slurm."),
+    typer.Option(
+        "--dask",
+        metavar="ADDRESS",
+        callback=_require_dask,
+        help="Address of a scheduler, local or slurm.",
+    ),
 ]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Rebuild finished outputs.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", help="Print only errors and the last line.")]
@@ -192,7 +208,6 @@ def make_options(
     quiet: QuietOption = False,
 ) -> "Options":
     """Collect the options common to all stages."""
-    from wsi_pipeline.config.extras import require
     from wsi_pipeline.config.settings import DEVICE_NAME
     from wsi_pipeline.errors import ConfigError
     from wsi_pipeline.run.process_pool import choose_workers
@@ -205,8 +220,6 @@ def make_options(
         part = parse_shard(shard) if shard else None
     except ConfigError as error:
         raise typer.BadParameter(str(error)) from error
-    if dask is not None:
-        require("cluster")  # before a stage begins, and says so in its log
     n_workers = choose_workers(workers, takes_all_cores=True)
     return Options(n_workers, device, part, dask, overwrite, quiet)
 

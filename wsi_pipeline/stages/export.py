@@ -154,6 +154,12 @@ def _export_format(
     settings = _fill_in(run, config, name)
     check_export(settings)
     by_id = {e.slide_id: e for e in cohort.slides if _is_wanted(e, settings)}
+    mine = [e.slide_id for e in entries_in_shard(cohort.slides, options.shard)]
+    mine = [slide_id for slide_id in mine if slide_id in by_id]
+
+    def ready(model: str, slide_ids: Iterable[str]) -> list[str]:
+        return scored(run, model, slide_ids) if model else _tiled(run, slide_ids)
+
     tasks: list[Task] = []
     for model in chosen:
         folder = _folder(run, name, model, out, several=len(chosen) > 1)
@@ -163,17 +169,13 @@ def _export_format(
             remove_leftovers(folder)
         if isinstance(cohort, ImageCohort):
             tasks.append(ExportImages(cohort, model, name, settings, folder))
-        for slide_id in scored(run, model, by_id) if model else _tiled(run, by_id):
+        for slide_id in ready(model, mine):
             tasks.append(ExportSlideFiles(by_id[slide_id], model, name, settings, folder))
-    if not tasks and not scored_before(run, options):
+    if not (tasks or scored_before(run, options) or any(ready(m, by_id) for m in chosen)):
         raise StageError(f"{run.path}: nothing to export: {_why_nothing(run, chosen, by_id)}")
     of_slides = not isinstance(cohort, ImageCohort)  # images are one unit
-    if of_slides:
-        mine = {e.slide_id for e in entries_in_shard(cohort.slides, options.shard)}
-        tasks = [task for task in tasks if task.unit.slide_id in mine]
-        by_id = {slide_id: by_id[slide_id] for slide_id in by_id if slide_id in mine}
     result = run_stage("export", run, tasks, config, options, of_shard=of_slides)
-    notes = name_unscored(run, [m for m in chosen if m], by_id)
+    notes = name_unscored(run, [m for m in chosen if m], mine)
     return replace(result, notes=notes, output=out or run.path / "exports" / name)
 
 

@@ -279,17 +279,16 @@ def heatmap(
     entries = cohort.entries
     check_map_names(config, entries)
     by_id = {e.slide_id: e for e in entries}
+    mine = [e.slide_id for e in entries_in_shard(entries, options.shard)]
     chosen = choose_scored_models(run, models, options)
     methods, notes = _choose_methods(run, chosen, config)
     tasks = [
         BuildHeatmap(by_id[slide_id], model, config.heatmap, options.device, methods[model])
         for model in chosen
-        for slide_id in scored(run, model, by_id)
+        for slide_id in scored(run, model, mine)
     ]
-    if not tasks and not scored_before(run, options):
+    if not (tasks or scored_before(run, options) or any(scored(run, m, by_id) for m in chosen)):
         raise StageError(f"{run.path}: nothing to heatmap: {why_unscored(run, chosen, by_id)}")
-    mine = {e.slide_id for e in entries_in_shard(entries, options.shard)}
-    tasks = [task for task in tasks if task.entry.slide_id in mine]
     result = run_stage("heatmap", run, tasks, config, options, of_shard=True)
     return replace(result, notes=(*notes, *name_unscored(run, chosen, mine)))
 

@@ -7,15 +7,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import shapely
 from sklearn.metrics import average_precision_score, confusion_matrix, roc_auc_score
 
-from tiling.contracts import Annotation
+from tests.helpers.evaluated_slides import cohort, make_slide, seen
 from wsi_pipeline.config.settings import EvaluateConfig
-from wsi_pipeline.contracts import Detections, Heatmap, Scores
+from wsi_pipeline.contracts import Detections
 from wsi_pipeline.errors import EvaluationError
-from wsi_pipeline.evaluation.inputs import EvaluationSlide
-from wsi_pipeline.evaluation.localisation import draw_mask, localise
 from wsi_pipeline.evaluation.run_evaluation import evaluate_run
 from wsi_pipeline.training.calibration import apply_temperature
 
@@ -28,58 +25,10 @@ CONTRACT_FILES = {
 PATCH_FIGURES = {
     "tp", "fp", "fn", "tn", "accuracy", "precision", "recall", "f1", "roc_auc", "average_precision",
 }  # fmt: skip
-TRAINED_ON = {
-    "train_slides": ["x0", "x1"], "val_slides": ["v0", "v1", "v2", "v3"],
-    "train_patients": ["x0", "x1"], "val_patients": ["v0", "v1", "v2", "v3"],
-}  # fmt: skip
 SLIDE_FIGURES = {
     "aggregator", "n", "n_positive", "roc_auc", "roc_auc_ci95", "threshold", "accuracy",
     "sensitivity", "specificity",
 }  # fmt: skip
-
-
-def make_slide(slide_id, *, tumour, split="test", seed=0, patient=None):
-    """A slide of 10 x 10 patches of 512 px; tumour: two large squares, one out of any patch."""
-    random = np.random.default_rng([seed, *slide_id.encode()])
-    x, y = np.meshgrid(np.arange(10) * 512, np.arange(10) * 512)
-    coords = np.stack([x.ravel(), y.ravel()], axis=1)
-    label = np.zeros(100, np.int8)
-    pairs = np.zeros((0, 2), np.int64)
-    squares = ()
-    if tumour:
-        squares = (shapely.box(0, 0, 2048, 2048), shapely.box(5200, 5200, 6400, 6400))
-        rows = np.flatnonzero((coords < 2048).all(axis=1))
-        label[rows] = 1
-        pairs = np.stack([rows, np.zeros_like(rows)], axis=1)
-    label[55] = -1
-    scores = np.clip(random.normal(0.3 + 0.5 * (label == 1), 0.2), 0, 1).astype(np.float32)
-    scores[77] = np.nan
-    hot = np.flatnonzero(scores > 0.7)
-    heatmap = Heatmap(scores.reshape(10, 10), (512, 512), (5120, 5120))
-    return EvaluationSlide(
-        slide_id=slide_id,
-        patient=patient or slide_id,
-        split=split,
-        label=int(tumour),
-        scores=Scores(coords, scores, {"trained_on": TRAINED_ON}, {}),
-        patch_labels=label,
-        lesion_pairs=pairs,
-        lesion_ids=["1", "2"][: len(squares)],
-        annotation=Annotation(shapely.MultiPolygon(squares), tuple(squares)),
-        slide_mpp=(0.25, 0.25),
-        slide_size=(6500, 6500),
-        detections=Detections(
-            coords[hot, 0] + 256, coords[hot, 1] + 256, scores[hot].astype(np.float64)
-        ),
-        localisation=localise(heatmap.values, draw_mask(shapely.MultiPolygon(squares), heatmap)),
-    )
-
-
-def cohort(n=8, **changes):
-    slides = [make_slide(f"t{i}", tumour=bool(i % 2)) for i in range(n)]
-    slides += [make_slide(f"v{i}", tumour=bool(i % 2), split="val") for i in range(4)]
-    slides += [make_slide(f"x{i}", tumour=bool(i % 2), split="train") for i in range(2)]
-    return [replace(s, **changes) for s in slides]
 
 
 def unsplit(n):
@@ -557,60 +506,3 @@ def test_bands_hold_the_curves_where_the_slides_are_alike(evaluated):
         assert [float(r["avg_fps"]) for r in band] == metrics[f"froc_{name}"]["band"]["avg_fps"]
         at_8 = metrics[f"froc_{name}"]["bootstrap"]["sensitivity_at_ci95"]["8"]
         assert [float(band[-1]["low"]), float(band[-1]["high"])] == at_8
-
-
-# ------------------------------------------------------------ leaks
-
-
-def seen(slides, **lists):
-    given = {**TRAINED_ON, **lists}
-    return [replace(s, scores=replace(s.scores, attributes={"trained_on": given})) for s in slides]
-
-
-@pytest.mark.parametrize("split", ["test", None])
-@pytest.mark.parametrize(
-    ("lists", "message"),
-    [
-        ({"train_patients": ["someone", "t2"]}, "trained on 1 patient that .*: t2;"),
-        ({"train_slides": ["t2", "t0"]}, "trained on 2 patients that .*: t0, t2;"),
-        ({"val_patients": ["t1"]}, "validated on 1 patient that .*: t1;"),
-    ],
-)
-def test_a_patient_that_the_model_has_seen_is_refused(tmp_path, split, lists, message):
-    slides = seen([replace(s, split=split) for s in cohort(4) if s.split == "test"], **lists)
-    with pytest.raises(EvaluationError, match=message):
-        evaluate_run(slides, settings=SETTINGS, out=tmp_path, model="m")
-    assert not list(tmp_path.iterdir())
-
-
-def test_scores_without_the_slides_of_the_training_are_noted(tmp_path):
-    slides = [replace(s, scores=replace(s.scores, attributes={})) for s in cohort(4)]
-    metrics = evaluate_run(slides, settings=SETTINGS, out=tmp_path, model="m")
-    assert any("leaks could not be checked" in note for note in metrics["notes"])
-
-
-def test_validation_slides_that_were_trained_on_are_noted(tmp_path):
-    slides = seen(cohort(4), train_slides=["v1"])
-    metrics = evaluate_run(slides, settings=SETTINGS, out=tmp_path, model="m")
-    assert any("too optimistic: v1" in note for note in metrics["notes"])
-
-
-@pytest.mark.parametrize(
-    ("one", "other"),
-    [
-        ({"checkpoint": "abc"}, {"checkpoint": "abc", "temperature": 2.5}),
-        ({"checkpoint": "abc"}, {"checkpoint": "def"}),
-    ],
-    ids=["calibrated-and-plain", "two-checkpoints"],
-)
-def test_scores_of_two_kinds_are_not_evaluated_together(one, other, tmp_path):
-    """A threshold chosen on plain scores of val was applied to calibrated ones of test."""
-    slides = [
-        replace(s, scores=replace(s.scores, attributes=one if s.split == "val" else other))
-        for s in cohort()
-    ]
-    with pytest.raises(EvaluationError, match=r"2 kinds.* plain: v0, v1") as raised:
-        evaluate_run(slides, settings=SETTINGS, out=tmp_path, model="vgg16")
-    if "temperature" in other:
-        assert "calibrated (temperature 2.5): t0" in str(raised.value)
-    assert not list(tmp_path.iterdir())

@@ -138,8 +138,8 @@ def test_a_shard_none_of_whose_slides_is_to_be_scored_ends_well(data, tmp_path, 
     assert main(["collect", str(run)]) == 0
 
 
-@pytest.mark.parametrize("first", [[], ["tile"]], ids=["tile too", "tiled before"])
-def test_a_shard_of_several_stages_waits_for_no_other_one(data, tmp_path, first):
+def prepare_run(data, tmp_path):
+    """A run folder with a trained model, and a config that tiles into it."""
     run = tmp_path / "run"
     (run / "models/one").mkdir(parents=True)
     content = (data / "one.safetensors").read_bytes()
@@ -149,6 +149,12 @@ def test_a_shard_of_several_stages_waits_for_no_other_one(data, tmp_path, first)
         f"input: {data / 'slides'}\nout: {run}\n"
         "tile: {target_mpp: 0.5, patch_px: 32, tissue: {mpp: 2.0, min_object_um2: 100.0}}\n"
     )
+    return run, config
+
+
+@pytest.mark.parametrize("first", [[], ["tile"]], ids=["tile too", "tiled before"])
+def test_a_shard_of_several_stages_waits_for_no_other_one(data, tmp_path, first):
+    run, config = prepare_run(data, tmp_path)
     stages = [stage for stage in ("tile", "predict", "heatmap") if stage not in first]
     if first:
         assert main(["run", str(config), "--set", "stages=[tile]", "--quiet"]) == 0
@@ -281,16 +287,8 @@ def test_an_interrupt_also_ends_what_is_tiled_ahead(data, tmp_path):
 
 
 def test_run_tiles_and_predicts_together_with_a_given_model(data, tmp_path, monkeypatch, capsys):
-    run = tmp_path / "run"
-    (run / "models/one").mkdir(parents=True)
-    content = (data / "one.safetensors").read_bytes()
-    (run / "models/one/checkpoint.safetensors").write_bytes(content)
-    config = tmp_path / "config.yaml"
-    config.write_text(
-        f"input: {data / 'slides'}\nout: {run}\nstages: [tile, predict, heatmap]\n"
-        "tile: {target_mpp: 0.5, patch_px: 32, tissue: {mpp: 2.0, min_object_um2: 100.0}}\n"
-    )
-    assert main(["run", str(config)]) == 0
+    run, config = prepare_run(data, tmp_path)
+    assert main(["run", str(config), "--set", "stages=[tile, predict, heatmap]"]) == 0
     printed = summaries(capsys.readouterr().out)
     assert printed == ["tile: 3 done", "predict: 3 done", "heatmap: 3 done"]
     assert len(list((run / "heatmaps/one").glob("*.png"))) == 3
