@@ -46,7 +46,7 @@ FLOORS = [
     | {"tiling.qc"}
     | {"tiling.readers", "tiling.resample", "tiling.shards", "tiling.zarr_arrays"},
     {"tiling.components", "tiling.contracts", "tiling.files", "tiling.strips"} | {"tiling.wording"},
-    {"tiling.urls"},
+    {"tiling.urls", "tiling.processes"},
     {"tiling.errors"},
     {"tiling.threads"},
     {"tiling"},

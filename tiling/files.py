@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any, Literal, overload
 
+from tiling.processes import has_ended
 from tiling.threads import check_stopped, map_in_threads
 from tiling.urls import RemotePath
 
@@ -400,13 +401,7 @@ def _is_orphan(path: Path) -> bool:
     owner = re.fullmatch(r".*\.([0-9a-f]{8})-(\d+)-[0-9a-f]{8}\.part", path.name)
     if owner is None or owner[1] != _HOST:
         return False
-    try:
-        os.kill(int(owner[2]), 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:
-        return False
-    return False
+    return has_ended(int(owner[2]))
 
 
 def write_json(path: Path, value: Any) -> None:

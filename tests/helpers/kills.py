@@ -22,6 +22,7 @@ from pathlib import Path
 
 from tests.helpers.quick_pictures import quick_pictures
 from tests.helpers.tiny_cohort import contents, draw_cohort, write_config
+from tiling.processes import has_ended
 from wsi_pipeline.run.marks import find_problems, read_mark
 
 WAIT_S = 120.0
@@ -166,6 +167,11 @@ class Killer:
         for group in self.groups:
             with suppress(ProcessLookupError):
                 os.killpg(group, signal.SIGKILL)
+        until = time.monotonic() + WAIT_S
+        while not all(map(group_has_ended, self.groups)):
+            if time.monotonic() > until:
+                raise SystemExit("killed commands did not end")
+            time.sleep(0.002)
         self.groups.clear()
 
     def finish(self, command: Sequence[str]) -> str:
@@ -201,6 +207,16 @@ class Killer:
             sys.stderr.flush()
         finally:
             os._exit(code)
+
+
+def group_has_ended(group: int) -> bool:
+    """Whether a process group has no process left but zombies."""
+    pids = [int(entry.name) for entry in os.scandir("/proc") if entry.name.isdigit()]
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            if os.getpgid(pid) == group and not has_ended(pid):
+                return False
+    return True
 
 
 def import_everything() -> None:

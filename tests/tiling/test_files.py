@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -174,6 +175,17 @@ def test_leftovers_are_found_at_any_depth_but_not_inside_a_store(tmp_path):
     assert remove_leftovers_below(tmp_path) == len(gone)
     assert not any(path.exists() for path in gone)
     assert all(path.exists() for path in kept)
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs Linux's /proc")
+def test_leftovers_of_a_zombie_are_removed(tmp_path):
+    """They stayed in containers whose first process does not wait for orphans."""
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+    left = leave(tmp_path, pid=process.pid)
+    assert remove_leftovers(tmp_path) == 1
+    assert not left.exists()
+    process.communicate()
 
 
 def test_what_another_machine_or_a_living_process_is_writing_is_left_alone(tmp_path):

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tiling.files import parse_json, read_bytes
+from tiling.processes import has_ended, read_start
 from tiling.urls import is_url
 from wsi_pipeline.layout import RunFolder, Unit
 from wsi_pipeline.run.shards import ARRAYS, Shard
@@ -306,7 +307,7 @@ def describe_process(environ: Mapping[str, str] = os.environ) -> dict[str, Any]:
         "host": platform.node(),
         "pid": os.getpid(),
         "pids": _pid_namespace(),
-        "started": _start_of(os.getpid()),
+        "started": read_start(os.getpid()),
         "job": job,
         "array_task": task,
     }
@@ -324,16 +325,6 @@ def _pid_namespace() -> str:
         return ""
 
 
-def _start_of(pid: int) -> int | None:
-    """Return when a process was started, in the system's ticks; None: unknown, or it has ended."""
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-        fields = text.rpartition(")")[2].split()  # the name before may contain anything
-        return None if fields[0] in {"Z", "X"} else int(fields[19])  # proc(5): state, starttime
-    except (OSError, ValueError, IndexError):
-        return None
-
-
 def is_alive(process: Process, *, now: float) -> bool:
     """Whether a process that has not ended its log is still at work.
 
@@ -349,14 +340,8 @@ def is_alive(process: Process, *, now: float) -> bool:
         return now - process.seen <= SILENT_S
     started = about.get("started")
     if started is not None:
-        return bool(_start_of(process.pid) == started)
-    try:
-        os.kill(process.pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        pass
-    return True
+        return bool(read_start(process.pid) == started)
+    return not has_ended(process.pid)
 
 
 def read_logs(run: RunFolder) -> list[Process]:

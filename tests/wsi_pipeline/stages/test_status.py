@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.waiting_stage import SLIDES, Wait, let_go, make_run, work
+from tiling.processes import read_start
 from wsi_pipeline.cli.app import main
 from wsi_pipeline.cohort.image_folder import ImageEntry, write_images
 from wsi_pipeline.config.reading import Config
@@ -25,6 +26,8 @@ from wsi_pipeline.run.shards import Shard
 from wsi_pipeline.run.state import mark_shard
 from wsi_pipeline.stages.status import find_status
 from wsi_pipeline.stages.status_text import as_plain, describe
+
+NEEDS_PROC = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs Linux's /proc")
 
 ROOT = Path(__file__).parents[3]
 
@@ -227,7 +230,7 @@ def test_a_clock_that_is_behind_does_not_take_a_dead_process_for_alive(run):
     assert None not in states  # and the other has been taken over
 
 
-@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs Linux's /proc")
+@NEEDS_PROC
 def test_another_process_with_the_same_number_is_not_taken_for_it(run):
     here = activity.describe_process({})
     write_log(run, **here)
@@ -236,10 +239,11 @@ def test_another_process_with_the_same_number_is_not_taken_for_it(run):
     assert [one["state"] for one in status(run)["processes"]] == ["running", "stopped"]
 
 
+@NEEDS_PROC
 def test_a_process_that_has_ended_and_not_been_waited_for_is_not_alive(run):
     """A zombie has a process id, and would be shown as running for as long as its parent."""
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    started = activity._start_of(child.pid)
+    started = read_start(child.pid)
     write_log(run, **{**activity.describe_process({}), "pid": child.pid, "started": started})
     assert [one["state"] for one in status(run)["processes"]] == ["running"]
     child.send_signal(signal.SIGKILL)
