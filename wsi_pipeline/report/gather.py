@@ -124,7 +124,7 @@ def gather_run(folder: Path, *, models: Sequence[str] = ()) -> RunFiles:
     """
     run = RunFolder(folder)
     entries = read_run_manifest(run)
-    names = _known_models(run)
+    names = known_models(run)
     unknown = [name for name in models if name not in names]
     if unknown:
         raise ReportError(
@@ -143,7 +143,8 @@ def gather_run(folder: Path, *, models: Sequence[str] = ()) -> RunFiles:
     )
 
 
-def _known_models(run: RunFolder) -> list[str]:
+def known_models(run: RunFolder) -> list[str]:
+    """Names of the models of which a run holds anything."""
     folders = ("models", "scores", "heatmaps", "evaluation")
     return sorted({name for folder in folders for name in run.models_with(folder)})
 

@@ -16,7 +16,7 @@ from wsi_pipeline.errors import ViewError
 from wsi_pipeline.explain import METHODS
 from wsi_pipeline.inference.scores import read_highest_score
 from wsi_pipeline.layout import RunFolder
-from wsi_pipeline.report.gather import read_json, read_rows
+from wsi_pipeline.report.gather import known_models, read_json, read_rows
 from wsi_pipeline.viewer.explained import explain_patch
 from wsi_pipeline.viewer.memory import Kept
 from wsi_pipeline.viewer.shown_slide import ShownSlide, Stores
@@ -91,18 +91,9 @@ class ShownRun:
                 slide.close()
         self._stores.close()
 
-    def models(self) -> list[str]:
-        """Names of the models that have scores, heatmaps or an evaluation."""
-        found = {
-            name
-            for folder in ("scores", "heatmaps", "evaluation")
-            for name in self.run.models_with(folder)
-        }
-        return sorted(found)
-
     def describe(self) -> dict[str, Any]:
         """Describe the run: its models, and for each slide what a list is sorted by."""
-        models = self.models()
+        models = known_models(self.run)
         evaluated = {model: self._read_evaluation(model) for model in models}
         return {
             "name": self.run.path.resolve().name,
@@ -171,7 +162,7 @@ class ShownRun:
         """
         entry = self.entries[self.check(slide_id)]
         self.slide(slide_id).check_patch(row)
-        if model not in self.models():
+        if model not in known_models(self.run):
             raise ViewError(f"{model!r}: this run has no such model")
         with self._explaining:
             return explain_patch(self.run, entry, row, model, method)

@@ -2,6 +2,7 @@
 
 import io
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -311,27 +312,13 @@ class ShownSlide:
     def describe_place(self, x: float, y: float) -> dict[str, Any]:
         """Describe what is at a level-0 position: patches, their scores, and the maps' values."""
         store = self._stores.get(self._entry)
-        rows = [] if store is None else find_patches(store, x, y)
         scores = {model: self._scores(model) for model in self._run.models_with("scores")}
-        patches = []
-        for row in rows:
-            assert store is not None
-            patches.append(
-                {
-                    "row": row,
-                    "x": int(store.coords[row, 0]),
-                    "y": int(store.coords[row, 1]),
-                    "label": int(store.label[row]),
-                    "tumour": float(store.tumour[row]),
-                    "tissue": float(store.tissue[row]),
-                    "unreadable": bool(store.unreadable[row]),
-                    "scores": {
-                        model: float(found.scores[row])
-                        for model, found in scores.items()
-                        if found is not None and row < len(found.scores)
-                    },
-                }
-            )
+        found = {model: one.scores for model, one in scores.items() if one is not None}
+        patches = (
+            []
+            if store is None
+            else [_describe_patch(store, row, found) for row in find_patches(store, x, y)]
+        )
         values = {
             model: {name: value_at(self._read_map(model, name).heatmap, x, y) for name in names}
             for model, names in self._list_maps().items()
@@ -394,6 +381,22 @@ class ShownSlide:
                 if row["slide_id"] == self.slide_id
             ],
         }
+
+
+def _describe_patch(
+    store: PatchStore, row: int, scores: Mapping[str, NDArray[np.float32]]
+) -> dict[str, Any]:
+    x, y = store.coords[row].tolist()
+    return {
+        "row": row,
+        "x": x,
+        "y": y,
+        "label": int(store.label[row]),
+        "tumour": float(store.tumour[row]),
+        "tissue": float(store.tissue[row]),
+        "unreadable": bool(store.unreadable[row]),
+        "scores": {model: float(one[row]) for model, one in scores.items() if row < len(one)},
+    }
 
 
 def find_patches(store: PatchStore, x: float, y: float) -> list[int]:

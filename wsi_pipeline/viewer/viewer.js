@@ -145,6 +145,7 @@ function colour(tile, style) {
 
 const run = { name: "", models: [], slides: [] };
 const state = {
+  id: "", // of the slide chosen, also where it cannot be shown
   slide: null, // as the server describes it
   view: { x: 0, y: 0, scale: 1 },
   models: ["", ""],
@@ -623,12 +624,11 @@ function listSlides() {
     const button = document.createElement("button");
     button.type = "button";
     button.dataset.id = slide.id;
-    if (slide.id === state.slide?.id) button.setAttribute("aria-current", "true");
     const picture = document.createElement("img");
     picture.alt = "";
     picture.loading = "lazy";
     picture.src = base + url("thumbnail", slide.id);
-    picture.onerror = () => { picture.hidden = true; };
+    picture.onerror = () => { picture.style.visibility = "hidden"; };
     const text = document.createElement("span");
     const title = document.createElement("span");
     title.className = "name";
@@ -647,33 +647,39 @@ function listSlides() {
     return item;
   });
   $("list").replaceChildren(...items);
-  $("list").querySelector("[aria-current]")?.scrollIntoView({ block: "nearest" });
+  markChosen();
+}
+
+function markChosen() {
+  $("list").querySelector("[aria-current]")?.removeAttribute("aria-current");
+  const chosen = $("list").querySelector(`[data-id="${CSS.escape(state.id)}"]`);
+  chosen?.setAttribute("aria-current", "true");
+  chosen?.scrollIntoView({ block: "nearest" });
 }
 
 async function openSlide(id, view) {
   complain("");
   $("slides").classList.remove("open");
-  let slide;
-  try {
-    slide = await askJson(url("api", "slide", id));
-  } catch (problem) {
-    state.slide = null;
-    listSlides();
-    draw();
-    return complain(problem.message);
-  }
-  state.slide = slide;
-  state.found = null;
-  state.region = null;
+  Object.assign(state, { id, slide: null, found: null, region: null });
   Object.assign(known, { outlines: null, patches: {}, findings: {}, maps: {}, review: null });
   document.title = `${id} · ${run.name}`;
   $("title").textContent = id;
-  if (view) state.view = { ...view };
-  else showWhole();
-  limitView();
-  listSlides();
+  $("place").textContent = "";
+  markChosen();
+  let problem = "";
+  const slide = await askJson(url("api", "slide", id)).catch((error) => { problem = error.message; });
+  if (state.id !== id) return; // another one was chosen meanwhile
+  state.slide = slide ?? null;
+  if (slide) {
+    if (view) state.view = { ...view };
+    else showWhole();
+    limitView();
+  }
   showFound();
+  showReview();
   showMaps();
+  draw();
+  if (!slide) return complain(problem);
   await Promise.all([readOutlines(id), readReview(id), ...state.models.map(readModel)]);
 }
 
@@ -689,7 +695,8 @@ async function readOutlines(id) {
 
 async function readReview(id) {
   try {
-    known.review = await askJson(url("api", "review", id));
+    const found = await askJson(url("api", "review", id));
+    if (state.id === id) known.review = found;
   } catch (problem) {
     complain(problem.message);
   }
@@ -701,24 +708,25 @@ async function readReview(id) {
 async function readModel(name) {
   const { slide } = state;
   if (!slide || !name) return;
+  const { maps, findings, patches } = known; // of this slide, whichever is shown when the answers come
   const key = mapKey(name);
   const reads = [];
-  if (!(key in known.maps)) {
-    known.maps[key] = null;
+  if (!(key in maps)) {
+    maps[key] = null;
     if (mapName(name)) {
-      reads.push(askJson(url("map", slide.id, name, mapName(name))).then((map) => { known.maps[key] = map; }));
+      reads.push(askJson(url("map", slide.id, name, mapName(name))).then((map) => { maps[key] = map; }));
     }
   }
-  if (!(name in known.findings)) {
-    known.findings[name] = null;
-    reads.push(askJson(url("api", "model", slide.id, name)).then((found) => { known.findings[name] = found; }));
+  if (!(name in findings)) {
+    findings[name] = null;
+    reads.push(askJson(url("api", "model", slide.id, name)).then((found) => { findings[name] = found; }));
   }
-  if (!(name in known.patches)) {
-    known.patches[name] = null;
+  if (!(name in patches)) {
+    patches[name] = null;
     reads.push(
       ask(`${url("patches", slide.id)}?model=${encodeURIComponent(name)}`)
         .then((answer) => answer.arrayBuffer())
-        .then((bytes) => { known.patches[name] = readPatches(bytes); }),
+        .then((bytes) => { patches[name] = readPatches(bytes); }),
     );
   }
   for (const read of await Promise.allSettled(reads)) if (read.reason) complain(read.reason.message);
@@ -744,7 +752,7 @@ function readPatches(bytes) {
 
 function stepSlide(step) {
   const slides = sortSlides();
-  const at = slides.findIndex((slide) => slide.id === state.slide?.id);
+  const at = slides.findIndex((slide) => slide.id === state.id);
   if (slides.length) openSlide(slides[(at + step + slides.length) % slides.length].id);
 }
 
@@ -761,7 +769,7 @@ async function nextError() {
   }
   state.errorAt = -1;
   const slides = sortSlides();
-  const here = slides.findIndex((slide) => slide.id === state.slide?.id);
+  const here = slides.findIndex((slide) => slide.id === state.id);
   for (let step = 1; step <= slides.length; step += 1) {
     const slide = slides[(here + step) % slides.length];
     if (!slide.n_errors?.[name]) continue;
@@ -904,10 +912,13 @@ async function mark(verdict) {
 }
 
 async function changeReview(change) {
+  const { slide } = state;
   try {
-    known.review = await askJson(url("api", "review", state.slide.id), {
+    const found = await askJson(url("api", "review", slide.id), {
       method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(change),
     });
+    if (state.slide !== slide) return;
+    known.review = found;
     state.region = null;
   } catch (problem) {
     complain(problem.message);
@@ -1086,7 +1097,7 @@ document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey) return;
   const { tagName, type } = event.target;
   const isTyping = tagName === "TEXTAREA" || tagName === "SELECT" || (tagName === "INPUT" && type !== "checkbox");
-  if (isTyping || !(event.key in KEYS) || (!state.slide && !"np".includes(event.key))) return;
+  if (isTyping || !(event.key in KEYS) || (!state.slide && !"npe".includes(event.key))) return;
   event.preventDefault();
   KEYS[event.key]();
 });

@@ -151,10 +151,40 @@ def test_problems_are_sentences_in_the_page(browser, copy):
         browser.open(f"{url}#slide=s5")
         shown = browser.wait("document.getElementById('problem').textContent")
         assert "s5.tif is not where" in shown
+        current = "document.querySelector('#list [aria-current]').dataset.id"
+        assert (
+            browser.run(current)
+            == browser.run("document.getElementById('title').textContent")
+            == "s5"
+        )
         browser.key("p")
         browser.wait("viewer.state.slide?.id === 's4'")
+        assert browser.run(current) == "s4"
         assert browser.run("document.getElementById('problem').hidden")
         browser.open("about:blank")
+
+
+def test_answers_that_come_late_are_not_taken_for_the_slide_shown_then(page):
+    """The lesions and scores of one slide were drawn on the next."""
+    page.key("p")
+    page.wait("viewer.state.slide?.id === 's4' && viewer.known.patches.patchnet")
+    of_s4 = page.run("[...viewer.known.patches.patchnet.score].join()")
+    page.run("""
+      window.fetch = ((fetch) => async (path, options) => {
+        const answer = await fetch(path, options);
+        const isLate = /s5/.test(path) && !/api.slide/.test(path);
+        if (isLate) await new Promise((done) => setTimeout(done, 900));
+        return answer;
+      })(window.fetch)
+    """)
+    page.key("n")
+    page.wait("viewer.state.slide?.id === 's5'")
+    page.key("p")
+    page.wait("viewer.state.slide?.id === 's4' && viewer.known.patches.patchnet")
+    page.run("new Promise((done) => setTimeout(done, 1500))")
+    assert page.run("[...viewer.known.patches.patchnet.score].join()") == of_s4
+    assert page.run("viewer.known.findings.patchnet.lesions.length") == 0
+    assert page.run("viewer.known.outlines.length") == 0
 
 
 def test_a_phone_has_the_slide_and_drawers(page):
