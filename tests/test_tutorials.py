@@ -73,6 +73,8 @@ def shell(tmp_path):
 def test_slides_and_their_model_on_a_cluster(shell):
     folder = shell("slides")
     assert (folder / "run/report.html").is_file()
+    shell("viewer")
+    assert len(list((folder / "pages/slides").glob("*.html"))) == 3
     shell("cluster")
     assert len(list((folder / "applied/exports/qupath").rglob("*.geojson"))) == 16
     assert len(list((folder / "applied/heatmaps/patchnet").glob("*.tif"))) == 16

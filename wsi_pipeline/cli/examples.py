@@ -158,7 +158,7 @@ GUIDES = {
         ),
         "stage.md",
     ),
-    "view": Guide(("view run/", "view run/ --port 8000 --open"), "view.md"),
+    "view": Guide(("view run/", "view run/ --export pages/ --worst 5"), "view.md"),
     "compare": Guide(
         ("compare run --out comparison", "compare run_a run_b --out comparison"), "report.md"
     ),

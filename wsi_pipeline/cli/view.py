@@ -3,6 +3,7 @@
 import contextlib
 import threading
 import webbrowser
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -25,19 +26,77 @@ def view(
     show: Annotated[
         bool, typer.Option("--open", help="Open the page in this machine's browser.")
     ] = False,
+    export: Annotated[
+        Path | None,
+        typer.Option(
+            "--export",
+            metavar="DIR",
+            help="Serve nothing; write pages of single slides, which open from their files.",
+        ),
+    ] = None,
+    slides: Annotated[
+        list[str] | None,
+        typer.Option("--slide", metavar="ID", help="With --export: a slide. May be repeated."),
+    ] = None,
+    worst: Annotated[
+        int | None,
+        typer.Option(
+            "--worst",
+            metavar="N",
+            min=1,
+            help="With --export: the N slides whose score is farthest from their label; by "
+            "default 10.",
+        ),
+    ] = None,
+    models: Annotated[
+        list[str] | None,
+        typer.Option("--model", metavar="NAME", help="With --export: a model. May be repeated."),
+    ] = None,
+    limit: Annotated[
+        float | None,
+        typer.Option(
+            "--limit",
+            metavar="MB",
+            min=0.2,
+            help="With --export: size of a page, at most; by default 8.",
+        ),
+    ] = None,
 ) -> None:
     """Show a run in the browser: slides, heatmaps, annotations, lesions and reviews.
 
     Serves 127.0.0.1 only, until Ctrl-C. From another machine: ssh -L PORT:127.0.0.1:PORT HOST.
     """
+    of_export = {"--slide": slides, "--worst": worst, "--model": models, "--limit": limit}
+    if export is None and (given := [name for name, value in of_export.items() if value]):
+        raise typer.BadParameter(f"{', '.join(given)}: only with --export")
+    if slides and worst:
+        raise typer.BadParameter("--slide or --worst, not both")
     from wsi_pipeline.layout import RunFolder
     from wsi_pipeline.viewer.answers import Answers
+    from wsi_pipeline.viewer.exported import DEFAULT_LIMIT_MB, DEFAULT_WORST, export_pages
     from wsi_pipeline.viewer.review import Reviews
     from wsi_pipeline.viewer.server import Viewer
     from wsi_pipeline.viewer.shown_run import ShownRun
 
     folder = RunFolder(run)
-    answers = Answers(ShownRun(folder, budget=memory << 20), Reviews(folder))
+    shown, reviews = ShownRun(folder, budget=memory << 20), Reviews(folder)
+    if export is not None:
+        problems = export_pages(
+            shown,
+            reviews,
+            export,
+            slides=slides or (),
+            worst=worst or DEFAULT_WORST,
+            models=models or (),
+            limit=int((limit or DEFAULT_LIMIT_MB) * 1e6),
+            print_line=lambda line: typer.echo(f"view: {line}"),
+        )
+        shown.close()
+        for problem in problems:
+            typer.echo(f"view: {problem}", err=True)
+        typer.echo(export / "index.html")
+        raise typer.Exit(3 if problems else 0)
+    answers = Answers(shown, reviews)
     with Viewer(answers, port=port) as viewer:
         typer.echo(f"view: {viewer.address.url} (Ctrl-C ends it)")
         if show:

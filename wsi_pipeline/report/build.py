@@ -179,6 +179,7 @@ def render_report(
             for model in run.models
             if model.explanations is not None
         },
+        "explained": {model.name: model.explained for model in run.models},
         "explanations_caption": EXPLANATIONS_CAPTION,
         "methods_on_masks": {model.name: model.methods_on_masks for model in run.models},
         "published": PUBLISHED,

@@ -87,6 +87,8 @@ class ModelFiles:
     errors: list[ErrorCrop] = field(default_factory=list)  # evaluation/<model>/errors.csv, errors/
     explanations: Path | None = None  # explanations/<model>/sheet.png
     far: dict[str, str] = field(default_factory=dict)  # slides unlike the training's: in which way
+    # patches of the sheet: slide_id, and the centre of what was explained (x, y), level-0 px
+    explained: list[Row] = field(default_factory=list)
     methods_on_masks: list[Row] = field(default_factory=list)  # explanations/<model>/methods.csv
     # highest patch score by slide_id, of a model that is not evaluated
     highest: dict[str, float] = field(default_factory=dict)
@@ -210,6 +212,7 @@ def read_model(run: RunFolder, name: str, entries: Sequence[SlideEntry]) -> Mode
         errors=_read_errors(evaluation),
         far={slide_id: warning for slide_id, warning in far.items() if warning},
         explanations=sheet if sheet.is_file() else None,
+        explained=_read_explained(run.explanations(name)),
         methods_on_masks=read_rows(run.explanations(name) / "methods.csv"),
         highest={slide_id: score for slide_id, score in found.items() if score is not None},
     )
@@ -245,6 +248,22 @@ def _read_bands(path: Path) -> dict[str, Band]:
         raise ReportError(
             f"{path.parent.name}/{path.name}: not of,fpr,low,high ({error}); run evaluate again"
         ) from error
+
+
+def _read_explained(folder: Path) -> list[Row]:
+    """Read which patches were explained; those of the first method, as all explain the same."""
+    for path in sorted(folder.glob("*/explain.json")):
+        found = (read_json(path) or {}).get("explained", [])
+        return [
+            {
+                "slide_id": one["slide_id"],
+                "x": str(round(place["x_l0"] + place["width_l0"] / 2)),
+                "y": str(round(place["y_l0"] + place["height_l0"] / 2)),
+            }
+            for one in found
+            if (place := one.get("place")) and one.get("slide_id")
+        ]
+    return []
 
 
 def _read_errors(folder: Path) -> list[ErrorCrop]:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from typing import Any
+from urllib.parse import urlencode
 
 import jinja2
 from markupsafe import Markup
@@ -53,6 +54,7 @@ def render_page(template: str, values: Mapping[str, Any]) -> str:
         lesion_columns=lesion_columns,
         percent=format_percent,
         rounded=format_number,
+        view=link_view,
     )
     css, js = _read_asset("report.css"), _read_asset("report.js")
     shared = {
@@ -60,15 +62,29 @@ def render_page(template: str, values: Mapping[str, Any]) -> str:
         "js": js,
         # A browser that finds anything else in the page, from whatever name it came, ignores it.
         "policy": (
-            f"default-src 'none'; style-src {_digest_source(css)}; "
-            f"script-src {_digest_source(js)}; img-src data:; base-uri 'none'; form-action 'none'"
+            f"default-src 'none'; style-src {digest_source(css)}; "
+            f"script-src {digest_source(js)}; img-src data:; base-uri 'none'; form-action 'none'"
         ),
         "version": __version__,
     }
     return environment.get_template(template).render(shared | dict(values))
 
 
-def _digest_source(text: str) -> str:
+def link_view(place: Mapping[str, str]) -> str:
+    """Write a place as the end of the viewer's address (docs/view.md): slide, position, model.
+
+    Examples
+    --------
+    >>> link_view({"slide": "a b", "x": "12", "y": "7", "model": ""})
+    'slide=a+b&x=12&y=7&scale=1'
+    >>> link_view({"slide": "a", "x": "", "y": "", "model": "vgg16"})
+    'slide=a&model=vgg16'
+    """
+    given = {name: value for name, value in place.items() if value}
+    return urlencode({**given, "scale": 1} if "x" in given else given)
+
+
+def digest_source(text: str) -> str:
     """Name an inline script or style by its hash, as a content security policy does.
 
     References

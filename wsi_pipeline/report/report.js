@@ -40,6 +40,16 @@ for (const table of document.querySelectorAll("table.sortable")) {
   }
 }
 
+// Slides and places open in the viewer where `wsi-pipeline view` serves the report.
+if (location.protocol.startsWith("http")) {
+  for (const place of document.querySelectorAll("[data-view]")) {
+    const link = document.createElement("a");
+    link.href = `view/index.html#${place.dataset.view}`;
+    link.append(...place.childNodes);
+    place.append(link);
+  }
+}
+
 // The viewer: one dialog for all pictures, in the order of the page. A dialog keeps the focus inside, closes on Escape.
 function makeViewer(pictures) {
   const viewer = document.createElement("dialog");

@@ -90,7 +90,7 @@ class ExplainSubjects(NetworkTask):
         how: dict[str, Any] = {"seed": self.config.seed, "config": settings}
         out = job.run.explanations(self.model) / self.method
         with scratch_folder(out) as scratch:  # all files of a method, or none
-            maps, pictures, logits = [], [], []
+            maps, pictures, logits, places = [], [], [], []
             for number, one in enumerate(self.subjects):
                 pixels = read_pixels(job.run, one, stain=stain_method(network))
                 values = pixels.values[None]
@@ -98,6 +98,7 @@ class ExplainSubjects(NetworkTask):
                 pictures.append(crop_pixels(pixels, made.values.shape))
                 place = describe_place(pictures[-1])
                 write_explanation(scratch, one.name, method, made, place=place)
+                places.append(place)
                 maps.append(made.values)
                 logits.append(logit_of(network, pixels.values))
                 on_progress(number + 1, len(self.subjects))
@@ -112,12 +113,16 @@ class ExplainSubjects(NetworkTask):
                     title=f"{one.name}, {self.model}, {self.method}",
                     um_per_px=shown.um_per_px,
                 )
-            write_json(scratch / "explain.json", self._describe(found, settings, logits))
+            write_json(scratch / "explain.json", self._describe(found, settings, logits, places))
             files = move_into(scratch, out, last="explain.json")
         return files, f"{pluralize(len(self.subjects), 'map')} by {self.method}"
 
     def _describe(
-        self, checkpoint: str, settings: "Settings", logits: Sequence[float]
+        self,
+        checkpoint: str,
+        settings: "Settings",
+        logits: Sequence[float],
+        places: Sequence[dict[str, Any] | None],
     ) -> dict[str, Any]:
         return {
             "schema": EXPLAIN_SCHEMA,
@@ -133,8 +138,10 @@ class ExplainSubjects(NetworkTask):
                     "label": one.label,
                     "score": _finite(one.score),
                     "logit": _finite(logit),
+                    "slide_id": None if one.entry is None else one.entry.slide_id,
+                    "place": place,
                 }
-                for one, logit in zip(self.subjects, logits, strict=True)
+                for one, logit, place in zip(self.subjects, logits, places, strict=True)
             ],
         }
 

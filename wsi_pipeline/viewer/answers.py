@@ -75,6 +75,12 @@ class Answers:
             With the sentence that the page shows.
         """
         match path:
+            case ["report.html"]:
+                return _page_of_run(self._run.report())
+            case ["heatmaps", model, name]:  # which the report links
+                return Answer(self._run.heatmap_picture(model, name), "image/png")
+            case ["view", "index.html"]:  # where the report's links lead
+                return Answer(b"", status=HTTPStatus.FOUND, headers={"Location": "../"})
             case ["api", "run"]:
                 return Answer.of_json(self._run.describe())
             case ["api", "slide", slide_id]:
@@ -124,6 +130,14 @@ class Answers:
                 shown = self._run.slide(slide_id)
                 return Answer.of_json(self._reviews.change(shown.slide_id, value, shown.size))
         raise ViewError("the viewer takes nothing but reviews")
+
+
+def _page_of_run(html: bytes) -> Answer:
+    """A page that a stage has written: it has a policy of its own, and no access to the viewer."""
+    policy = (
+        "sandbox allow-scripts allow-popups allow-popups-to-escape-sandbox; frame-ancestors 'none'"
+    )
+    return Answer(html, "text/html; charset=utf-8", headers={"Content-Security-Policy": policy})
 
 
 def _picture(jpeg: bytes) -> Answer:

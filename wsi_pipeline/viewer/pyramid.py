@@ -35,6 +35,11 @@ def count_zooms(size: tuple[int, int]) -> int:
     return max(0, math.ceil(math.log2(max(size) / TILE_PX))) + 1
 
 
+def encode_tile(pixels: Pixels) -> bytes:
+    """Encode a tile, (TILE_PX, TILE_PX, 3) uint8, as JPEG."""
+    return bytes(imagecodecs.jpeg8_encode(pixels, level=JPEG_QUALITY, subsampling="444"))
+
+
 class SlidePyramid:
     """Tiles of one slide.
 
@@ -74,8 +79,7 @@ class SlidePyramid:
         SlideError
             If the slide cannot be read there.
         """
-        pixels = self.read(zoom, column, row)
-        return bytes(imagecodecs.jpeg8_encode(pixels, level=JPEG_QUALITY, subsampling="444"))
+        return encode_tile(self.read(zoom, column, row))
 
     def read(self, zoom: int, column: int, row: int) -> Pixels:
         """Return a tile, (TILE_PX, TILE_PX, 3) uint8."""

@@ -9,6 +9,7 @@ files.
 import json
 import logging
 import secrets
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -113,6 +114,11 @@ class Viewer(ThreadingHTTPServer):
         with self._is_idle:
             self._is_idle.wait_for(lambda: self._n_answering == 0, timeout=_LAST_ANSWERS_S)
         self.answers.close()
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Say nothing of a browser that leaves: pages are closed, requests taken back."""
+        if not isinstance(sys.exception(), ConnectionError):
+            log.exception("the viewer failed at a request")
 
     @property
     def address(self) -> Address:

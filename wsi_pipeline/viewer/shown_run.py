@@ -9,6 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from tiling.files import read_bytes
 from tiling.open_slides import ReopenedSlide
 from tiling.slide import open_slide
 from wsi_pipeline.cohort.manifest import read_run_manifest
@@ -16,6 +17,7 @@ from wsi_pipeline.errors import ViewError
 from wsi_pipeline.explain import METHODS
 from wsi_pipeline.inference.scores import read_highest_score
 from wsi_pipeline.layout import RunFolder
+from wsi_pipeline.names import find_name_problem
 from wsi_pipeline.report.gather import known_models, read_json, read_rows
 from wsi_pipeline.viewer.explained import explain_patch
 from wsi_pipeline.viewer.memory import Kept
@@ -97,6 +99,7 @@ class ShownRun:
         evaluated = {model: self._read_evaluation(model) for model in models}
         return {
             "name": self.run.path.resolve().name,
+            "has_report": self.run.report.is_file(),
             "models": [
                 {
                     "name": model,
@@ -125,6 +128,33 @@ class ShownRun:
                 for entry in self.entries.values()
             ],
         }
+
+    def report(self) -> bytes:
+        """Return the run's report.
+
+        Raises
+        ------
+        ViewError
+            If there is none.
+        """
+        if not self.run.report.is_file():
+            raise ViewError("this run has no report yet; wsi-pipeline report writes it")
+        return read_bytes(self.run.report)
+
+    def heatmap_picture(self, model: str, name: str) -> bytes:
+        """Return a picture of a heatmap, ``heatmaps/<model>/<name>``, as PNG.
+
+        Raises
+        ------
+        ViewError
+            If there is none.
+        """
+        if find_name_problem(model) or find_name_problem(name) or not name.endswith(".png"):
+            raise ViewError(f"{name!r} is no picture of a heatmap")
+        path = self.run.image_maps(model) / name
+        if not path.is_file():
+            raise ViewError(f"{name}: this run has no such picture")
+        return read_bytes(path)
 
     def _score_of(self, model: str, slide_id: str, known: Mapping[str, float]) -> float | None:
         """The slide's score as evaluated, else its highest patch score."""

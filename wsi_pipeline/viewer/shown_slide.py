@@ -4,6 +4,7 @@ import io
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -145,7 +146,8 @@ class ShownSlide:
         return self._size
 
     @property
-    def _pyramid(self) -> SlidePyramid:
+    def pyramid(self) -> SlidePyramid:
+        """Its tiles; raises what `size` raises."""
         return SlidePyramid(self._slide, self.size, self.slide_id, self._pixels)
 
     def describe(self) -> dict[str, Any]:
@@ -201,7 +203,7 @@ class ShownSlide:
         SlideError
             If the slide cannot be read there.
         """
-        pyramid = self._pyramid
+        pyramid = self.pyramid
         if not pyramid.has(zoom, column, row):
             raise ViewError(f"{self.slide_id}: no tile {column}, {row} at zoom {zoom}")
         key = (self.slide_id, zoom, column, row)
@@ -375,12 +377,35 @@ class ShownSlide:
                 for row in read_rows(folder / "lesions_camelyon16.csv")
                 if row["slide_id"] == self.slide_id
             ],
-            "errors": [
-                {"kind": row["kind"], "x": float(row["x"]), "y": float(row["y"])}
-                for row in read_rows(folder / "errors.csv")
-                if row["slide_id"] == self.slide_id
-            ],
+            "errors": self._list_errors(folder),
         }
+
+    def _list_errors(self, folder: Path) -> list[dict[str, Any]]:
+        """Errors that an evaluation lists: centres of patches, or of lesions without a patch."""
+        store = self._stores.get(self._entry)
+        side = (0, 0) if store is None else (store.geometry.patch_l0, store.geometry.patch_l0_y)
+        found = []
+        for row in read_rows(folder / "errors.csv"):
+            if row["slide_id"] != self.slide_id:
+                continue
+            if row["x"]:
+                x, y = float(row["x"]) + side[0] / 2, float(row["y"]) + side[1] / 2
+            else:  # no patch of the lesion was scored
+                x, y = self._centre_of(row["lesion"])
+            found.append({"kind": row["kind"], "x": x, "y": y})
+        return found
+
+    def _centre_of(self, lesion: str) -> tuple[float, float]:
+        """A point on a lesion of the store's annotation, level-0 px."""
+        store, path = self._stores.get(self._entry), self._entry.annotation
+        if store is None or path is None or lesion not in store.lesion_ids:
+            raise ViewError(
+                f"{self.slide_id}: its evaluation names lesion {lesion!r}, which its annotation "
+                "has not; run wsi-pipeline evaluate again"
+            )
+        lesions = read_annotation_of_store(path, store).lesions
+        point = lesions[store.lesion_ids.index(lesion)].representative_point()
+        return point.x, point.y
 
 
 def _describe_patch(

@@ -27,10 +27,13 @@ const LAYERS = {
 const VERDICTS = { right: "#1b8455", wrong: "#cf222e", unsure: "#bf8700" };
 const $ = (id) => document.getElementById(id);
 const base = location.pathname.replace(/[^/]*$/, "");
+// Of a page by `view --export`: what the server would answer, by request. Null: the server is asked.
+const inside = JSON.parse($("inside")?.textContent ?? "null");
 
 // ------------------------------------------------------------ requests
 
 async function ask(path, options) {
+  if (inside) return askInside(path);
   let answer;
   try {
     answer = await fetch(base + path, options);
@@ -44,6 +47,16 @@ async function ask(path, options) {
   return answer;
 }
 
+function askInside(path) {
+  const found = inside.answers[path];
+  if (!found) throw new Error("this page does not hold that; wsi-pipeline view shows the whole run");
+  if ("json" in found) return new Response(JSON.stringify(found.json));
+  const blob = new Blob([Uint8Array.from(atob(found.deflated ?? found.jpeg), (letter) => letter.charCodeAt(0))]);
+  return new Response("deflated" in found ? blob.stream().pipeThrough(new DecompressionStream("deflate")) : blob);
+}
+
+const has = (path) => !inside || path in inside.answers;
+const pictureUrl = (path) => (inside ? `data:image/jpeg;base64,${inside.answers[path]?.jpeg ?? ""}` : base + path);
 const askJson = async (path, options) => (await ask(path, options)).json();
 const url = (...parts) => parts.map((part) => encodeURIComponent(part)).join("/");
 
@@ -187,9 +200,11 @@ function writeLink() {
 function readLink() {
   const parts = new URLSearchParams(location.hash.slice(1));
   const names = run.models.map((one) => one.name);
-  state.models[0] = names.includes(parts.get("model")) ? parts.get("model") : (names[0] ?? "");
+  const scored = names.filter((name) => run.slides.some((slide) => slide.scores[name] !== null));
+  const [first, second] = [...scored, ...names.filter((name) => !scored.includes(name))];
+  state.models[0] = names.includes(parts.get("model")) ? parts.get("model") : (first ?? "");
   state.compare = names.includes(parts.get("beside"));
-  state.models[1] = state.compare ? parts.get("beside") : (names[1] ?? names[0] ?? "");
+  state.models[1] = state.compare ? parts.get("beside") : (second ?? first ?? "");
   state.map = parts.get("map") ?? "scores";
   for (const name of ["opacity", "threshold"]) {
     const number = Number(parts.get(name));
@@ -252,7 +267,7 @@ class Pane {
       this.pointers.set(event.pointerId, place(event));
       this.moved = this.pointers.size > 1;
       this.start = place(event);
-      if (event.shiftKey) state.region = { from: this.toSlide(...place(event)), to: this.toSlide(...place(event)) };
+      if (event.shiftKey && !inside) state.region = { from: this.toSlide(...place(event)), to: this.toSlide(...place(event)) };
     });
     canvas.addEventListener("pointermove", (event) => {
       const now = place(event);
@@ -330,15 +345,18 @@ class Pane {
     context.imageSmoothingEnabled = shown.scale > 0.5; // enlarged pixels are shown as they are
     const tiles = listTiles(shown, TILE_PX * 2 ** zoom, slide.size);
     for (const [column, row] of tiles) {
+      let isFinest = true; // of those that there are
       for (let up = 0; zoom + up < slide.n_zooms; up += 1) {
         const key = url(slide.id, zoom + up, column >> up, row >> up);
+        if (!has(`tile/${key}`)) continue;
         const tile = pictures.get(key);
-        if (up === 0 && tile === undefined) wanted.push(key);
-        if (tile?.problem && up === 0) {
+        if (isFinest && tile === undefined) wanted.push(key);
+        if (isFinest && tile?.problem) {
           hatch(context, [column, row].map((at) => at * TILE_PX * 2 ** zoom), TILE_PX * 2 ** zoom, shown.scale);
           complain(tile.problem);
           break;
         }
+        isFinest = false;
         if (!(tile instanceof ImageBitmap)) continue;
         // The part of the larger tile that lies here.
         const side = TILE_PX / 2 ** up;
@@ -365,6 +383,7 @@ class Pane {
     const extent = map.levels[level].map((n, axis) => n * pixel[axis]);
     for (const [column, row] of listTiles(shown, sides, extent)) {
       const key = url(state.slide.id, model(this), mapName(model(this)), level, column, row);
+      if (!has(`map/${key}`)) continue; // nothing was scored there
       const tile = values.get(key);
       if (tile === undefined) wanted.push(key);
       if (tile?.problem) complain(tile.problem);
@@ -627,7 +646,7 @@ function listSlides() {
     const picture = document.createElement("img");
     picture.alt = "";
     picture.loading = "lazy";
-    picture.src = base + url("thumbnail", slide.id);
+    picture.src = pictureUrl(url("thumbnail", slide.id));
     picture.onerror = () => { picture.style.visibility = "hidden"; };
     const text = document.createElement("span");
     const title = document.createElement("span");
@@ -658,6 +677,10 @@ function markChosen() {
 }
 
 async function openSlide(id, view) {
+  if (!has(url("api", "slide", id))) {
+    const page = `${inside.folder}${encodeURIComponent(id)}.html${view ? location.hash : ""}`;
+    return inside.folder ? location.replace(page) : location.assign(page);
+  }
   complain("");
   $("slides").classList.remove("open");
   Object.assign(state, { id, slide: null, found: null, region: null });
@@ -764,8 +787,8 @@ async function nextError() {
   if (state.errorAt < errors.length) {
     const { x, y } = errors[state.errorAt];
     const side = state.slide.patch_l0 ?? [256, 256];
-    goTo(x + side[0] / 2, y + side[1] / 2, (4 * side[0]) / panes[0].size[0]);
-    return lookAt([x + side[0] / 2, y + side[1] / 2], panes[0]);
+    goTo(x, y, (4 * side[0]) / panes[0].size[0]);
+    return lookAt([x, y], panes[0]);
   }
   state.errorAt = -1;
   const slides = sortSlides();
@@ -774,6 +797,7 @@ async function nextError() {
     const slide = slides[(here + step) % slides.length];
     if (!slide.n_errors?.[name]) continue;
     await openSlide(slide.id);
+    if (inside) return; // that is another page
     if ((known.findings[name]?.errors ?? []).length) return nextError();
   }
   complain(name ? `no errors of ${name} are listed; wsi-pipeline evaluate lists them` : "this run has no model");
@@ -785,7 +809,7 @@ async function lookAt([x, y], pane) {
   const { slide } = state;
   if (!slide || x < 0 || y < 0 || x >= slide.size[0] || y >= slide.size[1]) return;
   try {
-    const found = await askJson(`${url("api", "at", slide.id)}?x=${x}&y=${y}`);
+    const found = await (inside ? findPlace(slide, x, y) : askJson(`${url("api", "at", slide.id)}?x=${x}&y=${y}`));
     if (state.slide !== slide) return;
     const [patch] = found.patches;
     const side = slide.patch_l0;
@@ -798,6 +822,39 @@ async function lookAt([x, y], pane) {
   showReview();
   if (matchMedia("(max-width: 60rem)").matches) $("side").classList.add("open");
   draw();
+}
+
+// What the server says of a place, from what a page by `view --export` holds.
+async function findPlace(slide, x, y) {
+  await Promise.all(run.models.map((one) => readModel(one.name)));
+  const found = { x, y, patches: [], values: {} };
+  const [width, height] = slide.patch_l0 ?? [0, 0];
+  const some = Object.values(known.patches).find((one) => one);
+  for (let i = 0; i < (some?.n ?? 0); i += 1) {
+    const from = [x - some.x[i], y - some.y[i]];
+    if (!(from[0] >= 0 && from[1] >= 0 && from[0] < width && from[1] < height)) continue;
+    const scores = Object.entries(known.patches).map(([name, one]) => [name, one.score[i]]).filter(([, score]) => !Number.isNaN(score));
+    found.patches.push({
+      row: i, x: some.x[i], y: some.y[i], label: some.label[i], unreadable: some.unreadable[i] > 0, scores: Object.fromEntries(scores),
+      far: Math.abs(from[0] - width / 2) + Math.abs(from[1] - height / 2),
+    });
+  }
+  found.patches.sort((a, b) => a.far - b.far);
+  for (const [name, maps] of Object.entries(slide.maps)) {
+    found.values[name] = {};
+    for (const map of maps) found.values[name][map] = await readValue(slide, name, map, [x, y]);
+  }
+  return found;
+}
+
+async function readValue(slide, name, map, at) {
+  const { pixel_l0: pixel } = await askJson(url("map", slide.id, name, map));
+  const [column, line] = at.map((value, axis) => Math.floor(value / pixel[axis]));
+  const path = `map/${url(slide.id, name, map, 0, Math.floor(column / TILE_PX), Math.floor(line / TILE_PX))}`;
+  if (!has(path)) return null;
+  const tile = new Float32Array(await (await ask(path)).arrayBuffer());
+  const value = tile[(line % TILE_PX) * TILE_PX + (column % TILE_PX)];
+  return Number.isNaN(value) ? null : value;
 }
 
 function row(cells, tag = "td") {
@@ -817,7 +874,7 @@ function showFound() {
   if (!found) {
     const hint = document.createElement("p");
     hint.className = "soft";
-    hint.textContent = "Click on the slide for its scores and maps. Shift and drag marks a region.";
+    hint.textContent = `Click on the slide for its scores and maps.${inside ? "" : " Shift and drag marks a region."}`;
     return $("found").replaceChildren(hint);
   }
   const table = document.createElement("table");
@@ -840,7 +897,7 @@ function showFound() {
   const pixels = document.createElement("div");
   pixels.className = "pixels";
   const parts = [table, pixels];
-  if (patch && !patch.unreadable) {
+  if (patch && !patch.unreadable && !inside) {
     const picture = document.createElement("img");
     picture.alt = `Patch ${patch.row}`;
     picture.src = base + url("patch", slide.id, patch.row);
@@ -889,6 +946,7 @@ function finishRegion() {
 }
 
 function target() {
+  if (inside) return null; // a page cannot keep marks
   if (state.region) return { box: boxOf(state.region), name: "this region" };
   const patch = state.found?.patches[0];
   if (!patch) return null;
@@ -897,6 +955,7 @@ function target() {
 }
 
 async function mark(verdict) {
+  if (inside) return complain("this page keeps no marks; open the run with wsi-pipeline view");
   const chosen = target();
   if (!chosen) return complain("click on a patch, or drag a region with Shift, before marking it");
   const [x, y, width, height] = chosen.box;
@@ -964,13 +1023,15 @@ function showReview() {
       go.style.borderLeft = `4px solid ${VERDICTS[verdict] ?? "#666"}`;
       const ring = one.geometry?.coordinates?.[0] ?? [];
       go.addEventListener("click", () => ring.length && goTo(ring.reduce((sum, at) => sum + at[0], 0) / ring.length, ring.reduce((sum, at) => sum + at[1], 0) / ring.length));
+      line.append(go);
+      list.append(line);
+      if (inside) continue;
       const gone = document.createElement("button");
       gone.type = "button";
       gone.textContent = "✕";
       gone.setAttribute("aria-label", `Remove this mark (${verdict})`);
       gone.addEventListener("click", () => changeReview({ remove: one.id }));
-      line.append(go, gone);
-      list.append(line);
+      line.append(gone);
     }
     parts.push(list);
   }
@@ -1110,11 +1171,14 @@ async function start() {
   }
   const { slide, view } = readLink();
   $("title").textContent = run.name;
+  $("held").textContent = inside?.held ?? "";
+  $("to-report").hidden = !run.has_report;
   setPanes();
   makeControls();
   showLegend();
   listSlides();
-  const first = run.slides.some((one) => one.id === slide) ? slide : sortSlides()[0]?.id;
+  const own = inside && run.slides.find((one) => has(url("api", "slide", one.id)));
+  const first = run.slides.some((one) => one.id === slide) ? slide : (own ?? sortSlides()[0])?.id;
   if (slide && first !== slide) complain(`this run has no slide ${slide}`);
   if (first) await openSlide(first, first === slide ? view : null);
 }

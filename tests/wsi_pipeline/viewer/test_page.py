@@ -198,6 +198,24 @@ def test_a_phone_has_the_slide_and_drawers(page):
     page.resize((1200, 800))
 
 
+def test_the_report_opens_the_slides_that_it_names(browser, copy):
+    """Only where the viewer serves it: opened from its file, its names are no links."""
+    links = "document.querySelectorAll('[data-view] a').length"
+    browser.open(f"file://{copy}/run/report.html")
+    browser.wait("document.querySelectorAll('[data-view]').length")
+    assert browser.run(links) == 0
+    with serve(copy / "run") as url:
+        browser.open(url)
+        browser.wait(IS_DRAWN)
+        browser.run("document.getElementById('to-report').click()")
+        browser.wait(links)
+        place = browser.run("document.querySelector('#per-slide [data-view] a').textContent")
+        browser.run("document.querySelector('#per-slide [data-view] a').click()")
+        browser.wait("window.viewer?.state.slide && !location.pathname.includes('view')")
+        assert browser.run("viewer.state.id") == place
+        browser.open("about:blank")
+
+
 PALETTE = np.array([[r, g, b] for r in (0, 255) for g in (0, 255) for b in (0, 255)], np.uint8)
 
 

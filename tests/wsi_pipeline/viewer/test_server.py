@@ -1,6 +1,9 @@
 import http.client
 import json
+import socket
+import struct
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -215,3 +218,58 @@ class TestWhatIsServed:
         assert (copy / "run" / "review" / "s5.geojson").is_file()
         [feature] = client.json("api/review/s5")["features"]
         assert feature["properties"]["name"] == "<b>?</b>"
+
+
+class TestReport:
+    def test_it_is_served_without_access_to_the_viewer(self, client, copy):
+        status, body, headers = client.ask("report.html")
+        assert status == 200
+        assert body == (copy / "run/report.html").read_bytes()
+        assert headers["Content-Security-Policy"].startswith("sandbox allow-scripts ")
+        assert "allow-same-origin" not in headers["Content-Security-Policy"]
+
+        (copy / "run/report.html").unlink()
+        status, body, _ = client.ask("report.html")
+        assert status == 404
+        assert "wsi-pipeline report" in json.loads(body)["error"]
+
+    def test_its_pictures_are_served_and_no_other_files(self, client, copy):
+        picture = next((copy / "run/heatmaps/patchnet").glob("*.png"))
+        assert client.ask(f"heatmaps/patchnet/{picture.name}")[1] == picture.read_bytes()
+        for path in (
+            "patchnet/s5.ome.tif",
+            "patchnet/none.png",
+            "..%2F/run.json",
+            "patchnet/..%2Fx.png",
+        ):
+            assert client.ask(f"heatmaps/{path}")[0] == 404
+
+    def test_its_links_lead_to_the_page(self, client):
+        status, _, headers = client.ask("view/index.html")
+        assert (status, headers["Location"]) == (302, "../")
+
+
+def test_a_missed_lesion_without_a_scored_patch_has_a_place_on_it(client, copy):
+    """It has no position in errors.csv, and no findings of its slide were shown."""
+    run = RunFolder(copy / "run")
+    slide = ShownRun(run).slide("s5")
+    lesions = slide.outlines()["lesions"]
+    path = run.evaluation("patchnet") / "errors.csv"
+    header = path.read_text().splitlines()[0]
+    row = {"kind": "missed_lesion", "rank": "1", "slide_id": "s5", "lesion": "1"}
+    path.write_text(f"{header}\n{','.join(row.get(name, '') for name in header.split(','))}\n")
+    (error,) = client.json("api/model/s5/patchnet")["errors"]
+    ring = np.array(lesions[0][0])
+    assert (ring.min(axis=0) <= (error["x"], error["y"])).all()
+    assert (ring.max(axis=0) >= (error["x"], error["y"])).all()
+
+
+def test_a_browser_that_leaves_is_no_error(client, capfd):
+    """Its traceback was printed between the lines of the terminal."""
+    for _ in range(3):
+        with socket.create_connection(("127.0.0.1", client.address.port)) as one:
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # reset
+            one.sendall(f"GET /{client.address.token}/api/run HTTP/1.1\r\n".encode())
+    client.json("api/run")
+    time.sleep(0.2)
+    assert capfd.readouterr().err == ""
