@@ -14,7 +14,7 @@ from sklearn.metrics import roc_auc_score
 @pytest.mark.alone
 @pytest.mark.timeout(1800)
 def test_the_demo_learns_and_ends_with_its_report(tmp_path):
-    """Test patch ROC AUC of at least 0.95 by one of its models, computed again from the table."""
+    """Both rank patches well, and miss lesions; the ROC AUC is computed from the table, too."""
     out = tmp_path / "demo"
     code = "import sys; from wsi_pipeline.cli.app import main; sys.exit(main(sys.argv[1:]))"
     environment = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"}
@@ -29,7 +29,7 @@ def test_the_demo_learns_and_ends_with_its_report(tmp_path):
     assert result.stdout.splitlines()[-1] == str(out / "report.html")
     assert (out / "report.html").is_file()
 
-    auc = {}
+    auc, froc = {}, {}
     for model in ("vgg16", "patchnet"):
         with (out / "evaluation" / model / "patches.csv").open(newline="") as file:
             rows = [row for row in csv.DictReader(file) if row["label"] != "-1"]
@@ -38,4 +38,10 @@ def test_the_demo_learns_and_ends_with_its_report(tmp_path):
         )
         metrics = json.loads((out / "evaluation" / model / "metrics.json").read_text())
         assert metrics["patch"]["roc_auc"] == pytest.approx(auc[model])
-    assert max(auc.values()) >= 0.95
+        for name in ("camelyon16", "patch"):
+            path = out / "evaluation" / model / f"froc_{name}.json"
+            froc[model, name] = json.loads(path.read_text())["score"]
+    assert auc["vgg16"] >= 0.9
+    assert auc["patchnet"] >= 0.8
+    assert min(froc.values()) > 0.3
+    assert min(froc.values()) < 0.95, "no lesion is hard to find"

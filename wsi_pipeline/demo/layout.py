@@ -1,7 +1,7 @@
 """Layout of a drawn slide: a map of grounds, 1 µm per pixel.
 
-Filled in order, later things over earlier ones: tissue on glass, lymphoid cords, fat, vessels and
-glands, tumours last.
+Filled in order, later things over earlier ones: tissue on glass, lymphoid cords, follicles, fat,
+vessels and glands, tumours last.
 """
 
 from collections.abc import Sequence
@@ -30,6 +30,7 @@ class Ground(IntEnum):
     LUMEN = 5
     WALL = 6
     BLOOD = 7
+    GERMINAL = 8
 
 
 @dataclass
@@ -92,6 +93,8 @@ def make_plan(
     tissue = _draw_tissue(rng, (width, height), outlines)
     plan = Plan(tissue.astype(np.uint8) * np.uint8(Ground.STROMA))
     _add_lymphoid(rng, plan, spec.lymphoid)
+    for _ in range(spec.n_follicles):
+        _add_follicle(rng, plan)
     for _ in range(spec.n_fat):
         _add_fat(rng, plan)
     for _ in range(spec.n_vessels):
@@ -151,6 +154,18 @@ def _random_place(rng: np.random.Generator, plan: Plan, margin: float) -> NDArra
     good = np.flatnonzero(plan.at(points) == Ground.STROMA)
     chosen: NDArray[np.float64] = points[good[0] if len(good) else 0]
     return chosen
+
+
+def _add_follicle(rng: np.random.Generator, plan: Plan) -> None:
+    # A germinal centre of large nuclei in a mantle of lymphocytes.
+    diameter = rng.uniform(180, 340)
+    middle = _random_place(rng, plan, diameter / 2)
+    outer = blob_outline(rng, tuple(middle), diameter, irregularity=0.08)
+    if (plan.at(outer) == Ground.GLASS).any():
+        return
+    plan.fill(outer, Ground.LYMPHOID, only=None)
+    centre = middle + (outer - middle) * rng.uniform(0.62, 0.78)
+    plan.fill(centre, Ground.GERMINAL, only=None)
 
 
 def _add_fat(rng: np.random.Generator, plan: Plan) -> None:

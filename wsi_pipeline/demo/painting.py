@@ -6,6 +6,7 @@ size and crowding of its nuclei.
 """
 
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +16,7 @@ from scipy import ndimage
 
 from wsi_pipeline.demo import cells
 from wsi_pipeline.demo.layout import Ground, Plan, Polygon, make_plan
-from wsi_pipeline.demo.specs import MPP, SlideSpec
+from wsi_pipeline.demo.specs import CUT_GROUPS, MPP, SlideSpec
 from wsi_pipeline.demo.textures import (
     Floats,
     blob_outline,
@@ -38,9 +39,13 @@ GROUND_STAIN = np.array(
         (0.00, 0.05, 0.0),  # lumen
         (0.04, 0.62, 0.5),  # wall of a vessel
         (0.00, 1.00, 0.3),  # blood
+        (0.20, 0.40, 0.3),  # germinal centre
     ],
     np.float32,
 )
+
+
+Infiltrated = tuple[shapely.Polygon, float]  # outline in µm, share of lymphocytes
 
 
 @dataclass(frozen=True)
@@ -74,7 +79,13 @@ def paint_slide(spec: SlideSpec, *, seed: int) -> Drawn:
     polygons = _draw_tumours(rng, spec)
     plan = make_plan(rng, spec, polygons)
     haematoxylin, eosin, direction = _lay_grounds(rng, plan, spec.size)
-    _lay_cells(rng, plan, haematoxylin, direction)
+    outlines = (points for _, group, points in polygons if group not in CUT_GROUPS)
+    infiltrated = [
+        (shapely.Polygon(points * MPP), tumour.infiltrated)
+        for points, tumour in zip(outlines, spec.tumours, strict=True)
+        if tumour.infiltrated
+    ]
+    _lay_cells(rng, plan, haematoxylin, direction, infiltrated)
     image = stain_image(haematoxylin, eosin, draw_stain(seed_rng(seed, spec.patient)))
     _draw_dust(rng, image)
     for colour in spec.pens:
@@ -130,12 +141,17 @@ def _grain(rng: np.random.Generator, size: tuple[int, int], *, side: int = 509) 
 
 
 def _lay_cells(
-    rng: np.random.Generator, plan: Plan, haematoxylin: Floats, direction: Floats
+    rng: np.random.Generator,
+    plan: Plan,
+    haematoxylin: Floats,
+    direction: Floats,
+    infiltrated: Sequence[Infiltrated],
 ) -> None:
     _lay_stroma(rng, plan, haematoxylin, direction)
     _lay_lymphocytes(rng, plan, haematoxylin)
+    _lay_germinal(rng, plan, haematoxylin)
     _lay_glands(rng, plan, haematoxylin)
-    _lay_tumour(rng, plan, haematoxylin)
+    _lay_tumour(rng, plan, haematoxylin, infiltrated)
 
 
 def _points_on(
@@ -197,8 +213,24 @@ def _lay_glands(rng: np.random.Generator, plan: Plan, canvas: Floats) -> None:
     _lay_oriented(rng, canvas, points[whole], angles[whole], cells.EPITHELIAL)
 
 
-def _lay_tumour(rng: np.random.Generator, plan: Plan, canvas: Floats) -> None:
+def _lay_germinal(rng: np.random.Generator, plan: Plan, canvas: Floats) -> None:
+    if not (plan.ground == Ground.GERMINAL).any():
+        return
+    points = _points_on(rng, plan, Ground.GERMINAL, spacing_um=10.5, keep=0.96)
+    small = rng.random(len(points)) < 0.2
+    _lay(rng, canvas, points[small], cells.LYMPHOCYTE)
+    _lay(rng, canvas, points[~small], cells.CENTROBLAST)
+
+
+def _lay_tumour(
+    rng: np.random.Generator, plan: Plan, canvas: Floats, infiltrated: Sequence[Infiltrated]
+) -> None:
     points = _points_on(rng, plan, Ground.TUMOUR, spacing_um=13.5, keep=0.96)
+    for outline, share in infiltrated:
+        dense = _points_on(rng, plan, Ground.TUMOUR, spacing_um=6.7, keep=share)
+        _lay(rng, canvas, dense[shapely.contains_xy(outline, *dense.T)], cells.LYMPHOCYTE)
+        lost = shapely.contains_xy(outline, *points.T) & (rng.random(len(points)) < share)
+        points = points[~lost]
     immune = rng.random(len(points)) < 0.05  # lymphocytes come to fight
     _lay(rng, canvas, points[immune], cells.LYMPHOCYTE)
     _lay(rng, canvas, points[~immune], cells.TUMOUR)

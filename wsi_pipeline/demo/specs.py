@@ -21,6 +21,7 @@ class TumourSpec:
     hole_um: float = 0.0  # diameter of the normal tissue within; 0: none
     hole_group: Literal["Exclusion", "_2"] = "Exclusion"  # the annotation group that cuts the hole
     group: str = "Tumor"  # the annotation group of the tumour
+    infiltrated: float = 0.0  # share of its cells that lymphocytes replace
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class SlideSpec:
     n_glands: int = 10
     n_vessels: int = 6
     n_fat: int = 2  # clusters of fat cells
+    n_follicles: int = 0  # lymphoid follicles, whose germinal centres resemble tumour
     pens: tuple[tuple[int, int, int], ...] = ()  # (R, G, B) of each stroke on the glass
 
     def __post_init__(self) -> None:
@@ -55,6 +57,11 @@ class SlideSpec:
                     f"{self.slide_id}: a tumour of {tumour.diameter_um:g} µm at {tumour.at} may "
                     f"leave its slide of {self.size} px ({MPP} µm/px); move it or make it smaller"
                 )
+        if not 0 <= tumour.infiltrated < 1:
+            raise ConfigError(
+                f"{self.slide_id}: infiltrated must be at least 0 and below 1, "
+                f"got {tumour.infiltrated:g}"
+            )
         if not 0 <= tumour.hole_um <= tumour.diameter_um / 3:
             raise ConfigError(
                 f"{self.slide_id}: a hole may be a third of its tumour's {tumour.diameter_um:g} µm "
