@@ -1,13 +1,14 @@
 """Pages of single slides that open from their files, without a server: `view --export`.
 
 A page is the viewer's own, with what the server would answer inside it, up to a limit of bytes:
-all zoom levels that fit, then the surroundings of errors and missed lesions in full detail.
+all zoom levels that fit, then the surroundings of errors, missed lesions and the highest scores in
+full detail.
 """
 
 import base64
 import json
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 from urllib.parse import quote
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tiling.errors import TilingError
 from tiling.files import read_text, write_text
@@ -27,10 +29,11 @@ from wsi_pipeline.viewer.answers import finite
 from wsi_pipeline.viewer.pyramid import TILE_PX, count_zooms, encode_tile
 from wsi_pipeline.viewer.review import Reviews
 from wsi_pipeline.viewer.shown_run import ShownRun
-from wsi_pipeline.viewer.shown_slide import ShownSlide
+from wsi_pipeline.viewer.shown_slide import PATCH, ShownSlide
 
 DEFAULT_WORST = 10  # slides
 DEFAULT_LIMIT_MB = 8.0  # of a page
+_N_HIGHEST = 12  # scores whose surroundings are shown
 _FLAT = 8  # a tile whose values differ by less looks like the coarser one in its place
 _MARK = '<meta name="generator" content="wsi-pipeline view">'
 
@@ -241,7 +244,7 @@ def _fill(
     detail = max(0, int(np.log2(max(side) / TILE_PX)))
     n_places = 0
     if detail < zoom:
-        for place in _list_places(found.values()):
+        for place in _list_places(shown, found, side):
             n_places += _add_place(inside, shown, detail, place, side)
     held = f"pixels down to {_name_scale(slide['mpp'], zoom)}"
     if n_places:
@@ -313,15 +316,34 @@ def _add_zoom(inside: _Inside, shown: ShownSlide, zoom: int) -> bool:
     return answers is not None and inside.try_all(answers)
 
 
-def _list_places(found: Iterable[Mapping[str, Any]]) -> Iterator[tuple[float, float]]:
-    """Centres of what models had wrong, level-0 px; the worst of each model in turn."""
+def _list_places(
+    shown: ShownSlide, found: Mapping[str, Mapping[str, Any]], side: Sequence[float]
+) -> Iterator[tuple[float, float]]:
+    """Centres of what is looked at, level-0 px: of each model in turn its next place.
+
+    The errors that its evaluation lists, the lesions that it missed, its highest scores.
+    """
     lists = [
-        [(one["x"], one["y"]) for one in model["errors"]]
-        + [(one["x"], one["y"]) for one in model["lesions"] if one["status"] == "missed"]
-        for model in found
+        [(one["x"], one["y"]) for one in about["errors"]]
+        + [(one["x"], one["y"]) for one in about["lesions"] if one["status"] == "missed"]
+        + _find_highest(np.frombuffer(shown.patches(model), PATCH), side)
+        for model, about in found.items()
     ]
     for rank in range(max(map(len, lists), default=0)):
         yield from (places[rank] for places in lists if rank < len(places))
+
+
+def _find_highest(patches: NDArray[np.void], side: Sequence[float]) -> list[tuple[float, float]]:
+    """Centres of the patches with the highest scores, three patches apart."""
+    scored = patches[~np.isnan(patches["score"])]
+    places: list[tuple[float, float]] = []
+    for one in scored[np.argsort(-scored["score"], kind="stable")]:
+        x, y = float(one["x"]) + side[0] / 2, float(one["y"]) + side[1] / 2
+        if all(abs(x - a) >= 3 * side[0] or abs(y - b) >= 3 * side[1] for a, b in places):
+            places.append((x, y))
+        if len(places) == _N_HIGHEST:
+            break
+    return places
 
 
 def _add_place(

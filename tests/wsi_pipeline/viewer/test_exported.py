@@ -16,9 +16,10 @@ from wsi_pipeline.cli.app import main
 from wsi_pipeline.errors import ViewError
 from wsi_pipeline.heatmaps.files import read_heatmap
 from wsi_pipeline.layout import RunFolder
-from wsi_pipeline.viewer.exported import export_pages
+from wsi_pipeline.viewer.exported import _find_highest, export_pages
 from wsi_pipeline.viewer.review import Reviews
 from wsi_pipeline.viewer.shown_run import ShownRun
+from wsi_pipeline.viewer.shown_slide import PATCH
 
 
 def export(run, out, **options):
@@ -118,10 +119,16 @@ def test_a_page_keeps_to_its_limit_and_shows_errors_in_detail(copy, tmp_path):
     detail = Inside(page).tiles(zoom=0)
     assert "tile/s5/0/0/0" in detail
     assert len(detail) < len(whole_tiles)
-    assert "1 place at" in Inside(page).value["held"]
+    assert re.search(r"\d+ places? at", Inside(page).value["held"])
 
     with pytest.raises(ViewError, match="--limit"):
         export(run, tmp_path / "none", slides=["s5"], limit=70_000)
+
+
+def test_the_highest_scores_are_shown_apart_from_each_other():
+    patches = np.zeros(5, PATCH)
+    patches["x"], patches["score"] = [0, 20, 100, 400, 800], [0.5, 0.9, 0.8, np.nan, 0.1]
+    assert _find_highest(patches, (20, 20)) == [(30, 10), (110, 10), (810, 10)]
 
 
 def test_names_and_notes_cannot_end_the_script(copy, tmp_path):
