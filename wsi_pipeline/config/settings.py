@@ -434,16 +434,20 @@ class EvaluateConfig:
     )
     stratified: bool = False  # resample patients with and without tumour separately
     seed: Seed = 0
+    reviews: bool = False  # labels and lesions as corrected by the marks in RUN/review/
 
 
 def evaluation_settings(config: EvaluateConfig) -> dict[str, Any]:
     """Return the settings of an evaluation for fingerprints.
 
-    `split` is newer than existing run folders, so it is left out where it is not set.
+    `split` and `reviews` are newer than existing run folders, so each is left out where it is not
+    set.
     """
     values = {f.name: getattr(config, f.name) for f in fields(config)}
     if config.split is None:
         del values["split"]
+    if not config.reviews:
+        del values["reviews"]
     return values
 
 
