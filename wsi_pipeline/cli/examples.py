@@ -54,6 +54,7 @@ GUIDES = {
         (
             "slides slides/ --csv manifest.csv",
             "slides slides/ --annotations xml/ --splits 0.2,0.2 --csv manifest.csv",
+            "slides manifest.csv --reviews run --csv next.csv",
         ),
         "slides.md",
     ),
