@@ -54,7 +54,6 @@ GUIDES = {
         (
             "slides slides/ --csv manifest.csv",
             "slides slides/ --annotations xml/ --splits 0.2,0.2 --csv manifest.csv",
-            "slides manifest.csv --reviews run --csv next.csv",
         ),
         "slides.md",
     ),

@@ -40,6 +40,7 @@ State = Literal["tumour", "normal", "unsure", ""]  # "": it is not known what th
 
 VERDICTS = ("right", "wrong", "unsure")  # of a model's score, or of what is drawn
 TRUTHS = ("tumour", "normal")
+_STATES = ("tumour", "normal", "unsure")
 
 _LATEST = datetime.max.replace(tzinfo=UTC)
 
@@ -51,6 +52,7 @@ class Mark:
     area: Any  # shapely MultiPolygon, level-0 px, valid
     state: State
     time: datetime = _LATEST  # of a mark without a time, as QuPath draws them
+    verdict: str = ""  # one of `VERDICTS`; empty: drawn in QuPath
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,8 @@ def _read_feature(feature: dict[str, Any]) -> Iterator[Mark]:
     parts = [drawing.build_area(title, of_polygon) for of_polygon in rings]
     area = _unite(part for part in parts if part is not None)
     if not area.is_empty:
-        yield Mark(area, _find_state(name, metadata), _parse_time(metadata.get("time")))
+        verdict = name if name in VERDICTS else ""
+        yield Mark(area, _find_state(name, metadata), _parse_time(metadata.get("time")), verdict)
 
 
 def _find_state(name: str, metadata: dict[str, Any]) -> State:
@@ -129,20 +132,27 @@ def resolve_marks(marks: Sequence[Mark]) -> Corrections:
 
     Of equally late ones, the last in the sequence.
     """
-    known = sorted((mark for mark in marks if mark.state), key=lambda mark: mark.time)
-    drawn = np.array([mark.area for mark in known], dtype=object)
-    states = np.array([mark.state for mark in known], dtype=object)
-    areas = drawn.copy()
-    if len(known):
-        first, second = shapely.STRtree(drawn).query(drawn, predicate="intersects")
-        covers = (second > first) & (states[first] != states[second])
-        first, second = first[covers], second[covers]
-        order = np.argsort(first, kind="stable")
-        covered, starts = np.unique(first[order], return_index=True)
-        for row, later in zip(covered, np.split(second[order], starts[1:]), strict=False):
-            areas[row] = shapely.difference(drawn[row], shapely.union_all(drawn[later]))
-    found = {state: _unite(areas[states == state]) for state in ("tumour", "normal", "unsure")}
+    known = [mark for mark in marks if mark.state]
+    areas = _resolve(known, [mark.state for mark in known])
+    found = {state: areas.get(state, shapely.MultiPolygon()) for state in _STATES}
     return Corrections(**found, n_marks=len(known), n_without_truth=len(marks) - len(known))
+
+
+def _resolve(marks: Sequence[Mark], keys: Sequence[str]) -> dict[str, Any]:
+    """Unite marks by key, less what later marks of other keys cover."""
+    order = sorted(range(len(marks)), key=lambda number: marks[number].time)
+    drawn = np.array([marks[number].area for number in order], dtype=object)
+    key = np.array([keys[number] for number in order], dtype=object)
+    areas = drawn.copy()
+    if len(marks):
+        first, second = shapely.STRtree(drawn).query(drawn, predicate="intersects")
+        covers = (second > first) & (key[first] != key[second])
+        first, second = first[covers], second[covers]
+        by_first = np.argsort(first, kind="stable")
+        covered, starts = np.unique(first[by_first], return_index=True)
+        for row, later in zip(covered, np.split(second[by_first], starts[1:]), strict=False):
+            areas[row] = shapely.difference(drawn[row], shapely.union_all(drawn[later]))
+    return {name: _unite(areas[key == name]) for name in set(keys)}
 
 
 def correct_annotation(annotation: Annotation | None, corrections: Corrections) -> Annotation:
@@ -222,6 +232,27 @@ def correct_labels(
     if not corrections.unsure.is_empty:
         label = np.where(_overlaps(squares, corrections.unsure), np.int8(-1), label)
     return ReviewedLabels(slide_label, annotation, label, pairs, ids)
+
+
+def find_hard_patches(store: "PatchStore", marks: Sequence[Mark]) -> NDArray[np.bool_]:
+    """Find the labelled patches that a model had wrong, by the verdicts of a review.
+
+    These are the patches whose inner square shares an area with a mark that is ``wrong``, and that
+    no later mark covers. One whose label is not what the reviewer says it is, is none: its label is
+    wrong, not the model.
+
+    Returns
+    -------
+    hard : (N,) bool
+    """
+    judged = [mark for mark in marks if mark.verdict]
+    areas = _resolve(judged, [m.state or "any" if m.verdict == "wrong" else "" for m in judged])
+    squares = inner_squares(store.coords, store.geometry)
+    hard = np.zeros(len(squares), np.bool_)
+    for state, labels in (("tumour", (1,)), ("normal", (0,)), ("any", (0, 1))):
+        if state in areas:
+            hard |= _overlaps(squares, areas[state]) & np.isin(store.label, labels)
+    return hard
 
 
 def _label_by(store: "PatchStore", annotation: Annotation) -> PatchLabels:

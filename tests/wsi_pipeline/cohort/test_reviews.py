@@ -18,6 +18,7 @@ from wsi_pipeline.cohort.reviews import (
     Mark,
     correct_annotation,
     correct_labels,
+    find_hard_patches,
     is_corrected,
     measure_corrections,
     read_marks,
@@ -240,3 +241,29 @@ def test_rules_of_labels_are_those_of_the_store():
     unchanged = correct_labels(store, **{**given_labels, "corrections": empty})
     assert unchanged.patch_labels is store.label
     assert unchanged.annotation is None
+
+
+verdicts = st.sampled_from(["right", "wrong", "unsure", ""])
+
+
+@settings(max_examples=60)
+@given(
+    tumour=st.lists(boxes, max_size=2),
+    marks=st.lists(st.tuples(boxes, states, st.integers(0, 3), verdicts), max_size=5),
+)
+def test_hard_patches_are_those_whose_latest_verdict_is_wrong_and_whose_label_is_right(
+    tumour, marks
+):
+    store = FakeStore(assemble_annotation([box(*b) for b in tumour], []), None)
+    hard = find_hard_patches(store, [Mark(box(*b), s, at(t), v) for b, s, t, v in marks])
+
+    last = np.full((SIDE, SIDE), None, object)
+    for area, state, _, verdict in sorted(marks, key=lambda mark: mark[2]):
+        if verdict:
+            paint(last, area, state if verdict == "wrong" else None)
+    labels = {"tumour": [1], "normal": [0], "unsure": [], "": [0, 1], None: []}
+    expected = [
+        any(label in labels[state] for state in last[y0:y1, x0:x1].ravel())
+        for (x0, y0, x1, y1), label in zip(SQUARES.tolist(), store.label.tolist(), strict=True)
+    ]
+    assert hard.tolist() == expected

@@ -201,3 +201,32 @@ def test_a_damaged_review_is_named(run, tmp_path, capsys, command):
     slides = ["slides", str(data), "--csv", str(tmp_path / "x.csv"), "--reviews", str(run.path)]
     assert main(["evaluate", str(run.path), "--reviews"] if command == "evaluate" else slides) == 1
     assert "review/s5.geojson: is not well-formed JSON" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_training_draws_patches_that_were_wrong_more_often(run, capsys):
+    """By the marks on its own slides; another mark makes it out of date."""
+
+    def losses():
+        lines = (run.model("patchnet") / "history.csv").read_text().splitlines()
+        return [line.rpartition(",")[0] for line in lines]  # without the seconds
+
+    plain = losses()
+    command = ["train", str(run.path), "--set", "hard_share=0.9"]
+    assert main(command) == 0
+    assert "hard_share has no effect, as no review" in capsys.readouterr().err
+    assert losses() == plain
+    mark_patch(run, "s1", rows_of(run, "s1", 1)[0], "wrong", "tumour")
+    mark_patch(run, "s1", rows_of(run, "s1", 0)[0], "wrong", "tumour")  # its label is wrong
+    assert main(command) == 0
+    printed = capsys.readouterr().err
+    assert "out of date" in printed
+    assert "1 hard patch on 1 slide by the review" in printed
+    assert losses() != plain
+    assert main(["train", str(run.path), "--set", "hard_share=0"]) == 0
+    assert losses() == plain
+    capsys.readouterr()
+    assert main(command[:2]) == 0
+    assert "1 kept" in capsys.readouterr().out
+    assert main([*command, "--set", "sampling=shuffle"]) == 1
+    assert "hard_share=0.9 has no effect, as sampling is shuffle" in capsys.readouterr().err
