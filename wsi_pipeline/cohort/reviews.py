@@ -2,14 +2,15 @@
 
 A mark states what its area is (`truth`: tumour or normal), or that the reviewer cannot tell (the
 verdict ``unsure``). One that is right or wrong without a truth changes no label. Where marks
-overlap, the latest is valid.
+overlap, the latest is valid. A mark of a patch is about the label of the patch: where that is what
+the mark states already, the annotation stays as it is.
 
 QuPath may have saved the file since: a class that was changed between right and wrong turns the
 truth around, and annotations drawn there count if their class means tumour, or is ``normal``.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -36,7 +37,8 @@ from wsi_pipeline.errors import ReviewError
 if TYPE_CHECKING:
     from tiling.store import PatchStore
 
-State = Literal["tumour", "normal", "unsure", ""]  # "": it is not known what the area is
+# confirmed: the label of its patch is right; "": it is not known what the area is
+State = Literal["tumour", "normal", "unsure", "confirmed", ""]
 
 VERDICTS = ("right", "wrong", "unsure")  # of a model's score, or of what is drawn
 TRUTHS = ("tumour", "normal")
@@ -53,6 +55,7 @@ class Mark:
     state: State
     time: datetime = _LATEST  # of a mark without a time, as QuPath draws them
     verdict: str = ""  # one of `VERDICTS`; empty: drawn in QuPath
+    row: int | None = None  # of the patch that was marked
 
 
 @dataclass(frozen=True)
@@ -98,8 +101,14 @@ def _read_feature(feature: dict[str, Any]) -> Iterator[Mark]:
     parts = [drawing.build_area(title, of_polygon) for of_polygon in rings]
     area = _unite(part for part in parts if part is not None)
     if not area.is_empty:
-        verdict = name if name in VERDICTS else ""
-        yield Mark(area, _find_state(name, metadata), _parse_time(metadata.get("time")), verdict)
+        row = str(metadata.get("row", ""))
+        yield Mark(
+            area,
+            _find_state(name, metadata),
+            _parse_time(metadata.get("time")),
+            verdict=name if name in VERDICTS else "",
+            row=int(row) if row.isascii() and row.isdigit() and len(row) < 19 else None,
+        )
 
 
 def _find_state(name: str, metadata: dict[str, Any]) -> State:
@@ -125,6 +134,46 @@ def _parse_time(text: Any) -> datetime:
     except (TypeError, ValueError):
         return _LATEST
     return time if time.tzinfo else time.replace(tzinfo=UTC)
+
+
+def read_corrections(
+    path: Path, store: "PatchStore", *, slide_label: int | None, annotation: Annotation | None
+) -> Corrections:
+    """Read what the review of a slide changes in what is known of it.
+
+    Raises
+    ------
+    ReviewError
+        If the file is damaged.
+    """
+    marks = read_marks(path)
+    if annotation is not None:
+        label = _label_by(store, annotation).label
+    else:
+        label = np.full(len(store.coords), 0 if slide_label == 0 else -1, np.int8)
+    return resolve_marks(confirm_marks(marks, store, label))
+
+
+def confirm_marks(
+    marks: Sequence[Mark], store: "PatchStore", label: NDArray[np.int8]
+) -> list[Mark]:
+    """Find the marks of patches whose label, (N,), is right.
+
+    A mark that was moved or reshaped since is one of a region.
+    """
+    geometry = store.geometry
+    sides = np.array([geometry.patch_l0, geometry.patch_l0_y])
+
+    def is_confirmed(mark: Mark) -> bool:
+        if mark.row is None or mark.row >= len(label):
+            return False
+        if label[mark.row] != {"tumour": 1, "normal": 0}.get(mark.state, -2):
+            return False
+        corner = store.coords[mark.row]
+        far = np.minimum(corner + sides, store.info.size)  # marks end with the slide
+        return bool(shapely.equals(mark.area, shapely.box(*corner, *far)))
+
+    return [replace(mark, state="confirmed") if is_confirmed(mark) else mark for mark in marks]
 
 
 def resolve_marks(marks: Sequence[Mark]) -> Corrections:

@@ -23,8 +23,7 @@ from wsi_pipeline.cohort.reviews import (
     correct_annotation,
     is_corrected,
     measure_corrections,
-    read_marks,
-    resolve_marks,
+    read_corrections,
 )
 from wsi_pipeline.cohort.slides import open_store
 from wsi_pipeline.contracts import SlideEntry
@@ -109,13 +108,13 @@ def _correct(run: RunFolder, entry: SlideEntry, folder: Path) -> Corrected:
     path = run.review(entry.slide_id)
     if not path.is_file():
         return Corrected(entry)
-    corrections = resolve_marks(read_marks(path))
     try:
         store = open_store(run, entry)
     except StoreError as error:
         raise ReviewError(f"review/{path.name}: {error}; the reviewed run must be tiled") from error
     drawn = entry.annotation
     annotation = None if drawn is None else read_annotation_of_store(drawn, store)
+    corrections = read_corrections(path, store, slide_label=entry.label, annotation=annotation)
     marks = _describe_marks(corrections)
     if annotation is None and entry.label != 0:
         why = "the slide has neither an annotation nor label 0, so the rest of it is unknown"

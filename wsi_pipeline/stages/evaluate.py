@@ -164,14 +164,13 @@ class EvaluateSlides(Task):
 
 def _correct(slide: "EvaluationSlide", store: "PatchStore", review: Path) -> "EvaluationSlide":
     """Correct what is known of a slide by its review."""
-    from wsi_pipeline.cohort.reviews import correct_labels, read_marks, resolve_marks
+    from wsi_pipeline.cohort.reviews import correct_labels, read_corrections
     from wsi_pipeline.evaluation.inputs import ReviewOfSlide
 
     digest = digest_file(review)
-    corrections = resolve_marks(read_marks(review))
-    found = correct_labels(
-        store, slide_label=slide.label, annotation=slide.annotation, corrections=corrections
-    )
+    known: dict[str, Any] = {"slide_label": slide.label, "annotation": slide.annotation}
+    corrections = read_corrections(review, store, **known)
+    found = correct_labels(store, **known, corrections=corrections)
     return replace(
         slide,
         label=found.slide_label,

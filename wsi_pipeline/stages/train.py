@@ -99,7 +99,7 @@ class TrainModel(NetworkTask):
         seed = config.seed or 0
         hard = self._find_hard(job.run)
         if config.hard_share and rank() == 0:
-            on_progress.line(f"{self.model}: {_describe_hard(hard)}")
+            on_progress.line(_describe_hard(hard))
         with cohort.open("train", seed=seed) as train, cohort.open("val", seed=seed) as val:
             summary = train_model(
                 config,

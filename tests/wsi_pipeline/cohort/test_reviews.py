@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from datetime import UTC, datetime
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from tiling.geometry import inner_squares, resolve_geometry
 from tiling.polygons import assemble_annotation
 from wsi_pipeline.cohort.reviews import (
     Mark,
+    confirm_marks,
     correct_annotation,
     correct_labels,
     find_hard_patches,
@@ -39,6 +41,7 @@ class FakeStore:
     """Labels of a small grid, as `tiling.store.PatchStore` has them."""
 
     coords, geometry, tiling = COORDS, GEOMETRY, {"label_rule": "inner"}
+    info = SimpleNamespace(size=(SIDE, SIDE))
 
     def __init__(self, annotation, slide_label):
         found = label_tiles(
@@ -141,6 +144,26 @@ def test_a_mark_without_a_truth_changes_nothing_and_is_counted():
     corrections = marks_of(((0, 0, 4, 4), "", 1), ((0, 0, 2, 2), "tumour", 0))
     assert (corrections.n_marks, corrections.n_without_truth) == (1, 1)
     assert corrections.tumour.area == 4
+
+
+def test_a_mark_of_a_patch_whose_label_is_right_keeps_the_annotation_as_it_is():
+    """Else each mark at the edge of a lesion would add the rest of its square, or cut some off."""
+    annotation = assemble_annotation([box(0, 0, 2, 12)], [])
+    store = FakeStore(annotation, 1)
+    tile, other = box(0, 0, 4, 4), box(2, 0, 6, 4)  # the inner squares begin 1 px further in
+    assert store.label[:2].tolist() == [1, 0]
+    confirmed = [Mark(tile, "tumour", at(2), "right", 0), Mark(other, "normal", at(2), "right", 1)]
+    cut = Mark(box(0, 0, 12, 6), "normal", at(1), "wrong")  # an earlier region
+    for marks in (confirmed, [cut, *confirmed]):
+        corrections = resolve_marks(confirm_marks(marks, store, store.label))
+        assert corrections.n_marks == len(marks)
+        found = correct_annotation(annotation, corrections).tumour
+        assert shapely.intersection(found, box(0, 0, 6, 4)).area == 8
+    moved = [replace(confirmed[0], area=other), replace(confirmed[0], row=99)]
+    wrong = [replace(confirmed[0], state="normal"), Mark(tile, "tumour", at(2), "right")]
+    unsure = Mark(tile, "unsure", at(2), "unsure", 0)
+    for mark in (*moved, *wrong, unsure):
+        assert confirm_marks([mark], store, store.label) == [mark]
 
 
 def test_only_area_that_is_added_or_removed_is_a_correction():
