@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,6 +11,9 @@ import pytest
 from tests.helpers.tiny_cohort import contents
 from tiling.store import PatchStore
 from wsi_pipeline.cli.app import main
+from wsi_pipeline.errors import EvaluationError
+from wsi_pipeline.evaluation.compare import compare_pair
+from wsi_pipeline.evaluation.compare_slides import read_evaluated_slides
 from wsi_pipeline.layout import RunFolder
 from wsi_pipeline.viewer.review import Reviews
 
@@ -75,6 +79,11 @@ def test_an_evaluation_by_reviews_has_corrected_labels_and_says_so(run, capsys):
     assert metrics["froc_patch"]["n_lesions"] == 2
 
     assert main(["report", str(run.path)]) == 0
+    corrected = read_evaluated_slides(run.evaluation("patchnet"))
+    assert compare_pair(corrected, corrected, replicates=20)
+    with pytest.raises(EvaluationError, match="number of lesions or review"):
+        compare_pair(corrected, replace(corrected, reviews={}), replicates=20)
+
     page = re.sub("<.*?>", "", run.report.read_text())
     assert "Labels corrected by 4 review marks on 2 slides, so" in page
     assert main(["evaluate", str(run.path), "--reviews"]) == 0
@@ -151,8 +160,6 @@ def test_a_slide_of_which_only_the_label_is_known_stays_as_it_is(run, capsys, tm
 
 def test_a_file_counted_from_the_bounds_is_written_so(run):
     """What tile reads by annotation_origin=bounds is the same area of the slide."""
-    from dataclasses import replace
-
     import shapely
 
     from tiling.annotation.slide_annotation import read_annotation_of_store
