@@ -20,7 +20,6 @@ from wsi_pipeline.errors import SamplingError
 
 _WORDS_PER_BLOCK = 4  # 64-bit numbers that one step of the Philox counter gives; a draw uses one
 _MAX_SEED = 2**128  # of Philox's key
-_BELOW_ONE = 1 - 2.0**-53
 _CHUNK = 16_384  # draws at a time, so that what is computed on the way stays in the cache
 
 Entry = TypeVar("Entry", bound=np.generic)
@@ -208,9 +207,9 @@ class _HardPatches:
         """
         share = _at(self._share, group)
         is_hard = number < share
+        # Below 1 even when rounded, as numbers are multiples of 2^-53.
         number -= np.where(is_hard, 0.0, share)
         number /= np.where(is_hard, share, 1 - share)
-        np.minimum(number, _BELOW_ONE, out=number)  # rounded, the largest may be 1
         places = np.flatnonzero(is_hard)
         row = _pick(number[places], _at(self._sizes, group[places]))
         return places, _at(self._patches, row + _at(self._starts, group[places]))

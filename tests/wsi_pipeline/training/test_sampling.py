@@ -156,7 +156,7 @@ def test_draws_without_hard_patches_are_those_of_before(options):
     assert all(np.array_equal(a, b) for a, b in zip(found, plain, strict=True))
 
 
-@pytest.mark.parametrize("share", [1e-9, 0.1, 0.3, 0.999999])
+@pytest.mark.parametrize("share", [1e-300, 1e-17, 1e-9, 0.1, 0.3, 0.5, 2 / 3, 1 - 2.0**-53])
 @pytest.mark.parametrize("number", [0.0, 0.5, 1 - 2.0**-53])
 def test_the_smallest_and_largest_number_still_pick_a_patch_among_hard_ones(
     monkeypatch, share, number
