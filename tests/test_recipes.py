@@ -53,7 +53,7 @@ def test_a_published_recipe_leaves_no_key_of_its_training_unsaid(name):
         unused = {"rho", "momentum"} if train["optimizer"] == "adam" else set()
         unused |= {"steps_per_epoch"} if train["sampling"] == "shuffle" else set()
         unused |= {"protopnet"} if train["model"]["name"] != "protopnet" else set()
-        unused |= set(FINE_TUNING) - set(train)  # without effect where it is not set
+        unused |= {*FINE_TUNING, "hard_share"} - set(train)  # without effect where not set
         assert set(train) == keys_of(TrainConfig) - {"seed", "log"} - unused  # the run's
         assert set(train["augment"]) == keys_of(AugmentConfig)
         if "protopnet" in train:

@@ -15,6 +15,10 @@ class ManifestError(PipelineError, ValueError):
     """A manifest is invalid: ids, labels, patients, splits or paths."""
 
 
+class ReviewError(PipelineError, ValueError):
+    """A review is damaged."""
+
+
 class SamplingError(PipelineError, ValueError):
     """There is nothing to sample, for example a class has no patches."""
 

@@ -102,6 +102,7 @@ WITH_OPTIONS: dict[str, Callable[..., None]] = {
     "tile": stages.tile,
     "train": stages.train,
     "predict": stages.predict,
+    "evaluate": stages.evaluate,
     "explain": stages.explain,
     "report": stages.report,
     "export": stages.export,

@@ -65,6 +65,15 @@ def slides(
     seed: Annotated[
         int | None, typer.Option("--seed", min=0, help="Seed of --splits. Default: 0.")
     ] = None,
+    reviews: Annotated[
+        Path | None,
+        typer.Option(
+            "--reviews",
+            metavar="RUN",
+            help="Correct annotations and labels by the marks in RUN/review/; into a folder next "
+            "to --csv.",
+        ),
+    ] = None,
     workers: WorkersOption = None,
     dask: DaskOption = None,
     overwrite: Annotated[
@@ -77,18 +86,24 @@ def slides(
     from wsi_pipeline.planning.triage import check_target, describe, triage, write_triage
     from wsi_pipeline.run.process_pool import choose_workers
 
+    corrected = Path()
     if splits is None:
         refuse_idle("without --splits", {"--seed": seed})
     if csv is None:
-        refuse_idle("without --csv", {"--overwrite": overwrite})
-    else:
+        refuse_idle("without --csv", {"--overwrite": overwrite, "--reviews": reviews})
+    elif reviews is None:
         check_target(csv, overwrite=overwrite)
+    else:
+        corrected = csv.with_name(f"{csv.stem}_corrected")
+        check_target(csv, overwrite=overwrite, corrected=corrected, reviewed=reviews)
     proposals = Proposals(
         annotations=annotations,
         unannotated=unannotated.value,
         patient_pattern=patient_from,
         splits=None if splits is None else _parse_shares(splits),
         seed=seed or 0,
+        reviews=reviews,
+        corrected=corrected,
     )
     n_workers = choose_workers(workers, takes_all_cores=False)
     found = triage(input, proposals, workers=n_workers, dask=dask, quiet=quiet)

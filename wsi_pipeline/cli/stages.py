@@ -99,7 +99,7 @@ def _stage_command(
 def make_command(name: str) -> Callable[..., None]:
     """Make the command of a stage that processes all models of a run, or those given."""
 
-    @with_options(unused=["device"] if name == "evaluate" else [])  # which uses no network
+    @with_options()
     def command(
         run: RunArgument,
         options: "Options",
@@ -112,6 +112,37 @@ def make_command(name: str) -> Callable[..., None]:
         _stage_command(name, run, config, set_, options, load_stage(name), models=model or ())
 
     return command
+
+
+@with_options(unused=["device"])  # it uses no network
+def evaluate(
+    run: RunArgument,
+    options: "Options",
+    model: ModelOption = None,
+    reviews: Annotated[
+        bool | None,
+        typer.Option(
+            "--reviews/--no-reviews",
+            help="Labels and lesions as corrected by the marks in RUN/review/ (docs/evaluate.md).",
+            show_default=False,
+        ),
+    ] = None,
+    config: ConfigOption = None,
+    set_: SetOption = None,
+) -> None:
+    """Run the stage with the options given."""
+    from wsi_pipeline.stages import evaluate as evaluate_stage
+
+    chosen = [] if reviews is None else [f"reviews={json.dumps(reviews)}"]
+    _stage_command(
+        "evaluate",
+        run,
+        config,
+        [*(set_ or ()), *chosen],
+        options,
+        evaluate_stage.evaluate,
+        models=model or (),
+    )
 
 
 class TrainLog(StrEnum):

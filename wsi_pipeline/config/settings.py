@@ -189,6 +189,8 @@ class TrainConfig:
     # images, else balanced.
     sampling: Sampling | None = None
     steps_per_epoch: Count = 1000  # batches of balanced draws; not given in the lecture
+    # Share of the balanced draws, within a slide and class, from patches that a review marks wrong
+    hard_share: Annotated[float, Field(ge=0, lt=1)] = 0.0
     max_epochs: Count = 100
     lr_halve_after: Count | None = 3  # epochs without lower validation loss (lecture); None: never
     # Lecture: stop by ROC AUC on validation data. "none" needs no validation data: max_epochs are
@@ -271,9 +273,9 @@ RECIPES: dict[str, dict[str, Any]] = {
 def result_settings(config: TrainConfig) -> dict[str, Any]:
     """Return the settings that a training's result depends on, for fingerprints.
 
-    Settings that do not affect the result have their default. `sampling`, `protopnet`, those of
-    fine-tuning and the precision `auto` are newer than existing run folders, so they are left out,
-    or have the value of then, where they equal the earlier behaviour.
+    Settings that do not affect the result have their default. `sampling`, `hard_share`,
+    `protopnet`, those of fine-tuning and the precision `auto` are newer than existing run folders,
+    so they are left out, or have the value of then, where they equal the earlier behaviour.
     """
     values = {f.name: getattr(config, f.name) for f in fields(config)}
     values["readers"] = TrainConfig.readers
@@ -286,6 +288,8 @@ def result_settings(config: TrainConfig) -> dict[str, Any]:
     del values["steps_per_epoch" if config.sampling == "shuffle" else "sampling"]
     if config.protopnet is None:
         del values["protopnet"]
+    if not config.hard_share:
+        del values["hard_share"]
     for name in FINE_TUNING:
         if name not in fine_tuning_settings(config):
             del values[name]
@@ -434,16 +438,20 @@ class EvaluateConfig:
     )
     stratified: bool = False  # resample patients with and without tumour separately
     seed: Seed = 0
+    reviews: bool = False  # labels and lesions as corrected by the marks in RUN/review/
 
 
 def evaluation_settings(config: EvaluateConfig) -> dict[str, Any]:
     """Return the settings of an evaluation for fingerprints.
 
-    `split` is newer than existing run folders, so it is left out where it is not set.
+    `split` and `reviews` are newer than existing run folders, so each is left out where it is not
+    set.
     """
     values = {f.name: getattr(config, f.name) for f in fields(config)}
     if config.split is None:
         del values["split"]
+    if not config.reviews:
+        del values["reviews"]
     return values
 
 

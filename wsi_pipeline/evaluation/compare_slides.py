@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -62,17 +62,24 @@ class EvaluatedSlides(Evaluated):
     """One model's results on slides, from the tables of ``evaluation/<model>``."""
 
     unit: ClassVar[str] = "slide"
-    agreed: ClassVar[str] = "label, patient or number of lesions"
+    agreed: ClassVar[str] = "label, patient, number of lesions or review"
     auc: ClassVar[str] = "slide.roc_auc"
 
     name: str
     slides: Mapping[str, _Slide]
     froc: Mapping[str, Mapping[str, Any]]  # by definition, how it is read
+    reviews: Mapping[str, str] = field(default_factory=dict)  # digests of those that were used
 
     def facts(self) -> Mapping[str, tuple[Any, ...]]:
-        """Label, patient, whether it counts in the FROC, lesions by each definition."""
+        """Label, patient, whether it counts in the FROC, lesions by each definition, review."""
         return {
-            slide_id: (s.label, s.patient, s.in_froc, *(s.hits[d].best.size for d in DEFINITIONS))
+            slide_id: (
+                s.label,
+                s.patient,
+                s.in_froc,
+                *(s.hits[d].best.size for d in DEFINITIONS),
+                *filter(None, [self.reviews.get(slide_id)]),
+            )
             for slide_id, s in self.slides.items()
         }
 
@@ -204,7 +211,10 @@ def read_evaluated_slides(folder: Path) -> EvaluatedSlides:
     EvaluationError
         If a table is not there, or damaged.
     """
-    return EvaluatedSlides(folder.name, _read_slides(folder), _froc_settings(folder))
+    reviews = _read_json(folder / "metrics.json").get("reviews", {})
+    return EvaluatedSlides(
+        folder.name, _read_slides(folder), _froc_settings(folder), reviews.get("digests", {})
+    )
 
 
 def _read_slides(folder: Path) -> dict[str, _Slide]:

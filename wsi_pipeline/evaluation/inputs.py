@@ -13,6 +13,16 @@ from wsi_pipeline.evaluation.localisation import ImageLocalisation
 
 
 @dataclass(frozen=True)
+class ReviewOfSlide:
+    """What the review of a slide changed."""
+
+    digest: str  # of its file
+    n_marks: int  # with a meaning
+    n_without_truth: int  # which change nothing
+    n_changed: int  # patches with another label, or without one
+
+
+@dataclass(frozen=True)
 class EvaluationSlide:
     """Everything that is known of one slide."""
 
@@ -29,6 +39,7 @@ class EvaluationSlide:
     slide_size: tuple[int, int]  # (width, height), level-0 px
     detections: Detections
     localisation: ImageLocalisation | None = None  # None: there is no outline to lie on
+    review: ReviewOfSlide | None = None  # None: there is none, or it is not used
 
     @property
     def truth(self) -> int | None:

@@ -26,7 +26,7 @@ from wsi_pipeline.evaluation.crops import ReadPatch, write_crops
 from wsi_pipeline.evaluation.detections import write_detections
 from wsi_pipeline.evaluation.figures import Figures, add_ranking, add_threshold_figures
 from wsi_pipeline.evaluation.froc import froc_to_json
-from wsi_pipeline.evaluation.inputs import EvaluationSlide
+from wsi_pipeline.evaluation.inputs import EvaluationSlide, ReviewOfSlide
 from wsi_pipeline.evaluation.intervals import find_shortage, percentile_interval
 from wsi_pipeline.evaluation.leaks import Seen, refuse_leaks
 from wsi_pipeline.evaluation.metrics import (
@@ -115,6 +115,10 @@ def evaluate_run(
     test, val = _choose_slides(slides, settings.split)
     _refuse_mixtures({s.slide_id: s for s in (*test, *val)}.values(), model)
     notes = _choice_notes(slides, test, settings) + _guard(test, val, settings)
+    reviews = None
+    if settings.reviews:
+        reviews = _sum_reviews({s.slide_id: s.review for s in (*test, *val)})
+        notes.insert(0, _describe_reviews(reviews))
     if left_out:
         notes.insert(0, f"left out of every figure, since they failed: {', '.join(left_out)}")
     slide_scores = {s.slide_id: _slide_score(s, settings) for s in (*test, *val)}
@@ -143,6 +147,7 @@ def evaluate_run(
         "model": model,
         "evaluated": settings.split or ("test" if any(s.split for s in test) else "all"),
         "threshold": settings.threshold,
+        **({} if reviews is None else {"reviews": reviews}),
         **{name: section.values for name, section in sections.items()},
         **{name: froc_to_json(curve) for name, curve in named.items()},
         "undefined": flatten_undefined(undefined),
@@ -243,6 +248,32 @@ def _choice_notes(
     if n_unreadable:
         notes.append(f"{pluralize(n_unreadable, 'unreadable patch')} without a score left out")
     return notes
+
+
+def _sum_reviews(reviews: Mapping[str, ReviewOfSlide | None]) -> dict[str, Any]:
+    """Add up what the reviews of all slides changed."""
+    found = {slide_id: review for slide_id, review in reviews.items() if review is not None}
+    return {
+        "n_marks": sum(review.n_marks for review in found.values()),
+        "n_slides": sum(review.n_marks > 0 for review in found.values()),
+        "n_without_truth": sum(review.n_without_truth for review in found.values()),
+        "n_changed_patches": sum(review.n_changed for review in found.values()),
+        "digests": {slide_id: review.digest for slide_id, review in sorted(found.items())},
+    }
+
+
+def _describe_reviews(reviews: Mapping[str, Any]) -> str:
+    if not reviews["n_marks"]:
+        line = "no review mark changes a label"
+    else:
+        line = (
+            f"labels corrected by {pluralize(reviews['n_marks'], 'review mark')} on "
+            f"{pluralize(reviews['n_slides'], 'slide')}: another label, or none, for "
+            f"{pluralize(reviews['n_changed_patches'], 'patch')}"
+        )
+    if n := reviews["n_without_truth"]:
+        line += f"; {pluralize(n, 'mark')} without a truth left out"
+    return line
 
 
 def _guard(

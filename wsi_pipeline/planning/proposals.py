@@ -27,6 +27,8 @@ class Proposals:
     patient_pattern: str | None = None  # regular expression, on the name of a slide's file
     splits: tuple[float, float] | None = None  # shares of patients for val and test
     seed: int = 0  # of the splits
+    reviews: Path | None = None  # run whose reviews correct annotations and labels
+    corrected: Path = Path()  # folder of the annotations that they correct
 
 
 def find_annotations(

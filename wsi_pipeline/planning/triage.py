@@ -7,13 +7,15 @@ machine.
 
 import contextlib
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 from tiling.contracts import Slide, Unclassified
 from tiling.errors import AnnotationError, SlideError, TilingError
+from tiling.files import json_text, update_text
 from tiling.readers.common import is_square
 from tiling.wording import pluralize
 from wsi_pipeline.cohort.listing import list_input
@@ -22,7 +24,9 @@ from wsi_pipeline.config.reading import anchor_paths
 from wsi_pipeline.contracts import SlideEntry
 from wsi_pipeline.csv_files import as_mapping, iterate_csv, write_csv
 from wsi_pipeline.errors import ManifestError, StageError
+from wsi_pipeline.layout import RunFolder
 from wsi_pipeline.names import find_name_problem, name_key, printable, propose_name
+from wsi_pipeline.planning.corrected import check_reviews, correct_slides
 from wsi_pipeline.planning.proposals import (
     Proposals,
     find_annotations,
@@ -64,6 +68,7 @@ class Triage:
     checks: tuple[SlideCheck, ...]
     duplicate_of: tuple[str, ...]  # slide id; empty: of none
     listed: tuple[str, ...] = ()  # notes on the listing: skipped files
+    annotations: Mapping[Path, dict[str, Any]] = field(default_factory=dict)  # GeoJSON to write
 
     @property
     def n_readable(self) -> int:
@@ -258,7 +263,10 @@ def triage(
     named = _propose_ids(entries)
     if proposals.patient_pattern is not None:
         named = propose_patients(named, listing.same_as, proposals.patient_pattern)
-    propose_splits(named, proposals)  # refuses impossible shares before the slides are read
+    # What is impossible is refused before the slides are read.
+    propose_splits(named, proposals)
+    if proposals.reviews is not None:
+        check_reviews(RunFolder(proposals.reviews), named, proposals.corrected)
     propose = path.suffix.lower() != ".csv"
     tasks = [CheckTask(entry, propose) for entry in anchor_paths(entries, Path.cwd())]
     checks: list[SlideCheck] = [SlideCheck()] * len(tasks)
@@ -277,8 +285,20 @@ def triage(
         label, more = propose_label(entry, seen.is_tumour_outlined, proposals)
         filled[number] = replace(entry, label=label)
         checks[number] = replace(seen, notes=seen.notes + more)
+    files: dict[Path, dict[str, Any]] = {}
+    if proposals.reviews is not None:
+        corrected, others = correct_slides(
+            RunFolder(proposals.reviews), filled, proposals.corrected
+        )
+        notes += others
+        filled = [one.entry for one in corrected]
+        for number, one in enumerate(corrected):
+            if one.note:
+                checks[number] = replace(checks[number], notes=(*checks[number].notes, one.note))
+            if one.geojson is not None and one.entry.annotation is not None:
+                files[one.entry.annotation] = one.geojson
     filled = propose_splits(filled, proposals)
-    return Triage(tuple(filled), tuple(checks), tuple(same), tuple(notes))
+    return Triage(tuple(filled), tuple(checks), tuple(same), tuple(notes), files)
 
 
 def _propose_ids(entries: Sequence[SlideEntry]) -> list[SlideEntry]:
@@ -338,8 +358,23 @@ def _fill(entry: SlideEntry, seen: SlideCheck) -> SlideEntry:
 # --- output ----------------------------------------------------------------------------------
 
 
-def check_target(path: Path, *, overwrite: bool) -> None:
-    """Refuse to overwrite a manifest that may have been edited.
+def check_target(
+    path: Path,
+    *,
+    overwrite: bool,
+    corrected: Path | None = None,
+    reviewed: Path | None = None,
+) -> None:
+    """Refuse to overwrite a manifest or annotations that may have been edited.
+
+    Parameters
+    ----------
+    path : Path
+        Of the manifest.
+    corrected : Path, optional
+        Folder that gets annotations.
+    reviewed : Path, optional
+        Run that is not written to.
 
     Raises
     ------
@@ -352,10 +387,19 @@ def check_target(path: Path, *, overwrite: bool) -> None:
         )
     if path.suffix.lower() != ".csv":
         raise ManifestError(f"{path}: a manifest's name ends with .csv")
+    if reviewed is not None and path.resolve().is_relative_to(reviewed.resolve()):
+        raise ManifestError(
+            f"{path}: is in the reviewed run, which is left as it is; write the manifest elsewhere"
+        )
+    if corrected is not None and corrected.exists() and not overwrite:
+        raise ManifestError(
+            f"{corrected}: exists already and may have been edited; use --overwrite, or another "
+            "--csv"
+        )
 
 
 def write_triage(path: Path, found: Triage, *, source: Path) -> None:
-    """Write a manifest with what was seen behind the columns of a manifest.
+    """Write a manifest with what was seen behind its columns, and corrected annotations.
 
     Parameters
     ----------
@@ -364,6 +408,9 @@ def write_triage(path: Path, found: Triage, *, source: Path) -> None:
     """
     own = _own_columns(source)
     names = list(own[0]) if own else []
+    for annotation, geojson in found.annotations.items():
+        annotation.parent.mkdir(parents=True, exist_ok=True)
+        update_text(annotation, json_text(geojson))
     rows = []
     for number, row in enumerate(manifest_rows(found.entries, path.parent)):
         facts = _facts(found.checks[number], found.duplicate_of[number])

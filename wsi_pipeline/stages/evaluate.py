@@ -1,7 +1,8 @@
 """The stage ``evaluate``: scores and what is known of the slides or images -> figures."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from tiling.contracts import OnProgress
@@ -39,6 +40,7 @@ from wsi_pipeline.stages.inputs import (
 )
 
 if TYPE_CHECKING:
+    from tiling.store import PatchStore
     from wsi_pipeline.evaluation.inputs import EvaluationSlide
 
 
@@ -83,7 +85,9 @@ class EvaluateSlides(Task):
             for e in self.entries
         ]
         settings = evaluation_settings(self.config)
-        more = [self.elsewhere] if self.elsewhere else []
+        more: list[Any] = [self.elsewhere] if self.elsewhere else []
+        if self.config.reviews:
+            more.append({e: digest_file(run.review(e)) for e in _reviewed(run, self.entries)})
         return digest_settings(data, self.left_out, settings, self.heatmap.overlap, *more)
 
     def __call__(self, job: Job, on_progress: OnProgress) -> Done:
@@ -118,7 +122,9 @@ class EvaluateSlides(Task):
         lost = (
             f"; WITHOUT {', '.join(left_out)}, which failed in an earlier stage" if left_out else ""
         )
-        return files, _headline(metrics) + lost
+        reviews = metrics.get("reviews", {"n_marks": 0})
+        corrected = ", labels corrected by reviews" if reviews["n_marks"] else ""
+        return files, _headline(metrics) + corrected + lost
 
     def _evaluation_slide(self, run: RunFolder, entry: SlideEntry) -> "EvaluationSlide":
         """Put a slide's scores and reference together.
@@ -137,7 +143,7 @@ class EvaluateSlides(Task):
         radius_px = radius_in_px(config.detection_radius_um, heatmap, store.info.mpp)
         drawn = entry.annotation
         annotation = None if drawn is None else read_annotation_of_store(drawn, store)
-        return EvaluationSlide(
+        slide = EvaluationSlide(
             slide_id=entry.slide_id,
             patient=entry.patient,
             split=entry.split,
@@ -150,8 +156,35 @@ class EvaluateSlides(Task):
             slide_mpp=store.info.mpp,
             slide_size=store.info.size,
             detections=detect(heatmap, threshold=config.detection_threshold, radius_px=radius_px),
-            localisation=_localise(heatmap, annotation, entry.label),
         )
+        if config.reviews and run.review(entry.slide_id).is_file():
+            slide = _correct(slide, store, run.review(entry.slide_id))
+        return replace(slide, localisation=_localise(heatmap, slide.annotation, slide.label))
+
+
+def _correct(slide: "EvaluationSlide", store: "PatchStore", review: Path) -> "EvaluationSlide":
+    """Correct what is known of a slide by its review."""
+    from wsi_pipeline.cohort.reviews import correct_labels, read_corrections
+    from wsi_pipeline.evaluation.inputs import ReviewOfSlide
+
+    digest = digest_file(review)
+    known: dict[str, Any] = {"slide_label": slide.label, "annotation": slide.annotation}
+    corrections = read_corrections(review, store, **known)
+    found = correct_labels(store, **known, corrections=corrections)
+    return replace(
+        slide,
+        label=found.slide_label,
+        patch_labels=found.patch_labels,
+        lesion_pairs=found.lesion_pairs,
+        lesion_ids=found.lesion_ids,
+        annotation=found.annotation,
+        review=ReviewOfSlide(
+            digest,
+            corrections.n_marks,
+            corrections.n_without_truth,
+            n_changed=int((found.patch_labels != slide.patch_labels).sum()),
+        ),
+    )
 
 
 def _localise(heatmap: Any, annotation: Any, label: int | None) -> Any:
@@ -260,7 +293,19 @@ def evaluate(
         tasks.append(
             EvaluateSlides(model, chosen, left_out, elsewhere, config.evaluate, config.heatmap)
         )
-    return run_stage("evaluate", run, tasks, config, options)
+    result = run_stage("evaluate", run, tasks, config, options)
+    chosen_slides = {e.slide_id: e for task in tasks for e in task.entries}
+    if not config.evaluate.reviews and (unused := _reviewed(run, chosen_slides.values())):
+        line = (
+            f"evaluate: reviews of {pluralize(len(unused), 'slide')} not used; --reviews uses them"
+        )
+        result = replace(result, notes=(*result.notes, line))
+    return result
+
+
+def _reviewed(run: RunFolder, entries: Iterable[SlideEntry]) -> list[str]:
+    """List the ids of the slides with a review."""
+    return [e.slide_id for e in entries if run.review(e.slide_id).is_file()]
 
 
 def _evaluate_images(

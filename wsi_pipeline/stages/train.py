@@ -1,21 +1,27 @@
 """The stage ``train``: patch stores, or single images -> checkpoints."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from tiling.files import digest_file
+from tiling.wording import pluralize
 from wsi_pipeline.cohort.kinds import Cohort, cohort_of
+from wsi_pipeline.cohort.slides import open_store
 from wsi_pipeline.config.extras import require
 from wsi_pipeline.config.reading import Config, digest_settings
 from wsi_pipeline.config.settings import TrainConfig, fill_in_sampling, result_settings
-from wsi_pipeline.contracts import Reporter, Split
+from wsi_pipeline.contracts import Reporter, SlideEntry, Split
 from wsi_pipeline.errors import ConfigError
 from wsi_pipeline.layout import RunFolder, Unit
 from wsi_pipeline.run.runner import Options, StageResult, run_stage
 from wsi_pipeline.run.tasks import Done, Job, NetworkTask
 from wsi_pipeline.stages.inputs import check_device, check_model_names
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 log = logging.getLogger(__name__)
 
@@ -44,11 +50,32 @@ class TrainModel(NetworkTask):
     def fingerprint(self, run: RunFolder) -> str:
         """Hash patches or images, splits, settings and weights to start from."""
         weights = self.config.model.weights
+        reviews = {e.slide_id: digest_file(run.review(e.slide_id)) for e in self._reviewed(run)}
         return digest_settings(
             self.cohort.digest(),
             result_settings(self.config),
             digest_file(weights) if weights else None,
+            *([reviews] if self.config.hard_share else []),
         )
+
+    def _reviewed(self, run: RunFolder) -> list[SlideEntry]:
+        """List the slides whose review is used."""
+        if not self.config.hard_share:
+            return []
+        train = [e for e in self.cohort.slides if e.split == "train"]
+        return [e for e in train if run.review(e.slide_id).is_file()]
+
+    def _find_hard(self, run: RunFolder) -> dict[str, "NDArray[np.bool_]"]:
+        """Find the patches that the review marks as wrong, by slide."""
+        from wsi_pipeline.cohort.reviews import find_hard_patches, read_marks
+
+        found = {}
+        for entry in self._reviewed(run):
+            with open_store(run, entry) as store:
+                found[entry.slide_id] = find_hard_patches(
+                    store, read_marks(run.review(entry.slide_id))
+                )
+        return found
 
     def __call__(self, job: Job, on_progress: Reporter) -> Done:
         """Write the checkpoint and the history; in several processes where that is asked for."""
@@ -70,12 +97,16 @@ class TrainModel(NetworkTask):
 
         folder, config, cohort = job.run.model(self.model), self.config, self.cohort
         seed = config.seed or 0
+        hard = self._find_hard(job.run)
+        if config.hard_share and rank() == 0:
+            on_progress.line(_describe_hard(hard))
         with cohort.open("train", seed=seed) as train, cohort.open("val", seed=seed) as val:
             summary = train_model(
                 config,
                 train=train,
                 val=val,
                 patients=cohort.patients(),
+                hard=hard,
                 out=folder,
                 device=resolve_device(self.device, worker=rank()),
                 readers=config.readers,
@@ -91,6 +122,14 @@ class TrainModel(NetworkTask):
         from wsi_pipeline.training.loop import RESUME_FILE
 
         (run.model(self.model) / RESUME_FILE).unlink(missing_ok=True)
+
+
+def _describe_hard(hard: Mapping[str, "NDArray[np.bool_]"]) -> str:
+    counts = [int(rows.sum()) for rows in hard.values() if rows.any()]
+    if not counts:
+        return "hard_share has no effect, as no review marks patches of split train as wrong"
+    n_patches, n_slides = pluralize(sum(counts), "hard patch"), pluralize(len(counts), "slide")
+    return f"{n_patches} on {n_slides} by the review"
 
 
 def train(
@@ -117,6 +156,12 @@ def train(
                 "or images once (sampling: shuffle); set sampling: balanced for draws",
                 name,
                 steps,
+            )
+        if settings.hard_share and (cohort.of_images or settings.sampling == "shuffle"):
+            why = "single images have no review" if cohort.of_images else "sampling is shuffle"
+            raise ConfigError(
+                f"train.{name}.hard_share={settings.hard_share:g} has no effect, as {why}; set it "
+                "to 0" + ("" if cohort.of_images else ", or set sampling: balanced")
             )
         if settings.log == "tensorboard":
             require("tensorboard")

@@ -105,6 +105,7 @@ def train_model(
     train: Sequence[Patches],
     val: Sequence[Patches] = (),
     patients: Mapping[str, str] | None = None,
+    hard: Mapping[str, NDArray[np.bool_]] | None = None,
     out: StrPath,
     device: str | torch.device = "auto",
     fingerprint: str = "",
@@ -125,6 +126,9 @@ def train_model(
     patients : patient by slide_id, optional
         Stored in the checkpoint, so that later stages do not test the model on them. Default: each
         slide is its own patient.
+    hard : mapping, optional
+        Patches that were wrong before, by slide_id: (N,) bool. ``config.hard_share`` of the draws
+        within a slide and class are from these, if there are any.
     out : str or path
         Folder, created if missing.
         Gets ``checkpoint.safetensors`` (last), ``config.json``, ``model_card.md``,
@@ -184,8 +188,8 @@ def train_model(
     if writes:
         remove_leftovers(out)
     with reproducible(device, seed=config.seed or 0, strict=config.determinism == "strict"):
-        training = _Training(config, train, val, device=device, readers=readers)
-        key = _resume_key(config, train, val, fingerprint)
+        training = _Training(config, train, val, hard=hard or {}, device=device, readers=readers)
+        key = _resume_key(config, train, val, hard or {}, fingerprint)
         resumed_from = training.restore(read_resume(out / RESUME_FILE, key=key))
         processes.wait_for_all()  # no process writes before all have read
         if resumed_from:
@@ -275,6 +279,7 @@ class _Training:
         train: Sequence[Patches],
         val: Sequence[Patches],
         *,
+        hard: Mapping[str, NDArray[np.bool_]],
         device: torch.device,
         readers: int,
     ) -> None:
@@ -298,7 +303,12 @@ class _Training:
             self._sampler = ShuffledSampler(labels, seed=self._seed)
             self._epoch_size = len(self._sampler)
         else:
-            self._sampler = ThreeStepSampler(labels, seed=self._seed)
+            self._sampler = ThreeStepSampler(
+                labels,
+                seed=self._seed,
+                hard=[hard.get(s.slide_id, np.zeros(len(s), np.bool_)) for s in train],
+                hard_share=config.hard_share,
+            )
             self._epoch_size = config.steps_per_epoch * config.batch_size
         if val:
             self._chosen = Rows.choose(val, config.val_patches, seed=self._seed)
@@ -614,7 +624,13 @@ def epoch_seed(seed: int, epoch: int) -> int:
 
 
 def _resume_key(
-    config: TrainConfig, train: Sequence[Patches], val: Sequence[Patches], fingerprint: str
+    config: TrainConfig,
+    train: Sequence[Patches],
+    val: Sequence[Patches],
+    hard: Mapping[str, NDArray[np.bool_]],
+    fingerprint: str,
 ) -> str:
     stores = [[(s.slide_id, s.fingerprint) for s in split] for split in (train, val)]
-    return digest_json([as_plain(result_settings(config)), stores, fingerprint])
+    rows = {slide_id: np.flatnonzero(found).tolist() for slide_id, found in sorted(hard.items())}
+    more = [rows] if config.hard_share else []
+    return digest_json([as_plain(result_settings(config)), stores, fingerprint, *more])

@@ -61,18 +61,31 @@ class ThreeStepSampler(_NumberedDraws):
         At least 0, below 2^128.
     classes : sequence of int, optional
         Labels to draw. Default: 0 and 1.
+    hard : sequence of (n_s,) bool, one per slide, optional
+        Patches that are drawn more often.
+    hard_share : float
+        At least 0, below 1. With this chance the patch is drawn from the hard ones of its label
+        and slide, if there are any, and else from all of them.
 
     Raises
     ------
     SamplingError
-        If no patch of any slide has one of the classes, a class is negative or named twice, or
-        the seed is negative or beyond 128 bits.
+        If no patch of any slide has one of the classes, a class is negative or named twice, the
+        share is out of its range, or the seed is negative or beyond 128 bits.
     """
 
     def __init__(
-        self, labels: Sequence[NDArray[np.int8]], *, seed: int, classes: Sequence[int] = (0, 1)
+        self,
+        labels: Sequence[NDArray[np.int8]],
+        *,
+        seed: int,
+        classes: Sequence[int] = (0, 1),
+        hard: Sequence[NDArray[np.bool_]] | None = None,
+        hard_share: float = 0.0,
     ) -> None:
         super().__init__(seed)
+        if not 0 <= hard_share < 1:
+            raise SamplingError(f"hard_share must be at least 0 and below 1, got {hard_share}")
         if not classes or min(classes) < 0 or len(set(classes)) < len(classes):
             raise SamplingError(
                 f"classes to draw are distinct and at least 0, got {tuple(classes)}; "
@@ -91,6 +104,11 @@ class ThreeStepSampler(_NumberedDraws):
         self._sizes = sizes.astype(np.float64)  # (groups,) n_{s,y}
         self._starts = np.cumsum(sizes) - sizes  # (groups,) into `_patches`
         self._patches: NDArray[np.int32] = np.concatenate(rows)
+        self._hard: _HardPatches | None = None
+        if hard is not None and hard_share:
+            of_groups = [g[hard[s][g]] for s, g in zip(self._slides.tolist(), rows, strict=True)]
+            if any(g.size for g in of_groups):
+                self._hard = _HardPatches(of_groups, hard_share)
 
     def draw(self, n: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int8]]:
         """Draw patches.
@@ -121,17 +139,29 @@ class ThreeStepSampler(_NumberedDraws):
         which = _pick(number, len(self._classes))
         group = _pick(number, _at(self._n_slides, which))
         group += _at(self._first_group, which)
+        hard = None if self._hard is None else self._hard.choose(number, group)
         row = _pick(number, _at(self._sizes, group))
         row += _at(self._starts, group)
-        return _at(self._slides, group), _at(self._patches, row), _at(self._classes, which)
+        patch = _at(self._patches, row)
+        if hard is not None:
+            places, patches = hard
+            patch[places] = patches
+        return _at(self._slides, group), patch, _at(self._classes, which)
 
     def probability(self, slide: int, patch: int) -> float:
-        """Return the exact chance that a draw is this patch: 1/|classes| * 1/|S_y| * 1/n_{s,y}."""
+        """Return the exact chance that a draw is this patch.
+
+        That is 1/|classes| * 1/|S_y| * 1/n_{s,y}; where h of the n patches are hard, with the share
+        q, the last factor is (1 - q)/n, and q/h more for a hard one.
+        """
         for group in np.flatnonzero(self._slides == slide):
             start, size = self._starts[group], int(self._sizes[group])
             if patch in self._patches[start : start + size]:
                 which = np.searchsorted(self._first_group, group, side="right") - 1
-                return 1 / len(self._classes) / float(self._n_slides[which]) / size
+                of_group = 1 / len(self._classes) / float(self._n_slides[which])
+                if self._hard is None:
+                    return of_group / size
+                return of_group * self._hard.probability(int(group), patch, size)
         return 0.0
 
     def _generator(self) -> np.random.Philox:
@@ -147,6 +177,48 @@ class ThreeStepSampler(_NumberedDraws):
         words = generator.random_raw(n) >> np.uint64(11)
         signed = words.view(np.int64)  # which become floats faster
         return signed * np.float64(2.0**-53)
+
+
+class _HardPatches:
+    """The hard patches of each group, and how often a draw is from them."""
+
+    def __init__(self, rows: Sequence[NDArray[np.int32]], share: float) -> None:
+        sizes = np.array([len(of_group) for of_group in rows])
+        self._sizes = sizes.astype(np.float64)  # (groups,)
+        self._starts = np.cumsum(sizes) - sizes
+        self._patches: NDArray[np.int32] = np.concatenate(rows)
+        self._share = np.where(sizes > 0, share, 0.0)  # (groups,)
+
+    def choose(
+        self, number: NDArray[np.float64], group: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+        """Choose which draws are from hard patches, and these patches.
+
+        Parameters
+        ----------
+        number : (n,) in [0, 1)
+            Overwritten with what is over, in [0, 1).
+        group : (n,)
+
+        Returns
+        -------
+        places : (m,) indices into `number`
+        patches : (m,)
+        """
+        share = _at(self._share, group)
+        is_hard = number < share
+        # Below 1 even when rounded, as numbers are multiples of 2^-53.
+        number -= np.where(is_hard, 0.0, share)
+        number /= np.where(is_hard, share, 1 - share)
+        places = np.flatnonzero(is_hard)
+        row = _pick(number[places], _at(self._sizes, group[places]))
+        return places, _at(self._patches, row + _at(self._starts, group[places]))
+
+    def probability(self, group: int, patch: int, size: int) -> float:
+        """Return the chance of a patch within its group of `size` patches."""
+        share, start, n = self._share[group], self._starts[group], int(self._sizes[group])
+        is_hard = patch in self._patches[start : start + n]
+        return float((1 - share) / size + (share / n if is_hard else 0.0))
 
 
 class ShuffledSampler(_NumberedDraws):

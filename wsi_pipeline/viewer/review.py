@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from tiling.files import read_json_object, write_json
+from wsi_pipeline.cohort.reviews import TRUTHS, VERDICTS
 from wsi_pipeline.errors import ViewError
 from wsi_pipeline.layout import RunFolder
 
-VERDICTS = {"right": (27, 132, 85), "wrong": (207, 34, 46), "unsure": (191, 135, 0)}  # colours
-TRUTHS = ("tumour", "normal", "")  # what it is, where the reviewer says so
+_COLOURS = {"right": (27, 132, 85), "wrong": (207, 34, 46), "unsure": (191, 135, 0)}
 _LONGEST_NOTE = 2000  # characters
 _MOST_POINTS = 2000
 _MOST_MARKS = 100_000
@@ -129,7 +129,7 @@ def as_feature(mark: Any, size: tuple[int, int]) -> dict[str, Any]:
     verdict, truth, note = mark.get("verdict"), mark.get("truth", ""), mark.get("note", "")
     if verdict not in VERDICTS:
         raise ViewError(f"a verdict is one of {', '.join(VERDICTS)}, got {verdict!r}")
-    if truth not in TRUTHS:
+    if truth not in (*TRUTHS, ""):
         raise ViewError(f"truth is tumour, normal or empty, got {truth!r}")
     if not isinstance(note, str) or len(note) > _LONGEST_NOTE:
         raise ViewError(f"a note is text of at most {_LONGEST_NOTE} characters")
@@ -149,7 +149,7 @@ def as_feature(mark: Any, size: tuple[int, int]) -> dict[str, Any]:
         "properties": {
             "objectType": "annotation",
             "name": note or verdict,
-            "classification": {"name": verdict, "color": list(VERDICTS[verdict])},
+            "classification": {"name": verdict, "color": list(_COLOURS[verdict])},
             "metadata": {
                 key: str(value) for key, value in facts.items() if value not in ("", None)
             },

@@ -960,7 +960,7 @@ async function mark(verdict) {
   if (!chosen) return complain("click on a patch, or drag a region with Shift, before marking it");
   const [x, y, width, height] = chosen.box;
   const points = [[x, y], [x + width, y], [x + width, y + height], [x, y + height]];
-  let truth = "";
+  let truth = verdict === "unsure" ? "" : $("truth")?.value ?? "";
   if (chosen.score !== undefined && verdict !== "unsure") {
     truth = (chosen.score >= threshold(chosen.model)) === (verdict === "right") ? "tumour" : "normal";
   }
@@ -986,6 +986,15 @@ async function changeReview(change) {
   draw();
 }
 
+function truthChoice() {
+  const label = document.createElement("label");
+  const select = document.createElement("select");
+  select.id = "truth";
+  for (const [value, text] of [["", "not stated"], ["tumour", "tumour"], ["normal", "normal"]]) select.append(new Option(text, value));
+  label.append("It is ", select);
+  return label;
+}
+
 function showReview() {
   const chosen = target();
   const parts = [];
@@ -1007,7 +1016,9 @@ function showReview() {
     note.id = "note";
     note.placeholder = "Note";
     note.setAttribute("aria-label", "Note");
-    parts.push(name, note, buttons);
+    parts.push(name, note);
+    if (chosen.score === undefined) parts.push(truthChoice()); // of a patch, the score and the verdict say it
+    parts.push(buttons);
   }
   const marks = known.review?.features ?? [];
   if (marks.length) {

@@ -234,6 +234,19 @@ def test_a_state_of_other_settings_is_ignored_and_noted(
     assert "other settings or inputs" in caplog.text
 
 
+def test_a_training_with_hard_patches_is_resumed_to_the_same_bytes(fake_store, tmp_path):
+    """And starts over where other patches are hard."""
+    config = replace(TINY, hard_share=0.5)
+    hard, others = ({"a": np.arange(12) < n} for n in (2, 4))
+    train(fake_store, tmp_path / "whole", config, hard=hard)
+    for out in (tmp_path / "killed", tmp_path / "others"):
+        with pytest.raises(Killed):
+            train(fake_store, out, config, hard=hard, on_progress=kill_after(8))
+    assert train(fake_store, tmp_path / "killed", config, hard=hard).resumed_from == 2
+    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
+    assert train(fake_store, tmp_path / "others", config, hard=others).resumed_from == 0
+
+
 def test_a_damaged_state_is_ignored_and_noted(fake_store, tmp_path, caplog, undisturbed):
     out = tmp_path / "killed"
     with pytest.raises(Killed):

@@ -86,6 +86,93 @@ def test_draws_follow_the_probabilities(labels, classes):
     assert chisquare(counts, expected).pvalue > 1e-4
 
 
+HARD = [of == 0 for of in LABELS]  # of label 0 all, of label 1 none
+HARD[0] = np.array([True, False, False, True, False, False, False])
+
+
+def expected_with_hard(labels, hard, share, slide, patch, classes=(0, 1)):
+    """(1 - q) of the plain probability, and q for the hard ones alone; without any, the plain."""
+    plain = expected_probability(labels, slide, patch, classes)
+    same = labels[slide] == labels[slide][patch]
+    n_hard = int((same & hard[slide]).sum())
+    if not n_hard:
+        return plain
+    return (1 - share) * plain + share * plain * same.sum() / n_hard * bool(hard[slide][patch])
+
+
+@settings(max_examples=40)
+@given(data=st.data(), share=st.floats(0, 0.99))
+def test_hard_patches_have_their_share_of_the_probability_of_slide_and_label(data, share):
+    labels = data.draw(cohorts((0, 1)))
+    hard = [np.array(data.draw(st.lists(st.booleans(), min_size=n, max_size=n)), bool)
+            for n in map(len, labels)]  # fmt: skip
+    sampler = ThreeStepSampler(labels, seed=0, hard=hard, hard_share=share)
+    found = {
+        (s, p): sampler.probability(s, p) for s, of in enumerate(labels) for p in range(len(of))
+    }
+    assert sum(found.values()) == pytest.approx(1)
+    for (slide, patch), probability in found.items():
+        assert probability == pytest.approx(expected_with_hard(labels, hard, share, slide, patch))
+
+
+def test_every_patch_gets_its_exact_share_of_the_numbers_with_hard_ones(monkeypatch):
+    monkeypatch.setattr(
+        ThreeStepSampler, "_uniform", lambda *given: (np.arange(given[-1]) + 0.5) / given[-1]
+    )
+    n = 2 * 2 * 2 * 4 * 6 * 2 * 2
+    slide, patch, label = ThreeStepSampler(LABELS, seed=0, hard=HARD, hard_share=0.25).draw(n)
+    assert all(LABELS[s][p] == y for s, p, y in zip(slide, patch, label, strict=True))
+    for s, of in enumerate(LABELS):
+        for p in range(len(of)):
+            expected = n * expected_with_hard(LABELS, HARD, 0.25, s, p)
+            assert ((slide == s) & (patch == p)).sum() == pytest.approx(expected, abs=1)
+
+
+def test_draws_of_hard_patches_depend_on_their_number_alone():
+    """And follow the probabilities, whatever the sizes of the batches."""
+    options = {"hard": HARD, "hard_share": 0.7}
+    whole = ThreeStepSampler(LABELS, seed=5, **options).draw(100_000)
+    sampler = ThreeStepSampler(LABELS, seed=5, **options)
+    pieces = [sampler.draw(n) for n in (3, 20_000, 79_997)]
+    for field in range(3):
+        assert np.array_equal(np.concatenate([piece[field] for piece in pieces]), whole[field])
+    cells = [(s, p) for s, of in enumerate(LABELS) for p in range(len(of)) if of[p] >= 0]
+    counts = [int(((whole[0] == s) & (whole[1] == p)).sum()) for s, p in cells]
+    expected = [100_000 * expected_with_hard(LABELS, HARD, 0.7, s, p) for s, p in cells]
+    assert chisquare(counts, expected).pvalue > 1e-4
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"hard": HARD, "hard_share": 0.0},
+        {"hard": [np.zeros(len(of), bool) for of in LABELS], "hard_share": 0.5},
+    ],
+    ids=["no-share", "no-hard-patch"],
+)
+def test_draws_without_hard_patches_are_those_of_before(options):
+    found = ThreeStepSampler(LABELS, seed=3, **options).draw(500)
+    plain = ThreeStepSampler(LABELS, seed=3).draw(500)
+    assert all(np.array_equal(a, b) for a, b in zip(found, plain, strict=True))
+
+
+@pytest.mark.parametrize("share", [1e-300, 1e-17, 1e-9, 0.1, 0.3, 0.5, 2 / 3, 1 - 2.0**-53])
+@pytest.mark.parametrize("number", [0.0, 0.5, 1 - 2.0**-53])
+def test_the_smallest_and_largest_number_still_pick_a_patch_among_hard_ones(
+    monkeypatch, share, number
+):
+    sampler = ThreeStepSampler(LABELS, seed=0, hard=HARD, hard_share=share)
+    monkeypatch.setattr(sampler, "_uniform", lambda _, n: np.full(n, number))
+    [slide], [patch], [label] = sampler.draw(1)
+    assert LABELS[slide][patch] == label
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.0, float("nan")])
+def test_a_share_of_hard_patches_is_below_one(share):
+    with pytest.raises(SamplingError, match="hard_share must be at least 0 and below 1"):
+        ThreeStepSampler(LABELS, seed=0, hard=HARD, hard_share=share)
+
+
 def test_draws_are_those_of_the_first_release():
     """Draw i is this function of the seed and i for good, else old trainings could not go on."""
     sampler = ThreeStepSampler(FIVE_CLASSES, seed=7, classes=range(5))

@@ -143,6 +143,15 @@ def test_marks_are_kept_and_shown_again(page, copy):
     page.run("document.querySelector('#review li [aria-label^=Remove]').click()")
     page.wait("viewer.known.review.features.length === 1")
 
+    page.drag(start, end, shift=True)
+    page.wait("document.getElementById('truth')")
+    page.run("document.getElementById('truth').value = 'normal'")
+    page.key("w")
+    page.wait("viewer.known.review.features.length === 2")
+    last = json.loads((copy / "run/review/s5.geojson").read_text())["features"][-1]
+    assert last["properties"]["metadata"]["truth"] == "normal"
+    assert "truth" not in second["properties"]["metadata"]
+
 
 def test_problems_are_sentences_in_the_page(browser, copy):
     (copy / "data/s5.tif").unlink()

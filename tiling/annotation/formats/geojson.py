@@ -29,18 +29,18 @@ def parse_geojson(content: Any, drawing: Drawing) -> None:
     AnnotationError
         If it is not GeoJSON or a vertex is not a position.
     """
-    for number, feature in enumerate(_features(content)):
+    for number, feature in enumerate(list_features(content)):
         properties = feature.get("properties") or {}
         if not isinstance(properties, dict):
             raise AnnotationError(f"feature {number}: properties must be an object")
         name = str(properties.get("name") or f"feature {number}")
-        class_name = _class_name(properties)
+        class_name = find_class(properties)
         meaning = drawing.classify(class_name)  # detections, too, show that classes are in use
-        kind = _object_kind(feature, properties)
+        kind = object_kind(feature, properties)
         if kind != "annotation":
             drawing.note(f"ignored, as a {kind} was not drawn by a person", name)
         elif drawing.is_wanted(meaning, class_name):
-            for rings in _polygons(feature.get("geometry"), name, drawing):
+            for rings in list_polygons(feature.get("geometry"), name, drawing):
                 drawing.add(name, meaning, rings)
 
 
@@ -54,8 +54,14 @@ GEOJSON = AnnotationFormat(
 )
 
 
-def _features(content: Any) -> Iterator[dict[str, Any]]:
-    """List the features of a collection, a bare list, one feature, or one bare geometry."""
+def list_features(content: Any) -> Iterator[dict[str, Any]]:
+    """List the features of a collection, a bare list, one feature, or one bare geometry.
+
+    Raises
+    ------
+    AnnotationError
+        If it is not GeoJSON.
+    """
     if isinstance(content, dict) and content.get("type") == "FeatureCollection":
         content = content.get("features")
         if not isinstance(content, list):
@@ -67,14 +73,15 @@ def _features(content: Any) -> Iterator[dict[str, Any]]:
         elif kind in ("Polygon", "MultiPolygon", "GeometryCollection"):
             yield {"geometry": item}
         elif kind == "FeatureCollection":
-            yield from _features(item)
+            yield from list_features(item)
         else:
             raise AnnotationError(
                 f"item {number} has type {kind!r}, GeoJSON's is Feature; export it again"
             )
 
 
-def _object_kind(feature: Mapping[str, Any], properties: Mapping[str, Any]) -> str:
+def object_kind(feature: Mapping[str, Any], properties: Mapping[str, Any]) -> str:
+    """Kind of a QuPath object, in lower case: ``annotation`` is what a person drew."""
     kind = properties.get("objectType") or properties.get("object_type")
     legacy = re.fullmatch(r"Path(\w+)Object", str(feature.get("id", "")))  # QuPath up to 0.2
     if kind is None and legacy is not None:
@@ -82,7 +89,7 @@ def _object_kind(feature: Mapping[str, Any], properties: Mapping[str, Any]) -> s
     return str(kind or "annotation").casefold()
 
 
-def _class_name(properties: Mapping[str, Any]) -> str:
+def find_class(properties: Mapping[str, Any]) -> str:
     """Name of a feature's class, ``Tumor`` of ``Tumor: Positive``; empty if it has none."""
     for key in CLASS_KEYS:
         value = properties.get(key)
@@ -96,8 +103,14 @@ def _class_name(properties: Mapping[str, Any]) -> str:
     return ""
 
 
-def _polygons(geometry: Any, name: str, drawing: Drawing) -> Iterator[list[list[Any]]]:
-    """List the polygons of a geometry, each as its rings: the shell, then the holes."""
+def list_polygons(geometry: Any, name: str, drawing: Drawing) -> Iterator[list[list[Any]]]:
+    """List the polygons of a geometry, each as its rings: the shell, then the holes.
+
+    Raises
+    ------
+    AnnotationError
+        If its coordinates are no lists.
+    """
     kind = geometry.get("type") if isinstance(geometry, dict) else None
     if kind == "Polygon":
         yield _rings(geometry.get("coordinates"), name)
@@ -106,7 +119,7 @@ def _polygons(geometry: Any, name: str, drawing: Drawing) -> Iterator[list[list[
             yield _rings(polygon, name)
     elif kind == "GeometryCollection":
         for part in _list(geometry.get("geometries"), name):
-            yield from _polygons(part, name, drawing)
+            yield from list_polygons(part, name, drawing)
     else:
         drawing.note(f"ignored, as a {kind or 'missing geometry'} has no area", name)
 
