@@ -21,7 +21,6 @@ client pans over a region of its own at one of the zoom levels 0 to 5.
 
 import argparse
 import http.client
-import json
 import os
 import platform
 import selectors
@@ -80,7 +79,7 @@ def draw_run(folder, slide):
     """Draw a run: the giga slide under three names, real slides, a heatmap of the first."""
     run = RunFolder(folder / "run")
     run.path.mkdir()
-    paths = {name: slide for name in GIGA} | find_real_slides()
+    paths = dict.fromkeys(GIGA, slide) | find_real_slides()
     rows = [f"{path},{name}" for name, path in paths.items()]
     run.manifest.write_text("\n".join(["slide,slide_id", *rows]) + "\n")
     width, height = slides.GIGA_SIZE
@@ -377,7 +376,9 @@ def print_table(pages, tiles, memory):
         print(f"| {what} | {' | '.join(cells)} |")
     for one in memory:
         steps = ", ".join(f"{row['tiles']}: {row['mib']:.0f}" for row in one["rows"])
-        print(f"| --memory {one['budget_mb']}, MiB by tiles | {steps}; peak {one['peak_mib']:.0f} |")
+        print(
+            f"| --memory {one['budget_mb']}, MiB by tiles | {steps}; peak {one['peak_mib']:.0f} |"
+        )
 
 
 def main():
