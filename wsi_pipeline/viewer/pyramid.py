@@ -133,7 +133,7 @@ def average_quickly(
         return average_areas(image, box=box, out_px=out_px)
     width, height = (side << times for side in out_px)
     x, y = int(box[0]), int(box[1])
-    if box == (x, y, width, height):
+    if box == (float(x), float(y), float(width), float(height)):
         picture = image[y : y + height, x : x + width]
     else:
         corners = (box[0], box[1], box[0] + box[2], box[1] + box[3])
