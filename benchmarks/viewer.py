@@ -14,9 +14,9 @@ Clients keep their connection and are one process without threads, so that they 
 other. ``steady``: 8 clients that each ask for 10 tiles per second, at random moments (exponential
 pauses), as people who pan without end. ``saturating``: 8 clients that ask for the next tile as soon
 as they have one, so that 8 tiles are always waited for and the latency is that of 8 tiles. Each
-client pans over a region of its own at one of the zoom levels 0 to 5. On a machine that other work shares,
-``--nice -10`` (as root) gives the server nearly a core, and the clients do not wait for theirs; how
-much of its core the server used is in the result.
+client pans over a region of its own at one of the zoom levels 0 to 5. On a machine that other work
+shares, ``--nice -10`` (as root) gives the server more of its core, and the clients do not wait for
+theirs; how much of its core the server used is in the result.
 
     python benchmarks/viewer.py [--rounds 5]
 """

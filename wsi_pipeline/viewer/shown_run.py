@@ -34,7 +34,7 @@ class ShownRun:
     run : RunFolder
     budget : bytes
         For what is kept: tiles as JPEG, pixels of tiles, heatmaps. The decoded file tiles of open
-        slides have a budget of their own (docs/readers.md).
+        slides have a budget of their own (docs/readers.md), which `view` sets.
 
     Raises
     ------
