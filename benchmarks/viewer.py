@@ -101,11 +101,12 @@ def find_real_slides():
 
 
 class Server:
-    """The command in a process of its own, on one core."""
+    """The command, or a script that prints an address as it does, in a process on one core."""
 
-    def __init__(self, run, core, *, memory=512):
+    def __init__(self, run, core, *, memory=512, script=()):
+        command = [*COMMAND, "view", str(run), "--memory", str(memory)]
         self._process = subprocess.Popen(
-            [*COMMAND, "view", str(run), "--memory", str(memory)],
+            [sys.executable, *script] if script else command,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
