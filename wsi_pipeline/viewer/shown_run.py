@@ -54,7 +54,7 @@ class ShownRun:
         self._explaining = threading.Lock()  # one model at a time in memory
 
     def check(self, slide_id: str) -> str:
-        """Refuse the name of a slide that the run has not.
+        """Refuse the name of a slide that the run has not, and all once the run is gone.
 
         Raises
         ------
@@ -62,6 +62,11 @@ class ShownRun:
         """
         if slide_id not in self.entries:
             raise ViewError(f"{slide_id!r}: this run has no such slide")
+        if not self.run.path.is_dir():
+            raise ViewError(
+                f"the folder {self.run.path.name} of this run is not there any more; put it back, "
+                "or end the viewer"
+            )
         return slide_id
 
     def slide(self, slide_id: str) -> ShownSlide:

@@ -753,20 +753,21 @@ async function readReview(id) {
   draw();
 }
 
-// What one model found on the slide shown: its map, its patches' scores, its detections and lesions.
+// What one model found on the slide shown: its map, its patches' scores, its detections and lesions. Without a model,
+// the patches.
 async function readModel(name) {
   const { slide } = state;
-  if (!slide || !name) return;
+  if (!slide) return;
   const { maps, findings, patches } = known; // of this slide, whichever is shown when the answers come
   const key = mapKey(name);
   const reads = [];
-  if (!(key in maps)) {
+  if (name && !(key in maps)) {
     maps[key] = null;
     if (mapName(name)) {
       reads.push(askJson(url("map", slide.id, name, mapName(name))).then((map) => { maps[key] = map; }));
     }
   }
-  if (!(name in findings)) {
+  if (name && !(name in findings)) {
     findings[name] = null;
     reads.push(askJson(url("api", "model", slide.id, name)).then((found) => { findings[name] = found; }));
   }
@@ -1073,7 +1074,7 @@ function fill(select, names, chosen) {
 
 function showMaps() {
   const names = state.slide?.maps?.[state.models[0]] ?? [];
-  fill($("map"), names.length ? names : ["none"], mapName(state.models[0]));
+  fill($("map"), names.length ? names : ["none yet: wsi-pipeline heatmap"], mapName(state.models[0]));
 }
 
 function showLegend() {
