@@ -102,6 +102,7 @@ def view(
     answers = Answers(shown, reviews)
     with Viewer(answers, port=port) as viewer:
         typer.echo(f"view: {viewer.address.url} (Ctrl-C ends it)")
+        threading.Thread(target=shown.open_first, daemon=True).start()
         if show:
             threading.Timer(0.2, webbrowser.open, [viewer.address.url]).start()
         with contextlib.suppress(KeyboardInterrupt):  # the way that it is meant to end

@@ -1,5 +1,6 @@
 """A run as the viewer shows it: its slides, models and scores, read again when files change."""
 
+import contextlib
 import math
 import threading
 from collections import Counter
@@ -9,11 +10,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from tiling.errors import TilingError
 from tiling.files import read_bytes
 from tiling.open_slides import ReopenedSlide
 from tiling.slide import open_slide
 from wsi_pipeline.cohort.manifest import read_run_manifest
-from wsi_pipeline.errors import ViewError
+from wsi_pipeline.errors import PipelineError, ViewError
 from wsi_pipeline.explain import METHODS
 from wsi_pipeline.inference.scores import read_highest_score
 from wsi_pipeline.layout import RunFolder
@@ -21,6 +23,7 @@ from wsi_pipeline.names import find_name_problem
 from wsi_pipeline.report.gather import known_models, read_json, read_rows
 from wsi_pipeline.viewer.explained import explain_patch
 from wsi_pipeline.viewer.memory import Kept
+from wsi_pipeline.viewer.pyramid import count_zooms
 from wsi_pipeline.viewer.shown_slide import ShownSlide, Stores
 
 DEFAULT_BUDGET = 512 << 20  # bytes of tiles, maps and pictures
@@ -90,6 +93,12 @@ class ShownRun:
                     maps=self._maps,
                 )
             return self._slides[slide_id]
+
+    def open_first(self) -> None:
+        """Open the slide that the page begins with, so that the page does not wait for it."""
+        with contextlib.suppress(PipelineError, TilingError):  # the page will say it
+            first = self.slide(next(iter(self.entries)))
+            first.tile(count_zooms(first.size) - 1, 0, 0)
 
     def close(self) -> None:
         """Close all files."""

@@ -113,6 +113,16 @@ def test_no_more_tiles_are_made_at_once_than_there_are_cores(copy, monkeypatch):
     assert max(seen) <= count_cores()
 
 
+def test_the_first_slide_is_open_before_it_is_asked_for(copy, monkeypatch):
+    shown = ShownRun(RunFolder(copy / "run"))
+    shown.open_first()
+    monkeypatch.setattr(SlidePyramid, "encode", lambda *place: pytest.fail("made again"))
+    assert shown.slide("s0").tile(1, 0, 0)
+    shown.close()
+    (copy / "data" / "s0.tif").unlink()
+    ShownRun(RunFolder(copy / "run")).open_first()  # the page says it
+
+
 def test_what_is_kept_stays_within_the_budget():
     kept = Kept(100, len)
     made = []
