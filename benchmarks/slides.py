@@ -4,8 +4,10 @@ JPEG tiles, quality 80, chroma halved, pyramid 1, 4, 16, as Aperio writes them.
 """
 
 import os
+import sys
 from pathlib import Path
 
+import imagecodecs
 import numpy as np
 import openslide
 import tifffile
@@ -70,4 +72,48 @@ def make_slide(path, side, *, tile=240, mpp=0.5, seed=0, grain=GRAIN):
             if level == 0:  # Aperio's second image is a thumbnail, which OpenSlide leaves out
                 small = mirrored(source, 0, 0, side, side, step=side // 256)
                 tif.write(np.ascontiguousarray(small), photometric="rgb", description=head)
+    return path
+
+
+GIGA_SIZE = (150_000, 153_000)  # 23 gigapixels
+_PERIOD = 6144  # level-0 px after which a giga slide repeats
+_GIGA_TILE = 256
+
+
+def make_giga(path, size=GIGA_SIZE, *, mpp=0.25, grain=10):
+    """Write a BigTIFF pyramid (1, 4, 16, 64) of JPEG tiles that repeat every 6144 level-0 px.
+
+    The directory has every tile, the file the bytes of the first period only: 640 tiles of real
+    H&E with grain, about 15 MB. Levels are means of each other.
+    """
+    if str(Path(__file__).parents[1]) not in sys.path:
+        sys.path.append(str(Path(__file__).parents[1]))
+    from tests.helpers.giga import begin_file, write_level
+
+    base = mirrored(read_source(), 0, 0, _PERIOD, _PERIOD)
+    rng = np.random.default_rng(0)
+    with path.open("wb") as file:
+        link = begin_file(file)
+        for downsample in (1, 4, 16, 64):
+            side = _PERIOD // downsample
+            small = base.reshape(side, downsample, side, downsample, 3).mean((1, 3))
+            repeats = 3 * _GIGA_TILE // np.gcd(side, 3 * _GIGA_TILE) if side < 1024 else 1
+            block = np.tile(small, (repeats, repeats, 1))
+            block += rng.normal(0, grain / downsample**0.5, block.shape)
+            pixels = np.clip(block.round(), 0, 255).astype(np.uint8)
+            n = len(pixels) // _GIGA_TILE
+            places = []
+            for row in np.split(pixels, n):
+                for tile in np.split(row, n, axis=1):
+                    data = imagecodecs.jpeg8_encode(
+                        np.ascontiguousarray(tile), level=80, subsampling="420"
+                    )
+                    places.append((file.tell(), len(data)))
+                    file.write(data)
+            across, down = (-(-(length // downsample) // _GIGA_TILE) for length in size)
+            kind = (np.arange(down)[:, None] % n) * n + np.arange(across) % n
+            link = write_level(
+                file, link, downsample, size, _GIGA_TILE, np.array(places)[kind.ravel()], mpp,
+                is_jpeg=True,
+            )  # fmt: skip
     return path

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from tiling.contracts import Slide
 from tiling.errors import SlideError
-from tiling.resample import nearest_finer_level, read_resampled
+from tiling.resample import Average, nearest_finer_level, read_resampled
 from tiling.threads import map_in_threads
 
 log = logging.getLogger(__name__)
@@ -86,7 +86,7 @@ def _fill_block(
     x0, y0, x1, y1 = block
     pixel_x, pixel_y = overview.pixel_l0
     try:
-        overview.rgb[y0:y1, x0:x1] = _read_part(
+        overview.rgb[y0:y1, x0:x1] = read_part(
             slide,
             (x0 * pixel_x, y0 * pixel_y),
             extent_l0=((x1 - x0) * pixel_x, (y1 - y0) * pixel_y),
@@ -137,15 +137,16 @@ class _StoredLevel:
         return self._slide.read_level(location, self._level, size)
 
 
-def _read_part(
+def read_part(
     slide: Slide,
     location: tuple[float, float],
     *,
     extent_l0: tuple[float, float],
     out_px: tuple[int, int],
     level: int,
+    average: Average | None = None,
 ) -> NDArray[np.uint8]:
-    """Read part of the overview, from the level's own pixels where the reader gives them.
+    """Read as `read_resampled` does, from the level's own pixels where the reader gives them.
 
     A level of 16.0005 has hardly a pixel that starts on a whole level-0 pixel, so that OpenSlide
     interpolates all of it: slow, and less sharp than what is stored.
@@ -159,10 +160,13 @@ def _read_part(
                 extent_l0=(extent_l0[0] / downsample, extent_l0[1] / downsample),
                 out_px=out_px,
                 level=0,
+                average=average,
             )
         except SlideError as error:
             log.debug("%s", error)
-    return read_resampled(slide, location, extent_l0=extent_l0, out_px=out_px, level=level)
+    return read_resampled(
+        slide, location, extent_l0=extent_l0, out_px=out_px, level=level, average=average
+    )
 
 
 def _quarter(block: tuple[int, int, int, int]) -> list[tuple[int, int, int, int]]:

@@ -10,7 +10,7 @@ nothing outside the pixel's own footprint, so that patches cut side by side join
 import functools
 import itertools
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,6 +52,19 @@ def nearest_finer_level(downsamples: tuple[float, ...], scale: tuple[float, floa
     return max(fitting, key=lambda level: downsamples[level], default=0)
 
 
+class Average(Protocol):
+    """A way to shrink part of an image, as `average_areas` does."""
+
+    def __call__(
+        self,
+        image: NDArray[np.uint8],
+        *,
+        box: tuple[float, float, float, float],
+        out_px: tuple[int, int],
+    ) -> NDArray[np.uint8]:
+        """Return the picture, (height, width, 3) uint8."""
+
+
 def read_resampled(
     slide: Slide,
     location: tuple[float, float],
@@ -59,6 +72,7 @@ def read_resampled(
     extent_l0: tuple[float, float],
     out_px: tuple[int, int],
     level: int,
+    average: "Average | None" = None,
 ) -> NDArray[np.uint8]:
     """Read a rectangle of the slide as a picture of a given size.
 
@@ -72,6 +86,8 @@ def read_resampled(
         Size of the picture.
     level : int
         The stored level to read from.
+    average : function, optional
+        Takes the place of `average_areas`.
 
     Returns
     -------
@@ -92,7 +108,7 @@ def read_resampled(
         extent_l0[0] / downsample,
         extent_l0[1] / downsample,
     )
-    return average_areas(region, box=box, out_px=out_px)
+    return (average or average_areas)(region, box=box, out_px=out_px)
 
 
 def _span(start: float, extent: float, downsample: float) -> tuple[int, int]:

@@ -4,6 +4,7 @@ import struct
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -44,32 +45,55 @@ def write_giga(
     tile : side of a file tile, px of any level; a multiple of 16
     """
     with path.open("wb") as file:
-        file.write(struct.pack("<2sHHHQ", b"II", 43, 8, 0, 0))
+        link = begin_file(file)
         places = []
         for pixels in glass_and_tissue(tile):
             data = zlib.compress(pixels.tobytes())
             places.append((file.tell(), len(data)))
             file.write(data)
-        link = 8  # where the offset of the next directory goes
         for level in range(n_levels):
-            link = _write_level(file, link, level, size, tile, places, is_tissue, mpp)
+            downsample = 4**level
+            x, y = (
+                (np.arange(-(-(side // downsample) // tile)) + 0.5) * tile * downsample
+                for side in size
+            )
+            kind = np.broadcast_to(is_tissue(x[None, :], y[:, None]), (len(y), len(x))).astype(int)
+            stored = np.array(places)[kind.ravel()]
+            link = write_level(file, link, downsample, size, tile, stored, mpp)
     return path
 
 
-def _write_level(file, link, level, size, tile, places, is_tissue, mpp):
-    downsample = 4**level
+def begin_file(file: BinaryIO) -> int:
+    """Write the head of a BigTIFF; return where the place of the first directory goes."""
+    file.write(struct.pack("<2sHHHQ", b"II", 43, 8, 0, 0))
+    return 8
+
+
+def write_level(
+    file: BinaryIO,
+    link: int,
+    downsample: int,
+    size: tuple[int, int],
+    tile: int,
+    places: np.ndarray,
+    mpp: float,
+    *,
+    is_jpeg: bool = False,
+) -> int:
+    """Write the directory of a level whose tiles are at `places`, (n_tiles, 2): offset, bytes.
+
+    Tiles are deflated RGB, or JPEG with 4:2:0 chroma. Returns where the place of the next directory
+    goes.
+    """
     width, height = (side // downsample for side in size)
-    x, y = ((np.arange(-(-side // tile)) + 0.5) * tile * downsample for side in (width, height))
-    kind = np.broadcast_to(is_tissue(x[None, :], y[:, None]), (len(y), len(x))).astype(int).ravel()
-    offsets, counts = (np.array([place[i] for place in places])[kind].tolist() for i in (0, 1))
     per_cm = (round(10_000 / mpp / downsample * 1000), 1000)
     tags = [
-        (254, LONG, [int(level > 0)]),
+        (254, LONG, [int(downsample > 1)]),
         (256, LONG, [width]),
         (257, LONG, [height]),
         (258, SHORT, [8, 8, 8]),
-        (259, SHORT, [8]),  # deflate
-        (262, SHORT, [2]),  # RGB
+        (259, SHORT, [7 if is_jpeg else 8]),  # JPEG, deflate
+        (262, SHORT, [6 if is_jpeg else 2]),  # YCbCr, RGB
         (277, SHORT, [3]),
         (282, RATIONAL, per_cm),
         (283, RATIONAL, per_cm),
@@ -77,8 +101,9 @@ def _write_level(file, link, level, size, tile, places, is_tissue, mpp):
         (296, SHORT, [3]),  # centimetre
         (322, LONG, [tile]),
         (323, LONG, [tile]),
-        (324, LONG8, offsets),
-        (325, LONG, counts),
+        (324, LONG8, places[:, 0].tolist()),
+        (325, LONG, places[:, 1].tolist()),
+        *([(530, SHORT, [2, 2])] if is_jpeg else []),
     ]
     return _write_directory(file, link, tags)
 

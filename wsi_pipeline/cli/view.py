@@ -1,6 +1,7 @@
 """The ``view`` command."""
 
 import contextlib
+import os
 import threading
 import webbrowser
 from pathlib import Path
@@ -71,6 +72,7 @@ def view(
         raise typer.BadParameter(f"{', '.join(given)}: only with --export")
     if slides and worst:
         raise typer.BadParameter("--slide or --worst, not both")
+    from tiling.readers.memory import CACHE_VARIABLE
     from wsi_pipeline.layout import RunFolder
     from wsi_pipeline.viewer.answers import Answers
     from wsi_pipeline.viewer.exported import DEFAULT_LIMIT_MB, DEFAULT_WORST, export_pages
@@ -79,7 +81,7 @@ def view(
     from wsi_pipeline.viewer.shown_run import ShownRun
 
     folder = RunFolder(run)
-    shown, reviews = ShownRun(folder, budget=memory << 20), Reviews(folder)
+    shown, reviews = ShownRun(folder, budget=(memory << 20) * 3 // 4), Reviews(folder)
     if export is not None:
         problems = export_pages(
             shown,
@@ -96,9 +98,11 @@ def view(
             typer.echo(f"view: {problem}", err=True)
         typer.echo(export / "index.html")
         raise typer.Exit(3 if problems else 0)
+    os.environ.setdefault(CACHE_VARIABLE, str(memory / 4))  # decoded file tiles of open slides
     answers = Answers(shown, reviews)
     with Viewer(answers, port=port) as viewer:
         typer.echo(f"view: {viewer.address.url} (Ctrl-C ends it)")
+        threading.Thread(target=shown.open_first, daemon=True).start()
         if show:
             threading.Timer(0.2, webbrowser.open, [viewer.address.url]).start()
         with contextlib.suppress(KeyboardInterrupt):  # the way that it is meant to end

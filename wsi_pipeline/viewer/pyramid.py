@@ -11,14 +11,17 @@ import math
 import imagecodecs
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from tiling.contracts import Slide
 from tiling.open_slides import ReopenedSlide
-from tiling.resample import average_areas, nearest_finer_level, read_resampled
+from tiling.overview import read_part
+from tiling.resample import average_areas, nearest_finer_level
 from wsi_pipeline.viewer.memory import Kept
 
 TILE_PX = 256
 JPEG_QUALITY = 85
+_NEAR = 0.01  # of a ratio to a power of two
 _MOST_SHRUNK = 4  # a tile is read from a level at most this much finer, else made of smaller tiles
 
 Pixels = NDArray[np.uint8]
@@ -91,12 +94,13 @@ class SlidePyramid:
         level = nearest_finer_level(slide.level_downsamples, (scale, scale))
         if scale <= _MOST_SHRUNK * slide.level_downsamples[level]:
             side = TILE_PX * scale
-            return read_resampled(
+            return read_part(
                 slide,
                 (column * side, row * side),
                 extent_l0=(side, side),
                 out_px=(TILE_PX, TILE_PX),
                 level=level,
+                average=average_quickly,
             )
         return self._kept.get(
             (self._key, zoom, column, row), lambda: self._join(slide, zoom, column, row)
@@ -112,6 +116,50 @@ class SlidePyramid:
                     rows = slice(down * TILE_PX, (down + 1) * TILE_PX)
                     columns = slice(right * TILE_PX, (right + 1) * TILE_PX)
                     joined[rows, columns] = self._read(slide, *part)
-        return average_areas(
-            joined, box=(0, 0, 2 * TILE_PX, 2 * TILE_PX), out_px=(TILE_PX, TILE_PX)
+        return halve(joined)
+
+
+def average_quickly(
+    image: Pixels, *, box: tuple[float, float, float, float], out_px: tuple[int, int]
+) -> Pixels:
+    """Shrink as `average_areas` does, several times as fast where the ratio is near 1, 2 or 4.
+
+    A mean over areas 1 px wide, wherever they lie, is a linear interpolation, and halving it gives
+    the mean over 2 px; the results differ from `average_areas` by rounding.
+    """
+    ratios = box[2] / out_px[0], box[3] / out_px[1]
+    times = round(math.log2(ratios[0]))
+    if times not in (0, 1, 2) or max(abs(r / 2**times - 1) for r in ratios) > _NEAR:
+        return average_areas(image, box=box, out_px=out_px)
+    width, height = (side << times for side in out_px)
+    x, y = int(box[0]), int(box[1])
+    if box == (float(x), float(y), float(width), float(height)):
+        picture = image[y : y + height, x : x + width]
+    else:
+        corners = (box[0], box[1], box[0] + box[2], box[1] + box[3])
+        moved = Image.fromarray(image).resize(
+            (width, height), Image.Resampling.BILINEAR, box=corners
         )
+        picture = np.asarray(moved)
+    for _ in range(times):
+        picture = halve(picture)
+    return np.ascontiguousarray(picture)
+
+
+def halve(image: Pixels) -> Pixels:
+    """Return the means of blocks of 2 x 2 px, rounded as `numpy.rint` does.
+
+    Examples
+    --------
+    >>> halve(np.array([[[0], [1]], [[2], [3]]], np.uint8)).tolist()
+    [[[2]]]
+    """
+    rows = image[0::2].astype(np.uint16)
+    rows += image[1::2]
+    height, width, channels = rows.shape
+    means = np.empty((height, width // 2, channels), np.uint16)
+    for channel in range(channels):
+        np.add(rows[:, 0::2, channel], rows[:, 1::2, channel], out=means[:, :, channel])
+    means += 1 + ((means >> 2) & 1)
+    means >>= 2
+    return means.astype(np.uint8)

@@ -1,5 +1,6 @@
 """A run as the viewer shows it: its slides, models and scores, read again when files change."""
 
+import contextlib
 import math
 import threading
 from collections import Counter
@@ -9,11 +10,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from tiling.errors import TilingError
 from tiling.files import read_bytes
 from tiling.open_slides import ReopenedSlide
 from tiling.slide import open_slide
 from wsi_pipeline.cohort.manifest import read_run_manifest
-from wsi_pipeline.errors import ViewError
+from wsi_pipeline.errors import PipelineError, ViewError
 from wsi_pipeline.explain import METHODS
 from wsi_pipeline.inference.scores import read_highest_score
 from wsi_pipeline.layout import RunFolder
@@ -21,6 +23,7 @@ from wsi_pipeline.names import find_name_problem
 from wsi_pipeline.report.gather import known_models, read_json, read_rows
 from wsi_pipeline.viewer.explained import explain_patch
 from wsi_pipeline.viewer.memory import Kept
+from wsi_pipeline.viewer.pyramid import count_zooms
 from wsi_pipeline.viewer.shown_slide import ShownSlide, Stores
 
 DEFAULT_BUDGET = 512 << 20  # bytes of tiles, maps and pictures
@@ -34,7 +37,7 @@ class ShownRun:
     run : RunFolder
     budget : bytes
         For what is kept: tiles as JPEG, pixels of tiles, heatmaps. The decoded file tiles of open
-        slides have a budget of their own (docs/readers.md).
+        slides have a budget of their own (docs/readers.md), which `view` sets.
 
     Raises
     ------
@@ -54,7 +57,7 @@ class ShownRun:
         self._explaining = threading.Lock()  # one model at a time in memory
 
     def check(self, slide_id: str) -> str:
-        """Refuse the name of a slide that the run has not.
+        """Refuse the name of a slide that the run has not, and all once the run is gone.
 
         Raises
         ------
@@ -62,6 +65,11 @@ class ShownRun:
         """
         if slide_id not in self.entries:
             raise ViewError(f"{slide_id!r}: this run has no such slide")
+        if not self.run.path.is_dir():
+            raise ViewError(
+                f"the folder {self.run.path.name} of this run is not there any more; put it back, "
+                "or end the viewer"
+            )
         return slide_id
 
     def slide(self, slide_id: str) -> ShownSlide:
@@ -85,6 +93,12 @@ class ShownRun:
                     maps=self._maps,
                 )
             return self._slides[slide_id]
+
+    def open_first(self) -> None:
+        """Open the slide that the page begins with, so that the page does not wait for it."""
+        with contextlib.suppress(PipelineError, TilingError):  # the page will say it
+            first = self.slide(next(iter(self.entries)))
+            first.tile(count_zooms(first.size) - 1, 0, 0)
 
     def close(self) -> None:
         """Close all files."""

@@ -17,6 +17,7 @@ from tiling.open_slides import ReopenedSlide
 from tiling.overview import read_thumbnail
 from tiling.slide import describe_slide
 from tiling.store import PatchStore
+from tiling.threads import count_cores
 from wsi_pipeline.cohort.slides import open_store
 from wsi_pipeline.contracts import Heatmap, Scores, SlideEntry
 from wsi_pipeline.errors import ViewError
@@ -30,6 +31,8 @@ from wsi_pipeline.viewer.memory import Kept
 from wsi_pipeline.viewer.pyramid import TILE_PX, Pixels, SlidePyramid, count_zooms
 
 THUMBNAIL_PX = 192  # longer side
+# Tiles made at once. More threads than cores take turns at each of many, so that all come late.
+_AT_ONCE = threading.BoundedSemaphore(count_cores())
 OWN_MAP = "scores"  # the name of the heatmap of a model's scores, among those of methods
 # One patch of `ShownSlide.patches`, little-endian.
 PATCH = np.dtype(
@@ -207,7 +210,12 @@ class ShownSlide:
         if not pyramid.has(zoom, column, row):
             raise ViewError(f"{self.slide_id}: no tile {column}, {row} at zoom {zoom}")
         key = (self.slide_id, zoom, column, row)
-        return self._tiles.get(key, lambda: pyramid.encode(zoom, column, row))
+
+        def make() -> bytes:
+            with _AT_ONCE:
+                return pyramid.encode(zoom, column, row)
+
+        return self._tiles.get(key, make)
 
     def thumbnail(self) -> bytes:
         """Return the whole slide as JPEG, `THUMBNAIL_PX` at its longer side."""

@@ -159,6 +159,7 @@ function colour(tile, style) {
 const run = { name: "", models: [], slides: [] };
 const state = {
   id: "", // of the slide chosen, also where it cannot be shown
+  isOpening: false, // until the server has described it
   slide: null, // as the server describes it
   view: { x: 0, y: 0, scale: 1 },
   models: ["", ""],
@@ -566,6 +567,7 @@ function draw() {
     pictures.want(new Set(wanted.flatMap((one) => one?.pictures ?? [])), draw);
     values.want(new Set(wanted.flatMap((one) => one?.values ?? [])), draw);
     document.body.dataset.busy = pictures.running + values.running;
+    thumbnails.start();
     clearTimeout(draw.timer);
     draw.timer = setTimeout(writeLink, 200);
   });
@@ -637,17 +639,41 @@ function sortSlides() {
   return by in keys ? slides.sort(keys[by]) : slides;
 }
 
+// Pictures of the list that are seen, two at a time, while the slide itself waits for nothing: each may have to open
+// a slide, and a browser sends few requests at once.
+const thumbnails = {
+  waiting: new Set(),
+  running: 0,
+  seen: new IntersectionObserver((entries) => {
+    for (const one of entries) thumbnails.waiting[one.isIntersecting ? "add" : "delete"](one.target);
+    thumbnails.start();
+  }),
+  start() {
+    while (thumbnails.running < 2 && thumbnails.waiting.size && !isAwaited()) {
+      const picture = thumbnails.waiting.values().next().value;
+      thumbnails.waiting.delete(picture);
+      thumbnails.seen.unobserve(picture);
+      thumbnails.running += 1;
+      const end = () => { thumbnails.running -= 1; thumbnails.start(); };
+      picture.onload = end;
+      picture.onerror = () => { picture.style.visibility = "hidden"; end(); };
+      picture.src = pictureUrl(url("thumbnail", picture.closest("button").dataset.id));
+    }
+  },
+};
+const isAwaited = () => state.isOpening || pictures.running + pictures.waiting.size + values.running > 0;
+
 function listSlides() {
   const name = state.models[0];
+  thumbnails.seen.disconnect();
+  thumbnails.waiting.clear();
   const items = sortSlides().map((slide) => {
     const button = document.createElement("button");
     button.type = "button";
     button.dataset.id = slide.id;
     const picture = document.createElement("img");
     picture.alt = "";
-    picture.loading = "lazy";
-    picture.src = pictureUrl(url("thumbnail", slide.id));
-    picture.onerror = () => { picture.style.visibility = "hidden"; };
+    thumbnails.seen.observe(picture);
     const text = document.createElement("span");
     const title = document.createElement("span");
     title.className = "name";
@@ -683,7 +709,7 @@ async function openSlide(id, view) {
   }
   complain("");
   $("slides").classList.remove("open");
-  Object.assign(state, { id, slide: null, found: null, region: null });
+  Object.assign(state, { id, slide: null, found: null, region: null, isOpening: true });
   Object.assign(known, { outlines: null, patches: {}, findings: {}, maps: {}, review: null });
   document.title = `${id} · ${run.name}`;
   $("title").textContent = id;
@@ -692,7 +718,7 @@ async function openSlide(id, view) {
   let problem = "";
   const slide = await askJson(url("api", "slide", id)).catch((error) => { problem = error.message; });
   if (state.id !== id) return; // another one was chosen meanwhile
-  state.slide = slide ?? null;
+  Object.assign(state, { slide: slide ?? null, isOpening: false });
   if (slide) {
     if (view) state.view = { ...view };
     else showWhole();
@@ -727,20 +753,21 @@ async function readReview(id) {
   draw();
 }
 
-// What one model found on the slide shown: its map, its patches' scores, its detections and lesions.
+// What one model found on the slide shown: its map, its patches' scores, its detections and lesions. Without a model,
+// the patches.
 async function readModel(name) {
   const { slide } = state;
-  if (!slide || !name) return;
+  if (!slide) return;
   const { maps, findings, patches } = known; // of this slide, whichever is shown when the answers come
   const key = mapKey(name);
   const reads = [];
-  if (!(key in maps)) {
+  if (name && !(key in maps)) {
     maps[key] = null;
     if (mapName(name)) {
       reads.push(askJson(url("map", slide.id, name, mapName(name))).then((map) => { maps[key] = map; }));
     }
   }
-  if (!(name in findings)) {
+  if (name && !(name in findings)) {
     findings[name] = null;
     reads.push(askJson(url("api", "model", slide.id, name)).then((found) => { findings[name] = found; }));
   }
@@ -1058,7 +1085,7 @@ function fill(select, names, chosen) {
 
 function showMaps() {
   const names = state.slide?.maps?.[state.models[0]] ?? [];
-  fill($("map"), names.length ? names : ["none"], mapName(state.models[0]));
+  fill($("map"), names.length ? names : ["none yet: wsi-pipeline heatmap"], mapName(state.models[0]));
 }
 
 function showLegend() {

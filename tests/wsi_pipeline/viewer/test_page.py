@@ -2,16 +2,22 @@
 
 import io
 import json
+import shutil
 import threading
 from contextlib import contextmanager
 
 import numpy as np
 import pytest
 from PIL import Image
+from scipy.ndimage import binary_dilation
 
 from tests.helpers.browser import Browser
 from tests.helpers.html_pages import CHROMIUM
-from tests.helpers.slides import write_slide
+from tests.helpers.slides import break_file_tile, tissue, write_slide
+from tiling.build import tile_slide
+from tiling.contracts import TileConfig, TissueConfig
+from tiling.readers import openslide_reader
+from tiling.store import PatchStore
 from wsi_pipeline.contracts import Heatmap
 from wsi_pipeline.heatmaps.files import read_heatmap, write_heatmap
 from wsi_pipeline.layout import RunFolder
@@ -228,20 +234,36 @@ def test_the_report_opens_the_slides_that_it_names(browser, copy):
 PALETTE = np.array([[r, g, b] for r in (0, 255) for g in (0, 255) for b in (0, 255)], np.uint8)
 
 
-@pytest.mark.parametrize("mpp", [(0.5, 0.5), (0.5, 0.25)])
-def test_picture_and_heatmap_lie_on_the_same_slide_pixels(browser, tmp_path, mpp):
-    """Blocks of 41 px with colours and values of their own; the file's second level is 2.001."""
+SIZE = (2001, 800)
+
+
+@pytest.mark.parametrize(
+    ("mpp", "side", "bounds"),
+    [
+        ((0.5, 0.5), (41, 41), None),
+        ((0.5, 0.25), (41, 41), None),
+        ((0.26, 0.5), (37, 29), (1201, 333, 555, 301)),
+    ],
+    ids=["square", "half as high", "odd bounds and stride"],
+)
+def test_picture_and_heatmap_lie_on_the_same_slide_pixels(
+    browser, tmp_path, monkeypatch, mpp, side, bounds
+):
+    """Blocks with colours and values of their own; the file's second level is 2.001."""
+    monkeypatch.setattr(openslide_reader, "_read_bounds", lambda properties: bounds)
     rng = np.random.default_rng(1)
-    blocks = rng.integers(0, 8, (20, 49))
-    pixels = np.repeat(np.repeat(PALETTE[blocks], 41, axis=0), 41, axis=1)[:800, :2001]
+    shape = [-(-length // step) for length, step in zip(SIZE[::-1], side[::-1], strict=True)]
+    blocks = rng.integers(0, 8, shape)
+    pixels = np.repeat(np.repeat(PALETTE[blocks], side[1], axis=0), side[0], axis=1)
+    pixels = pixels[: SIZE[1], : SIZE[0]]
     level = pixels[1::2, (np.arange(1000) * 2.001 + 1).astype(int)]
     write_slide(tmp_path / "s.tif", [pixels, level], mpp=mpp)
     run = RunFolder(tmp_path / "run")
     run.path.mkdir()
     run.manifest.write_text("slide,slide_id\n../s.tif,s\n")
-    values = rng.uniform(0, 1, (20, 49)).astype(np.float32)
+    values = rng.uniform(0, 1, shape).astype(np.float32)
     values[3, 5] = np.nan
-    heatmap = Heatmap(values, (41, 41), (2001, 800))
+    heatmap = Heatmap(values, side, SIZE)
     run.heatmap("m", "s").parent.mkdir(parents=True)
     write_heatmap(run.heatmap("m", "s"), heatmap, mpp=mpp, name="s")
     with serve(run.path) as url:
@@ -250,21 +272,108 @@ def test_picture_and_heatmap_lie_on_the_same_slide_pixels(browser, tmp_path, mpp
             browser.open(f"{url}#slide=s&x=1500&y=500&scale={scale}&layers=&model=m")
             browser.wait(IS_DRAWN)
             browser.wait("viewer.known.maps['m/scores']")
+            assert browser.run("viewer.state.slide.bounds") == (bounds and list(bounds))
             for x, y in ((1500, 500), (1537, 486), (1463, 522)):
-                row, column = y // 41, x // 41
-                x, y = 41 * column + 20, 41 * row + 20
+                column, row = x // side[0], y // side[1]
+                x, y = side[0] * column + side[0] // 2, side[1] * row + side[1] // 2
                 found = click_slide(browser, x, y)
+                assert (found["x"], found["y"]) == pytest.approx((x, y), abs=2 * scale)
                 assert np.float32(found["values"]["m"]["scores"]) == values[row, column]
                 browser.key("Escape")
                 at = [round(value) for value in to_page(browser, x, y)]
                 picture = look(browser)
                 near = np.abs(picture[at[1], at[0]].astype(int) - PALETTE[blocks[row, column]])
                 assert near.max() < 40, (scale, x, y)
-            browser.open("about:blank")
+        # Enlarged, the values change exactly where the blocks do.
+        column, row = 1500 // side[0], 500 // side[1]
+        for x, y in ((0.6, 0.6), (side[0] - 0.6, side[1] - 0.6), (-0.6, 5), (5, -0.6)):
+            found = click_slide(browser, side[0] * column + x, side[1] * row + y)
+            value = values[row - (y < 0), column - (x < 0)]
+            assert np.float32(found["values"]["m"]["scores"]) == value, (x, y)
+        browser.open("about:blank")
+
+
+@pytest.fixture
+def tiled(tmp_path):
+    """A run of one slide, tiled while one of its file tiles was damaged."""
+    path = write_slide(tmp_path / "s.tif", [tissue(420, 340)], mpp=0.5)
+    intact = path.read_bytes()
+    break_file_tile(path, 16)
+    run = RunFolder(tmp_path / "run")
+    run.path.mkdir()
+    run.manifest.write_text("slide,slide_id\n../s.tif,s\n")
+    config = TileConfig(
+        target_mpp=0.5, patch_px=32, tissue=TissueConfig(mpp=2.0, min_object_um2=100.0)
+    )
+    run.store("s").parent.mkdir()
+    tile_slide(path, run.store("s"), slide_id="s", config=config, threads=1)
+    return run, path, intact
+
+
+def test_unreadable_patches_are_hatched(browser, tiled):
+    run, path, intact = tiled
+    path.write_bytes(intact)
+    with PatchStore.open(run.store("s")) as store:
+        places = store.coords[store.unreadable]
+    assert len(places) >= 4
+    with serve(run.path) as url:
+        browser.open("about:blank")
+        browser.open(f"{url}#slide=s&x=210&y=170&scale=0.6")
+        browser.wait(IS_DRAWN)
+        browser.wait("viewer.known.patches['']")
+        hatched = look(browser).astype(int)
+        browser.key("u")
+        plain = look(browser).astype(int)
+        left, top, width, height = (round(value) for value in pane_box(browser))
+        changed = (np.abs(hatched - plain).max(-1) > 8)[top : top + height, left : left + width]
+        expected = np.zeros_like(changed)
+        for x, y in places:
+            x0, y0 = (round(at) for at in to_page(browser, x, y))
+            x1, y1 = (round(at) for at in to_page(browser, x + 32, y + 32))
+            expected[y0 - top : y1 - top, x0 - left : x1 - left] = True
+        assert (changed & expected).sum() > 0.9 * expected.sum()
+        inside = binary_dilation(expected, iterations=2)
+        assert not (changed & ~inside).any()
+        browser.open("about:blank")
+
+
+def test_a_part_of_a_slide_that_cannot_be_read_is_named(browser, tiled):
+    with serve(tiled[0].path) as url:
+        browser.open("about:blank")
+        browser.open(f"{url}#slide=s&x=210&y=170&scale=0.6")
+        said = browser.wait("document.getElementById('problem').textContent")
+        assert "s.tif: cannot decode level 0" in said
+        browser.open("about:blank")
+
+
+def test_a_heatmap_that_is_not_whole_is_a_sentence_in_the_page(browser, copy):
+    path = RunFolder(copy / "run").heatmap("patchnet", "s5")
+    path.write_bytes(path.read_bytes()[:200])
+    with serve(copy / "run") as url:
+        browser.open("about:blank")
+        browser.open(f"{url}#slide=s5")
+        said = browser.wait("document.getElementById('problem').textContent")
+        assert "s5.ome.tif" in said
+        path.unlink()
+        browser.open("about:blank")
+        browser.open(f"{url}#slide=s5")
+        browser.wait(IS_DRAWN)
+        assert "wsi-pipeline heatmap" in browser.run("document.getElementById('map').textContent")
+        browser.open("about:blank")
+
+
+def test_a_run_that_is_removed_meanwhile_is_a_sentence_in_the_page(page, copy):
+    shutil.rmtree(copy / "run")
+    page.click(*to_page(page, 210, 170))
+    said = page.wait("document.getElementById('problem').textContent")
+    assert "the folder run of this run is not there any more" in said
+    page.key("n")
+    page.wait("viewer.state.id === 's0' && document.getElementById('problem').textContent")
+    assert str(copy) not in page.run("document.body.textContent")
+    page.problems.clear()  # the browser's own lines about the status 404
 
 
 def look(browser):
     browser.wait(IS_DRAWN)
     browser.run("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
-
     return np.asarray(Image.open(io.BytesIO(browser.screenshot())).convert("RGB"))

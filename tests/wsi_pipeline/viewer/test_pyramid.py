@@ -1,4 +1,6 @@
 import io
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -6,9 +8,13 @@ from PIL import Image
 
 from tests.helpers.slides import halve, noise, write_slide
 from tiling.open_slides import ReopenedSlide
+from tiling.resample import average_areas
 from tiling.slide import open_slide
+from tiling.threads import count_cores
+from wsi_pipeline.layout import RunFolder
 from wsi_pipeline.viewer.memory import Kept
-from wsi_pipeline.viewer.pyramid import TILE_PX, SlidePyramid, count_zooms
+from wsi_pipeline.viewer.pyramid import TILE_PX, SlidePyramid, average_quickly, count_zooms
+from wsi_pipeline.viewer.shown_run import ShownRun
 
 
 @pytest.fixture
@@ -74,6 +80,47 @@ def test_a_tile_is_white_beside_the_slide(tmp_path, pyramid_of):
     assert (picture[120:, :] == 255).all()
     assert pyramid.has(0, 1, 0)
     assert not any(pyramid.has(*place) for place in ((0, 2, 0), (0, 0, 1), (2, 0, 0), (0, -1, 0)))
+
+
+@pytest.mark.parametrize("ratio", [1, 0.9999, 2, 2.0002, 4, 3.9998])
+@pytest.mark.parametrize("corner", [(0, 0), (3, 5), (0.25, 7.5)])
+def test_quick_averages_are_means_of_areas(ratio, corner):
+    image = noise(320, 300)
+    box = (*corner, 64 * ratio, 48 * ratio)
+    found = average_quickly(image, box=box, out_px=(64, 48)).astype(int)
+    expected = average_areas(image, box=box, out_px=(64, 48))
+    is_whole = all(float(number).is_integer() for number in box)
+    most = {1: 0, 2: 0, 4: 1}.get(ratio, 2) if is_whole else 2  # each halving rounds once
+    assert np.abs(found - expected).max() <= most
+
+
+def test_no_more_tiles_are_made_at_once_than_there_are_cores(copy, monkeypatch):
+    running, seen = [], []
+
+    def make(self, *place):
+        running.append(place)
+        seen.append(len(running))
+        time.sleep(0.01)
+        running.remove(place)
+        return b"tile"
+
+    monkeypatch.setattr(SlidePyramid, "encode", make)
+    slide = ShownRun(RunFolder(copy / "run")).slide("s5")
+    places = [(0, column, row) for column in range(2) for row in range(2)]
+    with ThreadPoolExecutor(len(places)) as pool:
+        assert set(pool.map(lambda place: slide.tile(*place), places)) == {b"tile"}
+    slide.close()
+    assert max(seen) <= count_cores()
+
+
+def test_the_first_slide_is_open_before_it_is_asked_for(copy, monkeypatch):
+    shown = ShownRun(RunFolder(copy / "run"))
+    shown.open_first()
+    monkeypatch.setattr(SlidePyramid, "encode", lambda *place: pytest.fail("made again"))
+    assert shown.slide("s0").tile(1, 0, 0)
+    shown.close()
+    (copy / "data" / "s0.tif").unlink()
+    ShownRun(RunFolder(copy / "run")).open_first()  # the page says it
 
 
 def test_what_is_kept_stays_within_the_budget():
