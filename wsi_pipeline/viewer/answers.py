@@ -113,6 +113,10 @@ class Answers:
                 return Answer(picture, "image/png")
         raise ViewError("the viewer has no such page; open the address that it printed")
 
+    def describe(self, error: Exception) -> str:
+        """What went wrong, for the page: files by their names, without the folders they are in."""
+        return self._run.hide_folders(str(error))
+
     def close(self) -> None:
         """Close all files."""
         self._run.close()

@@ -22,7 +22,7 @@ from tiling.errors import TilingError
 from tiling.files import read_text, write_text
 from tiling.wording import pluralize
 from wsi_pipeline.contracts import PrintLine
-from wsi_pipeline.errors import PipelineError, ViewError
+from wsi_pipeline.errors import HeatmapError, PipelineError, ViewError
 from wsi_pipeline.report.page import digest_source
 from wsi_pipeline.viewer import maps
 from wsi_pipeline.viewer.answers import finite
@@ -127,10 +127,14 @@ def export_pages(
     ids = ids or rank_worst(described["slides"], chosen)[:worst]
     thumbnails, problems = {}, []
     for slide_id in ids:
+        shown = run.slide(slide_id)
         try:
-            thumbnails[slide_id] = run.slide(slide_id).thumbnail()
+            for model in chosen:
+                shown.describe_model(model), shown.patches(model)
+            shown.describe(), shown.outlines(), reviews.read(slide_id)
+            thumbnails[slide_id] = shown.thumbnail()
         except (PipelineError, TilingError) as error:
-            problems.append(str(error))
+            problems.append(f"{slide_id}: no page, as {error}")
     if not thumbnails:
         raise ViewError(f"no slide can be shown; {problems[0] if problems else 'there is none'}")
     listed = {slide["id"]: slide for slide in described["slides"]}
@@ -261,7 +265,11 @@ def _add_maps(
     pairs = [(model, name) for model, found in names.items() for name in found]
     pairs.sort(key=lambda pair: pair[1] != names[pair[0]][0])
     for model, name in pairs:
-        about = shown.describe_map(model, name)
+        try:
+            about = shown.describe_map(model, name)
+        except HeatmapError:  # damaged
+            n_out += 1
+            continue
         path = ("map", shown.slide_id, model, name)
         answers: dict[str, tuple[str, Any]] = {_request(*path): ("json", about)}
         for level, size in enumerate(about["levels"]):

@@ -156,7 +156,7 @@ class _Handler(BaseHTTPRequestHandler):
         except _Refused as refused:
             return Answer.sentence(str(refused), refused.status)
         except (PipelineError, TilingError) as error:
-            return Answer.sentence(str(error), HTTPStatus.NOT_FOUND)
+            return Answer.sentence(self.server.answers.describe(error), HTTPStatus.NOT_FOUND)
         except Exception as error:
             if missing := explain_missing(error, "explain"):
                 return Answer.sentence(missing, HTTPStatus.NOT_FOUND)

@@ -143,6 +143,21 @@ class ShownRun:
             ],
         }
 
+    def hide_folders(self, text: str) -> str:
+        """Leave the folders of the run, its slides and its annotations out of a message."""
+        folders = {self.run.path.absolute(), self.run.path.resolve()}
+        for entry in self.entries.values():
+            folders |= {path.parent for path in (entry.path, entry.annotation) if path is not None}
+        names = {
+            str(parent)
+            for folder in folders
+            for parent in (folder, *folder.parents)
+            if len(parent.parts) > 2  # not /tmp or /data, which say nothing
+        }
+        for name in sorted(names, key=len, reverse=True):
+            text = text.replace(f"{name}/", "").replace(name, "the folder")
+        return text
+
     def report(self) -> bytes:
         """Return the run's report.
 

@@ -156,12 +156,15 @@ def test_a_folder_of_other_files_is_left_alone(copy, tmp_path):
 
 def test_the_command_exports_what_can_be_read(copy, tmp_path, capsys):
     (copy / "data/s5.tif").rename(copy / "data/gone.tif")
+    (copy / "run/scores/patchnet/s3.h5").write_bytes(b"damaged")
+    (copy / "run/heatmaps/patchnet/s4.ome.tif").write_bytes(b"damaged")
     command = ["view", str(copy / "run"), "--export", str(tmp_path / "out")]
-    assert main([*command, "--slide", "s4", "--slide", "s5"]) == 3
+    assert main([*command, "--slide", "s3", "--slide", "s4", "--slide", "s5"]) == 3
     printed, problems = capsys.readouterr()
-    assert "[1/1] s4: " in printed
+    assert re.search(r"\[1/1\] s4: .*, without 1 map", printed)
     assert printed.splitlines()[-1] == str(tmp_path / "out/index.html")
     assert "s5.tif is not where" in problems
+    assert "s3.h5: damaged score file" in problems
     assert main(["view", str(copy / "run"), "--worst", "2"]) == 2
     assert "only with --export" in capsys.readouterr().err
     assert main([*command, "--slide", "nothing"]) == 1

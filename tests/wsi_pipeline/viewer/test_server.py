@@ -121,6 +121,16 @@ class TestWhoIsServed:
             assert headers["Cache-Control"] == "no-store"
             assert "default-src 'none'" in headers["Content-Security-Policy"]
 
+    def test_the_message_of_a_damaged_file_names_no_folder(self, client, copy):
+        """That of a score file did, and came with every click."""
+        (copy / "run/scores/patchnet/s4.h5").write_bytes(b"damaged")
+        assert len(client.json("api/run")["slides"]) == 6
+        for path in ("api/at/s4?x=100&y=100", "patches/s4?model=patchnet"):
+            status, body, _ = client.ask(path)
+            assert status == 404
+            assert json.loads(body)["error"].startswith("scores/patchnet/s4.h5: damaged")
+            assert copy.name.encode() not in body
+
     def test_a_port_that_is_taken_is_named(self, reading, finished):
         folder = RunFolder(finished / "run")
         with pytest.raises(ViewError, match=f"port {reading.address.port} .*--port"):
