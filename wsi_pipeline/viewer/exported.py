@@ -235,6 +235,7 @@ def _fill(
     found = {model: shown.describe_model(model) for model in models}
     for model in models:
         inside.must(_request("api", "model", slide_id, model), "json", found[model])
+    for model in models or [""]:  # without one, patches have no scores
         request = f"{_request('patches', slide_id)}?model={_request(model)}"
         inside.must(request, "deflated", shown.patches(model))
     inside.must(_request("api", "outlines", slide_id), "json", shown.outlines())

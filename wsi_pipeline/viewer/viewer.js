@@ -169,6 +169,7 @@ const state = {
   threshold: 0,
   colours: "viridis",
   layers: Object.fromEntries(Object.entries(LAYERS).map(([name, [, , on]]) => [name, on])),
+  errorAt: -1, // which of the slide's errors was shown last
   found: null, // what is at the place clicked
   region: null, // points of a region being marked
 };
@@ -709,7 +710,7 @@ async function openSlide(id, view) {
   }
   complain("");
   $("slides").classList.remove("open");
-  Object.assign(state, { id, slide: null, found: null, region: null, isOpening: true });
+  Object.assign(state, { id, slide: null, found: null, region: null, errorAt: -1, isOpening: true });
   Object.assign(known, { outlines: null, patches: {}, findings: {}, maps: {}, review: null });
   document.title = `${id} · ${run.name}`;
   $("title").textContent = id;
@@ -810,7 +811,7 @@ function stepSlide(step) {
 async function nextError() {
   const name = state.models[0];
   const errors = known.findings[name]?.errors ?? [];
-  state.errorAt = (state.errorAt ?? -1) + 1;
+  state.errorAt += 1;
   if (state.errorAt < errors.length) {
     const { x, y } = errors[state.errorAt];
     const side = state.slide.patch_l0 ?? [256, 256];

@@ -4,6 +4,7 @@ import base64
 import csv
 import json
 import re
+import shutil
 import zlib
 from html.parser import HTMLParser
 
@@ -142,6 +143,17 @@ def test_names_and_notes_cannot_end_the_script(copy, tmp_path):
     assert len(re.findall("<script", text)) == 2
     held = Inside(tmp_path / "out/slides/s5.html").answers["api/review/s5"]["json"]
     assert held["features"][0]["properties"]["name"] == note
+
+
+def test_a_run_without_models_is_exported_with_its_patches(copy, tmp_path):
+    for name in ("models", "scores", "heatmaps", "evaluation"):
+        shutil.rmtree(copy / "run" / name)
+    export(copy / "run", tmp_path / "out", slides=["s5"])
+    answers = Inside(tmp_path / "out/slides/s5.html").answers
+    records = zlib.decompress(base64.b64decode(answers["patches/s5?model="]["deflated"]))
+    patches = np.frombuffer(records, PATCH)
+    assert len(patches) > 0
+    assert np.isnan(patches["score"]).all()
 
 
 def test_a_folder_of_other_files_is_left_alone(copy, tmp_path):

@@ -115,6 +115,24 @@ def test_keys_step_through_slides_and_errors(page):
     page.wait("viewer.state.found || !document.getElementById('problem').hidden")
 
 
+def test_the_first_error_of_a_slide_is_shown_first(page):
+    """It was left out where errors of another slide had been looked at before."""
+    page.run("""
+      window.fetch = ((fetch) => async (path, options) => {
+        const answer = await fetch(path, options);
+        if (!/api.model/.test(path)) return answer;
+        const errors = [1, 2].map((k) => ({ kind: "false_positive", x: 100 * k, y: 100 }));
+        return new Response(JSON.stringify({ ...(await answer.json()), errors }));
+      })(window.fetch)
+    """)
+    for key, slide in (("p", "s4"), ("n", "s5")):
+        page.key(key)
+        page.wait(f"viewer.state.slide?.id === '{slide}' && viewer.known.findings.patchnet")
+        page.key("e")
+        page.wait("viewer.state.found")
+        assert round(page.run("viewer.state.found.x")) == 100
+
+
 def test_a_copied_address_restores_the_view(page):
     page.wheel(*to_page(page, 200, 150), -300)
     page.wait("viewer.state.view.scale < 0.5")
