@@ -2,14 +2,29 @@
 
 import contextlib
 import os
+import tempfile
 import threading
 import webbrowser
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from wsi_pipeline.cli.options import RunArgument
+
+
+@contextlib.contextmanager
+def _opening(url: str) -> Iterator[None]:
+    """Open a page by a file that forwards to it.
+
+    The arguments of a browser can be seen by every user of the machine, the address is a secret.
+    """
+    with tempfile.NamedTemporaryFile("w", suffix=".html", encoding="utf-8") as file:  # mode 0600
+        file.write(f'<meta http-equiv="refresh" content="0; url={url}">')
+        file.flush()
+        threading.Timer(0.2, webbrowser.open, [Path(file.name).as_uri()]).start()
+        yield
 
 
 def view(
@@ -100,10 +115,10 @@ def view(
         raise typer.Exit(3 if problems else 0)
     os.environ.setdefault(CACHE_VARIABLE, str(memory / 4))  # decoded file tiles of open slides
     answers = Answers(shown, reviews)
-    with Viewer(answers, port=port) as viewer:
+    with Viewer(answers, port=port) as viewer, contextlib.ExitStack() as stack:
         typer.echo(f"view: {viewer.address.url} (Ctrl-C ends it)")
         threading.Thread(target=shown.open_first, daemon=True).start()
         if show:
-            threading.Timer(0.2, webbrowser.open, [viewer.address.url]).start()
+            stack.enter_context(_opening(viewer.address.url))
         with contextlib.suppress(KeyboardInterrupt):  # the way that it is meant to end
             viewer.serve_forever(poll_interval=0.2)

@@ -123,7 +123,7 @@ def _find_state(name: str, metadata: dict[str, Any]) -> State:
     if truth not in TRUTHS:
         return ""
     # In the viewer, the verdict and the truth are written together.
-    was_turned = {name, metadata.get("verdict", name)} == {"right", "wrong"}
+    was_turned = {name, str(metadata.get("verdict", name))} == {"right", "wrong"}
     is_tumour = (truth == "tumour") != was_turned
     return "tumour" if is_tumour else "normal"
 

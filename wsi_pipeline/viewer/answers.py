@@ -87,7 +87,9 @@ class Answers:
                 return Answer.of_json(self._run.slide(slide_id).describe())
             case ["api", "at", slide_id]:
                 x, y = (_coordinate(query, name) for name in "xy")
-                return Answer.of_json(self._run.slide(slide_id).describe_place(x, y))
+                found = self._run.slide(slide_id).describe_place(x, y)
+                problems = [self._run.hide_folders(text) for text in found["problems"]]
+                return Answer.of_json({**found, "problems": problems})
             case ["api", "model", slide_id, model]:
                 return Answer.of_json(self._run.slide(slide_id).describe_model(model))
             case ["api", "review", slide_id]:

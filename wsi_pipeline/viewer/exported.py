@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tiling.errors import TilingError
-from tiling.files import read_text, write_text
+from tiling.files import read_bytes, write_text
 from tiling.wording import pluralize
 from wsi_pipeline.contracts import PrintLine
 from wsi_pipeline.errors import HeatmapError, PipelineError, ViewError
@@ -127,12 +127,9 @@ def export_pages(
     ids = ids or rank_worst(described["slides"], chosen)[:worst]
     thumbnails, problems = {}, []
     for slide_id in ids:
-        shown = run.slide(slide_id)
         try:
-            for model in chosen:
-                shown.describe_model(model), shown.patches(model)
-            shown.describe(), shown.outlines(), reviews.read(slide_id)
-            thumbnails[slide_id] = shown.thumbnail()
+            _add_needed(_Inside(limit, {}, {}), run.slide(slide_id), chosen, reviews)
+            thumbnails[slide_id] = run.slide(slide_id).thumbnail()
         except (PipelineError, TilingError) as error:
             problems.append(f"{slide_id}: no page, as {error}")
     if not thumbnails:
@@ -141,18 +138,24 @@ def export_pages(
     head = {
         **described,
         "has_report": False,
+        "problems": [],
         "models": [
             {**model, "methods": []} for model in described["models"] if model["name"] in chosen
         ],
         "slides": [listed[slide_id] for slide_id in thumbnails],
     }
+    pages = out / "slides"
+    write_text(out / "index.html", _Inside(limit, head, {}).render("", folder="slides/"))
+    for path in pages.glob("*.html"):  # of slides of an earlier export
+        if path.name.removesuffix(".html") not in thumbnails and _is_ours(path):
+            path.unlink()
     for number, slide_id in enumerate(thumbnails, 1):
         inside = _Inside(limit, head, thumbnails)
-        held = _fill(inside, run.slide(slide_id), chosen, reviews.read(slide_id))
+        held = _fill(inside, run.slide(slide_id), chosen, reviews)
         page = inside.render(held)
-        write_text(out / "slides" / f"{slide_id}.html", page)
-        print_line(f"[{number}/{len(thumbnails)}] {slide_id}: {len(page) / 1e6:.1f} MB, {held}")
-    write_text(out / "index.html", _Inside(limit, head, {}).render("", folder="slides/"))
+        write_text(pages / f"{slide_id}.html", page)
+        n_bytes = len(page.encode())
+        print_line(f"[{number}/{len(thumbnails)}] {slide_id}: {n_bytes / 1e6:.1f} MB, {held}")
     return problems
 
 
@@ -160,10 +163,12 @@ def _check_folder(out: Path) -> None:
     """Refuse a folder of other files: some could have the names of pages."""
     if not out.exists():
         return
-    index = out / "index.html"
-    is_ours = out.is_dir() and index.is_file() and _MARK in read_text(index)
-    if not is_ours and (not out.is_dir() or any(out.iterdir())):
+    if not out.is_dir() or (any(out.iterdir()) and not _is_ours(out / "index.html")):
         raise ViewError(f"{out}: holds other files than an earlier export; give a new folder")
+
+
+def _is_ours(page: Path) -> bool:
+    return page.is_file() and _MARK.encode() in read_bytes(page)[:1000]
 
 
 @dataclass
@@ -178,10 +183,11 @@ class _Inside:
 
     def __post_init__(self) -> None:
         """Add what every page has."""
-        self.n_bytes = len(_page()) + 2000
+        self.n_bytes = len(_page().encode()) + 2000
         self.must(_request("api", "run"), "json", self.head)
-        for slide_id, jpeg in self.thumbnails.items():
-            self.must(_request("thumbnail", slide_id), "jpeg", jpeg)
+        quarter = self.n_bytes + (self.limit - self.n_bytes) / 4
+        for slide_id, jpeg in self.thumbnails.items():  # of many slides, of the first ones
+            self.try_all({_request("thumbnail", slide_id): ("jpeg", jpeg)}, limit=quarter)
 
     def must(self, request: str, kind: str, value: Any) -> None:
         """Add an answer.
@@ -224,25 +230,38 @@ class _Inside:
         return page[:before] + data + page[before:]
 
 
-def _fill(
-    inside: _Inside, shown: ShownSlide, models: Sequence[str], review: Mapping[str, Any]
-) -> str:
-    """Add a slide to its page, and say in how much detail."""
+def _add_needed(
+    inside: _Inside, shown: ShownSlide, models: Sequence[str], reviews: Reviews
+) -> dict[str, Mapping[str, Any]]:
+    """Add what a page cannot be without; return what is known of each model.
+
+    Raises
+    ------
+    ViewError
+        If it passes the limit.
+    PipelineError, TilingError
+        If something cannot be read.
+    """
     slide_id = shown.slide_id
-    slide = shown.describe()
-    last = count_zooms(shown.size) - 1
-    inside.must(*_tile(shown, last, 0, 0, flat=True))
-    found = {model: shown.describe_model(model) for model in models}
+    inside.must(*_tile(shown, count_zooms(shown.size) - 1, 0, 0, flat=True))
+    found: dict[str, Mapping[str, Any]] = {m: shown.describe_model(m) for m in models}
     for model in models:
         inside.must(_request("api", "model", slide_id, model), "json", found[model])
     for model in models or [""]:  # without one, patches have no scores
         request = f"{_request('patches', slide_id)}?model={_request(model)}"
         inside.must(request, "deflated", shown.patches(model))
     inside.must(_request("api", "outlines", slide_id), "json", shown.outlines())
-    inside.must(_request("api", "review", slide_id), "json", review)
+    inside.must(_request("api", "review", slide_id), "json", reviews.read(slide_id))
+    return found
+
+
+def _fill(inside: _Inside, shown: ShownSlide, models: Sequence[str], reviews: Reviews) -> str:
+    """Add a slide to its page, and say in how much detail."""
+    found = _add_needed(inside, shown, models, reviews)
+    slide = shown.describe()
+    zoom = count_zooms(shown.size) - 1
     kept, left_out = _add_maps(inside, shown, {m: slide["maps"].get(m, []) for m in models})
-    inside.must(_request("api", "slide", slide_id), "json", {**slide, "maps": kept})
-    zoom = last
+    inside.must(_request("api", "slide", shown.slide_id), "json", {**slide, "maps": kept})
     while zoom > 0 and _add_zoom(inside, shown, zoom - 1):
         zoom -= 1
     side = slide["patch_l0"] or (TILE_PX, TILE_PX)
@@ -334,12 +353,16 @@ def _list_places(
     """
     lists = [
         [(one["x"], one["y"]) for one in about["errors"]]
-        + [(one["x"], one["y"]) for one in about["lesions"] if one["status"] == "missed"]
+        + [(lesion["x"], lesion["y"]) for lesion in about["lesions"] if _is_missed(lesion)]
         + _find_highest(np.frombuffer(shown.patches(model), PATCH), side)
         for model, about in found.items()
     ]
     for rank in range(max(map(len, lists), default=0)):
         yield from (places[rank] for places in lists if rank < len(places))
+
+
+def _is_missed(lesion: Mapping[str, Any]) -> bool:
+    return lesion["status"] == "missed" and lesion["x"] is not None
 
 
 def _find_highest(patches: NDArray[np.void], side: Sequence[float]) -> list[tuple[float, float]]:

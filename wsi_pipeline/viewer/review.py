@@ -10,6 +10,7 @@ References
 
 import fcntl
 import math
+import sys
 import threading
 import uuid
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from tiling.files import read_json_object, write_json
+from tiling.files import parse_json, read_bytes, write_json
 from wsi_pipeline.cohort.reviews import TRUTHS, VERDICTS
 from wsi_pipeline.errors import ViewError
 from wsi_pipeline.layout import RunFolder
@@ -53,15 +54,17 @@ class Reviews:
         if not path.is_file():
             return {"type": "FeatureCollection", "features": []}
         try:
-            value = read_json_object(path)
+            value = parse_json(read_bytes(path))
+            if isinstance(value, list):  # as QuPath exports it without "as FeatureCollection"
+                value = {"type": "FeatureCollection", "features": value}
             if not isinstance(value["features"], list):
                 raise TypeError("its features are no list")
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise ViewError(
                 f"review/{path.name}: not a GeoJSON FeatureCollection ({error}); correct it, or "
                 "move it away, and open the page again"
             ) from error
-        return value
+        return dict(value)
 
     def change(self, slide_id: str, value: Any, size: tuple[int, int]) -> dict[str, Any]:
         """Add, replace or remove one mark, and return the review.
@@ -89,7 +92,7 @@ class Reviews:
                 review = self.read(slide_id)
                 kept = [one for one in review["features"] if _id_of(one) != gone]
                 if len(kept) >= _MOST_MARKS:
-                    raise ViewError(f"{slide_id}: {_MOST_MARKS} marks are the most of a slide")
+                    raise ViewError(f"{slide_id}: a slide can have at most {_MOST_MARKS} marks")
                 features = kept if added is None else [*kept, added]
                 write_json(path, {**review, "features": features})
         except OSError as error:
@@ -169,12 +172,16 @@ def _ring(points: Any, size: tuple[int, int]) -> list[list[float]]:
         if x is None or y is None:
             raise ViewError("a point is [x, y] in level-0 px")
         ring.append([min(max(x, 0.0), size[0]), min(max(y, 0.0), size[1])])
+    if any(len({point[axis] for point in ring}) == 1 for axis in (0, 1)):
+        raise ViewError("a mark must cover some of the slide; this one lies beside it")
     return ring if ring[0] == ring[-1] else [*ring, ring[0]]
 
 
 def _finite_or_none(value: Any) -> float | None:
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return float(value) if is_number and math.isfinite(value) else None
+    if not is_number or abs(value) > sys.float_info.max:  # JSON's whole numbers have no end
+        return None
+    return float(value) if math.isfinite(value) else None
 
 
 def _text(value: Any) -> str:

@@ -154,6 +154,8 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             return answer(*self._locate())
         except _Refused as refused:
+            if self.command == "POST":  # its body may not have been read
+                self.close_connection = True
             return Answer.sentence(str(refused), refused.status)
         except (PipelineError, TilingError) as error:
             return Answer.sentence(self.server.answers.describe(error), HTTPStatus.NOT_FOUND)
@@ -214,6 +216,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(answer.body)))
         kept = f"private, max-age={answer.max_age}" if answer.max_age else "no-store"
         self.send_header("Cache-Control", kept)
+        if self.close_connection:
+            self.send_header("Connection", "close")
         for name, value in (_SAFE_HEADERS | answer.headers).items():
             self.send_header(name, value)
         self.end_headers()

@@ -15,6 +15,7 @@ from tiling.files import read_bytes
 from tiling.open_slides import ReopenedSlide
 from tiling.slide import open_slide
 from wsi_pipeline.cohort.manifest import read_run_manifest
+from wsi_pipeline.config.settings import EvaluateConfig
 from wsi_pipeline.errors import PipelineError, ViewError
 from wsi_pipeline.explain import METHODS
 from wsi_pipeline.inference.scores import read_highest_score
@@ -91,6 +92,7 @@ class ShownRun:
                     tiles=self._tiles,
                     pixels=self._pixels,
                     maps=self._maps,
+                    longer_ids=[one for one in self.entries if one.startswith(f"{slide_id}.")],
                 )
             return self._slides[slide_id]
 
@@ -110,14 +112,16 @@ class ShownRun:
     def describe(self) -> dict[str, Any]:
         """Describe the run: its models, and for each slide what a list is sorted by."""
         models = known_models(self.run)
-        evaluated = {model: self._read_evaluation(model) for model in models}
+        problems: list[str] = []
+        evaluated = {model: self._try_evaluation(model, problems) for model in models}
         return {
             "name": self.run.path.resolve().name,
             "has_report": self.run.report.is_file(),
+            "problems": problems,
             "models": [
                 {
                     "name": model,
-                    "threshold": evaluated[model].threshold,
+                    "threshold": _known(evaluated[model].threshold, EvaluateConfig.threshold),
                     "methods": list(METHODS) if self.run.checkpoint(model).is_file() else [],
                 }
                 for model in models
@@ -191,6 +195,17 @@ class ShownRun:
             return known[slide_id]
         return _highest(*_stamped(self.run.scores(model, slide_id)))
 
+    def _try_evaluation(self, model: str, problems: list[str]) -> "_Evaluation":
+        """Read what `evaluate` found; where it is damaged, nothing, and a sentence more."""
+        try:
+            return self._read_evaluation(model)
+        except (PipelineError, KeyError, ValueError) as error:
+            cause = self.hide_folders(str(error))
+            problems.append(
+                f"evaluation/{model} is damaged ({cause}); run wsi-pipeline evaluate again"
+            )
+            return _Evaluation({}, {}, {}, None)
+
     def _read_evaluation(self, model: str) -> "_Evaluation":
         folder = self.run.evaluation(model)
         scores = {
@@ -235,6 +250,10 @@ class _Evaluation:
     missed: Mapping[str, int]  # lesions, by slide
     errors: Mapping[str, int]  # listed, by slide
     threshold: float | None  # of patches
+
+
+def _known(value: float | None, default: float) -> float:
+    return default if value is None else value
 
 
 def find_threshold(metrics: Mapping[str, Any]) -> float | None:

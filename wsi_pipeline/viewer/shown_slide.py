@@ -2,7 +2,8 @@
 
 import io
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,13 +20,13 @@ from tiling.slide import describe_slide
 from tiling.store import PatchStore
 from tiling.threads import count_cores
 from wsi_pipeline.cohort.slides import open_store
-from wsi_pipeline.contracts import Heatmap, Scores, SlideEntry
-from wsi_pipeline.errors import ViewError
+from wsi_pipeline.contracts import Heatmap, SlideEntry
+from wsi_pipeline.errors import PipelineError, ViewError
 from wsi_pipeline.evaluation.detections import read_detection_file
 from wsi_pipeline.inference.scores import read_scores
 from wsi_pipeline.layout import RunFolder
 from wsi_pipeline.names import find_name_problem
-from wsi_pipeline.report.gather import read_rows
+from wsi_pipeline.report.gather import read_json, read_rows
 from wsi_pipeline.viewer.maps import cut_tile, read_levels, stamp_of, value_at
 from wsi_pipeline.viewer.memory import Kept
 from wsi_pipeline.viewer.pyramid import TILE_PX, Pixels, SlidePyramid, count_zooms
@@ -104,6 +105,8 @@ class ShownSlide:
     stores : Stores
     tiles, pixels, maps : Kept
         Shared by the slides: tiles as JPEG, pixels of coarse tiles, heatmaps.
+    longer_ids : sequence of str
+        Ids of other slides that begin with this one's and a dot, whose maps are not this slide's.
     """
 
     def __init__(
@@ -116,6 +119,7 @@ class ShownSlide:
         tiles: "Kept[bytes]",
         pixels: "Kept[Pixels]",
         maps: "Kept[_Levels]",
+        longer_ids: Sequence[str] = (),
     ) -> None:
         self.slide_id = entry.slide_id
         self._run = run
@@ -125,6 +129,7 @@ class ShownSlide:
         self._tiles = tiles
         self._pixels = pixels
         self._maps = maps
+        self._longer = tuple(f"{one}." for one in longer_ids)
         self._size: tuple[int, int] | None = None
 
     @property
@@ -184,7 +189,9 @@ class ShownSlide:
             names = sorted(
                 path.name[len(start) : -len(end)]
                 for path in self._run.image_maps(model).glob(f"*{end}")
-                if path.name.startswith(start) and len(path.name) > len(start) + len(end) - 1
+                if path.name.startswith(start)
+                and not path.name.startswith(self._longer)
+                and len(path.name) > len(start) + len(end) - 1
             )
             own = [OWN_MAP] if self._run.heatmap(model, self.slide_id).is_file() else []
             found[model] = own + [name for name in names if name]
@@ -308,32 +315,40 @@ class ShownSlide:
         records["x"], records["y"] = store.coords.T
         records["label"], records["unreadable"] = store.label, store.unreadable
         records["score"] = np.nan
-        scores = self._scores(model) if model else None
-        if scores is not None and len(scores.scores) == len(store):
-            records["score"] = scores.scores
+        scores = self._scores(model, store) if model else None
+        if scores is not None:
+            records["score"] = scores
         return records.tobytes()
 
-    def _scores(self, model: str) -> Scores | None:
+    def _scores(self, model: str, store: PatchStore) -> NDArray[np.float32] | None:
+        """Scores of the store's patches; None where there are none, or of other patches."""
         if find_name_problem(model):
             raise ViewError(f"{model!r} is no name of a model")
         path = self._run.scores(model, self.slide_id)
-        return read_scores(path) if path.is_file() else None
+        if not path.is_file():
+            return None
+        found = read_scores(path)
+        return found.scores if np.array_equal(found.coords, store.coords) else None
 
     def describe_place(self, x: float, y: float) -> dict[str, Any]:
         """Describe what is at a level-0 position: patches, their scores, and the maps' values."""
         store = self._stores.get(self._entry)
-        scores = {model: self._scores(model) for model in self._run.models_with("scores")}
-        found = {model: one.scores for model, one in scores.items() if one is not None}
-        patches = (
-            []
-            if store is None
-            else [_describe_patch(store, row, found) for row in find_patches(store, x, y)]
-        )
-        values = {
-            model: {name: value_at(self._read_map(model, name).heatmap, x, y) for name in names}
-            for model, names in self._list_maps().items()
-        }
-        return {"x": x, "y": y, "patches": patches, "values": values}
+        problems: list[str] = []  # a damaged file leaves the others as they are
+        patches = []
+        if store is not None:
+            scores = {}
+            for model in self._run.models_with("scores"):
+                with _noting(problems):
+                    if (found := self._scores(model, store)) is not None:
+                        scores[model] = found
+            patches = [_describe_patch(store, row, scores) for row in find_patches(store, x, y)]
+        values: dict[str, dict[str, float | None]] = {}
+        for model, names in self._list_maps().items():
+            values[model] = {}
+            for name in names:
+                with _noting(problems):
+                    values[model][name] = value_at(self._read_map(model, name).heatmap, x, y)
+        return {"x": x, "y": y, "patches": patches, "values": values, "problems": problems}
 
     # ------------------------------------------------------------ drawn and found
 
@@ -360,60 +375,83 @@ class ShownSlide:
         return {"lesions": [_rings(lesion) for lesion in annotation.lesions], "notes": notes}
 
     def describe_model(self, model: str) -> dict[str, Any]:
-        """Return a model's detections on this slide, and which lesions it hit and missed."""
+        """Return a model's detections on this slide, and which lesions it hit and missed.
+
+        Raises
+        ------
+        ViewError
+            If a table of its evaluation is damaged.
+        """
         if find_name_problem(model):
             raise ViewError(f"{model!r} is no name of a model")
         folder = self._run.evaluation(model)
         path = folder / "detections" / f"{self.slide_id}.csv"
         found = read_detection_file(path).detections if path.is_file() else None
-        return {
-            "detections": []
-            if found is None
-            else [
-                {"x": float(x), "y": float(y), "score": float(score)}
-                for x, y, score in zip(found.x, found.y, found.scores, strict=True)
-            ],
-            "lesions": [
-                {
-                    "lesion": row["lesion"],
-                    "status": row["status"],
-                    "best_score": _number(row.get("best_score", "")),
-                    "x": _number(row["x"]),
-                    "y": _number(row["y"]),
-                    "major_axis_um": _number(row.get("major_axis_um", "")),
-                }
-                for row in read_rows(folder / "lesions_camelyon16.csv")
-                if row["slide_id"] == self.slide_id
-            ],
-            "errors": self._list_errors(folder),
-        }
+        try:
+            return {
+                "detections": []
+                if found is None
+                else [
+                    {"x": float(x), "y": float(y), "score": float(score)}
+                    for x, y, score in zip(found.x, found.y, found.scores, strict=True)
+                ],
+                "lesions": [
+                    {
+                        "lesion": row["lesion"],
+                        "status": row["status"],
+                        "best_score": _number(row.get("best_score", "")),
+                        "x": _number(row["x"]),
+                        "y": _number(row["y"]),
+                        "major_axis_um": _number(row.get("major_axis_um", "")),
+                    }
+                    for row in read_rows(folder / "lesions_camelyon16.csv")
+                    if row["slide_id"] == self.slide_id
+                ],
+                "errors": self._list_errors(folder),
+            }
+        except (KeyError, ValueError) as error:
+            raise ViewError(
+                f"evaluation/{model} is damaged ({error}); run wsi-pipeline evaluate again"
+            ) from error
 
     def _list_errors(self, folder: Path) -> list[dict[str, Any]]:
-        """Errors that an evaluation lists: centres of patches, or of lesions without a patch."""
+        """Errors that an evaluation lists: centres of patches, or of lesions without a patch.
+
+        Lesions of annotations that reviews have corrected, or that have changed since, are left
+        out: where they are is not known.
+        """
         store = self._stores.get(self._entry)
         side = (0, 0) if store is None else (store.geometry.patch_l0, store.geometry.patch_l0_y)
+        is_corrected = bool((read_json(folder / "metrics.json") or {}).get("reviews"))
         found = []
         for row in read_rows(folder / "errors.csv"):
             if row["slide_id"] != self.slide_id:
                 continue
             if row["x"]:
-                x, y = float(row["x"]) + side[0] / 2, float(row["y"]) + side[1] / 2
-            else:  # no patch of the lesion was scored
-                x, y = self._centre_of(row["lesion"])
-            found.append({"kind": row["kind"], "x": x, "y": y})
+                place = (float(row["x"]) + side[0] / 2, float(row["y"]) + side[1] / 2)
+            elif (centre := None if is_corrected else self._centre_of(row["lesion"])) is not None:
+                place = centre  # no patch of the lesion was scored
+            else:
+                continue
+            found.append({"kind": row["kind"], "x": place[0], "y": place[1]})
         return found
 
-    def _centre_of(self, lesion: str) -> tuple[float, float]:
-        """A point on a lesion of the store's annotation, level-0 px."""
+    def _centre_of(self, lesion: str) -> tuple[float, float] | None:
+        """A point on a lesion of the store's annotation, level-0 px; None: it has no such one."""
         store, path = self._stores.get(self._entry), self._entry.annotation
         if store is None or path is None or lesion not in store.lesion_ids:
-            raise ViewError(
-                f"{self.slide_id}: its evaluation names lesion {lesion!r}, which its annotation "
-                "has not; run wsi-pipeline evaluate again"
-            )
+            return None
         lesions = read_annotation_of_store(path, store).lesions
         point = lesions[store.lesion_ids.index(lesion)].representative_point()
         return point.x, point.y
+
+
+@contextmanager
+def _noting(problems: list[str]) -> Iterator[None]:
+    try:
+        yield
+    except PipelineError as error:
+        problems.append(str(error))
 
 
 def _describe_patch(
@@ -428,7 +466,7 @@ def _describe_patch(
         "tumour": float(store.tumour[row]),
         "tissue": float(store.tissue[row]),
         "unreadable": bool(store.unreadable[row]),
-        "scores": {model: float(one[row]) for model, one in scores.items() if row < len(one)},
+        "scores": {model: float(one[row]) for model, one in scores.items()},
     }
 
 

@@ -64,6 +64,7 @@ const url = (...parts) => parts.map((part) => encodeURIComponent(part)).join("/"
 class Loaded {
   constructor(most, load) {
     this.most = most;
+    this.seen = 0; // since `want`
     this.load = load;
     this.kept = new Map();
     this.waiting = new Map();
@@ -71,6 +72,7 @@ class Loaded {
   }
 
   get(key) {
+    this.seen += 1;
     const found = this.kept.get(key);
     if (found !== undefined) {
       this.kept.delete(key);
@@ -81,9 +83,16 @@ class Loaded {
 
   // Replaces what is waiting by what is wanted now, in this order.
   want(keys, done) {
+    this.room = Math.max(this.most, 2 * this.seen); // what is seen is not dropped
+    this.seen = 0;
     this.waiting.clear();
     for (const key of keys) if (!this.kept.has(key)) this.waiting.set(key, done);
     this.start();
+  }
+
+  // What could not be loaded is asked for again.
+  forgetProblems() {
+    for (const [key, value] of this.kept) if (value?.problem) this.kept.delete(key);
   }
 
   start() {
@@ -96,7 +105,7 @@ class Loaded {
         .catch((problem) => ({ problem: problem.message }))
         .then((value) => {
           this.kept.set(key, value);
-          while (this.kept.size > this.most) this.kept.delete(this.kept.keys().next().value);
+          while (this.kept.size > this.room) this.kept.delete(this.kept.keys().next().value);
           this.running -= 1;
           this.start();
           done();
@@ -185,7 +194,7 @@ function complain(text) {
 
 const ratio = () => (state.slide?.mpp ? state.slide.mpp[0] / state.slide.mpp[1] : 1);
 const model = (pane) => state.models[pane.number];
-const threshold = (name) => run.models.find((one) => one.name === name)?.threshold ?? 0.5;
+const threshold = (name) => run.models.find((one) => one.name === name).threshold;
 
 function writeLink() {
   if (!state.slide) return;
@@ -429,17 +438,16 @@ class Pane {
     }
     if (state.layers.lesions) {
       for (const one of findings?.lesions ?? []) {
+        if (one.x === null) continue; // its place is not known
         const [shape, paint] = one.status === "missed" ? ["cross", "#d62828"] : ["ring", "#1a7f37"];
         sign(context, one.x, one.y, 11 * px, shape, paint);
       }
     }
     if (state.layers.marks) {
-      for (const mark of known.review?.features ?? []) {
-        const ring = mark.geometry?.coordinates?.[0];
-        if (!ring) continue;
+      for (const mark of listMarks()) {
         context.lineWidth = 3 * px;
         context.strokeStyle = VERDICTS[mark.properties?.classification?.name] ?? "#666";
-        context.stroke(makePath([ring]));
+        context.stroke(makePath(ringsOf(mark.geometry)));
       }
     }
     const box = state.region ? boxOf(state.region) : state.found?.box;
@@ -540,6 +548,15 @@ function makePath(rings) {
   }
   return path;
 }
+
+const isRing = (ring) => Array.isArray(ring) && ring.every((at) => Array.isArray(at) && at.slice(0, 2).every(Number.isFinite));
+// Rings of the polygons of a GeoJSON geometry; QuPath's lines and points have none.
+function ringsOf(geometry) {
+  const parts = { Polygon: [geometry?.coordinates], MultiPolygon: geometry?.coordinates }[geometry?.type] ?? [];
+  if (geometry?.type === "GeometryCollection") return (geometry.geometries ?? []).flatMap(ringsOf);
+  return (Array.isArray(parts) ? parts : []).flat().filter(isRing);
+}
+const listMarks = () => (known.review?.features ?? []).filter((one) => one && typeof one === "object");
 
 const boxOf = ({ from, to }) => [
   Math.min(from[0], to[0]), Math.min(from[1], to[1]), Math.abs(to[0] - from[0]), Math.abs(to[1] - from[1]),
@@ -709,6 +726,8 @@ async function openSlide(id, view) {
     return inside.folder ? location.replace(page) : location.assign(page);
   }
   complain("");
+  pictures.forgetProblems();
+  values.forgetProblems();
   $("slides").classList.remove("open");
   Object.assign(state, { id, slide: null, found: null, region: null, errorAt: -1, isOpening: true });
   Object.assign(known, { outlines: null, patches: {}, findings: {}, maps: {}, review: null });
@@ -841,6 +860,7 @@ async function lookAt([x, y], pane) {
     if (state.slide !== slide) return;
     const [patch] = found.patches;
     const side = slide.patch_l0;
+    if (found.problems?.length) complain(found.problems.join("; "));
     state.found = { ...found, model: model(pane), box: patch ? [patch.x, patch.y, ...side] : null };
     state.region = null;
   } catch (problem) {
@@ -953,6 +973,7 @@ function makeExplain(name, methods, patch, pixels) {
       const picture = document.createElement("img");
       picture.alt = `${select.value} of patch ${patch.row}`;
       picture.src = URL.createObjectURL(await answer.blob());
+      picture.onload = () => URL.revokeObjectURL(picture.src);
       waiting.replaceWith(picture);
     } catch (problem) {
       waiting.textContent = problem.message;
@@ -978,9 +999,19 @@ function target() {
   if (state.region) return { box: boxOf(state.region), name: "this region" };
   const patch = state.found?.patches[0];
   if (!patch) return null;
-  const score = patch.scores[state.found.model];
+  const score = patch.scores[state.found.model] ?? undefined; // null: it was not scored
   return { box: state.found.box, name: `patch ${patch.row}`, row: patch.row, model: state.found.model, score };
 }
+
+// What a patch is, by its score and the verdict; empty where they do not say it.
+function truthBy(chosen, verdict) {
+  if (verdict === "unsure" || chosen.score === undefined) return "";
+  return (chosen.score >= threshold(chosen.model)) === (verdict === "right") ? "tumour" : "normal";
+}
+
+// The mark that a patch has already.
+const markOf = (chosen) => listMarks().find(({ properties }) => chosen.row !== undefined
+  && properties?.metadata?.row === String(chosen.row) && properties.metadata.model === chosen.model);
 
 async function mark(verdict) {
   if (inside) return complain("this page keeps no marks; open the run with wsi-pipeline view");
@@ -988,11 +1019,8 @@ async function mark(verdict) {
   if (!chosen) return complain("click on a patch, or drag a region with Shift, before marking it");
   const [x, y, width, height] = chosen.box;
   const points = [[x, y], [x + width, y], [x + width, y + height], [x, y + height]];
-  let truth = verdict === "unsure" ? "" : $("truth")?.value ?? "";
-  if (chosen.score !== undefined && verdict !== "unsure") {
-    truth = (chosen.score >= threshold(chosen.model)) === (verdict === "right") ? "tumour" : "normal";
-  }
-  const same = (known.review?.features ?? []).find((one) => chosen.row !== undefined && one.properties?.metadata?.row === String(chosen.row) && one.properties?.metadata?.model === chosen.model);
+  const truth = truthBy(chosen, verdict) || (verdict === "unsure" ? "" : $("truth")?.value ?? "");
+  const same = markOf(chosen);
   const added = { points, verdict, truth, note: $("note")?.value ?? "", model: chosen.model, score: chosen.score, row: chosen.row };
   if (same) added.id = same.id;
   await changeReview({ add: added });
@@ -1008,7 +1036,7 @@ async function changeReview(change) {
     known.review = found;
     state.region = null;
   } catch (problem) {
-    complain(problem.message);
+    return complain(problem.message); // what was typed stays
   }
   showReview();
   draw();
@@ -1035,7 +1063,8 @@ function showReview() {
       const button = document.createElement("button");
       button.type = "button";
       button.dataset.verdict = verdict;
-      button.textContent = verdict;
+      const truth = truthBy(chosen, verdict);
+      button.textContent = truth ? `${verdict}: ${truth}` : verdict;
       button.style.borderBottom = `3px solid ${VERDICTS[verdict]}`;
       button.addEventListener("click", () => mark(verdict));
       buttons.append(button);
@@ -1044,11 +1073,12 @@ function showReview() {
     note.id = "note";
     note.placeholder = "Note";
     note.setAttribute("aria-label", "Note");
+    note.value = markOf(chosen)?.properties.metadata.note ?? "";
     parts.push(name, note);
     if (chosen.score === undefined) parts.push(truthChoice()); // of a patch, the score and the verdict say it
     parts.push(buttons);
   }
-  const marks = known.review?.features ?? [];
+  const marks = listMarks();
   if (marks.length) {
     const list = document.createElement("ul");
     list.className = "marks";
@@ -1060,8 +1090,9 @@ function showReview() {
       const verdict = one.properties?.classification?.name ?? "mark";
       go.textContent = `${verdict}${one.properties?.name && one.properties.name !== verdict ? `: ${one.properties.name}` : ""}`;
       go.style.borderLeft = `4px solid ${VERDICTS[verdict] ?? "#666"}`;
-      const ring = one.geometry?.coordinates?.[0] ?? [];
-      go.addEventListener("click", () => ring.length && goTo(ring.reduce((sum, at) => sum + at[0], 0) / ring.length, ring.reduce((sum, at) => sum + at[1], 0) / ring.length));
+      const points = ringsOf(one.geometry).flat();
+      const middle = (axis) => (Math.min(...points.map((at) => at[axis])) + Math.max(...points.map((at) => at[axis]))) / 2;
+      go.addEventListener("click", () => points.length && goTo(middle(0), middle(1)));
       line.append(go);
       list.append(line);
       if (inside) continue;
@@ -1123,14 +1154,22 @@ function toggle(name) {
   draw();
 }
 
-function makeControls() {
+// Brings the controls in line with the state.
+function showControls() {
   const names = run.models.map((one) => one.name);
   fill($("model"), names.length ? names : ["none"], state.models[0]);
   fill($("model-b"), names, state.models[1]);
+  $("model-b").disabled = !state.compare;
   fill($("colours"), Object.keys(COLOURS), state.colours);
   $("compare").disabled = names.length < 2;
+  for (const name of ["opacity", "threshold"]) $(name).value = state[name];
+  for (const name in LAYERS) $(`layer-${name}`).checked = state.layers[name];
+  showMaps();
+  showLegend();
+}
+
+function makeControls() {
   for (const name of ["opacity", "threshold"]) {
-    $(name).value = state[name];
     $(name).addEventListener("input", () => {
       state[name] = Number($(name).value);
       showLegend();
@@ -1167,11 +1206,11 @@ function makeControls() {
     const box = document.createElement("input");
     box.type = "checkbox";
     box.id = `layer-${name}`;
-    box.checked = state.layers[name];
     box.addEventListener("change", () => toggle(name));
     label.append(box, `${title} (${key})`);
     $("layers").append(label);
   }
+  showControls();
 }
 
 const KEYS = {
@@ -1214,17 +1253,21 @@ async function start() {
   $("to-report").hidden = !run.has_report;
   setPanes();
   makeControls();
-  showLegend();
   listSlides();
   const own = inside && run.slides.find((one) => has(url("api", "slide", one.id)));
   const first = run.slides.some((one) => one.id === slide) ? slide : (own ?? sortSlides()[0])?.id;
   if (slide && first !== slide) complain(`this run has no slide ${slide}`);
   if (first) await openSlide(first, first === slide ? view : null);
+  if (run.problems?.length) complain(run.problems.join("; "));
 }
 
-addEventListener("hashchange", () => {
+addEventListener("hashchange", async () => {
   const { slide, view } = readLink();
-  if (slide === state.slide?.id && view) goTo(view.x, view.y, view.scale);
+  setPanes();
+  showControls();
+  if (slide !== state.id && run.slides.some((one) => one.id === slide)) return openSlide(slide, view);
+  if (view && state.slide) goTo(view.x, view.y, view.scale);
+  await Promise.all(state.models.map(readModel));
 });
 
 window.viewer = { run, state, known, panes }; // for tests and the console

@@ -209,15 +209,16 @@ def test_a_checkpoint_is_what_predict_is_given(folder, capsys):
     assert recorded() == [["wsi-pipeline", *words]]
 
 
+@pytest.mark.parametrize("code", [130, 143], ids=["handled", "not-handled-yet"])
 @pytest.mark.parametrize(
     ("cluster", "sent", "requeued"),
     [("slurm", signal.SIGTERM, False), ("slurm", signal.SIGUSR1, True), ("pbs", 15, False)],
 )
-def test_a_signal_reaches_the_command(folder, tmp_path, cluster, sent, requeued):
+def test_a_signal_reaches_the_command(folder, tmp_path, cluster, sent, requeued, code):
     """Slurm sends SIGUSR1 to the script before the time limit, SIGTERM when it is cancelled."""
     program, ready = tmp_path / "bin/wsi-pipeline", tmp_path / "ready"
     ready_at = f"touch {shlex.quote(str(ready))}"
-    program.write_text(f"#!/bin/bash\ntrap 'exit 130' TERM\n{ready_at}\nsleep 20 & wait\n")
+    program.write_text(f"#!/bin/bash\ntrap 'exit {code}' TERM\n{ready_at}\nsleep 20 & wait\n")
     assert submit(cluster) == 0
     environment = os.environ | VARIABLES[cluster]
     script = Path("run/jobs/tile.sh").absolute()
@@ -225,7 +226,7 @@ def test_a_signal_reaches_the_command(folder, tmp_path, cluster, sent, requeued)
         while not ready.exists():
             time.sleep(0.02)
         process.send_signal(sent)
-        assert process.wait(timeout=10) == 130
+        assert process.wait(timeout=10) == code
     expected = [["scontrol", "requeue", "77"]] if requeued else []
     assert recorded() == expected
 

@@ -79,7 +79,8 @@ def logs(run: Path, name: str) -> str:
 
 def is_at_work(run: Path, n: int) -> bool:
     """Whether so many slides are being tiled: their stores have scratch names."""
-    return len(list(run.glob("tiles/.*.part"))) >= n
+    stores = run.glob("tiles/.*.zarr.*.part")  # not their pictures
+    return len({path.name.partition(".zarr.")[0] for path in stores}) >= n
 
 
 @pytest.fixture(scope="module")

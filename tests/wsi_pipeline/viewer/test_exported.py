@@ -110,10 +110,12 @@ def test_a_page_keeps_to_its_limit_and_shows_errors_in_detail(copy, tmp_path):
     errors.write_text(f"{','.join(columns)}\n{','.join(row.get(c, '') for c in columns)}\n")
     export(run, tmp_path / "all", slides=["s5"], models=["patchnet"])
     whole = (tmp_path / "all/slides/s5.html").stat().st_size
+    answers = Inside(tmp_path / "all/slides/s5.html").answers
     whole_tiles = Inside(tmp_path / "all/slides/s5.html").tiles(zoom=0)
     assert "tile/s5/0/0/0" in whole_tiles
 
-    limit = whole - 2000
+    tiles = [len(answers[request]["jpeg"]) for request in whole_tiles]
+    limit = whole - len(answers["thumbnail/s5"]["jpeg"]) - min(tiles)
     export(run, tmp_path / "less", slides=["s5"], models=["patchnet"], limit=limit)
     page = tmp_path / "less/slides/s5.html"
     assert page.stat().st_size <= limit
@@ -164,6 +166,24 @@ def test_a_folder_of_other_files_is_left_alone(copy, tmp_path):
     assert (tmp_path / "mine/index.html").read_text() == "mine"
     for _ in range(2):  # an earlier export is replaced
         export(copy / "run", tmp_path / "out", worst=1)
+
+
+def test_pages_of_an_earlier_export_go_and_other_files_stay(copy, tmp_path):
+    """The folder is sent to others: it must not hold a slide that was not chosen now."""
+    out = tmp_path / "out"
+    export(copy / "run", out, slides=["s3"])
+    (out / "slides/mine.html").write_text("<p>mine")
+    export(copy / "run", out, slides=["s4"])
+    assert sorted(path.name for path in (out / "slides").iterdir()) == ["mine.html", "s4.html"]
+
+
+def test_an_export_that_was_stopped_can_be_run_again(copy, tmp_path):
+    def stop(line):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        export(copy / "run", tmp_path / "out", worst=2, print_line=stop)
+    assert export(copy / "run", tmp_path / "out", worst=2) == []
 
 
 def test_the_command_exports_what_can_be_read(copy, tmp_path, capsys):

@@ -220,6 +220,90 @@ def test_answers_that_come_late_are_not_taken_for_the_slide_shown_then(page):
     assert page.run("viewer.known.outlines.length") == 0
 
 
+def test_what_qupath_saves_beside_polygons_does_no_harm(browser, copy):
+    """A ruler's line in the file of the marks, and no tile was asked for any more."""
+    square = [[0, 0], [40, 0], [40, 40], [0, 40], [0, 0]]
+    shapes = [
+        {"type": "LineString", "coordinates": [[0, 0], [9, 9]]},
+        {"type": "Point", "coordinates": [5, 5]},
+        None,
+        {"type": "Polygon", "coordinates": [["?"]]},
+        {"type": "MultiPolygon", "coordinates": [[square], [[[x + 80, y] for x, y in square]]]},
+    ]
+    features = [{"type": "Feature", "geometry": shape, "properties": None} for shape in shapes]
+    path = RunFolder(copy / "run").review("s5")
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps([*features, None]))  # a bare list, as QuPath can write it
+    with serve(copy / "run") as url:
+        browser.open("about:blank")
+        browser.open(f"{url}#slide=s5")
+        browser.wait("viewer.known.review?.features.length === 6")
+        browser.wait("document.querySelectorAll('.marks .go').length === 5")
+        browser.wait(IS_DRAWN)
+        browser.run("document.querySelectorAll('.marks .go')[0].click()")
+        browser.run("document.querySelectorAll('.marks .go')[4].click()")
+        assert browser.run("[viewer.state.view.x, viewer.state.view.y]") == [60, 20]
+        assert len(np.unique(look(browser)[300:500, 500:700])) > 10, "the slide is drawn"
+        browser.open("about:blank")
+    assert browser.problems == []
+
+
+def test_a_patch_without_a_score_is_not_taken_for_one_below_the_threshold(page, copy):
+    click_slide(page, 210, 170)
+    page.run("viewer.state.found.patches[0].scores.patchnet = null, showReview()")
+    page.key("w")
+    page.wait("viewer.known.review.features.length === 1")
+    (mark,) = json.loads((copy / "run/review/s5.geojson").read_text())["features"]
+    assert "truth" not in mark["properties"]["metadata"]
+
+
+def test_a_mark_that_is_changed_keeps_its_note(page, copy):
+    for key in ("w", "r"):
+        click_slide(page, 210, 170)
+        if key == "w":
+            page.run("document.getElementById('note').value = 'vessel'")
+        page.key(key)
+        page.wait(f"viewer.known.review.features[0]?.properties.classification.name[0] === '{key}'")
+    (mark,) = json.loads((copy / "run/review/s5.geojson").read_text())["features"]
+    assert mark["properties"]["metadata"]["note"] == "vessel"
+
+
+def test_an_address_put_into_an_open_page_is_followed(page):
+    page.run("location.hash = 'slide=s4&x=100&y=90&scale=0.5&opacity=0.2&layers=grid'")
+    page.wait("viewer.state.slide?.id === 's4'")
+    page.wait(IS_DRAWN)
+    assert page.run("document.getElementById('opacity').value") == "0.2"
+    assert page.run("document.getElementById('layer-grid').checked") is True
+    assert page.run("document.getElementById('layer-heatmap').checked") is False
+    assert page.run("[viewer.state.view.x, viewer.state.view.y]") == [100, 90]
+
+
+def test_as_many_tiles_of_a_map_as_are_seen_are_kept(page):
+    """More than 96 were asked for again and again."""
+    page.wait("viewer.known.maps['patchnet/scores']?.levels")
+    page.run("""
+      window.asked = 0;
+      window.fetch = ((fetch) => async (path, options) => {
+        if (!/map.s5.patchnet.scores.0/.test(path)) return fetch(path, options);
+        window.asked += 1;
+        return new Response(new Float32Array(65536));
+      })(window.fetch)
+    """)
+    page.run("""
+      (() => {
+        const map = viewer.known.maps["patchnet/scores"];
+        map.levels = [[256 * 12, 256 * 10]];
+        map.pixel_l0 = map.pixel_l0.map((side) => side / 400);
+        zoomAt(viewer.panes[0], [0, 0], 1);
+      })()
+    """)
+    page.wait("window.asked > 96")
+    page.run("new Promise((done) => setTimeout(done, 1500))")
+    first = page.run("window.asked")
+    page.run("new Promise((done) => setTimeout(done, 700))")
+    assert page.run("window.asked") == first
+
+
 def test_a_phone_has_the_slide_and_drawers(page):
     page.resize((390, 844), 2, mobile=True)
     page.key("0")

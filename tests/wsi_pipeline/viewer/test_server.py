@@ -4,13 +4,14 @@ import socket
 import struct
 import threading
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from wsi_pipeline.errors import ViewError
 from wsi_pipeline.heatmaps.files import read_heatmap
-from wsi_pipeline.inference.scores import read_scores
+from wsi_pipeline.inference.scores import read_scores, write_scores
 from wsi_pipeline.layout import RunFolder
 from wsi_pipeline.viewer.answers import Answers
 from wsi_pipeline.viewer.review import Reviews
@@ -125,11 +126,27 @@ class TestWhoIsServed:
         """That of a score file did, and came with every click."""
         (copy / "run/scores/patchnet/s4.h5").write_bytes(b"damaged")
         assert len(client.json("api/run")["slides"]) == 6
-        for path in ("api/at/s4?x=100&y=100", "patches/s4?model=patchnet"):
-            status, body, _ = client.ask(path)
-            assert status == 404
-            assert json.loads(body)["error"].startswith("scores/patchnet/s4.h5: damaged")
-            assert copy.name.encode() not in body
+        _, body, _ = client.ask("patches/s4?model=patchnet")
+        assert json.loads(body)["error"].startswith("scores/patchnet/s4.h5: damaged")
+        found = client.json("api/at/s4?x=100&y=100")
+        assert found["problems"] == [json.loads(body)["error"]]
+        assert copy.name.encode() not in body
+        assert found["patches"], "a click still finds the patch"
+        assert found["values"]["patchnet"]["scores"] is not None
+
+    def test_a_damaged_evaluation_leaves_the_rest_as_it_is(self, client, copy):
+        """One damaged table, and the viewer showed nothing at all."""
+        folder = copy / "run/evaluation/patchnet"
+        for name, content in (("metrics.json", b"{"), ("errors.csv", b"kind\nx\n")):
+            before = (folder / name).read_bytes()
+            (folder / name).write_bytes(content)
+            found = client.json("api/run")
+            assert len(found["slides"]) == 6
+            assert "evaluation/patchnet is damaged" in found["problems"][0]
+            status, body, _ = client.ask("api/model/s5/patchnet")
+            assert status == 404, body
+            (folder / name).write_bytes(before)
+        assert client.json("api/run")["problems"] == []
 
     def test_a_port_that_is_taken_is_named(self, reading, finished):
         folder = RunFolder(finished / "run")
@@ -283,3 +300,31 @@ def test_a_browser_that_leaves_is_no_error(client, capfd):
     client.json("api/run")
     time.sleep(0.2)
     assert capfd.readouterr().err == ""
+
+
+def test_maps_of_a_slide_with_a_longer_id_are_not_taken_for_its_own(finished):
+    run = ShownRun(RunFolder(finished / "run"))
+    run.entries["s5.1"] = replace(run.entries["s5"], slide_id="s5.1")
+    slide = run.slide("s5")
+    folder = RunFolder(finished / "run").image_maps("patchnet")
+    for name in ("s5.1.ome.tif", "s5.1.saliency.ome.tif", "s5.saliency.ome.tif"):
+        (folder / name).touch()
+    try:
+        assert slide.describe()["maps"]["patchnet"] == ["scores", "saliency"]
+    finally:
+        for name in ("s5.1.ome.tif", "s5.1.saliency.ome.tif", "s5.saliency.ome.tif"):
+            (folder / name).unlink()
+        run.close()
+
+
+def test_scores_of_other_patches_are_not_shown(client, copy):
+    """A slide tiled again, with scores from before: they were those of other patches."""
+    run = RunFolder(copy / "run")
+    path = run.scores("patchnet", "s5")
+    found = read_scores(path)
+    assert client.json("api/at/s5?x=100&y=100")["patches"][0]["scores"]
+    path.unlink()
+    write_scores(path, replace(found, coords=found.coords[::-1].copy()))
+    assert client.json("api/at/s5?x=100&y=100")["patches"][0]["scores"] == {}
+    records = np.frombuffer(client.ask("patches/s5?model=patchnet")[1], PATCH)
+    assert np.isnan(records["score"]).all()
