@@ -287,7 +287,7 @@ def find_hard_patches(store: "PatchStore", marks: Sequence[Mark]) -> NDArray[np.
     """Find the labelled patches that a model had wrong, by the verdicts of a review.
 
     These are the patches whose inner square shares an area with a mark that is ``wrong``, and that
-    no later mark covers. One whose label is not what the reviewer says it is, is none: its label is
+    no later verdict covers. One whose label is not what the reviewer says is left out: its label is
     wrong, not the model.
 
     Returns

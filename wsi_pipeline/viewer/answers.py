@@ -37,7 +37,7 @@ class Answer:
 
 
 def finite(value: Any) -> Any:
-    """Replace NaN and infinities, which JSON has not.
+    """Replace NaN and infinities, which JSON lacks.
 
     Examples
     --------

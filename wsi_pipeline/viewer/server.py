@@ -116,7 +116,7 @@ class Viewer(ThreadingHTTPServer):
         self.answers.close()
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """Say nothing of a browser that leaves: pages are closed, requests taken back."""
+        """Say nothing of a browser that leaves: pages are closed, requests cancelled."""
         if not isinstance(sys.exception(), ConnectionError):
             log.exception("the viewer failed at a request")
 

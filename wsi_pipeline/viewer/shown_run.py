@@ -58,7 +58,7 @@ class ShownRun:
         self._explaining = threading.Lock()  # one model at a time in memory
 
     def check(self, slide_id: str) -> str:
-        """Refuse the name of a slide that the run has not, and all once the run is gone.
+        """Refuse the name of a slide that the run does not have, and all once the run is gone.
 
         Raises
         ------
