@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import re
 import threading
 from collections import Counter
 from collections.abc import Mapping
@@ -156,10 +157,11 @@ class ShownRun:
             str(parent)
             for folder in folders
             for parent in (folder, *folder.parents)
-            if len(parent.parts) > 2  # not /tmp or /data, which say nothing
+            if len(parent.parts) > (1 if parent == folder else 2)  # not /home, which says nothing
         }
         for name in sorted(names, key=len, reverse=True):
-            text = text.replace(f"{name}/", "").replace(name, "the folder")
+            start = rf"(?<![\w.-]){re.escape(name)}"  # not the end of another path
+            text = re.sub(rf"{start}(?![\w.-])", "the folder", re.sub(f"{start}/", "", text))
         return text
 
     def report(self) -> bytes:

@@ -5,6 +5,7 @@ import struct
 import threading
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -315,6 +316,19 @@ def test_maps_of_a_slide_with_a_longer_id_are_not_taken_for_its_own(finished):
         for name in ("s5.1.ome.tif", "s5.1.saliency.ome.tif", "s5.saliency.ome.tif"):
             (folder / name).unlink()
         run.close()
+
+
+def test_messages_have_no_folder_of_the_run_its_slides_or_their_parents(finished):
+    run = ShownRun(RunFolder(finished / "run"))
+    entry = run.entries["s5"]
+    run.entries["s5"] = replace(entry, path=Path("/data/s5.svs"), annotation=None)
+    for text, shown in {
+        "/data/s5.svs: damaged": "s5.svs: damaged",
+        f"{finished}/run/tiles/s4.zarr: damaged": "tiles/s4.zarr: damaged",
+        f"in {finished.parent}; heatmaps/data/x": "in the folder; heatmaps/data/x",
+    }.items():
+        assert run.hide_folders(text) == shown
+    run.close()
 
 
 def test_scores_of_other_patches_are_not_shown(client, copy):
