@@ -68,7 +68,7 @@ def data(run: Path) -> dict[str, bytes]:
         for name, content in contents(run).items()
         if not name.endswith((".png", ".html"))
         and not name.startswith((".state/", "jobs/", "figures/"))
-        and ".part/" not in name  # of a killed worker
+        and not any(part.endswith(".part") for part in Path(name).parts)  # of a killed worker
         and name not in ("run.json", "slides.csv")
     }
 
@@ -85,11 +85,11 @@ def is_at_work(run: Path, n: int) -> bool:
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory) -> Path:
-    """Three slides that take some seconds each, one that is broken, and a plain run on them."""
+    """Three slides that take several seconds each, one that is broken, and a plain run on them."""
     folder = tmp_path_factory.mktemp("large") / "a folder"
     (folder / "data").mkdir(parents=True)
     for number in range(3):
-        write_slide(folder / f"data/s{number}.tif", [tissue(1336, 1336, seed=number)])
+        write_slide(folder / f"data/s{number}.tif", [tissue(2672, 2672, seed=number)])
     (folder / "data/broken.tif").write_bytes(b"no slide")
     rows = ["slide", "s0.tif", "s1.tif", "s2.tif", "broken.tif"]
     (folder / "data/manifest.csv").write_text("\n".join(rows) + "\n")
