@@ -24,20 +24,15 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.metrics import roc_auc_score
 from torch import Tensor
-from torch.nn import functional as F
 
 from tiling.contracts import CLASS_NAMES, OnProgress, StrPath
-from tiling.files import digest_json, remove_leftovers
-from tiling.threads import map_in_threads
+from tiling.files import remove_leftovers
 from tiling.urls import local_path
 from tiling.wording import pluralize
 from wsi_pipeline.cohort.data import (
-    Batch,
     Patches,
     check_stores,
-    load_batch,
     to_unit_range,
     usable_labels,
 )
@@ -50,14 +45,14 @@ from wsi_pipeline.config.devices import (
     resolve_precision,
 )
 from wsi_pipeline.config.extras import require
-from wsi_pipeline.config.reading import as_plain, check_section
-from wsi_pipeline.config.settings import TrainConfig, result_settings
+from wsi_pipeline.config.reading import check_section
+from wsi_pipeline.config.settings import TrainConfig
 from wsi_pipeline.contracts import PrintLine, Rule
 from wsi_pipeline.errors import TrainingError
 from wsi_pipeline.models import check_image_size
 from wsi_pipeline.training import processes
 from wsi_pipeline.training.augment import Augment
-from wsi_pipeline.training.calibration import calibration_figures, fit_logit_temperature
+from wsi_pipeline.training.batches import BatchReader
 from wsi_pipeline.training.course import TrainingPatches
 from wsi_pipeline.training.courses import choose_course
 from wsi_pipeline.training.event_files import FOLDER as EVENTS_FOLDER
@@ -86,11 +81,13 @@ from wsi_pipeline.training.resume import (
     optimizer_tensors,
     read_resume,
     restore_optimizer,
+    resume_key,
     write_resume,
 )
 from wsi_pipeline.training.rows import Rows
 from wsi_pipeline.training.sampling import ShuffledSampler, ThreeStepSampler
 from wsi_pipeline.training.summary import TrainSummary
+from wsi_pipeline.training.validation import measure_validation
 
 log = logging.getLogger(__name__)
 
@@ -189,7 +186,7 @@ def train_model(
         remove_leftovers(out)
     with reproducible(device, seed=config.seed or 0, strict=config.determinism == "strict"):
         training = _Training(config, train, val, hard=hard or {}, device=device, readers=readers)
-        key = _resume_key(config, train, val, hard or {}, fingerprint)
+        key = resume_key(config, train, val, hard or {}, fingerprint)
         resumed_from = training.restore(read_resume(out / RESUME_FILE, key=key))
         processes.wait_for_all()  # no process writes before all have read
         if resumed_from:
@@ -226,7 +223,7 @@ def train_model(
         best=training.best,
         stopped=stopped,
         seconds=time.perf_counter() - started,
-        seconds_waited=training.seconds_waited,
+        seconds_waited=training.reader.seconds_waited,
         files=tuple(out / name for name in files),
     )
 
@@ -288,7 +285,7 @@ class _Training:
         self._train = train
         self._val = val
         self._device = device
-        self._readers = readers
+        self.reader = BatchReader(device, threads=readers)
         self.model = build_classifier(config, device)
         self._course = choose_course(config)(config, self.model)
         self._precision = resolve_precision(config.precision, device)
@@ -319,7 +316,6 @@ class _Training:
         self._remeasured: EpochRecord | None = None  # the best epoch, with what `finish` changed
         self.drawn = np.zeros((len(train), 2), np.int64)
         self.best_weights: Tensors = {}
-        self.seconds_waited = 0.0
 
     @property
     def _candidates(self) -> list[EpochRecord]:
@@ -419,7 +415,7 @@ class _Training:
         chosen = Rows.choose(self._train, most, seed=self._seed)
         size = self._config.batch_size
         rows = np.split(np.arange(len(chosen.label)), range(size, len(chosen.label), size))
-        batches = self._batches(chosen.stores, chosen.slide, chosen.patch, rows)
+        batches = self.reader.read(chosen.stores, chosen.slide, chosen.patch, rows)
         for read, batch in zip(rows, batches, strict=True):
             own = read[batch.readable]
             if len(own):
@@ -446,7 +442,7 @@ class _Training:
         if self._course.has_even_pace(epoch):
             self._pace.begin_epoch()
         steps = len(rows)
-        for step, batch in enumerate(self._batches(self._train, slide, patch, rows)):
+        for step, batch in enumerate(self.reader.read(self._train, slide, patch, rows)):
             samples = rows[step][batch.readable]
             done = (epoch - 1) * steps + step
             self._course.begin_step(done, steps)
@@ -531,20 +527,7 @@ class _Training:
                 f"{pluralize(len(self._chosen.label), 'validation patch')} those of "
                 "one class cannot be read; check the slide files of split val"
             )
-        temperature = fit_logit_temperature(label, logits)
-        assert temperature is not None  # there are patches of both classes
-        (loss, ece), (scaled_loss, scaled_ece) = (
-            _measure_calibration(label, z) for z in (logits, logits / temperature)
-        )
-        return replace(
-            record,
-            val_loss=loss,
-            val_roc_auc=float(roc_auc_score(label, logits)),
-            val_temperature=temperature,
-            val_loss_calibrated=scaled_loss,
-            val_ece=ece,
-            val_ece_calibrated=scaled_ece,
-        )
+        return measure_validation(record, label, logits)
 
     def _accuracy(self, chosen: Rows, epoch: int) -> float:
         """Share of patches classified correctly, by the model's own rule."""
@@ -561,7 +544,7 @@ class _Training:
         rows = [own[start : start + size] for start in range(0, len(own), size)]
         self.model.eval()
         parts = [np.empty(0)]
-        for batch in self._batches(chosen.stores, chosen.slide, chosen.patch, rows):
+        for batch in self.reader.read(chosen.stores, chosen.slide, chosen.patch, rows):
             part = np.full(len(batch.readable), np.nan)
             if batch.readable.any():
                 x = to_unit_range(batch.pixels, self._device)
@@ -577,29 +560,6 @@ class _Training:
             raise self._diverged("an output became infinite or NaN", epoch)
         return logits[read], chosen.label[read]
 
-    def _batches(
-        self,
-        stores: Sequence[Patches],
-        slide: NDArray[np.int64],
-        patch: NDArray[np.int64],
-        rows: Sequence[NDArray[np.int64]],
-    ) -> Iterator[Batch]:
-        pinned = self._device.type == "cuda"
-
-        def load(chosen: NDArray[np.int64]) -> Batch:
-            if not len(chosen):  # of a small batch this process has no share
-                return Batch(torch.empty((0, 1, 1, 3), dtype=torch.uint8), np.zeros(0, np.bool_))
-            return load_batch(stores, slide[chosen], patch[chosen], pinned=pinned)
-
-        batches = map_in_threads(load, rows, threads=self._readers)
-        while True:
-            asked = time.perf_counter()
-            batch = next(batches, None)
-            self.seconds_waited += time.perf_counter() - asked
-            if batch is None:
-                return
-            yield batch
-
     def _diverged(self, what: str, epoch: int) -> TrainingError:
         return TrainingError(
             f"{self._config.model.name}: {what} in epoch {epoch}: training diverged; lower its "
@@ -607,30 +567,6 @@ class _Training:
         )
 
 
-def _measure_calibration(
-    label: NDArray[np.int8], logits: NDArray[np.float64]
-) -> tuple[float, float]:
-    """Return the mean cross-entropy and the expected calibration error."""
-    z = torch.from_numpy(logits)
-    loss = F.binary_cross_entropy_with_logits(z, torch.from_numpy(label.astype(np.float64)))
-    curve = calibration_figures(label, z.sigmoid().numpy())
-    assert curve is not None
-    return float(loss), curve.ece
-
-
 def epoch_seed(seed: int, epoch: int) -> int:
     """Return an epoch its own seed."""
     return int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0])
-
-
-def _resume_key(
-    config: TrainConfig,
-    train: Sequence[Patches],
-    val: Sequence[Patches],
-    hard: Mapping[str, NDArray[np.bool_]],
-    fingerprint: str,
-) -> str:
-    stores = [[(s.slide_id, s.fingerprint) for s in split] for split in (train, val)]
-    rows = {slide_id: np.flatnonzero(found).tolist() for slide_id, found in sorted(hard.items())}
-    more = [rows] if config.hard_share else []
-    return digest_json([as_plain(result_settings(config)), stores, fingerprint, *more])

@@ -6,6 +6,7 @@ replaced atomically. It is written after each epoch; an interrupted epoch is rep
 
 import dataclasses
 import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tiling.files import digest_json
+from wsi_pipeline.cohort.data import Patches
+from wsi_pipeline.config.reading import as_plain
+from wsi_pipeline.config.settings import TrainConfig, result_settings
 from wsi_pipeline.errors import CheckpointError
 from wsi_pipeline.models.checkpoint import read_header, read_tensors, write_tensors
 from wsi_pipeline.training.history import EpochRecord
@@ -37,6 +42,30 @@ class ResumeState:
     best: Tensors  # of the best epoch
     optimizer: Tensors  # named "<index of the parameter>.<name of the state>"
     scaler: dict[str, Any] = field(default_factory=dict)  # of fp16's loss; empty in others
+
+
+def resume_key(
+    config: TrainConfig,
+    train: Sequence[Patches],
+    val: Sequence[Patches],
+    hard: Mapping[str, NDArray[np.bool_]],
+    fingerprint: str,
+) -> str:
+    """Hash what a training depends on, the patches of its stores and its settings.
+
+    Parameters
+    ----------
+    config : TrainConfig
+    train, val : sequence of Patches
+    hard : mapping
+        Patches that are drawn more often, by slide_id.
+    fingerprint : str
+        Of what the caller knows besides.
+    """
+    stores = [[(s.slide_id, s.fingerprint) for s in split] for split in (train, val)]
+    rows = {slide_id: np.flatnonzero(found).tolist() for slide_id, found in sorted(hard.items())}
+    more = [rows] if config.hard_share else []
+    return digest_json([as_plain(result_settings(config)), stores, fingerprint, *more])
 
 
 def write_resume(path: Path, state: ResumeState, *, key: str) -> None:
