@@ -1,5 +1,6 @@
 """The run folder: paths of the files of a run, and names of its units of work."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -121,6 +122,10 @@ class RunFolder:
     def review(self, slide_id: str) -> Path:
         """What a person thought of a slide's patches and regions."""
         return self.path / "review" / f"{slide_id}.geojson"
+
+    def reviewed(self, slide_ids: Iterable[str]) -> list[str]:
+        """Those of the slides that have a review."""
+        return [slide_id for slide_id in slide_ids if self.review(slide_id).is_file()]
 
     def exports(self, name: str, model: str) -> Path:
         """Folder of a model's scores in another tool's format."""

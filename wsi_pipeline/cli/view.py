@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from wsi_pipeline.cli.options import RunArgument
+from wsi_pipeline.cli.options import RunArgument, refuse_idle
 
 
 @contextlib.contextmanager
@@ -82,11 +82,13 @@ def view(
 
     Serves 127.0.0.1 only, until Ctrl-C. From another machine: ssh -L PORT:127.0.0.1:PORT HOST.
     """
-    of_export = {"--slide": slides, "--worst": worst, "--model": models, "--limit": limit}
-    if export is None and (given := [name for name, value in of_export.items() if value]):
-        raise typer.BadParameter(f"{', '.join(given)}: only with --export")
-    if slides and worst:
-        raise typer.BadParameter("--slide or --worst, not both")
+    if export is None:
+        of_export = {"--slide": slides, "--worst": worst, "--model": models, "--limit": limit}
+        refuse_idle("without --export", of_export)
+    else:
+        refuse_idle("with --export", {"--port": port or None, "--open": show})
+    if slides:
+        refuse_idle("with --slide", {"--worst": worst})
     from tiling.readers.memory import CACHE_VARIABLE
     from wsi_pipeline.layout import RunFolder
     from wsi_pipeline.viewer.answers import Answers

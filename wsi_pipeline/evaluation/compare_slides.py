@@ -78,7 +78,7 @@ class EvaluatedSlides(Evaluated):
                 s.patient,
                 s.in_froc,
                 *(s.hits[d].best.size for d in DEFINITIONS),
-                *filter(None, [self.reviews.get(slide_id)]),
+                self.reviews.get(slide_id, ""),
             )
             for slide_id, s in self.slides.items()
         }

@@ -17,6 +17,7 @@ from tiling.files import open_file, write_aside
 from wsi_pipeline.errors import PipelineError
 
 MAPS_SCHEMA = "wsi-pipeline/image-maps/2"  # of the list of a folder's maps
+SHEET_ROWS = 16  # patches or images on a sheet; more could not be read in the report
 _OLDEST_DATE = (1980, 1, 1, 0, 0, 0)  # that a zip file can carry
 _LEAST_PX = 48  # longer side of a picture on a sheet
 _GAP_PX = 6

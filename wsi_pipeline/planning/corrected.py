@@ -60,7 +60,7 @@ def check_reviews(run: RunFolder, entries: Sequence[SlideEntry], folder: Path) -
     ManifestError
         If it has no reviews, or an annotation is in `folder`.
     """
-    if not _list_reviewed(run):
+    if not _reviewed(run):
         raise ManifestError(
             f"{run.path}: no slide has a review; mark patches with: wsi-pipeline view {run.path}"
         )
@@ -94,14 +94,13 @@ def correct_slides(
         If a review or an annotation cannot be read.
     """
     corrected = [_correct(run, entry, folder) for entry in entries]
-    others = set(_list_reviewed(run)) - {e.slide_id for e in entries}
+    others = set(_reviewed(run)) - {e.slide_id for e in entries}
     notes = [f"reviews of no slide here: {name_some(sorted(others))}"] if others else []
     return corrected, notes
 
 
-def _list_reviewed(run: RunFolder) -> list[str]:
-    known = [e.slide_id for e in read_run_manifest(run)]
-    return [slide_id for slide_id in known if run.review(slide_id).is_file()]
+def _reviewed(run: RunFolder) -> list[str]:
+    return run.reviewed(e.slide_id for e in read_run_manifest(run))
 
 
 def _correct(run: RunFolder, entry: SlideEntry, folder: Path) -> Corrected:

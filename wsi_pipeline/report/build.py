@@ -174,6 +174,7 @@ def render_report(
         },
         "n_pictures": n_pictures,
         "crops": {model.name: _embed_crops(model) for model in run.models},
+        "patch_l0": {slide.slide_id: slide.patch_l0 for slide in run.cohort},
         "explanations": {
             model.name: embed_picture(model.explanations, longest_px=SHEET_PX)
             for model in run.models

@@ -21,6 +21,7 @@ from wsi_pipeline.contracts import DEFINITIONS, SlideEntry
 from wsi_pipeline.csv_files import read_csv
 from wsi_pipeline.errors import ReportError
 from wsi_pipeline.evaluation.csv_columns import Layout, NotPlainError, read_columns
+from wsi_pipeline.explain.files import SHEET_ROWS
 from wsi_pipeline.inference.scores import read_far_from_training, read_highest_score
 from wsi_pipeline.layout import RunFolder
 
@@ -38,6 +39,7 @@ class CohortSlide:
     tiled: bool
     size: tuple[int, int] | None = None  # (width, height), level-0 px
     mpp: tuple[float, float] | None = None  # µm per level-0 px
+    patch_l0: tuple[int, int] = (0, 0)  # (width, height) of a patch, level-0 px
     n_patches: int = 0
     n_positive: int = 0
     n_negative: int = 0
@@ -167,6 +169,7 @@ def _read_cohort_slide(run: RunFolder, entry: SlideEntry) -> CohortSlide:
                 tiled=True,
                 size=store.info.size,
                 mpp=store.info.mpp,
+                patch_l0=(store.geometry.patch_l0, store.geometry.patch_l0_y),
                 n_patches=len(store),
                 n_positive=int((label == 1).sum()),
                 n_negative=int((label == 0).sum()),
@@ -251,18 +254,21 @@ def _read_bands(path: Path) -> dict[str, Band]:
 
 
 def _read_explained(folder: Path) -> list[Row]:
-    """Read which patches were explained; those of the first method, as all explain the same."""
+    """Read which patches are on the sheet: the first ones of any method, as all explain the same.
+
+    None where they were explained by a version that did not write down where they are.
+    """
     for path in sorted(folder.glob("*/explain.json")):
-        found = (read_json(path) or {}).get("explained", [])
-        return [
-            {
-                "slide_id": one["slide_id"],
-                "x": str(round(place["x_l0"] + place["width_l0"] / 2)),
-                "y": str(round(place["y_l0"] + place["height_l0"] / 2)),
-            }
-            for one in found
-            if (place := one.get("place")) and one.get("slide_id")
-        ]
+        found = (read_json(path) or {}).get("explained", [])[:SHEET_ROWS]
+        if all(one.get("place") for one in found):
+            return [
+                {
+                    "slide_id": one["slide_id"],
+                    "x": str(round(one["place"]["x_l0"] + one["place"]["width_l0"] / 2)),
+                    "y": str(round(one["place"]["y_l0"] + one["place"]["height_l0"] / 2)),
+                }
+                for one in found
+            ]
     return []
 
 

@@ -70,18 +70,20 @@ def render_page(template: str, values: Mapping[str, Any]) -> str:
     return environment.get_template(template).render(shared | dict(values))
 
 
-def link_view(place: Mapping[str, str]) -> str:
+def link_view(place: Mapping[str, str | int]) -> str:
     """Write a place as the end of the viewer's address (docs/view.md): slide, position, model.
+
+    A position is looked at as by a click (`look`).
 
     Examples
     --------
-    >>> link_view({"slide": "a b", "x": "12", "y": "7", "model": ""})
-    'slide=a+b&x=12&y=7&scale=1'
+    >>> link_view({"slide": "a b", "x": 12, "y": "0", "model": ""})
+    'slide=a+b&x=12&y=0&scale=1&look=1'
     >>> link_view({"slide": "a", "x": "", "y": "", "model": "vgg16"})
     'slide=a&model=vgg16'
     """
-    given = {name: value for name, value in place.items() if value}
-    return urlencode({**given, "scale": 1} if "x" in given else given)
+    given = {name: value for name, value in place.items() if value != ""}
+    return urlencode({**given, "scale": 1, "look": 1} if "x" in given else given)
 
 
 def digest_source(text: str) -> str:

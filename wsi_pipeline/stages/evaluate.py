@@ -1,6 +1,6 @@
 """The stage ``evaluate``: scores and what is known of the slides or images -> figures."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -87,7 +87,8 @@ class EvaluateSlides(Task):
         settings = evaluation_settings(self.config)
         more: list[Any] = [self.elsewhere] if self.elsewhere else []
         if self.config.reviews:
-            more.append({e: digest_file(run.review(e)) for e in _reviewed(run, self.entries)})
+            reviewed = run.reviewed(e.slide_id for e in self.entries)
+            more.append({name: digest_file(run.review(name)) for name in reviewed})
         return digest_settings(data, self.left_out, settings, self.heatmap.overlap, *more)
 
     def __call__(self, job: Job, on_progress: OnProgress) -> Done:
@@ -294,18 +295,13 @@ def evaluate(
             EvaluateSlides(model, chosen, left_out, elsewhere, config.evaluate, config.heatmap)
         )
     result = run_stage("evaluate", run, tasks, config, options)
-    chosen_slides = {e.slide_id: e for task in tasks for e in task.entries}
-    if not config.evaluate.reviews and (unused := _reviewed(run, chosen_slides.values())):
+    evaluated = dict.fromkeys(e.slide_id for task in tasks for e in task.entries)
+    if not config.evaluate.reviews and (unused := run.reviewed(evaluated)):
         line = (
             f"evaluate: reviews of {pluralize(len(unused), 'slide')} not used; --reviews uses them"
         )
         result = replace(result, notes=(*result.notes, line))
     return result
-
-
-def _reviewed(run: RunFolder, entries: Iterable[SlideEntry]) -> list[str]:
-    """List the ids of the slides with a review."""
-    return [e.slide_id for e in entries if run.review(e.slide_id).is_file()]
 
 
 def _evaluate_images(

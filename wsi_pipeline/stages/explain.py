@@ -42,7 +42,6 @@ if TYPE_CHECKING:
     from wsi_pipeline.explain.base import Method, Settings
 
 EXPLAIN_SCHEMA = "wsi-pipeline/explain/1"
-SHEET_ROWS = 16  # patches or images; more could not be read in the report
 
 
 @dataclass(frozen=True)
@@ -329,6 +328,7 @@ def _draw_sheet(run: RunFolder, model: str, subjects: Sequence[Subject]) -> None
     """Draw the maps of all methods that explained these patches or images, side by side."""
     from PIL import Image
 
+    from wsi_pipeline.explain.files import SHEET_ROWS
     from wsi_pipeline.explain.pictures import draw_sheet
 
     def read_grey(path: Path) -> NDArray[np.uint8] | None:

@@ -12,7 +12,7 @@ from wsi_pipeline.cohort.slides import open_store
 from wsi_pipeline.config.extras import require
 from wsi_pipeline.config.reading import Config, digest_settings
 from wsi_pipeline.config.settings import TrainConfig, fill_in_sampling, result_settings
-from wsi_pipeline.contracts import Reporter, SlideEntry, Split
+from wsi_pipeline.contracts import Reporter, Split
 from wsi_pipeline.errors import ConfigError
 from wsi_pipeline.layout import RunFolder, Unit
 from wsi_pipeline.run.runner import Options, StageResult, run_stage
@@ -50,7 +50,7 @@ class TrainModel(NetworkTask):
     def fingerprint(self, run: RunFolder) -> str:
         """Hash patches or images, splits, settings and weights to start from."""
         weights = self.config.model.weights
-        reviews = {e.slide_id: digest_file(run.review(e.slide_id)) for e in self._reviewed(run)}
+        reviews = {name: digest_file(run.review(name)) for name in self._reviewed(run)}
         return digest_settings(
             self.cohort.digest(),
             result_settings(self.config),
@@ -58,23 +58,21 @@ class TrainModel(NetworkTask):
             *([reviews] if self.config.hard_share else []),
         )
 
-    def _reviewed(self, run: RunFolder) -> list[SlideEntry]:
+    def _reviewed(self, run: RunFolder) -> list[str]:
         """List the slides whose review is used."""
         if not self.config.hard_share:
             return []
-        train = [e for e in self.cohort.slides if e.split == "train"]
-        return [e for e in train if run.review(e.slide_id).is_file()]
+        return run.reviewed(e.slide_id for e in self.cohort.slides if e.split == "train")
 
     def _find_hard(self, run: RunFolder) -> dict[str, "NDArray[np.bool_]"]:
         """Find the patches that the review marks as wrong, by slide."""
         from wsi_pipeline.cohort.reviews import find_hard_patches, read_marks
 
         found = {}
-        for entry in self._reviewed(run):
-            with open_store(run, entry) as store:
-                found[entry.slide_id] = find_hard_patches(
-                    store, read_marks(run.review(entry.slide_id))
-                )
+        entries = {e.slide_id: e for e in self.cohort.slides}
+        for name in self._reviewed(run):
+            with open_store(run, entries[name]) as store:
+                found[name] = find_hard_patches(store, read_marks(run.review(name)))
         return found
 
     def __call__(self, job: Job, on_progress: Reporter) -> Done:

@@ -82,14 +82,12 @@ class Answers:
             case ["view", "index.html"]:  # where the report's links lead
                 return Answer(b"", status=HTTPStatus.FOUND, headers={"Location": "../"})
             case ["api", "run"]:
-                return Answer.of_json(self._run.describe())
+                return self._with_problems(self._run.describe())
             case ["api", "slide", slide_id]:
                 return Answer.of_json(self._run.slide(slide_id).describe())
             case ["api", "at", slide_id]:
                 x, y = (_coordinate(query, name) for name in "xy")
-                found = self._run.slide(slide_id).describe_place(x, y)
-                problems = [self._run.hide_folders(text) for text in found["problems"]]
-                return Answer.of_json({**found, "problems": problems})
+                return self._with_problems(self._run.slide(slide_id).describe_place(x, y))
             case ["api", "model", slide_id, model]:
                 return Answer.of_json(self._run.slide(slide_id).describe_model(model))
             case ["api", "review", slide_id]:
@@ -114,6 +112,10 @@ class Answers:
                 picture = self._run.explain(slide_id, _number(patch), model, method)
                 return Answer(picture, "image/png")
         raise ViewError("the viewer has no such page; open the address that it printed")
+
+    def _with_problems(self, found: Mapping[str, Any]) -> Answer:
+        problems = [self._run.hide_folders(text) for text in found["problems"]]
+        return Answer.of_json({**found, "problems": problems})
 
     def describe(self, error: Exception) -> str:
         """What went wrong, for the page: files by their names, without the folders they are in."""

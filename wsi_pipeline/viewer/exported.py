@@ -10,6 +10,7 @@ import json
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tiling.errors import TilingError
-from tiling.files import read_bytes, write_text
+from tiling.files import open_file, write_text
 from tiling.wording import pluralize
 from wsi_pipeline.contracts import PrintLine
 from wsi_pipeline.errors import HeatmapError, PipelineError, ViewError
@@ -168,7 +169,10 @@ def _check_folder(out: Path) -> None:
 
 
 def _is_ours(page: Path) -> bool:
-    return page.is_file() and _MARK.encode() in read_bytes(page)[:1000]
+    if not page.is_file():
+        return False
+    with open_file(page, "rb") as file:
+        return _MARK.encode() in file.read(1000)
 
 
 @dataclass
@@ -232,8 +236,8 @@ class _Inside:
 
 def _add_needed(
     inside: _Inside, shown: ShownSlide, models: Sequence[str], reviews: Reviews
-) -> dict[str, Mapping[str, Any]]:
-    """Add what a page cannot be without; return what is known of each model.
+) -> dict[str, dict[str, Any]]:
+    """Add what a page cannot be without; return what is known of each model, and its patches.
 
     Raises
     ------
@@ -244,12 +248,15 @@ def _add_needed(
     """
     slide_id = shown.slide_id
     inside.must(*_tile(shown, count_zooms(shown.size) - 1, 0, 0, flat=True))
-    found: dict[str, Mapping[str, Any]] = {m: shown.describe_model(m) for m in models}
+    found: dict[str, dict[str, Any]] = {}
     for model in models:
+        found[model] = shown.describe_model(model)
         inside.must(_request("api", "model", slide_id, model), "json", found[model])
     for model in models or [""]:  # without one, patches have no scores
+        patches = shown.patches(model)
         request = f"{_request('patches', slide_id)}?model={_request(model)}"
-        inside.must(request, "deflated", shown.patches(model))
+        inside.must(request, "deflated", patches)
+        found.setdefault(model, {"errors": [], "lesions": []})["patches"] = patches
     inside.must(_request("api", "outlines", slide_id), "json", shown.outlines())
     inside.must(_request("api", "review", slide_id), "json", reviews.read(slide_id))
     return found
@@ -268,7 +275,7 @@ def _fill(inside: _Inside, shown: ShownSlide, models: Sequence[str], reviews: Re
     detail = max(0, int(np.log2(max(side) / TILE_PX)))
     n_places = 0
     if detail < zoom:
-        for place in _list_places(shown, found, side):
+        for place in _list_places(found, side):
             n_places += _add_place(inside, shown, detail, place, side)
     held = f"pixels down to {_name_scale(slide['mpp'], zoom)}"
     if n_places:
@@ -345,7 +352,7 @@ def _add_zoom(inside: _Inside, shown: ShownSlide, zoom: int) -> bool:
 
 
 def _list_places(
-    shown: ShownSlide, found: Mapping[str, Mapping[str, Any]], side: Sequence[float]
+    found: Mapping[str, Mapping[str, Any]], side: Sequence[float]
 ) -> Iterator[tuple[float, float]]:
     """Centres of what is looked at, level-0 px: of each model in turn its next place.
 
@@ -354,7 +361,7 @@ def _list_places(
     lists = [
         [(one["x"], one["y"]) for one in about["errors"]]
         + [(lesion["x"], lesion["y"]) for lesion in about["lesions"] if _is_missed(lesion)]
-        + _find_highest(np.frombuffer(shown.patches(model), PATCH), side)
+        + _find_highest(np.frombuffer(about["patches"], PATCH), side)
         for model, about in found.items()
     ]
     for rank in range(max(map(len, lists), default=0)):
@@ -428,6 +435,7 @@ def _script_json(value: Any) -> str:
     return json.dumps(finite(value), allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
 
 
+@cache
 def _page() -> str:
     """The viewer's page as one file, which loads and sends nothing."""
     html, css, js = (

@@ -5,9 +5,9 @@ import math
 import re
 import threading
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import lru_cache
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,7 @@ class ShownRun:
     def __init__(self, run: RunFolder, *, budget: int = DEFAULT_BUDGET) -> None:
         self.run = run
         self.entries = {entry.slide_id: entry for entry in read_run_manifest(run)}
+        self._longer = _find_longer(self.entries)
         self._stores = Stores(run)
         self._tiles: Kept[bytes] = Kept(budget // 4, len)
         self._pixels: Kept[Any] = Kept(budget // 4, lambda pixels: pixels.nbytes)
@@ -93,7 +94,7 @@ class ShownRun:
                     tiles=self._tiles,
                     pixels=self._pixels,
                     maps=self._maps,
-                    longer_ids=[one for one in self.entries if one.startswith(f"{slide_id}.")],
+                    longer_ids=self._longer[slide_id],
                 )
             return self._slides[slide_id]
 
@@ -122,7 +123,7 @@ class ShownRun:
             "models": [
                 {
                     "name": model,
-                    "threshold": _known(evaluated[model].threshold, EvaluateConfig.threshold),
+                    "threshold": evaluated[model].threshold,
                     "methods": list(METHODS) if self.run.checkpoint(model).is_file() else [],
                 }
                 for model in models
@@ -148,8 +149,9 @@ class ShownRun:
             ],
         }
 
-    def hide_folders(self, text: str) -> str:
-        """Leave the folders of the run, its slides and its annotations out of a message."""
+    @cached_property
+    def _folders(self) -> list[str]:
+        """Folders of the run, its slides and its annotations, and those above; longest first."""
         folders = {self.run.path.absolute(), self.run.path.resolve()}
         for entry in self.entries.values():
             folders |= {path.parent for path in (entry.path, entry.annotation) if path is not None}
@@ -159,7 +161,13 @@ class ShownRun:
             for parent in (folder, *folder.parents)
             if len(parent.parts) > (1 if parent == folder else 2)  # not /home, which says nothing
         }
-        for name in sorted(names, key=len, reverse=True):
+        return sorted(names, key=len, reverse=True)
+
+    def hide_folders(self, text: str) -> str:
+        """Leave the folders of the run, its slides and its annotations out of a message."""
+        for name in self._folders:
+            if name not in text:
+                continue
             start = rf"(?<![\w.-]){re.escape(name)}"  # not the end of another path
             text = re.sub(rf"{start}(?![\w.-])", "the folder", re.sub(f"{start}/", "", text))
         return text
@@ -202,11 +210,10 @@ class ShownRun:
         try:
             return self._read_evaluation(model)
         except (PipelineError, KeyError, ValueError) as error:
-            cause = self.hide_folders(str(error))
             problems.append(
-                f"evaluation/{model} is damaged ({cause}); run wsi-pipeline evaluate again"
+                f"evaluation/{model} is damaged ({error}); run wsi-pipeline evaluate again"
             )
-            return _Evaluation({}, {}, {}, None)
+            return _Evaluation()
 
     def _read_evaluation(self, model: str) -> "_Evaluation":
         folder = self.run.evaluation(model)
@@ -248,26 +255,40 @@ class ShownRun:
 class _Evaluation:
     """What `evaluate` found of a model; empty where it has not run."""
 
-    scores: Mapping[str, float]  # by slide
-    missed: Mapping[str, int]  # lesions, by slide
-    errors: Mapping[str, int]  # listed, by slide
-    threshold: float | None  # of patches
+    scores: Mapping[str, float] = field(default_factory=dict)  # by slide
+    missed: Mapping[str, int] = field(default_factory=dict)  # lesions, by slide
+    errors: Mapping[str, int] = field(default_factory=dict)  # listed, by slide
+    threshold: float = EvaluateConfig.threshold  # of patches
 
 
-def _known(value: float | None, default: float) -> float:
-    return default if value is None else value
-
-
-def find_threshold(metrics: Mapping[str, Any]) -> float | None:
-    """Find the threshold of patches that `evaluate` used.
+def find_threshold(metrics: Mapping[str, Any]) -> float:
+    """Find the threshold of patches that `evaluate` used; its default where it has not run.
 
     Examples
     --------
     >>> find_threshold({"threshold": 0.25}), find_threshold({})
-    (0.25, None)
+    (0.25, 0.75)
     """
     value = metrics.get("threshold")
-    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+    if isinstance(value, int | float) and math.isfinite(value):
+        return float(value)
+    return EvaluateConfig.threshold
+
+
+def _find_longer(slide_ids: Collection[str]) -> dict[str, list[str]]:
+    """Find the ids that begin with a slide's id and a dot, by slide.
+
+    Examples
+    --------
+    >>> _find_longer(["a", "a.b", "a.b.c", "ab"])
+    {'a': ['a.b', 'a.b.c'], 'a.b': ['a.b.c'], 'a.b.c': [], 'ab': []}
+    """
+    found: dict[str, list[str]] = {slide_id: [] for slide_id in slide_ids}
+    for slide_id in slide_ids:
+        for dot in re.finditer(r"\.", slide_id):
+            if (shorter := slide_id[: dot.start()]) in found:
+                found[shorter].append(slide_id)
+    return found
 
 
 def _stamped(path: Path) -> tuple[Path, int]:

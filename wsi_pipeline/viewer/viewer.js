@@ -63,7 +63,7 @@ const url = (...parts) => parts.map((part) => encodeURIComponent(part)).join("/"
 // What is loaded, the longest unused dropped; few requests at a time, the latest wanted first.
 class Loaded {
   constructor(most, load) {
-    this.most = most;
+    this.most = this.room = most;
     this.seen = 0; // since `want`
     this.load = load;
     this.kept = new Map();
@@ -228,7 +228,7 @@ function readLink() {
   }
   const [x, y, scale] = ["x", "y", "scale"].map((name) => Number(parts.get(name)));
   const view = scale > 0 && Number.isFinite(x + y + scale) ? { x, y, scale } : null;
-  return { slide: parts.get("slide"), view };
+  return { slide: parts.get("slide"), view, look: view && parts.has("look") };
 }
 
 // ------------------------------------------------------------ panes
@@ -1247,7 +1247,7 @@ async function start() {
   } catch (problem) {
     return complain(problem.message);
   }
-  const { slide, view } = readLink();
+  const { slide, view, look } = readLink();
   $("title").textContent = run.name;
   $("held").textContent = inside?.held ?? "";
   $("to-report").hidden = !run.has_report;
@@ -1258,16 +1258,18 @@ async function start() {
   const first = run.slides.some((one) => one.id === slide) ? slide : (own ?? sortSlides()[0])?.id;
   if (slide && first !== slide) complain(`this run has no slide ${slide}`);
   if (first) await openSlide(first, first === slide ? view : null);
+  if (look && first === slide) await lookAt([view.x, view.y], panes[0]);
   if (run.problems?.length) complain(run.problems.join("; "));
 }
 
 addEventListener("hashchange", async () => {
-  const { slide, view } = readLink();
+  const { slide, view, look } = readLink();
   setPanes();
   showControls();
-  if (slide !== state.id && run.slides.some((one) => one.id === slide)) return openSlide(slide, view);
-  if (view && state.slide) goTo(view.x, view.y, view.scale);
+  if (slide !== state.id && run.slides.some((one) => one.id === slide)) await openSlide(slide, view);
+  else if (view && state.slide) goTo(view.x, view.y, view.scale);
   await Promise.all(state.models.map(readModel));
+  if (look) await lookAt([view.x, view.y], panes[0]);
 });
 
 window.viewer = { run, state, known, panes }; // for tests and the console

@@ -198,7 +198,11 @@ def test_the_command_exports_what_can_be_read(copy, tmp_path, capsys):
     assert "s5.tif is not where" in problems
     assert "s3.h5: damaged score file" in problems
     assert main(["view", str(copy / "run"), "--worst", "2"]) == 2
-    assert "only with --export" in capsys.readouterr().err
+    assert "--worst has no effect without --export" in capsys.readouterr().err
+    assert main([*command, "--port", "8000", "--open"]) == 2
+    assert "--port and --open have no effect with --export" in capsys.readouterr().err
+    assert main([*command, "--slide", "s4", "--worst", "2"]) == 2
+    assert "--worst has no effect with --slide" in capsys.readouterr().err
     assert main([*command, "--slide", "nothing"]) == 1
     assert "no such slide" in capsys.readouterr().err
 

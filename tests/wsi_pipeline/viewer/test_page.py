@@ -1,5 +1,6 @@
 """The page in a real browser: real clicks and keys."""
 
+import csv
 import io
 import json
 import shutil
@@ -330,6 +331,16 @@ def test_the_report_opens_the_slides_that_it_names(browser, copy):
         browser.run("document.querySelector('#per-slide [data-view] a').click()")
         browser.wait("window.viewer?.state.slide && !location.pathname.includes('view')")
         assert browser.run("viewer.state.id") == place
+
+        with (copy / "run/evaluation/patchnet/errors.csv").open(newline="") as file:
+            error = next(csv.DictReader(file))
+        browser.open(f"{url}report.html")
+        browser.wait("document.querySelectorAll('#errors [data-view] a').length")
+        browser.run("document.querySelector('#errors [data-view] a').click()")
+        browser.wait("window.viewer?.state.found")
+        (patch,) = browser.run("viewer.state.found.patches")
+        assert [str(patch["x"]), str(patch["y"])] == [error["x"], error["y"]]
+        assert browser.run("viewer.state.id") == error["slide_id"]
         browser.open("about:blank")
 
 
