@@ -175,7 +175,7 @@ def test_a_finished_explanation_may_be_read_only(explained, monkeypatch, capsys)
 
 
 def test_a_sheet_of_many_is_cut(explained, monkeypatch):
-    monkeypatch.setattr(explain_stage, "SHEET_ROWS", 1)
+    monkeypatch.setattr("wsi_pipeline.explain.files.SHEET_ROWS", 1)
     command = ["explain", str(explained), "--method", "patchnet", "--top", "1", "--errors", "1"]
     assert main(command) == 0
     sheet = np.asarray(Image.open(explained / "explanations/patchnet/sheet.png"))
