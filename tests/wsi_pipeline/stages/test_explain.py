@@ -16,7 +16,6 @@ from wsi_pipeline.errors import ConfigError
 from wsi_pipeline.explain import METHODS, list_methods, load_method, pictures
 from wsi_pipeline.inference.scores import read_scores
 from wsi_pipeline.models.checkpoint import load_checkpoint
-from wsi_pipeline.stages import explain as explain_stage
 from wsi_pipeline.stages.candidates import choose_extremes
 
 
